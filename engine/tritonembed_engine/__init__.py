@@ -1,0 +1,1 @@
+"""What Triton's python models run: tokenizing, batching and the vLLM executors. Importable without Triton."""

@@ -1,0 +1,44 @@
+"""The engine's exceptions.
+
+    EmbedError
+    ├── InvalidArgument    the request is wrong: INVALID_ARGUMENT, and only this request fails
+    ├── DeadlineExceeded   its deadline passed before its turn: UNAVAILABLE at Triton, as Triton's own queue answers
+    ├── Overloaded         the engine's queue is full: UNAVAILABLE
+    ├── ExecutionFailed    a batch failed for a reason that is not the request's: INTERNAL
+    ├── EngineDead         the device's context is lost: UNAVAILABLE for whatever waits, then the process ends
+    └── ModelError         the model cannot be loaded or is not an embedding model: start-up stops
+
+No message holds the text of a request, a path or a traceback: they reach clients and logs.
+"""
+
+
+class EmbedError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+
+class InvalidArgument(EmbedError):
+    """A request broke the contract. `name` is the tensor or parameter at fault; the message names the limit."""
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name}: {problem}")
+        self.name = name
+
+
+class DeadlineExceeded(EmbedError):
+    """The request's deadline passed while it waited; nothing was computed for it."""
+
+
+class Overloaded(EmbedError):
+    """No room in the engine's queue."""
+
+
+class ExecutionFailed(EmbedError):
+    """The forward pass of a batch failed; later batches may succeed."""
+
+
+class EngineDead(EmbedError):
+    """The executor can't compute any more (a poisoned CUDA context, say)."""
+
+
+class ModelError(EmbedError):
+    """The model can't be served; one readable line."""

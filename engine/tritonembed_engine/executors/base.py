@@ -1,0 +1,42 @@
+"""What the engine asks of an executor."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Pending(Protocol):
+    """A batch that was launched."""
+
+    def result(self) -> npt.NDArray[np.float32]:
+        """Wait for the pooled vectors: float32 [sentences, dimensions], not normalised."""
+
+
+class Executor(Protocol):
+    """Runs batches of sentences, each its ids as little-endian int32; called from one thread."""
+
+    name: str
+    dimensions: int
+    """Of the model's vectors."""
+
+    max_batch_tokens: int
+    max_batch_sentences: int
+
+    def launch(self, sentences: Sequence[bytes]) -> Pending:
+        """Start a batch; on a GPU this returns while it runs."""
+
+    def close(self) -> None:
+        """Free the model's memory."""
+
+
+class Ready:
+    """A batch that is finished when `launch` returns."""
+
+    def __init__(self, vectors: npt.NDArray[np.float32]) -> None:
+        self._vectors = vectors
+
+    def result(self) -> npt.NDArray[np.float32]:
+        """The vectors, at once."""
+        return self._vectors

@@ -1,0 +1,39 @@
+"""The shapes that CUDA graphs are captured for. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+LAUNCH_BOUND_TOKENS = 8192
+"""Below it an eager forward costs the same whatever its size: the CPU launches more slowly than the GPU works."""
+
+TOKENS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536)
+TOKENS_PER_SENTENCE = 16
+"""Room for sentences in a bucket: one for so many tokens."""
+
+SMALLEST_SENTENCES = 8
+LARGEST_WASTE = 1.1
+"""Above the launch-bound size padding costs time: a graph serves a batch that fills it to 1 / 1.1."""
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A graph's shape: room for tokens and sentences, and the longest sentence its attention is launched for."""
+
+    tokens: int
+    longest: int
+    sentences: int
+
+    def holds(self, tokens: int, sentences: int, longest: int) -> bool:
+        """Whether a batch fits, and fills it well enough to be worth the padding."""
+        fits = tokens <= self.tokens and sentences <= self.sentences and longest <= self.longest
+        return fits and (self.tokens <= LAUNCH_BOUND_TOKENS or tokens * LARGEST_WASTE >= self.tokens)
+
+
+def buckets(max_tokens: int, max_sentences: int, longest: Iterable[int]) -> list[Bucket]:
+    """All shapes up to a batch's budget, smallest first. longest: the lengths attention distinguishes."""
+    return sorted(
+        Bucket(tokens, length, max(SMALLEST_SENTENCES, min(tokens // TOKENS_PER_SENTENCE, max_sentences)))
+        for tokens in TOKENS
+        for length in longest
+        if tokens <= max(max_tokens, TOKENS[0])
+    )

@@ -1,0 +1,112 @@
+"""The direct executor on a GPU: pinned buffers, asynchronous copies, CUDA graphs for what is launch-bound.
+
+The compute stream runs the copy in, the forward and the pooling of batch after batch; answers leave on a stream of their
+own, so that the next forward does not wait for them.
+"""
+
+import itertools
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tritonembed_engine.engine import DEPTH
+from tritonembed_engine.executors.base import Pending
+from tritonembed_engine.executors.direct import forward
+from tritonembed_engine.executors.flat_batch import flatten
+from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
+from tritonembed_engine.executors.pooling import pool
+from tritonembed_engine.executors.staging import Inputs, Stage, packed_size
+from tritonembed_engine.executors.vllm_internals import OpenModel
+from tritonembed_engine.kernels.bert import use_kernels
+from tritonembed_engine.kernels.short_attention import LONGEST
+from tritonembed_engine.settings import EngineSettings
+
+logger = logging.getLogger(__name__)
+
+
+class CudaDirectExecutor:
+    """Runs an encoder-only model; `launch` returns while the GPU works."""
+
+    name = "direct"
+
+    def __init__(
+        self,
+        model: OpenModel,
+        settings: EngineSettings,
+        dimensions: int,
+        max_length: int,
+        max_batch_tokens: int,
+        max_batch_sentences: int,
+    ) -> None:
+        self.dimensions = dimensions
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_sentences = max_batch_sentences
+        self._model: OpenModel | None = model
+        self._shape = use_kernels(model.model, model.dtype, settings.kernels)
+        self._compute = torch.cuda.Stream()
+        self._copy = torch.cuda.Stream()
+        size = packed_size(max_batch_sentences, max_batch_tokens)
+        self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
+        # One more than can be in flight: its answer is read while the others run.
+        stages = [Stage(max_batch_sentences, max_batch_tokens, dimensions) for _ in range(DEPTH + 1)]
+        self._stages = itertools.cycle(stages)
+        self.graphs: list[CapturedGraph] = []
+        if settings.graphs.enabled:
+            lengths = sorted({min(64, max_length), min(LONGEST, max_length), max_length})
+            limits = (max_batch_tokens, max_batch_sentences, lengths)
+            self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
+
+    @torch.inference_mode()
+    def launch(self, sentences: Sequence[bytes]) -> Pending:
+        """Start the forward pass of a batch."""
+        batch = flatten(sentences)
+        count, tokens, longest = len(sentences), batch.tokens, batch.longest
+        stage = next(self._stages)
+        graph = next((g for g in self.graphs if g.bucket.holds(tokens, count, longest)), None)
+        room = (graph.bucket.sentences, graph.bucket.tokens) if graph else (count, tokens)
+        packed = stage.fill(batch, *room)
+        with torch.cuda.stream(self._compute):
+            self._buffer[: len(packed)].copy_(packed, non_blocking=True)
+            if graph:
+                # A copy, because the next replay writes the same memory while this answer is still on its way out.
+                pooled = graph.replay()[:count].clone()
+            else:
+                pooled = self._run(Inputs(self._buffer, count, tokens), longest)
+        self._copy.wait_stream(self._compute)
+        with torch.cuda.stream(self._copy):
+            stage.answer[:count].copy_(pooled, non_blocking=True)
+            pooled.record_stream(self._copy)
+            stage.done.record()
+        return _Answer(stage, count)
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        torch.cuda.synchronize()
+        self.graphs.clear()
+        self._model = None
+        torch.cuda.empty_cache()
+
+    def _run(self, inputs: Inputs, longest: int) -> torch.Tensor:
+        """Pooled vectors of a batch on the device; captured, so nothing in it may wait for the GPU."""
+        assert self._model is not None
+        self._shape.starts, self._shape.longest = inputs.starts, longest
+        # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
+        starts_cpu = torch.zeros(len(inputs.starts), dtype=torch.int32)
+        positions = inputs.positions.long()
+        hidden = forward(self._model, inputs.ids, positions, inputs.starts, starts_cpu, inputs.lengths, longest)
+        return pool(self._model, hidden, inputs.starts)
+
+
+class _Answer:
+    def __init__(self, stage: Stage, count: int) -> None:
+        self._stage = stage
+        self._count = count
+
+    def result(self) -> npt.NDArray[np.float32]:
+        """Wait for the GPU, then copy: the stage is used again."""
+        self._stage.done.synchronize()
+        answer: npt.NDArray[np.float32] = self._stage.answer[: self._count].numpy().copy()
+        return answer

@@ -1,0 +1,64 @@
+"""The direct executor: a flat, unpadded batch through the forward of the model that vLLM loaded.
+
+vLLM keeps its kernels, attention backend and quantization; its per-sentence scheduling is not on the path.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from tritonembed_engine.executors.base import Pending, Ready
+from tritonembed_engine.executors.flat_batch import flatten
+from tritonembed_engine.executors.pooling import pool
+from tritonembed_engine.executors.vllm_internals import OpenModel
+
+
+class DirectExecutor:
+    """Runs an encoder-only model on a CPU; `launch` returns when the batch is done."""
+
+    name = "direct"
+
+    def __init__(self, model: OpenModel, max_batch_tokens: int, max_batch_sentences: int) -> None:
+        self._model: OpenModel | None = model
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_sentences = max_batch_sentences
+        self.dimensions = int(self.launch([np.ones(1, dtype="<i4").tobytes()]).result().shape[1])
+
+    @torch.inference_mode()
+    def launch(self, sentences: Sequence[bytes]) -> Pending:
+        """Compute the batch."""
+        assert self._model is not None
+        batch = flatten(sentences)
+        starts = torch.from_numpy(batch.starts)
+        hidden = forward(
+            self._model,
+            # A copy: models may write into their input (BERT's token types travel in it).
+            torch.from_numpy(batch.ids.copy()),
+            torch.from_numpy(batch.positions),
+            starts,
+            starts,
+            torch.from_numpy(batch.lengths),
+            batch.longest,
+        )
+        return Ready(pool(self._model, hidden, starts).numpy())
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._model = None
+
+
+def forward(
+    model: OpenModel,
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    starts: torch.Tensor,
+    starts_cpu: torch.Tensor,
+    lengths: torch.Tensor,
+    longest: int,
+) -> torch.Tensor:
+    """Hidden states [tokens, hidden size] of a flat batch (see FlatBatch), all tensors on the model's device."""
+    metadata = model.attention(starts, starts_cpu, lengths, positions, len(ids), longest)
+    with model.forward_context(metadata, len(ids)):
+        hidden: torch.Tensor = model.model(input_ids=ids, positions=positions)
+    return hidden

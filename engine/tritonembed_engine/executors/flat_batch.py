@@ -1,0 +1,41 @@
+"""The arrays of a flat batch, on the host: what the model's forward and its attention need."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_engine.token_ids import join_ids, lengths_of
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """Sentences one after the other, without padding.
+
+    ids: int32 [tokens]. positions: int64 [tokens], from 0 in each sentence. starts: int32 [sentences + 1]. lengths: int32 [sentences].
+    """
+
+    ids: npt.NDArray[np.int32]
+    positions: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+
+    @property
+    def tokens(self) -> int:
+        """In all sentences."""
+        return len(self.ids)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sentence."""
+        return int(self.lengths.max())
+
+
+def flatten(sentences: Sequence[bytes]) -> FlatBatch:
+    """A batch from sentences, each its ids as little-endian int32."""
+    lengths = lengths_of(sentences)
+    starts = np.zeros(len(lengths) + 1, dtype=np.int32)
+    np.cumsum(lengths, out=starts[1:])
+    positions = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
+    return FlatBatch(join_ids(sentences), positions, starts, lengths)

@@ -1,0 +1,47 @@
+"""Host and device buffers of one batch: pinned, made once, used in turn."""
+
+import numpy as np
+import torch
+
+from tritonembed_engine.executors.flat_batch import FlatBatch
+
+
+class Inputs:
+    """Views into a packed int32 buffer: starts, lengths, ids, positions, for `sentences` sentences and `tokens` tokens."""
+
+    def __init__(self, buffer: torch.Tensor, sentences: int, tokens: int) -> None:
+        sizes = (sentences + 1, sentences, tokens, tokens)
+        self.packed = buffer[: sum(sizes)]
+        self.starts, self.lengths, self.ids, self.positions = self.packed.split(sizes)
+
+
+def packed_size(sentences: int, tokens: int) -> int:
+    """Elements of the buffer for the largest batch."""
+    return 2 * sentences + 1 + 2 * tokens
+
+
+class Stage:
+    """What one batch in flight owns on the host: its inputs and its answer, both pinned."""
+
+    def __init__(self, sentences: int, tokens: int, dimensions: int) -> None:
+        pinned = torch.cuda.is_available()
+        self._inputs = torch.empty(packed_size(sentences, tokens), dtype=torch.int32, pin_memory=pinned)
+        self.answer = torch.empty((sentences, dimensions), dtype=torch.float32, pin_memory=pinned)
+        # blocking: whoever waits sleeps instead of spinning on a core that the tokenizers need.
+        self.done = torch.cuda.Event(blocking=True)
+
+    def fill(self, batch: FlatBatch, sentences: int, tokens: int) -> torch.Tensor:
+        """Pack a batch, padded to `sentences` and `tokens`: empty sentences at the end, tokens that belong to none."""
+        inputs = Inputs(self._inputs, sentences, tokens)
+        count = len(batch.lengths)
+        for view, values, padding in (
+            (inputs.starts, batch.starts, batch.tokens),
+            (inputs.lengths, batch.lengths, 0),
+            (inputs.ids, batch.ids, 0),
+            (inputs.positions, batch.positions, 0),
+        ):
+            array: np.ndarray = view.numpy()  # type: ignore[type-arg]
+            array[: len(values)] = values
+            array[len(values) :] = padding
+        assert count <= sentences
+        return inputs.packed

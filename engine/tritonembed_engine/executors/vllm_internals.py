@@ -1,0 +1,135 @@
+"""Every touch of vLLM's internals, in one place. Held against vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
+
+What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
+`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`; the pooling method and projector that
+vLLM put into the model's pooler. Where any of it has moved, `open_model` raises DirectUnavailable, and vLLM's own scheduler serves.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+HELD_AGAINST = ("0.25.1", "0.32.0")
+
+
+class DirectUnavailable(Exception):
+    """The direct executor can't run this model; the message says why, in one line."""
+
+
+@dataclass(frozen=True)
+class OpenModel:
+    """A model that vLLM loaded, taken out of its scheduler.
+
+    model: called with flat `input_ids` and `positions` [tokens], gives hidden states [tokens, hidden].
+    pooling: "CLS", "LAST" or "MEAN". projector: what follows pooling (sentence-transformers' Dense), or None.
+    head_dtype: what the pooled vectors are cast to before it.
+    """
+
+    model: torch.nn.Module
+    device: torch.device
+    dtype: torch.dtype
+    pooling: str
+    projector: Callable[[torch.Tensor], torch.Tensor] | None
+    head_dtype: torch.dtype
+    _vllm_config: Any
+    _builders: list[tuple[Any, list[str]]]
+
+    def attention(
+        self,
+        starts: torch.Tensor,
+        starts_cpu: torch.Tensor,
+        lengths: torch.Tensor,
+        positions: torch.Tensor,
+        tokens: int,
+        longest: int,
+    ) -> dict[str, Any]:
+        """vLLM's attention metadata for a flat batch, by layer.
+
+        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. positions: int64 [tokens].
+        """
+        from vllm.v1.attention.backend import CommonAttentionMetadata
+
+        sentences = len(lengths)
+        common = CommonAttentionMetadata(
+            query_start_loc=starts,
+            query_start_loc_cpu=starts_cpu,
+            seq_lens=lengths,
+            num_reqs=sentences,
+            num_actual_tokens=tokens,
+            max_query_len=longest,
+            max_seq_len=longest,
+            # Encoder-only attention has no cache; these two only have to be there.
+            block_table_tensor=torch.zeros((sentences, 1), dtype=torch.int32, device=self.device),
+            slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=self.device),
+            causal=False,
+            positions=positions,
+        )
+        metadata: dict[str, Any] = {}
+        for builder, layers in self._builders:
+            built = builder.build(0, common)
+            metadata.update(dict.fromkeys(layers, built))
+        return metadata
+
+    def forward_context(self, metadata: dict[str, Any], tokens: int) -> AbstractContextManager[None]:
+        """What has to be entered around a call of `model`."""
+        from vllm.forward_context import set_forward_context
+
+        context: AbstractContextManager[None] = set_forward_context(metadata, self._vllm_config, num_tokens=tokens)
+        return context
+
+
+def open_model(llm: "LLM") -> OpenModel:
+    """Take the model out of an in-process vLLM. Raises DirectUnavailable."""
+    try:
+        return _open(llm)
+    except DirectUnavailable:
+        raise
+    except Exception as error:
+        import vllm
+
+        reason = f"vLLM {vllm.__version__} differs from {' and '.join(HELD_AGAINST)} inside ({type(error).__name__})"
+        raise DirectUnavailable(reason) from error
+
+
+def _open(llm: "LLM") -> OpenModel:
+    from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
+
+    runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
+    parallel = runner.vllm_config.parallel_config
+    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
+        raise DirectUnavailable("the model is spread over several GPUs")
+    groups = runner.kv_cache_config.kv_cache_groups
+    if not groups or not all(isinstance(group.kv_cache_spec, EncoderOnlyAttentionSpec) for group in groups):
+        raise DirectUnavailable("the model is not encoder-only")
+    builders = [
+        (group.get_metadata_builder(), group.layer_names) for per_cache in runner.attn_groups for group in per_cache
+    ]
+    pooling, projector, head_dtype = _open_pooler(runner.model.pooler)
+    model_config = runner.vllm_config.model_config
+    return OpenModel(
+        model=runner.model,
+        device=runner.device,
+        dtype=model_config.dtype,
+        pooling=pooling,
+        projector=projector,
+        head_dtype=head_dtype or model_config.dtype,
+        _vllm_config=runner.vllm_config,
+        _builders=builders,
+    )
+
+
+def _open_pooler(pooler: Any) -> tuple[str, Callable[[torch.Tensor], torch.Tensor] | None, torch.dtype | None]:
+    from vllm.model_executor.layers.pooler.seqwise import CLSPool, EmbeddingPoolerHead, LastPool, MeanPool
+
+    embed = pooler.poolers_by_task["embed"]
+    kinds = {CLSPool: "CLS", LastPool: "LAST", MeanPool: "MEAN"}
+    pooling = kinds.get(type(embed.pooling))
+    if pooling is None or type(embed.head) is not EmbeddingPoolerHead:
+        raise DirectUnavailable("the model has a pooler of its own")
+    return pooling, embed.head.projector, embed.head.head_dtype

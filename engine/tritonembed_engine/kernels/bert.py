@@ -1,0 +1,99 @@
+"""Put the fused kernels into a BERT-shaped model that vLLM loaded: BERT, RoBERTa, XLM-R.
+
+Only what stands between the matrix products is replaced; vLLM's layers keep their weights. Each kernel has its switch in
+model.json (`engine.kernels`), and the result is held against vLLM's own answer before it serves (`agreement.py`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
+from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+from tritonembed_engine.kernels.short_attention import HEAD_SIZES, LONGEST, short_attention
+from tritonembed_engine.settings import KernelSettings
+
+
+@dataclass
+class BatchShape:
+    """What the attention kernel has to know of the batch that is running."""
+
+    starts: torch.Tensor | None = None
+    longest: int = 0
+
+
+def use_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> BatchShape:
+    """Replace the forward methods of the layers that the kernels serve; the shape is to be set before each forward."""
+    from vllm.model_executor.models import bert, roberta
+
+    shape = BatchShape()
+    replacements: list[tuple[type, bool, Callable[[Any], Any]]] = [
+        (bert.BertSelfAttention, settings.attention, lambda module: _attention(module, shape)),
+        (bert.BertSelfOutput, settings.add_layer_norm, _output),
+        (bert.BertOutput, settings.add_layer_norm, _output),
+        (bert.BertIntermediate, settings.gelu_epilogue, _intermediate),
+        (bert.BertEmbedding, settings.embed_layer_norm, lambda module: _embedding(module, 0)),
+        (roberta.RobertaEmbedding, settings.embed_layer_norm, lambda m: _embedding(m, m.padding_idx + 1)),
+    ]
+    if dtype not in (torch.bfloat16, torch.float16):
+        return shape
+    for module in model.modules():
+        for kind, enabled, replacement in replacements:
+            if enabled and type(module) is kind:
+                forward = replacement(module)
+                if forward is not None:
+                    module.forward = forward
+    return shape
+
+
+def _attention(module: Any, shape: BatchShape) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    if module.head_dim not in HEAD_SIZES or module.num_kv_heads != module.num_heads:
+        return None
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        qkv, _ = module.qkv_proj(hidden_states)
+        if shape.starts is None or shape.longest > LONGEST:
+            q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
+            attended: torch.Tensor = module.attn(q, k, v)
+            return attended
+        return short_attention(qkv, shape.starts, module.num_heads, shape.longest, module.scaling)
+
+    return forward
+
+
+def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    def forward(hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
+        projected, _ = module.dense(hidden_states)
+        return add_layer_norm(projected, input_tensor, module.LayerNorm)
+
+    return forward
+
+
+def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """GELU in the epilogue of the product (cuBLASLt's, the tanh form: within 1e-3 of the erf form, below bf16's step)."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+
+    exact_gelu = isinstance(module.intermediate_act_fn, torch.nn.GELU)
+    if not exact_gelu or not isinstance(module.dense.quant_method, UnquantizedLinearMethod):
+        return None
+    transposed = module.dense.weight.t()
+
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        activated: torch.Tensor = torch._addmm_activation(module.dense.bias, hidden_states, transposed, use_gelu=True)
+        return activated
+
+    return forward
+
+
+def _embedding(module: Any, first_place: int) -> Callable[..., torch.Tensor]:
+    words, places = module.word_embeddings.weight, module.position_embeddings.weight
+    kind = module.token_type_embeddings.weight[0]
+
+    def forward(
+        input_ids: torch.Tensor, position_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        return embed_layer_norm(input_ids, position_ids, words, places, kind, module.LayerNorm, first_place)
+
+    return forward

@@ -1,0 +1,69 @@
+"""Attention for sentences that fit one tile: one program a sentence and head, everything in registers.
+
+FlashAttention works in tiles of 128 rows, so a sentence of 50 tokens wastes most of one; here the tile is as long as the
+longest sentence of the batch, rounded up to a power of two.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+LONGEST = 128
+"""Tokens; longer sentences are FlashAttention's."""
+
+HEAD_SIZES = (16, 32, 64, 128)
+_LOG2_E = 1.4426950408889634
+
+
+@triton.jit
+def _short_attention(q, k, v, out, starts, qkv_stride, out_stride, scale, BLOCK: tl.constexpr, HEAD: tl.constexpr):  # type: ignore[no-untyped-def]
+    head = tl.program_id(0)
+    sentence = tl.program_id(1)
+    start = tl.load(starts + sentence)
+    length = tl.load(starts + sentence + 1) - start
+    # Sentences that pad a CUDA graph's batch are empty.
+    if length > 0:
+        row = tl.arange(0, BLOCK)
+        column = tl.arange(0, HEAD)
+        inside = (row < length)[:, None]
+        at = (start + row)[:, None] * qkv_stride + head * HEAD + column[None, :]
+        queries = tl.load(q + at, inside, other=0.0)
+        keys = tl.load(k + at, inside, other=0.0)
+        values = tl.load(v + at, inside, other=0.0)
+        scores = tl.dot(queries, tl.trans(keys)) * scale
+        scores = tl.where((row < length)[None, :], scores, float("-inf"))
+        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+        total = tl.sum(weights, 1)
+        mixed = tl.dot(weights.to(values.dtype), values) / total[:, None]
+        to = (start + row)[:, None] * out_stride + head * HEAD + column[None, :]
+        tl.store(out + to, mixed.to(out.dtype.element_ty), inside)
+
+
+def short_attention(qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float) -> torch.Tensor:
+    """Softmax attention within each sentence, not causal.
+
+    qkv: [tokens, 3 x heads x head size], queries, keys and values side by side; rows contiguous. starts: int32
+    [sentences + 1]. longest: tokens of the longest sentence, at most LONGEST. Gives [tokens, heads x head size].
+    """
+    width = qkv.shape[1] // 3
+    q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
+    out = torch.empty((len(qkv), width), dtype=qkv.dtype, device=qkv.device)
+    block = max(16, triton.next_power_of_2(longest))
+    _short_attention[(heads, len(starts) - 1)](
+        q, k, v, out, starts, qkv.stride(0), out.stride(0), scale * _LOG2_E,
+        BLOCK=block, HEAD=width // heads, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def short_attention_reference(qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float) -> torch.Tensor:
+    """The same in PyTorch, in float32, a sentence at a time."""
+    width = qkv.shape[1] // 3
+    out = torch.zeros((len(qkv), width), dtype=torch.float32, device=qkv.device)
+    for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
+        q, k, v = (
+            part.reshape(end - start, heads, -1).transpose(0, 1) for part in qkv[start:end].float().split(width, 1)
+        )
+        weights = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1)
+        out[start:end] = (weights @ v).transpose(0, 1).reshape(end - start, width)
+    return out.to(qkv.dtype)

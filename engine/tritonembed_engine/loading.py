@@ -1,0 +1,81 @@
+"""vLLM, loaded in process for pooling, from model.json and the model's own files."""
+
+import contextlib
+import fcntl
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+    from tritonembed_engine.model_files import ModelFiles
+
+logger = logging.getLogger(__name__)
+
+SENTENCES_PER_BATCH = 1024
+TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
+"""Defaults: on a CPU larger batches gain nothing and cost latency; on an H200 BERT-base is at full speed from here."""
+
+
+def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM":
+    """The model in vLLM. device: "cpu" or "cuda".
+
+    Raises ModelError, in one line, for what vLLM refuses.
+    """
+    from vllm import LLM
+    from vllm.config import PoolerConfig
+
+    arguments = _arguments(settings, files, device)
+    arguments["pooler_config"] = PoolerConfig(pooling_type=files.pooling, use_activation=False)
+    try:
+        with _turn(device):
+            return LLM(**arguments)
+    except TypeError as error:
+        raise ModelError(f"vLLM refuses an engine argument: {error}") from None
+    except Exception as error:
+        # vLLM's reasons are multi-line and can hold paths: the log has them, the message the first line's kind.
+        logger.exception("vLLM could not load the model")
+        raise ModelError(f"vLLM could not load the model: {type(error).__name__}") from error
+
+
+def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) -> int:
+    """Token budget of a batch: what model.json says, at least one sentence of the model's maximum."""
+    return max(settings.engine.max_batch_tokens or TOKENS_PER_BATCH[device], files.max_length)
+
+
+def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dict[str, Any]:
+    """LLM's arguments: ours, then what model.json says on top."""
+    ours: dict[str, Any] = {
+        "model": str(files.folder) if files.is_local else settings.model,
+        "runner": "pooling",
+        "max_model_len": files.max_length,
+        "dtype": "float32" if device == "cpu" else "bfloat16",
+        "enable_prefix_caching": False,
+        "max_num_seqs": SENTENCES_PER_BATCH,
+        "max_num_batched_tokens": max_batch_tokens(settings, files, device),
+        "disable_log_stats": True,
+        "seed": 0,
+    }
+    if device == "cpu":
+        # Without it vLLM compiles with g++ on a CPU.
+        ours["enforce_eager"] = True
+    return ours | settings.vllm
+
+
+@contextlib.contextmanager
+def _turn(device: str) -> Iterator[None]:
+    """One load at a time on a GPU: vLLM measures free memory while it loads, and another load would spoil that."""
+    if device == "cpu":
+        yield
+        return
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "-")
+    lock = os.path.join(tempfile.gettempdir(), f"tritonembed-load-{os.getuid()}-{gpus}.lock")
+    with open(lock, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,75 @@
+"""The engine's own metrics on Triton's metrics port.
+
+A call of `MetricFamily` crosses from the stub to the server and back, so counts are kept here and handed over once a
+period by a thread of their own.
+"""
+
+import threading
+from collections import Counter
+from typing import Any
+
+PERIOD_SECONDS = 0.5
+
+EMBEDDER_COUNTERS = {
+    "tritonembed_sentences_total": "Sentences embedded",
+    "tritonembed_tokens_total": "Tokens embedded",
+    "tritonembed_batches_total": "Forward passes",
+    "tritonembed_batch_capacity_tokens_total": "Token budget of the forward passes; tokens over this is the batch fill",
+    "tritonembed_queue_seconds_total": "Seconds that requests waited in the engine, summed",
+    "tritonembed_compute_seconds_total": "Seconds from the launch of a batch to its result, summed",
+    "tritonembed_expired_requests_total": "Requests dropped because their deadline passed before their turn",
+    "tritonembed_refused_requests_total": "Requests answered with an error of their own",
+}
+TOKENIZER_COUNTERS = {
+    "tritonembed_tokenized_sentences_total": "Sentences tokenized",
+    "tritonembed_truncated_sentences_total": "Sentences cut to the model's maximum length",
+}
+
+
+class EngineMetrics:
+    """Counters of one model instance. `add` is cheap and may be called from any thread."""
+
+    def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], executor: str | None = None) -> None:
+        labels = {"instance": instance}
+        # A metric dies with its family, so the families are kept.
+        self._families = [
+            pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+            for name, description in counters.items()
+        ]
+        self._metrics = {
+            name: family.Metric(labels=labels) for name, family in zip(counters, self._families, strict=True)
+        }
+        if executor:
+            info = pb_utils.MetricFamily(
+                name="tritonembed_executor_info", description="Which executor runs", kind=pb_utils.MetricFamily.GAUGE
+            )
+            self._info = info.Metric(labels={**labels, "executor": executor})
+            self._info.set(1)
+            self._families.append(info)
+        self._pending: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._hand_over_regularly, name="metrics", daemon=True)
+        self._thread.start()
+
+    def add(self, **amounts: float) -> None:
+        """Count; names without the prefix `tritonembed_` and the suffix `_total`."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._pending[f"tritonembed_{name}_total"] += amount  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Hand over what is left and stop."""
+        self._stop.set()
+        self._thread.join()
+
+    def _hand_over_regularly(self) -> None:
+        while not self._stop.wait(PERIOD_SECONDS):
+            self._hand_over()
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            pending, self._pending = self._pending, Counter()
+        for name, amount in pending.items():
+            self._metrics[name].increment(amount)

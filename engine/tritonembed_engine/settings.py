@@ -1,0 +1,97 @@
+"""`model.json`: the one source of what both python models load. Validated once, when a model is initialised."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tritonembed_engine.errors import ModelError
+
+MODEL_JSON = "model.json"
+MODEL_VARIABLE = "TRITONEMBED_MODEL"
+
+
+class KernelSettings(BaseModel):
+    """Switches of our own CUDA kernels; off leaves vLLM's."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    attention: bool = True
+    add_layer_norm: bool = True
+    embed_layer_norm: bool = True
+    gelu_epilogue: bool = True
+
+
+class GraphSettings(BaseModel):
+    """CUDA graphs, captured when a replica starts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    enabled: bool = True
+    seconds: float = Field(default=30, ge=0)
+    """No further graph is captured after this long."""
+
+    memory_mib: int = Field(default=2048, ge=0)
+    """No further graph is captured once they take this much of the GPU."""
+
+
+class EngineSettings(BaseModel):
+    """Settings of our engine, beside vLLM's own arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    executor: Literal["auto", "direct", "scheduler"] = "auto"
+    """Which executor runs the model; auto takes the direct one where it serves the model and agrees with vLLM."""
+
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one forward pass; None: chosen for the device."""
+
+    kernels: KernelSettings = Field(default_factory=KernelSettings)
+    graphs: GraphSettings = Field(default_factory=GraphSettings)
+
+    max_request_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    """Bytes of text in one request."""
+
+    max_waiting_sentences: int = Field(default=65536, ge=1024)
+    """Sentences that wait in the engine before it sheds load."""
+
+
+class ModelSettings(BaseModel):
+    """The contents of model.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(min_length=1)
+    """A name on the Hugging Face hub, or a folder."""
+
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """vLLM engine arguments by their Python names (`dtype`, `quantization`, `tensor_parallel_size`, …)."""
+
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @property
+    def revision(self) -> str | None:
+        """The model's revision on the hub, if vLLM is given one."""
+        return self.vllm.get("revision")
+
+
+def read_settings(repository: str | Path) -> ModelSettings:
+    """Settings of a model repository; the variable TRITONEMBED_MODEL overrides the model.
+
+    Raises ModelError, with the field at fault, for a file that is missing or wrong.
+    """
+    try:
+        raw = json.loads((Path(repository) / MODEL_JSON).read_text())
+        settings = ModelSettings.model_validate(raw)
+    except FileNotFoundError:
+        raise ModelError(f"the model repository has no {MODEL_JSON}") from None
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{MODEL_JSON} is not JSON (line {error.lineno})") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"{MODEL_JSON}: {field}: {first['msg']}") from None
+    model = os.environ.get(MODEL_VARIABLE)
+    return settings.model_copy(update={"model": model}) if model else settings

@@ -1,0 +1,37 @@
+"""What a process started by Triton needs before torch and vLLM are imported in it.
+
+Triton's python stub is an isolated interpreter: it ignores PYTHONPATH and PYTHONUTF8 and starts in the C locale, in
+which torch fails to read its own files.
+"""
+
+import locale
+import os
+import socket
+
+CPU_KV_CACHE_GIB = "1"
+
+
+def prepare_process(visible_gpus: str | None) -> None:
+    """Set locale and environment. visible_gpus: what CUDA_VISIBLE_DEVICES becomes; None leaves CUDA out (CPU)."""
+    locale.setlocale(locale.LC_ALL, "C.UTF-8")
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible_gpus or ""
+    defaults = {
+        # In process: no engine-core child, no copies between the two.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        # Many instances are the parallelism; threads inside each would fight over the cores.
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # Every instance forms a torch.distributed group of its own, of one process: it needs a port of its own.
+    os.environ["MASTER_PORT"] = str(_free_port())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,49 @@
+"""The tensor `token_ids`: each element one sentence's ids as little-endian int32."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_engine.errors import InvalidArgument
+
+BYTES_PER_TOKEN = 4
+
+
+def check_sentences(sentences: Sequence[bytes], vocab_size: int, max_length: int) -> None:
+    """Raise InvalidArgument, naming the sentence and the limit, unless every element can be embedded.
+
+    The embedder never truncates: what is too long is refused whatever `truncate` says.
+    """
+    for index, sentence in enumerate(sentences):
+        size = len(sentence)
+        if size % BYTES_PER_TOKEN:
+            raise _wrong(index, f"has {size} bytes, not a multiple of {BYTES_PER_TOKEN}")
+        if size == 0:
+            raise _wrong(index, "has no tokens")
+        if size > max_length * BYTES_PER_TOKEN:
+            raise _wrong(index, f"has {size // BYTES_PER_TOKEN} tokens, over the model's maximum of {max_length}")
+    ids = join_ids(sentences)
+    # One comparison covers both ends: a negative id is a large unsigned one.
+    if ids.view(np.uint32).max() >= vocab_size:
+        raise _wrong(
+            _first_outside(sentences, vocab_size), f"has an id outside the vocabulary of 0 to {vocab_size - 1}"
+        )
+
+
+def join_ids(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
+    """All ids of many sentences, flat: int32 [tokens]."""
+    return np.frombuffer(b"".join(sentences), dtype="<i4")
+
+
+def lengths_of(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
+    """Tokens of each sentence: int32 [sentences]."""
+    return np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences)) // BYTES_PER_TOKEN
+
+
+def _first_outside(sentences: Sequence[bytes], vocab_size: int) -> int:
+    return next(i for i, ids in enumerate(sentences) if np.frombuffer(ids, dtype="<u4").max() >= vocab_size)
+
+
+def _wrong(index: int, problem: str) -> InvalidArgument:
+    return InvalidArgument("token_ids", f"sentence {index} {problem}")

@@ -1,0 +1,64 @@
+"""Between Triton's python backend and the engine: tensors, error codes, start-up. Imported inside a stub only."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+from tritonembed_engine import errors
+
+CODES = {
+    errors.InvalidArgument: pb_utils.TritonError.INVALID_ARG,
+    errors.DeadlineExceeded: pb_utils.TritonError.UNAVAILABLE,
+    errors.Overloaded: pb_utils.TritonError.UNAVAILABLE,
+    errors.EngineDead: pb_utils.TritonError.UNAVAILABLE,
+    errors.ExecutionFailed: pb_utils.TritonError.INTERNAL,
+}
+
+
+@contextlib.contextmanager
+def start_up() -> Iterator[None]:
+    """Whatever stops `initialize` becomes one line that starts with `tritonembed: `, for the manager to find."""
+    try:
+        yield
+    except errors.ModelError as error:
+        raise pb_utils.TritonModelException(f"tritonembed: {error}") from None
+
+
+def repository_of(args: dict[str, str]) -> Path:
+    """The folder that holds this model's folder, and model.json."""
+    return Path(args["model_repository"]).parent
+
+
+def bytes_tensor(request: Any, name: str) -> list[bytes]:
+    """A BYTES tensor [batch, 1], flat."""
+    elements: list[bytes] = pb_utils.get_input_tensor_by_name(request, name).as_numpy().ravel().tolist()
+    if not elements:
+        raise errors.InvalidArgument(name, "the batch is empty")
+    return elements
+
+
+def to_bytes_tensor(name: str, elements: Sequence[bytes]) -> Any:
+    """Elements as BYTES [batch, 1]. dtype=object: numpy's own bytes type loses trailing zero bytes."""
+    array = np.empty((len(elements), 1), dtype=object)
+    array[:, 0] = elements
+    return pb_utils.Tensor(name, array)
+
+
+def answer(*tensors: Any) -> Any:
+    """A successful response."""
+    return pb_utils.InferenceResponse(output_tensors=list(tensors))
+
+
+def refusal(error: Exception) -> Any:
+    """The response for an error; anything unexpected is INTERNAL, with its type alone."""
+    code = CODES.get(type(error))  # type: ignore[arg-type]
+    if code is None:
+        pb_utils.Logger.log_error(f"tritonembed: unexpected {type(error).__name__}")
+        return pb_utils.InferenceResponse(
+            error=pb_utils.TritonError(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
+        )
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))

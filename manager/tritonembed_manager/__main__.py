@@ -1,0 +1,5 @@
+"""`python -m tritonembed_manager`."""
+
+from tritonembed_manager.cli import main
+
+main()

@@ -1,0 +1,73 @@
+"""`tritonembed-manager replica`: a work folder, a repository in it, and one server on it."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tritonembed_manager.command import server_command
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.model_check import check_model
+from tritonembed_manager.model_config import instance_kinds
+from tritonembed_manager.ports import check_ports
+from tritonembed_manager.replica import Replica, say
+from tritonembed_manager.repository import read_configs
+from tritonembed_manager.repository import render as render_repository
+from tritonembed_manager.server_process import ServerProcess
+from tritonembed_manager.settings import RenderSettings, ServerSettings
+from tritonembed_manager.shared_memory import new_region_prefix
+from tritonembed_manager.signals import SignalPipe
+from tritonembed_manager.tritonserver import find_tritonserver
+
+MODEL_VARIABLE = "TRITONEMBED_MODEL"
+
+
+def run_replica(
+    server: ServerSettings,
+    *,
+    render: RenderSettings | None = None,
+    repository: Path | None = None,
+    work_dir: Path | None = None,
+) -> None:
+    """Run one server until a signal stops it. Either `render` or `repository` says what it serves.
+
+    Raises ManagerError when it can't start or breaks; nothing of it is left either way.
+    """
+    check_ports(server.host, server.ports())
+    if render is not None:
+        check_model(render.model, render.vllm.get("revision"))
+    with SignalPipe() as signals, _work_folder(work_dir) as work:
+        environment = dict(os.environ)
+        if repository is None:
+            assert render is not None
+            repository = work / "model_repository"
+            render_repository(repository, render)
+            # model.json has the answer now; the variable would win over it.
+            environment.pop(MODEL_VARIABLE, None)
+        kinds = instance_kinds(read_configs(repository).values())
+        if not kinds:
+            raise StartError(f"--model-repository: {repository} holds no models")
+        installation = find_tritonserver(server.tritonserver, work)
+        region_prefix = new_region_prefix()
+        command = server_command(installation, repository, server, region_prefix, gpu_metrics=kinds != {"KIND_CPU"})
+        say(f"starting {installation.binary.name} for {render.model if render else repository}")
+        with closing(ServerProcess(command, environment | installation.environment, region_prefix)) as process:
+            Replica(process, server).run(signals)
+
+
+@contextmanager
+def _work_folder(chosen: Path | None) -> Iterator[Path]:
+    if chosen is not None:
+        try:
+            chosen.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"--work-dir: cannot make {chosen}: {error.strerror}") from None
+        yield chosen
+        return
+    work = Path(tempfile.mkdtemp(prefix="tritonembed-"))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

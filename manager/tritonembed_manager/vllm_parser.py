@@ -1,0 +1,69 @@
+"""`python -m tritonembed_manager.vllm_parser ARGUMENT…` prints, as its last line, what vLLM's parser makes of them.
+
+One JSON object: {"given": {name: value}}, {"unknown": argument, "options": [every option]} or {"error": line}.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+_UNRECOGNIZED = "unrecognized arguments: "
+
+
+class _RefusedError(Exception):
+    pass
+
+
+def answer(arguments: Sequence[str]) -> dict[str, Any]:
+    """What vLLM's parser makes of the arguments."""
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    class Parser(FlexibleArgumentParser):  # type: ignore[misc]
+        def error(self, message: str) -> NoReturn:
+            raise _RefusedError(message)
+
+    parser = Parser(add_help=False, allow_abbrev=False)
+    EngineArgs.add_cli_args(parser)
+    raw: dict[str, str] = {}
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        if action.type is not None:
+            action.type = _remembering(action.type, action.dest, raw)
+    try:
+        given = vars(parser.parse_args(list(arguments)))
+    except _RefusedError as refused:
+        message = str(refused)
+        if message.startswith(_UNRECOGNIZED):
+            name = message.removeprefix(_UNRECOGNIZED).split()[0].partition("=")[0]
+            options = [option for action in parser._actions for option in action.option_strings]
+            return {"unknown": name, "options": options}
+        return {"error": " ".join(message.split())}
+    return {"given": {name: _as_json(value, raw.get(name)) for name, value in given.items()}}
+
+
+def _remembering(convert: Any, name: str, raw: dict[str, str]) -> Callable[[str], Any]:
+    def remember(text: str) -> Any:
+        raw[name] = text
+        return convert(text)
+
+    # argparse names the type in its error message.
+    remember.__name__ = getattr(convert, "__name__", "value")
+    return remember
+
+
+def _as_json(value: Any, text: str | None) -> Any:
+    """A value as model.json holds it: vLLM turns a nested configuration into an object, whose text is JSON already."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return json.loads(text) if text is not None else str(value)
+    return value
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(sys.argv[1:])))

@@ -1,0 +1,89 @@
+"""Triton model `embedder`: token_ids BYTES -> embedding BYTES, num_tokens INT32."""
+
+import json
+import os
+import time
+
+import triton_python_backend_utils as pb_utils
+
+from tritonembed_engine import token_ids, vectors
+from tritonembed_engine.errors import DeadlineExceeded, EmbedError
+from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
+from tritonembed_engine.parameters import parse_parameters
+from tritonembed_engine.placement import visible_devices
+from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
+
+
+class TritonPythonModel:
+    """One replica of the model: an engine of its own, in a process of its own."""
+
+    def initialize(self, args):
+        """Load the model onto the device that Triton gave this instance."""
+        with start_up():
+            devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            prepare_process(devices)
+            # Only now: these import torch, which reads the environment once.
+            from tritonembed_engine.model_files import read_model_files
+
+            from tritonembed_engine.factory import create_engine
+            from tritonembed_engine.settings import read_settings
+
+            settings = read_settings(repository_of(args))
+            self._files = read_model_files(settings.model, settings.revision)
+            self._engine = create_engine(settings, self._files, "cpu" if devices is None else "cuda", self._count_batch)
+        name = args["model_instance_name"]
+        self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)
+
+    def execute(self, requests):
+        """Answer the requests of one Triton batch; a wrong one gets its own error."""
+        jobs = [self._submit(request) for request in requests]
+        return [self._answer(job) for job in jobs]
+
+    def finalize(self):
+        """Free the model's memory."""
+        self._engine.close()
+        self._metrics.close()
+
+    def _submit(self, request):
+        try:
+            parameters = parse_parameters(request.parameters())
+            vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
+            sentences = bytes_tensor(request, "token_ids")
+            token_ids.check_sentences(sentences, self._files.vocab_size, self._files.max_length)
+            # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.
+            timeout = request.timeout()
+            deadline = time.monotonic() + timeout / 1e6 if timeout else None
+            return parameters, sentences, self._engine.submit(sentences, deadline)
+        except Exception as error:
+            return error
+
+    def _answer(self, job):
+        if isinstance(job, Exception):
+            return self._refuse(job)
+        parameters, sentences, future = job
+        try:
+            rows = vectors.finish(future.result(), parameters, self._files.normalize)
+        except Exception as error:
+            return self._refuse(error)
+        return answer(
+            to_bytes_tensor("embedding", vectors.row_bytes(rows)),
+            pb_utils.Tensor("num_tokens", token_ids.lengths_of(sentences).reshape(-1, 1)),
+        )
+
+    def _count_batch(self, report):
+        self._metrics.add(
+            sentences=report.sentences,
+            tokens=report.tokens,
+            batches=1,
+            batch_capacity_tokens=report.capacity,
+            queue_seconds=report.queue_seconds,
+            compute_seconds=report.compute_seconds,
+        )
+
+    def _refuse(self, error):
+        if isinstance(error, DeadlineExceeded):
+            self._metrics.add(expired_requests=1)
+        elif isinstance(error, EmbedError):
+            self._metrics.add(refused_requests=1)
+        return refusal(error)

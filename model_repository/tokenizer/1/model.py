@@ -1,0 +1,55 @@
+"""Triton model `tokenizer`: text BYTES -> token_ids BYTES, each element one sentence's ids as little-endian int32."""
+
+import triton_python_backend_utils as pb_utils
+
+from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.metrics import TOKENIZER_COUNTERS, EngineMetrics
+from tritonembed_engine.parameters import parse_parameters
+from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
+
+
+class TritonPythonModel:
+    """One of many instances; each is one thread of work in a process of its own."""
+
+    def initialize(self, args):
+        """Read the model's tokenizer; the weights are not touched."""
+        with start_up():
+            prepare_process(visible_gpus=None)
+            from tritonembed_engine.model_files import read_model_files
+            from tritonembed_engine.tokenizing import TextTokenizer
+
+            from tritonembed_engine.settings import read_settings
+
+            settings = read_settings(repository_of(args))
+            self._max_bytes = settings.engine.max_request_bytes
+            self._tokenizer = TextTokenizer(read_model_files(settings.model, settings.revision))
+        self._metrics = EngineMetrics(pb_utils, args["model_instance_name"], TOKENIZER_COUNTERS)
+
+    def execute(self, requests):
+        """Answer the requests of one Triton batch; a wrong one gets its own error."""
+        parsed = [self._parse(request) for request in requests]
+        good = [job for job in parsed if not isinstance(job, Exception)]
+        results = iter(self._tokenizer.encode_requests(good))
+        answers = [job if isinstance(job, Exception) else next(results) for job in parsed]
+        return [self._respond(result) for result in answers]
+
+    def finalize(self):
+        """Hand over the last counts."""
+        self._metrics.close()
+
+    def _parse(self, request):
+        try:
+            parameters = parse_parameters(request.parameters())
+            texts = bytes_tensor(request, "text")
+            size = sum(map(len, texts))
+            if size > self._max_bytes:
+                raise InvalidArgument("text", f"{size} bytes in one request are over the limit of {self._max_bytes}")
+            return texts, parameters
+        except Exception as error:
+            return error
+
+    def _respond(self, result):
+        if isinstance(result, Exception):
+            return refusal(result)
+        return answer(to_bytes_tensor("token_ids", result))
