@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from tritonembed_engine.engine import BatchReport, EmbeddingEngine
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors.agreement import Disagreement, check_agreement
+from tritonembed_engine.executors.agreement import Disagreement, check_agreement, make_reference
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
@@ -39,22 +39,27 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     # Imported here: the direct path touches vLLM's internals, which may have moved.
     from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
 
+    direct: Executor | None = None
     try:
         model = open_model(llm)
+        # Before the direct executor is made: its kernels go into the same model.
+        reference = make_reference(scheduler, files.vocab_size, files.max_length)
         if device == "cuda":
             from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 
             cuda = CudaDirectExecutor(
                 model, settings.engine, scheduler.dimensions, files.max_length, tokens, SENTENCES_PER_BATCH
             )
-            direct: Executor = cuda
+            direct = cuda
             captured = [graph.bucket for graph in cuda.graphs]
         else:
             from tritonembed_engine.executors.direct import DirectExecutor
 
             direct, captured = DirectExecutor(model, tokens, SENTENCES_PER_BATCH), []
-        check_agreement(direct, scheduler, files.vocab_size, files.max_length, captured)
+        check_agreement(direct, reference, captured)
     except (DirectUnavailable, Disagreement) as problem:
+        if direct is not None:
+            direct.close()
         if settings.engine.executor == "direct":
             raise ModelError(f"the direct executor can't serve this model: {problem}") from None
         logger.warning("the scheduler executor serves: %s", problem)

@@ -11,12 +11,13 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine import errors
 
 CODES = {
-    errors.InvalidArgument: pb_utils.TritonError.INVALID_ARG,
-    errors.DeadlineExceeded: pb_utils.TritonError.UNAVAILABLE,
-    errors.Overloaded: pb_utils.TritonError.UNAVAILABLE,
-    errors.EngineDead: pb_utils.TritonError.UNAVAILABLE,
-    errors.ExecutionFailed: pb_utils.TritonError.INTERNAL,
+    errors.InvalidArgument: "INVALID_ARG",
+    errors.DeadlineExceeded: "UNAVAILABLE",
+    errors.Overloaded: "UNAVAILABLE",
+    errors.EngineDead: "UNAVAILABLE",
+    errors.ExecutionFailed: "INTERNAL",
 }
+"""Names in pb_utils.TritonError, which the stub fills only after it has imported the model."""
 
 
 @contextlib.contextmanager
@@ -55,10 +56,9 @@ def answer(*tensors: Any) -> Any:
 
 def refusal(error: Exception) -> Any:
     """The response for an error; anything unexpected is INTERNAL, with its type alone."""
-    code = CODES.get(type(error))  # type: ignore[arg-type]
-    if code is None:
-        pb_utils.Logger.log_error(f"tritonembed: unexpected {type(error).__name__}")
-        return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(f"unexpected {type(error).__name__}", pb_utils.TritonError.INTERNAL)
-        )
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    code = CODES.get(type(error), "INTERNAL")  # type: ignore[call-overload]
+    message = str(error) if isinstance(error, errors.EmbedError) else f"unexpected {type(error).__name__}"
+    if code == "INTERNAL":
+        pb_utils.Logger.log_error(f"tritonembed: {message}")
+    triton_error = pb_utils.TritonError(message, getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(output_tensors=[], error=triton_error)

@@ -1,5 +1,7 @@
 """The commands as typer declares them. What they do is imported when one runs, so that `--help` is quick."""
 
+# ruff: noqa: ARG001 - typer takes options from parameters; those that `render` and `replica` share are read from the context.
+
 import contextlib
 import sys
 from collections.abc import Iterator
@@ -7,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 
 from tritonembed_manager import options
 from tritonembed_manager.errors import ManagerError, StartError
@@ -52,9 +53,13 @@ def render(
     with _one_line_errors():
         if str(out).startswith("-"):
             raise StartError(f"the folder to write comes first, before {out}")
+        from tritonembed_manager.model_check import check_model, is_folder
         from tritonembed_manager.repository import render as write
 
-        write(out, _render_settings(context), force=force)
+        settings = _render_settings(context)
+        # A name on the hub is not asked for: a repository can be made where there is no network.
+        dimensions = check_model(settings.model, None) if is_folder(settings.model) else None
+        write(out, settings, dimensions=dimensions, force=force)
         print(f"tritonserver --model-repository={out}")
 
 
@@ -131,8 +136,8 @@ def _refuse_what_render_would_use(context: typer.Context) -> None:
     """A rendered repository is run as it is: an option that would have shaped it must not be ignored in silence."""
     shaping = (*options.RENDER_PARAMETERS, "model")
     for parameter in context.command.params:
-        name = parameter.name or ""
-        if name in shaping and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in shaping and source is not None and source.name == "COMMANDLINE":
             raise StartError(f"{parameter.opts[0]} goes with rendering; --model-repository runs a repository as it is")
     if context.args:
         raise StartError(f"{context.args[0]} goes with rendering; --model-repository runs a repository as it is")

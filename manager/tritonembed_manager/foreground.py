@@ -36,14 +36,13 @@ def run_replica(
     Raises ManagerError when it can't start or breaks; nothing of it is left either way.
     """
     check_ports(server.host, server.ports())
-    if render is not None:
-        check_model(render.model, render.vllm.get("revision"))
+    dimensions = check_model(render.model, render.vllm.get("revision")) if render is not None else None
     with SignalPipe() as signals, _work_folder(work_dir) as work:
         environment = dict(os.environ)
         if repository is None:
             assert render is not None
             repository = work / "model_repository"
-            render_repository(repository, render)
+            render_repository(repository, render, dimensions=dimensions)
             # model.json has the answer now; the variable would win over it.
             environment.pop(MODEL_VARIABLE, None)
         kinds = instance_kinds(read_configs(repository).values())

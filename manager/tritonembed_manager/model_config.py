@@ -2,37 +2,37 @@
 
 import json
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import Any
 
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from tritonembed_manager.settings import RenderSettings
 
-if TYPE_CHECKING:
-    from tritonclient.grpc.model_config_pb2 import ModelConfig
+ModelConfig = Any
+"""inference.ModelConfig, a protobuf message; its generated module carries no types."""
 
 DEVICES_PARAMETER = "devices"
 """Parameter of `embedder`: {instance group: [GPU, …]} as JSON. Triton gives a KIND_MODEL instance no device."""
 
 
-def parse(text: str) -> "ModelConfig":
+def parse(text: str) -> ModelConfig:
     """The message of a config.pbtxt. Raises google.protobuf.text_format.ParseError."""
     return text_format.Parse(text, model_config_pb2.ModelConfig())
 
 
-def to_text(config: "ModelConfig") -> str:
+def to_text(config: ModelConfig) -> str:
     """The config.pbtxt of a message."""
     return str(text_format.MessageToString(config))
 
 
-def set_tokenizer(config: "ModelConfig", settings: RenderSettings) -> None:
+def set_tokenizer(config: ModelConfig, settings: RenderSettings) -> None:
     """`tokenizer`: so many instances, on the CPU."""
     del config.instance_group[:]
     config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=settings.tokenizer_instances)
 
 
-def set_embedder(config: "ModelConfig", settings: RenderSettings) -> None:
+def set_embedder(config: ModelConfig, settings: RenderSettings) -> None:
     """`embedder`: its instances and the devices they run on."""
     groups = model_config_pb2.ModelInstanceGroup
     del config.instance_group[:]
@@ -43,7 +43,7 @@ def set_embedder(config: "ModelConfig", settings: RenderSettings) -> None:
     elif settings.tensor_parallel_size == 1:
         config.instance_group.add(kind=groups.KIND_GPU, count=settings.replicas, gpus=settings.gpus)
     else:
-        devices = {}
+        devices: dict[str, list[int]] = {}
         for gpus in settings.gpu_groups():
             for _ in range(settings.replicas):
                 name = f"{config.name}_tp{len(devices)}"
@@ -52,12 +52,12 @@ def set_embedder(config: "ModelConfig", settings: RenderSettings) -> None:
         set_parameter(config, DEVICES_PARAMETER, json.dumps(devices))
 
 
-def instance_kinds(configs: Iterable["ModelConfig"]) -> set[str]:
+def instance_kinds(configs: Iterable[ModelConfig]) -> set[str]:
     """Which kinds of instances the models have, as Triton names them; an ensemble has none of its own."""
     name = model_config_pb2.ModelInstanceGroup.Kind.Name
     return {name(group.kind) for config in configs for group in config.instance_group}
 
 
-def set_parameter(config: "ModelConfig", name: str, value: str) -> None:
+def set_parameter(config: ModelConfig, name: str, value: str) -> None:
     """A parameter of the configuration, which the python model reads as `string_value`."""
     config.parameters[name].string_value = value

@@ -93,7 +93,7 @@ def is_short_of_stubs(host: str, port: int, model: str, running: int) -> bool:
         if not client.is_model_ready(model, client_timeout=_QUESTION_S):
             return False
         groups = client.get_model_config(model, client_timeout=_QUESTION_S).config.instance_group
-        return running < sum(group.count * max(len(group.gpus), 1) for group in groups)
+        return bool(running < sum(group.count * max(len(group.gpus), 1) for group in groups))
     except InferenceServerException:
         return True
     finally:

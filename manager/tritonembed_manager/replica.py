@@ -26,6 +26,7 @@ class Replica:
         self._server = server
         self._settings = settings
         self._log = ServerLog(everything=settings.log_verbose)
+        self._held_back: list[str] = []
         self._selector = selectors.DefaultSelector()
         self._stubs = StubWatch(self._selector)
         self._probe = ReadinessProbe(settings.local_host, settings.grpc_port)
@@ -87,6 +88,7 @@ class Replica:
         if self._ready:
             return
         if now - self._began > self._settings.startup_timeout:
+            self._show_held_back()
             limit = f"{self._settings.startup_timeout:g} s (--startup-timeout)"
             raise ManagerError(f"not ready after {limit}: {self._probe.error}")
         if now > self._next_line:
@@ -101,6 +103,7 @@ class Replica:
         if self._lost_while_starting:
             raise ManagerError(self._lost_while_starting)
         self._ready = True
+        self._show_held_back()
         at, settings = self._settings.host, self._settings
         addresses = (
             f"grpc {at}:{settings.grpc_port} http {at}:{settings.http_port} metrics {at}:{settings.metrics_port}"
@@ -146,19 +149,31 @@ class Replica:
             raise ManagerError(f"tritonserver ended by itself ({status}): {self._log.reason()}")
         ours = self._log.our_reason()
         if ours is not None:
-            raise StartError(ours)
-        raise ManagerError(f"tritonserver did not start ({status}): {self._log.reason()}")
+            raise StartError(f"{ours} (--log-verbose tells more)")
+        raise ManagerError(f"tritonserver did not start ({status}): {self._log.reason()} (--log-verbose tells more)")
 
     def _show_log(self) -> None:
         log = self._server.output.fileno()
         try:
             while data := os.read(log, 65536):
-                for line in self._log.take(data):
-                    print(line, file=sys.stderr)
+                self._show(self._log.take(data))
         except BlockingIOError:
             return
         if log in self._selector.get_map():
             self._selector.unregister(log)
+
+    def _show(self, lines: list[str]) -> None:
+        """While starting, lines wait: of a start that fails only the reason is shown."""
+        if not self._ready and not self._settings.log_verbose:
+            self._held_back += lines
+            return
+        for line in lines:
+            print(line, file=sys.stderr)
+
+    def _show_held_back(self) -> None:
+        for line in self._held_back:
+            print(line, file=sys.stderr)
+        self._held_back.clear()
 
 
 def say(line: str) -> None:

@@ -56,7 +56,7 @@ def render(out: Path, settings: RenderSettings, *, dimensions: int | None = None
         raise StartError(f"cannot write {out}: {error.strerror}") from None
 
 
-def read_configs(repository: Path) -> dict[str, "model_config.ModelConfig"]:
+def read_configs(repository: Path) -> dict[str, model_config.ModelConfig]:
     """The configurations of a repository's models, by name."""
     paths = sorted(Path(repository).glob(f"*/{CONFIG}"))
     return {path.parent.name: model_config.parse(path.read_text()) for path in paths}

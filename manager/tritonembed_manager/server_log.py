@@ -7,16 +7,21 @@ OUR_MARKER = "tritonembed: "
 """What our python models begin their own lines with."""
 
 _TRITON_LINE = re.compile(r'^([IWEF])\d{4} [\d:.]+ \d+ \S+\] "?(.*?)"?$')
-_PYTHON_LEVEL = re.compile(r"^(?:\([^)]*\) *)?(WARNING|ERROR|CRITICAL)\b")
+# vLLM's errors; its warnings are a page of advice at every start.
+_PYTHON_ERROR = re.compile(r"^(?:\([^)]*\) *)?(ERROR|CRITICAL)\b")
 _KEPT_LINES = 200
 # Logged by every tritonserver that runs without a GPU.
-_NOISE = ("CudaDriverHelper has not been initialized",)
+_NOISE = (
+    "CudaDriverHelper has not been initialized",
+    "CUDA driver version is insufficient",
+    "no pinned memory pool, falling back",
+)
 
 
 class ServerLog:
     """Takes the log as bytes, gives back the lines to show, and remembers what matters of the others.
 
-    everything: show all of it; otherwise warnings, errors and our own lines.
+    everything: show all of it; otherwise Triton's warnings, errors, and our own lines.
     """
 
     def __init__(self, *, everything: bool = False) -> None:
@@ -29,7 +34,9 @@ class ServerLog:
         *lines, self._unfinished = (self._unfinished + data).split(b"\n")
         texts = [line.decode(errors="replace").rstrip() for line in lines]
         self._last.extend(text for text in texts if text)
-        return [text for text in texts if self._everything or is_worth_showing(text)]
+        if self._everything:
+            return texts
+        return [_first_line(text) for text in texts if is_worth_showing(text)]
 
     def our_reason(self) -> str | None:
         """Why one of our models could not start, in its own words; None if none of them said so."""
@@ -52,13 +59,13 @@ class ServerLog:
 
 
 def is_worth_showing(line: str) -> bool:
-    """Warnings, errors and our own lines."""
+    """Triton's warnings, errors, and our own lines."""
     if any(noise in line for noise in _NOISE):
         return False
     triton = _TRITON_LINE.match(line)
     if triton:
         return triton.group(1) != "I" or OUR_MARKER in line
-    return line.startswith(OUR_MARKER) or _PYTHON_LEVEL.match(line) is not None
+    return line.startswith(OUR_MARKER) or _PYTHON_ERROR.match(line) is not None
 
 
 def _first_line(message: str) -> str:

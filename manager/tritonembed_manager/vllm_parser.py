@@ -19,7 +19,6 @@ class _RefusedError(Exception):
 
 def answer(arguments: Sequence[str]) -> dict[str, Any]:
     """What vLLM's parser makes of the arguments."""
-    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -66,4 +65,5 @@ def _as_json(value: Any, text: str | None) -> Any:
 
 
 if __name__ == "__main__":
+    os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
     print(json.dumps(answer(sys.argv[1:])))

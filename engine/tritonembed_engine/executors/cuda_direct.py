@@ -20,7 +20,7 @@ from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import pool
 from tritonembed_engine.executors.staging import Inputs, Stage, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
-from tritonembed_engine.kernels.bert import use_kernels
+from tritonembed_engine.kernels.bert import install_kernels
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.settings import EngineSettings
 
@@ -45,7 +45,7 @@ class CudaDirectExecutor:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
-        self._shape = use_kernels(model.model, model.dtype, settings.kernels)
+        self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
         size = packed_size(max_batch_sentences, max_batch_tokens)
@@ -83,8 +83,9 @@ class CudaDirectExecutor:
         return _Answer(stage, count)
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, and leave the model as vLLM made it."""
         torch.cuda.synchronize()
+        self._kernels.remove()
         self.graphs.clear()
         self._model = None
         torch.cuda.empty_cache()
@@ -92,7 +93,7 @@ class CudaDirectExecutor:
     def _run(self, inputs: Inputs, longest: int) -> torch.Tensor:
         """Pooled vectors of a batch on the device; captured, so nothing in it may wait for the GPU."""
         assert self._model is not None
-        self._shape.starts, self._shape.longest = inputs.starts, longest
+        self._kernels.starts, self._kernels.longest = inputs.starts, longest
         # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
         starts_cpu = torch.zeros(len(inputs.starts), dtype=torch.int32)
         positions = inputs.positions.long()

@@ -5,7 +5,6 @@ model.json (`engine.kernels`), and the result is held against vLLM's own answer 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,21 +15,36 @@ from tritonembed_engine.kernels.short_attention import HEAD_SIZES, LONGEST, shor
 from tritonembed_engine.settings import KernelSettings
 
 
-@dataclass
-class BatchShape:
-    """What the attention kernel has to know of the batch that is running."""
+class Kernels:
+    """The kernels in a model: `starts` and `longest` describe the batch that runs next; `remove` gives vLLM's forward back.
 
-    starts: torch.Tensor | None = None
-    longest: int = 0
+    starts: int32 [sentences + 1] on the device. longest: tokens of the longest sentence.
+    """
+
+    def __init__(self) -> None:
+        self.starts: torch.Tensor | None = None
+        self.longest = 0
+        self._replaced: list[Any] = []
+
+    def replace(self, module: Any, forward: Callable[..., torch.Tensor]) -> None:
+        """Shadow a module's forward method."""
+        module.forward = forward
+        self._replaced.append(module)
+
+    def remove(self) -> None:
+        """Undo every replacement."""
+        for module in self._replaced:
+            del module.forward
+        self._replaced.clear()
 
 
-def use_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> BatchShape:
-    """Replace the forward methods of the layers that the kernels serve; the shape is to be set before each forward."""
+def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> Kernels:
+    """Replace the forward methods of the layers that the kernels serve; 16-bit types only."""
     from vllm.model_executor.models import bert, roberta
 
-    shape = BatchShape()
+    kernels = Kernels()
     replacements: list[tuple[type, bool, Callable[[Any], Any]]] = [
-        (bert.BertSelfAttention, settings.attention, lambda module: _attention(module, shape)),
+        (bert.BertSelfAttention, settings.attention, lambda module: _attention(module, kernels)),
         (bert.BertSelfOutput, settings.add_layer_norm, _output),
         (bert.BertOutput, settings.add_layer_norm, _output),
         (bert.BertIntermediate, settings.gelu_epilogue, _intermediate),
@@ -38,27 +52,27 @@ def use_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSett
         (roberta.RobertaEmbedding, settings.embed_layer_norm, lambda m: _embedding(m, m.padding_idx + 1)),
     ]
     if dtype not in (torch.bfloat16, torch.float16):
-        return shape
+        return kernels
     for module in model.modules():
         for kind, enabled, replacement in replacements:
             if enabled and type(module) is kind:
                 forward = replacement(module)
                 if forward is not None:
-                    module.forward = forward
-    return shape
+                    kernels.replace(module, forward)
+    return kernels
 
 
-def _attention(module: Any, shape: BatchShape) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def _attention(module: Any, kernels: Kernels) -> Callable[[torch.Tensor], torch.Tensor] | None:
     if module.head_dim not in HEAD_SIZES or module.num_kv_heads != module.num_heads:
         return None
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = module.qkv_proj(hidden_states)
-        if shape.starts is None or shape.longest > LONGEST:
+        if kernels.starts is None or kernels.longest > LONGEST:
             q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
             attended: torch.Tensor = module.attn(q, k, v)
             return attended
-        return short_attention(qkv, shape.starts, module.num_heads, shape.longest, module.scaling)
+        return short_attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling)
 
     return forward
 

@@ -1,6 +1,6 @@
 """How many rows one program of a row-wise kernel takes."""
 
-ELEMENTS_PER_PROGRAM = 2048
+ELEMENTS_PER_PROGRAM = 4096
 """Enough bytes in flight a program to reach the memory's speed, few enough to stay in registers."""
 
 

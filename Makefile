@@ -1,0 +1,40 @@
+# Everything here sets itself up on the first call: `make demo` on a fresh machine is enough.
+PYTHON ?= python3.11
+MODEL ?=
+ARGS ?=
+BIN := .venv/bin
+PACKAGES := client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
+DEMO_MODEL := .work/demo-model
+
+.PHONY: help setup check test serve demo bench clean
+
+help:  ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@echo "  PYTHON=… another Python than python3.11; MODEL=… a folder or a name on the hub; ARGS=… more options"
+
+setup:  ## the virtual environment in .venv, with Triton and vLLM for a CPU
+	@PYTHON="$(PYTHON)" bash scripts/setup.sh
+
+check: setup  ## ruff, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: setup  ## every test that needs no GPU
+	$(BIN)/python -m pytest $(ARGS)
+
+serve: setup $(if $(MODEL),,$(DEMO_MODEL)/config.json)  ## a server in the foreground, where the client looks for it: localhost:50050
+	$(BIN)/tritonembed-manager replica --model "$(or $(MODEL),$(DEMO_MODEL))" --host 127.0.0.1 --port 50050 $(ARGS)
+
+$(DEMO_MODEL)/config.json: | setup
+	$(BIN)/python demo/model.py $(DEMO_MODEL)
+
+demo: setup  ## a server, a corpus, its nearest neighbours; then all of it is stopped
+	$(BIN)/python demo/run.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+bench: setup  ## speed and memory, as ratios against peers on this machine
+	$(BIN)/python -m tritonembed_perf.bench $(ARGS)
+
+clean:  ## remove what was made here
+	rm -rf .venv .work dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

