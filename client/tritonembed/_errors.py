@@ -88,11 +88,14 @@ STATUS_ERRORS: dict[grpc.StatusCode, type[TritonEmbedError]] = {
     grpc.StatusCode.ALREADY_EXISTS: ServerError,
 }
 
-# Triton has one status for these and for a server that is gone; only its words tell them apart.
+# Triton has one status for these and for a server that is gone: only the words of its queue, and of the engine's
+# queue behind it, tell them apart.
 UNAVAILABLE_MESSAGES: tuple[tuple[str, type[TritonEmbedError]], ...] = (
     ("maximum queue size", OverloadedError),
     ("queue is full", OverloadedError),
+    ("sentences are waiting", OverloadedError),
     ("request timeout expired", DeadlineExceededError),
+    ("deadline passed", DeadlineExceededError),
 )
 
 

@@ -25,10 +25,6 @@ class Embeddings:
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return iter((self.vectors, self.num_tokens))
 
-    def __len__(self) -> int:
-        """How many texts."""
-        return len(self.vectors)
-
 
 @dataclass(frozen=True)
 class TensorInfo:

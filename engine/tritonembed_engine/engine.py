@@ -12,13 +12,12 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from tritonembed_engine.batcher import Batch, Batcher, Waiting
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, EngineDead, ExecutionFailed, Overloaded
 from tritonembed_engine.executors.base import Executor, Pending
+from tritonembed_engine.vectors import Vectors, normalized
 
-Vectors = npt.NDArray[np.float32]
 DEPTH = 2
 
 
@@ -33,10 +32,19 @@ class BatchReport:
     compute_seconds: float
 
 
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `EmbeddingEngine.submit`."""
+
+    sentences: Sequence[bytes]
+    deadline: float | None = None
+    normalize: bool = False
+
+
 class EmbeddingEngine:
     """Runs one executor. `submit` from any thread; `close` ends the thread and frees the model.
 
-    max_waiting_sentences: beyond it `submit` raises Overloaded. clock: monotonic seconds. on_batch: called with a
+    max_waiting_sentences: beyond it requests fail with Overloaded. clock: monotonic seconds. on_batch: called with a
     report of each batch that was computed.
     """
 
@@ -57,22 +65,31 @@ class EmbeddingEngine:
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, sentences: Sequence[bytes], deadline: float | None = None) -> "Future[Vectors]":
+    def submit(
+        self, sentences: Sequence[bytes], deadline: float | None = None, normalize: bool = False
+    ) -> "Future[Vectors]":
         """Embed the sentences of one request.
 
         sentences: each its ids as little-endian int32, checked by `token_ids.check_sentences`. deadline: on the clock.
-        The future gives float32 [sentences, dimensions], not normalised, or raises DeadlineExceeded (passed before its
-        turn) or EngineDead. Raises Overloaded at once where too much waits already.
+        normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or raises
+        Overloaded (too much waits already), DeadlineExceeded (it passed before its turn), ExecutionFailed or EngineDead.
         """
-        request = _Request(sentences, deadline, arrived=self._clock())
+        return self.submit_all([Job(sentences, deadline, normalize)])[0]
+
+    def submit_all(self, jobs: "Sequence[Job]") -> "list[Future[Vectors]]":
+        """Like `submit`, for requests that came together, so that they can share the first batch too."""
+        now = self._clock()
+        requests = [_Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
         with self._changed:
             if self._closed:
                 raise EngineDead("the engine is closed")
-            if self._batcher.waiting_sentences + len(sentences) > self._max_waiting:
-                raise Overloaded(f"more than {self._max_waiting} sentences are waiting")
-            self._batcher.add(request)
+            for request in requests:
+                if self._batcher.waiting_sentences + len(request.sentences) > self._max_waiting:
+                    request.fail(Overloaded(f"more than {self._max_waiting} sentences are waiting"))
+                else:
+                    self._batcher.add(request)
             self._changed.notify()
-        return request.future
+        return [request.future for request in requests]
 
     def close(self) -> None:
         """Finish what runs, fail what waits, free the model."""
@@ -120,10 +137,12 @@ class EmbeddingEngine:
             seconds = self._clock() - start
             capacity = self.executor.max_batch_tokens
             self._on_batch(BatchReport(len(batch.sentences), batch.tokens, capacity, waited, seconds))
+        # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
+        unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
         first = 0
         for piece in batch.pieces:
             last = first + piece.stop - piece.start
-            piece.request.place(vectors[first:last], piece.start)
+            piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
 
 
@@ -139,6 +158,7 @@ def _fail_batch(batch: "Batch[_Request]", error: Exception) -> None:
 class _Request(Waiting):
     """A request and its answer, while the pieces come in."""
 
+    normalize: bool = False
     arrived: float = 0.0
     future: "Future[Vectors]" = field(default_factory=Future)
     placed: int = 0

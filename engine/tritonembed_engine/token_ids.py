@@ -10,8 +10,8 @@ from tritonembed_engine.errors import InvalidArgument
 BYTES_PER_TOKEN = 4
 
 
-def check_sentences(sentences: Sequence[bytes], vocab_size: int, max_length: int) -> None:
-    """Raise InvalidArgument, naming the sentence and the limit, unless every element can be embedded.
+def check_lengths(sentences: Sequence[bytes], max_length: int) -> None:
+    """Raise InvalidArgument, naming the sentence and the limit, for a length that can't be embedded.
 
     The embedder never truncates: what is too long is refused whatever `truncate` says.
     """
@@ -23,12 +23,19 @@ def check_sentences(sentences: Sequence[bytes], vocab_size: int, max_length: int
             raise _wrong(index, "has no tokens")
         if size > max_length * BYTES_PER_TOKEN:
             raise _wrong(index, f"has {size // BYTES_PER_TOKEN} tokens, over the model's maximum of {max_length}")
-    ids = join_ids(sentences)
+
+
+def in_vocabulary(sentences: Sequence[bytes], vocab_size: int) -> bool:
+    """Whether every id of every sentence is one of the model's; the sentences have passed `check_lengths`."""
     # One comparison covers both ends: a negative id is a large unsigned one.
-    if ids.view(np.uint32).max() >= vocab_size:
-        raise _wrong(
-            _first_outside(sentences, vocab_size), f"has an id outside the vocabulary of 0 to {vocab_size - 1}"
-        )
+    return bool(join_ids(sentences).view(np.uint32).max(initial=0) < vocab_size)
+
+
+def check_vocabulary(sentences: Sequence[bytes], vocab_size: int) -> None:
+    """Raise InvalidArgument, naming the sentence, for an id that the model does not have."""
+    for index, sentence in enumerate(sentences):
+        if not in_vocabulary([sentence], vocab_size):
+            raise _wrong(index, f"has an id outside the vocabulary of 0 to {vocab_size - 1}")
 
 
 def join_ids(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
@@ -39,10 +46,6 @@ def join_ids(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
 def lengths_of(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
     """Tokens of each sentence: int32 [sentences]."""
     return np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences)) // BYTES_PER_TOKEN
-
-
-def _first_outside(sentences: Sequence[bytes], vocab_size: int) -> int:
-    return next(i for i, ids in enumerate(sentences) if np.frombuffer(ids, dtype="<u4").max() >= vocab_size)
 
 
 def _wrong(index: int, problem: str) -> InvalidArgument:

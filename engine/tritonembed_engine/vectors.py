@@ -21,17 +21,23 @@ def check_dimensions(dimensions: int | None, available: int) -> None:
         raise InvalidArgument("dimensions", f"{dimensions} is over the model's {available}")
 
 
-def finish(pooled: Vectors, parameters: EmbedParameters, model_normalizes: bool) -> npt.NDArray[np.generic]:
+def wants_unit_length(parameters: EmbedParameters, model_normalizes: bool) -> bool:
+    """Whether a request's vectors are normalised: as it says, else as the model does; the integer types always."""
+    if parameters.embedding_type in ("int8", "uint8"):
+        return True
+    return model_normalizes if parameters.normalize is None else parameters.normalize
+
+
+def finish(vectors: Vectors, parameters: EmbedParameters, normalize: bool) -> npt.NDArray[np.generic]:
     """Vectors as one request asked for them.
 
-    pooled: float32 [sentences, dimensions], not normalised. Gives [sentences, n]: float32, float16, int8 or uint8; n
-    is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
+    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. Gives [sentences, n]: float32, float16, int8 or
+    uint8; n is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
     """
-    vectors = pooled if parameters.dimensions is None else pooled[:, : parameters.dimensions]
-    normalize = model_normalizes if parameters.normalize is None else parameters.normalize
-    # The integer types are defined on the normalised vector; bits only look at signs.
-    if normalize or parameters.embedding_type in ("int8", "uint8"):
-        vectors = normalized(vectors)
+    if parameters.dimensions is not None:
+        cut = vectors[:, : parameters.dimensions]
+        # What is cut from a vector of length 1 is shorter; normalising it again gives what cutting first would have.
+        vectors = normalized(cut) if normalize else cut
     return ENCODERS[parameters.embedding_type](vectors)
 
 

@@ -87,9 +87,10 @@ def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """GELU in the epilogue of the product (cuBLASLt's, the tanh form: within 1e-3 of the erf form, below bf16's step)."""
+    from vllm.model_executor.layers.activation import get_act_fn
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
-    exact_gelu = isinstance(module.intermediate_act_fn, torch.nn.GELU)
+    exact_gelu = type(module.intermediate_act_fn) is type(get_act_fn("gelu"))
     if not exact_gelu or not isinstance(module.dense.quant_method, UnquantizedLinearMethod):
         return None
     transposed = module.dense.weight.t()

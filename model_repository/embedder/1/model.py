@@ -7,7 +7,8 @@ import time
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import token_ids, vectors
-from tritonembed_engine.errors import DeadlineExceeded, EmbedError
+from tritonembed_engine.engine import Job
+from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.placement import visible_devices
@@ -37,38 +38,55 @@ class TritonPythonModel:
 
     def execute(self, requests):
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
-        jobs = [self._submit(request) for request in requests]
-        return [self._answer(job) for job in jobs]
+        parsed = self._check_ids([self._parse(request) for request in requests])
+        jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
+        futures = iter(self._engine.submit_all(jobs))
+        return [
+            self._refuse(item) if isinstance(item, Exception) else self._answer(*item, next(futures)) for item in parsed
+        ]
 
     def finalize(self):
         """Free the model's memory."""
         self._engine.close()
         self._metrics.close()
 
-    def _submit(self, request):
+    def _parse(self, request):
+        """What the request asks for and the engine's job, or what is wrong with it."""
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
             sentences = bytes_tensor(request, "token_ids")
-            token_ids.check_sentences(sentences, self._files.vocab_size, self._files.max_length)
-            # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.
-            timeout = request.timeout()
-            deadline = time.monotonic() + timeout / 1e6 if timeout else None
-            return parameters, sentences, self._engine.submit(sentences, deadline)
+            token_ids.check_lengths(sentences, self._files.max_length)
         except Exception as error:
             return error
+        # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.
+        timeout = request.timeout()
+        deadline = time.monotonic() + timeout / 1e6 if timeout else None
+        return parameters, Job(sentences, deadline, vectors.wants_unit_length(parameters, self._files.normalize))
 
-    def _answer(self, job):
-        if isinstance(job, Exception):
-            return self._refuse(job)
-        parameters, sentences, future = job
+    def _check_ids(self, parsed):
+        """Replace what holds ids outside the vocabulary; looked at one by one only where there is any."""
+        sentences = [ids for item in parsed if not isinstance(item, Exception) for ids in item[1].sentences]
+        if token_ids.in_vocabulary(sentences, self._files.vocab_size):
+            return parsed
+        checked = []
+        for item in parsed:
+            try:
+                if not isinstance(item, Exception):
+                    token_ids.check_vocabulary(item[1].sentences, self._files.vocab_size)
+                checked.append(item)
+            except InvalidArgument as error:
+                checked.append(error)
+        return checked
+
+    def _answer(self, parameters, job, future):
         try:
-            rows = vectors.finish(future.result(), parameters, self._files.normalize)
+            rows = vectors.finish(future.result(), parameters, job.normalize)
         except Exception as error:
             return self._refuse(error)
         return answer(
             to_bytes_tensor("embedding", vectors.row_bytes(rows)),
-            pb_utils.Tensor("num_tokens", token_ids.lengths_of(sentences).reshape(-1, 1)),
+            pb_utils.Tensor("num_tokens", token_ids.lengths_of(job.sentences).reshape(-1, 1)),
         )
 
     def _count_batch(self, report):

@@ -30,7 +30,13 @@ class TritonPythonModel:
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
         parsed = [self._parse(request) for request in requests]
         good = [job for job in parsed if not isinstance(job, Exception)]
+        truncated = self._tokenizer.truncated
+        sentences = self._tokenizer.sentences
         results = iter(self._tokenizer.encode_requests(good))
+        self._metrics.add(
+            tokenized_sentences=self._tokenizer.sentences - sentences,
+            truncated_sentences=self._tokenizer.truncated - truncated,
+        )
         answers = [job if isinstance(job, Exception) else next(results) for job in parsed]
         return [self._respond(result) for result in answers]
 

@@ -1,0 +1,111 @@
+"""Request parameters: what is accepted, and how what is not is refused."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.parameters import EmbedParameters, parse_parameters
+
+
+@pytest.mark.parametrize("raw", ["", "{}"])
+def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
+    assert parse_parameters(raw) == EmbedParameters("END", None, None, "float", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("truncate", value) for value in ("END", "START", "NONE")),
+        *(("input_type", value) for value in ("query", "passage")),
+        *(("embedding_type", value) for value in ("float", "float16", "int8", "uint8", "binary", "ubinary")),
+        *(("dimensions", value) for value in (1, 256, 1 << 40)),
+        *(("normalize", value) for value in (True, False)),
+    ],
+)
+def test_every_allowed_value_arrives(name: str, value: Any) -> None:
+    assert getattr(parse_parameters(json.dumps({name: value})), name) == value
+
+
+def test_all_parameters_together_arrive() -> None:
+    given = {
+        "truncate": "NONE",
+        "input_type": "query",
+        "dimensions": 7,
+        "embedding_type": "ubinary",
+        "normalize": False,
+    }
+    assert parse_parameters(json.dumps(given)) == EmbedParameters("NONE", "query", 7, "ubinary", False)
+
+
+def test_parameters_that_triton_adds_are_passed_over() -> None:
+    given = json.dumps({"triton_enable_empty_final_response": True, "dimensions": 3})
+    assert parse_parameters(given) == EmbedParameters(dimensions=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("truncate", "end"),
+        ("truncate", ""),
+        ("truncate", 1),
+        ("truncate", True),
+        ("truncate", None),
+        ("truncate", ["END"]),
+        ("truncate", {"END": 1}),
+        ("input_type", "document"),
+        ("input_type", 0),
+        ("input_type", None),
+        ("embedding_type", "float32"),
+        ("embedding_type", 8),
+        ("dimensions", True),
+        ("dimensions", False),
+        ("dimensions", 0),
+        ("dimensions", -1),
+        ("dimensions", 2.0),
+        ("dimensions", "2"),
+        ("dimensions", None),
+        ("normalize", 0),
+        ("normalize", 1),
+        ("normalize", "true"),
+        ("normalize", None),
+    ],
+)
+def test_a_wrong_value_or_type_is_refused_by_the_name_of_its_parameter(name: str, value: Any) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        parse_parameters(json.dumps({name: value}))
+    assert refused.value.name == name
+    assert str(refused.value).startswith(f"{name}: must be ")
+
+
+@pytest.mark.parametrize("embedding_type", ["int8", "uint8"])
+def test_bytes_are_refused_without_normalisation(embedding_type: str) -> None:
+    with pytest.raises(InvalidArgument, match="needs normalize=true") as refused:
+        parse_parameters(json.dumps({"embedding_type": embedding_type, "normalize": False}))
+    assert refused.value.name == "embedding_type"
+    accepted = parse_parameters(json.dumps({"embedding_type": embedding_type, "normalize": True}))
+    assert accepted == EmbedParameters(embedding_type=embedding_type, normalize=True)
+
+
+def test_an_unknown_parameter_is_named_and_the_known_ones_are_listed() -> None:
+    with pytest.raises(InvalidArgument, match="unknown parameter") as refused:
+        parse_parameters('{"dimension": 3}')
+    message = str(refused.value)
+    assert "'dimension'" in message
+    assert "truncate, input_type, dimensions, embedding_type, normalize" in message
+
+
+@pytest.mark.parametrize("name", ["x" * 10_000, "truncate", "input_type", "dimensions", "embedding_type", "normalize"])
+def test_an_error_never_holds_long_input(name: str) -> None:
+    secret = "secret " * 1000
+    with pytest.raises(InvalidArgument) as refused:
+        parse_parameters(json.dumps({name: secret}))
+    assert "secret" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+
+
+def test_an_unknown_name_is_printed_without_its_control_characters() -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        parse_parameters(json.dumps({"a\nb\x1b[31m": 1}))
+    assert str(refused.value).isprintable()
