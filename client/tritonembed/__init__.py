@@ -1,0 +1,49 @@
+"""Text embeddings through NVIDIA Triton: the client.
+
+from tritonembed import EmbeddingClient
+
+with EmbeddingClient("localhost:50050") as client:
+    embeddings, num_tokens = client.embed(["first text", "second text"])
+"""
+
+from ._aio import AsyncEmbeddingClient
+from ._client import EmbeddingClient
+from ._errors import (
+    AuthenticationError,
+    CancelledError,
+    DeadlineExceededError,
+    InvalidArgumentError,
+    ModelNotFoundError,
+    OverloadedError,
+    ServerError,
+    TritonEmbedError,
+    UnavailableError,
+)
+from ._options import EmbeddingType, InputType, Truncate
+from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
+
+__all__ = [
+    "AsyncEmbeddingClient",
+    "AuthenticationError",
+    "CancelledError",
+    "DeadlineExceededError",
+    "EmbeddingClient",
+    "EmbeddingResult",
+    "EmbeddingType",
+    "InputType",
+    "InvalidArgumentError",
+    "ModelInfo",
+    "ModelNotFoundError",
+    "OverloadedError",
+    "ServerError",
+    "ServerInfo",
+    "TensorInfo",
+    "TritonEmbedError",
+    "Truncate",
+    "UnavailableError",
+]
+
+# Errors and results say where they can be imported from, not in which private module they are written.
+for _name in __all__:
+    if isinstance(globals()[_name], type):
+        globals()[_name].__module__ = __name__

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
+from itertools import chain, islice
 from types import TracebackType
 from typing import Any
 
 import grpc
-import numpy.typing as npt
+import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from . import _pipeline
 from ._channel import ChannelSettings, Pem
-from ._errors import CancelledError, ModelNotFoundError, TritonEmbedError, error_from_rpc
-from ._request import Call, Options
-from ._results import Embeddings, ServerInfo
-from ._server_info import server_info
-from ._settings import ClientSettings, Metadata
-from ._wire import encode_texts, encode_token_ids
+from ._collector import Collector, rows_of
+from ._deadline import Deadline
+from ._errors import ModelNotFoundError, TritonEmbedError, error_from_rpc
+from ._metadata import Metadata, Pairs
+from ._options import EmbeddingType, InputType, Options, Truncate
+from ._request import Call, Request
+from ._results import EmbeddingResult, ModelInfo, ServerInfo
+from ._server_info import model_info, server_info
+from ._settings import ClientSettings
+from ._wire import TokenIds
 
 
 class EmbeddingClient:
@@ -78,66 +84,67 @@ class EmbeddingClient:
         self,
         texts: Iterable[str],
         *,
-        input_type: str | None = None,
-        truncate: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate | None = None,
         dimensions: int | None = None,
-        embedding_type: str = "float",
+        embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
-    ) -> Embeddings:
-        """The vectors of any number of texts, in their order.
+    ) -> EmbeddingResult:
+        """The embeddings of any number of texts, in their order; a single str is a TypeError, not its letters.
 
         ``input_type``: ``query`` or ``passage``, for models that have prompts. ``truncate``: which end of a long text
         is cut, ``END`` (the default) or ``START``; ``NONE`` makes a long text an error. ``dimensions``: the vectors'
-        first so many, normalised again; all by default. ``embedding_type``: see Embeddings. ``normalize``: overrides
-        the model's own way. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole call.
-        ``metadata``: sent beside the client's own.
+        first so many, normalised again; all by default. ``embedding_type``: see EmbeddingResult. ``normalize``:
+        overrides the model's own way. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole
+        call, None for no limit. ``metadata``: sent beside the client's own.
 
-        No texts give vectors of shape (0, dimensions), or (0, 0) without ``dimensions``, and ask no server.
+        No texts give embeddings of shape (0, d); without ``dimensions`` the server is asked for d.
         """
         options = Options(input_type, truncate, dimensions, embedding_type, normalize)
         call = self._settings.texts(texts, options, batch_size, timeout)
-        return call.joined(list(self._answers(call, metadata)))
+        return self._collect(call, rows_of(texts), metadata)
 
     def iter_embed(
         self,
         texts: Iterable[str],
         *,
-        input_type: str | None = None,
-        truncate: str | None = None,
+        input_type: InputType | None = None,
+        truncate: Truncate | None = None,
         dimensions: int | None = None,
-        embedding_type: str = "float",
+        embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
-    ) -> Generator[Embeddings, None, None]:
-        """As ``embed``, giving the Embeddings of each request, in order: for more texts than memory holds.
+    ) -> Generator[EmbeddingResult, None, None]:
+        """As ``embed``, giving the result of each request, in order: for more texts than memory holds.
 
-        Texts are taken as requests go out, at most ``max_in_flight`` requests ahead of what was given out. The clock
-        of ``timeout`` starts now and also runs while the caller works. Closing the iterator cancels what is on its way.
+        Texts are taken as requests go out, at most twice ``max_in_flight`` requests ahead of what was given out. The
+        clock of ``timeout`` starts now, and also runs while the caller works. Closing the generator cancels what is on
+        its way. No texts give no results.
         """
         options = Options(input_type, truncate, dimensions, embedding_type, normalize)
         call = self._settings.texts(texts, options, batch_size, timeout)
-        return (call.joined([answer]) for answer in self._answers(call, metadata))
+        return _owned(self._answers(call, rows_of(texts), metadata))
 
     def embed_tokens(
         self,
-        sequences: Iterable[Sequence[int] | npt.NDArray[Any]],
+        sequences: Iterable[TokenIds],
         *,
         dimensions: int | None = None,
-        embedding_type: str = "float",
+        embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
-    ) -> Embeddings:
-        """The vectors of token id sequences, special tokens included by the caller; nothing is truncated."""
+    ) -> EmbeddingResult:
+        """The embeddings of token id sequences, which hold their special tokens already; nothing is truncated."""
         options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize)
         call = self._settings.tokens(sequences, options, batch_size, timeout)
-        return call.joined(list(self._answers(call, metadata)))
+        return self._collect(call, rows_of(sequences), metadata)
 
     def is_ready(self, *, timeout: float = 5.0) -> bool:
         """Whether an inference succeeds now; Triton's own readiness stays true when a model's process has died."""
@@ -149,3 +156,68 @@ class EmbeddingClient:
 
     def info(self, *, timeout: float = 5.0) -> ServerInfo:
         """The server's name and version and its models; a server without ``tokens_model`` gives only ``model``."""
+        stub, deadline, pairs = self._stub(), Deadline(timeout), self._settings.metadata(None)
+        server = _ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline.left(), pairs)
+        models = [_model(stub, self._settings.model, deadline, pairs)]
+        with suppress(ModelNotFoundError):
+            models.append(_model(stub, self._settings.tokens_model, deadline, pairs))
+        return server_info(server, models)
+
+    def _stub(self) -> Any:
+        if self._channel is None:
+            raise RuntimeError("the client is closed")
+        return self._open_stub
+
+    def _answers(
+        self, call: Call, rows: int | None, metadata: Metadata | None
+    ) -> Generator[EmbeddingResult, None, None]:
+        return self._read(call, rows, self._stub().ModelInfer, self._settings.metadata(metadata))
+
+    def _read(self, call: Call, rows: int | None, infer: Any, pairs: Pairs) -> Generator[EmbeddingResult, None, None]:
+        requests = call.requests()
+        # Looking ahead is free where all inputs are there already; waiting for those to come would hold up the first.
+        ready = [] if rows is None else list(islice(requests, 2))
+        if len(ready) == 1:
+            # gRPC answers a blocking call in this thread, at half the cost of one that may run beside others.
+            request = ready[0]
+            yield call.read(request, _ask(infer, request.message, request.timeout, pairs))
+            return
+
+        def send(request: Request) -> Any:
+            return infer.future(request.message, timeout=request.timeout, metadata=pairs)
+
+        with closing(_pipeline.answers(chain(ready, requests), send, self._settings.max_in_flight)) as answers:
+            for request, response in answers:
+                yield call.read(request, response)
+
+    def _collect(self, call: Call, rows: int | None, metadata: Metadata | None) -> EmbeddingResult:
+        collector = Collector(rows)
+        with closing(self._answers(call, rows, metadata)) as answers:
+            for answer in answers:
+                collector.add(answer)
+        result = collector.result()
+        if result is None:
+            columns = call.columns
+            if columns is None:
+                columns = self._collect(call.probe(), 1, metadata).embeddings.shape[1]
+            result = EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
+        return result
+
+
+def _owned(answers: Generator[EmbeddingResult, None, None]) -> Generator[EmbeddingResult, None, None]:
+    with closing(answers):
+        for answer in answers:
+            yield answer.copy()
+
+
+def _model(stub: Any, name: str, deadline: Deadline, pairs: Pairs) -> ModelInfo:
+    metadata = _ask(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=name), deadline.left(), pairs)
+    config = _ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=name), deadline.left(), pairs)
+    return model_info(metadata, config)
+
+
+def _ask(method: Any, request: Any, timeout: float | None, pairs: Pairs) -> Any:
+    try:
+        return method(request, timeout=timeout, metadata=pairs)
+    except grpc.RpcError as error:
+        raise error_from_rpc(error) from None

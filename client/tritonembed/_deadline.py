@@ -9,6 +9,9 @@ import grpc
 
 from ._errors import DeadlineExceededError
 
+# Thirty years: what is far beyond would not fit into gRPC's own clock.
+LONGEST = 1e9
+
 
 class Deadline:
     """Counts down from ``timeout`` seconds, from now on; None is no limit."""
@@ -16,7 +19,7 @@ class Deadline:
     def __init__(self, timeout: float | None) -> None:
         if timeout is not None and not math.isfinite(timeout):
             raise ValueError("timeout is a finite number of seconds, or None for no limit")
-        self._end = None if timeout is None else monotonic() + timeout
+        self._end = None if timeout is None else monotonic() + min(timeout, LONGEST)
 
     def left(self) -> float | None:
         """Seconds left, above 0, or None; raises DeadlineExceededError once there are none."""

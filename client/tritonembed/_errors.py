@@ -1,14 +1,14 @@
 """The errors of the client, and the one table from gRPC status to error.
 
-    TritonEmbedError
-    ├── InvalidArgumentError    (also ValueError)    the request is wrong: sending it again cannot help
-    ├── ModelNotFoundError                           the server does not know the model
-    ├── UnavailableError                             no server there, or it cannot answer now
-    │   └── OverloadedError                          its queue is full: send again, later
-    ├── DeadlineExceededError   (also TimeoutError)  the time of the call ran out
-    ├── CancelledError                               somebody other than the caller cancelled the request
-    ├── AuthenticationError                          credentials missing, wrong or not enough
-    └── ServerError                                  the server failed, or answered what cannot be read
+TritonEmbedError
+├── InvalidArgumentError    (also ValueError)    the request is wrong: sending it again cannot help
+├── ModelNotFoundError                           the server does not know the model
+├── UnavailableError                             no server there, or it cannot answer now
+│   └── OverloadedError                          its queue is full: send again, later
+├── DeadlineExceededError   (also TimeoutError)  the time of the call ran out
+├── CancelledError                               somebody other than the caller cancelled the request
+├── AuthenticationError                          credentials missing, wrong or not enough
+└── ServerError                                  the server failed, or answered what cannot be read
 """
 
 from __future__ import annotations
@@ -111,5 +111,5 @@ def error_from_status(code: grpc.StatusCode, details: str | None) -> TritonEmbed
 
 def error_from_rpc(error: grpc.RpcError) -> TritonEmbedError:
     """The error for what gRPC raised, in a blocking or an asyncio call."""
-    # Every RpcError that an RPC raises has both methods; gRPC declares them on other classes.
-    return error_from_status(error.code(), error.details())  # type: ignore[attr-defined]
+    status: Any = error  # every RpcError of an RPC has both methods, though gRPC declares them on other classes
+    return error_from_status(status.code(), status.details())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,19 +11,23 @@ import numpy.typing as npt
 
 
 @dataclass(frozen=True, eq=False)
-class Embeddings:
-    """The vectors of n texts, in the order of the texts; ``vectors, num_tokens = embeddings`` works too.
+class EmbeddingResult:
+    """The embeddings of n texts, in the order of the texts; ``embeddings, num_tokens = result`` works too.
 
-    ``vectors`` is (n, d), by embedding_type: ``float`` float32, ``float16`` float16, ``int8`` int8, ``uint8`` uint8 with
-    d dimensions; ``binary`` int8 and ``ubinary`` uint8 with ceil(dimensions / 8) columns of packed bits.
+    ``embeddings`` is (n, d), by embedding_type: ``float`` float32, ``float16`` float16, ``int8`` int8, ``uint8`` uint8
+    with d the number of dimensions; ``binary`` int8 and ``ubinary`` uint8 with d = ceil(dimensions / 8) packed bytes.
     ``num_tokens`` is int32 (n,): what the model saw of each text, after prompt, truncation and special tokens.
     """
 
-    vectors: npt.NDArray[Any]
+    embeddings: npt.NDArray[Any]
     num_tokens: npt.NDArray[np.int32]
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
-        return iter((self.vectors, self.num_tokens))
+        return iter((self.embeddings, self.num_tokens))
+
+    def copy(self) -> EmbeddingResult:
+        """The same in memory of its own."""
+        return EmbeddingResult(self.embeddings.copy(), self.num_tokens.copy())
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """One model that the server has loaded."""
+    """One model that the server has loaded; ``parameters`` are those of its configuration, as text."""
 
     name: str
     versions: tuple[str, ...]
+    max_batch_size: int
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
+    parameters: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -53,3 +59,12 @@ class ServerInfo:
     version: str
     extensions: tuple[str, ...]
     models: tuple[ModelInfo, ...]
+
+    @property
+    def dimensions(self) -> int | None:
+        """The model's number of dimensions, where the server's configuration publishes it."""
+        for model in self.models:
+            text = model.parameters.get("dimensions", "")
+            if text.isdecimal():
+                return int(text)
+        return None

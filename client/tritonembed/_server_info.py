@@ -8,13 +8,22 @@ from typing import Any
 from ._results import ModelInfo, ServerInfo, TensorInfo
 
 
-def server_info(server: Any, models: Iterable[Any]) -> ServerInfo:
-    """ServerInfo of a ServerMetadataResponse and the ModelMetadataResponses."""
-    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(map(_model_info, models)))
+def server_info(server: Any, models: Iterable[ModelInfo]) -> ServerInfo:
+    """ServerInfo of a ServerMetadataResponse and its models."""
+    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models))
 
 
-def _model_info(model: Any) -> ModelInfo:
-    return ModelInfo(model.name, tuple(model.versions), _tensors(model.inputs), _tensors(model.outputs))
+def model_info(metadata: Any, config: Any) -> ModelInfo:
+    """ModelInfo of a ModelMetadataResponse and a ModelConfigResponse."""
+    parameters = {name: value.string_value for name, value in config.config.parameters.items()}
+    return ModelInfo(
+        name=metadata.name,
+        versions=tuple(metadata.versions),
+        max_batch_size=config.config.max_batch_size,
+        inputs=_tensors(metadata.inputs),
+        outputs=_tensors(metadata.outputs),
+        parameters=parameters,
+    )
 
 
 def _tensors(tensors: Iterable[Any]) -> tuple[TensorInfo, ...]:

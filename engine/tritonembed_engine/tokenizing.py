@@ -1,129 +1,186 @@
-"""Texts to token ids: exactly the ids of the model's own tokenizer, special tokens and truncation included."""
+"""From the texts of several requests to token ids: one call of the Rust tokenizer per kind of request."""
 
 from array import array
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.long_text import SafeCuts
 from tritonembed_engine.model_files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.tokenizer_loading import load_tokenizer
 from tritonembed_engine.wordpiece import AsciiWordPiece
 
-Request = tuple[Sequence[bytes], EmbedParameters]
-_DIRECTIONS = {"END": "right", "START": "left"}
+FIRST_PART = 8
+"""Characters per token of the maximum that a long text is first cut to; doubled until that is enough."""
+
+LONG = 2 * FIRST_PART
+"""A text is long from this many characters per token of the maximum; shorter ones are tokenized whole."""
+
+Job = tuple[Sequence[bytes], EmbedParameters]
+"""One request: its texts, UTF-8, and its parameters."""
+
+
+@dataclass
+class _Text:
+    """One text on its way. `index` is its place in its request."""
+
+    request: int
+    index: int
+    text: str
 
 
 class TextTokenizer:
-    """One model's tokenizer; for one thread.
-
-    sentences, truncated: how many it has seen, and how many of those it cut to the model's maximum.
-    """
+    """Tokenizes as the model's own tokenizer does, special tokens and truncation included. For one thread at a time."""
 
     def __init__(self, files: ModelFiles) -> None:
+        """Raises ModelError where the tokenizer can't be loaded."""
         self._files = files
         self._tokenizer = load_tokenizer(files)
+        self._cuts = SafeCuts(self._tokenizer)
+        self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer)
         self._room = files.max_length - len(self._prefix) - len(self._suffix)
-        self._ascii = AsciiWordPiece.of(self._tokenizer)
         self.sentences = 0
+        """How many texts were tokenized so far."""
         self.truncated = 0
+        """How many of them lost tokens to the maximum length."""
 
-    def encode_requests(self, requests: Sequence[Request]) -> list[list[bytes] | InvalidArgument]:
-        """Each request's sentences as ids, little-endian int32; a request that is wrong gets its own error.
+    def encode_requests(self, jobs: Sequence[Job]) -> list[list[bytes] | InvalidArgument]:
+        """Each request's sentences as little-endian int32 ids, or what is wrong with that request alone.
 
-        A request is its sentences in UTF-8 and its parameters, of which `truncate` and `input_type` matter here.
+        Texts of all requests that share prompt and truncation are tokenized in one call.
         """
         answers: list[list[bytes] | InvalidArgument] = []
-        # What the short way leaves, by how it is truncated: text, and the place of its ids.
-        left: dict[str, list[tuple[str, int, int]]] = defaultdict(list)
-        for number, (sentences, parameters) in enumerate(requests):
+        groups: dict[tuple[str, str], list[_Text]] = defaultdict(list)
+        for request, (texts, parameters) in enumerate(jobs):
+            prompt = self._files.prompt_for(parameters.input_type)
             try:
-                answers.append(self._encode_short(sentences, parameters, number, left[parameters.truncate]))
+                decoded = [_decode(text, index) for index, text in enumerate(texts)]
             except InvalidArgument as error:
                 answers.append(error)
-        for truncate, texts in left.items():
-            self._encode_left(truncate, [text for text in texts if isinstance(answers[text[1]], list)], answers)
+                continue
+            answers.append([b""] * len(decoded))
+            group = groups[prompt, parameters.truncate]
+            for index, text in enumerate(decoded):
+                one = _Text(request, index, prompt + text)
+                if not self._accept_ascii(one, parameters.truncate, answers):
+                    group.append(one)
+        for (_, truncate), group in groups.items():
+            self._encode_group(group, truncate, answers)
         self.sentences += sum(len(answer) for answer in answers if isinstance(answer, list))
         return answers
 
-    def _encode_short(
-        self, sentences: Sequence[bytes], parameters: EmbedParameters, number: int, left: list[tuple[str, int, int]]
-    ) -> list[bytes]:
-        prompt = self._files.prompt_for(parameters.input_type)
-        answer: list[bytes] = []
-        for index, sentence in enumerate(sentences):
-            ids = None
-            if self._ascii is not None and sentence.isascii() and prompt.isascii():
-                # One more than there is room for, so that what is too long shows.
-                at_most = self._room + 1 if parameters.truncate != "START" else None
-                ids = self._ascii.encode(prompt + self._text(sentence, index), at_most)
-            if ids is None:
-                left.append((prompt + self._text(sentence, index), number, index))
-                answer.append(b"")
-            else:
-                answer.append(self._framed(ids, parameters.truncate, index))
-        return answer
-
-    def _text(self, sentence: bytes, index: int) -> str:
-        try:
-            text = sentence.decode("utf-8")
-        except UnicodeDecodeError:
-            raise InvalidArgument("text", f"sentence {index} is not valid UTF-8") from None
-        return text.lower() if self._files.lowercase else text
-
-    def _framed(self, ids: list[int], truncate: str, index: int) -> bytes:
-        """Cut to the room there is, special tokens around."""
+    def _accept_ascii(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> bool:
+        """The short way; False where it does not serve the text."""
+        if self._ascii is None or not text.text.isascii():
+            return False
+        # One more than there is room for, so that what is too long shows.
+        ids = self._ascii.encode(text.text, None if truncate == "START" else self._room + 1)
+        if ids is None:
+            return False
+        answer = answers[text.request]
         if len(ids) > self._room:
             if truncate == "NONE":
-                raise _too_long(index, self._files.max_length)
+                answers[text.request] = _too_long(text.index, None, self._files.max_length)
+                return True
             self.truncated += 1
             ids = ids[: self._room] if truncate == "END" else ids[len(ids) - self._room :]
-        return array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
+        if isinstance(answer, list):
+            answer[text.index] = array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
+        return True
 
-    def _encode_left(
-        self, truncate: str, texts: list[tuple[str, int, int]], answers: list[list[bytes] | InvalidArgument]
-    ) -> None:
-        if not texts:
-            return
-        maximum = self._files.max_length
+    def _encode_group(self, group: list[_Text], truncate: str, answers: list[list[bytes] | InvalidArgument]) -> None:
+        """Put the ids, or the first error, of every text of the group into its request's answer."""
+        self._set_truncation(truncate)
+        longest = LONG * self._files.max_length
+        short = [text for text in group if len(text.text) <= longest]
+        try:
+            encodings = self._tokenizer.encode_batch_fast([text.text for text in short])
+            alone = [text for text in group if len(text.text) > longest]
+        except Exception:
+            # Some tokenizers refuse a text (a character outside a Unigram vocabulary without <unk>): find out which.
+            short, encodings, alone = [], [], group
+        for text, encoding in zip(short, encodings, strict=True):
+            self._accept(text, encoding, truncate, False, answers)
+        for text in alone:
+            self._encode_alone(text, truncate, answers)
+
+    def _encode_alone(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> None:
+        try:
+            encoding, is_cut = self._encode_long(text.text, truncate)
+        except Exception:
+            problem = f"sentence {text.index} holds something that the model's tokenizer refuses"
+            answers[text.request] = InvalidArgument("text", problem)
+        else:
+            self._accept(text, encoding, truncate, is_cut, answers)
+
+    def _set_truncation(self, truncate: str) -> None:
         if truncate == "NONE":
             self._tokenizer.no_truncation()
         else:
-            self._tokenizer.enable_truncation(maximum, direction=_DIRECTIONS[truncate])
-        encodings = self._tokenizer.encode_batch_fast([text for text, _, _ in texts])
-        for (_, number, index), encoding in zip(texts, encodings, strict=True):
-            answer = answers[number]
-            if isinstance(answer, InvalidArgument):
-                continue
-            ids = encoding.ids
-            if len(ids) > maximum:
-                answers[number] = _too_long(index, maximum)
-                continue
-            if len(ids) == maximum and encoding.overflowing:
-                self.truncated += 1
-            answer[index] = array("i", ids).tobytes()
+            direction = "left" if truncate == "START" else "right"
+            self._tokenizer.enable_truncation(self._files.max_length, direction=direction)
 
+    def _encode_long(self, text: str, truncate: str) -> tuple[Encoding, bool]:
+        """The encoding of a part of the text that is long enough to decide, and whether it is less than the whole."""
+        cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
+        # Under NONE one token over the maximum is already an error; otherwise truncation has to have had its fill.
+        enough = self._files.max_length + (truncate == "NONE")
+        characters = FIRST_PART * self._files.max_length
+        while True:
+            part = cut(text, characters)
+            is_cut = len(part) < len(text)
+            encoding = self._tokenizer.encode_batch_fast([part])[0]
+            if not is_cut or len(encoding) >= enough:
+                return encoding, is_cut
+            characters = 2 * max(characters, len(part))
 
-def load_tokenizer(files: ModelFiles) -> Tokenizer:
-    """The model's tokenizer as transformers reads it (some models' files only make sense through it)."""
-    from transformers import AutoTokenizer
-
-    tokenizer: Tokenizer = AutoTokenizer.from_pretrained(files.folder)._tokenizer
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    def _accept(
+        self,
+        text: _Text,
+        encoding: Encoding,
+        truncate: str,
+        is_cut: bool,
+        answers: list[list[bytes] | InvalidArgument],
+    ) -> None:
+        answer = answers[text.request]
+        if isinstance(answer, InvalidArgument):
+            return
+        # array is the fastest way from a list of ints to bytes; every machine that Triton runs on is little-endian.
+        ids = array("i", encoding.ids)
+        maximum = self._files.max_length
+        if len(ids) > maximum:
+            answers[text.request] = _too_long(text.index, None if is_cut else len(ids), maximum)
+        elif not ids:
+            answers[text.request] = InvalidArgument("text", f"sentence {text.index} has no tokens")
+        else:
+            answer[text.index] = ids.tobytes()
+            if len(ids) == maximum and truncate != "NONE":
+                self.truncated += is_cut or bool(encoding.overflowing)
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """What stands before and after a single text's own ids."""
     encoding = tokenizer.encode("a")
     own = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
-    if not own:
-        return encoding.ids, []
-    return encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]
+    return (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else (encoding.ids, [])
 
 
-def _too_long(index: int, maximum: int) -> InvalidArgument:
-    return InvalidArgument("text", f"sentence {index} has more tokens than the model's maximum of {maximum}")
+def _too_long(index: int, count: int | None, maximum: int) -> InvalidArgument:
+    """count: the text's tokens, where they were counted to the end."""
+    has = f"more tokens than the model's maximum of {maximum}"
+    if count is not None:
+        has = f"{count} tokens, over the model's maximum of {maximum}"
+    return InvalidArgument("text", f"sentence {index} has {has}")
+
+
+def _decode(text: bytes, index: int) -> str:
+    try:
+        return text.decode("utf-8")
+    except UnicodeDecodeError as error:
+        problem = f"sentence {index} is not valid UTF-8 (at byte {error.start})"
+        raise InvalidArgument("text", problem) from None

@@ -1,10 +1,10 @@
 """A short way to the ids of ASCII text under BERT's WordPiece: the same ids as `tokenizers`, some ten times sooner.
 
 Most of the time of `tokenizers` goes into normalising character by character with the alignments to the original kept.
-For ASCII that is one `lower` and one `translate`, and a word's ids depend on nothing but the word, so they are looked up:
+For ASCII that is one `lower` and one `translate`, and a word's ids depend on nothing but the word: they are looked up.
 
-* BertNormalizer on ASCII: control characters other than tab, newline and carriage return are deleted, letters lowered (if the
-  model says so); accents and Chinese characters do not occur.
+* BertNormalizer on ASCII: control characters other than tab, newline and carriage return are deleted, letters lowered
+  (if the model says so); accents and Chinese characters do not occur.
 * BertPreTokenizer on ASCII: words end at whitespace and at punctuation, and each punctuation character is a word.
 * WordPiece works on one word at a time, and finds a word that is in the vocabulary as a whole.
 
@@ -52,10 +52,14 @@ class AsciiWordPiece:
             return None
         if model.get("max_input_chars_per_word", 0) < LONGEST_CACHED_WORD:
             return None
+        # Such a token is matched after normalisation: in a text that does not hold it as it is written.
+        if any(token["normalized"] for token in spec["added_tokens"]):
+            return None
+        # With a lowering normalizer in front (sentence-transformers' do_lower_case) the type is Sequence: not served.
         return cls(tokenizer, bool(normalizer.get("lowercase")), [token["content"] for token in spec["added_tokens"]])
 
     def encode(self, text: str, at_most: int | None) -> list[int] | None:
-        """Ids of an ASCII text; at_most: only so many from its beginning are wanted (there may be more in the answer)."""
+        """Ids of an ASCII text. at_most: only so many from its beginning are wanted (the answer may hold more)."""
         lowered = text.lower()
         if any(token in lowered for token in self._added):
             return None

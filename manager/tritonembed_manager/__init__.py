@@ -1,0 +1,1 @@
+"""Runs Triton servers that embed text: `tritonembed-manager`."""

@@ -11,19 +11,28 @@ import time
 
 _TEXT = "ready?"
 _RETRY_S = 0.1
+_AFTER_AN_ERROR_S = 1.0
+_REFUSALS = 5
+"""A loaded model that refuses one good sentence so often will not get better."""
 _ATTEMPT_S = 60.0
 _QUESTION_S = 1.0
+_NOT_AN_ANSWER = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED", "StatusCode.CANCELLED")
 _MICROSECONDS = 1_000_000
 
 
 class ReadinessProbe:
-    """Infers, in a thread of its own, until it works. `fd` becomes readable then; `error` says why not yet."""
+    """Infers, in a thread of its own, until it works, or until the server has refused several times in a row.
+
+    `fd` becomes readable then; `refused` tells the two apart. `error` says why it does not work yet.
+    """
 
     def __init__(self, host: str, port: int) -> None:
         self._address = (host, port)
         self._stopping = threading.Event()
         self.fd, self._ready_fd = os.pipe()
         self.error = "it does not listen yet"
+        self.refused = False
+        self._refusals = 0
         self._thread = threading.Thread(target=self._run, name="readiness", daemon=True)
 
     def start(self) -> None:
@@ -37,19 +46,21 @@ class ReadinessProbe:
 
     def _run(self) -> None:
         with open(self._ready_fd, "wb", buffering=0) as ready, contextlib.suppress(BrokenPipeError):
-            while not self._stopping.is_set():
-                if self._listens() and self._answers():
+            while not self._stopping.wait(_RETRY_S):
+                if self._listens() and (self._answers() or self.refused):
                     ready.write(b"1")
-                    # Kept open: the end of the pipe would look like the news.
+                    # Kept open: the end of the pipe would look like the news once more.
                     self._stopping.wait()
-                self._stopping.wait(_RETRY_S)
 
     def _answers(self) -> bool:
         try:
             infer(*self._address)
         except Exception as error:
-            # Whatever it is, it is asked again; the last reason is what a time-out reports.
+            # Whatever it is, it is asked again; the last reason is what is reported.
             self.error = _one_line(error)
+            self._refusals = self._refusals + 1 if _is_refusal(error) else 0
+            self.refused = self._refusals >= _REFUSALS
+            self._stopping.wait(_AFTER_AN_ERROR_S)
             return False
         return True
 
@@ -102,6 +113,12 @@ def is_short_of_stubs(host: str, port: int, model: str, running: int) -> bool:
 
 def _authority(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the server answered with an error, rather than not (yet) at all."""
+    status = getattr(error, "status", lambda: None)()
+    return status is not None and status not in _NOT_AN_ANSWER
 
 
 def _one_line(error: Exception) -> str:

@@ -99,6 +99,8 @@ class Replica:
         self._selector.unregister(self._probe.fd)
         if self._drain_until is not None:
             return
+        if self._probe.refused:
+            raise ManagerError(f"the server started, but an inference fails: {self._probe.error}")
         self._stubs.look(self._server.members())
         if self._lost_while_starting:
             raise ManagerError(self._lost_while_starting)

@@ -1,7 +1,7 @@
 """A closed loop of requests against a Triton server: several client processes, requests encoded beforehand.
 
-Each process keeps its share of the requests in flight over its own connections and sends bytes that were serialized before
-the clock started, so the client costs as little as gRPC for Python allows.
+Each process keeps its share of the requests in flight over its own connections and sends bytes that were serialized
+before the clock started, so the client costs as little as gRPC for Python allows.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ REQUESTS_PER_CONNECTION = 32
 
 @dataclass(frozen=True)
 class Load:
-    """What is sent: `concurrency` requests in flight in all, from `processes` processes, for `seconds` after `warm_up`."""
+    """What is sent: `concurrency` requests in flight in all, from `processes`, for `seconds` after `warm_up`."""
 
     target: str
     payloads: Sequence[bytes]

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 BERT_TOKENIZER = Path(__file__).parent / "data" / "bert-base-uncased" / "tokenizer.json"
-BERT_SHAPES = {
+BERT_SHAPES: dict[str, dict[str, Any]] = {
     "bert-6x384": {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536},
     "bert-base": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072},
 }

@@ -53,6 +53,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         texts = [pb_utils.get_input_tensor_by_name(request, "text").as_numpy() for request in requests]
+        if os.environ.get("ECHO_MODE") == "refuses":
+            raise ValueError("no vector today")
         if any(text.ravel()[0] == b"slow" for text in texts):
             time.sleep(1.5)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("embedding", text)]) for text in texts]
@@ -84,8 +86,8 @@ class Manager:
 
     def __init__(self, *arguments, **environment):
         self.port, http_port, metrics_port = free_ports(3)
-        self.regions_before = set(SHARED_MEMORY.iterdir())
         options = ["--host=127.0.0.1", f"--port={self.port}", f"--http-port={http_port}"]
+        options.append(f"--startup-timeout={START_LIMIT_S}")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tritonembed_manager", "replica", *options, f"--metrics-port={metrics_port}"]
             + [str(argument) for argument in arguments],
@@ -137,12 +139,13 @@ class Manager:
 
 
 @pytest.fixture
-def replica():
+def replica(tmp_path):
     """Starts managers; ends whatever a failed test left of them."""
     managers = []
 
     def start(*arguments, **environment):
-        managers.append(Manager(*arguments, **environment))
+        # A manager that is killed can't remove its temporary folder.
+        managers.append(Manager(*arguments, **{"TMPDIR": str(tmp_path), **environment}))
         return managers[-1]
 
     yield start
@@ -251,6 +254,13 @@ def test_a_start_that_takes_too_long_is_given_up(replica, echo):
     code, lines = replica("--model-repository", echo, "--startup-timeout=1", ECHO_MODE="slow-start").ended()
     assert code == 1
     assert "not ready after 1 s (--startup-timeout)" in lines[-1]
+
+
+def test_a_model_that_loads_but_refuses_to_infer_is_not_ready(replica, echo):
+    code, lines = replica("--model-repository", echo, ECHO_MODE="refuses").ended()
+    assert code == 1
+    assert "the server started, but an inference fails: " in lines[-1]
+    assert "ValueError: no vector today" in lines[-1]
 
 
 def test_a_taken_port_is_named_before_anything_starts(replica, echo):

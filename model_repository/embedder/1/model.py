@@ -25,9 +25,8 @@ class TritonPythonModel:
             devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
             prepare_process(devices)
             # Only now: these import torch, which reads the environment once.
-            from tritonembed_engine.model_files import read_model_files
-
             from tritonembed_engine.factory import create_engine
+            from tritonembed_engine.model_files import read_model_files
             from tritonembed_engine.settings import read_settings
 
             settings = read_settings(repository_of(args))

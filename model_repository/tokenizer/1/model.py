@@ -5,7 +5,7 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.metrics import TOKENIZER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
-from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.stub import leave_out_torch, prepare_process
 from tritonembed_engine.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
 
 
@@ -16,10 +16,10 @@ class TritonPythonModel:
         """Read the model's tokenizer; the weights are not touched."""
         with start_up():
             prepare_process(visible_gpus=None)
+            leave_out_torch()
             from tritonembed_engine.model_files import read_model_files
-            from tritonembed_engine.tokenizing import TextTokenizer
-
             from tritonembed_engine.settings import read_settings
+            from tritonembed_engine.tokenizing import TextTokenizer
 
             settings = read_settings(repository_of(args))
             self._max_bytes = settings.engine.max_request_bytes
@@ -30,12 +30,11 @@ class TritonPythonModel:
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
         parsed = [self._parse(request) for request in requests]
         good = [job for job in parsed if not isinstance(job, Exception)]
-        truncated = self._tokenizer.truncated
-        sentences = self._tokenizer.sentences
+        before = self._tokenizer.truncated
         results = iter(self._tokenizer.encode_requests(good))
         self._metrics.add(
-            tokenized_sentences=self._tokenizer.sentences - sentences,
-            truncated_sentences=self._tokenizer.truncated - truncated,
+            tokenized_sentences=sum(len(texts) for texts, _ in good),
+            truncated_sentences=self._tokenizer.truncated - before,
         )
         answers = [job if isinstance(job, Exception) else next(results) for job in parsed]
         return [self._respond(result) for result in answers]

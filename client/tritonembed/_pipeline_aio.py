@@ -1,0 +1,62 @@
+"""Asyncio requests in flight: bounded, answered in order, given up together (see _pipeline, its blocking twin)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterator
+from typing import Any
+
+import grpc
+
+from ._errors import error_from_status
+from ._request import Request
+
+
+async def answers(
+    requests: Iterator[Request], send: Callable[[Request], Any], max_in_flight: int
+) -> AsyncGenerator[tuple[Request, Any], None]:
+    """Each request with its response, in the order of the requests; ``send`` starts a request and gives its call.
+
+    Bounds and errors are those of the blocking pipeline. Cancelling the task that waits here cancels the requests.
+    """
+    window: deque[tuple[Request, Any]] = deque()
+    finished: asyncio.Queue[Any] = asyncio.Queue()
+    unanswered = 0
+    more = True
+    try:
+        while True:
+            while not finished.empty():
+                await _check(finished.get_nowait())
+                unanswered -= 1
+            if window and window[0][1].done():
+                request, call = window.popleft()
+                await _check(call)
+                yield request, await call
+            elif more and unanswered < max_in_flight and len(window) < 2 * max_in_flight:
+                following = next(requests, None)
+                if following is None:
+                    more = False
+                    continue
+                window.append((following, send(following)))
+                unanswered += 1
+                window[-1][1].add_done_callback(finished.put_nowait)
+            elif window:
+                await _check(await finished.get())
+                unanswered -= 1
+            else:
+                return
+    finally:
+        for _, call in window:
+            call.cancel()
+
+
+async def _check(call: Any) -> None:
+    """Raise the error of a finished call that failed.
+
+    Its status is asked for, not its result: that would raise asyncio.CancelledError for a call that ended because
+    the channel was closed, as if this task had been cancelled.
+    """
+    code = await call.code()
+    if code is not grpc.StatusCode.OK:
+        raise error_from_status(code, await call.details())

@@ -1,0 +1,67 @@
+"""The application: its commands, and how every failure ends it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from importlib.metadata import version as installed_version
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from .connection import Connection, with_connection
+from .embed import embed
+from .failures import CommandError
+from .status import health, info
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tritonembed {installed_version('tritonembed')}")
+        raise typer.Exit
+
+
+@app.callback()
+@with_connection
+def connect(
+    connection: Connection,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Text embeddings through NVIDIA Triton.
+
+    The options of the connection may stand before or after the command's name.
+    """
+
+
+app.command()(embed)
+app.command()(health)
+app.command()(info)
+
+
+def run(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C, 143 for SIGTERM."""
+    # An exception, unlike the signal's default, lets a half-written file be removed.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="tritonembed")
+    except CommandError as error:
+        message, code = str(error), error.exit_code
+    except Exception as error:
+        # Typer's own errors have no public base class across its versions; this is their interface.
+        known: Any = error
+        if not hasattr(error, "format_message"):
+            raise
+        message, code = known.format_message(), known.exit_code
+    else:
+        sys.exit(code or 0)
+    print(f"tritonembed: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    sys.exit(128 + number)

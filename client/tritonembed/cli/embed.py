@@ -1,0 +1,139 @@
+"""`tritonembed embed`: texts in, embeddings out."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from enum import Enum
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+from tritonembed._client import EmbeddingClient
+
+from .connection import Connection, with_connection
+from .failures import UsageError, failures
+from .progress import ProgressBar
+from .sinks import Sink, open_sink
+from .sources import Arguments, Source, open_source
+
+
+class InputTypeName(str, Enum):
+    """The values of --input-type."""
+
+    query = "query"
+    passage = "passage"
+
+
+class TruncateName(str, Enum):
+    """The values of --truncate."""
+
+    END = "END"
+    START = "START"
+    NONE = "NONE"
+
+
+class EmbeddingTypeName(str, Enum):
+    """The values of --embedding-type."""
+
+    float = "float"
+    float16 = "float16"
+    int8 = "int8"
+    uint8 = "uint8"
+    binary = "binary"
+    ubinary = "ubinary"
+
+
+SAMPLING = "Accepted for callers of generating models; an embedding has no sampling."
+
+
+@with_connection
+def embed(
+    connection: Connection,
+    texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="One more text; repeatable.")] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input", "-f", help="A .txt (a line a text), .jsonl, .csv or .parquet file; - for lines of stdin."
+        ),
+    ] = None,
+    column: Annotated[str, typer.Option("--column", help="Field of a .jsonl, .csv or .parquet file.")] = "text",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .npy, .jsonl or .parquet file.", show_default="terminal")
+    ] = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Write JSON lines to the terminal as they come.")] = False,
+    input_type: Annotated[
+        InputTypeName | None, typer.Option("--input-type", help="Prepends the model's prompt.")
+    ] = None,
+    truncate: Annotated[
+        TruncateName | None, typer.Option("--truncate", help="End of a long text that is cut.", show_default="END")
+    ] = None,
+    dimensions: Annotated[
+        int | None, typer.Option("--dimensions", min=1, help="First so many dimensions.", show_default="all")
+    ] = None,
+    embedding_type: Annotated[
+        EmbeddingTypeName, typer.Option("--embedding-type", help="Numbers of a vector.")
+    ] = EmbeddingTypeName.float,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Length 1 or not.", show_default="the model's")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Texts a request.")] = 64,
+    max_in_flight: Annotated[int, typer.Option("--max-in-flight", min=1, help="Requests at once.")] = 8,
+    progress: Annotated[
+        bool | None, typer.Option("--progress/--no-progress", help="Progress bar.", show_default="writing a file")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help=SAMPLING)] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help=SAMPLING)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help=SAMPLING)] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=SAMPLING)] = None,
+    lora_name: Annotated[str | None, typer.Option("--lora-name", help="Not served yet: an error.")] = None,
+) -> None:
+    """Embed texts given here or read from a file, and print or write their vectors."""
+    if lora_name is not None:
+        raise UsageError("--lora-name: adapters are not served yet")
+    if any(option is not None for option in (temperature, top_p, top_k, max_tokens)):
+        typer.echo("tritonembed: an embedding has no sampling: --temperature, --top-p, … change nothing", err=True)
+    options = {
+        "input_type": input_type and input_type.value,
+        "truncate": truncate and truncate.value,
+        "dimensions": dimensions,
+        "embedding_type": embedding_type.value,
+        "normalize": normalize,
+        "batch_size": batch_size,
+        "timeout": connection.timeout,
+    }
+    chosen = _source(source, column, [*(texts or []), *(prompt or [])])
+    shown = progress if progress is not None else output is not None and sys.stderr.isatty()
+    with failures(), connection.open(max_in_flight=max_in_flight) as client, open_sink(output, stream) as sink:
+        _run(client, chosen, sink, options, shown, output)
+
+
+def _source(path: str | None, column: str, texts: list[str]) -> Source:
+    if path is not None and texts:
+        raise UsageError("texts are given both as arguments and as --input: choose one")
+    if path is not None:
+        return open_source(path, column)
+    if not texts:
+        raise UsageError("no texts: give them as arguments, or a file with --input")
+    return Arguments(texts)
+
+
+def _run(
+    client: EmbeddingClient, source: Source, sink: Sink, options: dict[str, Any], shown: bool, output: Path | None
+) -> None:
+    start = perf_counter()
+    texts = tokens = 0
+    with ProgressBar(source, shown) as bar, closing(client.iter_embed(source.texts(), **options)) as results:
+        for result in results:
+            sink.write(result)
+            texts += len(result.num_tokens)
+            tokens += int(result.num_tokens.sum())
+            bar.update(texts)
+    sink.finish(lambda: client.embed([], **options))
+    if output is not None:
+        seconds = perf_counter() - start
+        summary = f"{texts} texts, {tokens} tokens in {seconds:.1f} s ({texts / seconds:.0f} texts/s): {output}"
+        typer.echo(f"tritonembed: {summary}", err=True)

@@ -1,0 +1,162 @@
+"""Where the embeddings go: .npy, .jsonl, .parquet, or the terminal; written piece by piece."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed._results import EmbeddingResult
+
+from .atomic import AtomicFile
+from .failures import UsageError, usage_errors
+
+SHOWN = 4
+ROWS_A_GROUP = 8192
+
+
+class Sink(Protocol):
+    """Takes results one after the other; ``finish`` gets a result without rows, for the shape where none came."""
+
+    def write(self, result: EmbeddingResult) -> None: ...
+
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None: ...
+
+
+class NpySink:
+    """One array (n, d). The header is written first for no rows, and again when their number is known."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._rows = 0
+        self._like: npt.NDArray[Any] | None = None
+
+    def write(self, result: EmbeddingResult) -> None:
+        if self._like is None:
+            self._header(result.embeddings)
+        self._file.write(result.embeddings.data)
+        self._rows += len(result.embeddings)
+
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
+        like = empty().embeddings if self._like is None else self._like
+        end = self._file.tell()
+        self._file.seek(0)
+        self._header(like)
+        self._file.seek(max(end, self._file.tell()))
+
+    def _header(self, like: npt.NDArray[Any]) -> None:
+        self._like = like[:0]
+        shape = (self._rows, like.shape[1])
+        # numpy leaves room for a longer first number, so every header of this array has the same length.
+        numpy_format: Any = np.lib.format  # untyped
+        descr = numpy_format.dtype_to_descr(like.dtype)
+        numpy_format.write_array_header_1_0(self._file, {"descr": descr, "fortran_order": False, "shape": shape})
+
+
+class JsonLinesSink:
+    """A JSON object a line: index, num_tokens, embedding (floats with the digits that make them exact)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._index = 0
+
+    def write(self, result: EmbeddingResult) -> None:
+        width = result.embeddings.shape[1]
+        digits = {"float32": "%.9g", "float16": "%.5g"}.get(result.embeddings.dtype.name, "%d")
+        line = '{"index": %d, "num_tokens": %d, "embedding": [' + ", ".join([digits] * width) + "]}\n"
+        finite = bool(np.isfinite(result.embeddings).all())
+        for row, num_tokens in zip(result.embeddings.tolist(), result.num_tokens.tolist(), strict=True):
+            text = line % (self._index, num_tokens, *row)
+            if not finite:
+                text = text.replace("nan", "NaN").replace("inf", "Infinity")  # as Python's json spells them
+            self._file.write(text.encode())
+            self._index += 1
+        self._file.flush()
+
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
+        pass
+
+
+class ParquetSink:
+    """Columns num_tokens (int32) and embedding (a list of fixed size)."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        self._arrow = pyarrow
+        self._file = file
+        self._writer: Any = None
+        self._waiting: list[EmbeddingResult] = []
+        self._rows = 0
+
+    def write(self, result: EmbeddingResult) -> None:
+        self._waiting.append(result)
+        self._rows += len(result.num_tokens)
+        if self._rows >= ROWS_A_GROUP:
+            self._flush()
+
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
+        if self._writer is None and not self._waiting:
+            self._waiting.append(empty())
+        if self._waiting:
+            self._flush()
+        self._writer.close()
+
+    def _flush(self) -> None:
+        embeddings = np.concatenate([result.embeddings for result in self._waiting])
+        num_tokens = np.concatenate([result.num_tokens for result in self._waiting])
+        values = self._arrow.array(embeddings.reshape(-1))
+        lists = self._arrow.FixedSizeListArray.from_arrays(values, embeddings.shape[1])
+        table = self._arrow.table({"num_tokens": num_tokens, "embedding": lists})
+        if self._writer is None:
+            self._writer = self._arrow.parquet.ParquetWriter(self._file, table.schema)
+        self._writer.write_table(table)
+        self._waiting, self._rows = [], 0
+
+
+class TerminalSink:
+    """A short line a text, for people."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._index = 0
+
+    def write(self, result: EmbeddingResult) -> None:
+        width, dtype = result.embeddings.shape[1], result.embeddings.dtype.name
+        form = "{:d}" if result.embeddings.dtype.kind in "iu" else "{:+.4f}"
+        for row, num_tokens in zip(result.embeddings[:, :SHOWN].tolist(), result.num_tokens.tolist(), strict=True):
+            values = ", ".join(map(form.format, row)) + (", …" if width > SHOWN else "")
+            line = f"{self._index}  {num_tokens} token{'s' if num_tokens != 1 else ''}  {dtype}[{width}] ({values})\n"
+            self._file.write(line.encode())
+            self._index += 1
+        self._file.flush()
+
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
+        pass
+
+
+FILES: dict[str, Callable[[BinaryIO], Sink]] = {".npy": NpySink, ".jsonl": JsonLinesSink, ".parquet": ParquetSink}
+
+
+@contextmanager
+def open_sink(output: Path | None, stream: bool) -> Iterator[Sink]:
+    """The sink for an output file, by its ending, or for the terminal; the file appears when the block ends well."""
+    if output is None:
+        yield JsonLinesSink(sys.stdout.buffer) if stream else TerminalSink(sys.stdout.buffer)
+        return
+    if stream:
+        raise UsageError("--stream writes to the terminal: leave out --output, or write a .jsonl file")
+    sink = FILES.get(output.suffix.lower())
+    if sink is None:
+        raise UsageError(f"{os.fspath(output)}: the output is .npy, .jsonl or .parquet")
+    with usage_errors():
+        atomic = AtomicFile(output)
+    with atomic as file:
+        yield sink(file)

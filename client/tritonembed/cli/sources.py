@@ -1,0 +1,159 @@
+"""Where the texts come from: a file, standard input or the command line; read piece by piece."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .failures import CommandError, UsageError, usage_errors
+
+BATCH_ROWS = 1024
+BOM = b"\xef\xbb\xbf"
+
+
+class Source:
+    """Texts, and how far they have been read: ``position`` of ``total`` (in rows or bytes), None where unknown."""
+
+    def __init__(self, total: int | None) -> None:
+        self.total = total
+        self.position = 0
+
+    def texts(self) -> Iterator[str]:
+        """The texts, once."""
+        raise NotImplementedError
+
+
+class Arguments(Source):
+    """Texts of the command line."""
+
+    def __init__(self, texts: list[str]) -> None:
+        super().__init__(len(texts))
+        self._texts = texts
+
+    def texts(self) -> Iterator[str]:
+        for text in self._texts:
+            self.position += 1
+            yield text
+
+
+class LineFile(Source):
+    """A file of lines, read with one of the readers below; ``name`` is for messages."""
+
+    def __init__(self, file: BinaryIO, name: str, size: int | None, read: Callable[[Iterator[str]], Iterator[str]]):
+        super().__init__(size)
+        self._file = file
+        self._name = name
+        self._read = read
+        self._line = 0
+
+    def texts(self) -> Iterator[str]:
+        try:
+            with self._file:
+                yield from self._read(self._lines())
+        except _RowError as error:
+            raise CommandError(f"{self._name}: line {self._line}: {error}") from None
+
+    def _lines(self) -> Iterator[str]:
+        for line in self._file:
+            self._line += 1
+            self.position += len(line)
+            try:
+                yield (line.removeprefix(BOM) if self._line == 1 else line).decode()
+            except UnicodeDecodeError:
+                raise _RowError("not UTF-8") from None
+
+
+class ParquetFile(Source):
+    """One column of strings of a Parquet file."""
+
+    def __init__(self, path: Path, column: str) -> None:
+        import pyarrow.lib
+        import pyarrow.parquet
+
+        with usage_errors():
+            try:
+                self._file = pyarrow.parquet.ParquetFile(path)
+            except pyarrow.lib.ArrowInvalid:
+                raise UsageError(f"{path}: not a Parquet file") from None
+        if column not in self._file.schema_arrow.names:
+            raise UsageError(f"{path}: no column {column!r} (--column chooses one)")
+        super().__init__(self._file.metadata.num_rows)
+        self._name = str(path)
+        self._column = column
+
+    def texts(self) -> Iterator[str]:
+        for batch in self._file.iter_batches(BATCH_ROWS, columns=[self._column]):
+            for text in batch.column(0).to_pylist():
+                if not isinstance(text, str):
+                    raise CommandError(f"{self._name}: row {self.position}: column {self._column!r} is not a string")
+                self.position += 1
+                yield text
+
+
+class _RowError(Exception):
+    """Why a line is not a text."""
+
+
+def open_source(path: str, column: str) -> Source:
+    """The source for a path: by its ending, or lines of standard input for ``-``; UsageError if unreadable."""
+    if path == "-":
+        return LineFile(sys.stdin.buffer, "standard input", None, _plain)
+    file = Path(path)
+    readers: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {
+        ".txt": _plain,
+        ".jsonl": lambda lines: _json(lines, column),
+        ".csv": lambda lines: _csv(lines, column),
+    }
+    suffix = file.suffix.lower()
+    if suffix == ".parquet":
+        return ParquetFile(file, column)
+    if suffix not in readers:
+        raise UsageError(f"{path}: the input is .txt, .jsonl, .csv, .parquet or '-'")
+    with usage_errors():
+        opened = file.open("rb")
+        return LineFile(opened, path, file.stat().st_size, readers[suffix])
+
+
+def _plain(lines: Iterator[str]) -> Iterator[str]:
+    # Every line counts, empty ones too: row n of the output is line n of the input.
+    return (line.removesuffix("\n").removesuffix("\r") for line in lines)
+
+
+def _json(lines: Iterator[str], column: str) -> Iterator[str]:
+    for line in lines:
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            raise _RowError("not JSON") from None
+        yield _field(row, column)
+
+
+def _field(row: Any, column: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(column), str):
+        raise _RowError(f"no string {column!r} (--column chooses another)")
+    text: str = row[column]
+    return text
+
+
+def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
+    csv.field_size_limit(2**31 - 1)
+    rows = csv.reader(lines)
+    header = next(rows, [])
+    if column not in header:
+        raise _RowError(f"no column {column!r} in the header (--column chooses one)")
+    index = header.index(column)
+    try:
+        for row in rows:
+            if not row:
+                continue
+            if index >= len(row):
+                raise _RowError(f"no column {column!r}")
+            yield row[index]
+    except csv.Error as error:
+        raise _RowError(str(error)) from None

@@ -1,0 +1,61 @@
+"""`tritonembed health` and `tritonembed info`: what the server says of itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from time import perf_counter
+from typing import Annotated
+
+import typer
+
+from tritonembed._errors import TritonEmbedError
+from tritonembed._results import ModelInfo, TensorInfo
+
+from .connection import Connection, with_connection
+from .failures import CommandError, failures
+
+# A probe that waits for ever tells nothing.
+DEFAULT_TIMEOUT = 5.0
+
+
+@with_connection
+def health(connection: Connection) -> None:
+    """Exit with 0 if an inference succeeds now, with 1 if not."""
+    timeout = DEFAULT_TIMEOUT if connection.timeout is None else connection.timeout
+    with connection.open() as client:
+        start = perf_counter()
+        try:
+            client.embed(["ready"], timeout=timeout)
+        except TritonEmbedError as error:
+            raise CommandError(f"{connection.target} is not ready: {type(error).__name__}: {error}") from error
+        milliseconds = 1000 * (perf_counter() - start)
+    typer.echo(f"{connection.target} is ready: it embedded a sentence in {milliseconds:.1f} ms")
+
+
+@with_connection
+def info(
+    connection: Connection,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+) -> None:
+    """Show the server, its version and the models behind the embeddings."""
+    timeout = DEFAULT_TIMEOUT if connection.timeout is None else connection.timeout
+    with failures(), connection.open() as client:
+        server = client.info(timeout=timeout)
+    if as_json:
+        typer.echo(json.dumps({**asdict(server), "dimensions": server.dimensions}, indent=2))
+        return
+    typer.echo(f"server      {server.name} {server.version} at {connection.target}")
+    if server.dimensions is not None:
+        typer.echo(f"dimensions  {server.dimensions}")
+    for model in server.models:
+        typer.echo(f"model       {_model(model)}")
+
+
+def _model(model: ModelInfo) -> str:
+    tensors = f"{', '.join(map(_tensor, model.inputs))} -> {', '.join(map(_tensor, model.outputs))}"
+    return f"{model.name} (version {', '.join(model.versions)}, up to {model.max_batch_size} a request): {tensors}"
+
+
+def _tensor(tensor: TensorInfo) -> str:
+    return f"{tensor.name} {tensor.datatype} [{','.join(map(str, tensor.shape))}]"

@@ -1,0 +1,59 @@
+"""The Rust tokenizer of a model, equal to what transformers' `AutoTokenizer` gives."""
+
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model_files import ModelFiles
+
+PROBES = (
+    "",
+    "Hello world",
+    " two  spaces ",
+    "naïve Ünïcödé ΑΒΓ 中文 हिन्दी",
+    "1234.5 it's <s> [SEP] </s> <|endoftext|>\n\n",
+)
+"""Texts on which the class and the Rust tokenizer inside it must agree."""
+
+
+def load_tokenizer(files: ModelFiles) -> Tokenizer:
+    """The model's tokenizer, without truncation and padding. Raises ModelError, in one line.
+
+    transformers' tokenizer classes rebuild what they read (normalizer, post-processor, added tokens), so tokenizer.json
+    alone is not always what the model was trained with.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) has no fast form")
+    backend.no_truncation()
+    backend.no_padding()
+    if not all(_agree(tokenizer, backend, text) for text in PROBES):
+        raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) does more than its fast form")
+    if files.lowercase:
+        _lowercase_first(backend)
+    return backend
+
+
+def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:
+    try:
+        expected = tokenizer(text).input_ids
+    except Exception:
+        # A Unigram vocabulary without <unk> refuses what it does not know; so will the Rust tokenizer.
+        return True
+    return bool(expected == backend.encode(text).ids)
+
+
+def _lowercase_first(tokenizer: Tokenizer) -> None:
+    """What sentence-transformers does where a model's settings say `do_lower_case`."""
+    present = tokenizer.normalizer
+    if present is None:
+        tokenizer.normalizer = normalizers.Lowercase()
+    elif b'"Lowercase"' not in present.__getstate__():
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), present])

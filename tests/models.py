@@ -1,0 +1,44 @@
+"""Random-weight models for the tests, each written once a session and only when a test asks for it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tritonembed_perf import models
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "bert": lambda folder: models.write_bert(
+        folder,
+        layers=2,
+        hidden=64,
+        heads=4,
+        intermediate=128,
+        max_length=64,
+        prompts={"query": "find: ", "document": "text: "},
+    ),
+    "bert-cls": lambda folder: models.write_bert(
+        folder, layers=2, hidden=64, heads=4, intermediate=128, pooling="cls", normalize=False
+    ),
+    "roberta": lambda folder: models.write_roberta(folder, max_length=64),
+    "xlm-roberta": lambda folder: models.write_xlm_roberta(folder, max_length=64),
+    "modernbert": lambda folder: models.write_modernbert(folder, max_length=64),
+    "qwen3": lambda folder: models.write_qwen3(folder, max_length=64),
+}
+
+
+class ModelShelf:
+    """`shelf("bert")` is the folder of that model; see WRITERS for the names."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __call__(self, name: str) -> Path:
+        folder = self._root / name
+        return folder if folder.exists() else WRITERS[name](folder)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> ModelShelf:
+    """The session's small models."""
+    return ModelShelf(tmp_path_factory.mktemp("models"))

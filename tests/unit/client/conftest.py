@@ -1,0 +1,21 @@
+"""A fake server for each test, and a client of it."""
+
+import pytest
+from tests.unit.client.fake_server import FakeServer, Gate
+
+from tritonembed import EmbeddingClient
+
+
+@pytest.fixture
+def server():
+    fake = FakeServer()
+    yield fake
+    if isinstance(fake.infer, Gate):
+        fake.infer.open()
+    fake.close()
+
+
+@pytest.fixture
+def client(server):
+    with EmbeddingClient(server.target) as opened:
+        yield opened

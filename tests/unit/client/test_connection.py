@@ -1,0 +1,85 @@
+import subprocess
+
+import grpc
+import pytest
+from tests.unit.client.fake_server import FakeServer
+
+from tritonembed import AsyncEmbeddingClient, EmbeddingClient, UnavailableError
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    """A certificate for localhost with its key, made by openssl."""
+    folder = tmp_path_factory.mktemp("keys")
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(folder / "key.pem"), "-out", str(folder / "certificate.pem")]
+    subprocess.run([*command.split(), *names, *files], check=True, capture_output=True)
+    return folder / "key.pem", folder / "certificate.pem"
+
+
+@pytest.fixture(scope="module")
+def secure(keys):
+    key, certificate = (path.read_bytes() for path in keys)
+    # It wants a certificate from its clients too.
+    credentials = grpc.ssl_server_credentials([(key, certificate)], certificate, require_client_auth=True)
+    server = FakeServer(credentials)
+    yield server
+    server.close()
+
+
+@pytest.mark.parametrize("read", [lambda path: path, str, lambda path: path.read_bytes()])
+def test_tls_takes_keys_as_paths_and_as_bytes(secure, keys, read):
+    key, certificate = map(read, keys)
+    with EmbeddingClient(
+        secure.target, tls=True, root_certificates=certificate, private_key=key, certificate_chain=certificate
+    ) as client:
+        assert client.embed(["1"]).num_tokens.tolist() == [1]
+
+
+async def test_tls_works_in_asyncio(secure, keys):
+    key, certificate = keys
+    async with AsyncEmbeddingClient(
+        secure.target, tls=True, root_certificates=certificate, private_key=key, certificate_chain=certificate
+    ) as client:
+        assert (await client.embed(["1"])).num_tokens.tolist() == [1]
+
+
+def test_a_server_that_is_not_trusted_is_unavailable(secure):
+    with EmbeddingClient(secure.target, tls=True) as client, pytest.raises(UnavailableError):
+        client.embed(["1"], timeout=10)
+
+
+def test_tls_settings_that_do_not_fit_together_are_value_errors(keys):
+    key, certificate = keys
+    with pytest.raises(ValueError, match="tls=True"):
+        EmbeddingClient(root_certificates=certificate)
+    with pytest.raises(ValueError, match="go together"):
+        EmbeddingClient(tls=True, private_key=key)
+
+
+@pytest.mark.parametrize("metadata", [{"Authorization": "Bearer 1"}, [("authorization", "Bearer 1")]])
+def test_metadata_of_client_and_call_is_sent(server, metadata):
+    with EmbeddingClient(server.target, metadata=metadata) as client:
+        client.embed(["1"], metadata={"x-trace": "2", "raw-bin": b"\xff"})
+        client.embed(["1"])
+    assert server.metadata[0]["authorization"] == "Bearer 1"
+    assert server.metadata[0]["x-trace"] == "2"
+    assert server.metadata[0]["raw-bin"] == b"\xff"
+    assert server.metadata[1]["authorization"] == "Bearer 1"
+    assert "x-trace" not in server.metadata[1]
+
+
+@pytest.mark.parametrize(
+    "pair", [("token", "secret\n"), ("token", "sécret"), ("token", b"secret"), ("x-bin", "secret")]
+)
+def test_metadata_that_cannot_be_sent_is_refused_without_showing_its_value(pair):
+    with pytest.raises(ValueError, match=f"metadata {pair[0]}: ") as caught:
+        EmbeddingClient(metadata=[pair])
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["", "two words", "grpc-timeout", "naïve"])
+def test_metadata_names_that_http2_forbids_are_refused(name):
+    with pytest.raises(ValueError, match="no name of a header"):
+        EmbeddingClient(metadata={name: "value"})

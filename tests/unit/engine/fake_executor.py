@@ -1,0 +1,87 @@
+"""An executor without a model: each vector says which sentence it is of. It can hold, fail and count."""
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+PATIENCE = 20.0
+"""Seconds a test waits for what happens at once unless it is broken."""
+
+
+def ids(*values: int) -> bytes:
+    """A sentence."""
+    return np.array(values, dtype="<i4").tobytes()
+
+
+def vector_of(sentence: bytes) -> list[float]:
+    """What FakeExecutor computes: first id, last id, tokens."""
+    values = np.frombuffer(sentence, dtype="<i4")
+    return [float(values[0]), float(values[-1]), float(len(values))]
+
+
+def vectors_of(sentences: Sequence[bytes]) -> Array:
+    """A batch of `vector_of`."""
+    return np.array([vector_of(sentence) for sentence in sentences], dtype=np.float32)
+
+
+class FakeExecutor:
+    """Follows `Executor`. `hold` stops the engine in `result` until `let_go`."""
+
+    name = "fake"
+    dimensions = 3
+
+    def __init__(self, max_batch_tokens: int = 10, max_batch_sentences: int = 4) -> None:
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_sentences = max_batch_sentences
+        self.batches: list[list[bytes]] = []
+        self.events: list[str] = []
+        self.in_flight = self.most_in_flight = 0
+        self.closed = False
+        self.compute: Callable[[Sequence[bytes]], Array] = vectors_of
+        self.before_launch: Callable[[Sequence[bytes]], None] = lambda sentences: None
+        self.before_result: Callable[[], None] = lambda: None
+        self.holding = threading.Event()
+        self._go = threading.Event()
+        self._go.set()
+
+    @property
+    def computed(self) -> list[bytes]:
+        """Every sentence that was launched."""
+        return [sentence for batch in self.batches for sentence in batch]
+
+    def hold(self) -> None:
+        self._go.clear()
+
+    def let_go(self) -> None:
+        self._go.set()
+
+    def launch(self, sentences: Sequence[bytes]) -> "FakePending":
+        self.before_launch(sentences)
+        self.batches.append(list(sentences))
+        self.events.append("launch")
+        self.in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        return FakePending(self, list(sentences))
+
+    def wait(self) -> None:
+        self.holding.set()
+        assert self._go.wait(PATIENCE)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakePending:
+    def __init__(self, executor: FakeExecutor, sentences: list[bytes]) -> None:
+        self._executor = executor
+        self._sentences = sentences
+
+    def result(self) -> Array:
+        self._executor.wait()
+        self._executor.events.append("result")
+        self._executor.in_flight -= 1
+        self._executor.before_result()
+        return self._executor.compute(self._sentences)

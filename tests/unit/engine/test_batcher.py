@@ -1,0 +1,157 @@
+"""Batches by token budget."""
+
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tritonembed_engine.batcher import Batch, Batcher, Waiting
+
+LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=30)
+
+
+@dataclass(eq=False)
+class Labelled(Waiting):
+    name: int = 0
+
+
+def request(name: int, lengths: list[int], deadline: float | None = None) -> Labelled:
+    sentences = [bytes([name % 256, place % 256, 0, 0]) * n for place, n in enumerate(lengths)]
+    return Labelled(sentences, deadline, name=name)
+
+
+def take_all(batcher: Batcher[Labelled], now: float = 0.0) -> list[Batch[Labelled]]:
+    batches: list[Batch[Labelled]] = []
+    while True:
+        batch, _ = batcher.take(now)
+        if batch is None:
+            return batches
+        batches.append(batch)
+
+
+def check_shape(batch: Batch[Labelled], max_tokens: int, max_sentences: int) -> None:
+    """A batch is within both bounds (a lone long sentence aside) and says truly what it holds."""
+    assert batch.tokens == sum(len(sentence) for sentence in batch.sentences) // 4
+    assert batch.tokens <= max_tokens or len(batch.sentences) == 1
+    assert 1 <= len(batch.sentences) <= max_sentences
+    assert batch.sentences == [s for p in batch.pieces for s in p.request.sentences[p.start : p.stop]]
+
+
+@given(st.lists(LENGTHS, max_size=12), st.integers(1, 100), st.integers(1, 20))
+def test_every_sentence_is_taken_once_in_order_and_within_the_budget(
+    requests: list[list[int]], max_tokens: int, max_sentences: int
+) -> None:
+    batcher: Batcher[Labelled] = Batcher(max_tokens, max_sentences)
+    added = [request(name, lengths) for name, lengths in enumerate(requests)]
+    for one in added:
+        batcher.add(one)
+    taken: dict[int, list[int]] = {one.name: [] for one in added}
+    order: list[int] = []
+    for batch in take_all(batcher):
+        check_shape(batch, max_tokens, max_sentences)
+        for piece in batch.pieces:
+            taken[piece.request.name] += range(piece.start, piece.stop)
+            order.append(piece.request.name)
+    assert taken == {one.name: list(range(len(one.sentences))) for one in added}
+    assert order == sorted(order)
+    assert batcher.waiting_sentences == 0
+    assert not batcher
+
+
+@given(st.lists(LENGTHS, min_size=1, max_size=12), st.integers(1, 100), st.integers(1, 20))
+def test_a_batch_ends_only_where_the_next_sentence_does_not_fit(
+    requests: list[list[int]], max_tokens: int, max_sentences: int
+) -> None:
+    batcher: Batcher[Labelled] = Batcher(max_tokens, max_sentences)
+    for name, lengths in enumerate(requests):
+        batcher.add(request(name, lengths))
+    batches = take_all(batcher)
+    for batch, following in pairwise(batches):
+        full = len(batch.sentences) == max_sentences
+        assert full or batch.tokens + len(following.sentences[0]) // 4 > max_tokens
+
+
+@given(st.lists(st.tuples(LENGTHS, st.sampled_from(["good", "late", "failed"])), max_size=12), st.randoms())
+def test_late_and_failed_requests_are_skipped_and_the_count_returns_to_zero(
+    requests: list[tuple[list[int], str]], chance: random.Random
+) -> None:
+    batcher: Batcher[Labelled] = Batcher(64, 16)
+    fates: dict[int, str] = {}
+    expired: list[int] = []
+    computed: set[int] = set()
+
+    def take() -> Batch[Labelled] | None:
+        batch, late = batcher.take(now=10.0)
+        expired.extend(one.name for one in late)
+        if batch is not None:
+            check_shape(batch, 64, 16)
+            computed.update(piece.request.name for piece in batch.pieces)
+        return batch
+
+    for name, (lengths, fate) in enumerate(requests):
+        one = request(name, lengths, deadline=10.0 if fate == "late" else 10.5)
+        one.failed = fate == "failed"
+        fates[name] = fate
+        batcher.add(one)
+        if chance.random() < 0.3:
+            take()
+    while take() is not None:
+        pass
+    assert sorted(expired) == [name for name, fate in fates.items() if fate == "late"]
+    assert computed == {name for name, fate in fates.items() if fate == "good"}
+    assert batcher.waiting_sentences == 0
+    assert not batcher
+
+
+def test_small_requests_are_merged() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    for name in range(4):
+        batcher.add(request(name, [3]))
+    assert [[p.request.name for p in batch.pieces] for batch in take_all(batcher)] == [[0, 1, 2], [3]]
+
+
+def test_a_large_request_is_split_and_its_end_shares_a_batch_with_the_next() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [4, 4, 4]))
+    batcher.add(request(1, [4]))
+    pieces = [[(p.request.name, p.start, p.stop) for p in batch.pieces] for batch in take_all(batcher)]
+    assert pieces == [[(0, 0, 2)], [(0, 2, 3), (1, 0, 1)]]
+
+
+def test_a_sentence_over_the_budget_goes_alone() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [1, 25, 1]))
+    assert [(len(batch.sentences), batch.tokens) for batch in take_all(batcher)] == [(1, 1), (1, 25), (1, 1)]
+
+
+def test_a_deadline_passes_at_its_own_moment_and_not_before() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [1], deadline=5.0))
+    batcher.add(request(1, [1], deadline=5.5))
+    batch, expired = batcher.take(now=5.0)
+    assert batch is not None
+    assert [p.request.name for p in batch.pieces] == [1]
+    assert [one.name for one in expired] == [0]
+
+
+def test_what_is_left_of_a_split_request_is_dropped_when_it_fails() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    one = request(0, [9, 9, 9])
+    batcher.add(one)
+    batcher.take(0.0)
+    assert batcher.waiting_sentences == 2
+    one.failed = True
+    assert batcher.take(0.0) == (None, [])
+    assert batcher.waiting_sentences == 0
+
+
+def test_draining_gives_up_everything_that_waits() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    for name in range(3):
+        batcher.add(request(name, [6]))
+    batcher.take(0.0)
+    assert [one.name for one in batcher.drain()] == [1, 2]
+    assert batcher.waiting_sentences == 0
+    assert batcher.take(0.0) == (None, [])

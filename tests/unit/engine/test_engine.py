@@ -1,0 +1,293 @@
+"""The engine's thread: who gets which answer, and what happens under load, errors and at the end."""
+
+import random
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
+from tritonembed_engine.engine import DEPTH, BatchReport, EmbeddingEngine, Job
+from tritonembed_engine.errors import DeadlineExceeded, EngineDead, ExecutionFailed, Overloaded
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+
+Made = tuple[EmbeddingEngine, FakeExecutor, Clock]
+Make = Callable[..., Made]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Engines over fake executors, closed at the end."""
+    made: list[Made] = []
+
+    def make_one(
+        executor: FakeExecutor | None = None,
+        max_waiting_sentences: int = 65536,
+        on_batch: Callable[[BatchReport], None] | None = None,
+    ) -> Made:
+        executor, clock = executor or FakeExecutor(), Clock()
+        made.append((EmbeddingEngine(executor, max_waiting_sentences, clock, on_batch), executor, clock))
+        return made[-1]
+
+    yield make_one
+    for engine, executor, _ in made:
+        executor.let_go()
+        engine.close()
+
+
+def get(future: "Future[Array]") -> Array:
+    return future.result(PATIENCE)
+
+
+def occupy(engine: EmbeddingEngine, executor: FakeExecutor) -> "Future[Array]":
+    """A request that the engine is busy with until the executor is let go; what is submitted now waits."""
+    executor.hold()
+    future = engine.submit([ids(1)])
+    assert executor.holding.wait(PATIENCE)
+    return future
+
+
+def test_every_request_of_many_threads_gets_its_own_vectors_in_order(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_tokens=50, max_batch_sentences=7))
+
+    def client(seed: int) -> None:
+        chance = random.Random(seed)
+        for turn in range(25):
+            sentences = [
+                ids(seed, *[5] * chance.randint(0, 60), turn * 100 + place) for place in range(chance.randint(1, 20))
+            ]
+            np.testing.assert_array_equal(get(engine.submit(sentences)), vectors_of(sentences))
+
+    with ThreadPoolExecutor(8) as clients:
+        list(clients.map(client, range(8)))
+    assert len(set(executor.computed)) == len(executor.computed)
+    assert any(len({sentence[:4] for sentence in batch}) > 1 for batch in executor.batches)
+
+
+def test_a_request_larger_than_a_batch_is_put_together_again(make: Make) -> None:
+    engine, executor, _ = make()
+    sentences = [ids(place, 7, 7) for place in range(11)]
+    np.testing.assert_array_equal(get(engine.submit(sentences)), vectors_of(sentences))
+    assert len(executor.batches) == 4
+
+
+def test_requests_that_came_together_share_a_batch(make: Make) -> None:
+    engine, executor, _ = make()
+    first, second = engine.submit_all([Job([ids(1)]), Job([ids(2), ids(3)])])
+    np.testing.assert_array_equal(get(first), vectors_of([ids(1)]))
+    np.testing.assert_array_equal(get(second), vectors_of([ids(2), ids(3)]))
+    assert executor.batches == [[ids(1), ids(2), ids(3)]]
+
+
+def test_each_request_of_a_batch_is_normalised_or_not_as_it_asked(make: Make) -> None:
+    engine, executor, _ = make()
+    raw, unit = engine.submit_all([Job([ids(3, 4)]), Job([ids(3, 4)], normalize=True)])
+    expected = vectors_of([ids(3, 4)])
+    np.testing.assert_array_equal(get(raw), expected)
+    np.testing.assert_allclose(get(unit), expected / np.linalg.norm(expected), rtol=1e-6)
+    assert len(executor.batches) == 1
+
+
+def test_a_request_whose_deadline_passed_before_its_turn_is_never_computed(make: Make) -> None:
+    engine, executor, clock = make()
+    running = occupy(engine, executor)
+    late, early = engine.submit([ids(666)], deadline=5.0), engine.submit([ids(2)], deadline=7.0)
+    clock.advance(6.0)
+    executor.let_go()
+    with pytest.raises(DeadlineExceeded):
+        get(late)
+    np.testing.assert_array_equal(get(running), vectors_of([ids(1)]))
+    np.testing.assert_array_equal(get(early), vectors_of([ids(2)]))
+    assert executor.computed == [ids(1), ids(2)]
+
+
+def test_beyond_what_may_wait_a_request_is_refused_at_once_and_later_ones_are_served(make: Make) -> None:
+    engine, executor, _ = make(max_waiting_sentences=4)
+    occupy(engine, executor)
+    fits, too_much = engine.submit([ids(2)] * 3), engine.submit([ids(3)] * 2)
+    assert too_much.done()
+    with pytest.raises(Overloaded, match="more than 4 sentences are waiting"):
+        get(too_much)
+    assert not fits.done()
+    smaller = engine.submit([ids(4)])
+    executor.let_go()
+    assert len(get(fits)) == 3
+    assert len(get(smaller)) == 1
+    assert len(get(engine.submit([ids(5)] * 4))) == 4
+    assert ids(3) not in executor.computed
+
+
+@pytest.mark.parametrize("where", ["launch", "result"])
+def test_an_error_of_one_batch_fails_only_its_requests(make: Make, where: str) -> None:
+    engine, executor, _ = make()
+
+    def fail_on_666(sentences: Sequence[bytes]) -> Array:
+        if ids(666) in sentences:
+            raise RuntimeError("/home/secret/model.bin is broken")
+        return vectors_of(sentences)
+
+    if where == "launch":
+        executor.before_launch = fail_on_666
+    else:
+        executor.compute = fail_on_666
+    jobs = [Job([ids(1)] * 4), Job([ids(2)]), Job([ids(666)]), Job([ids(3)] * 4)]
+    whole, together, broken, after = engine.submit_all(jobs)
+    for future in (together, broken):
+        with pytest.raises(ExecutionFailed) as failed:
+            get(future)
+        assert str(failed.value) == "a batch failed: RuntimeError"
+    # The batch had room for two sentences of the last request, so that one fails too.
+    with pytest.raises(ExecutionFailed):
+        get(after)
+    assert len(get(whole)) == 4
+    assert len(get(engine.submit([ids(4)]))) == 1
+
+
+def test_what_is_left_of_a_request_is_not_computed_once_it_failed(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
+
+    def fail(sentences: Sequence[bytes]) -> None:
+        raise RuntimeError
+
+    executor.before_launch = fail
+    with pytest.raises(ExecutionFailed):
+        get(engine.submit([ids(1), ids(2), ids(3)]))
+    executor.before_launch = lambda sentences: None
+    get(engine.submit([ids(4)]))
+    assert executor.computed == [ids(4)]
+
+
+def test_an_error_of_the_engines_own_keeps_its_type(make: Make) -> None:
+    engine, executor, _ = make()
+
+    def lose_the_device(sentences: Sequence[bytes]) -> Array:
+        raise EngineDead("the device is lost")
+
+    executor.compute = lose_the_device
+    with pytest.raises(EngineDead, match="the device is lost"):
+        get(engine.submit([ids(1)]))
+
+
+@pytest.mark.parametrize("rows", [0, 1, 3])
+def test_an_executor_that_gives_too_few_or_too_many_vectors_is_an_error_and_not_a_wrong_answer(
+    make: Make, rows: int
+) -> None:
+    engine, executor, _ = make()
+    executor.compute = lambda sentences: np.ones((rows, 3), dtype=np.float32)
+    with pytest.raises(ExecutionFailed):
+        get(engine.submit([ids(1), ids(2)]))
+
+
+def test_the_next_batch_is_launched_before_the_last_is_collected_and_no_more(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
+    get(engine.submit([ids(place) for place in range(4)]))
+    assert executor.events == ["launch", "launch", "result", "launch", "result", "launch", "result", "result"]
+    assert executor.most_in_flight == DEPTH
+
+
+def test_while_the_executor_is_busy_what_waits_is_not_launched(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
+    executor.hold()
+    future = engine.submit([ids(place) for place in range(9)])
+    assert executor.holding.wait(PATIENCE)
+    assert executor.in_flight == DEPTH
+    executor.let_go()
+    assert len(get(future)) == 9
+    assert executor.most_in_flight == DEPTH
+
+
+def test_closing_answers_what_runs_fails_what_waits_at_once_and_ends_the_thread(make: Make) -> None:
+    engine, executor, _ = make()
+    running = occupy(engine, executor)
+    waiting = [engine.submit([ids(2)]), engine.submit([ids(3)] * 20)]
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    for future in waiting:
+        with pytest.raises(EngineDead):
+            get(future)
+    assert not running.done()
+    executor.let_go()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    np.testing.assert_array_equal(get(running), vectors_of([ids(1)]))
+    assert executor.computed == [ids(1)]
+    assert executor.closed
+    assert not engine._thread.is_alive()
+
+
+def test_closing_fails_the_rest_of_a_request_that_has_begun(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
+    executor.hold()
+    begun = engine.submit([ids(place) for place in range(5)])
+    assert executor.holding.wait(PATIENCE)
+    closing = threading.Thread(target=engine.close)
+    closing.start()
+    with pytest.raises(EngineDead):
+        get(begun)
+    executor.let_go()
+    closing.join(PATIENCE)
+    assert not closing.is_alive()
+    assert len(executor.computed) == DEPTH
+
+
+def test_a_closed_engine_takes_nothing_and_closes_again_without_harm(make: Make) -> None:
+    engine, _, _ = make()
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineDead):
+        engine.submit([ids(1)])
+
+
+def test_a_caller_that_gives_up_its_future_does_not_stop_the_engine(make: Make) -> None:
+    engine, executor, _ = make()
+    occupy(engine, executor)
+    given_up, kept = engine.submit([ids(2)]), engine.submit([ids(3)])
+    given_up.cancel()
+    executor.let_go()
+    np.testing.assert_array_equal(get(kept), vectors_of([ids(3)]))
+    assert engine._thread.is_alive()
+
+
+def test_each_batch_is_reported_with_its_size_and_times(make: Make) -> None:
+    reports: list[BatchReport] = []
+    engine, executor, clock = make(on_batch=reports.append)
+    executor.before_launch = lambda sentences: clock.advance(1.0)
+    executor.before_result = lambda: clock.advance(10.0)
+    jobs = [Job([ids(1, 1)]), Job([ids(2, 2, 2)] * 3), Job([ids(3)])]
+    for future in engine.submit_all(jobs):
+        get(future)
+    # Two requests begin in the first batch, at second 0; the second holds the rest of one and a third, from second 1.
+    # The last request's answer is given out after its batch was reported.
+    assert reports == [
+        BatchReport(sentences=3, tokens=8, capacity=10, queue_seconds=0.0, compute_seconds=12.0),
+        BatchReport(sentences=2, tokens=4, capacity=10, queue_seconds=1.0, compute_seconds=21.0),
+    ]
+
+
+def test_a_batch_that_failed_is_not_reported(make: Make) -> None:
+    reports: list[BatchReport] = []
+    engine, executor, _ = make(on_batch=reports.append)
+
+    def fail(sentences: Sequence[bytes]) -> Array:
+        raise RuntimeError
+
+    executor.compute = fail
+    with pytest.raises(ExecutionFailed):
+        get(engine.submit([ids(1)]))
+    executor.compute = vectors_of
+    get(engine.submit([ids(1)]))
+    assert [report.sentences for report in reports] == [1]
