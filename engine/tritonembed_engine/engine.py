@@ -70,9 +70,9 @@ class EmbeddingEngine:
     ) -> "Future[Vectors]":
         """Embed the sentences of one request.
 
-        sentences: each its ids as little-endian int32, checked by `token_ids.check_sentences`. deadline: on the clock.
+        sentences: each its ids as little-endian int32, checked by `token_ids`. deadline: on the engine's clock.
         normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or raises
-        Overloaded (too much waits already), DeadlineExceeded (it passed before its turn), ExecutionFailed or EngineDead.
+        Overloaded (too much waits already), DeadlineExceeded (before its turn), ExecutionFailed or EngineDead.
         """
         return self.submit_all([Job(sentences, deadline, normalize)])[0]
 
@@ -129,6 +129,8 @@ class EmbeddingEngine:
     def _collect(self, batch: "Batch[_Request]", pending: Pending, start: float) -> None:
         try:
             vectors = pending.result()
+            if len(vectors) != len(batch.sentences):
+                raise ExecutionFailed("the executor gave another number of vectors than it got sentences")
         except Exception as error:
             _fail_batch(batch, error)
             return

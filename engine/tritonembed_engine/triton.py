@@ -56,7 +56,7 @@ def answer(*tensors: Any) -> Any:
 
 def refusal(error: Exception) -> Any:
     """The response for an error; anything unexpected is INTERNAL, with its type alone."""
-    code = CODES.get(type(error), "INTERNAL")  # type: ignore[call-overload]
+    code = CODES.get(type(error), "INTERNAL")
     message = str(error) if isinstance(error, errors.EmbedError) else f"unexpected {type(error).__name__}"
     if code == "INTERNAL":
         pb_utils.Logger.log_error(f"tritonembed: {message}")

@@ -31,8 +31,8 @@ def wants_unit_length(parameters: EmbedParameters, model_normalizes: bool) -> bo
 def finish(vectors: Vectors, parameters: EmbedParameters, normalize: bool) -> npt.NDArray[np.generic]:
     """Vectors as one request asked for them.
 
-    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. Gives [sentences, n]: float32, float16, int8 or
-    uint8; n is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
+    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. Gives [sentences, n]: float32, float16, int8
+    or uint8; n is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
     """
     if parameters.dimensions is not None:
         cut = vectors[:, : parameters.dimensions]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed._results import EmbeddingResult
 
+from .arrow import load_arrow
 from .atomic import AtomicFile
 from .failures import UsageError, usage_errors
 
@@ -21,15 +22,21 @@ SHOWN = 4
 ROWS_A_GROUP = 8192
 
 
-class Sink(Protocol):
-    """Takes results one after the other; ``finish`` gets a result without rows, for the shape where none came."""
+class Sink:
+    """Takes results one after the other."""
 
-    def write(self, result: EmbeddingResult) -> None: ...
+    def write(self, result: EmbeddingResult) -> None:
+        """Write the next rows."""
+        raise NotImplementedError
 
-    def finish(self, empty: Callable[[], EmbeddingResult]) -> None: ...
+    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
+        """All rows were written; ``empty`` gives a result without rows, for the shape where none came."""
+
+    def close(self) -> None:
+        """Whatever happened, nothing more will come."""
 
 
-class NpySink:
+class NpySink(Sink):
     """One array (n, d). The header is written first for no rows, and again when their number is known."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -59,7 +66,7 @@ class NpySink:
         numpy_format.write_array_header_1_0(self._file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
-class JsonLinesSink:
+class JsonLinesSink(Sink):
     """A JSON object a line: index, num_tokens, embedding (floats with the digits that make them exact)."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -79,18 +86,12 @@ class JsonLinesSink:
             self._index += 1
         self._file.flush()
 
-    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
-        pass
 
-
-class ParquetSink:
+class ParquetSink(Sink):
     """Columns num_tokens (int32) and embedding (a list of fixed size)."""
 
     def __init__(self, file: BinaryIO) -> None:
-        import pyarrow
-        import pyarrow.parquet
-
-        self._arrow = pyarrow
+        self._arrow = load_arrow()
         self._file = file
         self._writer: Any = None
         self._waiting: list[EmbeddingResult] = []
@@ -107,7 +108,11 @@ class ParquetSink:
             self._waiting.append(empty())
         if self._waiting:
             self._flush()
-        self._writer.close()
+
+    def close(self) -> None:
+        # Left open it would write its footer when it is collected, to a file that is closed by then.
+        if self._writer is not None:
+            self._writer.close()
 
     def _flush(self) -> None:
         embeddings = np.concatenate([result.embeddings for result in self._waiting])
@@ -121,7 +126,7 @@ class ParquetSink:
         self._waiting, self._rows = [], 0
 
 
-class TerminalSink:
+class TerminalSink(Sink):
     """A short line a text, for people."""
 
     def __init__(self, file: BinaryIO) -> None:
@@ -137,9 +142,6 @@ class TerminalSink:
             self._file.write(line.encode())
             self._index += 1
         self._file.flush()
-
-    def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
-        pass
 
 
 FILES: dict[str, Callable[[BinaryIO], Sink]] = {".npy": NpySink, ".jsonl": JsonLinesSink, ".parquet": ParquetSink}
@@ -158,5 +160,5 @@ def open_sink(output: Path | None, stream: bool) -> Iterator[Sink]:
         raise UsageError(f"{os.fspath(output)}: the output is .npy, .jsonl or .parquet")
     with usage_errors():
         atomic = AtomicFile(output)
-    with atomic as file:
-        yield sink(file)
+    with atomic as file, closing(sink(file)) as opened:
+        yield opened

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .arrow import load_arrow
 from .failures import CommandError, UsageError, usage_errors
 
 BATCH_ROWS = 1024
@@ -71,14 +72,13 @@ class ParquetFile(Source):
     """One column of strings of a Parquet file."""
 
     def __init__(self, path: Path, column: str) -> None:
-        import pyarrow.lib
-        import pyarrow.parquet
-
+        arrow = load_arrow()
         with usage_errors():
-            try:
-                self._file = pyarrow.parquet.ParquetFile(path)
-            except pyarrow.lib.ArrowInvalid:
-                raise UsageError(f"{path}: not a Parquet file") from None
+            file = path.open("rb")
+        try:
+            self._file = arrow.parquet.ParquetFile(file)
+        except arrow.ArrowInvalid:
+            raise UsageError(f"{path}: not a Parquet file") from None
         if column not in self._file.schema_arrow.names:
             raise UsageError(f"{path}: no column {column!r} (--column chooses one)")
         super().__init__(self._file.metadata.num_rows)

@@ -25,8 +25,8 @@ class Disagreement(Exception):
 class Reference:
     """vLLM's own answers to random sentences, from the shortest to the longest.
 
-    allowed: the distance (1 - cosine) that passes: LARGEST_DISTANCE, or what vLLM differs from itself between a sentence alone and
-    in a batch, times NOISE_MARGIN, where rounding alone is larger than that.
+    allowed: the distance (1 - cosine) that passes: LARGEST_DISTANCE, or, where rounding alone is larger than that, what
+    vLLM differs from itself between a sentence alone and in a batch, times NOISE_MARGIN.
     """
 
     sentences: list[bytes]

@@ -1,7 +1,7 @@
 """The direct executor on a GPU: pinned buffers, asynchronous copies, CUDA graphs for what is launch-bound.
 
-The compute stream runs the copy in, the forward and the pooling of batch after batch; answers leave on a stream of their
-own, so that the next forward does not wait for them.
+The compute stream runs the copy in, the forward and the pooling of batch after batch; answers leave on a stream of
+their own, so that the next forward does not wait for them.
 """
 
 import itertools

@@ -13,7 +13,8 @@ from tritonembed_engine.token_ids import join_ids, lengths_of
 class FlatBatch:
     """Sentences one after the other, without padding.
 
-    ids: int32 [tokens]. positions: int64 [tokens], from 0 in each sentence. starts: int32 [sentences + 1]. lengths: int32 [sentences].
+    ids: int32 [tokens]. positions: int64 [tokens], from 0 in each sentence. starts: int32 [sentences + 1].
+    lengths: int32 [sentences].
     """
 
     ids: npt.NDArray[np.int32]

@@ -38,8 +38,8 @@ def capture_graphs(
 ) -> list[CapturedGraph]:
     """Capture `run` for every bucket, smallest first, within the budget of time and memory.
 
-    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share one
-    memory pool: they replay one at a time.
+    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
+    one memory pool: they replay one at a time.
     """
     started, free = time.monotonic(), torch.cuda.mem_get_info()[0]
     wanted = buckets(*limits)

@@ -7,7 +7,7 @@ from tritonembed_engine.executors.flat_batch import FlatBatch
 
 
 class Inputs:
-    """Views into a packed int32 buffer: starts, lengths, ids, positions, for `sentences` sentences and `tokens` tokens."""
+    """Views into a packed int32 buffer: starts, lengths, ids and positions of `sentences` and `tokens`."""
 
     def __init__(self, buffer: torch.Tensor, sentences: int, tokens: int) -> None:
         sizes = (sentences + 1, sentences, tokens, tokens)

@@ -1,8 +1,9 @@
 """Every touch of vLLM's internals, in one place. Held against vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
 
 What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
-`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`; the pooling method and projector that
-vLLM put into the model's pooler. Where any of it has moved, `open_model` raises DirectUnavailable, and vLLM's own scheduler serves.
+`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`; the pooling method and projector
+that vLLM put into the model's pooler. Where any of it has moved, `open_model` raises DirectUnavailable, and vLLM's own
+scheduler serves.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class OpenModel:
     ) -> dict[str, Any]:
         """vLLM's attention metadata for a flat batch, by layer.
 
-        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. positions: int64 [tokens].
+        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. positions: int64
+        [tokens].
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata
 

@@ -1,7 +1,7 @@
 """Put the fused kernels into a BERT-shaped model that vLLM loaded: BERT, RoBERTa, XLM-R.
 
-Only what stands between the matrix products is replaced; vLLM's layers keep their weights. Each kernel has its switch in
-model.json (`engine.kernels`), and the result is held against vLLM's own answer before it serves (`agreement.py`).
+Only what stands between the matrix products is replaced; vLLM's layers keep their weights. Each kernel has its switch
+in model.json (`engine.kernels`), and the result is held against vLLM's own answer before it serves (`agreement.py`).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from tritonembed_engine.settings import KernelSettings
 
 
 class Kernels:
-    """The kernels in a model: `starts` and `longest` describe the batch that runs next; `remove` gives vLLM's forward back.
+    """The kernels in a model; `starts` and `longest` describe the batch that runs next.
 
     starts: int32 [sentences + 1] on the device. longest: tokens of the longest sentence.
     """
@@ -86,7 +86,7 @@ def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """GELU in the epilogue of the product (cuBLASLt's, the tanh form: within 1e-3 of the erf form, below bf16's step)."""
+    """GELU in the product's epilogue (cuBLASLt's tanh form: within 1e-3 of the erf form, below bf16's step)."""
     from vllm.model_executor.layers.activation import get_act_fn
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
@@ -106,9 +106,7 @@ def _embedding(module: Any, first_place: int) -> Callable[..., torch.Tensor]:
     words, places = module.word_embeddings.weight, module.position_embeddings.weight
     kind = module.token_type_embeddings.weight[0]
 
-    def forward(
-        input_ids: torch.Tensor, position_ids: torch.Tensor, inputs_embeds: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **_: object) -> torch.Tensor:
         return embed_layer_norm(input_ids, position_ids, words, places, kind, module.LayerNorm, first_place)
 
     return forward

@@ -8,10 +8,10 @@ from tritonembed_engine.kernels.rows import rows_per_program
 
 
 @triton.jit
-def _embed_layer_norm(
+def _embed_layer_norm(  # type: ignore[no-untyped-def]
     ids, positions, words, places, kind, weight, bias, out, rows, width, first_place, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < width)[None, :]

@@ -6,12 +6,24 @@ import sys
 
 import grpc
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from tests.unit.client.fake_server import DIMENSIONS, elements, embed, parameters
 
 from tritonembed.cli.app import run
+
+try:
+    import pyarrow
+    import pyarrow.parquet
+except ImportError as error:  # missing, or refusing the installed numpy
+    pyarrow, WHY = None, str(error)
+else:
+    WHY = ""
+
+needs_arrow = pytest.mark.skipif(pyarrow is None, reason=WHY)
+
+
+def parquet(name):
+    return pytest.param(name, marks=needs_arrow)
 
 
 @pytest.fixture
@@ -65,8 +77,8 @@ def test_arguments_and_prompts_are_embedded_in_order(command, server):
     assert out.splitlines()[2] == "2  3 tokens  float32[10] (+333.0000, +333.0000, +333.0000, +333.0000, …)"
 
 
-@pytest.mark.parametrize("source", ["in.txt", "in.jsonl", "in.csv", "in.parquet"])
-@pytest.mark.parametrize("target", ["out.npy", "out.jsonl", "out.parquet"])
+@pytest.mark.parametrize("source", ["in.txt", "in.jsonl", "in.csv", parquet("in.parquet")])
+@pytest.mark.parametrize("target", ["out.npy", "out.jsonl", parquet("out.parquet")])
 def test_every_input_file_becomes_every_output_file(command, tmp_path, source, target):
     texts = numbers(150)
     path = write_input(tmp_path / source, texts)
@@ -84,7 +96,7 @@ def test_every_input_file_becomes_every_output_file(command, tmp_path, source, t
     ("kind", "dtype"),
     [("float", "<f4"), ("float16", "<f2"), ("int8", "i1"), ("uint8", "u1"), ("binary", "i1"), ("ubinary", "u1")],
 )
-@pytest.mark.parametrize("suffix", ["npy", "parquet", "jsonl"])
+@pytest.mark.parametrize("suffix", ["npy", "jsonl", parquet("parquet")])
 def test_every_embedding_type_can_be_written(command, tmp_path, kind, dtype, suffix):
     path = tmp_path / f"out.{suffix}"
     assert command("embed", "7", "--embedding-type", kind, "-o", path)[0] == 0
@@ -94,7 +106,7 @@ def test_every_embedding_type_can_be_written(command, tmp_path, kind, dtype, suf
         assert embeddings.dtype == np.dtype(dtype)
 
 
-@pytest.mark.parametrize("target", ["out.npy", "out.parquet"])
+@pytest.mark.parametrize("target", ["out.npy", parquet("out.parquet")])
 def test_an_empty_file_becomes_an_empty_array_of_the_right_width(command, tmp_path, target):
     path = write_input(tmp_path / "in.txt", [])
     assert command("embed", "-f", path, "-o", tmp_path / target)[0] == 0
@@ -184,7 +196,7 @@ def test_sampling_options_are_answered_with_one_line(command):
         (["embed", "1", "-f", "in.txt"], "choose one"),
         (["embed", "-f", "in.doc"], ".txt, .jsonl, .csv, .parquet"),
         (["embed", "-f", "nowhere.txt"], "nowhere.txt: No such file"),
-        (["embed", "-f", "nowhere.parquet"], "nowhere.parquet"),
+        pytest.param(["embed", "-f", "nowhere.parquet"], "nowhere.parquet: No such file", marks=needs_arrow),
         (["embed", "1", "-o", "out.csv"], ".npy, .jsonl or .parquet"),
         (["embed", "1", "-o", "nowhere/out.npy"], "nowhere/out.npy: No such file"),
         (["embed", "1", "--stream", "-o", "out.npy"], "--stream"),
@@ -232,6 +244,7 @@ def test_a_bad_row_is_named_and_leaves_no_output(command, tmp_path, name, conten
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
+@needs_arrow
 def test_a_parquet_file_that_is_none_or_lacks_the_column_is_bad_usage(command, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     assert command("embed", "-f", tmp_path / "a.parquet")[0] == 2
@@ -300,6 +313,20 @@ def test_what_is_missing_is_one_line_that_says_how_to_install_it(missing, tmp_pa
     assert run.stdout == ""
     assert run.stderr.count("\n") == 1
     assert "pip install 'tritonembed[cli]'" in run.stderr
+
+
+@pytest.mark.parametrize("option", ["-f", "-o"])
+def test_a_pyarrow_that_cannot_be_imported_is_one_line(tmp_path, option):
+    (tmp_path / "pyarrow").mkdir()
+    (tmp_path / "pyarrow" / "__init__.py").write_text("raise ImportError('pyarrow requires another NumPy')")
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from tritonembed.cli import main; main()"
+    texts = ["text"] if option == "-o" else []
+    arguments = ["embed", *texts, option, str(tmp_path / "a.parquet")]
+    run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (2, "")
+    assert run.stderr.count("\n") == 1
+    assert run.stderr.endswith("pyarrow requires another NumPy\n")
+    assert [file.name for file in tmp_path.iterdir()] == ["pyarrow"]
 
 
 def test_pyarrow_is_imported_for_parquet_alone(server):

@@ -7,8 +7,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-
 from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
+
 from tritonembed_engine.engine import DEPTH, BatchReport, EmbeddingEngine, Job
 from tritonembed_engine.errors import DeadlineExceeded, EngineDead, ExecutionFailed, Overloaded
 

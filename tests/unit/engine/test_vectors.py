@@ -17,7 +17,7 @@ WIDTHS = (1, 7, 8, 9, 13, 64, 100)
 
 
 def finish(pooled: Vectors, parameters: EmbedParameters, model_normalizes: bool) -> npt.NDArray[np.generic]:
-    """The whole way of one request's vectors: what the engine does to a batch, then what the model does to a request."""
+    """The whole way of one request's vectors: what the engine does to a batch, then the model to a request."""
     normalize = wants_unit_length(parameters, model_normalizes)
     return finish_unit(normalized(pooled) if normalize else pooled, parameters, normalize)
 
