@@ -42,7 +42,7 @@ def main() -> int:
                 server = stack.enter_context(running_server(options.model or demo_model()))
             console.print(f"The server was up after {time.monotonic() - started:.0f} s, gRPC on {server.target}.")
             with EmbeddingClient(server.target) as client:
-                show_neighbours(corpus, client.embed(corpus).vectors)
+                show_neighbours(corpus, client.embed(corpus).embeddings)
                 show_speed(corpus, client)
     except ServerEndedError as error:
         print(error, file=sys.stderr)

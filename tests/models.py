@@ -12,18 +12,18 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
         folder,
         layers=2,
         hidden=64,
-        heads=4,
+        heads=2,
         intermediate=128,
         max_length=64,
         prompts={"query": "find: ", "document": "text: "},
     ),
     "bert-cls": lambda folder: models.write_bert(
-        folder, layers=2, hidden=64, heads=4, intermediate=128, pooling="cls", normalize=False
+        folder, layers=2, hidden=64, heads=2, intermediate=128, pooling="cls", normalize=False
     ),
-    "roberta": lambda folder: models.write_roberta(folder, max_length=64),
-    "xlm-roberta": lambda folder: models.write_xlm_roberta(folder, max_length=64),
-    "modernbert": lambda folder: models.write_modernbert(folder, max_length=64),
-    "qwen3": lambda folder: models.write_qwen3(folder, max_length=64),
+    "roberta": lambda folder: models.write_roberta(folder, hidden=128, max_length=64),
+    "xlm-roberta": lambda folder: models.write_xlm_roberta(folder, hidden=128, max_length=64),
+    "modernbert": lambda folder: models.write_modernbert(folder, hidden=128, max_length=64),
+    "qwen3": lambda folder: models.write_qwen3(folder, hidden=128, max_length=64),
 }
 
 

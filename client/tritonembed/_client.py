@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from itertools import chain, islice
+from threading import Thread
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +25,9 @@ from ._results import EmbeddingResult, ModelInfo, ServerInfo
 from ._server_info import model_info, server_info
 from ._settings import ClientSettings
 from ._wire import TokenIds
+
+# Seconds; closing takes milliseconds where nothing is wrong.
+LONGEST_CLOSE = 1.0
 
 
 class EmbeddingClient:
@@ -78,7 +82,11 @@ class EmbeddingClient:
         """Close the connection; requests that are outstanding in other threads fail with CancelledError."""
         channel, self._channel = self._channel, None
         if channel is not None:
-            channel.close()
+            # gRPC cancels every request and waits until they have ended. One that Ctrl-C hit while it was being handed
+            # over to gRPC never ends (grpc/grpc#19973): then the waiting is left to a thread that nobody waits for.
+            thread = Thread(target=channel.close, daemon=True)
+            thread.start()
+            thread.join(LONGEST_CLOSE)
 
     def embed(
         self,

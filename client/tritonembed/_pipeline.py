@@ -26,15 +26,14 @@ def answers(
     finished: SimpleQueue[Any] = SimpleQueue()
     unanswered = 0
     more = True
+    refill = False  # each answer given out is made up for by a request, however busy the caller is in between
     try:
         while True:
             unanswered -= _drain(finished)
-            if window and window[0][1].done():
-                request, future = window.popleft()
-                if future.code() is not grpc.StatusCode.OK:
-                    raise error_from_rpc(future)
-                yield request, future.result()
-            elif more and unanswered < max_in_flight and len(window) < 2 * max_in_flight:
+            answered = bool(window) and window[0][1].done()
+            room = more and unanswered < max_in_flight and len(window) < 2 * max_in_flight
+            if room and (refill or not answered):
+                refill = False
                 following = next(requests, None)
                 if following is None:
                     more = False
@@ -42,6 +41,11 @@ def answers(
                 window.append((following, send(following)))
                 unanswered += 1
                 window[-1][1].add_done_callback(finished.put)
+            elif answered:
+                request, future = window.popleft()
+                _check(future)
+                yield request, future.result()
+                refill = True
             elif window:
                 _check(finished.get())
                 unanswered -= 1

@@ -24,16 +24,16 @@ async def answers(
     finished: asyncio.Queue[Any] = asyncio.Queue()
     unanswered = 0
     more = True
+    refill = False  # each answer given out is made up for by a request, however busy the caller is in between
     try:
         while True:
             while not finished.empty():
                 await _check(finished.get_nowait())
                 unanswered -= 1
-            if window and window[0][1].done():
-                request, call = window.popleft()
-                await _check(call)
-                yield request, await call
-            elif more and unanswered < max_in_flight and len(window) < 2 * max_in_flight:
+            answered = bool(window) and window[0][1].done()
+            room = more and unanswered < max_in_flight and len(window) < 2 * max_in_flight
+            if room and (refill or not answered):
+                refill = False
                 following = next(requests, None)
                 if following is None:
                     more = False
@@ -41,6 +41,11 @@ async def answers(
                 window.append((following, send(following)))
                 unanswered += 1
                 window[-1][1].add_done_callback(finished.put_nowait)
+            elif answered:
+                request, call = window.popleft()
+                await _check(call)
+                yield request, await call
+                refill = True
             elif window:
                 await _check(await finished.get())
                 unanswered -= 1

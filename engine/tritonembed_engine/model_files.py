@@ -106,10 +106,11 @@ class ModelFiles:
         return self.prompts.get(input_type, "")
 
 
-def read_model_files(model: str, revision: str | None = None) -> ModelFiles:
+def read_model_files(model: str, revision: str | None = None, max_length: int | None = None) -> ModelFiles:
     """Describe a model; only its configuration and tokenizer files are read or fetched.
 
-    model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit).
+    model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit). max_length: tokens of the
+    longest text that is to be served, where that is less than the model's own maximum.
     Raises ModelError, one readable line, for what is missing or can't be served as a text embedder.
     """
     folder, is_local = find_model_folder(model, revision)
@@ -134,7 +135,7 @@ def read_model_files(model: str, revision: str | None = None) -> ModelFiles:
         hidden_size=hidden_size,
         dimensions=modules.dimensions or hidden_size,
         vocab_size=_number(name, config, "vocab_size"),
-        max_length=_max_length(name, folder, config, settings),
+        max_length=min(max_length or NO_LIMIT, _max_length(name, folder, config, settings)),
         pooling=modules.pooling,
         normalize=modules.normalize,
         lowercase=bool(settings.get("do_lower_case")),

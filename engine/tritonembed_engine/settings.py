@@ -72,6 +72,11 @@ class ModelSettings(BaseModel):
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
     @property
+    def max_model_len(self) -> int | None:
+        """The longest text in tokens that vLLM is told to serve, if it is told."""
+        return self.vllm.get("max_model_len")
+
+    @property
     def revision(self) -> str | None:
         """The model's revision on the hub, if vLLM is given one."""
         return self.vllm.get("revision")

@@ -1,6 +1,7 @@
 """Between Triton's python backend and the engine: tensors, error codes, start-up. Imported inside a stub only."""
 
 import contextlib
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ def start_up() -> Iterator[None]:
         yield
     except errors.ModelError as error:
         raise pb_utils.TritonModelException(f"tritonembed: {error}") from None
+    except Exception as error:
+        # Its text can be long and hold paths: it goes to the log.
+        pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
+        problem = f"the model could not be loaded ({type(error).__name__}); the server's log has the reason"
+        raise pb_utils.TritonModelException(f"tritonembed: {problem}") from None
 
 
 def repository_of(args: dict[str, str]) -> Path:

@@ -30,7 +30,7 @@ class TritonPythonModel:
             from tritonembed_engine.settings import read_settings
 
             settings = read_settings(repository_of(args))
-            self._files = read_model_files(settings.model, settings.revision)
+            self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
             self._engine = create_engine(settings, self._files, "cpu" if devices is None else "cuda", self._count_batch)
         name = args["model_instance_name"]
         self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)

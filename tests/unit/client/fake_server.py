@@ -111,7 +111,10 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 class Gate:
     """An ``infer`` that holds every request until it is opened, and knows how many were cancelled meanwhile."""
 
+    made = []
+
     def __init__(self, hold=lambda request: True):
+        Gate.made.append(self)
         self._hold = hold
         self._open = threading.Event()
         self._changed = threading.Condition()

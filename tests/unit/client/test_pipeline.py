@@ -18,6 +18,20 @@ def numbers(count):
     return [str(number) for number in range(count)]
 
 
+def hold_all_but_the_first(server):
+    """Holds every request but the first, which is answered when another one is there."""
+    gate = Gate()
+
+    def infer(request, context):
+        if first_number(request) > 0:
+            return gate(request, context)
+        gate.wait_inside(1)
+        return embed(request)
+
+    server.infer = infer
+    return gate
+
+
 def test_order_is_kept_when_later_requests_are_answered_first(client, server):
     later = threading.Event()
 
@@ -144,21 +158,21 @@ def test_an_error_of_the_source_of_texts_passes_through_and_cancels_the_rest(cli
 
 
 def test_closing_a_stream_cancels_what_is_on_its_way(client, server):
-    server.infer = gate = Gate(hold=lambda request: first_number(request) > 0)
+    gate = hold_all_but_the_first(server)
     results = client.iter_embed(numbers(5), batch_size=1)
     next(results)
-    gate.wait_inside(1)
-    sent = gate.inside
+    sent = len(server.requests) - 1
+    gate.wait_inside(sent)
     results.close()
     gate.wait_ended(sent)
 
 
 def test_a_stream_that_is_forgotten_cancels_what_is_on_its_way(client, server):
-    server.infer = gate = Gate(hold=lambda request: first_number(request) > 0)
+    gate = hold_all_but_the_first(server)
     results = client.iter_embed(numbers(5), batch_size=1)
     next(results)
-    gate.wait_inside(1)
-    sent = gate.inside
+    sent = len(server.requests) - 1
+    gate.wait_inside(sent)
     del results
     gc.collect()
     gate.wait_ended(sent)
