@@ -76,22 +76,37 @@ class TextTokenizer:
 
     def _accept_ascii(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> bool:
         """The short way; False where it does not serve the text."""
+        answer = answers[text.request]
+        if isinstance(answer, InvalidArgument):
+            return True
         if self._ascii is None or not text.text.isascii():
             return False
-        # One more than there is room for, so that what is too long shows.
-        ids = self._ascii.encode(text.text, None if truncate == "START" else self._room + 1)
+        ids = self._encode_ascii(self._ascii, text.text, truncate)
         if ids is None:
             return False
-        answer = answers[text.request]
+        if not (ids or self._prefix or self._suffix):
+            answers[text.request] = _no_tokens(text.index)
+            return True
         if len(ids) > self._room:
             if truncate == "NONE":
                 answers[text.request] = _too_long(text.index, None, self._files.max_length)
                 return True
             self.truncated += 1
             ids = ids[: self._room] if truncate == "END" else ids[len(ids) - self._room :]
-        if isinstance(answer, list):
-            answer[text.index] = array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
+        answer[text.index] = array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
         return True
+
+    def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: str, truncate: str) -> list[int] | None:
+        """Ids of the text, or of as much of it as shows that there is no room for all."""
+        if truncate != "START":
+            return ascii_ids.encode(text, self._room + 1)
+        characters = FIRST_PART * self._files.max_length
+        while True:
+            part = self._cuts.suffix(text, characters)
+            ids = ascii_ids.encode(part, None)
+            if ids is None or len(ids) > self._room or len(part) == len(text):
+                return ids
+            characters = 2 * max(characters, len(part))
 
     def _encode_group(self, group: list[_Text], truncate: str, answers: list[list[bytes] | InvalidArgument]) -> None:
         """Put the ids, or the first error, of every text of the group into its request's answer."""
@@ -110,6 +125,8 @@ class TextTokenizer:
             self._encode_alone(text, truncate, answers)
 
     def _encode_alone(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> None:
+        if isinstance(answers[text.request], InvalidArgument):
+            return
         try:
             encoding, is_cut = self._encode_long(text.text, truncate)
         except Exception:
@@ -156,7 +173,7 @@ class TextTokenizer:
         if len(ids) > maximum:
             answers[text.request] = _too_long(text.index, None if is_cut else len(ids), maximum)
         elif not ids:
-            answers[text.request] = InvalidArgument("text", f"sentence {text.index} has no tokens")
+            answers[text.request] = _no_tokens(text.index)
         else:
             answer[text.index] = ids.tobytes()
             if len(ids) == maximum and truncate != "NONE":
@@ -176,6 +193,10 @@ def _too_long(index: int, count: int | None, maximum: int) -> InvalidArgument:
     if count is not None:
         has = f"{count} tokens, over the model's maximum of {maximum}"
     return InvalidArgument("text", f"sentence {index} has {has}")
+
+
+def _no_tokens(index: int) -> InvalidArgument:
+    return InvalidArgument("text", f"sentence {index} has no tokens")
 
 
 def _decode(text: bytes, index: int) -> str:

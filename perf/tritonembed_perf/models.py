@@ -132,7 +132,11 @@ def write_xlm_roberta(
     """XLM-R: Unigram pieces over many scripts."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    config = XLMRobertaConfig(**_roberta_shape(layers, hidden, heads, intermediate, vocab, max_length))
+    config = XLMRobertaConfig(
+        # As the hub's models have it, and vLLM asks for it.
+        position_embedding_type="absolute",
+        **_roberta_shape(layers, hidden, heads, intermediate, vocab, max_length),
+    )
     tokenizer = generated.xlm_roberta_tokenizer(vocab, seed)
     settings = {"tokenizer_class": "XLMRobertaTokenizerFast", **_roberta_tokens()}
     sentence = Sentence(pooling, normalize, max_length, prompts)

@@ -7,6 +7,7 @@ sets: ``infer`` is called for every ModelInfer, with the request and gRPC's cont
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 import grpc
 import numpy as np
@@ -39,7 +40,7 @@ def respond(vectors, num_tokens):
     return response
 
 
-def embed(request, context=None):
+def embed(request, _context=None):
     """The fake embedding of a request."""
     asked = parameters(request)
     dimensions = asked.get("dimensions", DIMENSIONS)
@@ -90,7 +91,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.time_left.append(context.time_remaining())
         return self.infer(request, context)
 
-    def ServerMetadata(self, request, context):
+    def ServerMetadata(self, _request, _context):
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=["classification"])
 
     def ModelMetadata(self, request, context):
@@ -101,7 +102,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         response.outputs.add(name="embedding", datatype="BYTES", shape=(-1, 1))
         return response
 
-    def ModelConfig(self, request, context):
+    def ModelConfig(self, request, _context):
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=1024)
         if request.name == "embedder":
             config.parameters["dimensions"].string_value = str(DIMENSIONS)
@@ -111,9 +112,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 class Gate:
     """An ``infer`` that holds every request until it is opened, and knows how many were cancelled meanwhile."""
 
-    made = []
+    made: ClassVar[list] = []
 
-    def __init__(self, hold=lambda request: True):
+    def __init__(self, hold=lambda _request: True):
         Gate.made.append(self)
         self._hold = hold
         self._open = threading.Event()

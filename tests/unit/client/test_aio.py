@@ -63,7 +63,7 @@ async def test_a_client_without_a_server_is_not_ready(aclient, server):
 async def test_order_is_kept_when_later_requests_are_answered_first(aclient, server):
     later = threading.Event()
 
-    def infer(request, context):
+    def infer(request, _context):
         if first_number(request) == 0:
             assert later.wait(20)
         if first_number(request) == 10:

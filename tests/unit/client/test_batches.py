@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tritonembed._batches import batches, check_batch_size
 
 
-def identity(part, first):
+def identity(part, _first):
     return part
 
 

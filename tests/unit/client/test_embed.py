@@ -138,11 +138,11 @@ def test_dimensions_that_cannot_be_are_refused_before_anything_is_sent(client, s
 
 def test_an_answer_larger_than_grpcs_usual_limit_arrives(client, server):
     row = bytes(4 * 4096)
-    server.infer = lambda request, context: respond([row] * 1024, [1] * 1024)  # 16 MiB
+    server.infer = lambda *_: respond([row] * 1024, [1] * 1024)  # 16 MiB
     assert client.embed(["1"] * 1024, batch_size=1024).embeddings.shape == (1024, 4096)
 
 
-def test_a_request_larger_than_grpcs_usual_limit_is_sent(client, server):
+def test_a_request_larger_than_grpcs_usual_limit_is_sent(client):
     text = "x" * (6 << 20)
     assert client.embed([text]).num_tokens.tolist() == [len(text)]
 
@@ -154,13 +154,13 @@ def test_a_request_never_holds_more_than_32_mib_of_text(client, server):
 
 
 def test_an_answer_for_another_number_of_texts_is_a_server_error(client, server):
-    server.infer = lambda request, context: respond([bytes(8)], [1])
+    server.infer = lambda *_: respond([bytes(8)], [1])
     with pytest.raises(ServerError, match="num_tokens"):
         client.embed(["1", "2"])
 
 
 def test_an_answer_without_an_output_is_a_server_error(client, server):
-    def lacking(request, context):
+    def lacking(*_):
         response = respond([bytes(8)], [1])
         del response.outputs[1], response.raw_output_contents[1]
         return response
@@ -171,7 +171,7 @@ def test_an_answer_without_an_output_is_a_server_error(client, server):
 
 
 def test_a_width_that_changes_during_a_call_is_a_server_error(client, server):
-    server.infer = lambda request, context: respond([bytes(4 * (1 + int(elements(request)[0])))], [1])
+    server.infer = lambda request, _context: respond([bytes(4 * (1 + int(elements(request)[0])))], [1])
     with pytest.raises(ServerError, match="changed during the call"):
         client.embed(["1", "2"], batch_size=1)
 
@@ -209,8 +209,8 @@ def test_a_closed_client_says_so(server):
 
 def test_the_target_is_localhost_50050_unless_told(monkeypatch):
     seen = []
-    monkeypatch.setattr("grpc.insecure_channel", lambda target, options: seen.append(target))
-    monkeypatch.setattr("tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub", lambda channel: None)
+    monkeypatch.setattr("grpc.insecure_channel", lambda target, _options: seen.append(target))
+    monkeypatch.setattr("tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub", lambda _channel: None)
     EmbeddingClient()
     assert seen == ["localhost:50050"]
 

@@ -35,7 +35,7 @@ def hold_all_but_the_first(server):
 def test_order_is_kept_when_later_requests_are_answered_first(client, server):
     later = threading.Event()
 
-    def infer(request, context):
+    def infer(request, _context):
         if first_number(request) == 0:
             assert later.wait(20)  # the first answer comes only after the second
         if first_number(request) == 10:
@@ -52,7 +52,7 @@ def test_no_more_requests_are_in_flight_than_the_bound(server, bound):
     lock, inside, most = threading.Lock(), itertools.count(1), []
     running = set()
 
-    def infer(request, context):
+    def infer(request, _context):
         number = next(inside)
         with lock:
             running.add(number)
@@ -254,8 +254,8 @@ def test_one_client_serves_many_threads(client):
     def work(start):
         texts = [str(number) for number in range(start, start + 50)]
         for _ in range(5):
-            if client.embed(texts, batch_size=7).embeddings[:, 0].tolist() != list(range(start, start + 50)):
-                failures.append(start)
+            got = client.embed(texts, batch_size=7).embeddings[:, 0].tolist()
+            failures.extend([start] if got != list(range(start, start + 50)) else [])
 
     threads = [threading.Thread(target=work, args=[100 * number]) for number in range(4)]
     for thread in threads:
@@ -268,3 +268,14 @@ def test_one_client_serves_many_threads(client):
 def test_max_in_flight_below_one_is_a_value_error():
     with pytest.raises(ValueError, match="max_in_flight"):
         EmbeddingClient(max_in_flight=0)
+
+
+def test_closing_does_not_wait_for_ever_for_a_request_that_grpc_lost(server, monkeypatch):
+    never = threading.Event()
+    client = EmbeddingClient(server.target)
+    channel = client._channel
+    monkeypatch.setattr("tritonembed._client.LONGEST_CLOSE", 0.05)
+    monkeypatch.setattr(channel, "close", never.wait)
+    client.close()
+    assert not never.is_set()
+    never.set()

@@ -252,6 +252,51 @@ def test_a_text_that_the_tokenizer_refuses_fails_its_own_request_alone(shelf: Mo
     assert str(answers[2]) == "text: sentence 0 has no tokens"
 
 
+def test_the_first_sentence_that_is_too_long_is_the_one_named(tokenizers: dict[str, TextTokenizer]) -> None:
+    long = b"dog " * 100
+    for texts in ([b"dog", long, long], [b"dog", long, "é ".encode() * 100]):
+        error = refused(tokenizers["bert"], texts, EmbedParameters(truncate="NONE"))
+        assert "sentence 1 has" in str(error)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\u00a0"])
+def test_a_text_without_tokens_is_refused_also_on_the_short_way(empty: str, shelf: ModelShelf, tmp_path: Path) -> None:
+    folder = copy_of(shelf("bert"), tmp_path)
+    content = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**content, "post_processor": None}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    tokenizer = TextTokenizer(read_model_files(str(folder)))
+    assert encode(tokenizer, ["dog"]) == [[3899]]
+    assert str(refused(tokenizer, [b"dog", empty.encode()])) == "text: sentence 1 has no tokens"
+
+
+def test_the_end_of_a_long_ascii_text_is_cut_before_it_is_tokenized(
+    tokenizers: dict[str, TextTokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = tokenizers["bert"]
+    seen: list[int] = []
+    inner = tokenizer._tokenizer
+    assert tokenizer._ascii is not None
+    short_way = tokenizer._ascii.encode
+
+    class Spy:
+        def encode_batch_fast(self, texts: list[str]) -> object:
+            seen.extend(map(len, texts))
+            return inner.encode_batch_fast(texts)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(inner, name)
+
+    def spied(text: str, at_most: int | None) -> list[int] | None:
+        seen.append(len(text))
+        return short_way(text, at_most)
+
+    monkeypatch.setattr(tokenizer, "_tokenizer", Spy())
+    monkeypatch.setattr(tokenizer._ascii, "encode", spied)
+    assert len(encode(tokenizer, ["some words " * 100_000], EmbedParameters(truncate="START"))[0]) == 64
+    assert 0 < sum(seen) < 2 * 8 * 64
+
+
 def copy_of(model: Path, folder: Path) -> Path:
     """The model's configuration, to be changed; without the weights."""
     for path in model.rglob("*"):

@@ -1,0 +1,33 @@
+"""Vectors by Hugging Face transformers alone, in float32: pooling and normalising by hand, no code of the engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+
+def reference_vectors(
+    folder: Path, texts: Sequence[str], pooling: str, normalize: bool, max_length: int
+) -> "np.ndarray":  # type: ignore[type-arg]
+    """float32 [texts, hidden size], each text on its own, so that nothing depends on padding."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    rows = []
+    with torch.inference_mode():
+        for text in texts:
+            inputs = tokenizer(text, truncation=True, max_length=max_length, return_tensors="pt")
+            inputs = {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+            hidden = model(**inputs).last_hidden_state[0]
+            row = {"mean": hidden.mean(0), "cls": hidden[0], "last": hidden[-1]}[pooling]
+            rows.append(torch.nn.functional.normalize(row, dim=0) if normalize else row)
+    return torch.stack(rows).numpy()
+
+
+def cosines(left: "np.ndarray", right: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
+    """Row by row, in float64; 1 where both are zero (a random model's end token can be)."""
+    left, right = left.astype(np.float64), right.astype(np.float64)
+    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+    both_zero = ~(left.any(axis=1) | right.any(axis=1))
+    return np.where(both_zero, 1.0, (left * right).sum(1) / np.where(both_zero, 1.0, norms))

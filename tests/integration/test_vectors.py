@@ -1,0 +1,120 @@
+"""The vectors that come out of the ensemble are the model's, whatever travels beside them."""
+
+import numpy as np
+import pytest
+from tests.integration.reference import cosines, reference_vectors
+from tests.models import ModelShelf
+
+from tritonembed import EmbeddingClient
+from tritonembed_perf.server import running_server
+
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "naïve", "Ünïcödé", "中文", "text", "😀"]
+LONGEST = 64
+
+
+def texts_of_many_lengths(count: int) -> list[str]:
+    """From empty to over the maximum."""
+    rng = np.random.default_rng(3)
+    return ["", *(" ".join(rng.choice(WORDS, n)) for n in rng.integers(1, 90, count - 1))]
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "normalize"),
+    [
+        ("bert-cls", "cls", False),
+        ("roberta", "mean", True),
+        ("xlm-roberta", "cls", True),
+        ("modernbert", "cls", True),
+        ("qwen3", "last", True),
+    ],
+)
+def test_every_kind_of_model_gives_the_vectors_of_transformers(
+    shelf: ModelShelf, name: str, pooling: str, normalize: bool
+) -> None:
+    folder = shelf(name)
+    texts = texts_of_many_lengths(24)
+    maximum = 512 if name == "bert-cls" else LONGEST
+    with running_server(str(folder), ["--device", "cpu"]) as server, EmbeddingClient(server.target) as client:
+        vectors = client.embed(texts).embeddings
+    expected = reference_vectors(folder, texts, pooling, normalize, maximum)
+    assert cosines(vectors, expected).min() >= 0.99999
+    assert np.abs(vectors - expected).max() <= 1e-4
+
+
+def test_vectors_are_those_of_transformers_at_every_length(client: EmbeddingClient, model) -> None:
+    texts = [" ".join(["word"] * n) for n in range(LONGEST + 5)] + texts_of_many_lengths(60)
+    vectors, num_tokens = client.embed(texts)
+    expected = reference_vectors(model, texts, "mean", True, LONGEST)
+    assert cosines(vectors, expected).min() >= 0.99999
+    assert np.abs(vectors - expected).max() <= 1e-4
+    assert num_tokens[:3].tolist() == [2, 3, 4]
+    assert num_tokens.max() == LONGEST
+
+
+def test_a_vector_does_not_depend_on_what_else_is_in_the_batch(client: EmbeddingClient) -> None:
+    texts = texts_of_many_lengths(40)
+    together = client.embed(texts, batch_size=40).embeddings
+    alone = client.embed(texts, batch_size=1).embeddings
+    assert np.abs(together - alone).max() <= 1e-5
+
+
+def test_any_number_of_texts_comes_back_in_order(client: EmbeddingClient) -> None:
+    texts = [f"number {n}" for n in range(1500)]
+    vectors = client.embed(texts, batch_size=64).embeddings
+    for place in (0, 63, 64, 777, 1499):
+        assert np.abs(vectors[place] - client.embed([texts[place]]).embeddings[0]).max() <= 1e-5
+
+
+def test_token_ids_give_what_their_text_gives(client: EmbeddingClient, model) -> None:
+    from transformers import AutoTokenizer
+
+    texts = ["a text", "another, longer text"]
+    ids = AutoTokenizer.from_pretrained(model)(texts).input_ids
+    from_tokens, num_tokens = client.embed_tokens(ids)
+    assert np.abs(from_tokens - client.embed(texts).embeddings).max() <= 1e-6
+    assert num_tokens.tolist() == [len(sentence) for sentence in ids]
+
+
+def test_input_type_prepends_the_models_own_prompt(client: EmbeddingClient) -> None:
+    plain = client.embed(["find: cats", "text: cats"])
+    assert np.allclose(client.embed(["cats"], input_type="query").embeddings[0], plain.embeddings[0], atol=1e-6)
+    assert np.allclose(client.embed(["cats"], input_type="passage").embeddings[0], plain.embeddings[1], atol=1e-6)
+
+
+def test_truncate_start_keeps_the_end_of_a_text(client: EmbeddingClient) -> None:
+    long = " ".join(["before"] * 100 + ["after"] * 62)
+    kept = client.embed([" ".join(["after"] * 62)]).embeddings
+    assert np.allclose(client.embed([long], truncate="START").embeddings, kept, atol=1e-6)
+    assert not np.allclose(client.embed([long], truncate="END").embeddings, kept, atol=1e-2)
+
+
+def test_dimensions_cut_and_normalise_again(client: EmbeddingClient) -> None:
+    whole = client.embed(["one text"]).embeddings
+    for dimensions in (1, 13, 64):
+        cut = whole[:, :dimensions] / np.linalg.norm(whole[:, :dimensions], axis=1, keepdims=True)
+        assert np.allclose(client.embed(["one text"], dimensions=dimensions).embeddings, cut, atol=1e-6)
+
+
+def test_every_embedding_type_is_what_numpy_makes_of_the_floats(client: EmbeddingClient) -> None:
+    texts = texts_of_many_lengths(12)
+    x = client.embed(texts, dimensions=60).embeddings
+    bits = np.packbits(x > 0, axis=1)
+    int8 = np.clip(np.rint(x * 127), -127, 127)
+    expected = {
+        "float16": x.astype(np.float16),
+        "int8": int8.astype(np.int8),
+        "uint8": (int8 + 128).astype(np.uint8),
+        "ubinary": bits,
+        "binary": (bits.astype(np.int16) - 128).astype(np.int8),
+    }
+    for embedding_type, rows in expected.items():
+        got = client.embed(texts, dimensions=60, embedding_type=embedding_type).embeddings
+        assert got.dtype == rows.dtype
+        assert got.shape == rows.shape
+        assert np.array_equal(got, rows), embedding_type
+
+
+def test_normalize_false_gives_the_pooled_vectors(client: EmbeddingClient) -> None:
+    raw = client.embed(["one text"], normalize=False).embeddings
+    assert abs(np.linalg.norm(raw) - 1) > 1e-3
+    assert cosines(raw, client.embed(["one text"]).embeddings)[0] > 0.999999
