@@ -124,7 +124,7 @@ class EmbeddingEngine:
         try:
             launched.append((batch, self.executor.launch(batch.sentences), start))
         except Exception as error:
-            _fail_batch(batch, error)
+            self._fail_batch(batch, error)
 
     def _collect(self, batch: "Batch[_Request]", pending: Pending, start: float) -> None:
         try:
@@ -132,7 +132,7 @@ class EmbeddingEngine:
             if len(vectors) != len(batch.sentences):
                 raise ExecutionFailed("the executor gave another number of vectors than it got sentences")
         except Exception as error:
-            _fail_batch(batch, error)
+            self._fail_batch(batch, error)
             return
         if self._on_batch:
             waited = sum(start - piece.request.arrived for piece in batch.pieces if piece.start == 0)
@@ -147,13 +147,14 @@ class EmbeddingEngine:
             piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
 
-
-def _fail_batch(batch: "Batch[_Request]", error: Exception) -> None:
-    if not isinstance(error, EmbedError):
-        # The type alone: a message of torch or vLLM can hold paths.
-        error = ExecutionFailed(f"a batch failed: {type(error).__name__}")
-    for piece in batch.pieces:
-        piece.request.fail(error)
+    def _fail_batch(self, batch: "Batch[_Request]", error: Exception) -> None:
+        if not isinstance(error, EmbedError):
+            # The type alone: a message of torch or vLLM can hold paths.
+            error = ExecutionFailed(f"a batch failed: {type(error).__name__}")
+        # `close` may be failing the rest of the same request.
+        with self._changed:
+            for piece in batch.pieces:
+                piece.request.fail(error)
 
 
 @dataclass(eq=False)
@@ -165,6 +166,10 @@ class _Request(Waiting):
     future: "Future[Vectors]" = field(default_factory=Future)
     placed: int = 0
     vectors: Vectors | None = None
+
+    def __post_init__(self) -> None:
+        # A future that runs can't be cancelled: its answer would find it closed, and the engine's thread would end.
+        self.future.set_running_or_notify_cancel()
 
     def place(self, vectors: Vectors, start: int) -> None:
         """Take the vectors of the sentences from `start` on."""

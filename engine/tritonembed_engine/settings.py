@@ -88,7 +88,7 @@ def read_settings(repository: str | Path) -> ModelSettings:
     Raises ModelError, with the field at fault, for a file that is missing or wrong.
     """
     try:
-        raw = json.loads((Path(repository) / MODEL_JSON).read_text())
+        raw = json.loads((Path(repository) / MODEL_JSON).read_text(encoding="utf-8"))
         settings = ModelSettings.model_validate(raw)
     except FileNotFoundError:
         raise ModelError(f"the model repository has no {MODEL_JSON}") from None

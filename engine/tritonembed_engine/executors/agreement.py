@@ -13,6 +13,9 @@ LARGEST_DISTANCE = 1e-4
 """1 - cosine. In 16-bit types the same model in another batch shape can differ by more: see `Reference.allowed`."""
 
 NOISE_MARGIN = 4.0
+LARGEST_ALLOWED = 0.01
+"""However much vLLM differs from itself: beyond it nothing could be told from a wrong vector."""
+
 LENGTHS = (1, 2, 7, 16, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
 Vectors = npt.NDArray[np.float32]
 
@@ -26,7 +29,7 @@ class Reference:
     """vLLM's own answers to random sentences, from the shortest to the longest.
 
     allowed: the distance (1 - cosine) that passes: LARGEST_DISTANCE, or, where rounding alone is larger than that, what
-    vLLM differs from itself between a sentence alone and in a batch, times NOISE_MARGIN.
+    vLLM differs from itself between a sentence alone and in a batch, times NOISE_MARGIN; at most LARGEST_ALLOWED.
     """
 
     sentences: list[bytes]
@@ -43,7 +46,7 @@ def make_reference(vllm: Executor, vocab_size: int, max_length: int) -> Referenc
     together = vllm.launch(sentences).result()
     alone = np.concatenate([vllm.launch([sentence]).result() for sentence in sentences])
     allowed = max(LARGEST_DISTANCE, NOISE_MARGIN * _distance(alone, together))
-    return Reference(sentences, lengths, together, allowed)
+    return Reference(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
 
 
 def check_agreement(direct: Executor, reference: Reference, captured: Sequence[Bucket]) -> float:
@@ -69,14 +72,20 @@ def check_agreement(direct: Executor, reference: Reference, captured: Sequence[B
 
 
 def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:
-    """Sentences that fill a bucket: the longest that it holds, then round and round while there is room."""
+    """Sentences that fill a bucket: the longest that it holds, then round and round while there is room.
+
+    Where short ones would use up its sentences before its tokens, longer ones are taken: in a bucket that is not filled
+    well enough the batch would not run, and the graph would serve unchecked.
+    """
     allowed = [i for i, length in enumerate(lengths) if length <= min(bucket.longest, bucket.tokens)]
     chosen, room = [allowed[-1]], bucket.tokens - lengths[allowed[-1]]
     while len(chosen) < bucket.sentences:
         fitting = [i for i in allowed if lengths[i] <= room]
         if not fitting:
             break
-        chosen.append(fitting[len(chosen) % len(fitting)])
+        places = bucket.sentences - len(chosen)
+        filling = [i for i in fitting if lengths[i] * places >= room] or fitting[-1:]
+        chosen.append(filling[len(chosen) % len(filling)])
         room -= lengths[chosen[-1]]
     return chosen
 

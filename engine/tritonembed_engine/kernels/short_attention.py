@@ -65,7 +65,8 @@ def short_attention_reference(qkv: torch.Tensor, starts: torch.Tensor, heads: in
     out = torch.zeros((len(qkv), width), dtype=torch.float32, device=qkv.device)
     for start, end in zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True):
         q, k, v = (
-            part.reshape(end - start, heads, -1).transpose(0, 1) for part in qkv[start:end].float().split(width, 1)
+            part.reshape(end - start, heads, width // heads).transpose(0, 1)
+            for part in qkv[start:end].float().split(width, 1)
         )
         weights = torch.softmax(q @ k.transpose(1, 2) * scale, dim=-1)
         out[start:end] = (weights @ v).transpose(0, 1).reshape(end - start, width)

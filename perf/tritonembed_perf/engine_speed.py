@@ -1,0 +1,78 @@
+"""The engine alone on a GPU: tokens a second and latency of the direct executor, without Triton.
+
+python -m tritonembed_perf.engine_speed MODEL_FOLDER [--json FILE]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritonembed_perf.machine import describe_machine
+
+SHAPES = ((655, 50), (64, 512), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
+"""Sentences x tokens of a batch."""
+
+ROUNDS = 5
+TOKENS_A_ROUND = 600_000
+
+
+def main() -> None:
+    """Print a row a batch shape: throughput with two batches in flight, latency with one; medians of ROUNDS."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of the model")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
+    options = parser.parse_args()
+    from tritonembed_engine.stub import prepare_process
+
+    prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
+    from tritonembed_engine.factory import create_executor
+    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.settings import ModelSettings
+
+    files = read_model_files(options.model)
+    vllm = {"gpu_memory_utilization": 0.1, **json.loads(options.vllm)}
+    executor = create_executor(ModelSettings(model=options.model, vllm=vllm), files, "cuda")
+    print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
+    rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]
+    if options.json:
+        report = {"machine": describe_machine(), "command": " ".join(sys.argv), "rows": rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    executor.close()
+
+
+def measure(executor: Any, sentences: int, tokens: int, vocab_size: int) -> dict[str, Any]:
+    """One batch shape, of random ids."""
+    rng = np.random.default_rng(0)
+    batches = [[rng.integers(0, vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)] for _ in range(4)]
+    repeat = max(8, min(200, TOKENS_A_ROUND // (sentences * tokens)))
+    for batch in batches:
+        executor.launch(batch).result()
+    rates, latencies = [], []
+    for _ in range(ROUNDS):
+        start, pending = time.perf_counter(), []
+        for i in range(repeat):
+            pending.append(executor.launch(batches[i % 4]))
+            if len(pending) == 2:
+                pending.pop(0).result()
+        for launched in pending:
+            launched.result()
+        rates.append(repeat * sentences * tokens / (time.perf_counter() - start))
+        for i in range(10):
+            start = time.perf_counter()
+            executor.launch(batches[i % 4]).result()
+            latencies.append(time.perf_counter() - start)
+    rate, latency = statistics.median(rates), statistics.median(latencies)
+    print(f"{sentences:>5} x {tokens:<4} {rate / 1e3:8,.0f} K tokens/s   {latency * 1e3:6.2f} ms alone", flush=True)
+    return {"sentences": sentences, "tokens": tokens, "tokens_per_second": rate, "latency_ms": latency * 1e3}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Parity of each kernel with its reference: the same cases on a GPU and, through Triton's interpreter, on a CPU.
+
+TRITON_INTERPRET=1 python -m tests.kernel_cases      runs all of them on the CPU; exits non-zero at the first difference
+"""
+
+import torch
+
+from tritonembed_engine.kernels.add_layer_norm import add_layer_norm, add_layer_norm_reference
+from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm, embed_layer_norm_reference
+from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+"""Largest difference: a rounding or two of values around 1 to 4."""
+
+
+def check_add_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    """Any number of rows, widths that are no power of two."""
+    x, residual = (torch.randn(rows, width, device=device, dtype=dtype) for _ in range(2))
+    norm = _norm(width, device, dtype)
+    _same(add_layer_norm(x, residual, norm), add_layer_norm_reference(x, residual, norm))
+
+
+def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int, first_place: int) -> None:
+    """BERT (first_place 0) and RoBERTa (2)."""
+    words, places = (torch.randn(n, width, device=device, dtype=dtype) for n in (50, 40))
+    ids = torch.randint(0, 50, (rows,), device=device, dtype=torch.int32)
+    positions = torch.randint(0, 40 - first_place, (rows,), device=device)
+    arguments = (ids, positions, words, places, words[3], _norm(width, device, dtype), first_place)
+    _same(embed_layer_norm(*arguments), embed_layer_norm_reference(*arguments))
+
+
+def check_short_attention(device: str, dtype: torch.dtype, lengths: list[int], heads: int, head_size: int) -> None:
+    """Sentences of different lengths; empty ones pad a CUDA graph's batch, and tokens after the last belong to none."""
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    tokens = int(ends[-1])
+    qkv = torch.randn(tokens + 3, 3 * heads * head_size, device=device, dtype=dtype)
+    starts = ends.to(device=device, dtype=torch.int32)
+    scale = head_size**-0.5
+    got = short_attention(qkv, starts, heads, max(lengths), scale)[:tokens]
+    _same(got, short_attention_reference(qkv, starts, heads, scale)[:tokens])
+
+
+def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
+    """Run every case."""
+    torch.manual_seed(0)
+    for dtype in dtypes:
+        for rows, width in ((1, 16), (7, 384), (33, 768), (5, 1000)):
+            check_add_layer_norm(device, dtype, rows, width)
+            for first_place in (0, 2):
+                check_embed_layer_norm(device, dtype, rows, width, first_place)
+        for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65]):
+            for heads, head_size in ((2, 32), (3, 64)):
+                check_short_attention(device, dtype, lengths, heads, head_size)
+
+
+def _norm(width: int, device: str, dtype: torch.dtype) -> torch.nn.LayerNorm:
+    norm = torch.nn.LayerNorm(width, device=device, dtype=dtype)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    return norm
+
+
+def _same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.dtype == expected.dtype
+    difference = (got.float() - expected.float()).abs().max().item()
+    assert difference <= TOLERANCE[got.dtype] * max(1.0, expected.float().abs().max().item()), difference
+
+
+if __name__ == "__main__":
+    with torch.inference_mode():
+        all_cases("cpu", [torch.float32, torch.float16])
+    print("all kernels agree with their references")
