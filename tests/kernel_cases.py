@@ -48,6 +48,8 @@ def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
             check_add_layer_norm(device, dtype, rows, width)
             for first_place in (0, 2):
                 check_embed_layer_norm(device, dtype, rows, width, first_place)
+        if device == "cpu" and dtype is torch.bfloat16:
+            continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers
         for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65]):
             for heads, head_size in ((2, 32), (3, 64)):
                 check_short_attention(device, dtype, lengths, heads, head_size)
@@ -68,5 +70,5 @@ def _same(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        all_cases("cpu", [torch.float32, torch.float16])
+        all_cases("cpu", [torch.float32, torch.float16, torch.bfloat16])
     print("all kernels agree with their references")

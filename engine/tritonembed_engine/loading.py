@@ -62,8 +62,9 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
         "disable_log_stats": True,
         "seed": 0,
     }
-    if device == "cpu":
-        # Without it vLLM compiles with g++ on a CPU.
+    if device == "cpu" or (settings.engine.executor != "scheduler" and not files.is_decoder):
+        # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
+        # products and captures its own graphs; a model that vLLM has compiled would not call them.
         ours["enforce_eager"] = True
     return ours | settings.vllm
 

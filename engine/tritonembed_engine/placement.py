@@ -43,9 +43,20 @@ def _devices_of_group(instance_name: str, model_config: Mapping[str, Any]) -> li
     parameter = model_config.get("parameters", {}).get(DEVICES_PARAMETER)
     if parameter is None:
         raise ModelError(f"KIND_MODEL needs the parameter {DEVICES_PARAMETER!r} in config.pbtxt: group name to GPUs")
-    groups: dict[str, list[int]] = json.loads(parameter["string_value"])
+    groups = _parse_groups(parameter["string_value"])
     # Triton names instances GROUP_INDEX (GROUP_0 where the count is 1).
     group = instance_name if instance_name in groups else instance_name.rpartition("_")[0]
     if group not in groups:
         raise ModelError(f"parameter {DEVICES_PARAMETER!r} in config.pbtxt does not name the instance group {group!r}")
     return groups[group]
+
+
+def _parse_groups(text: str) -> dict[str, list[int]]:
+    try:
+        groups: dict[str, list[int]] = json.loads(text)
+        right = all(gpus and all(type(gpu) is int and gpu >= 0 for gpu in gpus) for gpus in groups.values())
+    except (ValueError, TypeError, AttributeError):
+        right = False
+    if not right:
+        raise ModelError(f'parameter {DEVICES_PARAMETER!r} in config.pbtxt must be JSON like {{"GROUP": [0, 1]}}')
+    return groups

@@ -92,11 +92,13 @@ def read_settings(repository: str | Path) -> ModelSettings:
         settings = ModelSettings.model_validate(raw)
     except FileNotFoundError:
         raise ModelError(f"the model repository has no {MODEL_JSON}") from None
+    except UnicodeDecodeError:
+        raise ModelError(f"{MODEL_JSON} is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ModelError(f"{MODEL_JSON} is not JSON (line {error.lineno})") from None
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"{MODEL_JSON}: {field}: {first['msg']}") from None
+        where = ": ".join([MODEL_JSON, ".".join(str(part) for part in first["loc"])]).removesuffix(": ")
+        raise ModelError(f"{where}: {first['msg']}") from None
     model = os.environ.get(MODEL_VARIABLE)
     return settings.model_copy(update={"model": model}) if model else settings

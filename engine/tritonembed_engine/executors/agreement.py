@@ -91,6 +91,8 @@ def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:
 
 
 def _distance(answer: Vectors, expected: Vectors) -> float:
+    if answer.shape != expected.shape:
+        return 2.0
     norms = np.linalg.norm(answer, axis=1) * np.linalg.norm(expected, axis=1)
     cosines = np.einsum("ij,ij->i", answer, expected) / np.maximum(norms, 1e-12)
     # A NaN must not pass as "not larger".

@@ -23,9 +23,7 @@ class TritonPythonModel:
 
             settings = read_settings(repository_of(args))
             self._max_bytes = settings.engine.max_request_bytes
-            self._tokenizer = TextTokenizer(
-                read_model_files(settings.model, settings.revision, settings.max_model_len)
-            )
+            self._tokenizer = TextTokenizer(read_model_files(settings.model, settings.revision, settings.max_model_len))
         self._metrics = EngineMetrics(pb_utils, args["model_instance_name"], TOKENIZER_COUNTERS)
 
     def execute(self, requests):

@@ -61,7 +61,7 @@ def usable(shape: Bucket, shapes: list[Bucket]) -> bool:
 
 
 @pytest.mark.parametrize("budget", [8192, 32768, 65536])
-@pytest.mark.parametrize("maximum", [40, 128, 512, 8192])
+@pytest.mark.parametrize("maximum", [40, 60, 128, 512, 8192])
 def test_the_check_at_load_runs_in_the_graph_of_every_bucket_that_serves(budget: int, maximum: int) -> None:
     """A batch meant for one bucket must not run in another, or eagerly: its graph would serve unchecked."""
     shapes = buckets(budget, SENTENCES_PER_BATCH, sorted({min(64, maximum), min(128, maximum), maximum}))

@@ -129,6 +129,12 @@ def test_int8_saturates_at_127_on_both_sides() -> None:
     assert finish(vectors, EmbedParameters(embedding_type="uint8"), True)[:2, 0].tolist() == [255, 1]
 
 
+@pytest.mark.parametrize(("embedding_type", "ends"), [("int8", [-127, 127]), ("uint8", [1, 255])])
+def test_what_rounding_leaves_longer_than_1_saturates_and_does_not_wrap(embedding_type: str, ends: list[int]) -> None:
+    beyond = np.array([[-1.01, 1.01], [-9.0, 9.0]], dtype=np.float32)
+    assert finish_unit(beyond, EmbedParameters(embedding_type=embedding_type), True).tolist() == [ends, ends]
+
+
 @given(arrays.arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 9)), elements=st.floats(width=32)))
 def test_int8_never_wraps_around(vectors: npt.NDArray[np.float32]) -> None:
     with np.errstate(all="ignore"):
