@@ -78,6 +78,8 @@ class EmbeddingEngine:
 
     def submit_all(self, jobs: "Sequence[Job]") -> "list[Future[Vectors]]":
         """Like `submit`, for requests that came together, so that they can share the first batch too."""
+        if not all(job.sentences for job in jobs):
+            raise ValueError("a request needs at least one sentence")
         now = self._clock()
         requests = [_Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
         with self._changed:

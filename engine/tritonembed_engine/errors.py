@@ -5,7 +5,7 @@
     ├── DeadlineExceeded   its deadline passed before its turn: UNAVAILABLE at Triton, as Triton's own queue answers
     ├── Overloaded         the engine's queue is full: UNAVAILABLE
     ├── ExecutionFailed    a batch failed for a reason that is not the request's: INTERNAL
-    ├── EngineDead         the device's context is lost: UNAVAILABLE for whatever waits, then the process ends
+    ├── EngineDead         the engine is closed: UNAVAILABLE
     └── ModelError         the model cannot be loaded or is not an embedding model: start-up stops
 
 No message holds the text of a request, a path or a traceback: they reach clients and logs.
@@ -37,7 +37,7 @@ class ExecutionFailed(EmbedError):
 
 
 class EngineDead(EmbedError):
-    """The executor can't compute any more (a poisoned CUDA context, say)."""
+    """The engine is closed and computes nothing any more."""
 
 
 class ModelError(EmbedError):

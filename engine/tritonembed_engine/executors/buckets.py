@@ -31,9 +31,12 @@ class Bucket:
 
 def buckets(max_tokens: int, max_sentences: int, longest: Iterable[int]) -> list[Bucket]:
     """All shapes up to a batch's budget, smallest first. longest: the lengths attention distinguishes."""
+    longest = sorted(longest)
     return sorted(
         Bucket(tokens, length, max(SMALLEST_SENTENCES, min(tokens // TOKENS_PER_SENTENCE, max_sentences)))
         for tokens in TOKENS
-        for length in longest
+        for shorter, length in zip([0, *longest], longest, strict=False)
+        # No sentence is longer than its batch: of the lengths over it, the smallest serves.
+        if shorter < tokens
         if tokens <= max(max_tokens, TOKENS[0])
     )

@@ -36,7 +36,7 @@ def capture_graphs(
     limits: tuple[int, int, list[int]],
     settings: GraphSettings,
 ) -> list[CapturedGraph]:
-    """Capture `run` for every bucket, smallest first, within the budget of time and memory.
+    """Capture `run` for every bucket within the budget of time and memory; gives them smallest first.
 
     limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
     one memory pool: they replay one at a time.
