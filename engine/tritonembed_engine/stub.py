@@ -22,7 +22,7 @@ def prepare_process(visible_gpus: str | None) -> None:
         "VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB,
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
-        # oneDNN keeps a primitive for every number of tokens that a batch ever had, up to 1024 of them: 200 MB and more.
+        # oneDNN keeps a primitive for every number of tokens that a batch ever had, up to 1024 of them: 800 MB once.
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16",
         "LRU_CACHE_CAPACITY": "16",
         # Many instances are the parallelism; threads inside each would fight over the cores.
