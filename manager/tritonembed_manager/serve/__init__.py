@@ -1,0 +1,1 @@
+"""One endpoint over many Triton servers: `tritonembed-manager serve`."""
