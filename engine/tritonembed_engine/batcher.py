@@ -43,6 +43,22 @@ class Batch(Generic[Request]):
     tokens: int
 
 
+def halves(batch: Batch[Request]) -> list[Batch[Request]]:
+    """A batch of two sentences or more as two, of about as many sentences each."""
+    middle = len(batch.sentences) // 2
+    parts: list[Batch[Request]] = []
+    for low, high in ((0, middle), (middle, len(batch.sentences))):
+        pieces, first = [], 0
+        for piece in batch.pieces:
+            start, stop = max(low - first, 0), min(high - first, piece.stop - piece.start)
+            if start < stop:
+                pieces.append(Piece(piece.request, piece.start + start, piece.start + stop))
+            first += piece.stop - piece.start
+        sentences = batch.sentences[low:high]
+        parts.append(Batch(pieces, sentences, sum(map(len, sentences)) // BYTES_PER_TOKEN))
+    return parts
+
+
 class Batcher(Generic[Request]):
     """First come, first served, over sentences rather than requests.
 

@@ -4,6 +4,7 @@ While the device runs batch k, the thread prepares and launches k+1, and hands o
 launched and not collected, so that what waits stays where it can still be dropped or overtaken.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -13,12 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tritonembed_engine.batcher import Batch, Batcher, Waiting
-from tritonembed_engine.errors import DeadlineExceeded, EmbedError, EngineDead, ExecutionFailed, Overloaded
+from tritonembed_engine.batcher import Batch, Batcher, Waiting, halves
+from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.vectors import Vectors, normalized
 
 DEPTH = 2
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ class EmbeddingEngine:
     """Runs one executor. `submit` from any thread; `close` ends the thread and frees the model.
 
     max_waiting_sentences: beyond it requests fail with Overloaded. clock: monotonic seconds. on_batch: called with a
-    report of each batch that was computed.
+    report of each batch that was computed. on_death: called once the device is lost and everything was answered; the
+    process has to be started again.
+
+    A batch that the device has no room for is computed in halves, and later batches have half its tokens at most.
     """
 
     def __init__(
@@ -54,14 +59,17 @@ class EmbeddingEngine:
         max_waiting_sentences: int = 65536,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] | None = None,
+        on_death: Callable[[], None] | None = None,
     ) -> None:
         self.executor = executor
         self._max_waiting = max_waiting_sentences
         self._clock = clock
         self._on_batch = on_batch
+        self._on_death = on_death
         self._batcher: Batcher[_Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
         self._changed = threading.Condition()
-        self._closed = False
+        self._closed: EngineDead | None = None
+        self._launched: deque[tuple[Batch[_Request], Pending, float]] = deque()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -72,7 +80,7 @@ class EmbeddingEngine:
 
         sentences: each its ids as little-endian int32, checked by `token_ids`. deadline: on the engine's clock.
         normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or raises
-        Overloaded (too much waits already), DeadlineExceeded (before its turn), ExecutionFailed or EngineDead.
+        Overloaded (too much waits already), DeadlineExceeded (before its turn), ExecutionFailed, or EngineDead.
         """
         return self.submit_all([Job(sentences, deadline, normalize)])[0]
 
@@ -83,10 +91,10 @@ class EmbeddingEngine:
         now = self._clock()
         requests = [_Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
         with self._changed:
-            if self._closed:
-                raise EngineDead("the engine is closed")
             for request in requests:
-                if self._batcher.waiting_sentences + len(request.sentences) > self._max_waiting:
+                if self._closed:
+                    request.fail(self._closed)
+                elif self._batcher.waiting_sentences + len(request.sentences) > self._max_waiting:
                     request.fail(Overloaded(f"more than {self._max_waiting} sentences are waiting"))
                 else:
                     self._batcher.add(request)
@@ -95,38 +103,42 @@ class EmbeddingEngine:
 
     def close(self) -> None:
         """Finish what runs, fail what waits, free the model."""
-        with self._changed:
-            if self._closed:
-                return
-            self._closed = True
-            for request in self._batcher.drain():
-                request.fail(EngineDead("the engine is closed"))
-            self._changed.notify()
+        self._end(EngineDead("the engine is closed"))
         self._thread.join()
         self.executor.close()
 
+    def _end(self, reason: EngineDead) -> bool:
+        """Take nothing more, and fail what waits; whether it was not ended before."""
+        with self._changed:
+            if self._closed:
+                return False
+            self._closed = reason
+            for request in self._batcher.drain():
+                request.fail(reason)
+            self._changed.notify()
+            return True
+
     def _run(self) -> None:
-        launched: deque[tuple[Batch[_Request], Pending, float]] = deque()
         while True:
             with self._changed:
-                while not (self._batcher or launched or self._closed):
+                while not (self._batcher or self._launched or self._closed):
                     self._changed.wait()
-                if self._closed and not launched and not self._batcher:
+                if self._closed and not self._launched and not self._batcher:
                     return
                 batch, expired = self._batcher.take(self._clock())
                 for request in expired:
                     request.fail(DeadlineExceeded("deadline passed before its turn"))
             if batch is not None:
-                self._launch(batch, launched)
-            if launched and (batch is None or len(launched) >= DEPTH):
-                self._collect(*launched.popleft())
+                self._launch(batch)
+            if self._launched and (batch is None or len(self._launched) >= DEPTH):
+                self._collect(*self._launched.popleft())
 
-    def _launch(self, batch: "Batch[_Request]", launched: "deque[tuple[Batch[_Request], Pending, float]]") -> None:
+    def _launch(self, batch: "Batch[_Request]") -> None:
         start = self._clock()
         try:
-            launched.append((batch, self.executor.launch(batch.sentences), start))
+            self._launched.append((batch, self.executor.launch(batch.sentences), start))
         except Exception as error:
-            self._fail_batch(batch, error)
+            self._recover(batch, error)
 
     def _collect(self, batch: "Batch[_Request]", pending: Pending, start: float) -> None:
         try:
@@ -134,12 +146,12 @@ class EmbeddingEngine:
             if len(vectors) != len(batch.sentences):
                 raise ExecutionFailed("the executor gave another number of vectors than it got sentences")
         except Exception as error:
-            self._fail_batch(batch, error)
+            self._recover(batch, error)
             return
         if self._on_batch:
             waited = sum(start - piece.request.arrived for piece in batch.pieces if piece.start == 0)
             seconds = self._clock() - start
-            capacity = self.executor.max_batch_tokens
+            capacity = self._batcher.max_tokens
             self._on_batch(BatchReport(len(batch.sentences), batch.tokens, capacity, waited, seconds))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
         unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
@@ -149,14 +161,31 @@ class EmbeddingEngine:
             piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
 
-    def _fail_batch(self, batch: "Batch[_Request]", error: Exception) -> None:
-        if not isinstance(error, EmbedError):
-            # The type alone: a message of torch or vLLM can hold paths.
-            error = ExecutionFailed(f"a batch failed: {type(error).__name__}")
-        # `close` may be failing the rest of the same request.
+    def _recover(self, batch: "Batch[_Request]", error: Exception) -> None:
+        """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""
+        problem = self.executor.explain(error)
+        if isinstance(problem, OutOfMemory) and len(batch.sentences) > 1:
+            self._batcher.max_tokens = min(self._batcher.max_tokens, max(batch.tokens // 2, 1))
+            logger.warning("out of memory at %d tokens; at most %d from now on", batch.tokens, self._batcher.max_tokens)
+            # What else is on the device has to leave before there is room.
+            while self._launched:
+                self._collect(*self._launched.popleft())
+            for half in halves(batch):
+                self._launch(half)
+                if self._launched:
+                    self._collect(*self._launched.popleft())
+            return
+        # `_end` may be failing the rest of the same request.
         with self._changed:
             for piece in batch.pieces:
-                piece.request.fail(error)
+                piece.request.fail(problem)
+        if isinstance(problem, DeviceLost) and self._end(problem):
+            for other, _, _ in self._launched:
+                for piece in other.pieces:
+                    piece.request.fail(problem)
+            self._launched.clear()
+            if self._on_death:
+                self._on_death()
 
 
 @dataclass(eq=False)

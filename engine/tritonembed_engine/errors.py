@@ -5,7 +5,9 @@
     ├── DeadlineExceeded   its deadline passed before its turn: UNAVAILABLE at Triton, as Triton's own queue answers
     ├── Overloaded         the engine's queue is full: UNAVAILABLE
     ├── ExecutionFailed    a batch failed for a reason that is not the request's: INTERNAL
-    ├── EngineDead         the engine is closed: UNAVAILABLE
+    │   └── OutOfMemory    … and smaller ones may succeed
+    ├── EngineDead         the engine is closed, or its device is lost: UNAVAILABLE
+    │   └── DeviceLost     the process can't use the device any more and has to be started again
     └── ModelError         the model cannot be loaded or is not an embedding model: start-up stops
 
 No message holds the text of a request, a path or a traceback: they reach clients and logs.
@@ -36,8 +38,16 @@ class ExecutionFailed(EmbedError):
     """The forward pass of a batch failed; later batches may succeed."""
 
 
+class OutOfMemory(ExecutionFailed):
+    """The device had no room for the batch."""
+
+
 class EngineDead(EmbedError):
-    """The engine is closed and computes nothing any more."""
+    """The engine computes nothing any more."""
+
+
+class DeviceLost(EngineDead):
+    """A CUDA error that poisons the context: whatever this process asks of the GPU from now on fails."""
 
 
 class ModelError(EmbedError):

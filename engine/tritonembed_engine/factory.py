@@ -20,10 +20,11 @@ def create_engine(
     files: ModelFiles,
     device: str,
     on_batch: Callable[[BatchReport], None] | None = None,
+    on_death: Callable[[], None] | None = None,
 ) -> EmbeddingEngine:
     """An engine that is ready to serve. device: "cpu" or "cuda". Raises ModelError."""
     executor = create_executor(settings, files, device)
-    return EmbeddingEngine(executor, settings.engine.max_waiting_sentences, on_batch=on_batch)
+    return EmbeddingEngine(executor, settings.engine.max_waiting_sentences, on_batch=on_batch, on_death=on_death)
 
 
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:

@@ -46,7 +46,7 @@ class EngineSettings(BaseModel):
     """Which executor runs the model; auto takes the direct one where it serves the model and agrees with vLLM."""
 
     max_batch_tokens: int | None = Field(default=None, ge=1)
-    """Tokens in one forward pass; None: chosen for the device."""
+    """Tokens in one forward pass; None: on a GPU measured when the model is loaded, 4096 on a CPU."""
 
     kernels: KernelSettings = Field(default_factory=KernelSettings)
     graphs: GraphSettings = Field(default_factory=GraphSettings)

@@ -1,6 +1,8 @@
 """Between Triton's python backend and the engine: tensors, error codes, start-up. Imported inside a stub only."""
 
 import contextlib
+import os
+import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +18,14 @@ CODES = {
     errors.DeadlineExceeded: "UNAVAILABLE",
     errors.Overloaded: "UNAVAILABLE",
     errors.EngineDead: "UNAVAILABLE",
+    errors.DeviceLost: "UNAVAILABLE",
     errors.ExecutionFailed: "INTERNAL",
 }
 """Names in pb_utils.TritonError, which the stub fills only after it has imported the model."""
+
+SECONDS_TO_ANSWER = 0.5
+EXIT_CODE = 70
+"""EX_SOFTWARE of sysexits.h."""
 
 
 @contextlib.contextmanager
@@ -58,6 +65,18 @@ def to_bytes_tensor(name: str, elements: Sequence[bytes]) -> Any:
 def answer(*tensors: Any) -> Any:
     """A successful response."""
     return pb_utils.InferenceResponse(output_tensors=list(tensors))
+
+
+def end_process_soon() -> None:
+    """End this process once the answers that are on their way have left it.
+
+    Whoever runs the server sees the process end (`tritonembed-manager` watches it) and starts it again; a process that
+    stayed would go on refusing.
+    """
+    pb_utils.Logger.log_error("tritonembed: the GPU is lost to this process; it ends")
+    timer = threading.Timer(SECONDS_TO_ANSWER, os._exit, (EXIT_CODE,))
+    timer.daemon = True
+    timer.start()
 
 
 def refusal(error: Exception) -> Any:

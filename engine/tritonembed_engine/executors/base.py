@@ -6,6 +6,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_engine.errors import EmbedError
+
 
 class Pending(Protocol):
     """A batch that was launched."""
@@ -26,6 +28,9 @@ class Executor(Protocol):
 
     def launch(self, sentences: Sequence[bytes]) -> Pending:
         """Start a batch; on a GPU this returns while it runs."""
+
+    def explain(self, error: Exception) -> EmbedError:
+        """What an exception of `launch` or `result` was: OutOfMemory, DeviceLost, or ExecutionFailed."""
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -13,8 +13,11 @@ import numpy.typing as npt
 import torch
 
 from tritonembed_engine.engine import DEPTH
+from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending
+from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
+from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import flatten
 from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import pool
@@ -54,9 +57,11 @@ class CudaDirectExecutor:
         stages = [Stage(max_batch_sentences, max_batch_tokens, dimensions) for _ in range(DEPTH + 1)]
         self._stages = itertools.cycle(stages)
         self.graphs: list[CapturedGraph] = []
+        if settings.max_batch_tokens is None:
+            self.max_batch_tokens = measure_budget(self, max_length)
         if settings.graphs.enabled:
             lengths = sorted({min(64, max_length), min(LONGEST, max_length), max_length})
-            limits = (max_batch_tokens, max_batch_sentences, lengths)
+            limits = (self.max_batch_tokens, max_batch_sentences, lengths)
             self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
 
     @torch.inference_mode()
@@ -81,6 +86,10 @@ class CudaDirectExecutor:
             pooled.record_stream(self._copy)
             stage.done.record()
         return _Answer(stage, count)
+
+    def explain(self, error: Exception) -> EmbedError:
+        """See `faults`."""
+        return explain(error)
 
     def close(self) -> None:
         """Free the model's memory, and leave the model as vLLM made it."""

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
+from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import flatten
 from tritonembed_engine.executors.pooling import pool
 from tritonembed_engine.executors.vllm_internals import OpenModel
@@ -42,6 +44,10 @@ class DirectExecutor:
             batch.longest,
         )
         return Ready(pool(self._model, hidden, starts).numpy())
+
+    def explain(self, error: Exception) -> EmbedError:
+        """See `faults`."""
+        return explain(error)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
+from tritonembed_engine.executors.faults import explain
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -32,6 +34,10 @@ class SchedulerExecutor:
         prompts = [{"prompt_token_ids": np.frombuffer(ids, dtype="<i4").tolist()} for ids in sentences]
         outputs = self._llm.encode(prompts, self._parameters, pooling_task="embed", use_tqdm=False)
         return Ready(np.stack([output.outputs.data.float().numpy() for output in outputs]))
+
+    def explain(self, error: Exception) -> EmbedError:
+        """See `faults`."""
+        return explain(error)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -13,7 +13,15 @@ from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.placement import visible_devices
 from tritonembed_engine.stub import prepare_process
-from tritonembed_engine.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
+from tritonembed_engine.triton import (
+    answer,
+    bytes_tensor,
+    end_process_soon,
+    refusal,
+    repository_of,
+    start_up,
+    to_bytes_tensor,
+)
 
 
 class TritonPythonModel:
@@ -31,7 +39,8 @@ class TritonPythonModel:
 
             settings = read_settings(repository_of(args))
             self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
-            self._engine = create_engine(settings, self._files, "cpu" if devices is None else "cuda", self._count_batch)
+            device = "cpu" if devices is None else "cuda"
+            self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
         name = args["model_instance_name"]
         self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)
 

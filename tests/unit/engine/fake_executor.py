@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
+
 Array = npt.NDArray[np.float32]
 PATIENCE = 20.0
 """Seconds a test waits for what happens at once unless it is broken."""
@@ -69,6 +71,13 @@ class FakeExecutor:
     def wait(self) -> None:
         self.holding.set()
         assert self._go.wait(PATIENCE)
+
+    def explain(self, error: Exception) -> EmbedError:
+        if isinstance(error, EmbedError):
+            return error
+        if isinstance(error, MemoryError):
+            return OutOfMemory("no room")
+        return ExecutionFailed(f"a batch failed: {type(error).__name__}")
 
     def close(self) -> None:
         self.closed = True

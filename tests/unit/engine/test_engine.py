@@ -10,7 +10,7 @@ import pytest
 from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
 
 from tritonembed_engine.engine import DEPTH, BatchReport, EmbeddingEngine, Job
-from tritonembed_engine.errors import DeadlineExceeded, EngineDead, ExecutionFailed, Overloaded
+from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 
 
 class Clock:
@@ -249,7 +249,7 @@ def test_a_closed_engine_takes_nothing_and_closes_again_without_harm(make: Make)
     engine.close()
     engine.close()
     with pytest.raises(EngineDead):
-        engine.submit([ids(1)])
+        get(engine.submit([ids(1)]))
 
 
 def test_a_caller_that_gives_up_its_future_does_not_stop_the_engine(make: Make) -> None:
@@ -291,3 +291,64 @@ def test_a_batch_that_failed_is_not_reported(make: Make) -> None:
     executor.compute = vectors_of
     get(engine.submit([ids(1)]))
     assert [report.sentences for report in reports] == [1]
+
+
+@pytest.mark.parametrize("where", ["launch", "result"])
+def test_a_batch_the_device_has_no_room_for_is_computed_in_halves_and_nothing_is_lost(make: Make, where: str) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_tokens=32, max_batch_sentences=32))
+    room = 5
+
+    def fill(sentences: Sequence[bytes]) -> Array:
+        if sum(map(len, sentences)) // 4 > room:
+            raise MemoryError
+        return vectors_of(sentences)
+
+    if where == "launch":
+        executor.before_launch = fill
+    else:
+        executor.compute = fill
+    jobs = [Job([ids(number, place) for place in range(7)]) for number in range(9)]
+    for job, future in zip(jobs, engine.submit_all(jobs), strict=True):
+        np.testing.assert_array_equal(get(future), vectors_of(job.sentences))
+    before = len(executor.batches)
+    sentences = [ids(99, place) for place in range(8)]
+    np.testing.assert_array_equal(get(engine.submit(sentences)), vectors_of(sentences))
+    # Later batches begin with the budget that fits.
+    assert all(len(batch) * 2 <= room for batch in executor.batches[before:])
+
+
+def test_one_sentence_the_device_has_no_room_for_fails_alone(make: Make) -> None:
+    engine, executor, _ = make()
+
+    def fill(sentences: Sequence[bytes]) -> None:
+        if ids(1, 2, 3, 4) in sentences:
+            raise MemoryError
+
+    executor.before_launch = fill
+    large, small = engine.submit_all([Job([ids(1, 2, 3, 4)]), Job([ids(5)])])
+    with pytest.raises(OutOfMemory):
+        get(large)
+    assert len(get(small)) == 1
+
+
+def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> None:
+    deaths = threading.Event()
+    executor = FakeExecutor(max_batch_sentences=1)
+    engine = EmbeddingEngine(executor, on_death=deaths.set)
+
+    def lose() -> None:
+        raise DeviceLost("the GPU is lost to this process")
+
+    executor.hold()
+    futures = [engine.submit([ids(number)]) for number in range(5)]
+    assert executor.holding.wait(PATIENCE)
+    executor.before_result = lose
+    executor.let_go()
+    for future in futures:
+        with pytest.raises(DeviceLost):
+            get(future)
+    assert deaths.wait(PATIENCE)
+    with pytest.raises(DeviceLost):
+        get(engine.submit([ids(6)]))
+    engine.close()
+    assert len(executor.computed) <= DEPTH

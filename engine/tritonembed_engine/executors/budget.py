@@ -1,0 +1,66 @@
+"""The token budget of a batch, chosen by a short measurement: the smallest that keeps the GPU at full speed.
+
+Larger batches cost latency and memory, smaller ones leave the GPU waiting for launches; where the two meet depends on
+the model and the GPU.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from tritonembed_engine.executors.base import Executor
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = (4096, 8192, 16384, 32768)
+ENOUGH = 0.97
+"""Of the best candidate's tokens/s; above it a larger batch is not worth its latency."""
+
+SENTENCE_TOKENS = 128
+ROUNDS = 4
+LONGEST_MEASUREMENT_S = 5.0
+
+
+def choose_budget(rate: Callable[[int], float], candidates: Sequence[int]) -> tuple[int, dict[int, float]]:
+    """The smallest candidate that reaches ENOUGH of the best, and what was measured.
+
+    rate: tokens/s at a budget.
+    """
+    measured = {candidate: rate(candidate) for candidate in sorted(candidates)}
+    best = max(measured.values())
+    return next(candidate for candidate, speed in measured.items() if speed >= ENOUGH * best), measured
+
+
+def measure_budget(executor: Executor, max_length: int) -> int:
+    """Run the executor's forward over random ids at each candidate size, and say what was found.
+
+    max_length: the model's, in tokens. No candidate is above the executor's own budget or below one sentence.
+    """
+    length = min(SENTENCE_TOKENS, max_length)
+    sentence = np.ones(length, dtype="<i4").tobytes()
+    candidates = [c for c in CANDIDATES if max_length <= c <= executor.max_batch_tokens]
+    started = time.monotonic()
+
+    def rate(tokens: int) -> float:
+        batch = [sentence] * min(tokens // length, executor.max_batch_sentences)
+        executor.launch(batch).result()
+        times = []
+        while len(times) < ROUNDS and (not times or time.monotonic() - started < LONGEST_MEASUREMENT_S):
+            before = time.perf_counter()
+            # Two in a row, as the engine launches them: the second hides the launch of the first.
+            pending = [executor.launch(batch), executor.launch(batch)]
+            for one in pending:
+                one.result()
+            times.append(time.perf_counter() - before)
+        return 2 * len(batch) * length / min(times)
+
+    if not candidates:
+        return executor.max_batch_tokens
+    budget, measured = choose_budget(rate, candidates)
+    table = ", ".join(f"{tokens}: {speed / 1e3:.0f} K" for tokens, speed in measured.items())
+    logger.warning(
+        "batch budget %d tokens, measured in %.1f s (tokens/s: %s)", budget, time.monotonic() - started, table
+    )
+    return budget
