@@ -46,7 +46,7 @@ def measure_budget(executor: Executor, max_length: int) -> int:
     def rate(tokens: int) -> float:
         batch = [sentence] * min(tokens // length, executor.max_batch_sentences)
         executor.launch(batch).result()
-        times = []
+        times: list[float] = []
         while len(times) < ROUNDS and (not times or time.monotonic() - started < LONGEST_MEASUREMENT_S):
             before = time.perf_counter()
             # Two in a row, as the engine launches them: the second hides the launch of the first.

@@ -93,8 +93,10 @@ def test_what_was_not_given_stays_as_committed(tmp_path):
     configs, model = rendered(tmp_path)
     template = read_configs(template_folder())
     for name, config in template.items():
-        del config.instance_group[:]
-        del configs[name].instance_group[:]
+        # What a machine without a GPU is given.
+        for one in (config, configs[name]):
+            del one.instance_group[:]
+            del one.dynamic_batching.preferred_batch_size[:]
         assert configs[name] == config
     assert model["engine"] == json.loads((template_folder() / "model.json").read_text())["engine"]
 
@@ -191,3 +193,12 @@ def test_gpus_are_numbers_separated_by_commas():
     for wrong in ("a", "0,,1", "-1", "0;1"):
         with pytest.raises(StartError, match="--gpus"):
             parse_gpus(wrong)
+
+
+def test_triton_hands_smaller_batches_to_a_cpu(tmp_path: Path) -> None:
+    batches = {}
+    for device in ("cpu", "cuda"):
+        render(tmp_path / device, RenderSettings("some/model", device=device))
+        embedder = read_configs(tmp_path / device)["embedder"]
+        (batches[device],) = embedder.dynamic_batching.preferred_batch_size
+    assert batches["cpu"] < batches["cuda"]
