@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
+from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
 from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
 from tritonembed_engine.kernels.short_attention import HEAD_SIZES, LONGEST, short_attention
 from tritonembed_engine.settings import KernelSettings
@@ -53,6 +54,11 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
     ]
     if dtype not in (torch.bfloat16, torch.float16):
         return kernels
+
+    def attention_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
+        return _attend(module, kernels, settings.attention and _serves(module))
+
+    replacements.append((bert.BertEncoder, settings.fp8, lambda module: fp8_encoder(module, attention_of, dtype)))
     for module in model.modules():
         for kind, enabled, replacement in replacements:
             if enabled and type(module) is kind:
@@ -63,18 +69,32 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
 
 
 def _attention(module: Any, kernels: Kernels) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    if module.head_dim not in HEAD_SIZES or module.num_kv_heads != module.num_heads:
+    if not _serves(module):
         return None
+    attend = _attend(module, kernels)
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         qkv, _ = module.qkv_proj(hidden_states)
-        if kernels.starts is None or kernels.longest > LONGEST:
+        return attend(qkv)
+
+    return forward
+
+
+def _serves(module: Any) -> bool:
+    return module.head_dim in HEAD_SIZES and bool(module.num_kv_heads == module.num_heads)
+
+
+def _attend(module: Any, kernels: Kernels, ours: bool = True) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From packed queries, keys and values to what is attended to; long sentences are vLLM's."""
+
+    def attend(qkv: torch.Tensor) -> torch.Tensor:
+        if not ours or kernels.starts is None or kernels.longest > LONGEST:
             q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
             attended: torch.Tensor = module.attn(q, k, v)
             return attended
         return short_attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling)
 
-    return forward
+    return attend
 
 
 def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:

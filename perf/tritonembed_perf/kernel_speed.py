@@ -1,0 +1,102 @@
+"""Each of our GPU kernels alone: time, and the bytes that it must move a second.
+
+    python -m tritonembed_perf.kernel_speed [--tokens 32768] [--width 768] [--json FILE]
+
+The floor of a kernel is what it must read and write; an H200's memory moves 4.3 TB/s at most (measured by copying).
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tritonembed_perf.machine import describe_machine
+
+ROUNDS = 7
+REPEAT = 20
+HEADS = 12
+SENTENCE_TOKENS = (50, 128)
+
+
+def main() -> None:
+    """Print a row a kernel; medians of ROUNDS."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = measure(options.tokens, options.width)
+    print(f"machine: {describe_machine()}; {options.tokens} tokens, {options.width} wide, bf16")
+    for row in rows:
+        print(f"{row['kernel']:>28}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
+    if options.json:
+        report = {"machine": describe_machine(), "command": " ".join(sys.argv), "rows": rows}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def measure(tokens: int, width: int) -> list[dict[str, Any]]:
+    """Time and bytes/s of every kernel at one size."""
+    import torch
+
+    from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
+    from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+    from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize_rows
+    from tritonembed_engine.kernels.short_attention import short_attention
+
+    def random(*shape: int) -> "torch.Tensor":
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    x, residual, wide, qkv = (random(tokens, size) for size in (width, width, 4 * width, 3 * width))
+    words, places = random(30_522, width), random(512, width)
+    norm = torch.nn.LayerNorm(width, device="cuda", dtype=torch.bfloat16)
+    ids = torch.randint(0, len(words), (tokens,), device="cuda", dtype=torch.int32)
+    positions = torch.arange(tokens, device="cuda") % 50
+    row = tokens * width
+    # Bytes: of bf16 two an element, of fp8 one, of the embedding's gathered rows two each.
+    cases: list[tuple[str, int, Callable[[], object]]] = [
+        ("copy (the memory's limit)", 4 * row, lambda: x.clone()),
+        ("add + LayerNorm", 6 * row, lambda: add_layer_norm(x, residual, norm)),
+        (
+            "embeddings + LayerNorm",
+            6 * row,
+            lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0),
+        ),
+        ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm)),
+        ("fp8", 3 * row, lambda: quantize_rows(x)),
+        ("GELU + fp8", 12 * row, lambda: quantize_rows(wide, gelu=True)),
+    ]
+    for length in SENTENCE_TOKENS:
+        ends = list(range(0, tokens - tokens % length + 1, length))
+        starts = torch.tensor(ends, device="cuda", dtype=torch.int32)
+
+        def attend(starts: "torch.Tensor" = starts, length: int = length) -> object:
+            return short_attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
+
+        cases.append((f"attention, {length} tokens", 8 * row, attend))
+    with torch.inference_mode():
+        return [_row(name, size, run) for name, size, run in cases]
+
+
+def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
+    import torch
+
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(REPEAT):
+            run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / REPEAT * 1e3)
+    microseconds = statistics.median(times)
+    return {"kernel": name, "microseconds": microseconds, "terabytes_per_second": size / microseconds / 1e6}
+
+
+if __name__ == "__main__":
+    main()
