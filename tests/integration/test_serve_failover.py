@@ -1,0 +1,110 @@
+"""`tritonembed-manager serve` on real tritonservers, under load: no client sees it when something dies."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.integration.serve import Load, Serve, serving
+from tests.models import ModelShelf
+
+
+@pytest.fixture(scope="module")
+def manager(shelf: ModelShelf) -> Iterator[Serve]:
+    """Two servers with one replica each, behind one address."""
+    arguments = ["--model", shelf("bert"), "--device=cpu", "--servers=2", "--num-replicas=2", "--tokenizer-instances=1"]
+    with serving(*arguments, "--health-interval=0.5") as started:
+        yield started
+
+
+def test_a_server_that_is_killed_costs_no_client_an_error_and_comes_back(manager: Serve) -> None:
+    before = manager.server("server-0")["restarts"]
+    with Load(manager.target) as load:
+        load.answers(96)
+        manager.until(manager.is_full)
+        os.kill(manager.tritonservers()["server-0"], signal.SIGKILL)
+        manager.until(lambda: manager.server("server-0")["restarts"] == before + 1)
+        manager.until(lambda: manager.states() == ["ready", "ready"])
+        load.answers(200)
+    assert load.errors == []
+
+
+def test_a_stub_that_is_killed_costs_no_client_an_error_and_its_server_comes_back(manager: Serve) -> None:
+    before = manager.server("server-1")["restarts"]
+    with Load(manager.target) as load:
+        load.answers(96)
+        manager.until(manager.is_full)
+        began = time.monotonic()
+        os.kill(manager.stub("server-1", "embedder"), signal.SIGKILL)
+        manager.until(lambda: manager.server("server-1")["restarts"] == before + 1)
+        # Triton alone would take longer to notice than this.
+        assert time.monotonic() - began < 3
+        manager.until(lambda: manager.states() == ["ready", "ready"])
+        load.answers(200)
+    assert load.errors == []
+    assert load.slowest_s < 20
+
+
+def test_a_worker_that_is_killed_is_replaced(manager: Serve) -> None:
+    [worker] = manager.workers()
+    os.kill(worker, signal.SIGKILL)
+    manager.until(lambda: manager.workers() not in ([], [worker]))
+    manager.until(manager.serves)
+    manager.until(lambda: manager.status()["workers"] == {"count": 1, "ready": 1, "restarts": 1})
+
+
+def test_all_servers_are_replaced_under_load_through_the_servers_file(manager: Serve, tmp_path: Path) -> None:
+    """A second manager attaches to the servers of the first, which starts one of them anew while it is not listed."""
+    first, second = (server["address"] for server in manager.status()["servers"])
+    listed = tmp_path / "servers"
+    listed.write_text(f"{first}\n")
+    with serving("--servers-file", listed, "--health-interval=0.5") as attached:
+
+        def list_now(*servers: str) -> None:
+            listed.write_text("".join(f"{server}\n" for server in servers))
+            attached.until(lambda: [s["id"] for s in attached.status().get("servers", ())] == list(servers))
+            attached.until(lambda: attached.states() == ["ready"] * len(servers))
+
+        with Load(attached.target) as load:
+            load.answers(96)
+            list_now(first, second)
+            list_now(second)
+            restarts = manager.server("server-0")["restarts"]
+            os.kill(manager.tritonservers()["server-0"], signal.SIGKILL)
+            manager.until(lambda: manager.server("server-0")["restarts"] > restarts)
+            manager.until(lambda: manager.states() == ["ready", "ready"])
+            list_now(second, first)
+            list_now(first)
+            load.answers(96)
+        assert load.errors == []
+
+
+def test_a_drain_finishes_what_is_in_flight_and_leaves_nothing(manager: Serve) -> None:
+    """The last one with this manager: it ends it."""
+    with Load(manager.target) as load:
+        load.answers(96)
+        manager.until(manager.is_full)
+        manager.family()
+        began = time.monotonic()
+        load.manager_ends()
+        manager.process.send_signal(signal.SIGTERM)
+        assert manager.process.wait(40) == 0
+        assert time.monotonic() - began < 31
+    assert load.errors == []
+    assert manager.family() == []
+    assert manager.regions() == []
+
+
+def test_a_manager_that_is_killed_takes_its_servers_and_workers_along(shelf: ModelShelf) -> None:
+    arguments = ["--model", shelf("bert"), "--device=cpu", "--num-replicas=1", "--tokenizer-instances=1"]
+    with serving(*arguments) as manager:
+        names = {process.name for process in manager.family()}
+        assert "tritonserver" in names
+        assert manager.workers()
+        assert manager.regions()
+        manager.process.kill()
+        manager.process.wait()
+        manager.until(lambda: not manager.family(), limit=30)
+        manager.until(lambda: not manager.regions(), limit=5)
