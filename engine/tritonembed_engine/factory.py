@@ -44,7 +44,7 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     try:
         model = open_model(llm)
         # Before the direct executor is made: its kernels go into the same model.
-        reference = make_reference(scheduler, files.vocab_size, files.max_length)
+        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
         if device == "cuda":
             from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import errors
+from tritonembed_engine import bytes_tensors, errors
+
+bytes_tensors.install(pb_utils)
 
 CODES = {
     errors.InvalidArgument: "INVALID_ARG",

@@ -34,6 +34,7 @@ BERT_TOKENIZER = Path(__file__).parent / "data" / "bert-base-uncased" / "tokeniz
 BERT_SHAPES: dict[str, dict[str, Any]] = {
     "bert-6x384": {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536},
     "bert-base": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072},
+    "bert-base-calm": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072, "weight_std": 0.02},
 }
 
 WEIGHT_STD = 0.06
@@ -74,16 +75,20 @@ def write_bert(
     normalize: bool = True,
     prompts: Mapping[str, str] | None = None,
     default_prompt_name: str | None = None,
+    weight_std: float | None = None,
     seed: int = 0,
 ) -> Path:
-    """BERT with the tokenizer of bert-base-uncased. vocab: rows of the embedding table, at least its 30,522."""
+    """BERT with the tokenizer of bert-base-uncased. vocab: rows of the embedding table, at least its 30,522.
+
+    weight_std: None for WEIGHT_STD, which spreads the vectors but amplifies rounding: for fp8 take transformers' 0.02.
+    """
     from transformers import BertConfig, BertModel
 
     config = BertConfig(
         **_shape(layers, hidden, heads, intermediate),
         vocab_size=vocab or 30_522,
         max_position_embeddings=max(512, max_length),
-        initializer_range=WEIGHT_STD,
+        initializer_range=weight_std or WEIGHT_STD,
     )
     sentence = Sentence(pooling, normalize, max_length, prompts, default_prompt_name)
     tokens = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}

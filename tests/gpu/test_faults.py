@@ -19,7 +19,8 @@ import torch
 from tritonembed_engine.factory import create_engine
 from tritonembed_engine.model_files import read_model_files
 from tritonembed_engine.settings import ModelSettings
-settings = ModelSettings(model=sys.argv[1], vllm={"gpu_memory_utilization": 0.05})
+engine = {"graphs": {"enabled": False}}
+settings = ModelSettings(model=sys.argv[1], vllm={"gpu_memory_utilization": 0.05}, engine=engine)
 deaths = []
 engine = create_engine(settings, read_model_files(sys.argv[1]), "cuda", on_death=lambda: deaths.append(1))
 rng = np.random.default_rng(0)
@@ -31,7 +32,7 @@ expected = engine.submit(sentences).result()
 before = engine._batcher.max_tokens
 torch.cuda.empty_cache()
 total = torch.cuda.get_device_properties(0).total_memory
-torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 12 * 2**20) / total)
+torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 10 * 2**20) / total)
 answers = [engine.submit(sentences) for _ in range(4)]
 for answer in answers:
     vectors = answer.result(60)

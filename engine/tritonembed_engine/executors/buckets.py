@@ -6,7 +6,10 @@ from dataclasses import dataclass
 LAUNCH_BOUND_TOKENS = 8192
 """Below it an eager forward costs the same whatever its size: the CPU launches more slowly than the GPU works."""
 
-TOKENS = (64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384, 32768, 65536)
+TOKENS = (
+    *(64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096),
+    *(5120, 6144, 7168, 8192, 16384, 32768, 65536),
+)
 TOKENS_PER_SENTENCE = 16
 """Room for sentences in a bucket: one for so many tokens."""
 
@@ -22,6 +25,11 @@ class Bucket:
     tokens: int
     longest: int
     sentences: int
+
+    @property
+    def rows(self) -> int:
+        """Sentences with those that padding takes, one for each `longest` tokens of it."""
+        return self.sentences + -(-self.tokens // self.longest)
 
     def holds(self, tokens: int, sentences: int, longest: int) -> bool:
         """Whether a batch fits, and fills it well enough to be worth the padding."""

@@ -18,7 +18,7 @@ from tritonembed_engine.executors.base import Pending
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
-from tritonembed_engine.executors.flat_batch import flatten
+from tritonembed_engine.executors.flat_batch import flatten, pad
 from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import pool
 from tritonembed_engine.executors.staging import Inputs, Stage, packed_size
@@ -51,16 +51,17 @@ class CudaDirectExecutor:
         self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
-        size = packed_size(max_batch_sentences, max_batch_tokens)
+        lengths = sorted({min(64, max_length), min(LONGEST, max_length), max_length})
+        rows = max_batch_sentences + max_batch_tokens // lengths[0] + 1
+        size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
         # One more than can be in flight: its answer is read while the others run.
-        stages = [Stage(max_batch_sentences, max_batch_tokens, dimensions) for _ in range(DEPTH + 1)]
+        stages = [Stage(rows, max_batch_tokens, dimensions) for _ in range(DEPTH + 1)]
         self._stages = itertools.cycle(stages)
         self.graphs: list[CapturedGraph] = []
         if settings.max_batch_tokens is None:
             self.max_batch_tokens = measure_budget(self, max_length)
         if settings.graphs.enabled:
-            lengths = sorted({min(64, max_length), min(LONGEST, max_length), max_length})
             limits = (self.max_batch_tokens, max_batch_sentences, lengths)
             self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
 
@@ -68,18 +69,19 @@ class CudaDirectExecutor:
     def launch(self, sentences: Sequence[bytes]) -> Pending:
         """Start the forward pass of a batch."""
         batch = flatten(sentences)
-        count, tokens, longest = len(sentences), batch.tokens, batch.longest
+        count, longest = len(sentences), batch.longest
         stage = next(self._stages)
-        graph = next((g for g in self.graphs if g.bucket.holds(tokens, count, longest)), None)
-        room = (graph.bucket.sentences, graph.bucket.tokens) if graph else (count, tokens)
-        packed = stage.fill(batch, *room)
+        graph = next((g for g in self.graphs if g.bucket.holds(batch.tokens, count, longest)), None)
+        if graph:
+            batch = pad(batch, graph.bucket.tokens, graph.bucket.longest)
+        packed = stage.fill(batch, graph.bucket.rows if graph else count)
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             if graph:
                 # A copy, because the next replay writes the same memory while this answer is still on its way out.
                 pooled = graph.replay()[:count].clone()
             else:
-                pooled = self._run(Inputs(self._buffer, count, tokens), longest)
+                pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)

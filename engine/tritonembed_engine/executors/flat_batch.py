@@ -40,3 +40,21 @@ def flatten(sentences: Sequence[bytes]) -> FlatBatch:
     np.cumsum(lengths, out=starts[1:])
     positions = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
     return FlatBatch(join_ids(sentences), positions, starts, lengths)
+
+
+def pad(batch: FlatBatch, tokens: int, longest: int) -> FlatBatch:
+    """The batch with sentences of token 0 behind it, none longer than `longest`, so that it has `tokens` tokens.
+
+    Every row belongs to a sentence: attention would leave others as the memory was, and tiles that reach over the end
+    of a sentence multiply such rows by zero, which a NaN survives.
+    """
+    missing = tokens - batch.tokens
+    if not missing:
+        return batch
+    starts = np.append(np.arange(batch.tokens, tokens, longest, dtype=np.int32), np.int32(tokens))
+    return FlatBatch(
+        np.concatenate([batch.ids, np.zeros(missing, dtype=np.int32)]),
+        np.concatenate([batch.positions, np.arange(missing, dtype=np.int64) % longest]),
+        np.concatenate([batch.starts[:-1], starts]),
+        np.concatenate([batch.lengths, np.diff(starts)]),
+    )

@@ -24,7 +24,7 @@ class CapturedGraph:
     pooled: torch.Tensor
 
     def replay(self) -> torch.Tensor:
-        """Run it on the current stream: float32 [bucket's sentences, dimensions], overwritten by the next replay."""
+        """Run it on the current stream: float32 [bucket's rows, dimensions], overwritten by the next replay."""
         self.graph.replay()
         return self.pooled
 
@@ -50,7 +50,7 @@ def capture_graphs(
         used = (free - torch.cuda.mem_get_info()[0]) // MIB
         if time.monotonic() - started > settings.seconds or used > settings.memory_mib:
             break
-        captured.append(_capture(run, Inputs(buffer, bucket.sentences, bucket.tokens), bucket, stream, pool))
+        captured.append(_capture(run, Inputs(buffer, bucket.rows, bucket.tokens), bucket, stream, pool))
     used = (free - torch.cuda.mem_get_info()[0]) // MIB
     logger.warning(
         "captured %d of %d CUDA graphs in %.1f s, %d MiB", len(captured), len(wanted), time.monotonic() - started, used
@@ -66,11 +66,11 @@ def _capture(
     stream: torch.cuda.Stream,
     pool: tuple[int, int],
 ) -> CapturedGraph:
-    # One sentence that fills the bucket as far as it may, the rest empty: a batch that is allowed.
-    tokens = min(bucket.tokens, bucket.longest)
+    # As many of the longest sentences as there is room for: a batch that is allowed.
     inputs.packed.zero_()
-    inputs.starts[1:] = tokens
-    inputs.lengths[0] = tokens
+    starts = torch.arange(bucket.rows + 1, device=inputs.starts.device) * bucket.longest
+    inputs.starts.copy_(starts.clamp_max(bucket.tokens))
+    inputs.lengths.copy_(inputs.starts.diff())
     with torch.cuda.stream(stream):
         run(inputs, bucket.longest)
     stream.synchronize()

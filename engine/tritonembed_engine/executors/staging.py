@@ -30,10 +30,9 @@ class Stage:
         # blocking: whoever waits sleeps instead of spinning on a core that the tokenizers need.
         self.done = torch.cuda.Event(blocking=True)
 
-    def fill(self, batch: FlatBatch, sentences: int, tokens: int) -> torch.Tensor:
-        """Pack a batch, padded to `sentences` and `tokens`: empty sentences at the end, tokens that belong to none."""
-        inputs = Inputs(self._inputs, sentences, tokens)
-        count = len(batch.lengths)
+    def fill(self, batch: FlatBatch, sentences: int) -> torch.Tensor:
+        """Pack a batch, with empty sentences at the end up to `sentences`."""
+        inputs = Inputs(self._inputs, sentences, batch.tokens)
         for view, values, padding in (
             (inputs.starts, batch.starts, batch.tokens),
             (inputs.lengths, batch.lengths, 0),
@@ -43,5 +42,4 @@ class Stage:
             array: np.ndarray = view.numpy()  # type: ignore[type-arg]
             array[: len(values)] = values
             array[len(values) :] = padding
-        assert count <= sentences
         return inputs.packed

@@ -29,7 +29,7 @@ class OpenModel:
 
     model: called with flat `input_ids` and `positions` [tokens], gives hidden states [tokens, hidden].
     pooling: "CLS", "LAST" or "MEAN". projector: what follows pooling (sentence-transformers' Dense), or None.
-    head_dtype: what the pooled vectors are cast to before it.
+    head_dtype: what the pooled vectors are cast to before it. quantized: whether vLLM holds the weights in fewer bits.
     """
 
     model: torch.nn.Module
@@ -38,6 +38,7 @@ class OpenModel:
     pooling: str
     projector: Callable[[torch.Tensor], torch.Tensor] | None
     head_dtype: torch.dtype
+    quantized: bool
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
 
@@ -121,6 +122,7 @@ def _open(llm: "LLM") -> OpenModel:
         pooling=pooling,
         projector=projector,
         head_dtype=head_dtype or model_config.dtype,
+        quantized=model_config.quantization is not None,
         _vllm_config=runner.vllm_config,
         _builders=builders,
     )
