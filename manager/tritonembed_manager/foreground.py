@@ -1,10 +1,7 @@
 """`tritonembed-manager replica`: a work folder, a repository in it, and one server on it."""
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 from tritonembed_manager.command import server_command
@@ -20,6 +17,7 @@ from tritonembed_manager.settings import RenderSettings, ServerSettings
 from tritonembed_manager.shared_memory import new_region_prefix
 from tritonembed_manager.signals import SignalPipe
 from tritonembed_manager.tritonserver import find_tritonserver
+from tritonembed_manager.work_folder import work_folder
 
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 
@@ -37,7 +35,7 @@ def run_replica(
     """
     check_ports(server.host, server.ports())
     dimensions = check_model(render.model, render.vllm.get("revision")) if render is not None else None
-    with SignalPipe() as signals, _work_folder(work_dir) as work:
+    with SignalPipe() as signals, work_folder(work_dir) as work:
         environment = dict(os.environ)
         if repository is None:
             assert render is not None
@@ -54,19 +52,3 @@ def run_replica(
         say(f"starting {installation.binary.name} for {render.model if render else repository}")
         with closing(ServerProcess(command, environment | installation.environment, region_prefix)) as process:
             Replica(process, server).run(signals)
-
-
-@contextmanager
-def _work_folder(chosen: Path | None) -> Iterator[Path]:
-    if chosen is not None:
-        try:
-            chosen.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StartError(f"--work-dir: cannot make {chosen}: {error.strerror}") from None
-        yield chosen
-        return
-    work = Path(tempfile.mkdtemp(prefix="tritonembed-"))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

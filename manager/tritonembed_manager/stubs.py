@@ -8,6 +8,7 @@ import os
 import selectors
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, Protocol
 
 from tritonembed_manager.processes import Process
 from tritonembed_manager.tritonserver import STUB
@@ -15,10 +16,20 @@ from tritonembed_manager.tritonserver import STUB
 _STUB_NAME = STUB[:15]
 
 
+class Selector(Protocol):
+    """What is needed of `selectors.BaseSelector`; an event loop can be behind it, too."""
+
+    def register(self, fileobj: int, events: int, data: Any) -> Any:
+        """Report, with `data`, when the descriptor becomes readable."""
+
+    def unregister(self, fileobj: int) -> Any:
+        """No longer."""
+
+
 class StubWatch:
     """The stubs among given processes; `selector` reports the end of one with ("stub", pid) as its key's data."""
 
-    def __init__(self, selector: selectors.BaseSelector) -> None:
+    def __init__(self, selector: Selector) -> None:
         self._selector = selector
         self._watched: dict[int, tuple[int, str]] = {}
 
@@ -29,8 +40,10 @@ class StubWatch:
 
     def look(self, processes: Iterable[Process]) -> None:
         """Watch those of the processes that are stubs and are not watched yet."""
-        for process in processes:
-            if process.pid in self._watched or process.name != _STUB_NAME:
+        stubs = {process.pid: process for process in processes if process.name == _STUB_NAME}
+        for process in stubs.values():
+            # What a stub forks has its name until it calls exec, and ends soon: it is no model's process.
+            if process.pid in self._watched or process.parent in stubs:
                 continue
             try:
                 pidfd = os.pidfd_open(process.pid)
