@@ -6,7 +6,9 @@ BIN := .venv/bin
 PACKAGES := client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
 DEMO_MODEL := .work/demo-model
 
-.PHONY: help setup check test serve demo bench clean
+SERVE := manager/tritonembed_manager/serve
+
+.PHONY: help setup check test serve demo bench proto clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -34,6 +36,9 @@ demo: setup  ## a server, a corpus, its nearest neighbours; then all of it is st
 
 bench: setup  ## speed and memory, as ratios against peers on this machine
 	$(BIN)/python -m tritonembed_perf.bench $(ARGS)
+
+proto: setup  ## the Python code of the manager's .proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=$(SERVE)/proto --python_out=$(SERVE)/arctic_pb --pyi_out=$(SERVE)/arctic_pb arctic_inference.proto
 
 clean:  ## remove what was made here
 	rm -rf .venv .work dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

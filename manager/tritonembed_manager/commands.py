@@ -2,16 +2,17 @@
 
 # ruff: noqa: ARG001 - typer takes options from parameters; those that `render` and `replica` share are read from the context.
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritonembed_manager import options
-from tritonembed_manager.errors import ManagerError, StartError
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.one_line import one_line_errors as _one_line_errors
+from tritonembed_manager.serve.control.serve_command import serve
+from tritonembed_manager.serve.control.status_command import status
+from tritonembed_manager.tune.command import tune
 
 if TYPE_CHECKING:
     from tritonembed_manager.settings import RenderSettings
@@ -113,6 +114,11 @@ def replica(
         run_replica(server, render=_render_settings(context), work_dir=work_dir)
 
 
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
+app.command()(status)
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
+
+
 def _render_settings(context: typer.Context) -> "RenderSettings":
     from tritonembed_manager import engine_arguments, settings
 
@@ -141,12 +147,3 @@ def _refuse_what_render_would_use(context: typer.Context) -> None:
             raise StartError(f"{parameter.opts[0]} goes with rendering; --model-repository runs a repository as it is")
     if context.args:
         raise StartError(f"{context.args[0]} goes with rendering; --model-repository runs a repository as it is")
-
-
-@contextlib.contextmanager
-def _one_line_errors() -> Iterator[None]:
-    try:
-        yield
-    except ManagerError as error:
-        print(f"tritonembed-manager: {error}", file=sys.stderr)
-        raise typer.Exit(error.exit_code) from None

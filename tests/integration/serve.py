@@ -159,17 +159,17 @@ def _command(pid: int) -> list[str]:
 
 
 class Load:
-    """Clients that send one request after the other until the end of the `with`, in a thread of their own."""
+    """Clients that send one request after the other until the end of the `with`; between two they rest."""
 
-    def __init__(self, target: str, clients: int = 96) -> None:
+    def __init__(self, target: str, clients: int = 96, *, rest_s: float = 0.0) -> None:
         self._target = target
         self._clients = clients
+        self._rest_s = rest_s
         self._stopping = False
         self._told_at = float("inf")
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self.done = 0
         self.errors: list[str] = []
-        self.slowest_s = 0.0
 
     def __enter__(self) -> "Load":
         self._thread.start()
@@ -197,7 +197,7 @@ class Load:
             await asyncio.gather(*(self._send(shared[index % 4], index) for index in range(self._clients)))
 
     async def _send(self, client: AsyncEmbeddingClient, index: int) -> None:
-        texts = [f"client {index} sends sentence {number} of a request" for number in range(16 + index % 32)]
+        texts = [f"client {index} sends sentence {number} of a request" for number in range(4 + index % 8)]
         while not self._stopping:
             began = time.monotonic()
             try:
@@ -209,4 +209,4 @@ class Load:
                     self.errors.append(f"{type(error).__name__}: {error}")
                 return
             self.done += 1
-            self.slowest_s = max(self.slowest_s, time.monotonic() - began)
+            await asyncio.sleep(self._rest_s)

@@ -1,0 +1,1 @@
+"""Generated from proto/arctic_inference.proto by `make proto`."""

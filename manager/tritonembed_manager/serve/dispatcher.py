@@ -1,0 +1,162 @@
+"""Requests to servers: admission, policy, deadlines, and another server when one breaks."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import grpc
+import grpc.aio
+
+from tritonembed.policies import Policy
+from tritonembed_manager.serve.admission import Admission
+from tritonembed_manager.serve.meter import Meter
+from tritonembed_manager.serve.model import DispatchError, ServerView
+from tritonembed_manager.serve.outcome import Outcome, classify
+from tritonembed_manager.serve.pool import ServerPool
+from tritonembed_manager.serve.request import EXPIRED, Request, prepare, seconds
+from tritonembed_manager.serve.retry_budget import RetryBudget
+from tritonembed_manager.serve.server import Attempt, Incarnation, Server
+
+_MOST_SERVERS = 4
+"""Servers that may break under one request before it is given up: it may be what breaks them."""
+_CODE = grpc.StatusCode
+
+
+class TritonDispatcher:
+    """The Dispatcher of a worker (serve/model.py says what it promises)."""
+
+    def __init__(
+        self,
+        pool: ServerPool,
+        policy: Policy,
+        admission: Admission,
+        forward_timeout: float,
+        meter: Meter | None = None,
+        budget: RetryBudget | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pool = pool
+        self.admission = admission
+        self.meter = meter or Meter()
+        self._policy = policy
+        self._forward_timeout = forward_timeout
+        self._budget = budget or RetryBudget()
+        self._clock = clock
+
+    def servers(self) -> list[ServerView]:
+        """All servers, as the parent last said."""
+        return self.pool.views()
+
+    async def infer(
+        self, request: bytes, *, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]]
+    ) -> bytes:
+        """An encoded ModelInferRequest to one of the servers; see serve/model.py."""
+        began = self._clock()
+        size = len(request)
+        code = _CODE.CANCELLED
+        try:
+            self.admission.enter(size)
+            try:
+                self._budget.request()
+                answer = await self._answer(prepare(request, metadata, began, timeout, self._forward_timeout))
+                code = _CODE.OK
+                return answer
+            finally:
+                self.admission.leave(size)
+        except DispatchError as error:
+            code = error.code
+            raise
+        finally:
+            self.meter.request(code, self._clock() - began)
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
+        """Another unary method, on any ready server or on the one with that id; see serve/model.py."""
+        deadline = self._clock() + seconds(timeout, self._forward_timeout)
+        tried: list[Incarnation] = []
+        while True:
+            found = self.pool.get(server) if server is not None else next(iter(self.pool.usable(tried)), None)
+            if found is None:
+                raise DispatchError(_CODE.UNAVAILABLE, "no server is ready" if server is None else "no such server")
+            tried.append(found.incarnation)
+            left = deadline - self._clock()
+            if left <= 0:
+                raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+            try:
+                return await found.forward.call(method, request, left)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details()
+                if code is _CODE.UNAVAILABLE and server is None and self.pool.usable(tried):
+                    continue
+                # What gRPC says of a connection names addresses.
+                broken = classify(code, details) is Outcome.BROKEN
+                raise DispatchError(code, "the server broke" if broken else details or code.name) from None
+
+    async def _answer(self, request: Request) -> bytes:
+        while True:
+            server = self._choose(request.tried) or await self._wait(request)
+            now = self._clock()
+            message = request.timed_message(now)
+            attempt = server.begin(message, request.deadline - now, request.metadata, len(request.message))
+            code = _CODE.CANCELLED
+            charged = False
+            try:
+                if await attempt.done:
+                    answer: bytes = await attempt.call
+                    code = _CODE.OK
+                    server.answered()
+                    return answer
+                code = _CODE.ABORTED
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+                charged = self._broke(error, server, attempt)
+            finally:
+                if code is _CODE.CANCELLED:
+                    attempt.call.cancel()
+                self.pool.end(server, attempt)
+                self.meter.attempt(server.key, code, self._clock() - now)
+            self._send_again(request, attempt, charged=charged)
+
+    def _choose(self, tried: Sequence[Incarnation]) -> Server | None:
+        candidates = self.pool.candidates(tried)
+        return candidates[self._policy.choose(candidates)] if candidates else None
+
+    async def _wait(self, request: Request) -> Server:
+        """The server that comes to have a place. One that has not been anywhere does not queue at full servers."""
+        if not request.tried and self.pool.usable():
+            raise self.admission.overload("every server has as many requests as it may have")
+        while True:
+            if self.pool.exhausted(request.tried):
+                raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
+            left = request.start_by - self._clock()
+            if left <= 0:
+                raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+            await self.pool.waiters.wait(left, request.tried)
+            server = self._choose(request.tried)
+            if server is not None:
+                return server
+
+    def _broke(self, error: grpc.aio.AioRpcError, server: Server, attempt: Attempt) -> bool:
+        """Raises what the client is to see, unless another server can answer: then, whether that is to be charged."""
+        code, details = error.code(), error.details()
+        outcome = classify(code, details)
+        if outcome in (Outcome.BROKEN, Outcome.STUB_DIED):
+            if attempt.incarnation != server.incarnation or attempt.seen_breaks != server.breaks:
+                return False  # known already: it was in flight there
+            self.meter.ejected(server.key)
+            self.pool.broke(server, f"{code.name}: {outcome.value}", move=outcome is Outcome.STUB_DIED)
+            return True
+        if code is not _CODE.DEADLINE_EXCEEDED:
+            server.answered()
+        if outcome is Outcome.OVERLOAD:
+            raise self.admission.overload("the server's queue is full")
+        if outcome is Outcome.EXPIRED:
+            raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+        raise DispatchError(code, details or code.name)
+
+    def _send_again(self, request: Request, attempt: Attempt, *, charged: bool) -> None:
+        """Raises DispatchError where it is not to be."""
+        request.tried.append(attempt.incarnation)
+        if len(request.tried) >= _MOST_SERVERS:
+            raise DispatchError(_CODE.UNAVAILABLE, f"{_MOST_SERVERS} servers broke while they worked on the request")
+        if charged and not self._budget.take():
+            raise DispatchError(_CODE.UNAVAILABLE, "a server broke; too many requests are sent again already")
+        self.meter.again(charged=charged)

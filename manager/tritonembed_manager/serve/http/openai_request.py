@@ -1,0 +1,83 @@
+"""The body of a request to OpenAI's /v1/embeddings, checked."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from tritonembed import InvalidArgumentError
+from tritonembed._options import MAX_INT64, Options
+from tritonembed._wire import encode_texts, encode_token_ids
+from tritonembed_manager.serve.http.errors import BadRequest
+
+MAX_INPUTS = 32 * 1024
+MODEL_NAMES = ("embedding",)
+"""Names a request may have beside what --model said."""
+_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate", "normalize")
+"""The last three are this server's own, named as NVIDIA's NIM names them."""
+
+
+@dataclass(frozen=True)
+class EmbeddingsRequest:
+    """elements: texts in UTF-8, or (by_ids) token ids as little-endian int32."""
+
+    elements: list[bytes]
+    by_ids: bool
+    as_base64: bool
+    options: Options
+
+
+def read_request(body: dict[str, Any], model: str) -> EmbeddingsRequest:
+    """Raises BadRequest, which names the field. model: what --model said."""
+    for name in body:
+        if name not in _FIELDS:
+            known = ", ".join(_FIELDS)
+            raise BadRequest(f"there is a field that is none of {known}", code="unknown_parameter")
+    _check_model(body.get("model"), model)
+    encoding = body.get("encoding_format")
+    if encoding not in (None, "float", "base64"):
+        raise BadRequest("encoding_format must be float or base64", "encoding_format")
+    elements, by_ids = _read_input(body.get("input"))
+    return EmbeddingsRequest(elements, by_ids, encoding == "base64", _read_options(body))
+
+
+def _check_model(asked: Any, model: str) -> None:
+    if asked is not None and not isinstance(asked, str):
+        raise BadRequest("model must be a string", "model")
+    if asked and asked != model and asked not in MODEL_NAMES:
+        raise BadRequest(
+            "model: this server has no such model; GET /v1/models names it", "model", 404, "model_not_found"
+        )
+
+
+def _read_input(given: Any) -> tuple[list[bytes], bool]:
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise BadRequest(
+            "input must be a string, a list of strings, a list of token ids, or a list of such lists, and not empty",
+            "input",
+        )
+    first = given[0]
+    by_ids = not isinstance(first, str)
+    if by_ids and not isinstance(first, list):
+        given = [given]
+    if len(given) > MAX_INPUTS:
+        raise BadRequest(f"input has {len(given)} elements: {MAX_INPUTS} are allowed", "input")
+    try:
+        return (encode_token_ids(given) if by_ids else encode_texts(given)), by_ids
+    except (InvalidArgumentError, TypeError) as error:
+        raise BadRequest(f"input: {error}", "input") from None
+
+
+def _read_options(body: dict[str, Any]) -> Options:
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= MAX_INT64):
+        raise BadRequest("dimensions must be a whole number from 1 on", "dimensions")
+    for name in ("input_type", "truncate"):
+        if not isinstance(body.get(name), str | None):
+            raise BadRequest(f"{name} must be a string", name)
+    normalize = body.get("normalize")
+    if not isinstance(normalize, bool | None):
+        raise BadRequest("normalize must be true or false", "normalize")
+    return Options(
+        input_type=body.get("input_type"), truncate=body.get("truncate"), dimensions=dimensions, normalize=normalize
+    )

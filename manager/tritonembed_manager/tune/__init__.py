@@ -1,0 +1,1 @@
+"""`tritonembed-manager tune`: the best settings of a rendered repository, found by measuring."""

@@ -1,0 +1,117 @@
+"""The search: from the defaults, one setting at a time, as far as it helps. It never tries the full product."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tritonembed_manager.tune.attempts import Attempt, Ledger
+from tritonembed_manager.tune.candidate import SETTINGS, Candidate, Space
+from tritonembed_manager.tune.noise import Comparison, compare, scatter
+
+PASSES = 3
+"""Times each setting gets its turn at most: a setting may gain only once another has moved."""
+
+Measure = Callable[[Candidate], Attempt]
+
+
+@dataclass
+class Search:
+    """Coordinate descent: `run` returns the best candidate; `ledger` holds all that was tried.
+
+    measure: starts a server and measures. Failure is part of its answer; what it raises ends the search.
+    may_go_on: asked before each attempt but the first; False ends the search with what is known by then.
+    """
+
+    space: Space
+    start: Candidate
+    measure: Measure
+    may_go_on: Callable[[], bool]
+    ledger: Ledger
+
+    def __post_init__(self) -> None:
+        self.best = self.start
+        self.ran_out = False
+        """Whether `may_go_on` ended it."""
+
+    def run(self) -> Candidate:
+        """The best candidate found; the start when nothing beats it by more than noise."""
+        self._attempt(self.start)
+        for _ in range(PASSES):
+            before = self.best
+            for setting in SETTINGS:
+                self._walk(setting)
+            if self.best == before or self.ran_out:
+                break
+        self._settle()
+        return self.best
+
+    def untried(self) -> int:
+        """How many neighbours of the best were not tried: the least that is still to come."""
+        near = {self.best}
+        for setting in SETTINGS:
+            values = list(self.space.values(setting))
+            place = values.index(getattr(self.best, setting))
+            near |= {self.best.with_value(setting, value) for value in values[max(place - 1, 0) : place + 2]}
+        return sum(not self.ledger.count(candidate) for candidate in near)
+
+    def closest(self) -> tuple[Candidate, Comparison] | None:
+        """Which other candidate came out best against the start, and how; None where none can be compared."""
+        found = [(c, self.comparison(c, self.start)) for c in self.ledger.candidates() if c != self.start]
+        compared = [(candidate, comparison) for candidate, comparison in found if comparison is not None]
+        return max(compared, key=lambda pair: pair[1].gain, default=None)
+
+    def comparison(self, candidate: Candidate, holder: Candidate) -> Comparison | None:
+        """How a candidate compares with another; None where one of the two does not work.
+
+        Of the candidate its slowest attempt counts: a gain that a second server does not show again was none.
+        """
+        if not (self.ledger.works(candidate) and self.ledger.works(holder)):
+            return None
+        sigma = scatter(self.ledger.all_rates())
+        return compare(self.ledger.slowest(candidate), self.ledger.rates(holder), sigma)
+
+    def _walk(self, setting: str) -> None:
+        """Upwards while that helps; where it does not at all, downwards."""
+        values = list(self.space.values(setting))
+        for step in (1, -1):
+            origin = self.best
+            place = values.index(getattr(origin, setting)) + step
+            while 0 <= place < len(values) and self._improves(origin.with_value(setting, values[place])):
+                self.best = origin.with_value(setting, values[place])
+                place += step
+            if self.best != origin or self.ran_out:
+                return
+
+    def _improves(self, candidate: Candidate) -> bool:
+        if not self.ledger.count(candidate) and not self._attempt_if_time(candidate):
+            return False
+        found = self.comparison(candidate, self.best)
+        if found is None:
+            return self.ledger.works(candidate)
+        if found.is_clear or not found.is_promising or self.ledger.count(candidate) > 1:
+            return found.is_gain
+        # Close to noise: another start tells.
+        return self._attempt_if_time(candidate) and self._is_better(candidate)
+
+    def _is_better(self, candidate: Candidate) -> bool:
+        found = self.comparison(candidate, self.best)
+        return self.ledger.works(candidate) if found is None else found.is_gain
+
+    def _settle(self) -> None:
+        """Repeat the best: a gain that a second start does not show again was none."""
+        while self.best != self.start and self.ledger.count(self.best) == 1:
+            unsure, self.best = self.best, self.start
+            if not self._attempt_if_time(unsure):
+                return
+            for candidate in self.ledger.candidates():
+                if self._is_better(candidate):
+                    self.best = candidate
+
+    def _attempt_if_time(self, candidate: Candidate) -> bool:
+        self.ran_out = self.ran_out or not self.may_go_on()
+        if self.ran_out:
+            return False
+        self._attempt(candidate)
+        return True
+
+    def _attempt(self, candidate: Candidate) -> None:
+        self.ledger.add(self.measure(candidate))

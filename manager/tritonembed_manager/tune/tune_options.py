@@ -1,0 +1,128 @@
+"""What `tune` was asked for, resolved and checked before anything starts."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.machine import Device
+from tritonembed_manager.repository import MARKER
+from tritonembed_manager.settings import RenderSettings
+from tritonembed_manager.tune.candidate import Candidate, Space
+from tritonembed_manager.tune.loads import LoadShape, default_load, parse_load, second_load
+from tritonembed_manager.tune.server import ServerOptions
+
+if TYPE_CHECKING:
+    from tritonembed_engine.model_files import ModelFiles
+
+TOKENIZERS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
+REPLICAS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 3)}
+BATCH_TOKENS_ON_A_GPU = (8192, 16384, 32768)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """The command line. Lists are still text; None: not given."""
+
+    out: Path
+    settings: RenderSettings
+    """What all candidates share, and the default number of tokenizers and replicas."""
+    server: ServerOptions
+    tokenizer_instances: str | None = None
+    replicas: str | None = None
+    max_batch_tokens: str | None = None
+    loads: Sequence[str] = ()
+    second_load: str | None = None
+    seconds: float = 3.0
+    budget_minutes: float = 30.0
+    force: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is tried, from where on, under which loads."""
+
+    space: Space
+    defaults: Candidate
+    """Where the search starts: what `render` would write, or the closest that the lists allow."""
+    default_batch_tokens: int
+    loads: list[LoadShape]
+    second: LoadShape
+    limited: bool = False
+    """Whether the lists leave out what `render` would write."""
+
+
+def make_plan(options: TuneOptions, files: "ModelFiles", default_batch_tokens: int) -> Plan:
+    """Raises StartError for options that contradict each other, the model or what a server can take.
+
+    default_batch_tokens: the engine's for this model and device.
+    """
+    device, longest = options.settings.device, files.max_length
+    budgets = parse_values("--max-batch-tokens", options.max_batch_tokens)
+    if budgets and budgets[0] < longest:
+        raise StartError(f"--max-batch-tokens {budgets[0]}: the longest text of this model has {longest} tokens")
+    space = Space(
+        parse_values("--tokenizer-instances", options.tokenizer_instances)
+        or _with(TOKENIZERS[device], options.settings.tokenizer_instances),
+        parse_values("--replicas", options.replicas) or REPLICAS[device],
+        budgets or default_budgets(device, default_batch_tokens, longest),
+    )
+    if not space.has_choice:
+        raise StartError(
+            "nothing to choose: --tokenizer-instances, --replicas and --max-batch-tokens have one value each"
+        )
+    plain = Candidate(options.settings.tokenizer_instances, options.settings.replicas, default_batch_tokens)
+    loads = [parse_load("--load", part) for text in options.loads for part in text.split(",")]
+    loads = list(dict.fromkeys(loads)) or [default_load(device, longest)]
+    for load in loads:
+        load.check("--load", longest)
+    start = space.nearest(plain)
+    return Plan(space, start, default_batch_tokens, loads, _second(options, loads, longest), start != plain)
+
+
+def _second(options: TuneOptions, loads: Sequence[LoadShape], longest: int) -> LoadShape:
+    if options.second_load is None:
+        return second_load(loads, options.settings.device, longest)
+    second = parse_load("--second-load", options.second_load)
+    second.check("--second-load", longest)
+    if second in loads:
+        raise StartError(f"--second-load {second}: --load names it too, and a choice is to be checked on another load")
+    return second
+
+
+def default_budgets(device: Device, default: int, longest: int) -> Sequence[int]:
+    """Token budgets to try: the default, those around it, none that the longest text does not fit in."""
+    around = BATCH_TOKENS_ON_A_GPU if device == "cuda" else (default // 2, default, default * 2)
+    return _with([budget for budget in around if budget >= longest], default)
+
+
+def parse_values(option: str, text: str | None) -> list[int]:
+    """`1,2,4` as numbers, ascending, each once; none for None. Raises StartError for anything else."""
+    if text is None:
+        return []
+    try:
+        values = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        values = [0]
+    if values[0] < 1:
+        raise StartError(f"{option}: {text!r} is not a list of numbers above 0, such as 1,2,4")
+    return values
+
+
+def check_out(out: Path, force: bool) -> None:
+    """Raise StartError now for a folder that `render` would refuse after all the measuring."""
+    if str(out).startswith("-"):
+        raise StartError(f"the folder to write comes first, before {out}")
+    if out.exists() and not out.is_dir():
+        raise StartError(f"{out} is not a folder")
+    if out.is_dir() and any(out.iterdir()) and not force and not (out / MARKER).is_file():
+        raise StartError(f"{out} was not written by render; choose another folder, or --force to write into it")
+    there = next(folder for folder in (out.absolute() / "x").parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise StartError(f"cannot write {out}: {there} is not a folder that can be written to")
+
+
+def _with(values: Sequence[int], more: int) -> Sequence[int]:
+    return sorted({*values, more})

@@ -1,0 +1,299 @@
+"""A fake Triton server for the mechanisms: in this event loop, on a free loopback port, with switches for faults.
+
+    async with FakeTriton() as fake:
+        fake.fail_first = 1
+        channel = grpc.aio.insecure_channel(fake.address)
+
+Its vectors depend on the text alone, so all fakes agree (until `vector_sign` says otherwise). Between the port and the
+gRPC server lies a pump for bytes, through which connections are reset and a crash is had as a client sees it.
+"""
+
+import asyncio
+import hashlib
+import socket
+import struct
+from contextlib import suppress
+
+import grpc
+import grpc.aio
+import numpy as np
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+DIMENSIONS = 8
+OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+STUB_DIED = (
+    "in ensemble 'embedding', Failed to process the request(s) for model instance 'embedder_0_0', message: "
+    "Stub process 'embedder_0_0' is not healthy."
+)
+QUEUE_FULL = "[request id: <id_unknown>] Exceeds maximum queue size"
+NOT_LOADED = "Request for unknown model: 'embedding' has no available versions"
+
+
+def vector(text: bytes) -> np.ndarray:
+    """The vector of a text, of length 1."""
+    seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
+    values = np.random.default_rng(seed).standard_normal(DIMENSIONS).astype("<f4")
+    return values / np.linalg.norm(values)
+
+
+def texts(request: service_pb2.ModelInferRequest) -> list[bytes]:
+    """The elements of a request's one input."""
+    return [bytes(element) for element in deserialize_bytes_tensor(request.raw_input_contents[0])]
+
+
+def infer_request(*sentences: bytes, **parameters: object) -> service_pb2.ModelInferRequest:
+    """A request as clients send it; parameters are KServe's, int, bool or str."""
+    array = np.array(sentences, dtype=np.object_)
+    content = serialize_byte_tensor(array).item() if sentences else b""
+    request = service_pb2.ModelInferRequest(model_name="embedding", raw_input_contents=[content])
+    request.inputs.add(name="text", datatype="BYTES", shape=(len(sentences), 1))
+    for name, value in parameters.items():
+        kind = "bool" if isinstance(value, bool) else "int64" if isinstance(value, int) else "string"
+        setattr(request.parameters[name], f"{kind}_param", value)
+    return request
+
+
+def infer_response(vectors: list[np.ndarray], num_tokens: list[int]) -> service_pb2.ModelInferResponse:
+    """An answer of the ensemble `embedding`."""
+    response = service_pb2.ModelInferResponse(model_name="embedding", model_version="1")
+    response.outputs.add(name="embedding", datatype="BYTES", shape=(len(vectors), 1))
+    response.outputs.add(name="num_tokens", datatype="INT32", shape=(len(vectors), 1))
+    array = np.empty(len(vectors), dtype=np.object_)
+    array[:] = [row.tobytes() for row in vectors]
+    response.raw_output_contents.extend([serialize_byte_tensor(array).item(), np.array(num_tokens, "<i4").tobytes()])
+    return response
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Set the switches at any time; they hold for the requests that come after."""
+
+    def __init__(self) -> None:
+        self.fail_first = 0
+        """So many requests fail with `failure`, then all is well."""
+        self.failure = (grpc.StatusCode.UNAVAILABLE, "the fake fails")
+        self.unhealthy_after: int | None = None
+        """After so many more requests every one fails as with a dead python stub."""
+        self.latency = 0.0
+        """Seconds."""
+        self.overloaded = False
+        """Answer as when Triton's queue is full."""
+        self.loaded = True
+        """False: the server listens, its models are not there yet (a slow start)."""
+        self.vector_sign = 1.0
+        """-1: another vector than that of the other fakes."""
+        self.dimensions = DIMENSIONS
+        self.requests: list[service_pb2.ModelInferRequest] = []
+        """Every ModelInfer, with its metadata and the seconds left to it in the two lists that follow."""
+        self.metadata: list[dict[str, str | bytes]] = []
+        self.time_left: list[float | None] = []
+        self.calls: list[str] = []
+        """The other methods, in order."""
+        self.inside = 0
+        """Requests that are being worked on."""
+        self.cancelled = 0
+        """Requests whose caller went away."""
+        self.statistics = service_pb2.ModelStatisticsResponse()
+        self._released = asyncio.Event()
+        self._released.set()
+        self._changed = asyncio.Condition()
+        self._front = Front()
+        self._server = grpc.aio.server(options=OPTIONS)
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+
+    async def __aenter__(self) -> "FakeTriton":
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        await self.stop()
+
+    @property
+    def address(self) -> str:
+        """host:port; it stays the same after a crash."""
+        return f"127.0.0.1:{self._front.port}"
+
+    async def start(self) -> None:
+        """Listen."""
+        behind = self._server.add_insecure_port("127.0.0.1:0")
+        await self._server.start()
+        await self._front.listen(behind)
+
+    async def stop(self) -> None:
+        """For good."""
+        self.release()
+        await self._front.crash()
+        await self._server.stop(None)
+
+    def reset(self) -> None:
+        """Reset every connection; new ones are taken."""
+        self._front.reset()
+
+    async def crash(self) -> None:
+        """Reset every connection and listen no more, as when the process is killed."""
+        await self._front.crash()
+
+    async def come_back(self) -> None:
+        """After a crash: listen on the same port again."""
+        await self._front.listen(self._front.behind)
+
+    def hang(self) -> None:
+        """Hold every request from now on that is not to fail, until `release`."""
+        self._released.clear()
+
+    def release(self) -> None:
+        """Let them go."""
+        self._released.set()
+
+    async def wait_inside(self, count: int) -> None:
+        """Until so many requests are being worked on (exactly)."""
+        async with self._changed:
+            await asyncio.wait_for(self._changed.wait_for(lambda: self.inside == count), 20)
+
+    async def ModelInfer(self, request, context):
+        self.requests.append(request)
+        self.metadata.append(dict(context.invocation_metadata()))
+        self.time_left.append(context.time_remaining())
+        await self._count(1)
+        try:
+            return await self._infer(request, context)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            await self._count(-1)
+
+    async def _infer(self, request, context):
+        if not self.loaded:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, NOT_LOADED)
+        if self.overloaded:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, QUEUE_FULL)
+        if self.unhealthy_after is not None:
+            self.unhealthy_after -= 1
+        stub_died = self.unhealthy_after is not None and self.unhealthy_after < 0
+        fails = self.fail_first > 0
+        self.fail_first -= fails
+        if self.latency:
+            await asyncio.sleep(self.latency)
+        if stub_died:
+            await context.abort(grpc.StatusCode.INTERNAL, STUB_DIED)
+        if fails:
+            await context.abort(*self.failure)
+        await self._released.wait()
+        if [tensor.name for tensor in request.inputs] != ["text"] or len(request.raw_input_contents) != 1:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the fake wants one input, text, as raw content")
+        found = texts(request)
+        vectors = [self.vector_sign * np.resize(vector(text), self.dimensions) for text in found]
+        return infer_response(vectors, [len(text.split()) for text in found])
+
+    async def _count(self, change: int) -> None:
+        self.inside += change
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def ServerLive(self, request, context):
+        self.calls.append("ServerLive")
+        return service_pb2.ServerLiveResponse(live=True)
+
+    async def ServerReady(self, request, context):
+        self.calls.append("ServerReady")
+        return service_pb2.ServerReadyResponse(ready=True)
+
+    async def ModelReady(self, request, context):
+        self.calls.append("ModelReady")
+        return service_pb2.ModelReadyResponse(ready=self.loaded and request.name == "embedding")
+
+    async def ServerMetadata(self, request, context):
+        self.calls.append("ServerMetadata")
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=["statistics"])
+
+    async def ModelMetadata(self, request, context):
+        self.calls.append("ModelMetadata")
+        await self._known(request.name, context)
+        response = service_pb2.ModelMetadataResponse(name=request.name, versions=["1"], platform="ensemble")
+        response.inputs.add(name="text", datatype="BYTES", shape=(-1, 1))
+        response.outputs.add(name="embedding", datatype="BYTES", shape=(-1, 1))
+        return response
+
+    async def ModelConfig(self, request, context):
+        self.calls.append("ModelConfig")
+        await self._known(request.name, context)
+        config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=1024)
+        config.parameters["dimensions"].string_value = str(self.dimensions)
+        return service_pb2.ModelConfigResponse(config=config)
+
+    async def ModelStatistics(self, request, context):
+        self.calls.append("ModelStatistics")
+        return self.statistics
+
+    async def RepositoryIndex(self, request, context):
+        self.calls.append("RepositoryIndex")
+        response = service_pb2.RepositoryIndexResponse()
+        response.models.add(name="embedding", version="1", state="READY")
+        return response
+
+    async def RepositoryModelLoad(self, request, context):
+        self.calls.append("RepositoryModelLoad")
+        return service_pb2.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(self, request, context):
+        self.calls.append("RepositoryModelUnload")
+        return service_pb2.RepositoryModelUnloadResponse()
+
+    async def TraceSetting(self, request, context):
+        self.calls.append("TraceSetting")
+        return service_pb2.TraceSettingResponse()
+
+    async def LogSettings(self, request, context):
+        self.calls.append("LogSettings")
+        return service_pb2.LogSettingsResponse()
+
+    async def _known(self, name: str, context) -> None:
+        if name != "embedding":
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{name}' is not found")
+
+
+class Front:
+    """A port whose bytes are pumped to another one, and back."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.behind = 0
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+
+    async def listen(self, behind: int) -> None:
+        self.behind = behind
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def reset(self) -> None:
+        for writer in self._writers:
+            connection = writer.get_extra_info("socket")
+            with suppress(OSError):  # it is closed already
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+        self._writers.clear()
+
+    async def crash(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        self.reset()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:
+            writer.transport.abort()
+            return
+        back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.behind)
+        self._writers |= {writer, back_writer}
+        await asyncio.gather(_pump(reader, back_writer), _pump(back_reader, writer))
+        self._writers -= {writer, back_writer}
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    writer.close()

@@ -1,0 +1,211 @@
+"""The whole parent over fake Tritons that it attaches to, with workers that only speak with it."""
+
+import asyncio
+import dataclasses
+import signal
+
+import pytest
+from tests.fakes.triton import FakeTriton
+
+from tritonembed_manager.errors import ManagerError, StartError
+from tritonembed_manager.serve.control.discovery import ServersFile, parse_servers
+from tritonembed_manager.serve.control.health import HealthSettings
+from tritonembed_manager.serve.control.settings import AttachSettings, ServeSettings
+from tritonembed_manager.serve.control.supervisor import Supervisor
+from tritonembed_manager.serve.model import ServerState, ServerView
+
+
+class Case:
+    """A supervisor as a task; `views` is what the worker was told last."""
+
+    def __init__(self, workers, tmp_path, monkeypatch, attach, **settings):
+        for name, value in workers.environment.items():
+            monkeypatch.setenv(name, value)
+        self._workers = workers
+        health = HealthSettings(interval=0.05, timeout=5)
+        self.settings = ServeSettings(
+            **{"model": "m", "launch": None, "attach": attach, "health": health, "drain_timeout": 5} | settings
+        )
+        self.supervisor = Supervisor(self.settings, [], tmp_path, worker_command=workers.command)
+        self.task = asyncio.create_task(self.supervisor.run())
+
+    @property
+    def views(self):
+        lines = self._workers.heard("servers")
+        return {view["id"]: ServerView.from_json(view) for view in lines[-1]["servers"]} if lines else {}
+
+    def states(self):
+        return [view.state for view in self.views.values()]
+
+    def stop(self, number=signal.SIGTERM):
+        self.supervisor._told_to_stop(number)
+
+    async def ended(self):
+        await asyncio.wait_for(self.task, 20)
+
+
+@pytest.fixture
+async def fakes():
+    async with FakeTriton() as one, FakeTriton() as two, FakeTriton() as three:
+        yield one, two, three
+
+
+@pytest.fixture
+async def serve(fake_workers, tmp_path, monkeypatch):
+    cases = []
+
+    def start(*given, **settings):
+        attach = settings.pop("attach", None) or AttachSettings(
+            servers=parse_servers([fake.address for fake in given], "--server")
+        )
+        cases.append(Case(fake_workers, tmp_path, monkeypatch, attach, **settings))
+        return cases[-1]
+
+    yield start
+    for case in cases:
+        case.task.cancel()
+        await asyncio.gather(case.task, return_exceptions=True)
+
+
+READY, OUT, REFUSED = ServerState.READY, ServerState.UNHEALTHY, ServerState.REFUSED
+
+
+async def test_ready_is_printed_once_the_servers_and_the_workers_are(serve, fakes, eventually, capsys):
+    case = serve(*fakes[:2])
+    await eventually(lambda: case.states() == [READY, READY])
+    printed = await eventually(lambda: capsys.readouterr().out)
+    assert printed.startswith("READY grpc 0.0.0.0:50050 http 0.0.0.0:8080 ")
+    case.stop()
+    await case.ended()
+
+
+async def test_a_server_that_crashes_is_out_and_taken_back_when_it_answers_again(serve, fakes, eventually):
+    case = serve(*fakes[:2])
+    await eventually(lambda: case.states() == [READY, READY])
+    await fakes[0].crash()
+    await eventually(lambda: case.states() == [OUT, READY])
+    await fakes[0].come_back()
+    await eventually(lambda: case.states() == [READY, READY])
+
+
+async def test_a_server_with_other_vectors_is_refused_at_the_start_and_later(serve, fakes, eventually):
+    fakes[0].vector_sign = -1
+    case = serve(*fakes)
+    await eventually(lambda: case.states() == [REFUSED, READY, READY])
+    assert "its vectors differ" in case.views[fakes[0].address].why
+    fakes[0].vector_sign, fakes[1].dimensions = 1, 4
+    await eventually(lambda: case.states() == [READY, REFUSED, READY])
+    assert "4 dimensions instead of 8" in case.views[fakes[1].address].why
+
+
+async def test_a_suspect_is_checked_at_once_and_cleared_if_it_is_well(serve, fakes, fake_workers, eventually):
+    case = serve(*fakes[:2], health=HealthSettings(interval=3600, timeout=5))
+    await eventually(lambda: case.states() == [READY, READY])
+    suspect = {"type": "suspect", "server": fakes[0].address, "why": "connection reset"}
+    case.supervisor._heard(0, suspect)
+    await eventually(lambda: fake_workers.heard("cleared"))
+    assert case.states() == [READY, READY]
+    fakes[0].unhealthy_after = 0
+    case.supervisor._heard(0, suspect)
+    await eventually(lambda: case.states() == [OUT, READY])
+
+
+async def test_servers_join_and_leave_with_the_file(serve, fakes, eventually, tmp_path):
+    path = tmp_path / "servers"
+    path.write_text(f"{fakes[0].address}\n")
+    case = serve(attach=AttachSettings(file=ServersFile(path)))
+    await eventually(lambda: case.states() == [READY])
+    path.write_text(f"{fakes[1].address}\n")
+    await eventually(lambda: case.states() == [ServerState.DRAINING, READY])
+    path.write_text(f"{fakes[0].address}\n{fakes[1].address}\n")
+    await eventually(lambda: case.states() == [READY, READY])
+    path.write_text(f"{fakes[1].address}\n")
+    await eventually(lambda: list(case.views) == [fakes[1].address])
+
+
+async def test_a_server_leaves_only_when_nothing_is_in_flight_there(serve, fakes, eventually, tmp_path):
+    path = tmp_path / "servers"
+    path.write_text(f"{fakes[0].address}\n{fakes[1].address}\n")
+    case = serve(attach=AttachSettings(file=ServersFile(path)))
+    await eventually(lambda: case.states() == [READY, READY])
+    slot = case.views[fakes[0].address].slot
+    row = case.supervisor._table.row(0)
+    row.begin(slot, 10)
+    path.write_text(f"{fakes[1].address}\n")
+    await eventually(lambda: case.states() == [ServerState.DRAINING, READY])
+    case.supervisor._servers._table.in_flight(slot)
+    await asyncio.sleep(1.5)
+    assert case.states() == [ServerState.DRAINING, READY]
+    row.end(slot, 10)
+    await eventually(lambda: case.states() == [READY])
+
+
+async def test_the_status_says_it_all(serve, fakes, fake_workers, eventually):
+    case = serve(*fakes[:2])
+    await eventually(lambda: case.states() == [READY, READY])
+    case.supervisor._heard(0, {"type": "stats", "requests": 3, "servers": {fakes[0].address: {"requests": 3}}})
+    status = await eventually(
+        lambda: next((line for line in fake_workers.heard("status") if line["totals"]["requests"]), None)
+    )
+    assert status["totals"]["ready"] == 2
+    assert status["servers"][0]["requests"] == 3
+    assert status["workers"] == {"count": 1, "ready": 1, "restarts": 0}
+
+
+async def test_lines_between_workers_are_passed_on_to_all(serve, fakes, fake_workers, eventually):
+    case = serve(fakes[0])
+    await eventually(lambda: case.states() == [READY])
+    case.supervisor._heard(0, {"type": "abort", "request_id": "r", "asked": "k"})
+    await eventually(lambda: fake_workers.heard("abort"))
+
+
+async def test_a_signal_drains_and_a_second_one_forces(serve, fakes, fake_workers, eventually):
+    case = serve(fakes[0])
+    await eventually(lambda: case.states() == [READY])
+    fake_workers.order("deaf")
+    case.stop()
+    # `timeout` and others send it twice: to the process and to its group.
+    case.stop()
+    await eventually(lambda: fake_workers.heard("drain"))
+    assert not case.task.done()
+    case.stop(signal.SIGINT)
+    with pytest.raises(ManagerError, match="SIGINT while stopping: killed"):
+        await case.ended()
+
+
+async def test_a_drain_that_takes_too_long_is_cut_off(serve, fakes, fake_workers, eventually):
+    fake_workers.order("deaf")
+    case = serve(fakes[0], drain_timeout=0.2)
+    await eventually(lambda: case.states() == [READY])
+    case.stop()
+    with pytest.raises(ManagerError, match="did not finish within"):
+        await case.ended()
+
+
+async def test_a_signal_before_ready_abandons_the_start(serve, fakes, eventually):
+    fakes[0].hang()
+    case = serve(fakes[0])
+    await fakes[0].wait_inside(1)
+    case.stop()
+    await case.ended()
+
+
+async def test_a_start_that_takes_too_long_says_what_is_missing(serve, fakes):
+    fakes[0].loaded = False
+    case = serve(fakes[0], startup_timeout=0.5)
+    with pytest.raises(ManagerError, match="has no available versions"):
+        await case.ended()
+
+
+async def test_a_worker_that_cannot_listen_ends_the_start(serve, fakes, fake_workers):
+    fake_workers.order("fail")
+    with pytest.raises(StartError, match="--port: taken"):
+        await serve(fakes[0]).ended()
+
+
+def test_settings_need_servers_and_two_ports():
+    settings = ServeSettings(model="m", launch=None, attach=AttachSettings())
+    with pytest.raises(StartError, match="--port and --http-port are both 8080"):
+        dataclasses.replace(settings, port=8080)
+    with pytest.raises(StartError, match="--model is missing"):
+        dataclasses.replace(settings, attach=None)

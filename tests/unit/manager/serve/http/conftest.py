@@ -1,0 +1,126 @@
+"""The application as a worker runs it, over a dispatcher that a test controls."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+from aiohttp import web
+from tests.fakes.triton import infer_response, texts, vector
+from tritonclient.grpc import service_pb2
+
+from tritonembed_manager.serve.http.app import make_app
+from tritonembed_manager.serve.http.history import History
+from tritonembed_manager.serve.model import ServerState, ServerView
+from tritonembed_manager.serve.tracing import Tracing
+
+MODEL = "org/a-model"
+
+
+def server_view(name, state=ServerState.READY, **more):
+    return ServerView(name, 0, "127.0.0.1:1", None, more.pop("metrics", None), state, True, **more)
+
+
+class FakeDispatcher:
+    """Answers with the vectors of the texts (or what `answer` makes of the request), fails, or holds."""
+
+    def __init__(self):
+        self.requests = []
+        self.metadata = []
+        self.timeouts = []
+        self.failure = None
+        self.answer = None
+        self.released = asyncio.Event()
+        self.released.set()
+        self.inside = asyncio.Semaphore(0)
+        self.cancelled = asyncio.Semaphore(0)
+        self.calls = []
+        self.answers = {}
+        self.views = [server_view("a"), server_view("b")]
+
+    async def infer(self, request, *, timeout, metadata):
+        decoded = service_pb2.ModelInferRequest.FromString(request)
+        self.requests.append(decoded)
+        self.metadata.append(dict(metadata))
+        self.timeouts.append(timeout)
+        self.inside.release()
+        try:
+            await self.released.wait()
+        except asyncio.CancelledError:
+            self.cancelled.release()
+            raise
+        if self.failure:
+            raise self.failure
+        if self.answer is not None:
+            return self.answer(decoded).SerializeToString()
+        found = texts(decoded)
+        return infer_response([vector(text) for text in found], [len(text) for text in found]).SerializeToString()
+
+    async def call(self, method, request, *, timeout, server=None):
+        self.calls.append((method, request, server))
+        answer = self.answers[method]
+        answer = answer(server) if callable(answer) else answer
+        if isinstance(answer, Exception):
+            raise answer
+        return answer.SerializeToString()
+
+    def servers(self):
+        return self.views
+
+
+class Serving:
+    """A running application: `get` and `post` give (status, headers, body)."""
+
+    def __init__(self, session, base, dispatcher):
+        self.session = session
+        self.base = base
+        self.dispatcher = dispatcher
+        self.status = {}
+        self.is_serving = True
+        self.history = History(lambda: self.status)
+
+    async def get(self, path, **more):
+        return await self._ask("GET", path, **more)
+
+    async def post(self, path, **more):
+        return await self._ask("POST", path, **more)
+
+    async def _ask(self, method, path, **more):
+        async with self.session.request(method, self.base + path, **more) as answer:
+            body = await answer.read()
+            found = await answer.json() if answer.content_type == "application/json" else body
+            return SimpleNamespace(status=answer.status, headers=answer.headers, body=found, raw=body)
+
+
+@asynccontextmanager
+async def running(dispatcher, tracing=None):
+    """Exactly as the worker does it."""
+    serving = Serving(None, None, dispatcher)
+    app = make_app(
+        dispatcher,
+        SimpleNamespace(model=MODEL),
+        lambda: serving.status,
+        is_serving=lambda: serving.is_serving,
+        tracing=tracing or Tracing(),
+        history=serving.history,
+    )
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    host, port = runner.addresses[0][:2]
+    async with aiohttp.ClientSession() as session:
+        serving.session, serving.base = session, f"http://{host}:{port}"
+        yield serving
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def dispatcher():
+    return FakeDispatcher()
+
+
+@pytest.fixture
+async def serving(dispatcher):
+    async with running(dispatcher) as found:
+        yield found

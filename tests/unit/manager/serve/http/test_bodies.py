@@ -1,0 +1,97 @@
+"""Bodies within bounds: of one, of all, also when they are compressed."""
+
+import asyncio
+import gzip
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from tritonembed_manager.serve.http.bodies import Bodies
+from tritonembed_manager.serve.http.errors import answer_errors
+
+
+@pytest.fixture
+async def held():
+    """A server that holds every body until told, and its counter."""
+    bodies = Bodies(max_body=1000, max_held=1500)
+    bodies.inside, bodies.left, bodies.release = asyncio.Semaphore(0), asyncio.Semaphore(0), asyncio.Event()
+
+    async def handler(request):
+        try:
+            async with bodies.read(request) as body:
+                bodies.inside.release()
+                await bodies.release.wait()
+                return web.Response(body=body)
+        finally:
+            bodies.left.release()
+
+    app = web.Application(middlewares=[answer_errors], client_max_size=1000)
+    app.router.add_post("/", handler)
+    async with TestClient(TestServer(app, handler_cancellation=True)) as client:
+        yield client, bodies
+        assert bodies.held == 0
+
+
+async def chunks(count, size=100):
+    for _ in range(count):
+        yield b"a" * size
+
+
+async def test_a_body_comes_whole(held):
+    client, bodies = held
+    bodies.release.set()
+    for given in (b"", b"abc", b"a" * 1000):
+        answer = await client.post("/", data=given)
+        assert await answer.read() == given
+    assert await (await client.post("/", data=chunks(10))).read() == b"a" * 1000
+
+
+@pytest.mark.parametrize(
+    ("data", "headers"),
+    [
+        (b"a" * 1001, {}),
+        (chunks(11), {}),
+        (gzip.compress(bytes(1_000_000)), {"Content-Encoding": "gzip"}),
+    ],
+    ids=["announced", "chunked", "compressed"],
+)
+async def test_one_that_is_too_large_is_refused(held, data, headers):
+    client, _ = held
+    answer = await client.post("/", data=data, headers=headers)
+    assert answer.status == 413
+    assert "1000 bytes" in (await answer.json())["error"]
+
+
+async def test_a_compressed_one_is_taken(held):
+    client, bodies = held
+    bodies.release.set()
+    answer = await client.post("/", data=gzip.compress(b"abc"), headers={"Content-Encoding": "gzip"})
+    assert await answer.read() == b"abc"
+
+
+async def test_one_that_is_not_what_its_headers_say_is_a_bad_request(held):
+    client, _ = held
+    answer = await client.post("/", data=b"no gzip at all", headers={"Content-Encoding": "gzip"})
+    assert answer.status == 400
+
+
+async def test_too_many_at_a_time_are_overload_and_leave_no_trace(held):
+    client, bodies = held
+    first = asyncio.ensure_future(client.post("/", data=b"a" * 1000))
+    await bodies.inside.acquire()
+    assert bodies.held == 1000
+    answer = await client.post("/", data=b"a" * 501)
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "1")
+    assert bodies.held == 1000
+    bodies.release.set()
+    assert (await first).status == 200
+
+
+async def test_a_client_that_goes_away_leaves_no_trace(held):
+    client, bodies = held
+    task = asyncio.ensure_future(client.post("/", data=b"a" * 700))
+    await bodies.inside.acquire()
+    task.cancel()
+    await asyncio.wait_for(bodies.left.acquire(), 20)
+    assert bodies.held == 0

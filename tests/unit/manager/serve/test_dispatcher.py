@@ -1,0 +1,342 @@
+"""Requests through the dispatcher to fake servers that break in every way."""
+
+import asyncio
+import random
+from collections import Counter
+
+import grpc
+import pytest
+from tests.fakes.data_plane import data_plane
+from tests.fakes.triton import STUB_DIED, infer_request, vector
+
+from tritonembed_manager.serve.model import DispatchError, ServerState
+from tritonembed_manager.serve.retry_budget import RetryBudget
+
+
+def answered(plane):
+    return [len(fake.requests) for fake in plane.fakes]
+
+
+async def wait_waiting(plane, count):
+    while len(plane.pool.waiters) != count:
+        await asyncio.sleep(0)
+
+
+async def refusal(awaitable):
+    with pytest.raises(DispatchError) as caught:
+        await awaitable
+    return caught.value
+
+
+async def test_an_answer_comes_back_as_it_is():
+    async with data_plane(1) as plane:
+        response = await plane.infer(b"one", b"two words")
+        assert [output.name for output in response.outputs] == ["embedding", "num_tokens"]
+        assert list(response.outputs[0].shape) == [2, 1]
+
+
+async def test_metadata_goes_on_except_what_belongs_to_the_connection():
+    async with data_plane(1) as plane:
+        await plane.infer(metadata=[("traceparent", "00-1-2-03"), ("user-agent", "someone"), ("grpc-trace-bin", b"x")])
+        assert plane.fakes[0].metadata[0]["traceparent"] == "00-1-2-03"
+        assert "someone" not in plane.fakes[0].metadata[0]["user-agent"]
+
+
+async def test_a_broken_server_is_suspended_and_another_answers():
+    async with data_plane(2) as plane:
+        plane.fakes[0].fail_first = 1
+        for _ in range(3):
+            await plane.infer()
+        assert answered(plane) == [1, 3]
+        assert [key for key, _ in plane.suspects] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (grpc.StatusCode.INTERNAL, STUB_DIED),
+        (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
+        (grpc.StatusCode.CANCELLED, "the server shut down"),
+    ],
+)
+async def test_what_counts_as_broken(code, message):
+    async with data_plane(2) as plane:
+        plane.fakes[0].fail_first, plane.fakes[0].failure = 1, (code, message)
+        await plane.infer()
+        assert answered(plane) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "seen"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, "text is not UTF-8", grpc.StatusCode.INVALID_ARGUMENT),
+        (grpc.StatusCode.INTERNAL, "the model failed", grpc.StatusCode.INTERNAL),
+        (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size", grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (grpc.StatusCode.UNAVAILABLE, "Request timeout expired", grpc.StatusCode.DEADLINE_EXCEEDED),
+    ],
+)
+async def test_what_is_not_sent_again(code, message, seen):
+    async with data_plane(2) as plane:
+        plane.fakes[0].fail_first, plane.fakes[0].failure = 1, (code, message)
+        error = await refusal(plane.infer())
+        assert error.code is seen
+        assert (error.retry_after is not None) == (seen is grpc.StatusCode.RESOURCE_EXHAUSTED)
+        assert answered(plane) == [1, 0]
+        assert not plane.suspects
+
+
+async def test_a_crash_moves_everything_and_is_charged_once():
+    budget = RetryBudget(share=0, least=1)
+    async with data_plane(2, budget=budget) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(64)
+        await plane.fakes[0].wait_inside(64)
+        await plane.fakes[0].crash()
+        await asyncio.gather(*tasks)
+        assert answered(plane) == [64, 64]
+        tallies = plane.dispatcher.meter.collect()
+        assert (tallies.retries, tallies.moves) == (1, 63)
+
+
+@pytest.mark.parametrize(
+    "state", [ServerState.UNHEALTHY, ServerState.STARTING, ServerState.REFUSED, ServerState.FAILED]
+)
+async def test_what_hangs_on_a_server_moves_when_the_parent_says_so(state):
+    async with data_plane(2, budget=RetryBudget(share=0, least=0)) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(8)
+        await plane.fakes[0].wait_inside(8)
+        plane.say(0, state)
+        await asyncio.gather(*tasks)
+        await plane.fakes[0].wait_inside(0)
+        assert plane.fakes[0].cancelled == 8
+        assert plane.table.in_flight(0) == 0
+
+
+async def test_what_is_on_a_draining_server_finishes_there():
+    async with data_plane(2) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(3)
+        await plane.fakes[0].wait_inside(3)
+        plane.say(0, ServerState.DRAINING)
+        await plane.infer()
+        plane.fakes[0].release()
+        await asyncio.gather(*tasks)
+        assert answered(plane) == [3, 1]
+
+
+async def test_what_is_on_a_server_that_left_finishes_there():
+    async with data_plane(2) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(3)
+        await plane.fakes[0].wait_inside(3)
+        plane.pool.update(plane.views[1:])
+        plane.fakes[0].release()
+        await asyncio.gather(*tasks)
+        assert answered(plane) == [3, 0]
+
+
+async def test_a_dead_stub_moves_what_hangs_there():
+    async with data_plane(2, budget=RetryBudget(share=0, least=1)) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(4)
+        await plane.fakes[0].wait_inside(4)
+        plane.fakes[0].unhealthy_after = 0
+        await asyncio.gather(plane.infer(), *tasks)
+        assert answered(plane) == [5, 5]
+        assert plane.suspects == [("0", "INTERNAL: stub died")]
+
+
+async def test_it_never_goes_to_the_same_server_twice():
+    async with data_plane(2, suspension=0.001) as plane:
+        for fake in plane.fakes:
+            fake.fail_first = 100
+        error = await refusal(plane.infer())
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert answered(plane) == [1, 1]
+
+
+async def test_the_only_server_is_waited_for_when_it_is_started_again():
+    async with data_plane(1) as plane:
+        plane.fakes[0].hang()
+        tasks = plane.start(16)
+        await plane.fakes[0].wait_inside(16)
+        await plane.fakes[0].crash()
+        await wait_waiting(plane, 16)
+        plane.say(0, ServerState.STARTING)
+        await wait_waiting(plane, 16)
+        await plane.fakes[0].come_back()
+        plane.fakes[0].release()
+        plane.say(0, restarts=1)
+        await asyncio.gather(*tasks)
+
+
+async def test_the_retry_budget_ends_retries():
+    async with data_plane(2, budget=RetryBudget(share=0, least=0)) as plane:
+        plane.fakes[0].fail_first = 1
+        error = await refusal(plane.infer())
+        assert error.code is grpc.StatusCode.UNAVAILABLE
+        assert answered(plane) == [1, 0]
+
+
+async def test_a_request_that_breaks_every_server_is_given_up():
+    async with data_plane(6) as plane:
+        for fake in plane.fakes:
+            fake.fail_first = 1
+        plane.dispatcher._budget = RetryBudget(least=100)
+        assert (await refusal(plane.infer())).code is grpc.StatusCode.UNAVAILABLE
+        assert answered(plane) == [1, 1, 1, 1, 0, 0]
+
+
+async def test_requests_wait_while_none_is_ready():
+    async with data_plane(1) as plane:
+        plane.say(0, ServerState.STARTING)
+        tasks = plane.start(5)
+        await wait_waiting(plane, 5)
+        plane.say(0)
+        await asyncio.gather(*tasks)
+
+
+async def test_they_wait_no_longer_than_their_deadline():
+    async with data_plane(1) as plane:
+        plane.say(0, ServerState.STARTING)
+        assert (await refusal(plane.infer(timeout=0.01))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert answered(plane) == [0]
+
+
+async def test_nothing_starts_after_its_deadline():
+    async with data_plane(1) as plane:
+        assert (await refusal(plane.infer(timeout=0))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert answered(plane) == [0]
+
+
+async def test_the_deadline_ends_a_request_that_hangs():
+    async with data_plane(1) as plane:
+        plane.fakes[0].hang()
+        assert (await refusal(plane.infer(timeout=0.05))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert plane.is_idle()
+        assert not plane.suspects
+
+
+async def test_triton_is_told_what_is_left():
+    async with data_plane(1) as plane:
+        await plane.infer(timeout=5)
+        (request,) = plane.fakes[0].requests
+        assert 4e6 < request.parameters["timeout"].int64_param <= 5e6
+        assert 4 < plane.fakes[0].time_left[0] < 5.1
+
+
+@pytest.mark.parametrize(("asked", "least", "most"), [(60_000_000, 4e6, 5e6), (1_000_000, 0.5e6, 1e6), (0, 4e6, 5e6)])
+async def test_the_shorter_of_both_times_counts(asked, least, most):
+    async with data_plane(1) as plane:
+        message = infer_request(b"text", timeout=asked).SerializeToString()
+        await plane.dispatcher.infer(message, timeout=5, metadata=())
+        assert least < plane.fakes[0].requests[0].parameters["timeout"].int64_param <= most
+
+
+async def test_the_manager_has_a_timeout_of_its_own():
+    async with data_plane(1, timeout=3) as plane:
+        await plane.infer(timeout=None)
+        assert 2 < plane.fakes[0].time_left[0] < 3.1
+
+
+async def test_a_cancel_frees_the_place_at_once():
+    async with data_plane(1) as plane:
+        plane.fakes[0].hang()
+        (task,) = plane.start()
+        await plane.fakes[0].wait_inside(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert plane.is_idle()
+        await plane.fakes[0].wait_inside(0)
+        assert plane.fakes[0].cancelled == 1
+
+
+async def test_a_cancel_at_any_point_leaves_nothing_behind():
+    async with data_plane(2) as plane:
+        for steps in range(40):
+            plane.fakes[0].fail_first = steps % 2
+            plane.say(0, ServerState.UNHEALTHY)
+            plane.say(0)
+            (task,) = plane.start()
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert plane.is_idle()
+
+
+async def test_a_cancel_wins_over_a_move_at_the_same_time():
+    async with data_plane(2) as plane:
+        plane.fakes[0].hang()
+        (task,) = plane.start()
+        await plane.fakes[0].wait_inside(1)
+        plane.say(0, ServerState.UNHEALTHY)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert answered(plane) == [1, 0]
+
+
+async def test_other_methods_go_to_any_server_that_is_ready_or_to_one():
+    async with data_plane(2) as plane:
+        await plane.dispatcher.call("ServerMetadata", b"", timeout=5)
+        await plane.dispatcher.call("ServerMetadata", b"", timeout=5, server="1")
+        assert [fake.calls for fake in plane.fakes] == [["ServerMetadata"], ["ServerMetadata"]]
+        error = await refusal(plane.dispatcher.call("ModelConfig", b"\x0a\x01x", timeout=5))
+        assert error.code is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_whatever_happens_the_counters_return_to_zero_and_no_answer_is_wrong(seed):
+    chance = random.Random(seed)
+    async with data_plane(3, suspension=0.005, max_in_flight=300, budget=RetryBudget(share=1)) as plane:
+        plane.policy.choose = lambda candidates: chance.randrange(len(candidates))
+
+        async def one(number):
+            text = b"%d" % number
+            response = await plane.infer(text, timeout=chance.choice([0.02] + 9 * [10]))
+            assert response.raw_output_contents[0][4:] == vector(text).tobytes()
+
+        async def break_something():
+            server = chance.randrange(3)
+            fake, restarts = plane.fakes[server], plane.views[server].restarts
+            fault = chance.randrange(5)
+            if fault == 0:
+                await fake.crash()
+                plane.say(server, ServerState.STARTING)
+                await fake.come_back()
+                plane.say(server, restarts=restarts + 1)
+            elif fault == 1:
+                plane.say(server, ServerState.UNHEALTHY)
+                plane.say(server)
+            elif fault == 2:
+                fake.fail_first, fake.failure = 1, (grpc.StatusCode.INTERNAL, STUB_DIED)
+            elif fault == 3:
+                fake.reset()
+            else:
+                fake.fail_first, fake.failure = 1, (grpc.StatusCode.UNAVAILABLE, "Exceeds maximum queue size")
+
+        tasks = []
+        for number in range(300):
+            tasks.append(asyncio.ensure_future(one(number)))
+            if number % 15 == 0:
+                await break_something()
+            if number % 20 == 0:
+                chance.choice(tasks).cancel()
+            for _ in range(chance.randrange(20)):
+                await asyncio.sleep(0)
+        ends = Counter(map(_end_of, await asyncio.gather(*tasks, return_exceptions=True)))
+        code = grpc.StatusCode
+        foreseen = {"answered", "cancelled", code.RESOURCE_EXHAUSTED, code.DEADLINE_EXCEEDED, code.UNAVAILABLE}
+        assert set(ends) <= foreseen
+        assert ends["answered"] > 200
+
+
+def _end_of(result):
+    if isinstance(result, asyncio.CancelledError):
+        return "cancelled"
+    if isinstance(result, DispatchError):
+        return result.code
+    return "answered" if result is None else result

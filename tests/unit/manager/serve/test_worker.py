@@ -1,0 +1,225 @@
+"""A worker between a parent (this test) and fake servers."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+from tests.fakes.data_plane import view
+from tests.fakes.triton import OPTIONS, FakeTriton, infer_request
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from tritonembed_manager.serve import worker_life
+from tritonembed_manager.serve.load_table import LoadTable
+from tritonembed_manager.serve.metrics import WorkerMetrics
+from tritonembed_manager.serve.model import ServerState
+from tritonembed_manager.serve.worker_config import WorkerConfig
+from tritonembed_manager.serve.worker_link import Link
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        return listening.getsockname()[1]
+
+
+def make_config(**changes):
+    values = {
+        "index": 0,
+        "workers": 1,
+        "slots": 8,
+        "host": "127.0.0.1",
+        "port": free_port(),
+        "http_port": free_port(),
+        "model": "a-model",
+        "policy": "round_robin",
+        "forward_timeout": 20.0,
+        "drain_timeout": 20.0,
+        "max_in_flight": 100,
+        "max_in_flight_per_server": 50,
+        "log_format": "json",
+    }
+    return WorkerConfig(**{**values, **changes})
+
+
+class Parent:
+    """The parent's end of the socket."""
+
+    def __init__(self, reader, writer):
+        self.reader, self.writer = reader, writer
+
+    def say(self, kind, **content):
+        self.writer.write(json.dumps({"type": kind, **content}).encode() + b"\n")
+
+    def say_servers(self, *views):
+        self.say("servers", servers=[server.to_json() for server in views])
+
+    async def hear(self, kind):
+        """The next line of that type."""
+        while True:
+            line = await asyncio.wait_for(self.reader.readline(), 20)
+            assert line, f"the worker hung up before it said {kind}"
+            found = json.loads(line)
+            if found["type"] == kind:
+                return found
+
+
+@asynccontextmanager
+async def running_worker(**changes):
+    """A worker in this event loop, its parent, its exit code to come, and a stub of its gRPC port."""
+    config = make_config(**changes)
+    table = LoadTable.create(config.workers, config.slots)
+    ours, theirs = socket.socketpair()
+    parent = Parent(*await asyncio.open_connection(sock=ours))
+    link = await Link.open(theirs.detach())
+    worker = worker_life.Worker(config, table, link, metrics=WorkerMetrics(CollectorRegistry()))
+    code = asyncio.ensure_future(worker.run())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{config.port}", OPTIONS) as channel:
+        yield worker, parent, code, service_pb2_grpc.GRPCInferenceServiceStub(channel)
+    parent.writer.close()
+    await code
+    assert not table.admitted()
+    table.close()
+
+
+def infer(stub, timeout=10):
+    return stub.ModelInfer(infer_request(b"a text"), timeout=timeout, wait_for_ready=True)
+
+
+async def test_it_serves_what_the_parent_names():
+    async with FakeTriton() as fake, running_worker() as (_, parent, _, stub):
+        await parent.hear("ready")
+        waiting = asyncio.ensure_future(_answer(infer(stub)))
+        parent.say_servers(view("a", 0, fake.address))
+        await waiting
+        assert len(fake.requests) == 1
+
+
+async def test_it_counts_and_reports():
+    async with FakeTriton() as fake, running_worker() as (_, parent, _, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        await infer(stub)
+        fake.fail_first, fake.failure = 1, (grpc.StatusCode.INVALID_ARGUMENT, "wrong")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await infer(stub)
+        lines = [await parent.hear("stats")]
+        while sum(line["requests"] for line in lines) < 2:
+            lines.append(await parent.hear("stats"))
+        assert sum(line["servers"].get("a", {}).get("requests", 0) for line in lines) == 2
+        assert sum(line["errors"] for line in lines) == 1
+        assert sum(line["codes"].get("INVALID_ARGUMENT", 0) for line in lines) == 1
+        assert len([ms for line in lines for ms in line["servers"]["a"]["latencies"]]) == 2
+
+
+async def test_it_tells_of_a_broken_server():
+    async with FakeTriton() as fake, running_worker() as (_, parent, _, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        fake.fail_first = 1
+        with pytest.raises(grpc.aio.AioRpcError):
+            await infer(stub, timeout=0.5)
+        said = await parent.hear("suspect")
+        assert (said["server"], said["why"]) == ("a", "UNAVAILABLE: broken")
+
+
+async def test_a_drain_lets_finish_what_is_in_flight():
+    async with FakeTriton() as fake, running_worker() as (_, parent, code, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        fake.hang()
+        call = asyncio.ensure_future(_answer(infer(stub)))
+        await fake.wait_inside(1)
+        parent.say("drain")
+        while (await stub.ServerReady(service_pb2.ServerReadyRequest())).ready:
+            await asyncio.sleep(0)
+        with pytest.raises(grpc.aio.AioRpcError, match="draining") as caught:
+            await infer(stub)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert not code.done()
+        fake.release()
+        await call
+        assert await code == worker_life.EXIT_DRAINED
+
+
+async def test_a_drain_ends_when_its_time_is_over():
+    async with FakeTriton() as fake, running_worker(drain_timeout=0.01) as (_, parent, code, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        fake.hang()
+        call = asyncio.ensure_future(_answer(infer(stub)))
+        await fake.wait_inside(1)
+        parent.say("drain")
+        assert await code == worker_life.EXIT_CUT
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+
+
+async def test_it_ends_with_its_parent():
+    async with FakeTriton() as fake, running_worker() as (_, parent, code, _):
+        parent.say_servers(view("a", 0, fake.address))
+        await parent.hear("ready")
+        parent.writer.close()
+        assert await code == worker_life.EXIT_ALONE
+
+
+@pytest.mark.parametrize("option", ["port", "http_port"])
+async def test_a_port_that_is_taken_is_named(option):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        async with running_worker(**{option: number}) as (_, parent, code, _):
+            said = await parent.hear("failed")
+            assert f"--{option.replace('_', '-')} {number}" in said["why"]
+            assert await code == worker_life.EXIT_CANNOT
+
+
+@pytest.mark.parametrize("end", ["drain", "SIGTERM", "parent"])
+async def test_the_process(end, tmp_path):
+    config = make_config()
+    table = LoadTable.create(config.workers, config.slots)
+    ours, theirs = socket.socketpair()
+    with theirs:
+        fds = "--control-fd", str(theirs.fileno()), "--table-fd", str(table.fd)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tritonembed_manager.serve.worker", *fds],
+            pass_fds=[theirs.fileno(), table.fd],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)},
+        )
+    try:
+        async with FakeTriton() as fake:
+            parent = Parent(*await asyncio.open_connection(sock=ours))
+            parent.say("config", **config.to_json())
+            parent.say_servers(view("a", 0, fake.address), view("b", 1, "127.0.0.1:1", ServerState.STARTING))
+            await parent.hear("ready")
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{config.port}", OPTIONS) as channel:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+                await infer(stub)
+                fake.hang()
+                call = asyncio.ensure_future(_answer(infer(stub)))
+                await fake.wait_inside(1)
+                assert table.in_flight(0) == 1
+                process.send_signal(signal.SIGINT)  # a terminal sends it to everyone
+                if end == "drain":
+                    parent.say("drain")
+                elif end == "SIGTERM":
+                    process.send_signal(signal.SIGTERM)
+                else:
+                    parent.writer.close()
+                if end != "parent":
+                    fake.release()
+                    await call
+            code = await asyncio.get_running_loop().run_in_executor(None, process.wait, 20)
+            assert code == (worker_life.EXIT_ALONE if end == "parent" else worker_life.EXIT_DRAINED)
+            assert not table.admitted()
+            await asyncio.gather(call, return_exceptions=True)
+            parent.writer.close()
+    finally:
+        process.kill()
+        process.wait()
+        table.close()
+
+
+async def _answer(call):
+    return await call
