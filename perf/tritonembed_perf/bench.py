@@ -39,7 +39,8 @@ def main() -> None:
     """Print each result as it comes, and write all of them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5, help="of server and peer in turn; medians count")
-    parser.add_argument("--dtype", default="float32", help="precision of both sides")
+    parser.add_argument("--dtype", default="float32", help="precision of the server")
+    parser.add_argument("--peer-dtype", default="float32", help="precision of sentence-transformers")
     parser.add_argument("--skip-memory", action="store_true", help="leave out the 10,000 requests")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
@@ -63,7 +64,7 @@ def compare_throughput(server: RunningServer, folder: str, texts: list[str], opt
     import torch
     from sentence_transformers import SentenceTransformer
 
-    peer = SentenceTransformer(folder, device="cpu", model_kwargs={"torch_dtype": getattr(torch, options.dtype)})
+    peer = SentenceTransformer(folder, device="cpu", model_kwargs={"torch_dtype": getattr(torch, options.peer_dtype)})
     batches = [texts[start : start + SENTENCES] for start in range(0, len(texts), SENTENCES)]
     payloads = [encode_request(batch) for batch in batches]
     peer.encode(batches[0], batch_size=SENTENCES)
@@ -80,9 +81,16 @@ def compare_throughput(server: RunningServer, folder: str, texts: list[str], opt
     us, them = statistics.median(ours), statistics.median(theirs)
     print(
         f"{SENTENCES} x {TOKENS} tokens a request, {CONCURRENCY} at once, {options.dtype}: {us:,.0f} sentences/s "
-        f"({us * TOKENS:,.0f} tokens/s) through Triton, sentence-transformers in process {them:,.0f}: {us / them:.2f} x"
+        f"({us * TOKENS:,.0f} tokens/s) through Triton, sentence-transformers in process ({options.peer_dtype}) {them:,.0f}: {us / them:.2f} x"
     )
-    return {"ours": ours, "sentence_transformers": theirs, "ratio": us / them, "tokens_per_sentence": TOKENS}
+    return {
+        "dtype": options.dtype,
+        "peer_dtype": options.peer_dtype,
+        "ours": ours,
+        "sentence_transformers": theirs,
+        "ratio": us / them,
+        "tokens_per_sentence": TOKENS,
+    }
 
 
 def compare_tokenizer(folder: str, texts: list[str]) -> dict[str, float]:
