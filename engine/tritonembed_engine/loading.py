@@ -51,14 +51,16 @@ def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) 
 
 def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dict[str, Any]:
     """LLM's arguments: ours, then what model.json says on top."""
+    tokens = max_batch_tokens(settings, files, device)
     ours: dict[str, Any] = {
         "model": str(files.folder) if files.is_local else settings.model,
         "runner": "pooling",
         "max_model_len": files.max_length,
         "dtype": "float32" if device == "cpu" else "bfloat16",
         "enable_prefix_caching": False,
-        "max_num_seqs": SENTENCES_PER_BATCH,
-        "max_num_batched_tokens": max_batch_tokens(settings, files, device),
+        # vLLM refuses more sentences than tokens.
+        "max_num_seqs": min(SENTENCES_PER_BATCH, tokens),
+        "max_num_batched_tokens": tokens,
         "disable_log_stats": True,
         "seed": 0,
     }

@@ -33,5 +33,5 @@ def test_a_command_runs_as_written(server: RunningServer, tmp_path: Path, number
 
 
 def test_the_readme_has_the_blocks_that_are_tested() -> None:
-    assert len(PYTHON_BLOCKS) == 3
+    assert len(PYTHON_BLOCKS) == 4  # the fourth runs in test_serve_http.py, against a manager
     assert len(COMMANDS) == 4

@@ -1,7 +1,11 @@
 """The manager's HTTP side on a real tritonserver, with the clients that people use."""
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -58,6 +62,15 @@ def expected(manager: Serve) -> Any:
     """The vectors as gRPC has them, and the tokens."""
     with EmbeddingClient(manager.target) as client:
         return client.embed(TEXTS)
+
+
+def test_the_readmes_block_runs_as_written(manager: Serve) -> None:
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "OpenAI" in block]
+    block = block.replace("localhost:8080", f"127.0.0.1:{manager.http_port}")
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 ")
 
 
 def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) -> None:
