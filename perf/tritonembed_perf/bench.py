@@ -79,9 +79,10 @@ def compare_throughput(server: RunningServer, folder: str, texts: list[str], opt
             peer.encode(batch, batch_size=SENTENCES, show_progress_bar=False)
         theirs.append(len(texts) / (time.perf_counter() - start))
     us, them = statistics.median(ours), statistics.median(theirs)
+    load = f"{SENTENCES} x {TOKENS} tokens a request, {CONCURRENCY} at once, {options.dtype}"
     print(
-        f"{SENTENCES} x {TOKENS} tokens a request, {CONCURRENCY} at once, {options.dtype}: {us:,.0f} sentences/s "
-        f"({us * TOKENS:,.0f} tokens/s) through Triton, sentence-transformers in process ({options.peer_dtype}) {them:,.0f}: {us / them:.2f} x"
+        f"{load}: {us:,.0f} sentences/s ({us * TOKENS:,.0f} tokens/s) through Triton; "
+        f"sentence-transformers in process, {options.peer_dtype}: {them:,.0f}: {us / them:.2f} x"
     )
     return {
         "dtype": options.dtype,
