@@ -20,6 +20,9 @@ from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.vectors import Vectors, normalized
 
 DEPTH = 2
+REST_AFTER_S = 1.0
+"""Without work for so long, the executor is told to give back what it only caches."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -60,12 +63,14 @@ class EmbeddingEngine:
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] | None = None,
         on_death: Callable[[], None] | None = None,
+        rest_after: float = REST_AFTER_S,
     ) -> None:
         self.executor = executor
         self._max_waiting = max_waiting_sentences
         self._clock = clock
         self._on_batch = on_batch
         self._on_death = on_death
+        self._rest_after = rest_after
         self._batcher: Batcher[_Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
         self._changed = threading.Condition()
         self._closed: EngineDead | None = None
@@ -121,8 +126,11 @@ class EmbeddingEngine:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not (self._batcher or self._launched or self._closed):
-                    self._changed.wait()
+                idle = not self._changed.wait_for(self._has_work, self._rest_after)
+            if idle:
+                self.executor.rest()
+            with self._changed:
+                self._changed.wait_for(self._has_work)
                 if self._closed and not self._launched and not self._batcher:
                     return
                 batch, expired = self._batcher.take(self._clock())
@@ -132,6 +140,9 @@ class EmbeddingEngine:
                 self._launch(batch)
             if self._launched and (batch is None or len(self._launched) >= DEPTH):
                 self._collect(*self._launched.popleft())
+
+    def _has_work(self) -> bool:
+        return bool(self._batcher or self._launched or self._closed)
 
     def _launch(self, batch: "Batch[_Request]") -> None:
         start = self._clock()

@@ -32,6 +32,9 @@ class Executor(Protocol):
     def explain(self, error: Exception) -> EmbedError:
         """What an exception of `launch` or `result` was: OutOfMemory, DeviceLost, or ExecutionFailed."""
 
+    def rest(self) -> None:
+        """No batch has come for a while: give back memory that is only cached."""
+
     def close(self) -> None:
         """Free the model's memory."""
 

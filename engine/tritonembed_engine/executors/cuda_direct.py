@@ -93,6 +93,9 @@ class CudaDirectExecutor:
         """See `faults`."""
         return explain(error)
 
+    def rest(self) -> None:
+        """Nothing to give back."""
+
     def close(self) -> None:
         """Free the model's memory, and leave the model as vLLM made it."""
         torch.cuda.synchronize()

@@ -3,6 +3,7 @@
 vLLM keeps its kernels, attention backend and quantization; its per-sentence scheduling is not on the path.
 """
 
+import ctypes
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,11 @@ class DirectExecutor:
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""
         return explain(error)
+
+    def rest(self) -> None:
+        """Hand freed memory back to the system: batches of ever new sizes leave up to 40 % of a process in holes."""
+        if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+            trim(0)
 
     def close(self) -> None:
         """Free the model's memory."""

@@ -39,6 +39,9 @@ class SchedulerExecutor:
         """See `faults`."""
         return explain(error)
 
+    def rest(self) -> None:
+        """Nothing to give back."""
+
     def close(self) -> None:
         """Free the model's memory."""
         self._llm = None

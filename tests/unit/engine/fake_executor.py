@@ -42,6 +42,8 @@ class FakeExecutor:
         self.events: list[str] = []
         self.in_flight = self.most_in_flight = 0
         self.closed = False
+        self.rests = 0
+        self.rested = threading.Event()
         self.compute: Callable[[Sequence[bytes]], Array] = vectors_of
         self.before_launch: Callable[[Sequence[bytes]], None] = lambda sentences: None
         self.before_result: Callable[[], None] = lambda: None
@@ -78,6 +80,10 @@ class FakeExecutor:
         if isinstance(error, MemoryError):
             return OutOfMemory("no room")
         return ExecutionFailed(f"a batch failed: {type(error).__name__}")
+
+    def rest(self) -> None:
+        self.rests += 1
+        self.rested.set()
 
     def close(self) -> None:
         self.closed = True

@@ -352,3 +352,14 @@ def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> 
         get(engine.submit([ids(6)]))
     engine.close()
     assert len(executor.computed) <= DEPTH
+
+
+def test_an_idle_engine_lets_its_executor_rest_once_and_serves_again() -> None:
+    executor = FakeExecutor()
+    engine = EmbeddingEngine(executor, rest_after=0.01)
+    assert executor.rested.wait(PATIENCE)
+    np.testing.assert_array_equal(get(engine.submit([ids(1)])), vectors_of([ids(1)]))
+    executor.rested.clear()
+    assert executor.rested.wait(PATIENCE)
+    engine.close()
+    assert executor.rests == 2
