@@ -9,6 +9,8 @@
 #
 #   docker build --target client -t tritonembed-client .
 #   docker run --rm tritonembed-client tritonembed embed --host triton.example --port 50051 "a sentence"
+#   docker run --rm -p 50050:50050 -p 8080:8080 tritonembed-client \
+#     tritonembed-manager serve --model my-model --server triton-1:50051 --server triton-2:50051
 
 FROM python:3.12-slim AS wheel
 WORKDIR /source
