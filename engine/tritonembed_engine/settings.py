@@ -11,6 +11,8 @@ from tritonembed_engine.errors import ModelError
 
 MODEL_JSON = "model.json"
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
+BATCHES_AHEAD_OF_GPU = 3
+"""By measurement on an H200: with 2 it is busy for 80 % of the time, with 3 for all of it."""
 
 
 class KernelSettings(BaseModel):
@@ -56,8 +58,16 @@ class EngineSettings(BaseModel):
     max_request_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
     """Bytes of text in one request."""
 
+    batches_ahead: int | None = Field(default=None, ge=0)
+    """Triton batches of large requests that a replica takes before the first of them is answered (see `senders`); None:
+    3 on a GPU, 0 on a CPU, which has no time of its own to fill."""
+
     max_waiting_sentences: int = Field(default=65536, ge=1024)
     """Sentences that wait in the engine before it sheds load."""
+
+    def batches_ahead_on(self, device: str) -> int:
+        """`batches_ahead` for "cpu" or "cuda"."""
+        return self.batches_ahead if self.batches_ahead is not None else {"cuda": BATCHES_AHEAD_OF_GPU}.get(device, 0)
 
 
 class ModelSettings(BaseModel):

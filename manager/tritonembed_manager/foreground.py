@@ -4,6 +4,7 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+from tritonembed_manager.allocator import preload_tcmalloc
 from tritonembed_manager.command import server_command
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.model_check import check_model
@@ -48,7 +49,11 @@ def run_replica(
             raise StartError(f"--model-repository: {repository} holds no models")
         installation = find_tritonserver(server.tritonserver, work)
         region_prefix = new_region_prefix()
-        command = server_command(installation, repository, server, region_prefix, gpu_metrics=kinds != {"KIND_CPU"})
+        on_gpu = kinds != {"KIND_CPU"}
+        command = server_command(installation, repository, server, region_prefix, gpu_metrics=on_gpu)
+        environment |= installation.environment
+        if on_gpu:
+            environment |= preload_tcmalloc(environment)
         say(f"starting {installation.binary.name} for {render.model if render else repository}")
-        with closing(ServerProcess(command, environment | installation.environment, region_prefix)) as process:
+        with closing(ServerProcess(command, environment, region_prefix)) as process:
             Replica(process, server).run(signals)

@@ -42,13 +42,15 @@ class RunningServer:
 
 
 @contextmanager
-def running_server(model: str, arguments: Sequence[str] = (), timeout: float = 600) -> Iterator[RunningServer]:
+def running_server(model: str | None, arguments: Sequence[str] = (), timeout: float = 600) -> Iterator[RunningServer]:
     """Start a server, wait for READY (an inference succeeded), stop it at the end whatever happens.
 
-    arguments: more options of `tritonembed-manager replica`. Raises ServerEndedError where it does not come up.
+    model: None where the arguments name a --model-repository. arguments: more options of `tritonembed-manager replica`.
+    Raises ServerEndedError where it does not come up.
     """
     grpc_port, http_port, metrics_port = free_ports(3)
-    command = [sys.executable, "-m", "tritonembed_manager", "replica", "--model", model, "--host", "127.0.0.1"]
+    command = [sys.executable, "-m", "tritonembed_manager", "replica", "--host", "127.0.0.1"]
+    command += ["--model", model] if model is not None else []
     command += ["--port", str(grpc_port), "--http-port", str(http_port), "--metrics-port", str(metrics_port)]
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen([*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)

@@ -71,6 +71,7 @@ class CudaDirectExecutor:
         batch = flatten(sentences)
         count, longest = len(sentences), batch.longest
         stage = next(self._stages)
+        done = stage.done(count)
         graph = next((g for g in self.graphs if g.bucket.holds(batch.tokens, count, longest)), None)
         if graph:
             batch = pad(batch, graph.bucket.tokens, graph.bucket.longest)
@@ -78,16 +79,17 @@ class CudaDirectExecutor:
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             if graph:
-                # A copy, because the next replay writes the same memory while this answer is still on its way out.
-                pooled = graph.replay()[:count].clone()
-            else:
-                pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
+                # On this stream too: the answer is small, and the next replay has to wait until it was read.
+                stage.answer[:count].copy_(graph.replay()[:count], non_blocking=True)
+                done.record()
+                return _Answer(stage.answer[:count], done)
+            pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)
             pooled.record_stream(self._copy)
-            stage.done.record()
-        return _Answer(stage, count)
+            done.record()
+        return _Answer(stage.answer[:count], done)
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""
@@ -116,12 +118,12 @@ class CudaDirectExecutor:
 
 
 class _Answer:
-    def __init__(self, stage: Stage, count: int) -> None:
-        self._stage = stage
-        self._count = count
+    def __init__(self, pinned: torch.Tensor, done: torch.cuda.Event) -> None:
+        self._pinned = pinned
+        self._done = done
 
     def result(self) -> npt.NDArray[np.float32]:
         """Wait for the GPU, then copy: the stage is used again."""
-        self._stage.done.synchronize()
-        answer: npt.NDArray[np.float32] = self._stage.answer[: self._count].numpy().copy()
+        self._done.synchronize()
+        answer: npt.NDArray[np.float32] = self._pinned.numpy().copy()
         return answer

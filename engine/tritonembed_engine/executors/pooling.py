@@ -11,7 +11,8 @@ def pool(model: OpenModel, hidden: torch.Tensor, starts: torch.Tensor) -> torch.
     Gives float32 [sentences, dimensions], projected where the model has a Dense module, not normalised.
     """
     if model.pooling == "CLS":
-        pooled = hidden[starts[:-1]]
+        # A sentence of padding begins where the batch ends: reading there would end the process's CUDA context.
+        pooled = hidden[starts[:-1].clamp_max(len(hidden) - 1)]
     elif model.pooling == "LAST":
         pooled = hidden[starts[1:] - 1]
     else:

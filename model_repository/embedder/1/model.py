@@ -3,6 +3,8 @@
 import json
 import os
 import time
+from concurrent.futures import Future
+from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
@@ -12,6 +14,7 @@ from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgum
 from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.placement import visible_devices
+from tritonembed_engine.senders import Senders
 from tritonembed_engine.stub import prepare_process
 from tritonembed_engine.triton import (
     answer,
@@ -41,6 +44,8 @@ class TritonPythonModel:
             self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
             device = "cpu" if devices is None else "cuda"
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
+            ahead = settings.engine.batches_ahead_on(device)
+        self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
         self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)
 
@@ -48,13 +53,17 @@ class TritonPythonModel:
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
         parsed = self._check_ids([self._parse(request) for request in requests])
         jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
-        futures = iter(self._engine.submit_all(jobs))
-        return [
-            self._refuse(item) if isinstance(item, Exception) else self._answer(*item, next(futures)) for item in parsed
-        ]
+        computed = iter(self._engine.submit_all(jobs))
+        futures = [_failed(item) if isinstance(item, Exception) else next(computed) for item in parsed]
+        responses = [partial(self._respond, item, future) for item, future in zip(parsed, futures, strict=True)]
+        if self._senders.want(len(requests), sum(len(job.sentences) for job in jobs)):
+            self._senders.hand_over(requests, futures, responses)
+            return None
+        return [respond() for respond in responses]
 
     def finalize(self):
         """Free the model's memory."""
+        self._senders.finish()
         self._engine.close()
         self._metrics.close()
 
@@ -87,15 +96,18 @@ class TritonPythonModel:
                 checked.append(error)
         return checked
 
-    def _answer(self, parameters, job, future):
+    def _respond(self, item, future):
+        """The response to a request, parsed as `item`, whose future is done or will be."""
         try:
-            rows = vectors.finish(future.result(), parameters, job.normalize)
+            found = future.result()
+            parameters, job = item
+            rows = vectors.finish(found, parameters, job.normalize)
+            return answer(
+                to_bytes_tensor("embedding", vectors.row_bytes(rows)),
+                pb_utils.Tensor("num_tokens", token_ids.lengths_of(job.sentences).reshape(-1, 1)),
+            )
         except Exception as error:
             return self._refuse(error)
-        return answer(
-            to_bytes_tensor("embedding", vectors.row_bytes(rows)),
-            pb_utils.Tensor("num_tokens", token_ids.lengths_of(job.sentences).reshape(-1, 1)),
-        )
 
     def _count_batch(self, report):
         self._metrics.add(
@@ -113,3 +125,9 @@ class TritonPythonModel:
         elif isinstance(error, EmbedError):
             self._metrics.add(refused_requests=1)
         return refusal(error)
+
+
+def _failed(error):
+    future = Future()
+    future.set_exception(error)
+    return future

@@ -6,6 +6,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonembed_manager.allocator import preload_tcmalloc
 from tritonembed_manager.command import server_command
 from tritonembed_manager.foreground import MODEL_VARIABLE
 from tritonembed_manager.model_check import check_model
@@ -73,14 +74,17 @@ def _spec(
     devices = plan.visible_devices(inherited_devices())
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
+    environment |= installation.environment
     gpu_metrics = plan.render.device != "cpu"
+    if gpu_metrics:
+        environment |= preload_tcmalloc(environment)
 
     def command(region_prefix: str) -> Sequence[str]:
         return server_command(installation, repository, server, region_prefix, gpu_metrics=gpu_metrics)
 
     return LaunchSpec(
         command=command,
-        environment=environment | installation.environment,
+        environment=environment,
         startup_timeout=server.startup_timeout,
         limits=launch.limits,
         log_everything=launch.log_verbose,

@@ -1,0 +1,77 @@
+"""Large requests are answered one by one, and only so many Triton batches are let in."""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tritonembed_engine.senders import LARGE_SENTENCES, Senders
+
+FINAL = 1
+
+
+@dataclass
+class FakeRequest:
+    """Its own response sender."""
+
+    sent: list[tuple[Any, int]] = field(default_factory=list)
+
+    def get_response_sender(self) -> "FakeRequest":
+        return self
+
+    def send(self, response: Any, flags: int) -> None:
+        self.sent.append((response, flags))
+
+
+@pytest.mark.parametrize(
+    ("ahead", "requests", "sentences", "wanted"),
+    [
+        (3, 2, 2 * LARGE_SENTENCES, True),
+        (3, 2, 2 * LARGE_SENTENCES - 1, False),
+        (3, 0, 0, False),
+        (0, 1, 1024, False),
+    ],
+)
+def test_only_large_requests_go_this_way(ahead: int, requests: int, sentences: int, wanted: bool) -> None:
+    assert Senders(ahead, FINAL).want(requests, sentences) is wanted
+
+
+def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:
+    senders, requests = Senders(1, FINAL), [FakeRequest(), FakeRequest()]
+    futures: list[Future[int]] = [Future(), Future()]
+    senders.hand_over(requests, futures, [lambda: "first", lambda: "second"])
+    futures[1].set_exception(ValueError())
+    assert [request.sent for request in requests] == [[], [("second", FINAL)]]
+    futures[0].set_result(0)
+    assert requests[0].sent == [("first", FINAL)]
+
+
+def test_it_waits_for_the_oldest_batch_when_too_many_are_ahead() -> None:
+    senders = Senders(1, FINAL)
+    first, second = Future[int](), Future[int]()
+    senders.hand_over([FakeRequest()], [first], [lambda: None])
+    entered = threading.Event()
+
+    def hand_over() -> None:
+        senders.hand_over([FakeRequest()], [second], [lambda: None])
+        entered.set()
+
+    thread = threading.Thread(target=hand_over)
+    thread.start()
+    assert not entered.wait(0.05)
+    first.set_result(0)
+    assert entered.wait(10)
+    thread.join()
+
+
+def test_finish_waits_for_all_that_is_here() -> None:
+    senders, request, future = Senders(3, FINAL), FakeRequest(), Future[int]()
+    senders.hand_over([request], [future], [lambda: "late"])
+    timer = threading.Timer(0.05, future.set_result, (0,))
+    timer.start()
+    senders.finish()
+    assert future.done()
+    timer.join()
+    assert request.sent == [("late", FINAL)]
