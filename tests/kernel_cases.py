@@ -3,6 +3,8 @@
 TRITON_INTERPRET=1 python -m tests.kernel_cases      runs all of them on the CPU; exits non-zero at the first difference
 """
 
+from collections.abc import Callable
+
 import torch
 
 from tritonembed_engine.kernels.add_layer_norm import add_layer_norm, add_layer_norm_reference
@@ -14,6 +16,9 @@ from tritonembed_engine.kernels.quantize import (
     quantize_rows_reference,
 )
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
+from tritonembed_engine.kernels.tiled_attention import tiled_attention
+
+Attention = Callable[[torch.Tensor, torch.Tensor, int, int, float], torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 """Largest difference: a rounding or two of values around 1 to 4."""
@@ -35,14 +40,16 @@ def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: in
     _same(embed_layer_norm(*arguments), embed_layer_norm_reference(*arguments))
 
 
-def check_short_attention(device: str, dtype: torch.dtype, lengths: list[int], heads: int, head_size: int) -> None:
+def check_attention(
+    attention: Attention, device: str, dtype: torch.dtype, lengths: list[int], heads: int, head_size: int
+) -> None:
     """Sentences of different lengths; empty ones pad a CUDA graph's batch, and tokens after the last belong to none."""
     ends = torch.tensor([0, *lengths]).cumsum(0)
     tokens = int(ends[-1])
     qkv = torch.randn(tokens + 3, 3 * heads * head_size, device=device, dtype=dtype)
     starts = ends.to(device=device, dtype=torch.int32)
     scale = head_size**-0.5
-    got = short_attention(qkv, starts, heads, max(lengths), scale)[:tokens]
+    got = attention(qkv, starts, heads, max(lengths), scale)[:tokens]
     _same(got, short_attention_reference(qkv, starts, heads, scale)[:tokens])
 
 
@@ -72,7 +79,10 @@ def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
             continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers
         for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65]):
             for heads, head_size in ((2, 32), (3, 64)):
-                check_short_attention(device, dtype, lengths, heads, head_size)
+                check_attention(short_attention, device, dtype, lengths, heads, head_size)
+        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160]):
+            for heads, head_size in ((2, 32), (3, 64)):
+                check_attention(tiled_attention, device, dtype, lengths, heads, head_size)
 
 
 def _norm(width: int, device: str, dtype: torch.dtype) -> torch.nn.LayerNorm:

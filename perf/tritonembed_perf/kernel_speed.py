@@ -18,7 +18,7 @@ from tritonembed_perf.machine import describe_machine
 ROUNDS = 7
 REPEAT = 20
 HEADS = 12
-SENTENCE_TOKENS = (50, 128)
+SENTENCE_TOKENS = (50, 128, 256, 512)
 
 
 def main() -> None:
@@ -44,7 +44,8 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
     from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
     from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
     from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize_rows
-    from tritonembed_engine.kernels.short_attention import short_attention
+    from tritonembed_engine.kernels.short_attention import LONGEST, short_attention
+    from tritonembed_engine.kernels.tiled_attention import tiled_attention
 
     def random(*shape: int) -> "torch.Tensor":
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -73,7 +74,8 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         starts = torch.tensor(ends, device="cuda", dtype=torch.int32)
 
         def attend(starts: "torch.Tensor" = starts, length: int = length) -> object:
-            return short_attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
+            attention = short_attention if length <= LONGEST else tiled_attention
+            return attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
 
         cases.append((f"attention, {length} tokens", 8 * row, attend))
     with torch.inference_mode():

@@ -23,6 +23,7 @@ from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import pool
 from tritonembed_engine.executors.staging import Inputs, Stage, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
+from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.settings import EngineSettings
@@ -51,7 +52,7 @@ class CudaDirectExecutor:
         self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
-        lengths = sorted({min(64, max_length), min(LONGEST, max_length), max_length})
+        lengths = sorted({min(length, max_length) for length in (64, LONGEST, tiled_attention.LONGEST, max_length)})
         rows = max_batch_sentences + max_batch_tokens // lengths[0] + 1
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from tritonembed_engine.kernels import short_attention as short
+from tritonembed_engine.kernels import tiled_attention as tiled
 from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
 from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
 from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
-from tritonembed_engine.kernels.short_attention import HEAD_SIZES, LONGEST, short_attention
 from tritonembed_engine.settings import KernelSettings
 
 
@@ -81,18 +82,20 @@ def _attention(module: Any, kernels: Kernels) -> Callable[[torch.Tensor], torch.
 
 
 def _serves(module: Any) -> bool:
-    return module.head_dim in HEAD_SIZES and bool(module.num_kv_heads == module.num_heads)
+    return module.head_dim in short.HEAD_SIZES and bool(module.num_kv_heads == module.num_heads)
 
 
 def _attend(module: Any, kernels: Kernels, ours: bool = True) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From packed queries, keys and values to what is attended to; long sentences are vLLM's."""
+    """From packed queries, keys and values to what is attended to; very long sentences are vLLM's."""
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
-        if not ours or kernels.starts is None or kernels.longest > LONGEST:
+        if not ours or kernels.starts is None or kernels.longest > tiled.LONGEST:
             q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
             attended: torch.Tensor = module.attn(q, k, v)
             return attended
-        return short_attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling)
+        one_tile = kernels.longest <= short.LONGEST
+        attention = short.short_attention if one_tile else tiled.tiled_attention
+        return attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling)
 
     return attend
 
