@@ -4,6 +4,8 @@ from tritonembed import EmbeddingClient
 
 with EmbeddingClient("localhost:50050") as client:
     embeddings, num_tokens = client.embed(["first text", "second text"])
+
+Several servers: ``EmbeddingClient(["host1:8001", "host2:8001"])``. For asyncio: ``AsyncEmbeddingClient``.
 """
 
 from ._aio import AsyncEmbeddingClient
@@ -19,8 +21,9 @@ from ._errors import (
     TritonEmbedError,
     UnavailableError,
 )
-from ._options import EmbeddingType, InputType, Truncate
+from ._options import EmbeddingType, InputType, Priority, Truncate
 from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
+from .policies import PolicyName
 
 __all__ = [
     "AsyncEmbeddingClient",
@@ -35,6 +38,8 @@ __all__ = [
     "ModelInfo",
     "ModelNotFoundError",
     "OverloadedError",
+    "PolicyName",
+    "Priority",
     "ServerError",
     "ServerInfo",
     "TensorInfo",

@@ -13,17 +13,20 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from . import _pipeline_aio
-from ._channel import ChannelSettings, Pem
+from ._calls_aio import DirectCalls, RoutedCalls
+from ._channel import ChannelSettings, Pem, targets_of
 from ._collector import Collector, rows_of
 from ._deadline import Deadline
-from ._errors import ModelNotFoundError, TritonEmbedError, error_from_rpc
+from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError, error_from_rpc
 from ._metadata import Metadata, Pairs
-from ._options import EmbeddingType, InputType, Options, Truncate
+from ._options import EmbeddingType, InputType, Options, Priority, Truncate
 from ._request import Call, Request
 from ._results import EmbeddingResult, ModelInfo, ServerInfo
+from ._router import Router
 from ._server_info import model_info, server_info
 from ._settings import ClientSettings
 from ._wire import TokenIds
+from .policies import PolicyName
 
 
 class AsyncEmbeddingClient:
@@ -34,8 +37,9 @@ class AsyncEmbeddingClient:
 
     def __init__(
         self,
-        target: str = "localhost:50050",
+        target: str | Iterable[str] = "localhost:50050",
         *,
+        policy: PolicyName = "least_loaded",
         model: str = "embedding",
         tokens_model: str = "embedder",
         tls: bool = False,
@@ -47,9 +51,10 @@ class AsyncEmbeddingClient:
         keepalive_time: float = 300.0,
         keepalive_timeout: float = 20.0,
     ) -> None:
-        self._settings = ClientSettings(model, tokens_model, metadata, max_in_flight)
+        self._targets = targets_of(target)
+        self._router = Router(self._targets, policy)
+        self._settings = ClientSettings(model, tokens_model, metadata, max_in_flight * len(self._targets))
         self._channel_settings = ChannelSettings(
-            target,
             tls=tls,
             root_certificates=root_certificates,
             private_key=private_key,
@@ -57,8 +62,9 @@ class AsyncEmbeddingClient:
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
         )
-        self._channel: grpc.aio.Channel | None = None
-        self._open_stub: Any = None
+        self._channels: list[grpc.aio.Channel] = []
+        self._stubs: list[Any] = []
+        self._calls: DirectCalls | RoutedCalls
         self._closed = False
 
     async def __aenter__(self) -> AsyncEmbeddingClient:
@@ -70,10 +76,11 @@ class AsyncEmbeddingClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; requests that are outstanding in other tasks fail with CancelledError."""
+        """Close the connections; requests that are outstanding in other tasks fail with CancelledError."""
         self._closed = True
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        self._router.close()
+        channels, self._channels = self._channels, []
+        for channel in channels:
             await channel.close(None)
 
     async def embed(
@@ -85,12 +92,13 @@ class AsyncEmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of any number of texts, in their order; see EmbeddingClient.embed."""
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize)
+        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
         call = self._settings.texts(texts, options, batch_size, timeout)
         return await self._collect(call, rows_of(texts), metadata)
 
@@ -103,6 +111,7 @@ class AsyncEmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
@@ -111,7 +120,7 @@ class AsyncEmbeddingClient:
 
         Leaving the loop early, close it: ``async with contextlib.aclosing(client.iter_embed(texts)) as results``.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize)
+        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
         call = self._settings.texts(texts, options, batch_size, timeout)
         return _owned(self._answers(call, metadata))
 
@@ -122,12 +131,13 @@ class AsyncEmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of token id sequences; see EmbeddingClient.embed_tokens."""
-        options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize)
+        options = Options(None, None, dimensions, embedding_type, normalize, priority)
         call = self._settings.tokens(sequences, options, batch_size, timeout)
         return await self._collect(call, rows_of(sequences), metadata)
 
@@ -141,28 +151,37 @@ class AsyncEmbeddingClient:
 
     async def info(self, *, timeout: float = 5.0) -> ServerInfo:
         """The server's name and version and its models; see EmbeddingClient.info."""
-        stub, deadline, pairs = self._stub(), Deadline(timeout), self._settings.metadata(None)
+        self._open()
+        deadline, pairs = Deadline(timeout), self._settings.metadata(None)
+        for stub in self._stubs[:-1]:
+            with suppress(UnavailableError):
+                return await self._info(stub, deadline, pairs)
+        return await self._info(self._stubs[-1], deadline, pairs)
+
+    async def _info(self, stub: Any, deadline: Deadline, pairs: Pairs) -> ServerInfo:
         server = await _ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline, pairs)
         models = [await _model(stub, self._settings.model, deadline, pairs)]
         with suppress(ModelNotFoundError):
             models.append(await _model(stub, self._settings.tokens_model, deadline, pairs))
         return server_info(server, models)
 
-    def _stub(self) -> Any:
+    def _open(self) -> DirectCalls | RoutedCalls:
         if self._closed:
             raise RuntimeError("the client is closed")
-        if self._channel is None:
+        if not self._channels:
             # Not in the constructor: a channel takes the event loop that runs when it is opened.
-            self._channel = self._channel_settings.open_aio()
-            self._open_stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        return self._open_stub
+            self._channels = self._channel_settings.open_aio(self._targets)
+            self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
+            several = len(self._stubs) > 1
+            self._calls = RoutedCalls(self._router, self._stubs) if several else DirectCalls(*self._stubs)
+        return self._calls
 
     def _answers(self, call: Call, metadata: Metadata | None) -> AsyncGenerator[EmbeddingResult, None]:
-        infer = self._stub().ModelInfer
+        calls = self._open()
         pairs = self._settings.metadata(metadata)
 
         def send(request: Request) -> Any:
-            return infer(request.message, timeout=request.timeout, metadata=pairs)
+            return calls.send(request, pairs)
 
         return _read(call, _pipeline_aio.answers(call.requests(), send, self._settings.max_in_flight))
 

@@ -1,7 +1,8 @@
-"""How the client reaches a server: address, encryption, limits of the connection."""
+"""How the client reaches its servers: addresses, encryption, limits of the connection."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -12,12 +13,30 @@ Pem = str | PathLike[str] | bytes
 Option = tuple[str, int]
 
 
+# With several servers, one that comes back is to be found soon, and one whose host is gone is to be given up soon;
+# gRPC's own limits are 120 s and 20 s.
+SEVERAL: list[Option] = [
+    ("grpc.initial_reconnect_backoff_ms", 250),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    ("grpc.min_reconnect_backoff_ms", 5000),
+]
+
+
+def targets_of(target: str | Iterable[str]) -> list[str]:
+    """The addresses of one server or of several; ValueError for none, and for one that is there twice."""
+    targets = [target] if isinstance(target, str) else list(target)
+    if not targets:
+        raise ValueError("target: there is no server in the list")
+    if len(set(targets)) != len(targets):
+        raise ValueError("target: a server is in the list twice")
+    return targets
+
+
 class ChannelSettings:
-    """A target and everything needed to open a gRPC channel to it; files are read here, once."""
+    """Everything needed to open gRPC channels; files are read here, once."""
 
     def __init__(
         self,
-        target: str,
         *,
         tls: bool,
         root_certificates: Pem | None,
@@ -30,7 +49,6 @@ class ChannelSettings:
             raise ValueError("certificates and keys need tls=True")
         if (private_key is None) != (certificate_chain is None):
             raise ValueError("private_key and certificate_chain go together")
-        self._target = target
         self._credentials = (
             grpc.ssl_channel_credentials(_pem(root_certificates), _pem(private_key), _pem(certificate_chain))
             if tls
@@ -45,17 +63,22 @@ class ChannelSettings:
             ("grpc.use_local_subchannel_pool", 1),
         ]
 
-    def open(self) -> grpc.Channel:
-        """A channel for blocking calls; it connects at the first one."""
+    def open(self, targets: list[str]) -> list[grpc.Channel]:
+        """A channel to each server, for blocking calls; it connects at the first one."""
+        options = self._for(targets)
         if self._credentials is None:
-            return grpc.insecure_channel(self._target, self._options)
-        return grpc.secure_channel(self._target, self._credentials, self._options)
+            return [grpc.insecure_channel(target, options) for target in targets]
+        return [grpc.secure_channel(target, self._credentials, options) for target in targets]
 
-    def open_aio(self) -> grpc.aio.Channel:
-        """A channel for the running event loop."""
+    def open_aio(self, targets: list[str]) -> list[grpc.aio.Channel]:
+        """A channel to each server, for the running event loop."""
+        options = self._for(targets)
         if self._credentials is None:
-            return grpc.aio.insecure_channel(self._target, self._options)
-        return grpc.aio.secure_channel(self._target, self._credentials, self._options)
+            return [grpc.aio.insecure_channel(target, options) for target in targets]
+        return [grpc.aio.secure_channel(target, self._credentials, options) for target in targets]
+
+    def _for(self, targets: list[str]) -> list[Option]:
+        return self._options + (SEVERAL if len(targets) > 1 else [])
 
 
 def _pem(source: Pem | None) -> bytes | None:

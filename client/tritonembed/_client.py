@@ -14,30 +14,41 @@ import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from . import _pipeline
-from ._channel import ChannelSettings, Pem
+from ._calls import DirectCalls, RoutedCalls, ask
+from ._channel import ChannelSettings, Pem, targets_of
 from ._collector import Collector, rows_of
 from ._deadline import Deadline
-from ._errors import ModelNotFoundError, TritonEmbedError, error_from_rpc
+from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._metadata import Metadata, Pairs
-from ._options import EmbeddingType, InputType, Options, Truncate
+from ._options import EmbeddingType, InputType, Options, Priority, Truncate
 from ._request import Call, Request
 from ._results import EmbeddingResult, ModelInfo, ServerInfo
+from ._router import Router
 from ._server_info import model_info, server_info
 from ._settings import ClientSettings
 from ._wire import TokenIds
+from .policies import PolicyName
 
 # Seconds; closing takes milliseconds where nothing is wrong.
 LONGEST_CLOSE = 1.0
 
 
 class EmbeddingClient:
-    """Embeds texts through a Triton server, over gRPC; safe to use from several threads.
+    """Embeds texts through one Triton server or several, over gRPC; safe to use from several threads.
 
-    ``target``: host:port. ``model`` takes texts, ``tokens_model`` token ids. ``tls=True`` encrypts; root certificates
-    (to know the server by) and a key with its certificate chain (to be known by) are PEM, as a path or as bytes.
-    ``metadata``: pairs sent with every request, such as ``("authorization", "Bearer …")``.
-    ``max_in_flight``: how many requests one call keeps outstanding. ``keepalive_time`` seconds without a word from the
-    server it is pinged, and given up after ``keepalive_timeout`` more; under 300 s a server may take pings for abuse.
+    ``target``: host:port, or a list of them, of servers that have the same model. ``model`` takes texts,
+    ``tokens_model`` token ids. ``tls=True`` encrypts; root certificates (to know the server by) and a key with its
+    certificate chain (to be known by) are PEM, as a path or as bytes. ``metadata``: pairs sent with every request, such
+    as ``("authorization", "Bearer …")``. ``max_in_flight``: how many requests one call keeps outstanding, times the
+    number of servers. ``keepalive_time`` seconds without a word from a server it is pinged, and given up after
+    ``keepalive_timeout`` more; under 300 s a server may take pings for abuse.
+
+    Of several servers ``policy`` chooses one for each request: ``least_loaded`` where the fewest bytes of this client's
+    texts are outstanding, ``round_robin`` in turn, ``random`` any. A request whose server breaks goes to another one,
+    within its timeout and never twice to the same; such retries are at most 20 % of the last ten seconds' requests, or
+    3, or one a server, if that is more, and moving what was in flight on a server that broke is not counted. Nothing
+    else is sent again: not what is wrong with the request, not an overload. A server that broke or shed load is left
+    alone for 0.25 s, longer each time in a row up to 8 s; then one request tries it.
 
     It connects at the first request, and again by itself after the connection was lost. Every method raises
     TritonEmbedError's subclasses for what goes wrong with a request, and RuntimeError once the client is closed.
@@ -45,8 +56,9 @@ class EmbeddingClient:
 
     def __init__(
         self,
-        target: str = "localhost:50050",
+        target: str | Iterable[str] = "localhost:50050",
         *,
+        policy: PolicyName = "least_loaded",
         model: str = "embedding",
         tokens_model: str = "embedder",
         tls: bool = False,
@@ -58,17 +70,20 @@ class EmbeddingClient:
         keepalive_time: float = 300.0,
         keepalive_timeout: float = 20.0,
     ) -> None:
-        self._settings = ClientSettings(model, tokens_model, metadata, max_in_flight)
-        self._channel: grpc.Channel | None = ChannelSettings(
-            target,
+        targets = targets_of(target)
+        self._router = Router(targets, policy)
+        self._settings = ClientSettings(model, tokens_model, metadata, max_in_flight * len(targets))
+        self._channels = ChannelSettings(
             tls=tls,
             root_certificates=root_certificates,
             private_key=private_key,
             certificate_chain=certificate_chain,
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
-        ).open()
-        self._open_stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        ).open(targets)
+        self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
+        several = len(targets) > 1
+        self._calls = RoutedCalls(self._router, self._stubs) if several else DirectCalls(*self._stubs)
 
     def __enter__(self) -> EmbeddingClient:
         return self
@@ -79,12 +94,13 @@ class EmbeddingClient:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; requests that are outstanding in other threads fail with CancelledError."""
-        channel, self._channel = self._channel, None
-        if channel is not None:
+        """Close the connections; requests that are outstanding in other threads fail with CancelledError."""
+        channels, self._channels = self._channels, []
+        if channels:
+            self._router.close()
             # gRPC cancels every request and waits until they have ended. One that Ctrl-C hit while it was being handed
             # over to gRPC never ends (grpc/grpc#19973): then the waiting is left to a thread that nobody waits for.
-            thread = Thread(target=channel.close, daemon=True)
+            thread = Thread(target=_close, args=[channels], daemon=True)
             thread.start()
             thread.join(LONGEST_CLOSE)
 
@@ -97,6 +113,7 @@ class EmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
@@ -106,12 +123,13 @@ class EmbeddingClient:
         ``input_type``: ``query`` or ``passage``, for models that have prompts. ``truncate``: which end of a long text
         is cut, ``END`` (the default) or ``START``; ``NONE`` makes a long text an error. ``dimensions``: the vectors'
         first so many, normalised again; all by default. ``embedding_type``: see EmbeddingResult. ``normalize``:
-        overrides the model's own way. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole
-        call, None for no limit. ``metadata``: sent beside the client's own.
+        overrides the model's own way. ``priority``: ``interactive`` goes ahead of ``bulk`` in the server's queue; it is
+        for few, small requests. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole call,
+        None for no limit. ``metadata``: sent beside the client's own.
 
         No texts give embeddings of shape (0, d); without ``dimensions`` the server is asked for d.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize)
+        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
         call = self._settings.texts(texts, options, batch_size, timeout)
         return self._collect(call, rows_of(texts), metadata)
 
@@ -124,6 +142,7 @@ class EmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
@@ -134,7 +153,7 @@ class EmbeddingClient:
         clock of ``timeout`` starts now, and also runs while the caller works. Closing the generator cancels what is on
         its way. No texts give no results.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize)
+        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
         call = self._settings.texts(texts, options, batch_size, timeout)
         return _owned(self._answers(call, rows_of(texts), metadata))
 
@@ -145,17 +164,21 @@ class EmbeddingClient:
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
         normalize: bool | None = None,
+        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of token id sequences, which hold their special tokens already; nothing is truncated."""
-        options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize)
+        options = Options(None, None, dimensions, embedding_type, normalize, priority)
         call = self._settings.tokens(sequences, options, batch_size, timeout)
         return self._collect(call, rows_of(sequences), metadata)
 
     def is_ready(self, *, timeout: float = 5.0) -> bool:
-        """Whether an inference succeeds now; Triton's own readiness stays true when a model's process has died."""
+        """Whether an inference succeeds now, at any of the servers.
+
+        Triton's own readiness stays true when a model's process has died.
+        """
         try:
             self.embed(["ready"], timeout=timeout)
         except TritonEmbedError:
@@ -163,36 +186,45 @@ class EmbeddingClient:
         return True
 
     def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name and version and its models; a server without ``tokens_model`` gives only ``model``."""
-        stub, deadline, pairs = self._stub(), Deadline(timeout), self._settings.metadata(None)
-        server = _ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline.left(), pairs)
+        """The server's name and version and its models; a server without ``tokens_model`` gives only ``model``.
+
+        Of several servers, the first that is there.
+        """
+        self._check_open()
+        deadline, pairs = Deadline(timeout), self._settings.metadata(None)
+        for stub in self._stubs[:-1]:
+            with suppress(UnavailableError):
+                return self._info(stub, deadline, pairs)
+        return self._info(self._stubs[-1], deadline, pairs)
+
+    def _info(self, stub: Any, deadline: Deadline, pairs: Pairs) -> ServerInfo:
+        server = ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline.left(), pairs)
         models = [_model(stub, self._settings.model, deadline, pairs)]
         with suppress(ModelNotFoundError):
             models.append(_model(stub, self._settings.tokens_model, deadline, pairs))
         return server_info(server, models)
 
-    def _stub(self) -> Any:
-        if self._channel is None:
+    def _check_open(self) -> None:
+        if not self._channels:
             raise RuntimeError("the client is closed")
-        return self._open_stub
 
     def _answers(
         self, call: Call, rows: int | None, metadata: Metadata | None
     ) -> Generator[EmbeddingResult, None, None]:
-        return self._read(call, rows, self._stub().ModelInfer, self._settings.metadata(metadata))
+        self._check_open()
+        return self._read(call, rows, self._settings.metadata(metadata))
 
-    def _read(self, call: Call, rows: int | None, infer: Any, pairs: Pairs) -> Generator[EmbeddingResult, None, None]:
+    def _read(self, call: Call, rows: int | None, pairs: Pairs) -> Generator[EmbeddingResult, None, None]:
         requests = call.requests()
         # Looking ahead is free where all inputs are there already; waiting for those to come would hold up the first.
         ready = [] if rows is None else list(islice(requests, 2))
         if len(ready) == 1:
             # gRPC answers a blocking call in this thread, at half the cost of one that may run beside others.
-            request = ready[0]
-            yield call.read(request, _ask(infer, request.message, request.timeout, pairs))
+            yield call.read(ready[0], self._calls.ask(ready[0], pairs))
             return
 
         def send(request: Request) -> Any:
-            return infer.future(request.message, timeout=request.timeout, metadata=pairs)
+            return self._calls.send(request, pairs)
 
         with closing(_pipeline.answers(chain(ready, requests), send, self._settings.max_in_flight)) as answers:
             for request, response in answers:
@@ -218,14 +250,12 @@ def _owned(answers: Generator[EmbeddingResult, None, None]) -> Generator[Embeddi
             yield answer.copy()
 
 
+def _close(channels: list[grpc.Channel]) -> None:
+    for channel in channels:
+        channel.close()
+
+
 def _model(stub: Any, name: str, deadline: Deadline, pairs: Pairs) -> ModelInfo:
-    metadata = _ask(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=name), deadline.left(), pairs)
-    config = _ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=name), deadline.left(), pairs)
+    metadata = ask(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=name), deadline.left(), pairs)
+    config = ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=name), deadline.left(), pairs)
     return model_info(metadata, config)
-
-
-def _ask(method: Any, request: Any, timeout: float | None, pairs: Pairs) -> Any:
-    try:
-        return method(request, timeout=timeout, metadata=pairs)
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from None

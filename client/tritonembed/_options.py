@@ -11,14 +11,17 @@ from ._errors import InvalidArgumentError
 InputType = Literal["query", "passage"]
 Truncate = Literal["END", "START", "NONE"]
 EmbeddingType = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
+Priority = Literal["interactive", "bulk"]
 
 PACKED_TYPES = ("binary", "ubinary")
 MAX_INT64 = 2**63 - 1
+# KServe's levels; None is the default of the model repository, the last one.
+PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a call asks of the model; None leaves the server's default.
+    """What a call asks of the server; None leaves the server's default.
 
     Values are the server's to judge, but for what cannot be sent at all.
     """
@@ -28,10 +31,13 @@ class Options:
     dimensions: int | None = None
     embedding_type: str = "float"
     normalize: bool | None = None
+    priority: str = "bulk"
 
     def __post_init__(self) -> None:
         if self.dimensions is not None and not 1 <= index(self.dimensions) <= MAX_INT64:
             raise InvalidArgumentError("dimensions must be at least 1, and at most what the model has")
+        if self.priority not in PRIORITY_LEVELS:
+            raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
 
     def write(self, parameters: Any) -> None:
         """Put what differs from the defaults into a request's parameters."""
@@ -45,6 +51,9 @@ class Options:
             parameters["embedding_type"].string_param = self.embedding_type
         if self.normalize is not None:
             parameters["normalize"].bool_param = self.normalize
+        level = PRIORITY_LEVELS[self.priority]
+        if level is not None:
+            parameters["priority"].uint64_param = level
 
     @property
     def columns(self) -> int | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from tritonclient.grpc import service_pb2
 
 from ._deadline import Deadline
-from ._errors import ServerError
+from ._errors import DeadlineExceededError, ServerError
 from ._options import Options
 from ._results import EmbeddingResult
 from ._wire import frame, unframe_vectors, vector_dtype
@@ -22,11 +22,27 @@ PROBES = {"text": b"a", "token_ids": bytes(4)}
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request ready to go: ``timeout`` is what is left of the call's time, in seconds, or None."""
+    """One request ready to go: ``timeout`` is what is left of the call's time, in seconds, or None.
+
+    ``work`` is the size of its input in bytes, all a client knows of how long it takes.
+    """
 
     message: Any
     count: int
+    work: int
     timeout: float | None
+    deadline: Deadline
+
+    def renewed(self) -> Request | None:
+        """The same with the time that is left now, once the first is off the wire; None where there is none."""
+        if self.timeout is None:
+            return self
+        try:
+            timeout = self.deadline.left()
+        except DeadlineExceededError:
+            return None
+        _write_timeout(self.message, timeout)
+        return replace(self, timeout=timeout)
 
 
 class Call:
@@ -56,17 +72,17 @@ class Call:
         """The requests, in order, each made when it is asked for."""
         for batch in self._batches:
             timeout = self._deadline.left()
-            yield Request(self._message(batch, timeout), len(batch), timeout)
+            content = frame(batch)
+            message = self._message(content, len(batch), timeout)
+            yield Request(message, len(batch), len(content), timeout, self._deadline)
 
-    def _message(self, batch: list[bytes], timeout: float | None) -> Any:
-        message = service_pb2.ModelInferRequest(model_name=self._model, raw_input_contents=[frame(batch)])
-        message.inputs.add(name=self._tensor, datatype="BYTES", shape=(len(batch), 1))
+    def _message(self, content: bytes, count: int, timeout: float | None) -> Any:
+        message = service_pb2.ModelInferRequest(model_name=self._model, raw_input_contents=[content])
+        message.inputs.add(name=self._tensor, datatype="BYTES", shape=(count, 1))
         for output in OUTPUTS:
             message.outputs.add(name=output)
         self._options.write(message.parameters)
-        if timeout is not None:
-            # Triton drops a request whose time ran out in its queue; it does not look at gRPC's deadline for that.
-            message.parameters["timeout"].int64_param = max(int(timeout * 1e6), 1)
+        _write_timeout(message, timeout)
         return message
 
     def read(self, request: Request, response: Any) -> EmbeddingResult:
@@ -87,3 +103,9 @@ class Call:
             # Another model was loaded meanwhile.
             raise ServerError("output embedding: the number of dimensions changed during the call")
         return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"))
+
+
+def _write_timeout(message: Any, timeout: float | None) -> None:
+    if timeout is not None:
+        # Triton drops a request whose time ran out in its queue; it does not look at gRPC's deadline for that.
+        message.parameters["timeout"].int64_param = max(int(timeout * 1e6), 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from importlib.metadata import version as installed_version
@@ -11,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from .connection import Connection, with_connection
-from .embed import embed
+from .embed import ARCTIC, embed
 from .failures import CommandError
 from .status import health, info
 
@@ -38,28 +39,34 @@ def connect(
     """
 
 
-app.command()(embed)
+app.command(epilog=ARCTIC)(embed)
 app.command()(health)
 app.command()(info)
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C, 143 for SIGTERM."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - else messages would go to standard output
     # An exception, unlike the signal's default, lets a half-written file be removed.
     signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(arguments, standalone_mode=False, prog_name="tritonembed")
     except CommandError as error:
         message, code = str(error), error.exit_code
+    except ModuleNotFoundError:
+        raise  # the command's start says what to install
     except Exception as error:
         # Typer's own errors have no public base class across its versions; this is their interface.
         known: Any = error
-        if not hasattr(error, "format_message"):
-            raise
-        message, code = known.format_message(), known.exit_code
+        if hasattr(error, "format_message"):
+            message, code = known.format_message(), known.exit_code
+        else:
+            message, code = f"unexpected {type(error).__name__}: {error}", 1
     else:
         sys.exit(code or 0)
-    print(f"tritonembed: {message}", file=sys.stderr)
+    # A server's words and a file's name may hold line breaks.
+    print(f"tritonembed: {' '.join(message.splitlines())}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from tritonembed._client import EmbeddingClient
 
-from .connection import Connection, with_connection
+from .connection import Connection, option, with_connection
 from .failures import UsageError, failures
 from .progress import ProgressBar
 from .sinks import Sink, open_sink
@@ -46,7 +46,26 @@ class EmbeddingTypeName(str, Enum):
     ubinary = "ubinary"
 
 
-SAMPLING = "Accepted for callers of generating models; an embedding has no sampling."
+class PriorityName(str, Enum):
+    """The values of --priority."""
+
+    interactive = "interactive"
+    bulk = "bulk"
+
+
+class PolicyChoice(str, Enum):
+    """The values of --policy."""
+
+    least_loaded = "least_loaded"
+    round_robin = "round_robin"
+    random = "random"
+
+
+# Arctic Inference's documented client has these; its scripts shall run, and say what they no longer do.
+ARCTIC = (
+    "For scripts of Arctic Inference's client: --temperature, --top-p, --top-k and --max-tokens are accepted and "
+    "change nothing, an embedding has no sampling; --lora-name is an error, adapters are not served yet."
+)
 
 
 @with_connection
@@ -57,39 +76,47 @@ def embed(
     source: Annotated[
         str | None,
         typer.Option(
-            "--input", "-f", help="A .txt (a line a text), .jsonl, .csv or .parquet file; - for lines of stdin."
+            "--input", "-i", "-f", help="A .txt (a line a text), .jsonl, .csv or .parquet file; - for lines of stdin."
         ),
     ] = None,
-    column: Annotated[str, typer.Option("--column", help="Field of a .jsonl, .csv or .parquet file.")] = "text",
+    column: Annotated[str, option("--column", "Field of a .jsonl, .csv or .parquet file.")] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .npy, .jsonl or .parquet file.", show_default="terminal")
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Write JSON lines to the terminal as they come.")] = False,
-    input_type: Annotated[
-        InputTypeName | None, typer.Option("--input-type", help="Prepends the model's prompt.")
-    ] = None,
+    input_type: Annotated[InputTypeName | None, option("--input-type", "Prepends the model's prompt.")] = None,
     truncate: Annotated[
-        TruncateName | None, typer.Option("--truncate", help="End of a long text that is cut.", show_default="END")
+        TruncateName | None, option("--truncate", "End of a long text that is cut.", show_default="END")
     ] = None,
     dimensions: Annotated[
-        int | None, typer.Option("--dimensions", min=1, help="First so many dimensions.", show_default="all")
+        int | None, option("--dimensions", "First so many dimensions.", min=1, show_default="all")
     ] = None,
     embedding_type: Annotated[
-        EmbeddingTypeName, typer.Option("--embedding-type", help="Numbers of a vector.")
+        EmbeddingTypeName, option("--embedding-type", "Numbers of a vector.")
     ] = EmbeddingTypeName.float,
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Length 1 or not.", show_default="the model's")
+        bool | None, option("--normalize/--no-normalize", "Length 1 or not.", show_default="the model's")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, max=1024, help="Texts a request.")] = 64,
-    max_in_flight: Annotated[int, typer.Option("--max-in-flight", min=1, help="Requests at once.")] = 8,
+    priority: Annotated[
+        PriorityName, option("--priority", "Interactive goes ahead in the server's queue.")
+    ] = PriorityName.bulk,
+    servers: Annotated[
+        list[str] | None,
+        option("--server", "One of several servers, instead of --host and --port; repeatable.", metavar="HOST:PORT"),
+    ] = None,
+    policy: Annotated[
+        PolicyChoice, option("--policy", "Which --server gets the next request.")
+    ] = PolicyChoice.least_loaded,
+    batch_size: Annotated[int, option("--batch-size", "Texts a request.", min=1, max=1024)] = 64,
+    max_in_flight: Annotated[int, option("--max-in-flight", "Requests at once, a server.", min=1)] = 8,
     progress: Annotated[
-        bool | None, typer.Option("--progress/--no-progress", help="Progress bar.", show_default="writing a file")
+        bool | None, option("--progress/--no-progress", "Progress bar.", show_default="writing a file")
     ] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help=SAMPLING)] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help=SAMPLING)] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help=SAMPLING)] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help=SAMPLING)] = None,
-    lora_name: Annotated[str | None, typer.Option("--lora-name", help="Not served yet: an error.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", hidden=True)] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", hidden=True)] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", hidden=True)] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", hidden=True)] = None,
+    lora_name: Annotated[str | None, typer.Option("--lora-name", hidden=True)] = None,
 ) -> None:
     """Embed texts given here or read from a file, and print or write their vectors."""
     if lora_name is not None:
@@ -102,13 +129,22 @@ def embed(
         "dimensions": dimensions,
         "embedding_type": embedding_type.value,
         "normalize": normalize,
+        "priority": priority.value,
         "batch_size": batch_size,
         "timeout": connection.timeout,
     }
     chosen = _source(source, column, [*(texts or []), *(prompt or [])])
     shown = progress if progress is not None else output is not None and sys.stderr.isatty()
-    with failures(), connection.open(max_in_flight=max_in_flight) as client, open_sink(output, stream) as sink:
+    opened = connection.open(_addresses(servers or []), policy=policy.value, max_in_flight=max_in_flight)
+    with failures(), opened as client, open_sink(output, stream) as sink:
         _run(client, chosen, sink, options, shown, output)
+
+
+def _addresses(servers: list[str]) -> list[str]:
+    for server in servers:
+        if not server.rpartition(":")[2].isdecimal():
+            raise UsageError(f"--server is HOST:PORT, not {server}")
+    return servers
 
 
 def _source(path: str | None, column: str, texts: list[str]) -> Source:

@@ -151,6 +151,8 @@ FILES: dict[str, Callable[[BinaryIO], Sink]] = {".npy": NpySink, ".jsonl": JsonL
 def open_sink(output: Path | None, stream: bool) -> Iterator[Sink]:
     """The sink for an output file, by its ending, or for the terminal; the file appears when the block ends well."""
     if output is None:
+        if sys.stdout is None:
+            raise UsageError("standard output is closed")
         yield JsonLinesSink(sys.stdout.buffer) if stream else TerminalSink(sys.stdout.buffer)
         return
     if stream:

@@ -75,9 +75,11 @@ class ParquetFile(Source):
         arrow = load_arrow()
         with usage_errors():
             file = path.open("rb")
+        # pyarrow's own errors, and those of the text's encoding, do not say which file they are about.
+        self._damage = (arrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             self._file = arrow.parquet.ParquetFile(file)
-        except arrow.ArrowInvalid:
+        except self._damage:
             raise UsageError(f"{path}: not a Parquet file") from None
         if column not in self._file.schema_arrow.names:
             raise UsageError(f"{path}: no column {column!r} (--column chooses one)")
@@ -86,12 +88,19 @@ class ParquetFile(Source):
         self._column = column
 
     def texts(self) -> Iterator[str]:
-        for batch in self._file.iter_batches(BATCH_ROWS, columns=[self._column]):
-            for text in batch.column(0).to_pylist():
+        for rows in self._batches():
+            for text in rows:
                 if not isinstance(text, str):
                     raise CommandError(f"{self._name}: row {self.position}: column {self._column!r} is not a string")
                 self.position += 1
                 yield text
+
+    def _batches(self) -> Iterator[list[Any]]:
+        try:
+            for batch in self._file.iter_batches(BATCH_ROWS, columns=[self._column]):
+                yield batch.column(0).to_pylist()
+        except self._damage:
+            raise CommandError(f"{self._name}: after row {self.position}: damaged, or not UTF-8") from None
 
 
 class _RowError(Exception):
@@ -101,6 +110,8 @@ class _RowError(Exception):
 def open_source(path: str, column: str) -> Source:
     """The source for a path: by its ending, or lines of standard input for ``-``; UsageError if unreadable."""
     if path == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed")
         return LineFile(sys.stdin.buffer, "standard input", None, _plain)
     file = Path(path)
     readers: dict[str, Callable[[Iterator[str]], Iterator[str]]] = {
@@ -129,7 +140,7 @@ def _json(lines: Iterator[str], column: str) -> Iterator[str]:
             continue
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise _RowError("not JSON") from None
         yield _field(row, column)
 
@@ -144,11 +155,11 @@ def _field(row: Any, column: str) -> str:
 def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)
     rows = csv.reader(lines)
-    header = next(rows, [])
-    if column not in header:
-        raise _RowError(f"no column {column!r} in the header (--column chooses one)")
-    index = header.index(column)
     try:
+        header = next(rows, [])
+        if column not in header:
+            raise _RowError(f"no column {column!r} in the header (--column chooses one)")
+        index = header.index(column)
         for row in rows:
             if not row:
                 continue
@@ -156,4 +167,5 @@ def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
                 raise _RowError(f"no column {column!r}")
             yield row[index]
     except csv.Error as error:
-        raise _RowError(str(error)) from None
+        reason = str(error).partition(" - ")[0]  # what follows is meant for programmers
+        raise _RowError(f"not CSV: {reason}") from None

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from tritonembed._errors import TritonEmbedError
-from tritonembed._results import ModelInfo, TensorInfo
+from tritonembed._results import ModelInfo, ServerInfo, TensorInfo
 
 from .connection import Connection, with_connection
 from .failures import CommandError, failures
@@ -30,7 +30,8 @@ def health(connection: Connection) -> None:
         except TritonEmbedError as error:
             raise CommandError(f"{connection.target} is not ready: {type(error).__name__}: {error}") from error
         milliseconds = 1000 * (perf_counter() - start)
-    typer.echo(f"{connection.target} is ready: it embedded a sentence in {milliseconds:.1f} ms")
+    with failures():
+        typer.echo(f"{connection.target} is ready: it embedded a sentence in {milliseconds:.1f} ms")
 
 
 @with_connection
@@ -42,10 +43,15 @@ def info(
     timeout = DEFAULT_TIMEOUT if connection.timeout is None else connection.timeout
     with failures(), connection.open() as client:
         server = client.info(timeout=timeout)
+    with failures():
+        _show(server, connection.target, as_json)
+
+
+def _show(server: ServerInfo, target: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps({**asdict(server), "dimensions": server.dimensions}, indent=2))
         return
-    typer.echo(f"server      {server.name} {server.version} at {connection.target}")
+    typer.echo(f"server      {server.name} {server.version} at {target}")
     if server.dimensions is not None:
         typer.echo(f"dimensions  {server.dimensions}")
     for model in server.models:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import grpc
 import grpc.aio
 
+from tritonembed._retry_budget import RetryBudget
 from tritonembed.policies import Policy
 from tritonembed_manager.serve.admission import Admission
 from tritonembed_manager.serve.meter import Meter
@@ -13,7 +14,6 @@ from tritonembed_manager.serve.model import DispatchError, ServerView
 from tritonembed_manager.serve.outcome import Outcome, classify
 from tritonembed_manager.serve.pool import ServerPool
 from tritonembed_manager.serve.request import EXPIRED, Request, prepare, seconds
-from tritonembed_manager.serve.retry_budget import RetryBudget
 from tritonembed_manager.serve.server import Attempt, Incarnation, Server
 
 _MOST_SERVERS = 4

@@ -1,4 +1,4 @@
-"""A fake server for each test, and a client of it."""
+"""Fake servers for each test, and a client."""
 
 import pytest
 from tests.unit.client.fake_server import FakeServer, Gate
@@ -12,7 +12,18 @@ def server():
     yield fake
     while Gate.made:
         Gate.made.pop().open()  # no thread of the server waits on
-    fake.close()
+    fake.close(grace=10)
+
+
+@pytest.fixture
+def two():
+    """Two fake servers, for clients of both."""
+    fakes = [FakeServer(), FakeServer()]
+    yield fakes
+    while Gate.made:
+        Gate.made.pop().open()
+    for fake in fakes:
+        fake.close(grace=10)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def embed(request, _context=None):
 
 
 class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
-    def __init__(self, credentials=None, threads=32):
+    def __init__(self, credentials=None, threads=32, port=0):
         self.infer = embed
         self.requests = []
         self.metadata = []
@@ -69,7 +69,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._pool = ThreadPoolExecutor(threads)
         self._server = grpc.server(self._pool, options=[("grpc.max_receive_message_length", -1)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        address = "127.0.0.1:0"
+        address = f"127.0.0.1:{port}"
         if credentials is None:
             self.port = self._server.add_insecure_port(address)
         else:
@@ -80,8 +80,12 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def target(self):
         return f"127.0.0.1:{self.port}"
 
-    def close(self):
-        self._server.stop(None).wait()
+    def close(self, grace=None):
+        """Break what is in flight, or let it finish within so many seconds.
+
+        A client whose connection is closing at that moment may log the break, into the output of the next test.
+        """
+        self._server.stop(grace).wait()
         self._pool.shutdown()
 
     def ModelInfer(self, request, context):
@@ -126,7 +130,8 @@ class Gate:
     def __call__(self, request, context):
         if not self._hold(request):
             return embed(request)
-        context.add_callback(self._end)
+        if not context.add_callback(self._end):
+            self._end()  # it is over already
         with self._changed:
             self.inside += 1
             self.most = max(self.most, self.inside)

@@ -139,7 +139,7 @@ async def test_the_deadline_ends_a_call_and_its_requests(aclient, server):
     server.infer = gate = Gate()
     with pytest.raises(DeadlineExceededError):
         await aclient.embed(numbers(3), batch_size=1, timeout=0.3)
-    await asyncio.to_thread(gate.wait_ended, 3)
+    await asyncio.to_thread(gate.wait_ended, len(server.requests))  # on a busy machine some never got there
     assert all(0 < parameters(request)["timeout"] <= 300_000 for request in server.requests)
 
 

@@ -180,6 +180,14 @@ def test_the_options_of_the_connection_may_stand_on_either_side_and_the_later_wi
     assert command("embed", "1", "--port", server.port, port=1)[0] == 0
 
 
+def test_texts_are_spread_over_several_servers(command, two):
+    servers = ["--server", two[0].target, "--server", two[1].target]
+    code, out, _ = command("embed", *numbers(9), *servers, "--batch-size", "1", "--stream", port=1)
+    assert code == 0
+    assert [json.loads(line)["embedding"][0] for line in out.splitlines()] == list(range(9))
+    assert all(fake.requests for fake in two)
+
+
 def test_sampling_options_are_answered_with_one_line(command):
     code, out, err = command("embed", "1", *["--temperature", "0", "--top-p", "1", "--top-k", "3", "--max-tokens", "5"])
     assert code == 0
@@ -207,6 +215,10 @@ def test_sampling_options_are_answered_with_one_line(command):
         (["embed", "1", "--tls", "--tls-root-certificates", "nowhere.pem"], "nowhere.pem"),
         (["embed", "1", "--metadata", "secret"], "KEY=VALUE"),
         (["embed", "1", "--metadata", "grpc-x=1"], "grpc-x"),
+        (["embed", "1", "--priority", "1"], "interactive"),
+        (["embed", "1", "--policy", "first"], "round_robin"),
+        (["embed", "1", "--server", "host1"], "--server is HOST:PORT"),
+        (["embed", "1", "--server", "a:1", "--server", "a:1"], "twice"),
         (["wrong"], "wrong"),
         ([], "command"),
     ],

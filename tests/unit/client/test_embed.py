@@ -1,3 +1,5 @@
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 from tests.unit.client.fake_server import DIMENSIONS, elements, parameters, respond
@@ -95,6 +97,27 @@ def test_every_parameter_travels_under_its_name(client, server):
 def test_parameters_that_were_not_given_are_not_sent(client, server):
     client.embed(["1"])
     assert parameters(server.requests[0]) == {}
+
+
+def test_an_interactive_request_says_so_as_kserves_highest_priority(client, server):
+    client.embed(["1"], priority="interactive")
+    client.embed_tokens([[1]], priority="interactive")
+    client.embed(["1"], priority="bulk")
+    next(client.iter_embed(["1"], priority="interactive"))
+    assert [parameters(request) for request in server.requests] == [
+        {"priority": 1},
+        {"priority": 1},
+        {},
+        {"priority": 1},
+    ]
+    assert server.requests[0].parameters["priority"].WhichOneof("parameter_choice") == "uint64_param"
+
+
+@pytest.mark.parametrize("priority", ["high", 1, None])
+def test_another_priority_is_refused_before_anything_is_sent(client, server, priority):
+    with pytest.raises(InvalidArgumentError, match="interactive, bulk"):
+        client.embed(["1"], priority=priority)
+    assert server.requests == []
 
 
 def test_the_request_is_the_wire_contract(client, server):
@@ -210,7 +233,7 @@ def test_a_closed_client_says_so(server):
 def test_the_target_is_localhost_50050_unless_told(monkeypatch):
     seen = []
     monkeypatch.setattr("grpc.insecure_channel", lambda target, _options: seen.append(target))
-    monkeypatch.setattr("tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub", lambda _channel: None)
+    monkeypatch.setattr("tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub", lambda _channel: Mock())
     EmbeddingClient()
     assert seen == ["localhost:50050"]
 

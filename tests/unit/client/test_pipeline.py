@@ -203,7 +203,7 @@ def test_the_deadline_ends_a_call_and_its_requests(client, server, count):
     server.infer = gate = Gate()
     with pytest.raises(DeadlineExceededError):
         client.embed(numbers(count), batch_size=1, timeout=0.3)
-    gate.wait_ended(count)
+    gate.wait_ended(len(server.requests))  # on a busy machine some never got there
 
 
 def test_the_deadline_is_for_the_whole_call_not_for_each_request(client, server):
@@ -273,7 +273,7 @@ def test_max_in_flight_below_one_is_a_value_error():
 def test_closing_does_not_wait_for_ever_for_a_request_that_grpc_lost(server, monkeypatch):
     never = threading.Event()
     client = EmbeddingClient(server.target)
-    channel = client._channel
+    [channel] = client._channels
     monkeypatch.setattr("tritonembed._client.LONGEST_CLOSE", 0.05)
     monkeypatch.setattr(channel, "close", never.wait)
     client.close()

@@ -28,6 +28,8 @@ def test_the_exported_names_are_these():
         "ModelInfo",
         "ModelNotFoundError",
         "OverloadedError",
+        "PolicyName",
+        "Priority",
         "ServerError",
         "ServerInfo",
         "TensorInfo",

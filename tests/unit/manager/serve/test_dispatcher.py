@@ -9,8 +9,8 @@ import pytest
 from tests.fakes.data_plane import data_plane
 from tests.fakes.triton import STUB_DIED, infer_request, vector
 
+from tritonembed._retry_budget import RetryBudget
 from tritonembed_manager.serve.model import DispatchError, ServerState
-from tritonembed_manager.serve.retry_budget import RetryBudget
 
 
 def answered(plane):

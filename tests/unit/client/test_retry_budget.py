@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.serve.retry_budget import RetryBudget
+from tritonembed._retry_budget import RetryBudget
 
 
 class Clock:
