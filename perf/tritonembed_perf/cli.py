@@ -1,0 +1,44 @@
+"""The command `tritonembed-bench`."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+INTERRUPTED = 130
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C.
+
+    Without the packages it needs it says in one line which to install.
+    """
+    try:
+        from tritonembed_perf.commands import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tritonembed"):
+            raise
+        print("tritonembed-bench needs more than the client library: pip install 'tritonembed[perf]'", file=sys.stderr)
+        sys.exit(2)
+    # An exception, unlike the signal's default, lets the servers be stopped that were started.
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="tritonembed-bench")
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        # Typer's own errors have no public base class across its versions; this is their interface.
+        known: Any = error
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"tritonembed-bench: {' '.join(known.format_message().split())}", file=sys.stderr)
+        code = known.exit_code
+    sys.exit(code or 0)
+
+
+def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`tritonembed-bench overhead`: where the time of a request goes."""

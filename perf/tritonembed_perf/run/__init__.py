@@ -1,0 +1,1 @@
+"""`tritonembed-bench run`: one server under one load, measured and checked."""

@@ -1,0 +1,91 @@
+"""The processes of a server on this machine, and the CPU time they use."""
+
+import os
+import socket
+from urllib.parse import urlsplit
+
+import psutil  # type: ignore[import-untyped]
+
+LOCAL_NAMES = ("localhost", "ip6-localhost", socket.gethostname())
+
+
+class ServerProcesses:
+    """Of whatever listens at host:port, as far as this machine can tell: the listeners, what started them, all below.
+
+    A manager and its Triton servers, a Triton server and its python stubs, an HTTP server and its workers.
+    """
+
+    def __init__(self, roots: list[psutil.Process]) -> None:
+        self._roots = roots
+        self._spent: dict[tuple[int, float], float] = {}
+
+    @staticmethod
+    def find(server: str) -> "ServerProcesses | None":
+        """None where the server is on another machine, or its processes are not ours to see."""
+        host, port = split_address(server)
+        if not _is_local(host):
+            return None
+        try:
+            connections = psutil.net_connections("tcp")
+        except psutil.Error:
+            return None
+        listeners = {
+            found.pid for found in connections if found.status == psutil.CONN_LISTEN and found.laddr.port == port
+        }
+        roots = {_root(psutil.Process(pid)) for pid in listeners if pid is not None and psutil.pid_exists(pid)}
+        return ServerProcesses(list(roots)) if roots else None
+
+    def cpu_seconds(self) -> float:
+        """User and system time of all of them since they began; of those that have ended, as far as it was seen."""
+        for process in self.members():
+            try:
+                times = process.cpu_times()
+                self._spent[process.pid, process.create_time()] = times.user + times.system
+            except psutil.Error:
+                continue
+        return sum(self._spent.values())
+
+    def members(self) -> list[psutil.Process]:
+        """Those that live."""
+        found: set[psutil.Process] = set()
+        for root in self._roots:
+            try:
+                found |= {root, *root.children(recursive=True)}
+            except psutil.Error:
+                continue
+        return list(found)
+
+
+def split_address(server: str) -> tuple[str, int]:
+    """Host and port of host:port or of a URL."""
+    parts = urlsplit(server if "://" in server else f"//{server}")
+    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _is_local(host: str) -> bool:
+    if host in LOCAL_NAMES:
+        return True
+    try:
+        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return False
+    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    return bool(addresses & ours)
+
+
+def _root(process: psutil.Process) -> psutil.Process:
+    """The topmost of the processes that started it as part of one command.
+
+    They are of the same process group or run the same program, as a manager and its workers; what is above us as well,
+    a shell or a test runner, is no part of the server.
+    """
+    above_us = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    try:
+        for parent in process.parents():
+            is_same_group = os.getpgid(parent.pid) == os.getpgid(process.pid)
+            if parent.pid in above_us or not (is_same_group or parent.exe() == process.exe()):
+                break
+            process = parent
+    except (psutil.Error, OSError):
+        pass
+    return process

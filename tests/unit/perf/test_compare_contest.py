@@ -1,0 +1,222 @@
+"""The order of things in a comparison, with peers that cost nothing and samples that are made up."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tritonembed_perf.compare import contest as contest_module
+from tritonembed_perf.compare.contest import Contest, Plan
+from tritonembed_perf.compare.launching import DidNotStartError
+from tritonembed_perf.compare.measuring import InterruptedMeasurement
+from tritonembed_perf.compare.peer import Bench, CannotRunError, Config
+from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.trials import Trial
+from tritonembed_perf.failures import BenchError
+
+BIG, SMALL = Trial(50, 64, 4), Trial(50, 1, 16)
+BENCH = Bench(Path("model"), "float32", "cpu", 2, 0, Path("work"))
+
+
+def sample(speed: float, *, errors: int = 0, wrong: int = 0, faults: tuple[str, ...] = ()) -> Sample:
+    return Sample(speed, speed / 50, 1.0, 2.0, 3.0, errors, wrong, faults, 0.5, False)
+
+
+@dataclass
+class FakePeer:
+    """flags: of its configurations. fails: the flags that do not start, from which start on."""
+
+    name: str
+    flags: Sequence[str] = ("--only",)
+    missing: str = ""
+    fails: dict[str, int] = field(default_factory=dict)
+    note: str = ""
+    log: list[str] = field(default_factory=list)
+
+    def prepare(self, bench: Bench) -> None:
+        if self.missing:
+            raise CannotRunError(self.missing)
+
+    def configs(self, bench: Bench) -> Sequence[Config]:
+        return [Config((flag,)) for flag in self.flags]
+
+    @contextmanager
+    def running(self, bench: Bench, config: Config) -> Iterator[Any]:
+        starts = self.log.count(f"{self.name} {config.text} started")
+        if starts >= self.fails.get(config.text, 1 << 30):
+            raise DidNotStartError("no /home/me/here/weights.bin")
+        self.log.append(f"{self.name} {config.text} started")
+        try:
+            yield (self.name, config.text)
+        finally:
+            self.log.append(f"{self.name} {config.text} stopped")
+
+
+class WithReplicas(FakePeer):
+    def with_replicas(self, bench: Bench, count: int) -> Config:
+        return Config(("--replicas", str(count)))
+
+
+Take = Callable[[tuple[str, str], Trial], Sample | None]
+
+
+@pytest.fixture
+def compete(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Contest]:
+    """Makes a contest whose samples `take` gives: of the peer and its flags, and of the trial."""
+
+    def make(peers: Sequence[Any], take: Take, **changes: Any) -> Contest:
+        monkeypatch.setattr(contest_module, "take_sample", lambda endpoint, trial, *_: take(endpoint, trial))
+        chosen: dict[str, Any] = {
+            "closed": [BIG, SMALL],
+            "offered": [],
+            "replicas": [],
+            "rounds": 1,
+            "seconds": 6.0,
+            "sweep_seconds": 3.0,
+            "warm_up": 0.0,
+        }
+        return Contest(BENCH, peers, Plan(**(chosen | changes)), None, lambda _: None)  # type: ignore[arg-type]
+
+    return make
+
+
+def test_each_load_is_measured_with_the_configuration_that_was_best_for_it(compete: Callable[..., Contest]) -> None:
+    speeds = {("--a", BIG): 10.0, ("--a", SMALL): 1.0, ("--b", BIG): 5.0, ("--b", SMALL): 2.0}
+    peer = FakePeer("one", ("--a", "--b"))
+    contest = compete([peer], lambda endpoint, trial: sample(speeds[endpoint[1], trial]))
+    assert contest.run()
+    [result] = contest.results
+    assert result.chosen == {BIG.name: "--a", SMALL.name: "--b"}
+    assert {name: [one.tokens_per_second for one in many] for name, many in result.rounds.items()} == {
+        BIG.name: [10.0],
+        SMALL.name: [2.0],
+    }
+    assert set(result.sweep) == {"--a", "--b"}
+
+
+@pytest.mark.parametrize("fault", [{"errors": 1}, {"wrong": 1}])
+def test_a_configuration_that_fails_or_answers_wrongly_is_not_chosen(
+    compete: Callable[..., Contest], fault: dict[str, int]
+) -> None:
+    found = {"--fast": sample(100.0, **fault), "--right": sample(10.0)}  # type: ignore[arg-type]
+    contest = compete([FakePeer("one", ("--fast", "--right"))], lambda endpoint, _: found[endpoint[1]])
+    contest.run()
+    assert set(contest.results[0].chosen.values()) == {"--right"}
+
+
+def test_rounds_go_from_peer_to_peer_and_the_median_counts(compete: Callable[..., Contest]) -> None:
+    speeds = {"one": iter([7.0, 100.0, 9.0]), "two": iter([1.0, 2.0, 3.0])}
+    order = []
+
+    def take(endpoint: tuple[str, str], trial: Trial) -> Sample:
+        order.append(endpoint[0])
+        return sample(next(speeds[endpoint[0]]))
+
+    contest = compete([FakePeer("one"), FakePeer("two")], take, closed=[BIG], rounds=3)
+    contest.run()
+    assert order == ["one", "two"] * 3
+    medians = [result.of(BIG) for result in contest.results]
+    assert [one.tokens_per_second for one in medians if one] == [9.0, 2.0]
+
+
+def test_a_server_is_started_once_for_all_loads_that_want_the_same_flags(compete: Callable[..., Contest]) -> None:
+    peer = FakePeer("one", ("--a",))
+    contest = compete([peer], lambda *_: sample(1.0), rounds=2)
+    contest.run()
+    assert peer.log == ["one --a started", "one --a stopped"] * 2
+
+
+def test_a_peer_that_cannot_be_installed_or_does_not_start_says_why_and_the_others_go_on(
+    compete: Callable[..., Contest],
+) -> None:
+    absent = FakePeer("absent", missing="it is not on PATH")
+    broken = FakePeer("broken", ("--a", "--b"), fails={"--a": 0, "--b": 0})
+    contest = compete([absent, broken, FakePeer("well")], lambda *_: sample(1.0))
+    assert contest.run()
+    one, two, three = contest.results
+    assert one.why_not == "it is not on PATH"
+    assert not absent.log
+    assert two.why_not == "it does not start: no weights.bin (--a)"
+    assert not two.rounds
+    assert three.rounds
+    assert not three.why_not
+
+
+def test_a_start_that_fails_later_leaves_what_was_measured(compete: Callable[..., Contest]) -> None:
+    contest = compete([FakePeer("one", ("--a",), fails={"--a": 2})], lambda *_: sample(1.0), rounds=4)
+    assert contest.run()
+    [result] = contest.results
+    assert len(result.rounds[BIG.name]) == 2
+    assert result.troubles == ["it does not start: no weights.bin (--a)"]
+
+
+def test_a_client_that_dies_is_a_trouble_and_not_the_end(compete: Callable[..., Contest]) -> None:
+    def take(endpoint: tuple[str, str], trial: Trial) -> Sample:
+        if endpoint[0] == "one":
+            raise BenchError("a client process ended in the middle of its work")
+        return sample(1.0)
+
+    contest = compete([FakePeer("one"), FakePeer("two")], take)
+    assert contest.run()
+    assert contest.results[0].troubles == ["a client process ended in the middle of its work (--only)"]
+    assert contest.results[1].rounds
+
+
+def test_a_peer_too_slow_to_answer_in_the_time_is_said_to_be(compete: Callable[..., Contest]) -> None:
+    contest = compete([FakePeer("one")], lambda *_: sample(0.0), closed=[BIG])
+    assert contest.run()
+    assert contest.results[0].troubles == ["50x64@4: no answer within 6 s (--only)"]
+
+
+def test_without_rounds_the_sweep_is_the_measurement(compete: Callable[..., Contest]) -> None:
+    peer = FakePeer("one", ("--a", "--b"))
+    contest = compete([peer], lambda endpoint, _: sample(1.0 if endpoint[1] == "--a" else 2.0), rounds=0)
+    contest.run()
+    found = contest.results[0].of(BIG)
+    assert found is not None
+    assert found.tokens_per_second == 2.0
+    assert peer.log.count("one --b started") == 1
+
+
+@pytest.mark.parametrize("error", [InterruptedMeasurement, KeyboardInterrupt])
+def test_an_interruption_keeps_what_is_there_and_stops_the_peer(
+    compete: Callable[..., Contest], error: type[BaseException]
+) -> None:
+    taken = iter([sample(1.0), sample(2.0), None])
+
+    def take(endpoint: tuple[str, str], trial: Trial) -> Sample:
+        found = next(taken)
+        if found is None:
+            raise error
+        return found
+
+    peer = FakePeer("one", ("--a",))
+    contest = compete([peer, FakePeer("two")], take)
+    assert not contest.run()
+    assert peer.log[-1] == "one --a stopped"
+    assert [one.tokens_per_second for many in contest.results[0].rounds.values() for one in many] == [1.0, 2.0]
+    assert not contest.results[1].rounds
+
+
+def test_offered_rates_take_the_configuration_of_the_load_with_the_most_alike_requests(
+    compete: Callable[..., Contest],
+) -> None:
+    offered = Trial(50, 1, rate=20)
+    speeds = {("--a", BIG): 2.0, ("--a", SMALL): 1.0, ("--b", BIG): 1.0, ("--b", SMALL): 2.0}
+    peer = FakePeer("one", ("--a", "--b"))
+    contest = compete([peer], lambda endpoint, trial: sample(speeds.get((endpoint[1], trial), 9.0)), offered=[offered])
+    contest.run()
+    assert contest.results[0].chosen[offered.name] == "--b"
+    assert contest.results[0].rounds[offered.name]
+
+
+def test_counts_of_replicas_are_compared_where_a_peer_has_them(compete: Callable[..., Contest]) -> None:
+    peers = [WithReplicas("one"), FakePeer("two")]
+    contest = compete(peers, lambda endpoint, _: sample(float(len(endpoint[1]))), replicas=[1, 12])
+    contest.run()
+    counts = {n: [one.tokens_per_second for one in many] for n, many in contest.results[0].by_replicas.items()}
+    assert counts == {"1": [12.0], "12": [13.0]}
+    assert not contest.results[1].by_replicas

@@ -1,0 +1,103 @@
+"""Samples: a real server under the real clients, and a program in process; their answers are checked."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from tests.unit.perf.fake_peer import PROGRAM, TRIAL, FakeServer, FewTexts
+
+from tritonembed_perf.compare.measuring import client_processes, take_sample
+from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, InProcess, ServerPeer
+from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.trials import Trial
+from tritonembed_perf.run.clients import Interrupt
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path, "float32", "cpu", 2, 0, tmp_path)
+
+
+def measure(bench: Bench, peer: ServerPeer, trial: Trial = TRIAL) -> Sample:
+    with peer.running(bench, Config()) as endpoint:
+        assert not isinstance(endpoint, InProcess)
+        found = take_sample(endpoint, trial, FewTexts(), 0.4, 0.1, 1, Interrupt())
+    assert found is not None
+    return found
+
+
+def test_a_server_is_measured_and_its_answers_are_checked(bench: Bench, tmp_path: Path) -> None:
+    found = measure(bench, FakeServer(tmp_path / "server.py"))
+    assert found.is_sound
+    assert found.tokens_per_second == pytest.approx(10 * found.requests_per_second)
+    assert 0 < found.p50_ms <= found.p90_ms <= found.p99_ms
+    assert found.client_cores > 0
+
+
+def test_vectors_in_the_wrong_order_are_wrong_answers(bench: Bench, tmp_path: Path) -> None:
+    found = measure(bench, FakeServer(tmp_path / "server.py", "out of order"))
+    assert found.wrong > 0
+    assert not found.is_sound
+    assert "cosine" in found.faults[0]
+
+
+def test_refused_requests_are_counted_and_explained(bench: Bench, tmp_path: Path) -> None:
+    found = measure(bench, FakeServer(tmp_path / "server.py", "refuses"))
+    assert found.errors > 0
+    assert found.tokens_per_second == 0
+    assert found.faults[0].startswith("HTTP 500")
+
+
+def test_an_offered_rate_is_an_open_loop(bench: Bench, tmp_path: Path) -> None:
+    found = measure(bench, FakeServer(tmp_path / "server.py"), Trial(5, 2, rate=50))
+    assert found.is_sound
+    assert found.requests_per_second < 150
+
+
+def test_a_program_in_process_is_timed_by_itself_and_checked_here(tmp_path: Path) -> None:
+    found = run_program(tmp_path, "nothing")
+    # Two calls a second of four requests of ten tokens.
+    assert (found.tokens_per_second, found.requests_per_second) == (80.0, 8.0)
+    assert found.p50_ms == pytest.approx(500)
+    assert found.is_sound
+
+
+def test_a_programs_wrong_vectors_are_found(tmp_path: Path) -> None:
+    assert run_program(tmp_path, "out of order").wrong == 4
+
+
+def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+    with pytest.raises(CannotRunError, match="out of memory"):
+        run_program(tmp_path, "fails")
+
+
+def test_a_program_has_no_offered_rate(tmp_path: Path) -> None:
+    nothing = InProcess((sys.executable, str(tmp_path / "missing.py")))
+    assert take_sample(nothing, Trial(5, 2, rate=1), FewTexts(), 1, 0, None, Interrupt()) is None
+
+
+def run_program(folder: Path, fault: str) -> Sample:
+    script = folder / "program.py"
+    script.write_text(PROGRAM)
+    endpoint = InProcess((sys.executable, str(script), fault))
+    found = take_sample(endpoint, TRIAL, FewTexts(), 1.0, 0.0, None, Interrupt())
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("cores", "concurrency", "wanted", "expected"),
+    [(2, 4, None, 1), (16, 1024, None, 5), (16, 2, None, 2), (128, 1024, None, 8), (2, 4, 3, 3), (16, None, None, 5)],
+)
+def test_clients_leave_most_cores_to_the_server(
+    monkeypatch: pytest.MonkeyPatch, cores: int, concurrency: int | None, wanted: int | None, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    trial = Trial(50, 1, concurrency) if concurrency else Trial(50, 1, rate=10)
+    assert client_processes(trial, wanted) == expected
+
+
+def test_the_command_line_of_a_configuration_is_what_is_shown() -> None:
+    assert Config(("--replicas", "2"), {"THREADS": "1"}).text == "THREADS=1 --replicas 2"
+    assert Config().text == "defaults"

@@ -1,0 +1,103 @@
+"""The command's options: what makes no sense is refused; --list and --merge measure nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tritonembed_perf.cli import main
+from tritonembed_perf.compare.peer import Bench
+from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
+from tritonembed_perf.compare.reports import make_report, publish
+from tritonembed_perf.compare.results import Result
+from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.trials import Trial
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """As far as the options are looked at."""
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+def bench(folder: Path, *, device: str = "cpu", install: bool = True, **pythons: str) -> Bench:
+    return Bench(folder, "float32", device, 2, 0, folder, pythons, install)
+
+
+def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *arguments])
+    said = capsys.readouterr()
+    return int(ended.value.code or 0), said.out, said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--peers", "nobody"], "--peers: 'nobody' is none of tritonembed,"),
+        (["--device", "tpu"], "--device is cpu or cuda"),
+        (["--dtype", "int3"], "--dtype is float32, bfloat16 or float16"),
+        (["--loads", "50x64"], "--loads: '50x64' is not TOKENSxSENTENCES@CONCURRENCY"),
+        (["--rates", "0"], "--rates is numbers from 1 on"),
+        (["--replicas", "two"], "--replicas is numbers from 1 on"),
+        (["--rate-shape", "fifty"], "--rate-shape: 'fifty' is not TOKENSxSENTENCES"),
+        (["--rounds", "0", "--sweep-seconds", "0"], "--rounds 0 and --sweep-seconds 0 together measure nothing"),
+        (["--rounds", "0", "--rates", "5"], "--rates and --replicas want --rounds 1 or more"),
+        (["--python", "nobody=/bin/sh"], "--python is PEER=PATH, and PEER one of sentence-transformers,"),
+        (["--python", "vllm-serve"], "--python is PEER=PATH"),
+        (["--python", "vllm-serve=/no/such/python"], "--python vllm-serve: /no/such/python is not a program"),
+        (["--model", "/no/such/model"], "--model: /no/such/model is not the folder of a model"),
+        (["--merge", "/no/such/compare.json"], "--merge: compare.json: No such file"),
+        (["--rounds", "many"], "--rounds"),
+    ],
+)
+def test_what_makes_no_sense_is_one_line_and_exit_code_2(
+    model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    # Of an option that is given twice the last one counts.
+    code, _, said = run(["--model", str(model), "--device", "cpu", *arguments], capsys)
+    assert code == 2
+    assert message in said
+    assert len(said.splitlines()) == 1
+
+
+def test_the_list_has_every_peer(capsys: pytest.CaptureFixture[str]) -> None:
+    code, said, _ = run(["--list"], capsys)
+    assert code == 0
+    assert [line.split()[0] for line in said.splitlines()] == list(all_peers())
+
+
+def test_reports_are_merged_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpus": []}
+    trial = Trial(50, 64, 4)
+    for name, speed in (("one", 10.0), ("two", 20.0)):
+        environment = {"when": "now", "machine": machine, "versions": {}, "command": "tritonembed-bench compare"}
+        figures = Sample(speed, 1.0, 1.0, 1.0, 1.0, 0, 0, (), 0.1, False)
+        report = make_report(environment, "bert", "float32", "cpu", True, [trial])
+        publish(report, [Result(name, rounds={trial.name: [figures]})], tmp_path / name)
+    capsys.readouterr()
+    files = [part for name in ("one", "two") for part in ("--merge", str(tmp_path / name / "compare.json"))]
+    code, said, _ = run([*files, "--out", str(tmp_path / "both")], capsys)
+    assert code == 0
+    assert said.index("two ") < said.index("one ")
+    merged = json.loads((tmp_path / "both" / "compare.json").read_text())
+    assert [entry["system"] for entry in merged["systems"]] == ["one", "two"]
+    assert (tmp_path / "both" / "tokens-by-load.svg").exists()
+
+
+def test_peers_run_in_their_own_order() -> None:
+    assert [peer.name for peer in choose_peers("tei, tritonembed")] == ["tritonembed", "tei"]
+    assert len(choose_peers("all")) == len(all_peers())
+
+
+@pytest.mark.parametrize("on", ["cpu", "cuda"])
+def test_every_peer_has_configurations_with_different_flags(tmp_path: Path, on: str) -> None:
+    for peer in all_peers().values():
+        texts = [config.text for config in peer.configs(bench(tmp_path, device=on))]
+        assert texts
+        assert len(set(texts)) == len(texts)
+
+
+def test_every_environment_belongs_to_a_peer() -> None:
+    assert set(ENVIRONMENTS) <= set(all_peers())

@@ -1,0 +1,68 @@
+"""The whole command, with a small server in a peer's place that answers wrongly."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from tests.models import ModelShelf
+from tests.unit.perf.fake_peer import FakeServer
+
+from tritonembed_perf.cli import main
+from tritonembed_perf.compare import session
+from tritonembed_perf.compare.peer import Bench, Config
+from tritonembed_perf.compare.peers import all_peers
+
+
+class TwoConfigurations(FakeServer):
+    def configs(self, bench: Bench) -> Sequence[Config]:
+        return [Config(("--one",)), Config(("--two",))]
+
+
+def run(folder: Path, model: Path, *more: str) -> int:
+    options = ["--model", str(model), "--work-dir", str(folder / "work"), "--device", "cpu", "--loads", "8x2@2"]
+    options += ["--seconds", "0.5", "--sweep-seconds", "0.3", "--warm-up", "0", "--rounds", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *options, "--out", str(folder / "out"), *more])
+    return int(ended.value.code or 0)
+
+
+def test_wrong_vectors_are_counted_reported_and_exit_code_1(
+    tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = all_peers()["tei"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(session, "choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent])
+    assert run(tmp_path, shelf("roberta")) == 1
+    said = capsys.readouterr()
+    assert "wrong vectors from fake" in said.err
+    text = (tmp_path / "out" / "compare.json").read_text()
+    assert str(tmp_path) not in text
+    report = json.loads(text)
+    fake, tei = report["systems"]
+    assert set(fake["sweep"]) == {"--one", "--two"}
+    [figures] = fake["rounds"]["8x2@2"]
+    assert figures["wrong"] > 0
+    assert "4 dimensions instead of 128" in figures["faults"][0]
+    assert tei["why_not"] == "text-embeddings-router is not on PATH"
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"compare.md", "tokens-by-load.png"}
+
+
+def test_a_load_beyond_the_models_length_is_refused(
+    tmp_path: Path, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, shelf("roberta"), "--loads", "100000x1@1") == 2
+    assert "100000x1@1: the model takes at most" in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_thought_of_does_not_cost_the_figures(
+    tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Broken(FakeServer):
+        def configs(self, bench: Bench) -> Sequence[Config]:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(session, "choose_peers", lambda _: [Broken(tmp_path / "server.py")])
+    with pytest.raises(ZeroDivisionError):
+        main(["compare", "--model", str(shelf("roberta")), "--device", "cpu", "--out", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "compare.json").read_text())["runs"][0]["interrupted"]
