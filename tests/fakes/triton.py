@@ -83,6 +83,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.vector_sign = 1.0
         """-1: another vector than that of the other fakes."""
         self.dimensions = DIMENSIONS
+        self.repository_failure: tuple[grpc.StatusCode, str] | None = None
+        """How models fail to be loaded and unloaded, as where --model-control-mode is not explicit."""
         self.requests: list[service_pb2.ModelInferRequest] = []
         """Every ModelInfer, with its metadata and the seconds left to it in the two lists that follow."""
         self.metadata: list[dict[str, str | bytes]] = []
@@ -234,10 +236,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     async def RepositoryModelLoad(self, request, context):
         self.calls.append("RepositoryModelLoad")
+        if self.repository_failure is not None:
+            await context.abort(*self.repository_failure)
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request, context):
         self.calls.append("RepositoryModelUnload")
+        if self.repository_failure is not None:
+            await context.abort(*self.repository_failure)
         return service_pb2.RepositoryModelUnloadResponse()
 
     async def TraceSetting(self, request, context):

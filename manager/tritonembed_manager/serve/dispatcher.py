@@ -11,7 +11,7 @@ from tritonembed.policies import Policy
 from tritonembed_manager.serve.admission import Admission
 from tritonembed_manager.serve.meter import Meter
 from tritonembed_manager.serve.model import DispatchError, ServerView
-from tritonembed_manager.serve.outcome import Outcome, classify
+from tritonembed_manager.serve.outcome import Outcome, classify, says_why
 from tritonembed_manager.serve.pool import ServerPool
 from tritonembed_manager.serve.request import EXPIRED, Request, prepare, seconds
 from tritonembed_manager.serve.server import Attempt, Incarnation, Server
@@ -87,7 +87,7 @@ class TritonDispatcher:
                 if code is _CODE.UNAVAILABLE and server is None and self.pool.usable(tried):
                     continue
                 # What gRPC says of a connection names addresses.
-                broken = classify(code, details) is Outcome.BROKEN
+                broken = classify(code, details) is Outcome.BROKEN and not says_why(details)
                 raise DispatchError(code, "the server broke" if broken else details or code.name) from None
 
     async def _answer(self, request: Request) -> bytes:

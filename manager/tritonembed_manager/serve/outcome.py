@@ -6,6 +6,7 @@ import grpc
 
 _OVERLOAD = ("maximum queue size", "queue is full", "sentences are waiting")
 _EXPIRED = ("request timeout expired", "deadline passed")
+_OF_MODELS = ("load / unload is not allowed", "no available versions", "is not ready", "is not found")
 _RESET = ("rst_stream", "connection reset", "stream removed", "socket closed", "goaway", "transport closed")
 
 
@@ -42,3 +43,10 @@ def classify(code: grpc.StatusCode, details: str | None) -> Outcome:
         # Nobody here cancelled it: the server did, as it does with what is in flight when it is shut down.
         return Outcome.BROKEN
     return Outcome.ANSWERED
+
+
+def says_why(details: str | None) -> bool:
+    """Whether an UNAVAILABLE is Triton's own answer about its models, not gRPC's about a connection: Triton refuses to
+    load a model with this status, too, unless it was started with --model-control-mode=explicit."""
+    words = (details or "").lower()
+    return any(known in words for known in _OF_MODELS)

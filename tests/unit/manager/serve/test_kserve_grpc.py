@@ -158,6 +158,19 @@ async def test_what_changes_a_server_goes_to_all(method):
         assert [fake.calls for fake in plane.fakes] == [[method]] * 3
 
 
+async def test_a_server_that_may_not_load_models_says_so_itself():
+    """Triton has the status of a broken connection for it."""
+    why = "explicit model load / unload is not allowed if polling is enabled"
+    async with endpoint(1) as (plane, stub):
+        plane.fakes[0].repository_failure = (grpc.StatusCode.UNAVAILABLE, why)
+        for call, request in (
+            (stub.RepositoryModelLoad, service_pb2.RepositoryModelLoadRequest),
+            (stub.RepositoryModelUnload, service_pb2.RepositoryModelUnloadRequest),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError, match=why):
+                await call(request(), timeout=10)
+
+
 @pytest.mark.parametrize("kind", ["System", "Cuda"])
 @pytest.mark.parametrize("what", ["Status", "Register", "Unregister"])
 async def test_shared_memory_is_refused_with_the_reason(kind, what):
