@@ -48,7 +48,10 @@ def render(
     tensor_parallel_size: options.TensorParallelSize = 1,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
-    force: Annotated[bool, typer.Option("--force", help="Also into a folder that holds something else.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", envvar="TRITONEMBED_FORCE", help="Also into a folder that holds something else."),
+    ] = False,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
     with _one_line_errors():

@@ -1,4 +1,4 @@
-"""vLLM engine arguments given on the command line, read by vLLM's own parser.
+"""vLLM engine arguments given on the command line or as TRITONEMBED_… variables, read by vLLM's own parser.
 
 vLLM takes seconds and hundreds of megabytes to import, so that happens in a child, and only when there are such
 arguments.
@@ -7,11 +7,13 @@ arguments.
 import difflib
 import importlib.util
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from tritonembed_manager.engine_variables import candidates
 from tritonembed_manager.errors import StartError
 
 OWN = {"model": "--model", "tensor_parallel_size": "--tensor-parallel-size"}
@@ -26,22 +28,27 @@ def with_dashes(argument: str) -> str:
     return argument[:end].replace("_", "-") + argument[end:]
 
 
-def parse(arguments: Sequence[str], *, own_options: Iterable[str] = ()) -> dict[str, Any]:
-    """The engine arguments given, by their Python names, as JSON values.
+def parse(
+    arguments: Sequence[str], *, own_options: Iterable[str] = (), environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The engine arguments given, by their Python names, as JSON values. The command line wins over a variable.
 
-    own_options: the manager's options, for a suggestion when a name is misspelt.
+    own_options: the command's own, whose variables are not vLLM's; also for a suggestion when a name is misspelt.
+    environment: by default this process's.
     Raises StartError, which names the argument, for one that vLLM does not know or a value it refuses.
     """
-    if not arguments:
+    own_options = list(own_options)
+    variables = candidates(os.environ if environment is None else environment, own_options)
+    if not arguments and (not variables or importlib.util.find_spec("vllm") is None):
         return {}
-    if not arguments[0].startswith("-"):
+    if arguments and not arguments[0].startswith("-"):
         raise StartError(f"unexpected argument {arguments[0]!r}")
     if importlib.util.find_spec("vllm") is None:
         name = arguments[0].partition("=")[0]
         raise StartError(f"unknown option {name} (vLLM, which knows more of them, is not installed here)")
     child = subprocess.run(
         [sys.executable, "-m", "tritonembed_manager.vllm_parser", *arguments],
-        stdin=subprocess.DEVNULL,
+        input=json.dumps(variables),
         capture_output=True,
         text=True,
         check=False,

@@ -1,14 +1,18 @@
 """`python -m tritonembed_manager.vllm_parser ARGUMENT…` prints, as its last line, what vLLM's parser makes of them.
 
-One JSON object: {"given": {name: value}}, {"unknown": argument, "options": [every option]} or {"error": line}.
+On stdin it reads a JSON object of variables that may be vLLM's (engine_variables.py); those that it does not know are
+left alone. The line is one JSON object: {"given": {name: value}}, {"error": line} or, with every option there is,
+{"unknown": argument, "options": [option, …]}.
 """
 
 import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
+
+from tritonembed_manager.engine_variables import as_arguments, variable
 
 _UNRECOGNIZED = "unrecognized arguments: "
 
@@ -17,8 +21,8 @@ class _RefusedError(Exception):
     pass
 
 
-def answer(arguments: Sequence[str]) -> dict[str, Any]:
-    """What vLLM's parser makes of the arguments."""
+def answer(arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """What vLLM's parser makes of the arguments, and of those variables that are its own."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -34,8 +38,9 @@ def answer(arguments: Sequence[str]) -> dict[str, Any]:
         if action.type is not None:
             action.type = _remembering(action.type, action.dest, raw)
     try:
-        given = vars(parser.parse_args(list(arguments)))
-    except _RefusedError as refused:
+        # What comes later wins.
+        given = vars(parser.parse_args([*_from_variables(parser, variables or {}), *arguments]))
+    except (_RefusedError, ValueError) as refused:
         message = str(refused)
         if message.startswith(_UNRECOGNIZED):
             name = message.removeprefix(_UNRECOGNIZED).split()[0].partition("=")[0]
@@ -43,6 +48,14 @@ def answer(arguments: Sequence[str]) -> dict[str, Any]:
             return {"unknown": name, "options": options}
         return {"error": " ".join(message.split())}
     return {"given": {name: _as_json(value, raw.get(name)) for name, value in given.items()}}
+
+
+def _from_variables(parser: argparse.ArgumentParser, variables: Mapping[str, str]) -> Iterator[str]:
+    for action in parser._actions:
+        for option in action.option_strings:
+            value = variables.get(variable(option)) if option.startswith("--") else None
+            if value is not None:
+                yield from as_arguments(option, value, is_switch=action.nargs == 0, is_list=action.nargs in ("+", "*"))
 
 
 def _remembering(convert: Any, name: str, raw: dict[str, str]) -> Callable[[str], Any]:
@@ -66,4 +79,4 @@ def _as_json(value: Any, text: str | None) -> Any:
 
 if __name__ == "__main__":
     os.environ["VLLM_LOGGING_LEVEL"] = "ERROR"
-    print(json.dumps(answer(sys.argv[1:])))
+    print(json.dumps(answer(sys.argv[1:], json.load(sys.stdin))))

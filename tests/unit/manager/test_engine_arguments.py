@@ -94,3 +94,52 @@ def test_where_vllm_is_missing_the_option_is_named(monkeypatch):
     monkeypatch.setattr(engine_arguments.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(StartError, match=r"unknown option --dtype \(vLLM.*not installed"):
         parse(["--dtype=float32"])
+
+
+def test_every_engine_argument_is_a_variable_too():
+    variables = {
+        "TRITONEMBED_MAX_MODEL_LEN": "1k",
+        "TRITONEMBED_ENFORCE_EAGER": "true",
+        "TRITONEMBED_ENABLE_PREFIX_CACHING": "0",
+        "TRITONEMBED_HF_OVERRIDES": '{"a": 1}',
+        "TRITONEMBED_DTYPE": "half",
+        "TRITONEMBED_SOMETHING_ELSE": "of another command",
+    }
+    assert answer(["--dtype=float32"], variables)["given"] == {
+        "max_model_len": 1000,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "hf_overrides": {"a": 1},
+        "dtype": "float32",
+    }
+
+
+def test_a_variable_that_is_wrong_is_named():
+    assert "--max-model-len" in answer([], {"TRITONEMBED_MAX_MODEL_LEN": "abc"})["error"]
+    assert "TRITONEMBED_ENFORCE_EAGER" in answer([], {"TRITONEMBED_ENFORCE_EAGER": "perhaps"})["error"]
+
+
+def test_only_variables_that_no_option_of_ours_reads_are_vllms(monkeypatch):
+    """vLLM is asked only when there are such, for that takes seconds."""
+    asked = []
+
+    def run(*_, input, **__):
+        asked.append(json.loads(input))
+        return subprocess.CompletedProcess([], 0, stdout='{"given": {"dtype": "half"}}\n', stderr="")
+
+    monkeypatch.setattr(engine_arguments.subprocess, "run", run)
+    ours = {
+        "TRITONEMBED_GPU_MEMORY_UTILIZATION": "0.5",
+        "TRITONEMBED_CLIENT_HOST": "a",
+        "TRITONEMBED_SEED": "",
+        "PATH": "b",
+    }
+    assert parse([], own_options=["--gpu-memory-utilization"], environment=ours) == {}
+    assert asked == []
+    found = parse([], own_options=["--gpu-memory-utilization"], environment=ours | {"TRITONEMBED_DTYPE": "half"})
+    assert (found, asked) == ({"dtype": "half"}, [{"TRITONEMBED_DTYPE": "half"}])
+
+
+def test_where_vllm_is_missing_a_variable_is_somebody_elses(monkeypatch):
+    monkeypatch.setattr(engine_arguments.importlib.util, "find_spec", lambda _: None)
+    assert parse([], environment={"TRITONEMBED_DTYPE": "float32"}) == {}

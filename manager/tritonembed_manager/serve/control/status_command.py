@@ -16,8 +16,13 @@ ManagerOption = Annotated[
     str,
     typer.Option("--manager", envvar="TRITONEMBED_MANAGER", help="HTTP address of the manager, host:port."),
 ]
-Watch = Annotated[bool, typer.Option("--watch", help="Show it again every second, until Ctrl-C.")]
-AsJson = Annotated[bool, typer.Option("--json", help="All of it as one JSON object; with --watch, one a line.")]
+Watch = Annotated[
+    bool, typer.Option("--watch", envvar="TRITONEMBED_WATCH", help="Show it again every second, until Ctrl-C.")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", envvar="TRITONEMBED_JSON", help="All of it as one JSON object; with --watch, one a line."),
+]
 
 
 def status(manager: ManagerOption = "127.0.0.1:8080", watch: Watch = False, as_json: AsJson = False) -> None:

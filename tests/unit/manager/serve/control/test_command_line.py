@@ -4,10 +4,13 @@ import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import click
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands import app
+from tritonembed_manager.engine_variables import variable
 from tritonembed_manager.serve.control import serving
 from tritonembed_manager.serve.control.discovery import Address
 
@@ -55,6 +58,14 @@ def serve(monkeypatch):
         return found[0] if found else (result.exit_code, result.output)
 
     return run
+
+
+@pytest.mark.parametrize("command", ["serve", "status", "replica", "render"])
+def test_every_option_has_a_variable_named_like_it(command):
+    for parameter in typer.main.get_command(app).commands[command].params:
+        if isinstance(parameter, click.Option):
+            variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar
+            assert variables == [variable(option) for option in parameter.opts]
 
 
 def test_every_option_comes_from_the_environment_too(serve):
