@@ -49,7 +49,12 @@ class StubWatch:
                 pidfd = os.pidfd_open(process.pid)
             except ProcessLookupError:
                 continue
-            self._watched[process.pid] = (pidfd, _model_of(process.pid))
+            model = _model_of(process.pid)
+            if not model:
+                # It is in the middle of exec, and will have its arguments at the next look; or it just ends.
+                os.close(pidfd)
+                continue
+            self._watched[process.pid] = (pidfd, model)
             self._selector.register(pidfd, selectors.EVENT_READ, ("stub", process.pid))
 
     def forget(self, pid: int) -> str:
@@ -71,5 +76,6 @@ def _model_of(pid: int) -> str:
         arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return ""
+    # Empty, too, of a process that has just called exec, or that ends.
     path = next((Path(os.fsdecode(a)) for a in arguments if a.endswith(b"model.py")), None)
     return path.parents[1].name if path is not None and len(path.parts) > 2 else ""

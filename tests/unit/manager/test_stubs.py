@@ -2,15 +2,21 @@
 
 import selectors
 import subprocess
+import sys
 
 from tritonembed_manager.processes import Process
 from tritonembed_manager.stubs import StubWatch
 from tritonembed_manager.tritonserver import STUB
 
 
+def stub_process(path="/models/embedder/1/model.py"):
+    """Something that has a stub's arguments."""
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", path])
+
+
 def test_what_a_stub_forks_is_not_taken_for_a_stub():
     """It has the stub's name until it calls exec; its end would look like the death of a model's process."""
-    sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+    sleepers = [stub_process() for _ in range(2)]
     stub, forked = (sleeper.pid for sleeper in sleepers)
     watch = StubWatch(selectors.DefaultSelector())
     try:
@@ -21,9 +27,22 @@ def test_what_a_stub_forks_is_not_taken_for_a_stub():
                 Process(forked, STUB[:15], "S", stub, 1, 0),
             ]
         )
-        assert set(watch.watched) == {stub}
+        assert watch.watched == {stub: "embedder"}
     finally:
         watch.close()
         for sleeper in sleepers:
             sleeper.kill()
             sleeper.wait()
+
+
+def test_a_process_without_a_stubs_arguments_is_not_taken_for_a_stub():
+    """One that ends has none any more; its end stopped a server that was just starting."""
+    sleeper = subprocess.Popen(["sleep", "60"])
+    watch = StubWatch(selectors.DefaultSelector())
+    try:
+        watch.look([Process(1, "tritonserver", "S", 0, 1, 0), Process(sleeper.pid, STUB[:15], "S", 1, 1, 0)])
+        assert watch.watched == {}
+    finally:
+        watch.close()
+        sleeper.kill()
+        sleeper.wait()

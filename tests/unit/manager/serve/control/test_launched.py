@@ -41,7 +41,7 @@ class Case:
         self.server = None
         self.member = self.roster.add("a", "a:1", launched=True)
         spec = LaunchSpec(
-            command=lambda _: [sys.executable, "-I", "-c", script],
+            command=lambda _: [sys.executable, "-I", "-c", script, "/models/embedder/1/model.py"],
             environment=os.environ,
             startup_timeout=20,
             limits=limits or RestartLimits(),
