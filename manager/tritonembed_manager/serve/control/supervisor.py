@@ -139,7 +139,9 @@ class Supervisor:
         self._stop_if_forced()
         if not workers.done():
             raise ManagerError(f"what was in flight did not finish within {timeout:g} s: killed")
-        stopping = self._background(self._servers.stop_launched(until - time.monotonic() - _KILLING_S))
+        # Nothing is in flight there: one that takes long to end is not waited for.
+        left = until - time.monotonic() - _KILLING_S
+        stopping = self._background(self._servers.stop_launched(min(left, _SERVERS_END_S)))
         await self._wait(lambda: stopping.done() or len(self._signals) > 1)
         self._stop_if_forced()
         log("stopped", "stopped; nothing was in flight any more")
