@@ -1,0 +1,213 @@
+"""The clients that people have, on the manager's gRPC port: tritonclient, perf_analyzer, health probes, reflection."""
+
+import asyncio
+import csv
+import json
+import os
+import queue
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.grpc.aio
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from tests.integration.serve import Serve, serving
+from tests.models import ModelShelf
+from tritonclient.utils import InferenceServerException
+
+from tritonembed import EmbeddingClient
+from tritonembed_perf.perf_analyzer.binary import find_program
+
+TEXTS = ["a sentence of a client", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
+MARK = "mxyzptlk"
+"""In every text of a request here that fails or is kept long, and nowhere in the manager's log."""
+MODELS = {"embedding", "embedder", "tokenizer"}
+
+
+@pytest.fixture(scope="module")
+def manager(shelf: ModelShelf) -> Iterator[Serve]:
+    """Two servers behind two workers, which share the port."""
+    arguments = ["--model", shelf("bert"), "--device=cpu", "--servers=2", "--num-replicas=2", "--tokenizer-instances=1"]
+    with serving(*arguments, "--workers=2", "--log-format=json", "--health-interval=3600") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def addresses(manager: Serve) -> list[str]:
+    """Of the servers' own gRPC ports."""
+    return [server["address"] for server in manager.until(manager.status)["servers"]]
+
+
+@pytest.fixture(scope="module")
+def expected(addresses: list[str]) -> Any:
+    """The vectors and token counts that a server itself gives."""
+    with EmbeddingClient(addresses[0]) as client:
+        return client.embed(TEXTS)
+
+
+def tensor(texts: list[str]) -> Any:
+    """The input `text`."""
+    made = tritonclient.grpc.InferInput("text", [len(texts), 1], "BYTES")
+    made.set_data_from_numpy(np.array([[text.encode()] for text in texts], dtype=np.object_))
+    return made
+
+
+def check(answer: Any, expected: Any, row: int | None = None) -> None:
+    """Whether it holds the expected vectors, or the one of a row."""
+    rows = slice(None) if row is None else slice(row, row + 1)
+    found = np.stack([np.frombuffer(vector, "<f4") for vector in answer.as_numpy("embedding").reshape(-1)])
+    np.testing.assert_allclose(found, expected.embeddings[rows], atol=1e-5)
+    assert (answer.as_numpy("num_tokens").reshape(-1) == expected.num_tokens[rows]).all()
+
+
+def test_tritons_blocking_client_gets_a_servers_vectors(manager: Serve, expected: Any) -> None:
+    with tritonclient.grpc.InferenceServerClient(manager.target) as client:
+        answer = client.infer("embedding", [tensor(TEXTS)], request_id="mine", client_timeout=30)
+        check(answer, expected)
+        assert answer.get_response().id == "mine"
+        # Both ways beyond gRPC's usual four megabytes.
+        large = client.infer("embedding", [tensor(["word " * 1200] * 1024)], client_timeout=120)
+        assert large.as_numpy("num_tokens").sum() == 1024 * 64
+        for wrong, words in (
+            ({"parameters": {"truncate": "SIDEWAYS"}}, "truncate"),
+            ({"model_version": "7"}, "version"),
+            ({"outputs": [tritonclient.grpc.InferRequestedOutput("nothing")]}, "nothing"),
+        ):
+            with pytest.raises(InferenceServerException, match=words) as refused:
+                client.infer("embedding", [tensor([MARK])], client_timeout=30, **wrong)
+            assert MARK not in str(refused.value)
+
+
+def test_tritons_blocking_client_is_told_about_models_as_by_a_server(manager: Serve, addresses: list[str]) -> None:
+    with (
+        tritonclient.grpc.InferenceServerClient(manager.target) as client,
+        tritonclient.grpc.InferenceServerClient(addresses[0]) as server,
+    ):
+        assert client.is_server_live()
+        assert client.is_server_ready()
+        assert client.is_model_ready("embedding")
+        assert not client.is_model_ready("another")
+        for ask in ("get_server_metadata", "get_log_settings", "get_trace_settings", "get_model_repository_index"):
+            assert getattr(client, ask)() == getattr(server, ask)(), ask
+        for model in MODELS:
+            assert client.get_model_metadata(model) == server.get_model_metadata(model)
+            assert client.get_model_config(model) == server.get_model_config(model)
+        assert {model.name for model in client.get_model_repository_index().models} == MODELS
+        for each in (client, server):
+            with pytest.raises(InferenceServerException, match="unknown model: 'another'"):
+                each.get_model_metadata("another")
+            with pytest.raises(InferenceServerException, match="load / unload is not allowed"):
+                each.load_model("embedding")
+        with pytest.raises(InferenceServerException, match="stands before many"):
+            client.register_system_shared_memory("region", "/region", 64)
+
+
+def test_statistics_are_those_of_all_servers(manager: Serve, addresses: list[str]) -> None:
+    def count(target: str) -> int:
+        with tritonclient.grpc.InferenceServerClient(target) as client:
+            [stats] = client.get_inference_statistics("embedding").model_stats
+            return int(stats.inference_count)
+
+    before = count(manager.target)
+    with EmbeddingClient(manager.target) as client:
+        client.embed([f"sentence {number}" for number in range(40)], batch_size=4)
+    assert count(manager.target) == before + 40 == sum(map(count, addresses))
+
+
+def test_tritons_blocking_client_streams_in_order(manager: Serve, expected: Any) -> None:
+    answers: queue.Queue[Any] = queue.Queue()
+    with tritonclient.grpc.InferenceServerClient(manager.target) as client:
+        client.start_stream(lambda result, error: answers.put(error or result))
+        for _ in range(8):
+            for text in TEXTS:
+                client.async_stream_infer("embedding", [tensor([text])])
+        for number in range(8 * len(TEXTS)):
+            check(answers.get(timeout=30), expected, number % len(TEXTS))
+        client.async_stream_infer("embedding", [tensor([MARK])], parameters={"truncate": "SIDEWAYS"})
+        refused = answers.get(timeout=30)
+        assert isinstance(refused, InferenceServerException)
+        assert "truncate" in str(refused)
+        client.stop_stream()
+
+
+async def test_tritons_asyncio_client_infers_and_streams(manager: Serve, expected: Any) -> None:
+    async with tritonclient.grpc.aio.InferenceServerClient(manager.target) as client:
+        for answer in await asyncio.gather(*(client.infer("embedding", [tensor(TEXTS)]) for _ in range(32))):
+            check(answer, expected)
+
+        async def requests() -> Any:
+            for text in TEXTS:
+                yield {"model_name": "embedding", "inputs": [tensor([text])]}
+
+        row = 0
+        async for answer, error in client.stream_infer(requests()):
+            assert error is None
+            check(answer, expected, row)
+            row += 1
+        assert row == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    "way", [["-i", "grpc", "--async"], ["-i", "grpc", "--streaming"], ["-i", "http"]], ids=["grpc", "stream", "http"]
+)
+def test_perf_analyzer_measures_the_manager_as_it_does_a_server(manager: Serve, tmp_path: Path, way: list[str]) -> None:
+    program = find_program(None)
+    texts, export = tmp_path / "input.json", tmp_path / "export.csv"
+    texts.write_text(json.dumps({"data": [{"text": [text]} for text in ("a text", "another text, a little longer")]}))
+    address = manager.target if "grpc" in way else f"127.0.0.1:{manager.http_port}"
+    command = [program.path, "-m", "embedding", *way, "-u", address, "-b", "2", "--input-data", texts]
+    # Three windows of any spread: the figures are not the point, that it comes to some is.
+    command += ["--concurrency-range", "4", "-p", "500", "-s", "999", "-r", "10", "-f", export, "--verbose-csv"]
+    environment = os.environ | program.environment
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = csv.DictReader(export.read_text().splitlines())
+    assert float(row["Inferences/Second"]) > 0
+    # What it subtracts from the second of two ModelStatistics.
+    assert float(row["Server Compute Infer"]) > 0
+
+
+def test_a_health_probe_hears_that_it_serves(manager: Serve) -> None:
+    with grpc.insecure_channel(manager.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "inference.GRPCInferenceService", "arctic_inference.InferenceService"):
+            asked = health_pb2.HealthCheckRequest(service=service)
+            assert stub.Check(asked, timeout=10).status == health_pb2.HealthCheckResponse.SERVING
+            assert next(stub.Watch(asked, timeout=10)).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as unknown:
+            stub.Check(health_pb2.HealthCheckRequest(service="another"), timeout=10)
+        assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+def test_reflection_is_enough_to_call_every_service(manager: Serve) -> None:
+    """As grpcurl does: no .proto and no generated code."""
+    with grpc.insecure_channel(manager.target) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        pool = DescriptorPool(database)
+        for name, method, field in (
+            ("inference.GRPCInferenceService", "ServerReady", "ready"),
+            ("arctic_inference.InferenceService", "HealthCheck", "healthy"),
+            ("grpc.health.v1.Health", "Check", "status"),
+        ):
+            assert name in database.get_services()
+            described = pool.FindServiceByName(name).FindMethodByName(method)
+            request = GetMessageClass(described.input_type)()
+            answer = GetMessageClass(described.output_type)
+            call = channel.unary_unary(f"/{name}/{method}", type(request).SerializeToString, answer.FromString)
+            assert getattr(call(request, timeout=10), field)
+
+
+def test_the_log_is_json_and_holds_no_text_of_a_request(manager: Serve) -> None:
+    """The last one: after everything that was sent here."""
+    for line in filter(None, manager.log().splitlines()):
+        if not line.startswith("READY "):
+            assert {"time", "level", "message"} <= json.loads(line).keys()
+    assert MARK not in manager.log()
