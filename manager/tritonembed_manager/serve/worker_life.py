@@ -59,9 +59,10 @@ class Worker:
     async def run(self) -> int:
         """Serve; the exit code."""
         try:
+            # First, so that its first answers know the servers.
+            self._in_background(self._hear())
             await self._endpoints.start()
             self._link.say("ready")
-            self._in_background(self._hear())
             self._in_background(self._count())
             return await self._over
         except PortError as error:

@@ -186,6 +186,8 @@ class Supervisor:
         self._dirty = False
         self._servers.changed()
         self._workers.tell(self._servers_line())
+        # Not only with its next turn: who reads READY and asks for the status is to see what is ready.
+        self._workers.tell(self._status_line(), may_drop=True)
         self._news.set()
 
     def _heard(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
