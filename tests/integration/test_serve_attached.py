@@ -1,0 +1,140 @@
+"""A real manager that is attached to servers: found by DNS, named by variables, with other vectors, and traced.
+
+The servers are fakes: what they compute does not matter here.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from tests.fakes.threaded import fake_triton
+from tests.fakes.triton import FakeTriton
+from tests.integration.serve import serving
+
+from tritonembed import EmbeddingClient
+
+
+def test_servers_behind_a_name_are_found_and_variables_do_for_options() -> None:
+    with fake_triton() as server:
+        variables = {
+            "TRITONEMBED_SERVERS_DNS": f"localhost:{server.address.rpartition(':')[2]}",
+            "TRITONEMBED_MODEL": "called-so",
+            "TRITONEMBED_LOAD_BALANCING": "random",
+            "TRITONEMBED_WORKERS": "2",
+        }
+        with serving(**variables) as manager:
+            assert manager.serves()
+            status = manager.until(manager.status)
+            # localhost may have an address at which nothing listens.
+            assert "ready" in manager.states()
+            assert {server["id"].rpartition(":")[2] for server in status["servers"]} == {
+                server.address.rpartition(":")[2]
+            }
+            assert (status["model"], status["policy"], status["workers"]["count"]) == ("called-so", "random", 2)
+
+
+def test_a_server_with_other_vectors_is_refused_and_status_says_why() -> None:
+    def other(fake: FakeTriton) -> None:
+        fake.vector_sign = -1.0
+
+    with (
+        fake_triton() as first,
+        fake_triton(other) as odd,
+        serving("--server", first.address, "--server", odd.address, "--health-interval=0.2") as manager,
+    ):
+        assert manager.states() == ["ready", "refused"]
+        asked = len(odd.requests)
+        with EmbeddingClient(manager.target) as client:
+            rows = client.embed([f"sentence {number}" for number in range(20)], batch_size=1).embeddings
+        assert len(rows) == 20
+        # Nothing but the checks, which are of three sentences.
+        assert all(request.inputs[0].shape[0] == 3 for request in odd.requests[asked:])
+        command = [sys.executable, "-m", "tritonembed_manager", "status", "--manager", f"127.0.0.1:{manager.http_port}"]
+        shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "220"}, timeout=60)
+        [line] = [line for line in shown.stdout.splitlines() if line.startswith(odd.address)]
+        assert "refused" in line
+        assert f"its vectors differ (cosine -1.0000, at least 0.999 wanted) from those of {first.address}" in line
+        odd.vector_sign = 1.0
+        manager.until(lambda: manager.states() == ["ready", "ready"])
+
+
+def test_status_watch_follows_until_ctrl_c() -> None:
+    with fake_triton() as server, serving("--server", server.address) as manager:
+        command = [sys.executable, "-m", "tritonembed_manager", "status", "--watch", "--json"]
+        variables = os.environ | {"TRITONEMBED_MANAGER": f"127.0.0.1:{manager.http_port}"}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+        ) as watch:
+            assert watch.stdout is not None
+            seen = [json.loads(watch.stdout.readline()) for _ in range(2)]
+            watch.send_signal(signal.SIGINT)
+            _, said = watch.communicate(timeout=30)
+        assert seen[1]["uptime_s"] > seen[0]["uptime_s"]
+        assert [server["state"] for server in seen[1]["servers"]] == ["ready"]
+        assert said == ""
+
+
+class Collector(HTTPServer):
+    """What takes OTLP over HTTP."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Take)
+        self.bodies: list[bytes] = []
+
+
+class _Take(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        self.server.bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def collector() -> Iterator[Collector]:
+    """One that listens."""
+    with Collector() as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        try:
+            yield listening
+        finally:
+            listening.shutdown()
+            thread.join()
+
+
+def test_traces_are_exported_and_go_on_to_triton_without_any_text() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+    caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    with fake_triton() as server, collector() as traces:
+        endpoint = f"http://127.0.0.1:{traces.server_port}"
+        with serving("--server", server.address, OTEL_EXPORTER_OTLP_ENDPOINT=endpoint) as manager:
+            with EmbeddingClient(manager.target, metadata=[("traceparent", caller)]) as client:
+                client.embed(["mxyzptlk"])
+            [forwarded] = [row["traceparent"] for row in server.metadata if "traceparent" in row]
+        spans = [
+            span
+            for body in traces.bodies
+            for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+            for scope in resource.scope_spans
+            for span in scope.spans
+        ]
+    _, trace_id, parent_id, _ = caller.split("-")
+    assert [span.trace_id.hex() for span in spans] == [trace_id]
+    assert spans[0].parent_span_id.hex() == parent_id
+    assert forwarded.split("-")[1:3] == [trace_id, spans[0].span_id.hex()]
+    assert not any(b"mxyzptlk" in body for body in traces.bodies)
