@@ -45,6 +45,7 @@ def serve(
     work_dir: options.WorkDir = None,
     log_format: own.LogFormat = own.LogFormatChoice.text,
     log_verbose: options.LogVerbose = False,
+    disable_log_request: own.DisableLogRequest = False,
 ) -> None:
     """Launch Triton servers, or attach to running ones, and serve all of them under one address."""
     with one_line_errors():

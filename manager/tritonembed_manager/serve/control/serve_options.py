@@ -125,3 +125,6 @@ TokenizerInstances = Annotated[
     ),
 ]
 LogFormat = Annotated[LogFormatChoice, _option("--log-format", "Lines for people, or JSON.")]
+DisableLogRequest = Annotated[
+    bool, _option("--disable-log-request", "Accepted for Arctic Inference's users: requests are never logged here.")
+]

@@ -92,6 +92,15 @@ def test_the_defaults_are_those_of_the_documentation(serve):
     assert settings.attach is None
 
 
+def test_flags_of_arctic_inference_are_taken(serve):
+    """Those of its replica manager."""
+    given = "--model org/name --device cpu --host 0.0.0.0 --port 60050 --num-replicas 2 --load-balancing round_robin"
+    given += " --health-interval 2 --forward-timeout 20 --startup-timeout 60 --workers 16 --disable-log-request"
+    settings = serve(*given.split())
+    assert (settings.port, settings.workers, settings.forward_timeout) == (60050, 16, 20)
+    assert [plan.replicas for plan in settings.launch.plans] == [2]
+
+
 def test_attaching_takes_servers_from_anywhere(serve, tmp_path):
     file = tmp_path / "servers"
     file.write_text("c:1\n")
