@@ -161,8 +161,9 @@ def _command(pid: int) -> list[str]:
 class Load:
     """Clients that send one request after the other until the end of the `with`; between two they rest."""
 
-    def __init__(self, target: str, clients: int = 96, *, rest_s: float = 0.0) -> None:
+    def __init__(self, target: str, clients: int = 96, *, rest_s: float = 0.0, connections: int = 4) -> None:
         self._target = target
+        self._connections = connections
         self._clients = clients
         self._rest_s = rest_s
         self._stopping = False
@@ -193,8 +194,9 @@ class Load:
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
             # Several connections, as from several clients.
-            shared = [await stack.enter_async_context(AsyncEmbeddingClient(self._target)) for _ in range(4)]
-            await asyncio.gather(*(self._send(shared[index % 4], index) for index in range(self._clients)))
+            clients = [AsyncEmbeddingClient(self._target) for _ in range(self._connections)]
+            shared = [await stack.enter_async_context(client) for client in clients]
+            await asyncio.gather(*(self._send(shared[index % len(shared)], index) for index in range(self._clients)))
 
     async def _send(self, client: AsyncEmbeddingClient, index: int) -> None:
         texts = [f"client {index} sends sentence {number} of a request" for number in range(4 + index % 8)]

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.serve import Load, Serve, serving
 from tests.models import ModelShelf
 
@@ -47,14 +51,24 @@ def test_a_stub_that_is_killed_costs_no_client_an_error_and_its_server_comes_bac
     manager.until(lambda: manager.states() == ["ready", "ready"])
 
 
-def test_a_worker_that_is_killed_is_replaced_and_its_load_is_forgotten(manager: Serve) -> None:
+def test_a_worker_that_is_killed_under_load_is_replaced_and_its_load_is_forgotten(manager: Serve) -> None:
     victim, other = manager.workers()
-    os.kill(victim, signal.SIGKILL)
-    manager.until(lambda: len(manager.workers()) == 2 and victim not in manager.workers())
+    # So many connections that both workers have some.
+    with Load(manager.target, connections=16) as load:
+        load.answers(96)
+        manager.until(manager.is_full)
+        os.kill(victim, signal.SIGKILL)
+        manager.until(lambda: len(manager.workers()) == 2 and victim not in manager.workers())
+        manager.until(lambda: manager.status().get("workers") == {"count": 2, "ready": 2, "restarts": 1})
+        load.answers(32)
+    # The clients of the one that was killed saw their connection break, nobody saw anything else.
+    assert load.errors
+    assert all(error.startswith("UnavailableError") for error in load.errors), load.errors
     assert other in manager.workers()
-    manager.until(lambda: manager.status().get("workers") == {"count": 2, "ready": 2, "restarts": 1})
+    manager.until(lambda: manager.status()["totals"]["in_flight"] == 0, limit=10)
+    assert [server["work_bytes"] for server in manager.status()["servers"]] == [0, 0]
+    assert manager.status()["totals"]["waiting"] == 0
     assert manager.serves()
-    assert manager.status()["totals"]["in_flight"] == 0
 
 
 def test_all_servers_are_replaced_under_load_through_the_servers_file(manager: Serve, tmp_path: Path) -> None:
@@ -83,9 +97,29 @@ def test_all_servers_are_replaced_under_load_through_the_servers_file(manager: S
         assert load.errors == []
 
 
+@contextmanager
+def health_told(target: str) -> Iterator[list[int]]:
+    """What a watch of the health is told until the manager ends it."""
+    told: list[int] = []
+    with grpc.insecure_channel(target) as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=60)
+        told.append(next(watch).status)
+
+        def read() -> None:
+            with suppress(grpc.RpcError):
+                for answer in watch:
+                    told.append(answer.status)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        yield told
+        reader.join(10)
+        watch.cancel()
+
+
 def test_a_drain_finishes_what_is_in_flight_and_leaves_nothing(manager: Serve) -> None:
     """The last one with this manager: it ends it."""
-    with Load(manager.target) as load:
+    with Load(manager.target) as load, health_told(manager.target) as told:
         load.answers(96)
         manager.until(manager.is_full)
         manager.family()
@@ -95,6 +129,8 @@ def test_a_drain_finishes_what_is_in_flight_and_leaves_nothing(manager: Serve) -
         assert manager.process.wait(40) == 0
         assert time.monotonic() - began < 33
     assert load.errors == []
+    # Before anything ended, those that watch were told.
+    assert told == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
     assert manager.family() == []
     assert manager.regions() == []
 
