@@ -16,6 +16,7 @@ from tritonembed_perf.compare.trials import Materials, Trial
 from tritonembed_perf.compare.without_paths import public_command
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.models import write_preset
+from tritonembed_perf.output import make_folder
 from tritonembed_perf.perf_analyzer.binary import default_cache
 from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
 from tritonembed_perf.run.target import read_tokenizer
@@ -38,7 +39,7 @@ def compare_peers(options: dict[str, Any]) -> None:
         if trial.tokens > files.max_length:
             raise UsageError(f"{trial.name}: the model takes at most {files.max_length} tokens")
     if options["out"] is not None:
-        options["out"].mkdir(parents=True, exist_ok=True)
+        make_folder("--out", options["out"])
     print(f"{machine_line(environment['machine'])}\n{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)
     began = time.monotonic()
 

@@ -1,6 +1,5 @@
 """The options of `tritonembed-bench overhead`, and what it does from start to end."""
 
-import json
 import random
 import tempfile
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from tritonembed_perf.failures import UsageError, one_line_errors
+from tritonembed_perf.output import check_output, write_report
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
 
 WARM_UP_REQUESTS = 32
@@ -39,9 +39,8 @@ def overhead(
     """
     with one_line_errors():
         chosen = parse_loads(loads)
-        for path in (plot, json_path):
-            if path is not None and not path.parent.is_dir():
-                raise UsageError(f"there is no folder {path.parent}")
+        check_output("--plot", plot)
+        check_output("--json", json_path)
         if server is not None and context.args:
             raise UsageError(f"{context.args[0]} is for the server that is started without --server")
         report = _measure(model, server, chosen, requests, context.args)
@@ -49,7 +48,7 @@ def overhead(
         if plot is not None:
             _plot(plot, report)
         if json_path is not None:
-            json_path.write_text(json.dumps(report, indent=1) + "\n")
+            write_report(json_path, report)
 
 
 def _measure(
@@ -58,22 +57,23 @@ def _measure(
     from tritonembed_perf.overhead.stages import from_statistics, from_traces
     from tritonembed_perf.overhead.traced_server import traced_server
     from tritonembed_perf.overhead.triton_tells import read_traces
+    from tritonembed_perf.run.corpus import WordTexts, check_length
     from tritonembed_perf.run.environment import describe_environment, typed_command
     from tritonembed_perf.run.target import read_tokenizer
 
     files, tokenizer = read_tokenizer(model)
+    words = WordTexts(tokenizer)
     for load in loads:
-        if load.tokens > files.max_length:
-            raise UsageError(f"--loads {load.name}: the model takes at most {files.max_length} tokens")
+        check_length(f"--loads {load.name}", load.tokens, words, files.max_length)
     environment = describe_environment(typed_command())
     if server is not None:
-        measured = [_send(server, load, tokenizer, requests) for load in loads]
+        measured = [_send(server, load, words, requests) for load in loads]
         stages = [from_statistics(list(client.values()), models) for client, models in measured]
         source = "statistics"
     else:
         with tempfile.TemporaryDirectory(prefix="tritonembed-overhead-") as folder:
             with traced_server(model, Path(folder), arguments) as (running, traces):
-                measured = [_send(running.target, load, tokenizer, requests) for load in loads]
+                measured = [_send(running.target, load, words, requests) for load in loads]
             found = read_traces(traces)
         try:
             stages = [from_traces(client, found) for client, _ in measured]
@@ -88,14 +88,13 @@ def _measure(
     return {**environment, "source": source, "rows": rows}
 
 
-def _send(server: str, load: ShapeLoad, tokenizer: Any, requests: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _send(server: str, load: ShapeLoad, words: Any, requests: int) -> tuple[dict[str, Any], dict[str, Any]]:
     from tritonembed_perf.overhead.client import send_timed
     from tritonembed_perf.overhead.triton_tells import growth, read_statistics
-    from tritonembed_perf.run.corpus import WordTexts
 
     count = min(requests, 64)
     lengths = [load.tokens] * (load.sentences * count)
-    texts = WordTexts(tokenizer).of_lengths(lengths, random.Random(load.tokens))
+    texts = words.of_lengths(lengths, random.Random(load.tokens))
     pool = [texts[start : start + load.sentences] for start in range(0, len(texts), load.sentences)]
 
     def some(number: int) -> list[list[str]]:

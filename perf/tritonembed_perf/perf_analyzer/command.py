@@ -1,6 +1,5 @@
 """The options of `tritonembed-bench perf-analyzer`, and what it does from start to end."""
 
-import json
 import shlex
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from tritonembed_perf.failures import UsageError, one_line_errors
+from tritonembed_perf.failures import BenchError, UsageError, one_line_errors
+from tritonembed_perf.output import make_folder, write_report
 
 INTERRUPTED = 130
 
@@ -46,8 +46,7 @@ def perf_analyzer(
         from tritonembed_perf.perf_analyzer.scenarios import load_scenarios
 
         scenarios = load_scenarios(scenario or [])
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
+        make_folder("--out", out)
         _run(model, scenarios, {"triton": server, "manager": manager}, program, out, context.args)
 
 
@@ -62,37 +61,44 @@ def _run(
     from tritonembed_perf.perf_analyzer.binary import find_program
     from tritonembed_perf.perf_analyzer.report import as_json, plot, show
     from tritonembed_perf.perf_analyzer.runs import Point
-    from tritonembed_perf.run.corpus import WordTexts
+    from tritonembed_perf.run.corpus import WordTexts, check_length
     from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
     from tritonembed_perf.run.target import read_tokenizer
 
     files, tokenizer = read_tokenizer(model)
+    words = WordTexts(tokenizer)
     for shape in (shape for scenario in scenarios for shape in scenario.shapes):
-        if shape.tokens > files.max_length:
-            raise UsageError(f"{shape.name}: the model takes at most {files.max_length} tokens")
+        check_length(shape.name, shape.tokens, words, files.max_length)
     program = find_program(program_path)
     environment = describe_environment(typed_command())
     print(machine_line(environment["machine"]))
     points: dict[str, list[Point]] = {scenario.name: [] for scenario in scenarios}
-    interrupted = False
+    interrupted, failure = False, None
     try:
         for target in ("triton", "manager"):
             wanted = [scenario for scenario in scenarios if target in scenario.targets]
             if wanted:
                 with _reach(target, given[target], model, arguments) as address:
                     for scenario in wanted:
-                        _measure(program, address, target, scenario, WordTexts(tokenizer), points[scenario.name])
+                        _measure(program, address, target, scenario, words, points[scenario.name])
     except KeyboardInterrupt:
         interrupted = True
-    for scenario in scenarios:
+    except BenchError as error:
+        # What was measured before it is worth showing.
+        failure = error
+    measured = [scenario for scenario in scenarios if points[scenario.name]]
+    for scenario in measured:
         show(scenario, points[scenario.name])
-        if out is not None and points[scenario.name]:
+        if out is not None:
             plot(out, scenario, points[scenario.name])
-    if out is not None:
+    if out is not None and (measured or failure is None):
         results = [as_json(scenario, points[scenario.name]) for scenario in scenarios]
         report = {**environment, "interrupted": interrupted, "scenarios": results}
-        (out / "perf-analyzer.json").write_text(json.dumps(report, indent=1) + "\n")
+        write_report(out / "perf-analyzer.json", report)
+    if failure is not None:
+        raise failure
     if interrupted:
+        print("interrupted: what is above is all that was measured")
         raise typer.Exit(INTERRUPTED)
 
 

@@ -91,7 +91,8 @@ def run_point(
             raise BenchError(f"perf_analyzer did not end within {limit:.0f} s") from None
         if done.returncode or not export.exists():
             said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            reason = next((line for line in said if line.lower().startswith(("error", "failed"))), said[-1:] or ["?"])
+            last = said[-1] if said else f"exit code {done.returncode} without a word"
+            reason = next((line for line in said if line.lower().startswith(("error", "failed"))), last)
             raise BenchError(f"perf_analyzer, {target}, {shape.name}, {scenario.load} {value}: {reason}")
         return read_export(export.read_text(), target, shape, value)
 

@@ -69,7 +69,8 @@ def run_clients(work: Work, load: Load, processes: int, watcher: Watcher, interr
         for number, share in enumerate(load.shares(processes)):
             ours, theirs = context.Pipe()
             child = context.Process(target=work_off, args=(work, share, number, theirs, table, stop), daemon=True)
-            child.start()
+            with _interrupts_blocked():
+                child.start()
             theirs.close()
             pipes.append(ours)
             children.append(child)
@@ -89,6 +90,16 @@ def run_clients(work: Work, load: Load, processes: int, watcher: Watcher, interr
             if child.is_alive():
                 child.kill()
                 child.join()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """What is started here never sees Ctrl-C, not even before it can say that it ignores it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Crew:

@@ -1,6 +1,5 @@
 """The options of `tritonembed-bench run`, and what it does from start to end."""
 
-import json
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,8 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from tritonembed_perf.failures import BenchError, UsageError, one_line_errors
+from tritonembed_perf.output import check_output, write_report
 
 INTERRUPTED = 130
+DAY_S = 86_400
 
 
 class ProtocolChoice(str, Enum):
@@ -77,13 +78,14 @@ def run(
         int | None, typer.Option("--requests", min=1, help="Measured for each batch size.", show_default="1024")
     ] = None,
     duration: Annotated[
-        float | None, typer.Option("--duration", min=0.1, help="Seconds for each batch size instead of --requests.")
+        float | None,
+        typer.Option("--duration", min=0.1, max=DAY_S, help="Seconds for each batch size instead of --requests."),
     ] = None,
     concurrency: Annotated[
         int | None, typer.Option("--concurrency", min=1, help="Requests in flight, closed loop.", show_default="16")
     ] = None,
     rate: Annotated[
-        float | None, typer.Option("--rate", min=0.001, help="Requests a second instead, open loop, Poisson.")
+        float | None, typer.Option("--rate", min=0.001, max=1e6, help="Requests a second instead, open loop, Poisson.")
     ] = None,
     prompt_length: Annotated[
         int | None, typer.Option("--prompt-length", min=1, help="Tokens, special ones included.", show_default="50")
@@ -100,8 +102,10 @@ def run(
         int | None,
         typer.Option("--processes", min=1, max=256, help="Of the client.", show_default="a quarter of the cores"),
     ] = None,
-    warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds before the clock starts.")] = 1.0,
-    timeout: Annotated[float, typer.Option("--timeout", min=0.001, help="Seconds for one request.")] = 60.0,
+    warm_up: Annotated[
+        float, typer.Option("--warm-up", min=0, max=DAY_S, help="Seconds before the clock starts.")
+    ] = 1.0,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.001, max=DAY_S, help="Seconds for one request.")] = 60.0,
     reference: Annotated[
         ReferenceChoice,
         typer.Option(
@@ -123,8 +127,7 @@ def run(
         if batch_sizes is not None:
             given["batch_sizes"] = parse_batch_sizes(batch_sizes)
         json_path = given.pop("json_path")
-        if json_path is not None and not json_path.parent.is_dir():
-            raise UsageError(f"--json: there is no folder {json_path.parent}")
+        check_output("--json", json_path)
         _run(make_settings(given), json_path)
 
 
@@ -168,7 +171,7 @@ def _run(settings: Any, json_path: Path | None) -> None:
             "interrupted": interrupt.happened,
             "rows": [as_json(row, settings) for row in rows],
         }
-        json_path.write_text(json.dumps(report, indent=1) + "\n")
+        write_report(json_path, report)
     _finish(rows, interrupt.happened)
 
 

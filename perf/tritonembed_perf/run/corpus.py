@@ -62,7 +62,7 @@ class WordTexts:
             raise UsageError("the tokenizer's vocabulary has no whole words in lower-case ASCII to make texts of")
         if min(lengths) < self.shortest:
             raise UsageError(
-                f"--prompt-length {min(lengths)}: one word and the special tokens are {self.shortest} tokens already"
+                f"no text has a length of {min(lengths)} tokens: a word and the special tokens are {self.shortest} already"
             )
         texts = [""] * len(lengths)
         # Each word is one token; the check is for tokenizers that treat the first word of a text differently.
@@ -79,7 +79,17 @@ class WordTexts:
             missing = again
             if not missing:
                 return texts
-        raise UsageError(f"--prompt-length {lengths[missing[0]]}: the vocabulary's words make no text of that length")
+        raise UsageError(f"the vocabulary's words make no text with a length of {lengths[missing[0]]} tokens")
+
+
+def check_length(name: str, tokens: int, words: WordTexts, longest: int) -> None:
+    """Texts of so many tokens can be made and served. Raises UsageError, which begins with `name`."""
+    if tokens > longest:
+        raise UsageError(f"{name}: the model takes at most {longest} tokens")
+    try:
+        words.of_lengths([tokens], random.Random(0))
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from None
 
 
 def count_tokens(tokenizer: Tokenizer, texts: Sequence[str]) -> list[int]:

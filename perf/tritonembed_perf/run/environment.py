@@ -67,8 +67,15 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def typed_command() -> list[str]:
-    """This process's command line, however it was started."""
-    return ["tritonembed-bench", *sys.argv[1:]]
+    """This process's command line, however it was started; reports are published, so of files only the names."""
+    return ["tritonembed-bench", *map(_without_folder, sys.argv[1:])]
+
+
+def _without_folder(argument: str) -> str:
+    option, equals, value = argument.rpartition("=")
+    path = Path(value)
+    is_file = path.exists() or (path.is_absolute() and path.parent.is_dir())
+    return f"{option}{equals}{path.name}" if is_file and path.name else argument
 
 
 def _gpus() -> list[str]:

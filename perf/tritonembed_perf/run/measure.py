@@ -12,6 +12,7 @@ from tritonembed_perf.run.clients import Interrupt, run_clients
 from tritonembed_perf.run.corpus import (
     PooledRequest,
     WordTexts,
+    check_length,
     count_tokens,
     draw_lengths,
     make_requests,
@@ -53,13 +54,11 @@ class Texts:
             self._dataset_tokens = [min(n, longest) for n in count_tokens(self._tokenizer, self._dataset)]
             self.mean_length = float(np.mean(self._dataset_tokens))
             return
-        if settings.prompt_length > longest:
-            raise UsageError(f"--prompt-length {settings.prompt_length}: the model takes at most {longest} tokens")
         self._words = WordTexts(self._tokenizer)
+        # An impossible length is found before anything else is done.
+        check_length(f"--prompt-length {settings.prompt_length}", settings.prompt_length, self._words, longest)
         whole = settings.distribution == "fixed"
         self.mean_length = settings.prompt_length if whole else settings.prompt_length / 2
-        # An impossible length is found before anything else is done.
-        self._words.of_lengths([settings.prompt_length], random.Random(settings.seed))
 
     def requests(self, batch_size: int) -> list[PooledRequest]:
         """Different requests, to be sent in turn."""

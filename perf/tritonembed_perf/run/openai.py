@@ -76,6 +76,8 @@ class OpenAI:
             if status == HTTP_NOT_FOUND and self.model:
                 return Served(self.model, (), software)
             models = tuple(str(item["id"]) for item in json.loads(body)["data"])
+        except aiohttp.ClientResponseError:
+            raise UnreachableError("it does not speak HTTP") from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise UnreachableError(str(error) or type(error).__name__) from None
         except (ValueError, KeyError, TypeError):

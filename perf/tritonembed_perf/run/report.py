@@ -46,7 +46,8 @@ def title(settings: Settings) -> str:
     )
     how = f"{settings.rate:g} requests/s, open loop" if settings.rate is not None else f"{settings.concurrency} at once"
     amount = f"{settings.duration:g} s" if settings.duration is not None else f"{settings.requests:,} requests"
-    return f"{settings.protocol}, {texts}, {how}, {amount}, {settings.processes} client processes"
+    processes = "1 client process" if settings.processes == 1 else f"{settings.processes} client processes"
+    return f"{settings.protocol}, {texts}, {how}, {amount}, {processes}"
 
 
 def _lines(rows: Sequence[Row]) -> list[tuple[str, Callable[[Row], str]]]:

@@ -72,8 +72,9 @@ def make_settings(given: dict[str, Any]) -> Settings:
         processes = max(1, min(cores // CORES_PER_CLIENT_PROCESS, MAX_CLIENT_PROCESSES, concurrency or cores))
     elif concurrency is not None and processes > concurrency:
         raise UsageError(f"--processes {processes} is more than --concurrency {concurrency}")
+    server = chosen.get("server")
     return Settings(
-        server=chosen.get("server") or DEFAULT_SERVERS[chosen["protocol"]],
+        server=DEFAULT_SERVERS[chosen["protocol"]] if server is None else server,
         model=chosen.get("model"),
         tokenizer=chosen.get("tokenizer"),
         protocol=chosen["protocol"],
@@ -113,10 +114,21 @@ def _refuse_contradictions(given: dict[str, Any]) -> None:
         for other in others:
             if given.get(one) is not None and given.get(other) is not None:
                 raise UsageError(f"{_option(one)} and {_option(other)} contradict each other")
+    server = given.get("server")
+    if server is not None and not _is_address(server, given["protocol"]):
+        what = "host:port or a URL" if given["protocol"] == "openai" else "host:port"
+        raise UsageError(f"--server is {what} for --protocol {given['protocol']}, not {server!r}")
     if given.get("encoding") is not None and given["protocol"] != "openai":
         raise UsageError("--encoding goes with --protocol openai")
     if given.get("preset") is not None and given["preset"] not in PRESETS:
         raise UsageError(f"--preset is one of {', '.join(PRESETS)}")
+
+
+def _is_address(server: str, protocol: str) -> bool:
+    if protocol == "openai" and server.startswith(("http://", "https://")):
+        return bool(server.partition("://")[2])
+    host, _, port = server.rpartition(":")
+    return bool(host) and "/" not in server and port.isdecimal()
 
 
 def _option(name: str) -> str:
