@@ -1,0 +1,145 @@
+"""The stages of a request, from what Triton's statistics and traces tell."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.models import ModelShelf
+from tritonclient.grpc import service_pb2
+
+from tritonembed_perf.cli import main
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.overhead import traced_server
+from tritonembed_perf.overhead.stages import STAGES, ClientTimes, ModelTimes, from_statistics, from_traces
+from tritonembed_perf.overhead.triton_tells import growth, read_traces
+from tritonembed_perf.server import ServerEndedError
+
+MS = 1_000_000
+
+
+def test_statistics_make_up_the_whole_latency() -> None:
+    client = [ClientTimes(1 * MS, 0, 30 * MS, 2 * MS), ClientTimes(3 * MS, 0, 50 * MS, 4 * MS)]
+    models = {
+        "embedding": ModelTimes(2, 30.0 * MS, 0.0, 0.0),
+        "tokenizer": ModelTimes(2, 0.0, 1.0 * MS, 2.0 * MS),
+        "embedder": ModelTimes(2, 0.0, 5.0 * MS, 20.0 * MS),
+    }
+    stages = from_statistics(client, models)
+    assert list(stages) == list(STAGES)
+    assert stages == pytest.approx(
+        {
+            "client encode": 2,
+            "wire": 10,
+            "tokenizer queue": 1,
+            "tokenizer": 2,
+            "embedder queue": 5,
+            "embedder": 20,
+            "between models": 2,
+            "reply": 0,
+            "client decode": 3,
+        }
+    )
+
+
+def trace(start: int) -> dict[str, dict[str, int]]:
+    def moments(*values: int) -> dict[str, int]:
+        names = ("REQUEST_START", "QUEUE_START", "COMPUTE_START", "COMPUTE_END", "REQUEST_END")
+        return {name: (start + value) * MS for name, value in zip(names, values, strict=True)}
+
+    return {
+        "embedding": {"REQUEST_START": (start + 1) * MS, "REQUEST_END": (start + 20) * MS},
+        "tokenizer": moments(1, 2, 4, 7, 7),
+        "embedder": moments(8, 8, 9, 17, 18),
+    }
+
+
+def test_traces_part_the_way_there_from_the_way_back() -> None:
+    client = {"a": ClientTimes(MS, 100 * MS, 123 * MS, MS), "untraced": ClientTimes(99 * MS, 0, 99 * MS, 99 * MS)}
+    stages = from_traces(client, {"a": trace(100)})
+    assert list(stages) == list(STAGES)
+    assert stages == pytest.approx(
+        {
+            "client encode": 1,
+            "wire": 1,
+            "tokenizer queue": 2,
+            "tokenizer": 3,
+            "embedder queue": 1,
+            "embedder": 8,
+            "between models": 5,
+            "reply": 3,
+            "client decode": 1,
+        }
+    )
+
+
+def test_requests_without_traces_are_not_taken_for_fast_ones() -> None:
+    with pytest.raises(ValueError, match="no request has a trace"):
+        from_traces({"a": ClientTimes(1, 2, 3, 4)}, {"a": {"embedding": {}}})
+
+
+@pytest.mark.parametrize("end", ["]", ""])
+def test_a_trace_belongs_to_the_request_of_its_ensemble(end: str, tmp_path: Path) -> None:
+    entries: list[dict[str, Any]] = [
+        {"id": 1, "model_name": "embedding", "request_id": "mine"},
+        {"id": 1, "timestamps": [{"name": "REQUEST_START", "ns": 5}]},
+        {"id": 2, "model_name": "tokenizer", "parent_id": 1},
+        {"id": 2, "timestamps": [{"name": "QUEUE_START", "ns": 6}]},
+    ]
+    later = {"id": 2, "timestamps": [{"name": "COMPUTE_START", "ns": 7}]}
+    # Triton writes a file of many at a time; the last one is not closed while it runs.
+    (tmp_path / "trace.json.0").write_text(json.dumps(entries))
+    (tmp_path / "trace.json.1").write_text("[" + json.dumps(later) + end)
+    assert read_traces(tmp_path) == {
+        "mine": {"embedding": {"REQUEST_START": 5}, "tokenizer": {"QUEUE_START": 6, "COMPUTE_START": 7}}
+    }
+
+
+def statistics(count: int, ns: int) -> Any:
+    found = service_pb2.ModelStatistics()
+    for field in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
+        getattr(found.inference_stats, field).count = count
+        getattr(found.inference_stats, field).ns = ns
+    return found
+
+
+def test_statistics_are_means_of_what_was_added() -> None:
+    names = ("embedding", "tokenizer", "embedder")
+    before, after = ({name: statistics(*values) for name in names} for values in ((10, 1000), (14, 1400)))
+    assert growth(before, after)["embedder"] == ModelTimes(4, 100.0, 100.0, 300.0)
+    with pytest.raises(UsageError, match="embedding answered no request"):
+        growth(before, before)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--loads", "65x1@1"], "--loads 65x1@1: the model takes at most 64 tokens"),
+        (["--loads", "2x1@1"], "--loads 2x1@1: no text has a length of 2 tokens"),
+        (["--loads", "much"], "--loads: 'much' is not"),
+        (["--plot", "/nowhere/plot"], "--plot: there is no folder"),
+        (["--server", "127.0.0.1:1", "--loads", "9x1@1"], "127.0.0.1:1 gives no statistics"),
+        (["--server", "127.0.0.1:1", "--", "--replicas", "2"], "--replicas is for the server that is started"),
+    ],
+)
+def test_what_can_not_be_done_is_one_line_and_exit_code_2(
+    options: list[str], said: str, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["overhead", "--model", str(shelf("bert")), *options])
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_a_server_that_does_not_start_says_why(
+    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def end(*_: object) -> None:
+        raise ServerEndedError(2, "tritonembed-manager: unknown option --misspelt")
+
+    monkeypatch.setattr(traced_server, "running_server", end)
+    with pytest.raises(SystemExit) as ended:
+        main(["overhead", "--model", str(shelf("bert")), "--loads", "9x1@1", "--", "--misspelt", "1"])
+    assert ended.value.code == 2
+    assert "the server does not start: tritonembed-manager: unknown option --misspelt" in capsys.readouterr().err

@@ -1,0 +1,18 @@
+"""Loads in a few letters."""
+
+import pytest
+
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.shape_load import ShapeLoad, parse_loads
+
+
+def test_loads_are_tokens_sentences_and_requests_at_once() -> None:
+    loads = parse_loads("50x64@4, 512x1@16")
+    assert loads == [ShapeLoad(50, 64, 4), ShapeLoad(512, 1, 16)]
+    assert [load.name for load in loads] == ["50x64@4", "512x1@16"]
+
+
+@pytest.mark.parametrize("text", ["", "50", "50x64", "50@4", "ax1@1", "50x64@4,", "50x64@4@4", "0x1@1", "50x1@0"])
+def test_anything_else_is_refused_with_what_was_typed(text: str) -> None:
+    with pytest.raises(UsageError, match="--loads: "):
+        parse_loads(text)
