@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -19,7 +20,7 @@ from tests.fakes.threaded import fake_triton
 from tests.fakes.triton import FakeTriton
 from tests.integration.serve import serving
 
-from tritonembed import EmbeddingClient
+from tritonembed import EmbeddingClient, UnavailableError
 
 
 def test_servers_behind_a_name_are_found_and_variables_do_for_options() -> None:
@@ -64,6 +65,48 @@ def test_a_server_with_other_vectors_is_refused_and_status_says_why() -> None:
         assert f"its vectors differ (cosine -1.0000, at least 0.999 wanted) from those of {first.address}" in line
         odd.vector_sign = 1.0
         manager.until(lambda: manager.states() == ["ready", "ready"])
+
+
+def test_if_all_servers_look_bad_requests_still_go_to_them() -> None:
+    checks = ["--health-interval=0.2", "--health-timeout=0.2"]
+    with (
+        fake_triton() as first,
+        fake_triton() as second,
+        serving("--server", first.address, "--server", second.address, *checks) as manager,
+    ):
+        # Slower than a check may be, and not too slow for a request.
+        first.latency = second.latency = 0.5
+        manager.until(lambda: manager.states() == ["unhealthy"] * 2, limit=30)
+        with EmbeddingClient(manager.target) as client:
+            assert len(client.embed(["a text"], timeout=30).embeddings) == 1
+        first.latency = second.latency = 0.0
+        manager.until(lambda: manager.states() == ["ready"] * 2, limit=30)
+
+
+def test_a_drain_takes_nothing_new_and_a_second_signal_forces() -> None:
+    with fake_triton() as server, serving("--server", server.address, "--health-interval=3600") as manager:
+        server.latency = 3600.0
+        with EmbeddingClient(manager.target) as client, ThreadPoolExecutor() as threads:
+            held = threads.submit(client.embed, ["a text"], timeout=60)
+            manager.until(lambda: manager.status()["totals"]["in_flight"] == 1, limit=30)
+            manager.process.send_signal(signal.SIGTERM)
+            manager.until(lambda: "finishing what is in flight" in manager.log(), limit=30)
+            with EmbeddingClient(manager.target) as late:
+                manager.until(lambda: _error(late) == "the manager is draining: it takes no new requests", limit=30)
+            assert not held.done()
+            # The same signal once more within a quarter of a second would count as an echo of the first.
+            manager.process.send_signal(signal.SIGINT)
+            assert manager.process.wait(30) == 1
+            assert isinstance(held.exception(30), UnavailableError)
+        assert manager.log().splitlines()[-1].endswith("SIGINT while stopping: killed")
+
+
+def _error(client: EmbeddingClient) -> str:
+    try:
+        client.embed(["a text"], timeout=30)
+    except UnavailableError as error:
+        return str(error)
+    return ""
 
 
 def test_status_watch_follows_until_ctrl_c() -> None:
