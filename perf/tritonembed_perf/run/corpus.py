@@ -61,9 +61,8 @@ class WordTexts:
         if not self._words:
             raise UsageError("the tokenizer's vocabulary has no whole words in lower-case ASCII to make texts of")
         if min(lengths) < self.shortest:
-            raise UsageError(
-                f"no text has a length of {min(lengths)} tokens: a word and the special tokens are {self.shortest} already"
-            )
+            alone = f"a word and the special tokens are {self.shortest} already"
+            raise UsageError(f"no text has a length of {min(lengths)} tokens: {alone}")
         texts = [""] * len(lengths)
         # Each word is one token; the check is for tokenizers that treat the first word of a text differently.
         missing = list(range(len(lengths)))

@@ -1,0 +1,65 @@
+"""`tritonembed-bench` against a real Triton: a few seconds of each of its commands."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tritonembed_perf.cli import main
+from tritonembed_perf.server import RunningServer
+
+
+def bench(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as ended:
+        main([str(argument) for argument in arguments])
+    return int(ended.value.code or 0)
+
+
+def test_run_measures_with_every_answer_checked_against_transformers(
+    server: RunningServer, model: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "run.json"
+    load = ("--requests", 60, "--batch-sizes", "1,8", "--concurrency", 4, "--distribution", "uniform", "--warm-up", 0)
+    assert bench("run", "--server", server.target, "--model", model, "--reference", "model", "--json", path, *load) == 0
+    report = json.loads(path.read_text())
+    assert report["server"]["description"].startswith("triton ")
+    for row in report["rows"]:
+        assert (row["requests"], row["errors"], row["wrong_answers"]) == (60, {}, 0)
+        assert row["answers_compared"] > 0
+        assert row["server_cpu_seconds"] > 0
+
+
+def test_overhead_parts_a_requests_time(server: RunningServer, model: Path, tmp_path: Path) -> None:
+    path, plot = tmp_path / "overhead.json", tmp_path / "plot"
+    where = ("--server", server.target, "--json", path, "--plot", plot)
+    assert bench("overhead", "--model", model, *where, "--loads", "20x1@1,20x8@4", "--requests", 40) == 0
+    report = json.loads(path.read_text())
+    assert report["source"] == "statistics"
+    for row in report["rows"]:
+        stages = row["milliseconds"]
+        assert all(stages[stage] > 0 for stage in ("client encode", "wire", "tokenizer", "embedder", "client decode"))
+    assert (tmp_path / "plot.svg").exists()
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_perf_analyzer_measures_the_shapes_of_a_scenario(server: RunningServer, model: Path, tmp_path: Path) -> None:
+    scenario = {
+        "description": "a moment",
+        "load": "concurrency",
+        "values": [2],
+        "shapes": [{"tokens": 20, "sentences": 4}],
+        "targets": ["triton"],
+        "window_seconds": 0.3,
+    }
+    path = tmp_path / "moment.yaml"
+    path.write_text(yaml.safe_dump(scenario))
+    out = tmp_path / "out"
+    where = ("--server", server.target, "--scenario", path, "--out", out)
+    assert bench("perf-analyzer", "--model", model, *where) == 0
+    [result] = json.loads((out / "perf-analyzer.json").read_text())["scenarios"]
+    [point] = result["points"]
+    assert point["tokens_per_second"] == pytest.approx(80 * point["requests_per_second"])
+    assert 0 < point["p50_ms"] <= point["p99_ms"]
+    assert point["compute_ms"] > 0
+    assert (out / "moment-tokens.png").exists()
