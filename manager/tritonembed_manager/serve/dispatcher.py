@@ -18,6 +18,8 @@ from tritonembed_manager.serve.server import Attempt, Incarnation, Server
 
 _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: it may be what breaks them."""
+_SPARE_S, _SPARE_PART = 0.02, 0.1
+"""How long before its deadline a request that waits for a server is given up: so long, and this part of its time."""
 _CODE = grpc.StatusCode
 
 
@@ -123,11 +125,16 @@ class TritonDispatcher:
         """The server that comes to have a place. One that has not been anywhere does not queue at full servers."""
         if not request.tried and self.pool.usable():
             raise self.admission.overload("every server has as many requests as it may have")
+        now = self._clock()
+        # A caller whose own clock runs out first does not hear why.
+        until = request.start_by - min(_SPARE_S, (request.start_by - now) * _SPARE_PART)
         while True:
             if self.pool.exhausted(request.tried):
                 raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
-            left = request.start_by - self._clock()
+            left = until - self._clock()
             if left <= 0:
+                if until > now and not self.pool.usable(request.tried):
+                    raise DispatchError(_CODE.UNAVAILABLE, "no server became ready before the deadline")
                 raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
             await self.pool.waiters.wait(left, request.tried)
             server = self._choose(request.tried)
