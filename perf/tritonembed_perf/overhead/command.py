@@ -12,9 +12,9 @@ from tritonembed_perf.failures import UsageError, one_line_errors
 from tritonembed_perf.output import check_output, write_report
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
 
+INTERRUPTED = 130
 WARM_UP_REQUESTS = 32
 TIMEOUT_S = 60.0
-BAR_WIDTH = 40
 
 
 def overhead(
@@ -43,12 +43,18 @@ def overhead(
         check_output("--json", json_path)
         if server is not None and context.args:
             raise UsageError(f"{context.args[0]} is for the server that is started without --server")
+        from tritonembed_perf.overhead.report import plot as plot_stages
+        from tritonembed_perf.overhead.report import show
+
         report = _measure(model, server, chosen, requests, context.args)
-        _show(report)
+        show(report)
         if plot is not None:
-            _plot(plot, report)
+            plot_stages(plot, report)
         if json_path is not None:
             write_report(json_path, report)
+        if report["interrupted"]:
+            print("interrupted: what is above is all that was measured")
+            raise typer.Exit(INTERRUPTED)
 
 
 def _measure(
@@ -67,13 +73,13 @@ def _measure(
         check_length(f"--loads {load.name}", load.tokens, words, files.max_length)
     environment = describe_environment(typed_command())
     if server is not None:
-        measured = [_send(server, load, words, requests) for load in loads]
+        measured, interrupted = _send_all(server, loads, words, requests)
         stages = [from_statistics(list(client.values()), models) for client, models in measured]
         source = "statistics"
     else:
         with tempfile.TemporaryDirectory(prefix="tritonembed-overhead-") as folder:
             with traced_server(model, Path(folder), arguments) as (running, traces):
-                measured = [_send(running.target, load, words, requests) for load in loads]
+                measured, interrupted = _send_all(running.target, loads, words, requests)
             found = read_traces(traces)
         try:
             stages = [from_traces(client, found) for client, _ in measured]
@@ -83,9 +89,24 @@ def _measure(
             source = "statistics"
     rows = [
         {"load": load.name, "requests": requests, "milliseconds": stage}
-        for load, stage in zip(loads, stages, strict=True)
+        for load, stage in zip(loads, stages, strict=False)
     ]
-    return {**environment, "source": source, "rows": rows}
+    return {**environment, "source": source, "interrupted": interrupted, "rows": rows}
+
+
+def _send_all(
+    server: str, loads: Sequence[ShapeLoad], words: Any, requests: int
+) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], bool]:
+    """What was measured of each load, and whether Ctrl-C ended it; before there is anything to show it is raised."""
+    measured = []
+    try:
+        for load in loads:
+            measured.append(_send(server, load, words, requests))
+    except KeyboardInterrupt:
+        if not measured:
+            raise
+        return measured, True
+    return measured, False
 
 
 def _send(server: str, load: ShapeLoad, words: Any, requests: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -105,64 +126,3 @@ def _send(server: str, load: ShapeLoad, words: Any, requests: int) -> tuple[dict
     before = read_statistics(server)
     times = send_timed(server, some(requests), load.concurrency, f"{load.name}-", TIMEOUT_S)
     return times, growth(before, read_statistics(server))
-
-
-def _show(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from tritonembed_perf.overhead.stages import STAGES
-    from tritonembed_perf.run.environment import machine_line
-
-    rows = report["rows"]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(80, 24 + 20 * len(rows)))
-    print(machine_line(report["machine"]))
-    print(f"mean milliseconds of a request, and its share, from Triton's {report['source']}")
-    table = Table()
-    table.add_column("stage")
-    for row in rows:
-        table.add_column(row["load"], justify="right")
-    totals = [sum(row["milliseconds"].values()) for row in rows]
-    for stage in STAGES:
-        values = [row["milliseconds"][stage] for row in rows]
-        if stage == "reply" and not any(values):
-            continue
-        cells = [f"{value:,.3f} {value / total:>4.0%}" for value, total in zip(values, totals, strict=True)]
-        table.add_row("wire, both ways" if stage == "wire" and report["source"] == "statistics" else stage, *cells)
-    table.add_section()
-    table.add_row("in all", *(f"{total:,.3f}     " for total in totals))
-    console.print(table)
-    _show_bars(rows, STAGES)
-
-
-def _show_bars(rows: Sequence[dict[str, Any]], stages: Sequence[str]) -> None:
-    """The stacked bar in letters: each stage's own, as long as its share."""
-    letters = dict(zip(stages, "ewqtQEbrd", strict=True))
-    width = max(len(row["load"]) for row in rows)
-    for row in rows:
-        total = sum(row["milliseconds"].values())
-        bar, done, drawn = "", 0.0, 0
-        for stage in stages:
-            done += row["milliseconds"][stage] / total
-            bar += letters[stage] * (round(done * BAR_WIDTH) - drawn)
-            drawn = round(done * BAR_WIDTH)
-        print(f"{row['load']:>{width}} {bar}")
-    print(", ".join(f"{letter} {stage}" for stage, letter in letters.items()))
-
-
-def _plot(path: Path, report: dict[str, Any]) -> None:
-    from tritonembed_perf.overhead.stages import STAGES
-    from tritonembed_perf.plots import stacked_bars
-
-    rows = report["rows"]
-    used = [stage for stage in STAGES if any(row["milliseconds"][stage] for row in rows)]
-    stacked_bars(
-        path,
-        "Where a request's time goes (tokens x sentences @ requests at once)",
-        [row["load"] for row in rows],
-        {stage: [row["milliseconds"][stage] for row in rows] for stage in used},
-        f"% of a request's time, from Triton's {report['source']}",
-        [f"{sum(row['milliseconds'].values()):,.2f} ms" for row in rows],
-    )

@@ -10,10 +10,11 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_perf.cli import main
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import traced_server
+from tritonembed_perf.overhead import command, traced_server
 from tritonembed_perf.overhead.stages import STAGES, ClientTimes, ModelTimes, from_statistics, from_traces
 from tritonembed_perf.overhead.triton_tells import growth, read_traces
 from tritonembed_perf.server import ServerEndedError
+from tritonembed_perf.shape_load import ShapeLoad
 
 MS = 1_000_000
 
@@ -130,6 +131,29 @@ def test_what_can_not_be_done_is_one_line_and_exit_code_2(
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_ctrl_c_shows_the_loads_that_were_measured(
+    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def send(_server: str, load: ShapeLoad, *_: object) -> Any:
+        if load.tokens == 20:
+            raise KeyboardInterrupt
+        models = {name: ModelTimes(1, 3.0 * MS, 0.0, 1.0 * MS) for name in ("embedding", "tokenizer", "embedder")}
+        return {"a": ClientTimes(MS, 0, 9 * MS, MS)}, models
+
+    monkeypatch.setattr(command, "_send", send)
+    path = tmp_path / "overhead.json"
+    arguments = ["--server", "h:1", "--loads", "9x1@1,20x1@1,30x1@1", "--json", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        main(["overhead", "--model", str(shelf("bert")), *arguments])
+    assert ended.value.code == 130
+    said = capsys.readouterr().out
+    assert "9x1@1" in said
+    assert "interrupted" in said
+    report = json.loads(path.read_text())
+    assert report["interrupted"]
+    assert [row["load"] for row in report["rows"]] == ["9x1@1"]
 
 
 def test_a_server_that_does_not_start_says_why(
