@@ -8,10 +8,10 @@ DEMO_MODEL := .work/demo-model
 
 SERVE := manager/tritonembed_manager/serve
 
-.PHONY: help setup check test serve demo bench proto clean
+.PHONY: help setup check test serve demo bench bench-quick proto clean
 
 help:  ## what can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
 	@echo "  PYTHON=… another Python than python3.11; MODEL=… a folder or a name on the hub; ARGS=… more options"
 
 setup:  ## the virtual environment in .venv, with Triton and vLLM for a CPU
@@ -36,6 +36,9 @@ demo: setup  ## a server, a corpus, its nearest neighbours; then all of it is st
 
 bench: setup  ## speed and memory, as ratios against peers on this machine
 	$(BIN)/python -m tritonembed_perf.bench $(ARGS)
+
+bench-quick: setup  ## in three minutes: ratios against sentence-transformers; fails when they dropped by a fifth
+	$(BIN)/python -m tritonembed_perf.quick $(ARGS)
 
 proto: setup  ## the Python code of the manager's .proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=$(SERVE)/proto --python_out=$(SERVE)/arctic_pb --pyi_out=$(SERVE)/arctic_pb arctic_inference.proto

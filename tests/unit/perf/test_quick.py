@@ -1,0 +1,77 @@
+"""The guard against becoming slower: what it calls a drop, and what it compares with."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tritonembed_perf.quick import conclude
+from tritonembed_perf.quick_baseline import BASELINES, find_drops, uneven_rounds
+
+ROWS = [
+    {"load": "50x64@4", "ours": [100.0, 110.0, 90.0], "sentence_transformers": [50.0, 52.0, 48.0], "ratio": 2.0},
+    {"load": "50x1@16", "ours": [30.0, 31.0, 29.0], "sentence_transformers": [10.0, 10.0, 10.0], "ratio": 3.0},
+]
+
+
+def environment(cpu: str = "A processor", cores: int = 2) -> dict[str, Any]:
+    return {"machine": {"cpu": cpu, "cores": cores}, "command": "python -m tritonembed_perf.quick"}
+
+
+def rows(**ratios: float) -> list[dict[str, Any]]:
+    return [row | {"ratio": ratios.get(f"_{row['load']}".replace("@", "_"), row["ratio"])} for row in ROWS]
+
+
+@pytest.mark.parametrize(("ratio", "drops"), [(2.0, 0), (2.5, 0), (1.61, 0), (1.59, 1), (0.1, 1)])
+def test_a_drop_is_more_than_a_fifth_of_the_committed_ratio(ratio: float, drops: int) -> None:
+    assert len(find_drops({"load": ratio}, {"load": 2.0})) == drops
+
+
+def test_a_drop_is_said_with_both_ratios_and_loads_without_a_committed_one_are_left_alone() -> None:
+    assert find_drops({"a": 1.0, "new": 0.1}, {"a": 2.0, "old": 9.0}) == [
+        "a: 1.00 x is 50% below the committed 2.00 x",
+    ]
+
+
+def test_a_drop_fails_on_the_machine_whose_baseline_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "baseline.json"
+    assert conclude(environment(), ROWS, True, path) == 0
+    assert conclude(environment(), ROWS, False, path) == 0
+    assert "no ratio is more than 20 % below the baseline of A processor, 2 cores" in capsys.readouterr().out
+    assert conclude(environment(), rows(_50x64_4=1.5), False, path) == 1
+    assert "50x64@4: 1.50 x is 25% below the committed 2.00 x" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("other", [environment("Another"), environment(cores=4)])
+def test_another_kind_of_machine_is_compared_with_nothing_and_says_so(
+    other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "baseline.json"
+    conclude(environment(), ROWS, True, path)
+    assert conclude(other, rows(_50x64_4=0.1), False, path) == 0
+    assert "there is no baseline of" in capsys.readouterr().out
+
+
+def test_baselines_of_other_machines_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    for cpu in ("one", "two", "one"):
+        conclude(environment(cpu), ROWS, True, path)
+    assert list(json.loads(path.read_text())) == ["one, 2 cores", "two, 2 cores"]
+
+
+def test_what_a_busy_machine_measured_is_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    busy = [ROWS[0] | {"sentence_transformers": [4.0, 40.0, 52.0]}, ROWS[1]]
+    bearable = [ROWS[0] | {"sentence_transformers": [4.0, 50.0, 52.0]}, ROWS[1]]
+    assert uneven_rounds(bearable) == []
+    assert uneven_rounds(ROWS) == []
+    assert uneven_rounds(busy) == ["50x64@4, sentence-transformers: the best rounds are 40 and 52 sentences/s"]
+    assert conclude(environment(), busy, True, tmp_path / "baseline.json") == 1
+    assert not (tmp_path / "baseline.json").exists()
+    assert "the machine was busy" in capsys.readouterr().out
+
+
+def test_committed_baselines_are_of_quiet_machines() -> None:
+    for report in json.loads(BASELINES.read_text()).values():
+        assert uneven_rounds(report["rows"]) == []
+        assert set(report["ratios"]) == {row["load"] for row in report["rows"]}
