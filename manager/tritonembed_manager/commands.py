@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 # Options that are not ours are vLLM's.
 TAKES_VLLM_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
-VLLM_EPILOG = "Any further option is a vLLM engine argument, as `vllm serve` takes them: --dtype, --max-model-len, …"
+VLLM_EPILOG = (
+    "Any further option is a vLLM engine argument, as `vllm serve` takes them: --dtype, --max-model-len, … "
+    "(or TRITONEMBED_DTYPE, TRITONEMBED_MAX_MODEL_LEN, …)."
+)
 
 app = typer.Typer(
     name="tritonembed-manager",

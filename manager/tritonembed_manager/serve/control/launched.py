@@ -70,7 +70,7 @@ class LaunchedServer:
             delay = self._restarts.died(self._clock())
             if delay is None:
                 limits = self._spec.limits
-                note = f"it broke more than {limits.limit} times in {limits.window:g} s and stays down: {why}"
+                note = f"it broke {limits.limit + 1} times in {limits.window:g} s and stays down: {why}"
                 self._roster.down(self._member, ServerState.FAILED, note)
                 return
             again = "starts again" + (f" in {delay:g} s" if delay else "")

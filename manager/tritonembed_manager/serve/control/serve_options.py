@@ -97,7 +97,10 @@ MaxInFlight = Annotated[
     int, _option("--max-in-flight", "Requests at one time, in all; more are refused as overload.", min=1)
 ]
 MaxInFlightPerServer = Annotated[
-    int, _option("--max-in-flight-per-server", "Requests at one time at one server; more wait for a place.", min=1)
+    int,
+    _option(
+        "--max-in-flight-per-server", "Requests at one time at one server; when all are full, more are refused.", min=1
+    ),
 ]
 MaxRestarts = Annotated[
     int, _option("--max-restarts", "Restarts of a server within --restart-window before it stays down.", min=0)

@@ -128,7 +128,7 @@ async def test_too_many_failures_leave_it_down_with_the_reason(launch):
     await asyncio.wait_for(case.task, 30)
     assert (case.starts, case.member.restarts, case.pauses) == (3, 2, [0, 1])
     assert case.member.state is ServerState.FAILED
-    assert case.member.why == "it broke more than 2 times in 100 s and stays down: no such model"
+    assert case.member.why == "it broke 3 times in 100 s and stays down: no such model"
     assert case.server.failed_first_start.is_set()
     assert case.server.our_reason == "no such model"
 
