@@ -162,6 +162,9 @@ def _run(settings: Any, json_path: Path | None) -> None:
                 break
     except KeyboardInterrupt:
         interrupt.happened = True
+    if interrupt.happened:
+        # Of a batch size whose warm-up had not ended there is nothing to tell.
+        rows = [row for row in rows if row.outcome.is_telling]
     show_table(rows, settings)
     if json_path is not None:
         report = {

@@ -35,6 +35,11 @@ class Outcome:
         return len(self.part.latencies)
 
     @property
+    def is_telling(self) -> bool:
+        """Whether anything came back: answers or errors in the measured time, or a wrong answer at any time."""
+        return bool(self.requests or self.part.errors or self.part.wrong)
+
+    @property
     def requests_per_second(self) -> float:
         """Answered."""
         return self.requests / self.seconds if self.seconds > 0 else 0.0

@@ -66,6 +66,13 @@ def test_nothing_answered_is_no_division_by_zero() -> None:
     assert np.isnan(outcome.latency_ms(50))
 
 
+def test_an_outcome_tells_something_when_anything_came_back() -> None:
+    nothing = part([], [])
+    assert not Outcome(nothing, 1.0).is_telling
+    for some in (part([1.0], [0.1]), part([], [], errors={"UNAVAILABLE": 1}), part([], [], wrong=1)):
+        assert Outcome(some, 1.0).is_telling
+
+
 def test_percentiles_are_milliseconds_and_100_is_the_maximum() -> None:
     outcome = Outcome(part([1.0] * 100, [n / 1000 for n in range(1, 101)]), 1.0)
     assert outcome.latency_ms(50) == pytest.approx(50.5)
