@@ -36,7 +36,7 @@ def test_what_a_stub_forks_is_not_taken_for_a_stub():
 
 
 def test_a_process_without_a_stubs_arguments_is_not_taken_for_a_stub():
-    """One that ends has none any more; its end stopped a server that was just starting."""
+    """In the middle of exec it has none yet, and when it ends none any more: its end is no reason to stop a server."""
     sleeper = subprocess.Popen(["sleep", "60"])
     watch = StubWatch(selectors.DefaultSelector())
     try:
