@@ -101,8 +101,21 @@ def _lend_vllm() -> None:
         utils.FlexibleArgumentParser = FlexibleArgumentParser
     # Its own has a field that only vLLM's loggers fill.
     logger._FORMAT = "%(levelname)s %(message)s"
-    parameters.PoolingParams = partial(parameters.PoolingParams, task="embed")
+    parameters.PoolingParams = _params_class(parameters.PoolingParams)
     engines.AsyncLLMEngine = _engine_class(engines.AsyncLLMEngine)
+
+
+def _params_class(current: Any) -> Any:
+    """vLLM's parameters for its task, which had to be named later; as a type, because vLLM too sees it from now on."""
+
+    class Embedding(type):
+        def __call__(cls, *arguments: Any, **more: Any) -> Any:
+            return current(*arguments, **{"task": "embed", **more})
+
+        def __instancecheck__(cls, instance: object) -> bool:
+            return isinstance(instance, current)
+
+    return Embedding("PoolingParams", (), {})
 
 
 def _engine_class(current: Any) -> Any:

@@ -28,8 +28,8 @@ class Direct:
         """As Peer says."""
 
     def configs(self, bench: Bench) -> Sequence[Config]:
-        """As Peer says. On a GPU one only, which is no advantage: starts are dear there."""
-        shapes = ((3, 8),) if bench.on_gpu else ((1, 1), (1, 2), (2, 1))
+        """As Peer says."""
+        shapes = ((2, 8), (6, 12)) if bench.on_gpu else ((1, 1), (1, 2), (2, 1))
         return [
             Config(("--replicas", str(replicas), "--tokenizer-instances", str(tokenizers)))
             for replicas, tokenizers in shapes
