@@ -51,6 +51,7 @@ def render(
     tensor_parallel_size: options.TensorParallelSize = 1,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
+    queue_limits: options.QueueLimits = True,
     force: Annotated[
         bool,
         typer.Option("--force", envvar="TRITONEMBED_FORCE", help="Also into a folder that holds something else."),
@@ -86,6 +87,7 @@ def replica(
     tensor_parallel_size: options.TensorParallelSize = 1,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
+    queue_limits: options.QueueLimits = True,
     model_control_mode: options.ModelControlMode = options.ControlModeChoice.none,
     work_dir: options.WorkDir = None,
     tritonserver: options.Tritonserver = None,
@@ -140,6 +142,7 @@ def _render_settings(context: typer.Context) -> "RenderSettings":
         tensor_parallel_size=given["tensor_parallel_size"],
         max_batch_tokens=given["max_batch_tokens"],
         executor=given["executor"],
+        queue_limits=given["queue_limits"],
         vllm=engine_arguments.parse(context.args, own_options=own),
     )
 

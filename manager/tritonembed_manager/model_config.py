@@ -33,6 +33,12 @@ Triton picks by priority when it forms such a batch, and answers when all of it 
 """
 
 
+QUEUE_FIELDS = ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy")
+"""With any of them Triton's batcher does not prefetch (`PriorityQueue::SupportPrefetching`): when no instance is free
+it waits, is not woken when one is free, and looks again after 500 ms or when the next request comes.
+"""
+
+
 def set_tokenizer(config: ModelConfig, settings: RenderSettings) -> None:
     """`tokenizer`: so many instances, on the CPU."""
     _set_batching(config, settings)
@@ -64,6 +70,9 @@ def set_embedder(config: ModelConfig, settings: RenderSettings) -> None:
 def _set_batching(config: ModelConfig, settings: RenderSettings) -> None:
     if settings.device == "cpu":
         config.dynamic_batching.preferred_batch_size[:] = [CPU_PREFERRED_BATCH]
+    if not settings.queue_limits:
+        for field in QUEUE_FIELDS:
+            config.dynamic_batching.ClearField(field)
 
 
 def instance_kinds(configs: Iterable[ModelConfig]) -> set[str]:

@@ -38,6 +38,7 @@ RENDER_PARAMETERS = (
     "tensor_parallel_size",
     "max_batch_tokens",
     "executor",
+    "queue_limits",
 )
 """What shapes a repository, beside the model and vLLM's arguments."""
 
@@ -55,6 +56,14 @@ TokenizerInstances = Annotated[
         envvar=["TRITONEMBED_TOKENIZER_INSTANCES", "TRITONEMBED_WORKERS"],
         min=1,
         help="Tokenizer instances on the CPU; by default 8 beside a GPU, 2 without one.",
+    ),
+]
+QueueLimits = Annotated[
+    bool,
+    typer.Option(
+        "--queue-limits/--no-queue-limits",
+        envvar="TRITONEMBED_QUEUE_LIMITS",
+        help="Bounded queues, priorities and deadlines in Triton; without them bursts are not held up by its batcher.",
     ),
 ]
 Replicas = Annotated[

@@ -25,6 +25,8 @@ class RenderSettings:
     tensor_parallel_size: int = 1
     max_batch_tokens: int | None = None
     executor: str | None = None
+    queue_limits: bool = True
+    """Bounded queues, priorities and deadlines in Triton; without them no request waits for its batcher to wake up."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """vLLM engine arguments that were given, by their Python names."""
 

@@ -101,6 +101,17 @@ def test_what_was_not_given_stays_as_committed(tmp_path):
     assert model["engine"] == json.loads((template_folder() / "model.json").read_text())["engine"]
 
 
+def test_without_queue_limits_triton_prefetches_batches(tmp_path):
+    configs, _ = rendered(tmp_path, queue_limits=False)
+    for name in ("tokenizer", "embedder"):
+        batching = configs[name].dynamic_batching
+        # What PriorityQueue::SupportPrefetching of Triton asks for.
+        assert batching.priority_levels == 0
+        assert not batching.HasField("default_queue_policy")
+        assert not batching.priority_queue_policy
+        assert batching.preferred_batch_size
+
+
 def test_the_dimensions_of_the_model_are_published(tmp_path):
     render(tmp_path / "r", RenderSettings(model="m"), dimensions=384)
     assert read_configs(tmp_path / "r")["embedder"].parameters["dimensions"].string_value == "384"

@@ -81,6 +81,7 @@ def _launch(context: typer.Context) -> LaunchSettings:
         tensor_parallel_size=given["tensor_parallel_size"],
         max_batch_tokens=given["max_batch_tokens"],
         executor=given["executor"],
+        queue_limits=given["queue_limits"],
         vllm={**vllm, "gpu_memory_utilization": given["gpu_memory_utilization"]} if device == "cuda" else vllm,
     )
     plans = plan_servers(

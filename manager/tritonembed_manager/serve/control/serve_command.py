@@ -41,6 +41,7 @@ def serve(
     tokenizer_instances: own.TokenizerInstances = None,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
+    queue_limits: options.QueueLimits = False,
     tritonserver: options.Tritonserver = None,
     work_dir: options.WorkDir = None,
     log_format: own.LogFormat = own.LogFormatChoice.text,

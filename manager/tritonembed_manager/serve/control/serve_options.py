@@ -42,6 +42,7 @@ LAUNCH_PARAMETERS = (
     "tokenizer_instances",
     "max_batch_tokens",
     "executor",
+    "queue_limits",
     "max_restarts",
     "restart_window",
     "tritonserver",
