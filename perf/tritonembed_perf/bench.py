@@ -13,7 +13,6 @@ Three questions, BERT of 6 layers x 384 with random weights, sentences of exactl
 import argparse
 import json
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,7 @@ from tokenizers import Tokenizer
 
 from tritonembed_perf.exact_length import exact_length_texts
 from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, Load, encode_request, run_load
-from tritonembed_perf.machine import describe_machine
+from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.memory import server_memory_mib
 from tritonembed_perf.models import write_preset
 from tritonembed_perf.server import RunningServer, running_server
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--skip-memory", action="store_true", help="leave out the 10,000 requests")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
-    results: dict[str, Any] = {"machine": describe_machine(), "command": " ".join(sys.argv)}
+    results: dict[str, Any] = {"machine": describe_machine(), "command": describe_command("bench")}
     print(f"machine: {results['machine']}")
     with tempfile.TemporaryDirectory() as folder:
         write_preset("bert-6x384", folder)

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     own, _, replica = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
-    environment = describe_environment(["python", "-m", "tritonembed_perf.bursts", *sys.argv[2:]])
+    environment = describe_environment(["python", "-m", "tritonembed_perf.bursts", *sys.argv[1:]])
     print(f"{machine_line(environment['machine'])}\nserver: {replica}", flush=True)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []

@@ -7,14 +7,13 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.machine import describe_machine
+from tritonembed_perf.machine import describe_command, describe_machine
 
 SHAPES = ((655, 50), (64, 512), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
 """Sentences x tokens of a batch."""
@@ -43,7 +42,7 @@ def main() -> None:
     print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
     rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]
     if options.json:
-        report = {"machine": describe_machine(), "command": " ".join(sys.argv), "rows": rows}
+        report = {"machine": describe_machine(), "command": describe_command("engine_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     executor.close()
 

@@ -8,12 +8,11 @@ The floor of a kernel is what it must read and write; an H200's memory moves 4.3
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.machine import describe_machine
+from tritonembed_perf.machine import describe_command, describe_machine
 
 ROUNDS = 7
 REPEAT = 20
@@ -33,7 +32,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['kernel']:>28}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
     if options.json:
-        report = {"machine": describe_machine(), "command": " ".join(sys.argv), "rows": rows}
+        report = {"machine": describe_machine(), "command": describe_command("kernel_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -2,7 +2,10 @@
 
 import os
 import platform
+import sys
 from pathlib import Path
+
+from tritonembed_perf.run.environment import without_folder
 
 
 def describe_machine() -> str:
@@ -18,6 +21,11 @@ def describe_machine() -> str:
     except ImportError:
         pass
     return ", ".join(parts)
+
+
+def describe_command(module: str) -> str:
+    """This process's command as a report has it. module: of this package, run with `python -m`."""
+    return " ".join(["python", "-m", f"tritonembed_perf.{module}", *map(without_folder, sys.argv[1:])])
 
 
 def _lines(path: str) -> list[str]:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from tritonembed_perf.exact_length import exact_length_texts
 from tritonembed_perf.load import Load, Outcome, encode_request, run_load
-from tritonembed_perf.machine import describe_machine
+from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.server import RunningServer, running_server
 
 LOADS = "50x64@96,50x16@256,50x1@1024,512x64@48,512x16@96,512x1@512,50x1@1"
@@ -47,7 +47,7 @@ def main() -> None:
         for name in options.loads.split(","):
             rows.append(measure(server, tokenizer, name, options.seconds, options.rounds))
     if options.json:
-        report = {"machine": machine, "command": " ".join(sys.argv), "rows": rows}
+        report = {"machine": machine, "command": describe_command("throughput"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -9,9 +9,9 @@ from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, Endpoin
 from tritonembed_perf.compare.results import Result
 from tritonembed_perf.compare.sample import Sample
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.compare.without_paths import without_paths
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.run.clients import Interrupt
+from tritonembed_perf.without_paths import without_paths
 
 Say = Callable[[str], None]
 

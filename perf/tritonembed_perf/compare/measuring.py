@@ -12,10 +12,10 @@ import numpy as np
 from tritonembed_perf.compare.peer import CannotRunError, Endpoint, InProcess
 from tritonembed_perf.compare.sample import Sample
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.compare.without_paths import without_paths
 from tritonembed_perf.run.clients import Interrupt, run_clients
 from tritonembed_perf.run.job import Load, Work
 from tritonembed_perf.run.wire import Answer
+from tritonembed_perf.without_paths import without_paths
 
 TIMEOUT_S = 120.0
 PROGRAM_LIMIT_S = 600.0

@@ -13,7 +13,6 @@ from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.peers import ENVIRONMENTS, choose_peers
 from tritonembed_perf.compare.reports import make_report, publish
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.compare.without_paths import public_command
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.models import write_preset
 from tritonembed_perf.output import make_folder
@@ -21,6 +20,7 @@ from tritonembed_perf.perf_analyzer.binary import default_cache
 from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
 from tritonembed_perf.run.target import read_tokenizer
 from tritonembed_perf.shape_load import parse_loads
+from tritonembed_perf.without_paths import public_command
 
 INTERRUPTED = 130
 GPU_LOADS = "50x64@96,50x1@1024,512x64@48"

@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     own, _, serve = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
-    environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.failover", *sys.argv[2:]])
+    environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.failover", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     payloads = [encode_request([text]) for text in exact_length_texts(tokenizer, TOKENS, TEXTS, seed=1)]

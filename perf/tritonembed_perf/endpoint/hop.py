@@ -52,7 +52,6 @@ def main() -> None:
                     rows.append({"workers": int(workers), **row})
                     print(f"{workers} workers, {describe(row)}", flush=True)
     if options.json:
-        environment["command"] = Path(sys.argv[0]).stem + " " + " ".join(word for word in sys.argv[2:])
         options.json.write_text(json.dumps({**environment, "rows": rows}, indent=1) + "\n")
 
 

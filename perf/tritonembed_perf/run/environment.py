@@ -28,12 +28,12 @@ PACKAGES = (
 
 
 def describe_environment(command: Sequence[str]) -> dict[str, Any]:
-    """`machine`, `versions` and `command`, for a report. command: as it was typed."""
+    """`machine`, `versions` and `command`, for a report. command: as it was typed; of files the names are left."""
     return {
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": describe_machine(),
         "versions": installed_versions(PACKAGES),
-        "command": shlex.join(command),
+        "command": shlex.join(map(without_folder, command)),
     }
 
 
@@ -67,11 +67,12 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def typed_command() -> list[str]:
-    """This process's command line, however it was started; reports are published, so of files only the names."""
-    return ["tritonembed-bench", *map(_without_folder, sys.argv[1:])]
+    """This process's command line, however it was started."""
+    return ["tritonembed-bench", *sys.argv[1:]]
 
 
-def _without_folder(argument: str) -> str:
+def without_folder(argument: str) -> str:
+    """An argument as it is published: of a file only the name."""
     option, equals, value = argument.rpartition("=")
     path = Path(value)
     is_file = path.exists() or (path.is_absolute() and path.parent.is_dir())

@@ -14,8 +14,8 @@ from tritonembed_perf.compare.results import Result, merge
 from tritonembed_perf.compare.sample import Sample, median
 from tritonembed_perf.compare.tables import markdown, remarks, rows_of, verdicts
 from tritonembed_perf.compare.trials import Trial
-from tritonembed_perf.compare.without_paths import public_command, without_paths
 from tritonembed_perf.failures import UsageError
+from tritonembed_perf.without_paths import public_command, without_paths
 
 BIG, RATE = Trial(50, 64, 4), Trial(50, 1, rate=20)
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpus": []}

@@ -1,5 +1,6 @@
 """Results have a place before anything is measured, and name no folder of this machine."""
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.output import check_output, make_folder, write_report
-from tritonembed_perf.run.environment import typed_command
+from tritonembed_perf.run.environment import describe_environment, typed_command
 
 
 def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path: Path) -> None:
@@ -43,4 +44,4 @@ def test_the_command_of_a_report_names_files_without_their_folders(
         sys, "argv", ["x", "run", "--model", f"{tmp_path}/model", f"--json={new}", "--server", "http://a:1/v1"]
     )
     expected = ["tritonembed-bench", "run", "--model", "model", "--json=result.json", "--server", "http://a:1/v1"]
-    assert typed_command() == expected
+    assert shlex.split(describe_environment(typed_command())["command"]) == expected
