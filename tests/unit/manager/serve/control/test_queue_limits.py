@@ -1,0 +1,51 @@
+"""`serve` bounds what comes in itself, so its servers get Triton's queue limits only when they are asked for."""
+
+import pytest
+from typer.testing import CliRunner
+
+from tritonembed_manager.commands import app
+from tritonembed_manager.model_config import QUEUE_FIELDS
+from tritonembed_manager.repository import read_configs, render
+from tritonembed_manager.serve.control import serving
+
+BATCHING = ("tokenizer", "embedder")
+
+
+@pytest.fixture
+def limits(monkeypatch, tmp_path):
+    """Runs the command; of each server that it would launch, the models whose Triton queues have limits."""
+
+    def run(*arguments, env=None):
+        found = []
+        monkeypatch.setattr(serving, "run_serve", found.append)
+        given = ["--model", "org/name", "--device", "cpu", "--servers", "2", *arguments]
+        result = CliRunner().invoke(app, ["serve", *given], env=env)
+        assert result.exit_code == 0, result.output
+        repositories = []
+        for number, plan in enumerate(found[0].launch.plans):
+            render(tmp_path / str(number), plan.render)
+            repositories.append(read_configs(tmp_path / str(number)))
+        return [[name for name in BATCHING if _has_limits(configs[name])] for configs in repositories]
+
+    return run
+
+
+def _has_limits(config):
+    fields = {field.name for field, _ in config.dynamic_batching.ListFields()}
+    return bool(fields & set(QUEUE_FIELDS))
+
+
+def test_the_servers_of_serve_have_no_queue_limits(limits):
+    assert limits() == [[], []]
+    assert limits("--no-queue-limits", env={"TRITONEMBED_QUEUE_LIMITS": "1"}) == [[], []]
+
+
+def test_queue_limits_brings_them_back_for_every_server(limits):
+    assert limits("--queue-limits") == [list(BATCHING)] * 2
+    assert limits(env={"TRITONEMBED_QUEUE_LIMITS": "1"}) == [list(BATCHING)] * 2
+
+
+def test_render_alone_keeps_them(tmp_path):
+    result = CliRunner().invoke(app, ["render", str(tmp_path / "r"), "--model", "org/name", "--device", "cpu"])
+    assert result.exit_code == 0, result.output
+    assert all(_has_limits(read_configs(tmp_path / "r")[name]) for name in BATCHING)
