@@ -9,6 +9,7 @@ have priorities, is not woken when an instance becomes free and looks again afte
 import argparse
 import asyncio
 import json
+import shlex
 import statistics
 import sys
 import time
@@ -18,8 +19,9 @@ from typing import Any
 import grpc
 from tokenizers import Tokenizer
 
-from tritonembed_perf.exact_length import exact_length_texts
-from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, encode_request
+from tritonembed_perf.encoded_requests import encoded_requests
+from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD
+from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import running_server
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
@@ -38,13 +40,12 @@ def main() -> None:
     parser.add_argument("--loads", default=LOADS, help="TOKENSxSENTENCES@REQUESTS of a burst, with commas")
     parser.add_argument("--bursts", type=int, default=30)
     parser.add_argument("--json", type=Path)
-    own, _, replica = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    options, replica = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.bursts", *sys.argv[1:]])
-    print(f"{machine_line(environment['machine'])}\nserver: {replica}", flush=True)
+    print(f"{machine_line(environment['machine'])}\nserver: {shlex.join(replica)}", flush=True)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []
-    with running_server(options.model, replica.split()) as server:
+    with running_server(options.model, replica) as server:
         for load in parse_loads(options.loads):
             slowest = asyncio.run(send_bursts(server.target, tokenizer, load, options.bursts))
             rows.append(describe(load, slowest))
@@ -54,11 +55,7 @@ def main() -> None:
 
 async def send_bursts(target: str, tokenizer: Tokenizer, load: ShapeLoad, bursts: int) -> list[float]:
     """Seconds that the slowest request of each burst took."""
-    texts = exact_length_texts(tokenizer, load.tokens, max(TEXTS, load.sentences), seed=load.tokens)
-    payloads = [
-        encode_request(texts[first : first + load.sentences])
-        for first in range(0, len(texts) - load.sentences + 1, load.sentences)
-    ]
+    payloads = encoded_requests(tokenizer, load, TEXTS)
     channels = [grpc.aio.insecure_channel(target, options=CONNECTION_OPTIONS) for _ in range(CHANNELS)]
     await asyncio.gather(*(channel.channel_ready() for channel in channels))
     calls = [channel.unary_unary(METHOD, None, None) for channel in channels]

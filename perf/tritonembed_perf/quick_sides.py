@@ -8,7 +8,7 @@ from tokenizers import Tokenizer
 
 from tritonembed_perf.exact_length import exact_length_texts
 from tritonembed_perf.run.checks import AnswerCheck
-from tritonembed_perf.run.clients import Interrupt, run_clients
+from tritonembed_perf.run.clients import Interrupt, Watcher, run_clients
 from tritonembed_perf.run.corpus import PooledRequest, make_requests
 from tritonembed_perf.run.job import Load, Work
 from tritonembed_perf.run.kserve import KServe
@@ -60,7 +60,7 @@ def measure(server: RunningServer, folder: str, load: ShapeLoad) -> dict[str, An
 def _ask(work: Work, concurrency: int, count: int) -> float:
     """Sentences a second of so many requests."""
     load = Load(concurrency, None, count, None, WARM_UP_S, TIMEOUT_S, seed=0)
-    outcome = run_clients(work, load, 1, _Unwatched(), Interrupt())
+    outcome = run_clients(work, load, 1, Watcher(), Interrupt())
     if outcome.part.errors or outcome.part.wrong:
         raise SystemExit(f"requests failed: {outcome.part.errors}; wrong vectors: {outcome.part.faults}")
     return outcome.requests_per_second * work.sentences
@@ -74,14 +74,3 @@ def _encode(peer: Any, requests: Sequence[PooledRequest], count: int) -> float:
         texts = list(requests[number % len(requests)].texts)
         peer.encode(texts, batch_size=sentences, show_progress_bar=False)
     return count * sentences / (time.perf_counter() - start)
-
-
-class _Unwatched:
-    def begin(self) -> None:
-        pass
-
-    def progress(self, done: int, failed: int, elapsed: float) -> None:
-        pass
-
-    def end(self) -> None:
-        pass

@@ -8,22 +8,23 @@ closed loop from several client processes on this machine, encoded beforehand. F
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from tritonembed_perf.exact_length import exact_length_texts
-from tritonembed_perf.load import Load, Outcome, encode_request, run_load
+from tritonembed_perf.encoded_requests import encoded_requests
+from tritonembed_perf.load import Load, Outcome, run_load
 from tritonembed_perf.machine import describe_command, describe_machine
+from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.shape_load import ShapeLoad, parse_loads
 
 LOADS = "50x64@96,50x16@256,50x1@1024,512x64@48,512x16@96,512x1@512,50x1@1"
-SENTENCES_PREPARED = 1024
 REQUESTS_PER_PROCESS = 171
 """A client process keeps about so many requests in flight before its own CPU is the limit."""
 
@@ -36,31 +37,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    own, _, replica = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    options, replica = parse_with_rest(parser)
+    loads = parse_loads(options.loads)
     machine = describe_machine()
-    print(f"machine: {machine}\nserver: {replica}")
+    print(f"machine: {machine}\nserver: {shlex.join(replica)}")
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []
-    with running_server(options.model, replica.split()) as server:
+    with running_server(options.model, replica) as server:
         print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
-        for name in options.loads.split(","):
-            rows.append(measure(server, tokenizer, name, options.seconds, options.rounds))
+        for load in loads:
+            rows.append(measure(server, tokenizer, load, options.seconds, options.rounds))
     if options.json:
         report = {"machine": machine, "command": describe_command("throughput"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def measure(server: RunningServer, tokenizer: Tokenizer, name: str, seconds: float, rounds: int) -> dict[str, Any]:
+def measure(
+    server: RunningServer, tokenizer: Tokenizer, shape: ShapeLoad, seconds: float, rounds: int
+) -> dict[str, Any]:
     """One load; its median round."""
-    shape, concurrency = name.split("@")
-    tokens, sentences = (int(part) for part in shape.split("x"))
-    texts = exact_length_texts(tokenizer, tokens, max(sentences, SENTENCES_PREPARED), seed=tokens)
-    payloads = [
-        encode_request(texts[first : first + sentences]) for first in range(0, len(texts) - sentences + 1, sentences)
-    ]
-    processes = max(1, min(6, -(-int(concurrency) // REQUESTS_PER_PROCESS), int(concurrency)))
-    load = Load(server.target, payloads, int(concurrency), max(processes, min(4, int(concurrency))), seconds, 1.5)
+    at_once = shape.concurrency
+    processes = max(1, min(6, -(-at_once // REQUESTS_PER_PROCESS), at_once))
+    payloads = encoded_requests(tokenizer, shape)
+    load = Load(server.target, payloads, at_once, max(processes, min(4, at_once)), seconds, 1.5)
     outcomes: list[Outcome] = []
     busy = GpuBusy()
     with busy:
@@ -69,9 +68,9 @@ def measure(server: RunningServer, tokenizer: Tokenizer, name: str, seconds: flo
     rate = statistics.median(outcome.rate for outcome in outcomes)
     typical = min(outcomes, key=lambda outcome: abs(outcome.rate - rate))
     row: dict[str, Any] = {
-        "load": name,
+        "load": shape.name,
         "requests_per_second": rate,
-        "tokens_per_second": rate * sentences * tokens,
+        "tokens_per_second": rate * shape.sentences * shape.tokens,
         "p50_ms": typical.percentile(50) * 1e3,
         "p99_ms": typical.percentile(99) * 1e3,
         "errors": typical.errors,
@@ -82,7 +81,10 @@ def measure(server: RunningServer, tokenizer: Tokenizer, name: str, seconds: flo
     cost = f"client {row['client_cores']:.1f} cores, GPU {row['gpu_busy_percent']} %"
     errors = f"  ERRORS {typical.errors}" if typical.errors else ""
     tokens_rate = row["tokens_per_second"] / 1e3
-    print(f"{name:>12}: {tokens_rate:8,.0f} K tokens/s {rate:8,.0f} requests/s  {latency}  {cost}{errors}", flush=True)
+    print(
+        f"{shape.name:>12}: {tokens_rate:8,.0f} K tokens/s {rate:8,.0f} requests/s  {latency}  {cost}{errors}",
+        flush=True,
+    )
     return row
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tritonembed_perf.compare.peer import CannotRunError, Endpoint, InProcess
 from tritonembed_perf.compare.sample import Sample
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.run.clients import Interrupt, run_clients
+from tritonembed_perf.run.clients import Interrupt, Watcher, run_clients
 from tritonembed_perf.run.job import Load, Work
 from tritonembed_perf.run.wire import Answer
 from tritonembed_perf.without_paths import without_paths
@@ -55,7 +55,7 @@ def take_sample(
     )
     load = Load(trial.concurrency, trial.rate, None, seconds, warm_up, TIMEOUT_S, seed=1)
     with interrupt.catching():
-        outcome = run_clients(work, load, client_processes(trial, processes), _Silent(), interrupt)
+        outcome = run_clients(work, load, client_processes(trial, processes), Watcher(), interrupt)
     if interrupt.happened:
         raise InterruptedMeasurement
     part = outcome.part
@@ -119,14 +119,3 @@ def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, second
         0.0,
         False,
     )
-
-
-class _Silent:
-    def begin(self) -> None:
-        pass
-
-    def progress(self, done: int, failed: int, elapsed: float) -> None:
-        pass
-
-    def end(self) -> None:
-        pass

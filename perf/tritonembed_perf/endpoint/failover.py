@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from tritonembed_perf.exact_length import exact_length_texts
 from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_perf.manager import RunningManager, running_manager
+from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 
 SERVERS = 2
@@ -77,14 +78,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--json", type=Path)
-    own, _, serve = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    options, serve = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.failover", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     payloads = [encode_request([text]) for text in exact_length_texts(tokenizer, TOKENS, TEXTS, seed=1)]
     arguments = ["--servers", str(SERVERS), "--num-replicas", str(SERVERS), "--max-restarts", str(options.kills)]
-    with running_manager(options.model, [*arguments, *serve.split()]) as manager:
+    with running_manager(options.model, [*arguments, *serve]) as manager:
         answered, back = asyncio.run(kill_often(manager, Clients(manager.target, payloads, options.clients), options))
     for name, seconds in (("all answered", answered), ("both servers back", back)):
         p50, p99 = np.percentile(seconds, (50, 99))

@@ -15,16 +15,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from tritonembed_perf.encoded_requests import encoded_requests
 from tritonembed_perf.endpoint.processes import manager_cpu_seconds
-from tritonembed_perf.exact_length import exact_length_texts
-from tritonembed_perf.load import Load, Outcome, encode_request, run_load
+from tritonembed_perf.load import Load, Outcome, run_load
 from tritonembed_perf.manager import RunningManager, running_manager
+from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import RunningServer, running_server
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
 
 LOADS = "50x64@4,50x16@8,50x1@32,50x1@1"
-TEXTS = 1024
 WARM_UP_S = 1.0
 
 
@@ -37,13 +37,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
-    own, _, replica = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    options, replica = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.hop", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []
-    with running_server(options.model, replica.split()) as server:
+    with running_server(options.model, replica) as server:
         for workers in options.workers.split(","):
             attached = ["--server", server.target, "--workers", workers, "--max-in-flight", "4096"]
             with running_manager("hop", attached) as manager:
@@ -59,11 +58,7 @@ def measure(
     server: RunningServer, manager: RunningManager, tokenizer: Tokenizer, load: ShapeLoad, rounds: int, seconds: float
 ) -> dict[str, Any]:
     """Both ways in turn, `rounds` times."""
-    texts = exact_length_texts(tokenizer, load.tokens, max(TEXTS, load.sentences), seed=load.tokens)
-    payloads = [
-        encode_request(texts[first : first + load.sentences])
-        for first in range(0, len(texts) - load.sentences + 1, load.sentences)
-    ]
+    payloads = encoded_requests(tokenizer, load)
 
     def run(target: str) -> Outcome:
         outcome = run_load(Load(target, payloads, load.concurrency, 1, seconds, WARM_UP_S))

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +22,8 @@ PATIENCE_S = 120.0
 """Beyond the load's own time: then a client process hangs."""
 
 
-class Watcher(Protocol):
-    """What is told of the measured time, from the parent's own thread."""
+class Watcher:
+    """What is told of the measured time, from the parent's own thread. This one does nothing about it."""
 
     def begin(self) -> None:
         """It begins now."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.checks import AnswerCheck
-from tritonembed_perf.run.clients import Interrupt, run_clients
+from tritonembed_perf.run.clients import Interrupt, Watcher, run_clients
 from tritonembed_perf.run.corpus import (
     PooledRequest,
     WordTexts,
@@ -118,7 +118,7 @@ def measure(
     return Row(work.sentences, len(work.payloads), outcome, watcher.server_cpu_seconds, watcher.gpus)
 
 
-class _Watcher:
+class _Watcher(Watcher):
     """Looks at the server while the clock runs."""
 
     def __init__(self, processes: ServerProcesses | None, bar: ProgressBar) -> None:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from tritonembed_manager.engine_variables import variable
+
 
 class AssignmentChoice(str, Enum):
     """`--gpu-assignment`."""
@@ -53,12 +55,8 @@ GPU_PARAMETERS = ("num_gpus", "gpu_assignment", "gpu_memory_utilization")
 """What contradicts a CPU."""
 
 
-def _variable(name: str) -> str:
-    return "TRITONEMBED_" + name.removeprefix("--").replace("-", "_").upper()
-
-
 def _option(name: str, help: str, **limits: float) -> typer.models.OptionInfo:
-    option: typer.models.OptionInfo = typer.Option(name, envvar=_variable(name), help=help, **limits)  # type: ignore[arg-type]
+    option: typer.models.OptionInfo = typer.Option(name, envvar=variable(name), help=help, **limits)  # type: ignore[arg-type]
     return option
 
 

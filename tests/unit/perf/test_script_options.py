@@ -1,0 +1,46 @@
+"""What the scripts that start a server share: their command lines, and the requests that they send."""
+
+import argparse
+import sys
+
+import pytest
+from tests.models import ModelShelf
+from tokenizers import Tokenizer
+from tritonclient.grpc import service_pb2
+
+from tritonembed_perf.encoded_requests import encoded_requests
+from tritonembed_perf.passed_on import parse_with_rest
+from tritonembed_perf.shape_load import ShapeLoad
+
+
+@pytest.mark.parametrize(
+    ("words", "rounds", "rest"),
+    [
+        (["a folder"], 5, []),
+        (
+            ["a folder", "--rounds", "2", "--", "--model-repository", "my models"],
+            2,
+            ["--model-repository", "my models"],
+        ),
+        (["a folder", "--", "--rounds", "2", "--"], 5, ["--rounds", "2", "--"]),
+    ],
+)
+def test_what_follows_two_dashes_is_the_servers_word_for_word(
+    words: list[str], rounds: int, rest: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["script", *words])
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model")
+    parser.add_argument("--rounds", type=int, default=5)
+    options, passed_on = parse_with_rest(parser)
+    assert (options.model, options.rounds, passed_on) == ("a folder", rounds, rest)
+
+
+@pytest.mark.parametrize(("sentences", "texts", "count"), [(4, 10, 2), (1, 10, 10), (16, 10, 1)])
+def test_requests_have_the_shape_of_their_load(shelf: ModelShelf, sentences: int, texts: int, count: int) -> None:
+    tokenizer = Tokenizer.from_file(f"{shelf('bert')}/tokenizer.json")
+    requests = encoded_requests(tokenizer, ShapeLoad(12, sentences, 3), texts)
+    assert len(requests) == count
+    for request in requests:
+        [tensor] = service_pb2.ModelInferRequest.FromString(request).inputs
+        assert list(tensor.shape) == [sentences, 1]
