@@ -18,7 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.server import ServerEndedError, running_server
+from tritonembed_perf.manager_process import ServerEndedError
+from tritonembed_perf.server import running_server
 
 HERE = Path(__file__).resolve().parent
 DEMO_MODEL = HERE.parent / ".work" / "demo-model"

@@ -29,11 +29,13 @@ from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.memory import server_memory_mib
 from tritonembed_perf.models import write_preset
 from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.termination import exit_on_sigterm
 
 TOKENS, SENTENCES, CONCURRENCY = 50, 64, 4
 EARLY, LATE = 1_000, 10_000
 
 
+@exit_on_sigterm()
 def main() -> None:
     """Print each result as it comes, and write all of them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

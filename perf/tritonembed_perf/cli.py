@@ -1,15 +1,15 @@
 """The command `tritonembed-bench`."""
 
-import signal
 import sys
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
+
+from tritonembed_perf.termination import exit_on_sigterm
 
 INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C.
+    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C, 143 for SIGTERM.
 
     Without the packages it needs it says in one line which to install.
     """
@@ -20,10 +20,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print("tritonembed-bench needs more than the client library: pip install 'tritonembed[perf]'", file=sys.stderr)
         sys.exit(2)
-    # An exception, unlike the signal's default, lets the servers be stopped that were started.
-    signal.signal(signal.SIGTERM, _terminate)
     try:
-        code = app(arguments, standalone_mode=False, prog_name="tritonembed-bench")
+        with exit_on_sigterm():
+            code = app(arguments, standalone_mode=False, prog_name="tritonembed-bench")
     except KeyboardInterrupt:
         code = INTERRUPTED
     except Exception as error:
@@ -34,10 +33,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"tritonembed-bench: {' '.join(known.format_message().split())}", file=sys.stderr)
         code = known.exit_code
     sys.exit(code or 0)
-
-
-def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
-    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -75,7 +75,11 @@ def run_load(load: Load) -> Outcome:
     shares = [
         load.concurrency // load.processes + (i < load.concurrency % load.processes) for i in range(load.processes)
     ]
-    workers = [context.Process(target=_work, args=(load, share, i, barrier, queue)) for i, share in enumerate(shares)]
+    # Daemons, because a server that is gone keeps them waiting for a connection when the benchmark is told to end.
+    workers = [
+        context.Process(target=_work, args=(load, share, i, barrier, queue), daemon=True)
+        for i, share in enumerate(shares)
+    ]
     for worker in workers:
         worker.start()
     parts = [queue.get(timeout=load.seconds + load.warm_up + 120) for _ in workers]

@@ -8,7 +8,6 @@ this kind of machine; exit code 1 when one of them is more than 20 % lower.
 """
 
 import argparse
-import signal
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from tritonembed_perf.quick_sides import measure
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import running_server
 from tritonembed_perf.shape_load import ShapeLoad
+from tritonembed_perf.termination import exit_on_sigterm
 
 MODEL = "bert-6x384"
 
@@ -36,13 +36,12 @@ LOADS = (ShapeLoad(50, 64, 4), ShapeLoad(50, 1, 16))
 """The peer encodes the same requests one after the other, as it does in a program."""
 
 
+@exit_on_sigterm()
 def main() -> None:
     """Measure, print, compare; exit code 1 for a drop, and for ratios of a busy machine that --update would write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--update", action="store_true", help="write the ratios as this machine's baseline")
     options = parser.parse_args()
-    # An exception, unlike the signal's default, lets the server be stopped.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     environment = describe_environment(["python", "-m", "tritonembed_perf.quick", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)
     began = time.monotonic()

@@ -7,9 +7,10 @@ from typing import TypeVar
 from tritonembed_perf.compare.deferred_signals import deferred_signals
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, Endpoint
 from tritonembed_perf.manager import running_manager
+from tritonembed_perf.manager_process import ServerEndedError
 from tritonembed_perf.run.kserve import KServe
 from tritonembed_perf.run.openai import OpenAI
-from tritonembed_perf.server import ServerEndedError, running_server
+from tritonembed_perf.server import running_server
 
 T = TypeVar("T")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.tritonserver import find_tritonserver
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.server import RunningServer, ServerEndedError, running_server
+from tritonembed_perf.manager_process import ServerEndedError
+from tritonembed_perf.server import RunningServer, running_server
 
 TRACE_FILE = "trace.json"
 

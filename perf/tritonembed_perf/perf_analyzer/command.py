@@ -123,8 +123,9 @@ def _measure(program: Any, address: str, target: str, scenario: Any, words: Any,
 def _reach(target: str, address: str | None, model: str, arguments: Sequence[str]) -> Iterator[str]:
     """Where the target listens; started where no address was given."""
     from tritonembed_perf.manager import running_manager
+    from tritonembed_perf.manager_process import ServerEndedError
     from tritonembed_perf.run.grpc_transport import is_reachable
-    from tritonembed_perf.server import ServerEndedError, running_server
+    from tritonembed_perf.server import running_server
 
     if address is not None:
         if not is_reachable(address):

@@ -10,10 +10,10 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_perf.cli import main
 from tritonembed_perf.failures import UsageError
+from tritonembed_perf.manager_process import ServerEndedError
 from tritonembed_perf.overhead import command, traced_server
 from tritonembed_perf.overhead.stages import STAGES, ClientTimes, ModelTimes, from_statistics, from_traces
 from tritonembed_perf.overhead.triton_tells import growth, read_traces
-from tritonembed_perf.server import ServerEndedError
 from tritonembed_perf.shape_load import ShapeLoad
 
 MS = 1_000_000
