@@ -52,10 +52,7 @@ def render(
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
     queue_limits: options.QueueLimits = True,
-    force: Annotated[
-        bool,
-        typer.Option("--force", envvar="TRITONEMBED_FORCE", help="Also into a folder that holds something else."),
-    ] = False,
+    force: options.Force = False,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
     with _one_line_errors():

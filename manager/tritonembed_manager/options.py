@@ -83,6 +83,9 @@ MaxBatchTokens = Annotated[
     int | None,
     typer.Option("--max-batch-tokens", envvar="TRITONEMBED_MAX_BATCH_TOKENS", min=1, help="Tokens in one batch."),
 ]
+Force = Annotated[
+    bool, typer.Option("--force", envvar="TRITONEMBED_FORCE", help="Also into a folder that holds something else.")
+]
 Executor = Annotated[
     ExecutorChoice | None,
     typer.Option("--executor", envvar="TRITONEMBED_EXECUTOR", help="How the model runs; by default auto."),

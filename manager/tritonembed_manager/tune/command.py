@@ -44,6 +44,7 @@ Loads = Annotated[
     list[str] | None,
     typer.Option(
         "--load",
+        envvar="TRITONEMBED_LOAD",
         help="Tokens x sentences in a request @ requests at once, such as 50x64@32; several count alike. "
         "By default 50x64@96 on a GPU, 50x16@8 without one.",
     ),
@@ -51,12 +52,25 @@ Loads = Annotated[
 SecondLoad = Annotated[
     str | None,
     typer.Option(
-        "--second-load", help="The load on which the choice has to beat the defaults; by default of another shape."
+        "--second-load",
+        envvar="TRITONEMBED_SECOND_LOAD",
+        help="The load on which the choice has to beat the defaults; by default of another shape.",
     ),
 ]
-Seconds = Annotated[float, typer.Option("--seconds", min=0.2, max=600, help="Of one run; each is done three times.")]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        "--seconds", envvar="TRITONEMBED_SECONDS", min=0.2, max=600, help="Of one run; each is done three times."
+    ),
+]
 Budget = Annotated[
-    float, typer.Option("--budget-minutes", min=0.1, help="The search stops in time for the check to end within this.")
+    float,
+    typer.Option(
+        "--budget-minutes",
+        envvar="TRITONEMBED_BUDGET_MINUTES",
+        min=0.1,
+        help="The search stops in time for the check to end within this.",
+    ),
 ]
 
 
@@ -77,7 +91,7 @@ def tune(
     executor: options.Executor = None,
     tritonserver: options.Tritonserver = None,
     startup_timeout: options.StartupTimeout = 1800.0,
-    force: Annotated[bool, typer.Option("--force", help="Also into a folder that holds something else.")] = False,
+    force: options.Force = False,
 ) -> None:
     """Choose tokenizer instances, replicas and batch budget by measuring, and write the repository."""
     # Until the signals are taken over; from then on they are an error with its own exit code.

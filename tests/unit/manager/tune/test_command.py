@@ -39,9 +39,23 @@ def test_all_options_arrive(asked, tmp_path):
     assert (settings.replicas, settings.max_batch_tokens) == (1, None)
 
 
-def test_the_lists_come_from_the_environment_too(asked, tmp_path):
-    manager("tune", tmp_path / "out", env={"TRITONEMBED_MODEL": "org/name", "TRITONEMBED_REPLICAS": "1,2"})
-    assert asked[0].replicas == "1,2"
+def test_every_option_comes_from_the_environment_too(asked, tmp_path):
+    variables = {
+        "MODEL": "org/name",
+        "REPLICAS": "1,2",
+        "LOAD": "50x64@32,50x1@1 20x1@8",
+        "SECOND_LOAD": "9x9@9",
+        "SECONDS": "1.5",
+        "BUDGET_MINUTES": "7",
+        "FORCE": "1",
+    }
+    (tmp_path / "thesis.txt").touch()
+    result = manager("tune", tmp_path, env={f"TRITONEMBED_{name}": value for name, value in variables.items()})
+    assert result.exit_code == 0, result.output
+    [options] = asked
+    assert (options.settings.model, options.replicas) == ("org/name", "1,2")
+    assert (list(options.loads), options.second_load) == (["50x64@32,50x1@1", "20x1@8"], "9x9@9")
+    assert (options.seconds, options.budget_minutes, options.force) == (1.5, 7, True)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def serve(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("command", ["serve", "status", "replica", "render"])
+@pytest.mark.parametrize("command", ["serve", "status", "replica", "render", "tune"])
 def test_every_option_has_a_variable_named_like_it(command):
     for parameter in typer.main.get_command(app).commands[command].params:
         if isinstance(parameter, click.Option):
