@@ -7,6 +7,7 @@ from pathlib import Path
 from tritonembed_manager.allocator import preload_tcmalloc
 from tritonembed_manager.command import server_command
 from tritonembed_manager.errors import StartError
+from tritonembed_manager.machine import check_gpu
 from tritonembed_manager.model_check import check_model
 from tritonembed_manager.model_config import instance_kinds
 from tritonembed_manager.ports import check_ports
@@ -34,6 +35,8 @@ def run_replica(
 
     Raises ManagerError when it can't start or breaks; nothing of it is left either way.
     """
+    if render is not None and render.device == "cuda":
+        check_gpu("--device cuda")
     check_ports(server.host, server.ports())
     dimensions = check_model(render.model, render.vllm.get("revision")) if render is not None else None
     with SignalPipe() as signals, work_folder(work_dir) as work:
@@ -47,6 +50,8 @@ def run_replica(
         kinds = instance_kinds(read_configs(repository).values())
         if not kinds:
             raise StartError(f"--model-repository: {repository} holds no models")
+        if "KIND_GPU" in kinds and render is None:
+            check_gpu("--model-repository (KIND_GPU)")
         installation = find_tritonserver(server.tritonserver, work)
         region_prefix = new_region_prefix()
         on_gpu = kinds != {"KIND_CPU"}

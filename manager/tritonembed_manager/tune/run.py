@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from tritonembed_manager import repository
 from tritonembed_manager.errors import StartError
+from tritonembed_manager.machine import check_gpu
 from tritonembed_manager.signals import SignalPipe
 from tritonembed_manager.tritonserver import find_tritonserver
 from tritonembed_manager.tune.child import wait
@@ -27,6 +28,8 @@ def run_tune(options: TuneOptions) -> None:
 
     Raises StartError for what is wrong from the start, ManagerError when nothing works; OUT is then as it was.
     """
+    if options.settings.device == "cuda":
+        check_gpu("--device cuda")
     ends = time.monotonic() + options.budget_minutes * 60
     with SignalPipe() as signals, tempfile.TemporaryDirectory(prefix="tritonembed-tune-") as folder:
         check_out(options.out, options.force)

