@@ -1,6 +1,7 @@
 """`tritonembed-manager replica`: a work folder, a repository in it, and one server on it."""
 
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tritonembed_manager.errors import StartError
 from tritonembed_manager.machine import check_gpu
 from tritonembed_manager.model_check import check_model
 from tritonembed_manager.model_config import instance_kinds
+from tritonembed_manager.mps import with_mps
 from tritonembed_manager.ports import check_ports
 from tritonembed_manager.replica import Replica, say
 from tritonembed_manager.repository import read_configs
@@ -47,7 +49,8 @@ def run_replica(
             render_repository(repository, render, dimensions=dimensions)
             # model.json has the answer now; the variable would win over it.
             environment.pop(MODEL_VARIABLE, None)
-        kinds = instance_kinds(read_configs(repository).values())
+        configs = read_configs(repository).values()
+        kinds = instance_kinds(configs)
         if not kinds:
             raise StartError(f"--model-repository: {repository} holds no models")
         if "KIND_GPU" in kinds and render is None:
@@ -55,10 +58,12 @@ def run_replica(
         installation = find_tritonserver(server.tritonserver, work)
         region_prefix = new_region_prefix()
         on_gpu = kinds != {"KIND_CPU"}
-        command = server_command(installation, repository, server, region_prefix, gpu_metrics=on_gpu)
+        command: Sequence[str] = server_command(installation, repository, server, region_prefix, gpu_metrics=on_gpu)
         environment |= installation.environment
         if on_gpu:
             environment |= preload_tcmalloc(environment)
+        if server.mps:
+            command = with_mps(command, configs, environment, work)
         say(f"starting {installation.binary.name} for {render.model if render else repository}")
         with closing(ServerProcess(command, environment, region_prefix)) as process:
             Replica(process, server).run(signals)

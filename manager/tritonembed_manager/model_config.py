@@ -81,6 +81,12 @@ def instance_kinds(configs: Iterable[ModelConfig]) -> set[str]:
     return {name(group.kind) for config in configs for group in config.instance_group}
 
 
+def share_a_gpu(configs: Iterable[ModelConfig]) -> bool:
+    """Whether several instances of a model run on the same GPU."""
+    gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    return any(group.kind == gpu and group.count > 1 for config in configs for group in config.instance_group)
+
+
 def set_parameter(config: ModelConfig, name: str, value: str) -> None:
     """A parameter of the configuration, which the python model reads as `string_value`."""
     config.parameters[name].string_value = value

@@ -66,6 +66,14 @@ QueueLimits = Annotated[
         help="Bounded queues, priorities and deadlines in Triton; without them bursts are not held up by its batcher.",
     ),
 ]
+Mps = Annotated[
+    bool,
+    typer.Option(
+        "--mps/--no-mps",
+        envvar="TRITONEMBED_MPS",
+        help="NVIDIA's MPS, where it is installed: replicas that share a GPU run at the same moment.",
+    ),
+]
 Replicas = Annotated[
     int, typer.Option("--replicas", envvar="TRITONEMBED_REPLICAS", min=1, help="Embedder replicas a GPU.")
 ]

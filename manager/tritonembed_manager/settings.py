@@ -68,6 +68,8 @@ class ServerSettings:
     metrics_port: int = 8002
     model_control_mode: str = "none"
     tritonserver: Path | None = None
+    mps: bool = True
+    """An MPS daemon for replicas that share a GPU, where there is one to start."""
     startup_timeout: float = 1800.0
     drain_timeout: float = 30.0
     log_verbose: bool = False

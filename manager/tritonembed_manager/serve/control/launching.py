@@ -10,7 +10,8 @@ from tritonembed_manager.allocator import preload_tcmalloc
 from tritonembed_manager.command import server_command
 from tritonembed_manager.foreground import MODEL_VARIABLE
 from tritonembed_manager.model_check import check_model
-from tritonembed_manager.repository import render
+from tritonembed_manager.mps import with_mps
+from tritonembed_manager.repository import read_configs, render
 from tritonembed_manager.serve.control.discovery import Address
 from tritonembed_manager.serve.control.launched import LaunchSpec
 from tritonembed_manager.serve.control.logs import log
@@ -54,6 +55,7 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, work: Path, stack: 
             grpc_port=grpc,
             http_port=http,
             metrics_port=metrics,
+            mps=launch.mps,
             startup_timeout=settings.startup_timeout,
             drain_timeout=settings.drain_timeout,
             log_verbose=launch.log_verbose,
@@ -75,12 +77,14 @@ def _spec(
     if devices is not None:
         environment["CUDA_VISIBLE_DEVICES"] = devices
     environment |= installation.environment
+    configs = read_configs(repository).values()
     gpu_metrics = plan.render.device != "cpu"
     if gpu_metrics:
         environment |= preload_tcmalloc(environment)
 
     def command(region_prefix: str) -> Sequence[str]:
-        return server_command(installation, repository, server, region_prefix, gpu_metrics=gpu_metrics)
+        plain = server_command(installation, repository, server, region_prefix, gpu_metrics=gpu_metrics)
+        return with_mps(plain, configs, environment, repository.parent) if server.mps else plain
 
     return LaunchSpec(
         command=command,

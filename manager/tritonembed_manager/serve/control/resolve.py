@@ -96,6 +96,7 @@ def _launch(context: typer.Context) -> LaunchSettings:
         host=given["replica_host"],
         start_port=given["start_port"],
         tritonserver=given["tritonserver"],
+        mps=given["mps"],
         work_dir=given["work_dir"],
         limits=RestartLimits(limit=given["max_restarts"], window=given["restart_window"]),
         log_verbose=given["log_verbose"],

@@ -42,6 +42,7 @@ def serve(
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
     queue_limits: options.QueueLimits = False,
+    mps: options.Mps = True,
     tritonserver: options.Tritonserver = None,
     work_dir: options.WorkDir = None,
     log_format: own.LogFormat = own.LogFormatChoice.text,

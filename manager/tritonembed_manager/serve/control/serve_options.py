@@ -47,11 +47,12 @@ LAUNCH_PARAMETERS = (
     "queue_limits",
     "max_restarts",
     "restart_window",
+    "mps",
     "tritonserver",
     "work_dir",
 )
 """What shapes the servers that are launched: contradicts attaching."""
-GPU_PARAMETERS = ("num_gpus", "gpu_assignment", "gpu_memory_utilization")
+GPU_PARAMETERS = ("num_gpus", "gpu_assignment", "gpu_memory_utilization", "mps")
 """What contradicts a CPU."""
 
 

@@ -18,6 +18,7 @@ class LaunchSettings:
     host: str = "127.0.0.1"
     start_port: int = 50100
     tritonserver: Path | None = None
+    mps: bool = True
     work_dir: Path | None = None
     limits: RestartLimits = field(default_factory=RestartLimits)
     log_verbose: bool = False
