@@ -1,8 +1,8 @@
 """`python mps_shim.py FOLDER DAEMON PROGRAM ARGUMENT…` becomes PROGRAM, beside an MPS daemon of its own.
 
 DAEMON: nvidia-cuda-mps-control, which ends when PROGRAM has ended. FOLDER: for its sockets and logs, made anew. Where
-it doesn't start, or CUDA doesn't run through it, PROGRAM runs without it. A program of its own, like exec_shim.py, so that
-the daemon is a child of PROGRAM and everything that ends the one ends the other.
+it doesn't start, or CUDA doesn't run through it, PROGRAM runs without it. A program of its own, like exec_shim.py, so
+that the daemon is a child of PROGRAM and everything that ends the one ends the other.
 """
 
 import ctypes

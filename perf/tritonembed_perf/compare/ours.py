@@ -30,7 +30,7 @@ class Direct:
 
     def configs(self, bench: Bench) -> Sequence[Config]:
         """As Peer says."""
-        shapes = ((2, 8), (6, 12)) if bench.on_gpu else ((1, 1), (1, 2), (2, 1))
+        shapes = ((3, 8), (6, 12)) if bench.on_gpu else ((1, 1), (1, 2), (2, 1))
         return [
             Config(("--replicas", str(replicas), "--tokenizer-instances", str(tokenizers)))
             for replicas, tokenizers in shapes
