@@ -17,6 +17,7 @@ from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.models import write_preset
 from tritonembed_perf.output import make_folder
 from tritonembed_perf.perf_analyzer.binary import default_cache
+from tritonembed_perf.run.corpus import WordTexts, check_length
 from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
 from tritonembed_perf.run.target import read_tokenizer
 from tritonembed_perf.shape_load import parse_loads
@@ -35,9 +36,9 @@ def compare_peers(options: dict[str, Any]) -> None:
     plan = make_plan(options, bench)
     files, tokenizer = read_tokenizer(str(bench.model))
     trials = [*plan.closed, *plan.offered]
+    words = WordTexts(tokenizer)
     for trial in trials:
-        if trial.tokens > files.max_length:
-            raise UsageError(f"{trial.name}: the model takes at most {files.max_length} tokens")
+        check_length(trial.name, trial.tokens, words, files.max_length)
     if options["out"] is not None:
         make_folder("--out", options["out"])
     print(f"{machine_line(environment['machine'])}\n{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)

@@ -48,11 +48,26 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"compare.md", "tokens-by-load.png"}
 
 
-def test_a_load_beyond_the_models_length_is_refused(
-    tmp_path: Path, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--loads", "100000x1@1"], "100000x1@1: the model takes at most"),
+        (["--loads", "2x1@1"], "2x1@1: no text has a length of 2 tokens"),
+        (["--rates", "5", "--rate-shape", "2x1"], "2x1 at 5/s: no text has a length of 2 tokens"),
+    ],
+)
+def test_a_length_that_no_text_can_have_is_refused_before_anything_starts(
+    options: list[str],
+    said: str,
+    tmp_path: Path,
+    shelf: ModelShelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(tmp_path, shelf("roberta"), "--loads", "100000x1@1") == 2
-    assert "100000x1@1: the model takes at most" in capsys.readouterr().err
+    monkeypatch.setattr(session, "Contest", lambda *_: pytest.fail("it started"))
+    assert run(tmp_path, shelf("roberta"), *options) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
 def test_an_error_that_nobody_thought_of_does_not_cost_the_figures(
