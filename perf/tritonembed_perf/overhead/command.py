@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tritonembed._batches import MAX_BATCH_SIZE
 from tritonembed_perf.failures import UsageError, one_line_errors
 from tritonembed_perf.output import check_output, write_report
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
@@ -65,12 +66,18 @@ def _measure(
     from tritonembed_perf.overhead.triton_tells import read_traces
     from tritonembed_perf.run.corpus import WordTexts, check_length
     from tritonembed_perf.run.environment import describe_environment, typed_command
+    from tritonembed_perf.run.suitable import check_sentences, check_server
     from tritonembed_perf.run.target import read_tokenizer
 
     files, tokenizer = read_tokenizer(model)
     words = WordTexts(tokenizer)
-    for load in loads:
-        check_length(f"--loads {load.name}", load.tokens, words, files.max_length)
+    shapes = [(f"--loads {load.name}", load.tokens, load.sentences) for load in loads]
+    for name, tokens, _ in shapes:
+        check_length(name, tokens, words, files.max_length)
+    if server is None:
+        check_sentences(shapes, MAX_BATCH_SIZE)
+    else:
+        check_server(server, files, words, shapes)
     environment = describe_environment(typed_command())
     if server is not None:
         measured, interrupted = _send_all(server, loads, words, requests)

@@ -19,10 +19,14 @@ def read_statistics(server: str) -> dict[str, Any]:
     try:
         with grpc.insecure_channel(server) as channel:
             stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            return {
-                name: stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=name), timeout=10).model_stats[0]
-                for name in MODELS
-            }
+            found = {}
+            for name in MODELS:
+                asked = service_pb2.ModelStatisticsRequest(name=name)
+                versions = stub.ModelStatistics(asked, timeout=10).model_stats
+                if not versions:
+                    raise UsageError(f"{server} gives no statistics of {name}")
+                found[name] = versions[0]
+            return found
     except grpc.RpcError as error:
         status: Any = error
         raise UsageError(f"{server} gives no statistics of {', '.join(MODELS)}: {status.details()}") from None

@@ -2,14 +2,13 @@
 
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from tritonembed_perf.failures import BenchError, UsageError, one_line_errors
+from tritonembed_perf.failures import BenchError, one_line_errors
 from tritonembed_perf.output import make_folder, write_report
 
 INTERRUPTED = 130
@@ -61,24 +60,25 @@ def _run(
     from tritonembed_perf.perf_analyzer.binary import find_program
     from tritonembed_perf.perf_analyzer.report import as_json, plot, show
     from tritonembed_perf.perf_analyzer.runs import Point
-    from tritonembed_perf.run.corpus import WordTexts, check_length
+    from tritonembed_perf.perf_analyzer.scenarios import TARGETS
+    from tritonembed_perf.perf_analyzer.targets import check_targets, reach
+    from tritonembed_perf.run.corpus import WordTexts
     from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
     from tritonembed_perf.run.target import read_tokenizer
 
     files, tokenizer = read_tokenizer(model)
     words = WordTexts(tokenizer)
-    for shape in (shape for scenario in scenarios for shape in scenario.shapes):
-        check_length(shape.name, shape.tokens, words, files.max_length)
+    check_targets(scenarios, given, files, words)
     program = find_program(program_path)
     environment = describe_environment(typed_command())
     print(machine_line(environment["machine"]))
     points: dict[str, list[Point]] = {scenario.name: [] for scenario in scenarios}
     interrupted, failure = False, None
     try:
-        for target in ("triton", "manager"):
+        for target in TARGETS:
             wanted = [scenario for scenario in scenarios if target in scenario.targets]
             if wanted:
-                with _reach(target, given[target], model, arguments) as address:
+                with reach(target, given[target], model, arguments) as address:
                     for scenario in wanted:
                         _measure(program, address, target, scenario, words, points[scenario.name])
     except KeyboardInterrupt:
@@ -117,24 +117,3 @@ def _measure(program: Any, address: str, target: str, scenario: Any, words: Any,
                     print(shlex.join([program.path.name, *words_of]), flush=True)
                     shown = True
                 points.append(run_point(program, command, scenario, target, shape, value))
-
-
-@contextmanager
-def _reach(target: str, address: str | None, model: str, arguments: Sequence[str]) -> Iterator[str]:
-    """Where the target listens; started where no address was given."""
-    from tritonembed_perf.manager import running_manager
-    from tritonembed_perf.manager_process import ServerEndedError
-    from tritonembed_perf.run.grpc_transport import is_reachable
-    from tritonembed_perf.server import running_server
-
-    if address is not None:
-        if not is_reachable(address):
-            raise UsageError(f"no server answers at {address}")
-        yield address
-        return
-    try:
-        start = running_server if target == "triton" else running_manager
-        with start(model, arguments) as running:
-            yield running.target
-    except ServerEndedError as error:
-        raise UsageError(f"the {target} does not start: {error}") from None

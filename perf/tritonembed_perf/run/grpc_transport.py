@@ -42,20 +42,3 @@ async def reach(channel: grpc.aio.Channel, timeout: float) -> None:
         await asyncio.wait_for(channel.channel_ready(), timeout)
     except (asyncio.TimeoutError, grpc.aio.UsageError):
         raise UnreachableError from None
-
-
-def is_reachable(server: str, timeout: float = 5.0) -> bool:
-    """Whether a gRPC server answers there."""
-
-    async def ask() -> None:
-        [channel] = open_channels(server, 1)
-        try:
-            await reach(channel, timeout)
-        finally:
-            await channel.close(None)
-
-    try:
-        asyncio.run(ask())
-    except UnreachableError:
-        return False
-    return True

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.checks import AnswerCheck
 from tritonembed_perf.run.clients import Interrupt, Watcher, run_clients
 from tritonembed_perf.run.corpus import (
@@ -26,7 +25,7 @@ from tritonembed_perf.run.progress import ProgressBar
 from tritonembed_perf.run.reference import embed_with_transformers, make_references
 from tritonembed_perf.run.server_processes import ServerProcesses
 from tritonembed_perf.run.settings import Settings
-from tritonembed_perf.run.target import Target, embed_alone
+from tritonembed_perf.run.target import Target, embed_alone, refuse_other_dimensions
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,7 @@ def prepare(settings: Settings, target: Target, requests: Sequence[PooledRequest
         references = make_references(requests, lambda texts: embed_with_transformers(target.files, texts))
     else:
         references = make_references(requests, lambda texts: embed_alone(target.protocol, texts, settings.timeout))
-    dimensions = next(iter(references.values())).vectors.shape[1]
-    if dimensions != target.files.dimensions:
-        raise UsageError(
-            f"the server's vectors have {dimensions} dimensions, those of {target.files.name} "
-            f"{target.files.dimensions}: another model's tokenizer would count wrongly"
-        )
+    refuse_other_dimensions(next(iter(references.values())).vectors.shape[1], target.files)
     # A prompt of the model's own would be counted by the server and not here.
     tokens = tuple(request.tokens for request in requests)
     comparable = settings.dataset is None and not target.files.prompt_for(None)

@@ -43,18 +43,32 @@ class Target:
 def find_target(settings: Settings) -> Target:
     """Ask the server what it has, and read the model's tokenizer. Raises UsageError."""
     protocol: KServe | OpenAI | Arctic = make_protocol(settings)
-    try:
-        served = asyncio.run(protocol.ask(QUESTION_TIMEOUT_S))
-    except UnreachableError as error:
-        reason = f" ({error})" if str(error) else ""
-        raise UsageError(f"no server answers at {settings.server} over {protocol.name}{reason}") from None
-    except UnknownModelError as error:
-        has = ", ".join(error.models) or "none that takes texts"
-        raise UsageError(f"the server has no model {protocol.model!r}; it has: {has}") from None
+    served = ask_server(protocol)
     source = settings.tokenizer or (settings.model if protocol.name == "kserve" else served.model)
     if source is None or (source == served.model and not _may_be_files(source)):
         raise UsageError("--tokenizer is missing: the model's folder or its name on the hub, to count tokens with")
     return Target(replace(protocol, model=served.model), served, *read_tokenizer(source))
+
+
+def ask_server(protocol: KServe | OpenAI | Arctic) -> Served:
+    """What the server has. Raises UsageError where it does not answer or has not the model."""
+    try:
+        return asyncio.run(protocol.ask(QUESTION_TIMEOUT_S))
+    except UnreachableError as error:
+        reason = f" ({error})" if str(error) else ""
+        raise UsageError(f"no server answers at {protocol.server} over {protocol.name}{reason}") from None
+    except UnknownModelError as error:
+        has = ", ".join(error.models) or "none that takes texts"
+        raise UsageError(f"the server has no model {protocol.model!r}; it has: {has}") from None
+
+
+def refuse_other_dimensions(found: int, files: ModelFiles) -> None:
+    """Of a server's vectors: another model's tokenizer would count wrongly. Raises UsageError."""
+    if found != files.dimensions:
+        raise UsageError(
+            f"the server's vectors have {found} dimensions, those of {files.name} {files.dimensions}: "
+            "another model's tokenizer would count wrongly"
+        )
 
 
 def make_protocol(settings: Settings) -> KServe | OpenAI | Arctic:

@@ -31,6 +31,7 @@ class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, model: Path, dimensions: int) -> None:
         self.spoil: Callable[[list[np.ndarray]], list[np.ndarray]] = lambda vectors: vectors
         self.on_request: Callable[[int, int, Any], None] = lambda _number, _sentences, _context: None
+        self.models = ["embedding", "embedder", "tokenizer"]
         self.sizes: list[int] = []
         self._tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
         self._dimensions = dimensions
@@ -60,7 +61,7 @@ class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def RepositoryIndex(self, _request, _context):
         response = service_pb2.RepositoryIndexResponse()
-        for name in ("embedding", "embedder", "tokenizer"):
+        for name in self.models:
             response.models.add(name=name, version="1", state="READY")
         return response
 
@@ -68,3 +69,6 @@ class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=128)
         config.input.add(name="text" if request.name in ("embedding", "tokenizer") else "token_ids")
         return service_pb2.ModelConfigResponse(config=config)
+
+    def ModelStatistics(self, _request, _context):
+        return service_pb2.ModelStatisticsResponse()

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from tests.models import ModelShelf
+from tests.unit.perf.fake_kserve import FakeKServe
 from tritonclient.grpc import service_pb2
 
 from tritonembed_perf.cli import main
@@ -119,18 +120,48 @@ def test_statistics_are_means_of_what_was_added() -> None:
         (["--loads", "2x1@1"], "--loads 2x1@1: no text has a length of 2 tokens"),
         (["--loads", "much"], "--loads: 'much' is not"),
         (["--plot", "/nowhere/plot"], "--plot: there is no folder"),
-        (["--server", "127.0.0.1:1", "--loads", "9x1@1"], "127.0.0.1:1 gives no statistics"),
+        (["--loads", "9x1025@1"], "--loads 9x1025@1: the server takes 1024 sentences a request"),
+        (["--server", "127.0.0.1:1", "--loads", "9x1@1"], "no server answers at 127.0.0.1:1"),
         (["--server", "127.0.0.1:1", "--", "--replicas", "2"], "--replicas is for the server that is started"),
     ],
 )
 def test_what_can_not_be_done_is_one_line_and_exit_code_2(
-    options: list[str], said: str, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    said: str,
+    shelf: ModelShelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("tritonembed_perf.run.target.QUESTION_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(traced_server, "running_server", lambda *_: pytest.fail("it started"))
     with pytest.raises(SystemExit) as ended:
         main(["overhead", "--model", str(shelf("bert")), *options])
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("model", "loads", "said"),
+    [
+        ("bert", "9x129@1", "--loads 9x129@1: the server takes 128 sentences a request"),
+        ("roberta", "9x1@1", "the server's vectors have 64 dimensions, those of roberta 128"),
+        ("bert", "9x1@1", "gives no statistics of embedding"),
+    ],
+)
+def test_a_server_that_is_not_one_to_measure_is_refused_before_the_load(
+    model: str, loads: str, said: str, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeKServe(shelf("bert"), 64)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["overhead", "--model", str(shelf(model)), "--server", fake.target, "--loads", loads])
+    finally:
+        fake.close()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert len(fake.sizes) <= 1
 
 
 def test_ctrl_c_shows_the_loads_that_were_measured(
@@ -143,6 +174,7 @@ def test_ctrl_c_shows_the_loads_that_were_measured(
         return {"a": ClientTimes(MS, 0, 9 * MS, MS)}, models
 
     monkeypatch.setattr(command, "_send", send)
+    monkeypatch.setattr("tritonembed_perf.run.suitable.check_server", lambda *_: None)
     path = tmp_path / "overhead.json"
     arguments = ["--server", "h:1", "--loads", "9x1@1,20x1@1,30x1@1", "--json", str(path)]
     with pytest.raises(SystemExit) as ended:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.models import ModelShelf
+from tests.unit.perf.fake_kserve import FakeKServe
 from tokenizers import Tokenizer
 
 from tritonembed_perf.cli import main
@@ -120,7 +121,7 @@ def test_a_failure_is_told_in_perf_analyzers_own_words(tmp_path: Path) -> None:
 def test_what_was_measured_before_a_failure_is_shown_and_written(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tritonembed_perf.run.grpc_transport.is_reachable", lambda _: True)
+    monkeypatch.setattr("tritonembed_perf.perf_analyzer.targets.check_server", lambda *_: None)
     (tmp_path / "export.csv").write_text(EXPORT)
     script = f'case "$*" in *"--concurrency-range 16"*) echo gone; exit 1;; esac; for last; do :; done; {COPY}'
     program = fake_program(tmp_path, script.replace("EXPORT", str(tmp_path / "export.csv")))
@@ -150,6 +151,41 @@ def test_a_length_that_the_model_does_not_take_is_refused_before_anything_starts
         main(["perf-analyzer", "--model", str(shelf("bert")), "--scenario", str(tmp_path / "mine.yaml")])
     assert ended.value.code == 2
     assert "65x1: the model takes at most 64 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("models", "sentences", "said"),
+    [
+        (["other"], 2, "the server has no model 'embedding'; it has: other"),
+        (["embedding"], 129, "9x129: the server takes 128 sentences a request"),
+        (["embedding"], 2, "no server answers at 127.0.0.1:1 over kserve"),
+    ],
+)
+def test_both_servers_are_looked_at_before_either_is_measured(
+    models: list[str],
+    sentences: int,
+    said: str,
+    tmp_path: Path,
+    shelf: ModelShelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("tritonembed_perf.run.target.QUESTION_TIMEOUT_S", 0.5)
+    scenario = GOOD | {"shapes": [{"tokens": 9, "sentences": sentences}], "targets": ["triton", "manager"]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(scenario))
+    program = fake_program(tmp_path, f"touch {tmp_path}/ran")
+    fake = FakeKServe(shelf("bert"), 64)
+    fake.models = models
+    where = ["--server", fake.target, "--manager", "127.0.0.1:1", "--perf-analyzer", str(program)]
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["perf-analyzer", "--model", str(shelf("bert")), "--scenario", str(tmp_path / "mine.yaml"), *where])
+    finally:
+        fake.close()
+    assert ended.value.code == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert not (tmp_path / "ran").exists()
 
 
 COPY = 'while [ "$1" != "-f" ]; do shift; done; cp EXPORT "$2"'
