@@ -20,7 +20,7 @@ class Tally:
     codes: Counter[grpc.StatusCode] = field(default_factory=Counter)
     """How they ended, OK among them."""
     buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
-    """How many took so long; what its caller cancelled is not counted here."""
+    """How many took so long, of those that were answered: refusals take no time, and would look like a fast server."""
     seconds: float = 0.0
     """What they took, together."""
     latencies: list[float] = field(default_factory=list)
@@ -32,7 +32,7 @@ class Tally:
     def add(self, code: grpc.StatusCode, seconds: float) -> None:
         """A request ended."""
         self.codes[code] += 1
-        if code is grpc.StatusCode.CANCELLED:
+        if code is not grpc.StatusCode.OK:
             return
         self.buckets[bisect_left(BOUNDS, seconds)] += 1
         self.seconds += seconds

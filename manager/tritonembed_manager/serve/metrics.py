@@ -37,7 +37,7 @@ class WorkerMetrics:
             return _Latencies(f"tritonembed_{name}", help_text, labels, registry=registry, buckets=BOUNDS)
 
         self._requests = counter("requests", "Requests of clients, by the gRPC status they ended with.", "code")
-        self._duration = latencies("request_duration_seconds", "From a request's arrival to its answer.")
+        self._duration = latencies("request_duration_seconds", "From a request's arrival to its answer; OK ones only.")
         self._in_flight = gauge("requests_in_flight", "Requests of clients that have no answer yet.")
         self._waiting = gauge("requests_waiting", "Those of them that wait for a server.")
         self._retries = counter("retries", "Requests sent again after a server broke, charged to the retry budget.")
@@ -46,7 +46,7 @@ class WorkerMetrics:
             "server_requests", "Requests sent to a server; ABORTED ones were taken off it.", "server", "code"
         )
         self._server_duration = latencies(
-            "server_request_duration_seconds", "From sending a request to a server to its answer.", "server"
+            "server_request_duration_seconds", "From sending it to a server to its answer; OK ones only.", "server"
         )
         self._server_in_flight = gauge("server_requests_in_flight", "Requests at a server.", "server")
         self._ejections = counter("server_ejections", "Times a request found a server broken.", "server")

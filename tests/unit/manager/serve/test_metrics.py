@@ -7,6 +7,7 @@ from tests.fakes.data_plane import data_plane
 
 from tritonembed_manager.serve.meter import BOUNDS, Meter, Tally
 from tritonembed_manager.serve.metrics import WorkerMetrics
+from tritonembed_manager.serve.model import DispatchError
 
 OK, INVALID, CANCELLED = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.CANCELLED
 
@@ -19,11 +20,26 @@ def test_latencies_go_into_their_buckets():
     assert [tally.buckets[place] for place in (0, 5, len(BOUNDS))] == [2, 1, 1]
 
 
-def test_a_caller_that_goes_away_is_no_error_and_has_no_latency():
+def test_a_caller_that_goes_away_is_no_error():
     tally = Tally()
     for code in (OK, INVALID, CANCELLED):
         tally.add(code, 0.1)
-    assert (tally.requests, tally.errors, len(tally.latencies)) == (3, 1, 2)
+    assert (tally.requests, tally.errors) == (3, 1)
+
+
+async def test_what_is_refused_under_overload_does_not_make_latencies_look_short():
+    async with data_plane(1, max_in_flight=1) as plane:
+        plane.fakes[0].latency = 0.05
+        (task,) = plane.start()
+        await plane.fakes[0].wait_inside(1)
+        for _ in range(20):
+            with pytest.raises(DispatchError):
+                await plane.infer()
+        await task
+        total = plane.dispatcher.meter.collect().total
+        assert (total.requests, total.errors, sum(total.buckets)) == (21, 20, 1)
+        [seconds] = total.latencies
+        assert total.seconds == seconds >= 0.05
 
 
 def test_of_many_latencies_a_sample_is_kept():
