@@ -15,14 +15,15 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError
+from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError, UnavailableError
 from tritonembed_manager.processes import Process, family, process_table
 from tritonembed_manager.tritonserver import STUB
 from tritonembed_perf.server import free_ports
 
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")
-TURNED_AWAY = "draining"
+ON_ITS_WAY_S = 0.25
+"""From a request's beginning here to its arrival at a manager on the same busy cores."""
 
 
 class Serve:
@@ -188,8 +189,11 @@ class Load:
             time.sleep(0.01)
 
     def manager_ends(self) -> None:
-        """From now on new requests may meet a manager that is gone; those on their way are answered or turned away."""
+        """From now on new requests may be refused, as UNAVAILABLE and nothing else; those begun before are answered."""
         self._told_at = time.monotonic()
+
+    def _may_be_refused(self, began: float) -> bool:
+        return began >= self._told_at - ON_ITS_WAY_S
 
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
@@ -206,9 +210,8 @@ class Load:
                 vectors, _ = await client.embed(texts, timeout=60)
                 assert len(vectors) == len(texts)
             except TritonEmbedError as error:
-                turned_away = began < self._told_at < time.monotonic() and TURNED_AWAY in str(error)
-                if began < self._told_at and not turned_away:
-                    self.errors.append(f"{type(error).__name__}: {error}")
+                if not self._may_be_refused(began) or not isinstance(error, UnavailableError):
+                    self.errors.append(f"{type(error).__name__} after {time.monotonic() - began:.2f} s: {error}")
                 return
             self.done += 1
             await asyncio.sleep(self._rest_s)

@@ -9,6 +9,7 @@ import grpc
 from tritonembed_manager.serve.load_table import LoadRow
 from tritonembed_manager.serve.model import DispatchError
 
+DRAINING = "the manager is draining: it takes no new requests"
 _SHORTEST_S, _LONGEST_S = 0.1, 10.0
 _WINDOW_S = 1.0
 
@@ -35,7 +36,7 @@ class Admission:
     def enter(self, size: int) -> None:
         """Take a request of so many bytes in; `leave` must follow. Raises DispatchError, and nothing is to follow."""
         if self._drained is not None:
-            raise DispatchError(grpc.StatusCode.UNAVAILABLE, "the manager is draining: it takes no new requests")
+            raise DispatchError(grpc.StatusCode.UNAVAILABLE, DRAINING)
         table = self._row.table
         if table.admitted() >= self._max_in_flight:
             raise self.overload(f"{self._max_in_flight} requests are in flight")

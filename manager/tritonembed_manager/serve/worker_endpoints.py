@@ -1,5 +1,6 @@
 """What a worker listens on: the manager's gRPC port and its HTTP port, both shared with the other workers."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,7 @@ import grpc.aio
 
 from tritonembed_manager.serve.arctic_aborts import Aborts
 from tritonembed_manager.serve.kserve_grpc import add_kserve
+from tritonembed_manager.serve.late_calls import LateCalls
 from tritonembed_manager.serve.model import Dispatcher
 from tritonembed_manager.serve.worker_config import WorkerConfig
 
@@ -56,6 +58,8 @@ class Endpoints:
         self._runner: Any = None
         self.aborts = Aborts(say, config.workers - 1)
         self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
+        self._late = LateCalls()
+        self._grpc.add_generic_rpc_handlers((self._late,))
         traced = self._tracing.over(dispatcher)
         add_kserve(self._grpc, traced, is_serving)
         add_arctic(self._grpc, traced, config, is_serving, self.aborts)
@@ -73,7 +77,12 @@ class Endpoints:
 
     async def stop(self, grace: float = _LAST_ANSWERS_S) -> None:
         """Listen no more; what is being answered has so long."""
-        await self._grpc.stop(grace)
+        await self._late.hold()
+        stopping = asyncio.ensure_future(self._grpc.stop(grace))
+        # It begins.
+        await asyncio.sleep(0)
+        self._late.refuse()
+        await stopping
         if self._runner is not None:
             # Last, since it sends the traces that have not been sent.
             await self._runner.cleanup()

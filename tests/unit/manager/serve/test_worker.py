@@ -145,6 +145,30 @@ async def test_a_drain_lets_finish_what_is_in_flight():
         assert await code == worker_life.EXIT_DRAINED
 
 
+@pytest.mark.parametrize("rest", [0.0, 0.02])
+async def test_callers_who_go_on_asking_hear_that_it_drains_and_never_that_they_cancelled(rest):
+    ended = set()
+    async with FakeTriton() as fake, running_worker() as (_, parent, code, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        await infer(stub)
+        fake.latency = 0.2
+
+        async def ask():
+            while not code.done():
+                try:
+                    await stub.ModelInfer(infer_request(b"a text"), timeout=10)
+                except grpc.aio.AioRpcError as error:
+                    ended.add(error.code())
+                    await asyncio.sleep(rest)
+
+        callers = [asyncio.ensure_future(ask()) for _ in range(40)]
+        await fake.wait_inside(40)
+        parent.say("drain")
+        assert await code == worker_life.EXIT_DRAINED
+        await asyncio.gather(*callers)
+    assert ended == {grpc.StatusCode.UNAVAILABLE}
+
+
 async def test_a_drain_ends_when_its_time_is_over():
     async with FakeTriton() as fake, running_worker(drain_timeout=0.01) as (_, parent, code, stub):
         parent.say_servers(view("a", 0, fake.address))
