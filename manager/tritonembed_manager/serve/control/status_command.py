@@ -1,6 +1,7 @@
 """`tritonembed-manager status`: the servers behind a running manager."""
 
 import json
+import sys
 import time
 from typing import Annotated, Any
 
@@ -54,18 +55,25 @@ def fetch(manager: str) -> dict[str, Any]:
             urllib.request.Request(url, headers={"Accept": "application/json"}), timeout=_TIMEOUT_S
         ) as answer:
             found: dict[str, Any] = json.load(answer)
+            return found
+    except (json.JSONDecodeError, UnicodeDecodeError, http.client.BadStatusLine, http.client.LineTooLong):
+        # Their own words hold what came, such as the bytes of gRPC.
+        why = "what listens there does not answer as a manager does on its --http-port"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise ManagerError(f"no manager answers at {manager}: {getattr(reason, 'strerror', None) or reason}") from None
-    return found
+        why = getattr(reason, "strerror", None) or str(reason)
+    raise ManagerError(f"no manager answers at {manager}: {why}")
 
 
 def _print_json(manager: str, watch: bool) -> None:
-    while True:
-        print(json.dumps(fetch(manager), indent=None if watch else 2), flush=True)
-        if not watch:
-            return
+    print(json.dumps(fetch(manager), indent=None if watch else 2), flush=True)
+    while watch:
         time.sleep(_EVERY_S)
+        try:
+            print(json.dumps(fetch(manager)), flush=True)
+        except ManagerError as error:
+            # It may be just restarting: keep asking.
+            print(f"tritonembed-manager: {error}", file=sys.stderr, flush=True)
 
 
 def _watch(manager: str) -> None:
@@ -80,5 +88,4 @@ def _watch(manager: str) -> None:
             try:
                 live.update(table(fetch(manager)), refresh=True)
             except ManagerError as error:
-                # It may be just restarting: keep asking.
                 live.update(Text(str(error), style="red"), refresh=True)

@@ -14,57 +14,47 @@ _STYLES = {
     "refused": "red",
     "failed": "bold red",
 }
-_COLUMNS = ("server", "state", "model", "replicas", "in flight", "rate", "p50", "p99", "restarts", "")
-_NUMBERS = ("replicas", "in flight", "rate", "p50", "p99", "restarts")
+_NUMBERS = ("replicas", "in flight", "rate /s", "p50 ms", "p99 ms", "restarts")
 
 
 def table(status: dict[str, Any]) -> Group:
-    """A row for each server, and a last one for all of them."""
+    """A row for each server, a last one for all of them, and why those are not ready that are not: for 80 columns."""
     rows = Table(box=None, pad_edge=False, show_footer=True)
-    footers = _footers(status["totals"])
-    for name in _COLUMNS:
-        rows.add_column(
-            name,
-            footers.get(name, ""),
-            justify="right" if name in _NUMBERS else "left",
-            no_wrap=name not in ("model", ""),
-        )
+    totals = status["totals"]
+    # Where there is not enough room, only the names are broken.
+    rows.add_column("server", "in all", overflow="fold")
+    rows.add_column("state", f"{totals['ready']} ready", no_wrap=True)
+    for name, total in zip(_NUMBERS, _numbers(totals), strict=True):
+        rows.add_column(name, total, justify="right", no_wrap=True)
     for server in status["servers"]:
         state = server["state"]
         rows.add_row(
             server["id"],
             Text(state, style=_STYLES.get(state, "")),
-            server["model"],
-            str(server["replicas"]),
-            str(server["in_flight"]),
-            f"{server['rate']:.1f}/s",
-            _ms(server["p50_ms"]),
-            _ms(server["p99_ms"]),
-            str(server["restarts"]),
-            server["why"],
+            *_numbers(server),
         )
+    reasons = [f"{server['id']} is {server['state']}: {server['why']}" for server in status["servers"] if server["why"]]
     workers = status["workers"]
     draining = ", draining" if status["draining"] else ""
     running = f"{workers['ready']} of {workers['count']} workers, up {_duration(status['uptime_s'])}{draining}"
-    head = f"{status['policy']} over {status['totals']['servers']} servers, {running}"
-    return Group(Text(head), rows)
+    head = f"{status['model']}: {status['policy']} over {totals['servers']} servers, {running}"
+    return Group(Text(head), rows, *(Text(reason) for reason in reasons))
 
 
-def _footers(totals: dict[str, Any]) -> dict[str, str]:
-    return {
-        "server": "in all",
-        "state": f"{totals['ready']} ready",
-        "replicas": str(totals["replicas"]),
-        "in flight": str(totals["in_flight"]),
-        "rate": f"{totals['rate']:.1f}/s",
-        "p50": _ms(totals["p50_ms"]),
-        "p99": _ms(totals["p99_ms"]),
-        "restarts": str(totals["restarts"]),
-    }
+def _numbers(counted: dict[str, Any]) -> list[str]:
+    """Of a server, or of all."""
+    return [
+        str(counted["replicas"]),
+        str(counted["in_flight"]),
+        f"{counted['rate']:.1f}",
+        _ms(counted["p50_ms"]),
+        _ms(counted["p99_ms"]),
+        str(counted["restarts"]),
+    ]
 
 
 def _ms(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f} ms"
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _duration(seconds: float) -> str:
