@@ -1,14 +1,16 @@
 """KServe v2 over gRPC, every method of inference.GRPCInferenceService, as bytes: ModelInfer is never decoded."""
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.serve import statistics
+from tritonembed_manager.serve.every_server import call_all
 from tritonembed_manager.serve.forward import SERVICE
 from tritonembed_manager.serve.kserve_stream import answers_in_order
 from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerState
@@ -16,8 +18,10 @@ from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerSta
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 _ANY = ("ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex")
 """Every server has the same answer."""
-_ALL = ("RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings")
+_ALL = ("RepositoryModelLoad", "RepositoryModelUnload")
 """They change a server: each one is told."""
+_SETTINGS = {"TraceSetting": service_pb2.TraceSettingRequest, "LogSettings": service_pb2.LogSettingsRequest}
+"""They change it if the request has settings, and tell what is set if not."""
 _SHARED_MEMORY = tuple(
     f"{kind}SharedMemory{what}" for kind in ("System", "Cuda") for what in ("Status", "Register", "Unregister")
 )
@@ -36,6 +40,7 @@ def add_kserve(server: grpc.aio.Server, dispatcher: Dispatcher, is_serving: Call
         "ModelStatistics": service.model_statistics,
         **{method: service.ask_any(method) for method in _ANY},
         **{method: service.tell_all(method) for method in _ALL},
+        **{method: service.change_or_ask(method, message) for method, message in _SETTINGS.items()},
         **dict.fromkeys(_SHARED_MEMORY, service.shared_memory),
     }
     handlers = {method: grpc.unary_unary_rpc_method_handler(handler) for method, handler in unary.items()}
@@ -96,6 +101,19 @@ class _Service:
 
         return handler
 
+    def change_or_ask(self, method: str, message: Any) -> Handler:
+        ask, tell = self.ask_any(method), self.tell_all(method)
+
+        async def handler(request: bytes, context: Any) -> bytes:
+            try:
+                changes = message.FromString(request).settings
+            except DecodeError:
+                # The server has words for it.
+                changes = ()
+            return await (tell if changes else ask)(request, context)
+
+        return handler
+
     async def shared_memory(self, _request: bytes, context: Any) -> bytes:
         reason = (
             "shared memory belongs to one server, and this endpoint stands before many: send the tensors in the "
@@ -104,24 +122,12 @@ class _Service:
         return await refuse(context, DispatchError(grpc.StatusCode.UNIMPLEMENTED, reason))
 
     async def _all(self, method: str, request: bytes, context: Any, *, or_unavailable: bool = False) -> list[bytes]:
-        """The answers of all ready servers, at least one; otherwise the first error is the answer.
-
-        or_unavailable: some may be unavailable, but not all.
-        """
         timeout = context.time_remaining()
-        calls = [
-            self._dispatcher.call(method, request, timeout=timeout, server=server) for server in self._ready()
-        ] or [self._dispatcher.call(method, request, timeout=timeout)]
-        answers = await asyncio.gather(*calls, return_exceptions=True)
-        good = [answer for answer in answers if isinstance(answer, bytes)]
-        for answer in answers:
-            if isinstance(answer, DispatchError):
-                if good and or_unavailable and answer.code is grpc.StatusCode.UNAVAILABLE:
-                    continue
-                await refuse(context, answer)
-            if isinstance(answer, BaseException):
-                raise answer
-        return good
+        try:
+            return await call_all(self._dispatcher, method, request, timeout=timeout, or_unavailable=or_unavailable)
+        except DispatchError as error:
+            await refuse(context, error)
+            raise
 
     def _ready(self) -> list[str]:
         return [server.id for server in self._dispatcher.servers() if server.state is ServerState.READY]

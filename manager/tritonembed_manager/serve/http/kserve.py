@@ -3,7 +3,6 @@
 Nothing here needs the HTTP port of a server.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +10,14 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.serve import statistics
+from tritonembed_manager.serve.every_server import call_all
 from tritonembed_manager.serve.http.bodies import Bodies
 from tritonembed_manager.serve.http.errors import BadRequest
 from tritonembed_manager.serve.http.infer_answer import HEADER_LENGTH, to_answer
 from tritonembed_manager.serve.http.infer_raw import read_raw
 from tritonembed_manager.serve.http.infer_request import InferRequest, read_request
 from tritonembed_manager.serve.http.proto_json import to_json
-from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerState
+from tritonembed_manager.serve.model import Dispatcher
 from tritonembed_manager.serve.tracing import metadata_of
 
 _MODELS = ("/v2/models/{model}", "/v2/models/{model}/versions/{version:[0-9]+}")
@@ -83,7 +83,8 @@ class KServe:
     async def stats(self, request: web.Request) -> web.Response:
         """Statistics of one model or of all, added up over the servers."""
         asked = service_pb2.ModelStatisticsRequest(**_name_and_version(request)).SerializeToString()
-        answers = await call_all(self._dispatcher, "ModelStatistics", asked)
+        # Servers that have just broken do not count.
+        answers = await call_all(self._dispatcher, "ModelStatistics", asked, timeout=None, or_unavailable=True)
         total = service_pb2.ModelStatisticsResponse.FromString(statistics.add_up(answers))
         return web.json_response(to_json(total, unset=True))
 
@@ -112,22 +113,6 @@ class KServe:
     async def _call(self, method: str, request: web.Request, message: Any) -> bytes:
         asked = message(**_name_and_version(request)).SerializeToString()
         return await self._dispatcher.call(method, asked, timeout=None)
-
-
-async def call_all(dispatcher: Dispatcher, method: str, message: bytes) -> list[bytes]:
-    """A call to every ready server: their answers, at least one. Raises the first DispatchError."""
-    ready = [server for server in dispatcher.servers() if server.state is ServerState.READY]
-    calls = [dispatcher.call(method, message, timeout=None, server=server.id) for server in ready] or [
-        dispatcher.call(method, message, timeout=None)
-    ]
-    answers = await asyncio.gather(*calls, return_exceptions=True)
-    for answer in answers:
-        if isinstance(answer, BaseException) and not isinstance(answer, DispatchError):
-            raise answer
-    for answer in answers:
-        if isinstance(answer, BaseException):
-            raise answer
-    return [answer for answer in answers if isinstance(answer, bytes)]
 
 
 def _name_and_version(request: web.Request) -> dict[str, str]:

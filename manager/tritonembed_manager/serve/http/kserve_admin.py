@@ -7,10 +7,10 @@ from typing import Any
 from aiohttp import web
 from tritonclient.grpc import service_pb2
 
+from tritonembed_manager.serve.every_server import call_all
 from tritonembed_manager.serve.http.bodies import Bodies, parse_object
 from tritonembed_manager.serve.http.errors import BadRequest
 from tritonembed_manager.serve.http.fields import NO_SHARED_MEMORY, read_object
-from tritonembed_manager.serve.http.kserve import call_all
 from tritonembed_manager.serve.http.proto_json import to_json
 from tritonembed_manager.serve.http.settings_json import log_answer, log_request, trace_answer, trace_request
 from tritonembed_manager.serve.model import Dispatcher
@@ -73,23 +73,27 @@ class KServeAdmin:
 
     async def trace(self, request: web.Request) -> web.Response:
         """Trace settings, of one model or of all; POST changes them."""
-        model = request.match_info.get("model", "")
-        message = trace_request(model, await self._settings(request))
-        answers = await call_all(self._dispatcher, "TraceSetting", message)
-        return web.json_response(trace_answer(answers[0]))
+        changes = await self._settings(request)
+        message = trace_request(request.match_info.get("model", ""), changes)
+        return web.json_response(trace_answer(await self._set("TraceSetting", message, changes)))
 
     async def log(self, request: web.Request) -> web.Response:
         """Log settings; POST changes them."""
-        message = log_request(await self._settings(request))
-        answers = await call_all(self._dispatcher, "LogSettings", message)
-        return web.json_response(log_answer(answers[0]))
+        changes = await self._settings(request)
+        return web.json_response(log_answer(await self._set("LogSettings", log_request(changes), changes)))
 
     async def shared_memory(self, _request: web.Request) -> web.Response:
         """It makes no sense here."""
         raise BadRequest(NO_SHARED_MEMORY, status=501)
 
     async def _tell_all(self, method: str, message: Any) -> None:
-        await call_all(self._dispatcher, method, message.SerializeToString())
+        await call_all(self._dispatcher, method, message.SerializeToString(), timeout=None)
+
+    async def _set(self, method: str, message: bytes, changes: dict[str, Any]) -> bytes:
+        if not changes:
+            # Any server can tell what is set.
+            return await self._dispatcher.call(method, message, timeout=None)
+        return (await call_all(self._dispatcher, method, message, timeout=None))[0]
 
     async def _settings(self, request: web.Request) -> dict[str, Any]:
         return await self._body(request) if request.method == "POST" else {}

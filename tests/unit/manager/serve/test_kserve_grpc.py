@@ -150,12 +150,22 @@ async def test_statistics_do_without_a_server_that_has_just_died():
 
 @pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"])
 async def test_what_changes_a_server_goes_to_all(method):
-    request = {"TraceSetting": "TraceSettingRequest", "LogSettings": "LogSettingsRequest"}.get(
-        method, method + "Request"
-    )
+    request = getattr(service_pb2, f"{method}Request")()
+    if method == "TraceSetting":
+        request.settings["trace_rate"].value.append("5")
+    elif method == "LogSettings":
+        request.settings["log_verbose_level"].uint32_param = 1
     async with endpoint(3) as (plane, stub):
-        await getattr(stub, method)(getattr(service_pb2, request)(), timeout=10)
+        await getattr(stub, method)(request, timeout=10)
         assert [fake.calls for fake in plane.fakes] == [[method]] * 3
+
+
+@pytest.mark.parametrize("method", ["TraceSetting", "LogSettings"])
+async def test_settings_are_read_from_any_server_that_answers(method):
+    async with endpoint(2) as (plane, stub):
+        await plane.fakes[0].crash()
+        await getattr(stub, method)(getattr(service_pb2, f"{method}Request")(), timeout=10)
+        assert plane.fakes[1].calls == [method]
 
 
 async def test_a_server_that_may_not_load_models_says_so_itself():

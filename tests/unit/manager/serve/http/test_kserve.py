@@ -130,10 +130,22 @@ async def test_what_changes_servers_is_said_to_all(client, triton, plane):
     await client.load_model("embedding", config="{}", files={"file:1/model.py": b"a"})
     await client.unload_model("embedding")
     await client.update_trace_settings(settings={"trace_level": ["TIMESTAMPS"], "trace_rate": "5", "trace_file": None})
-    await client.get_log_settings()
+    await client.update_log_settings({"log_verbose_level": 1})
     expected = ["RepositoryModelLoad", "RepositoryModelUnload", "TraceSetting", "LogSettings"]
     assert [fake.calls for fake in plane.fakes] == [expected, expected]
-    assert (await triton.get("/v2/models/embedding/trace/setting")).status == 200
+
+
+async def test_one_dead_server_of_two_does_not_keep_what_is_read_from_being_read(triton, plane):
+    for fake in plane.fakes:
+        fake.statistics.model_stats.add(name="embedding", version="1", inference_count=7)
+    await plane.fakes[0].crash()
+    for path in ("/v2/logging", "/v2/trace/setting", "/v2/models/embedding/trace/setting"):
+        assert (await triton.get(path)).status == 200
+    stats = await triton.get("/v2/models/embedding/stats")
+    assert stats.status == 200
+    assert stats.body["model_stats"][0]["inference_count"] == 7
+    # What is to be changed everywhere is not changed.
+    assert (await triton.post("/v2/logging", json={"log_verbose_level": 1})).status == 503
 
 
 @pytest.mark.parametrize(
