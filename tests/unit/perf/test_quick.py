@@ -8,6 +8,7 @@ import pytest
 
 from tritonembed_perf.quick import conclude
 from tritonembed_perf.quick_baseline import BASELINES, find_drops, uneven_rounds
+from tritonembed_perf.quick_sides import rounds
 
 ROWS = [
     {"load": "50x64@4", "ours": [100.0, 110.0, 90.0], "sentence_transformers": [50.0, 52.0, 48.0], "ratio": 2.0},
@@ -69,6 +70,20 @@ def test_what_a_busy_machine_measured_is_no_baseline(tmp_path: Path, capsys: pyt
     assert conclude(environment(), busy, True, tmp_path / "baseline.json") == 1
     assert not (tmp_path / "baseline.json").exists()
     assert "the machine was busy" in capsys.readouterr().out
+
+
+def test_rounds_end_in_time_and_are_never_fewer_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("tritonembed_perf.quick_sides.time.monotonic", lambda: now[0])
+
+    def run(until: float) -> int:
+        now[0], done = 100.0, 0
+        for _ in rounds(until):
+            now[0] += 10
+            done += 1
+        return done
+
+    assert [run(until) for until in (1000.0, 139.0, 140.0, 100.0)] == [5, 3, 4, 2]
 
 
 def test_committed_baselines_are_of_quiet_machines() -> None:
