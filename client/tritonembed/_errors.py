@@ -94,6 +94,7 @@ UNAVAILABLE_MESSAGES: tuple[tuple[str, type[TritonEmbedError]], ...] = (
     ("maximum queue size", OverloadedError),
     ("queue is full", OverloadedError),
     ("sentences are waiting", OverloadedError),
+    ("requests are waiting", OverloadedError),
     ("request timeout expired", DeadlineExceededError),
     ("deadline passed", DeadlineExceededError),
 )

@@ -74,6 +74,11 @@ class Batcher(Generic[Request]):
     def __bool__(self) -> bool:
         return bool(self._queue)
 
+    @property
+    def waiting_requests(self) -> int:
+        """Requests that wait, one that is part done among them."""
+        return len(self._queue)
+
     def add(self, request: Request) -> None:
         """Queue a request that has at least one sentence."""
         self._queue.append(request)

@@ -49,9 +49,9 @@ class Job:
 class EmbeddingEngine:
     """Runs one executor. `submit` from any thread; `close` ends the thread and frees the model.
 
-    max_waiting_sentences: beyond it requests fail with Overloaded. clock: monotonic seconds. on_batch: called with a
-    report of each batch that was computed. on_death: called once the device is lost and everything was answered; the
-    process has to be started again.
+    max_waiting_sentences, max_waiting_requests: beyond them requests fail with Overloaded. clock: monotonic seconds.
+    on_batch: called with a report of each batch that was computed. on_death: called once the device is lost and
+    everything was answered; the process has to be started again.
 
     A batch that the device has no room for is computed in halves, and later batches have half its tokens at most.
     """
@@ -64,9 +64,11 @@ class EmbeddingEngine:
         on_batch: Callable[[BatchReport], None] | None = None,
         on_death: Callable[[], None] | None = None,
         rest_after: float = REST_AFTER_S,
+        max_waiting_requests: int = 4096,
     ) -> None:
         self.executor = executor
-        self._max_waiting = max_waiting_sentences
+        self._max_sentences = max_waiting_sentences
+        self._max_requests = max_waiting_requests
         self._clock = clock
         self._on_batch = on_batch
         self._on_death = on_death
@@ -77,6 +79,11 @@ class EmbeddingEngine:
         self._launched: deque[tuple[Batch[_Request], Pending, float]] = deque()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits for its turn."""
+        return bool(self._batcher)
 
     def submit(
         self, sentences: Sequence[bytes], deadline: float | None = None, normalize: bool = False
@@ -99,8 +106,10 @@ class EmbeddingEngine:
             for request in requests:
                 if self._closed:
                     request.fail(self._closed)
-                elif self._batcher.waiting_sentences + len(request.sentences) > self._max_waiting:
-                    request.fail(Overloaded(f"more than {self._max_waiting} sentences are waiting"))
+                elif self._batcher.waiting_sentences + len(request.sentences) > self._max_sentences:
+                    request.fail(Overloaded(f"more than {self._max_sentences} sentences are waiting"))
+                elif self._batcher.waiting_requests >= self._max_requests:
+                    request.fail(Overloaded(f"more than {self._max_requests} requests are waiting"))
                 else:
                     self._batcher.add(request)
             self._changed.notify()

@@ -24,7 +24,13 @@ def create_engine(
 ) -> EmbeddingEngine:
     """An engine that is ready to serve. device: "cpu" or "cuda". Raises ModelError."""
     executor = create_executor(settings, files, device)
-    return EmbeddingEngine(executor, settings.engine.max_waiting_sentences, on_batch=on_batch, on_death=on_death)
+    return EmbeddingEngine(
+        executor,
+        settings.engine.max_waiting_sentences,
+        max_waiting_requests=settings.engine.max_waiting_requests,
+        on_batch=on_batch,
+        on_death=on_death,
+    )
 
 
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:

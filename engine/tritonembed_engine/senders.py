@@ -19,18 +19,25 @@ MakeResponse = Callable[[], Any]
 
 
 class Senders:
-    """At most `ahead` Triton batches are here beside the one that `execute` brings; 0: senders are not used.
+    """At most `ahead` Triton batches are here beside the one that `execute` brings; 0: senders are not used; None: any
+    number, because requests wait here and not in Triton.
 
     final: pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL.
     """
 
-    def __init__(self, ahead: int, final: int) -> None:
+    def __init__(self, ahead: int | None, final: int) -> None:
         self._ahead = ahead
         self._final = final
         self._batches: deque[Sequence[Future[Any]]] = deque()
 
-    def want(self, requests: int, sentences: int) -> bool:
-        """Whether a Triton batch of so many requests with so many sentences in all goes this way."""
+    def want(self, requests: int, sentences: int, waiting: bool) -> bool:
+        """Whether a Triton batch of so many requests with so many sentences in all goes this way.
+
+        waiting: whether others wait here already.
+        """
+        if self._ahead is None:
+            # With nobody before or, the batch being small, behind it, a list holds up nobody and is the cheaper way.
+            return requests > 0 and (waiting or sentences >= LARGE_SENTENCES)
         return self._ahead > 0 and requests > 0 and sentences >= LARGE_SENTENCES * requests
 
     def hand_over(
@@ -43,6 +50,10 @@ class Senders:
         for request, future, response in zip(requests, futures, responses, strict=True):
             future.add_done_callback(partial(self._send, request.get_response_sender(), response))
         self._batches.append(futures)
+        if self._ahead is None:
+            while self._batches and all(future.done() for future in self._batches[0]):
+                self._batches.popleft()
+            return
         while len(self._batches) > self._ahead:
             wait(self._batches.popleft())
 

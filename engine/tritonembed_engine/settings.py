@@ -62,11 +62,18 @@ class EngineSettings(BaseModel):
     """Triton batches of large requests that a replica takes before the first of them is answered (see `senders`); None:
     3 on a GPU, 0 on a CPU, which has no time of its own to fill."""
 
-    max_waiting_sentences: int = Field(default=65536, ge=1024)
-    """Sentences that wait in the engine before it sheds load."""
+    queue: Literal["triton", "engine"] = "triton"
+    """Where requests wait for their turn. `engine`: each is taken at once and answered through a response sender; for
+    a repository without limits in Triton."""
 
-    def batches_ahead_on(self, device: str) -> int:
-        """`batches_ahead` for "cpu" or "cuda"."""
+    max_waiting_requests: int = Field(default=4096, ge=1)
+    max_waiting_sentences: int = Field(default=65536, ge=1024)
+    """What waits in the engine before it sheds load."""
+
+    def batches_ahead_on(self, device: str) -> int | None:
+        """`batches_ahead` for "cpu" or "cuda"; None: any number."""
+        if self.queue == "engine":
+            return None
         return self.batches_ahead if self.batches_ahead is not None else {"cuda": BATCHES_AHEAD_OF_GPU}.get(device, 0)
 
 

@@ -51,7 +51,7 @@ def render(
     tensor_parallel_size: options.TensorParallelSize = 1,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
-    queue_limits: options.QueueLimits = True,
+    queue_limits: options.QueueLimits = None,
     force: options.Force = False,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
@@ -84,7 +84,7 @@ def replica(
     tensor_parallel_size: options.TensorParallelSize = 1,
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
-    queue_limits: options.QueueLimits = True,
+    queue_limits: options.QueueLimits = None,
     model_control_mode: options.ModelControlMode = options.ControlModeChoice.none,
     work_dir: options.WorkDir = None,
     tritonserver: options.Tritonserver = None,

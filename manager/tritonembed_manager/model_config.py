@@ -70,7 +70,7 @@ def set_embedder(config: ModelConfig, settings: RenderSettings) -> None:
 def _set_batching(config: ModelConfig, settings: RenderSettings) -> None:
     if settings.device == "cpu":
         config.dynamic_batching.preferred_batch_size[:] = [CPU_PREFERRED_BATCH]
-    if not settings.queue_limits:
+    if not settings.limits_in_triton:
         for field in QUEUE_FIELDS:
             config.dynamic_batching.ClearField(field)
 

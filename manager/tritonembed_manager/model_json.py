@@ -15,6 +15,8 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
         if settings.tensor_parallel_size > 1:
             vllm["tensor_parallel_size"] = settings.tensor_parallel_size
     engine = dict(template.get("engine", {}))
+    if settings.device == "cpu" and not settings.limits_in_triton:
+        engine["queue"] = "engine"
     if settings.executor is not None:
         engine["executor"] = settings.executor
     if settings.max_batch_tokens is not None:

@@ -59,11 +59,12 @@ TokenizerInstances = Annotated[
     ),
 ]
 QueueLimits = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--queue-limits/--no-queue-limits",
         envvar="TRITONEMBED_QUEUE_LIMITS",
         help="Bounded queues, priorities and deadlines in Triton; without them bursts are not held up by its batcher.",
+        show_default="limits, without a GPU none",
     ),
 ]
 Mps = Annotated[

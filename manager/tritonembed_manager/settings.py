@@ -25,8 +25,8 @@ class RenderSettings:
     tensor_parallel_size: int = 1
     max_batch_tokens: int | None = None
     executor: str | None = None
-    queue_limits: bool = True
-    """Bounded queues, priorities and deadlines in Triton; without them no request waits for its batcher to wake up."""
+    queue_limits: bool | None = None
+    """Bounded queues, priorities and deadlines in Triton; None: beside a GPU (see `limits_in_triton`)."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """vLLM engine arguments that were given, by their Python names."""
 
@@ -43,6 +43,15 @@ class RenderSettings:
                 f"--gpus names {len(self.gpus)} GPUs, which --tensor-parallel-size {self.tensor_parallel_size} "
                 "does not divide"
             )
+
+    @property
+    def limits_in_triton(self) -> bool:
+        """As asked for; else Triton limits its queues beside a GPU, and on a CPU the engine does.
+
+        With limits Triton's batcher can miss that an instance became free, and looks again half a second later: where
+        threads wait for a core after most bursts, on a GPU's machine hardly ever (perf/README.md).
+        """
+        return self.device == "cuda" if self.queue_limits is None else self.queue_limits
 
     def gpu_groups(self) -> list[list[int]]:
         """The GPUs of each tensor-parallel group, in the order given; without `--gpus`, one group from GPU 0 on."""

@@ -1,23 +1,29 @@
-"""KServe's `priority`: 1 goes ahead of what else waits (2, the default), and what else waits still has its turn."""
+"""KServe's `priority`, where Triton's queues have limits.
+
+1 goes ahead of what else waits (2, the default), and what else waits still has its turn.
+"""
 
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 
 import numpy as np
 import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from tritonembed_perf.server import RunningServer
+from tritonembed_perf.server import running_server
 
 BULK = ["a text of some words that fill a sentence and then some more of them"] * 256
 BULK_REQUESTS = 16
 
 
-@pytest.fixture
-def triton(server: RunningServer) -> Iterator[InferenceServerClient]:
-    with InferenceServerClient(server.target) as connected:
-        yield connected
+@pytest.fixture(scope="module")
+def triton(model: Path) -> Iterator[InferenceServerClient]:
+    """Asks a server whose queues know priorities, as those of a GPU do."""
+    with running_server(str(model), ["--device", "cpu", "--queue-limits"]) as server:  # noqa: SIM117
+        with InferenceServerClient(server.target) as connected:
+            yield connected
 
 
 def infer(triton: InferenceServerClient, texts: list[str], priority: int = 0) -> None:

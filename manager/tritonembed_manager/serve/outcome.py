@@ -4,7 +4,7 @@ from enum import Enum
 
 import grpc
 
-_OVERLOAD = ("maximum queue size", "queue is full", "sentences are waiting")
+_OVERLOAD = ("maximum queue size", "queue is full", "sentences are waiting", "requests are waiting")
 _EXPIRED = ("request timeout expired", "deadline passed")
 _OF_MODELS = ("load / unload is not allowed", "no available versions", "is not ready", "is not found")
 _RESET = ("rst_stream", "connection reset", "stream removed", "socket closed", "goaway", "transport closed")

@@ -53,10 +53,11 @@ class TritonPythonModel:
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
         parsed = self._check_ids([self._parse(request) for request in requests])
         jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
+        waiting = self._engine.waiting
         computed = iter(self._engine.submit_all(jobs))
         futures = [_failed(item) if isinstance(item, Exception) else next(computed) for item in parsed]
         responses = [partial(self._respond, item, future) for item, future in zip(parsed, futures, strict=True)]
-        if self._senders.want(len(requests), sum(len(job.sentences) for job in jobs)):
+        if self._senders.want(len(requests), sum(len(job.sentences) for job in jobs), waiting):
             self._senders.hand_over(requests, futures, responses)
             return None
         return [respond() for respond in responses]

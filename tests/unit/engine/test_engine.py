@@ -38,9 +38,13 @@ def make() -> Iterator[Make]:
         executor: FakeExecutor | None = None,
         max_waiting_sentences: int = 65536,
         on_batch: Callable[[BatchReport], None] | None = None,
+        max_waiting_requests: int = 4096,
     ) -> Made:
         executor, clock = executor or FakeExecutor(), Clock()
-        made.append((EmbeddingEngine(executor, max_waiting_sentences, clock, on_batch), executor, clock))
+        engine = EmbeddingEngine(
+            executor, max_waiting_sentences, clock, on_batch, max_waiting_requests=max_waiting_requests
+        )
+        made.append((engine, executor, clock))
         return made[-1]
 
     yield make_one
@@ -129,6 +133,19 @@ def test_beyond_what_may_wait_a_request_is_refused_at_once_and_later_ones_are_se
     assert len(get(smaller)) == 1
     assert len(get(engine.submit([ids(5)] * 4))) == 4
     assert ids(3) not in executor.computed
+
+
+def test_so_many_requests_wait_and_not_one_more(make: Make) -> None:
+    engine, executor, _ = make(max_waiting_requests=2)
+    assert not engine.waiting
+    occupy(engine, executor)
+    fit = [engine.submit([ids(2)] * 5), engine.submit([ids(3)])]
+    assert engine.waiting
+    with pytest.raises(Overloaded, match="more than 2 requests are waiting"):
+        get(engine.submit([ids(4)]))
+    executor.let_go()
+    assert [len(get(future)) for future in fit] == [5, 1]
+    assert len(get(engine.submit([ids(5)]))) == 1
 
 
 @pytest.mark.parametrize("where", ["launch", "result"])

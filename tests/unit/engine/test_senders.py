@@ -34,8 +34,38 @@ class FakeRequest:
         (0, 1, 1024, False),
     ],
 )
-def test_only_large_requests_go_this_way(ahead: int, requests: int, sentences: int, wanted: bool) -> None:
-    assert Senders(ahead, FINAL).want(requests, sentences) is wanted
+@pytest.mark.parametrize("waiting", [False, True])
+def test_only_large_requests_go_this_way(
+    ahead: int, requests: int, sentences: int, wanted: bool, waiting: bool
+) -> None:
+    assert Senders(ahead, FINAL).want(requests, sentences, waiting) is wanted
+
+
+@pytest.mark.parametrize(
+    ("requests", "sentences", "waiting", "wanted"),
+    [
+        (1, 1, False, False),
+        (LARGE_SENTENCES - 1, LARGE_SENTENCES - 1, False, False),
+        (LARGE_SENTENCES, LARGE_SENTENCES, False, True),
+        (1, 1, True, True),
+        (0, 0, True, False),
+    ],
+)
+def test_where_requests_wait_here_only_a_small_batch_with_nobody_before_it_is_a_list(
+    requests: int, sentences: int, waiting: bool, wanted: bool
+) -> None:
+    assert Senders(None, FINAL).want(requests, sentences, waiting) is wanted
+
+
+def test_where_requests_wait_here_no_hand_over_waits() -> None:
+    senders, requests = Senders(None, FINAL), [FakeRequest() for _ in range(50)]
+    futures = [Future[int]() for _ in requests]
+    for request, future in zip(requests, futures, strict=True):
+        senders.hand_over([request], [future], [lambda: "answer"])
+    for future in futures:
+        future.set_result(0)
+    senders.finish()
+    assert all(request.sent == [("answer", FINAL)] for request in requests)
 
 
 def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:

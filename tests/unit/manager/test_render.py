@@ -90,7 +90,7 @@ def test_engine_settings_and_vllm_arguments_reach_model_json_and_the_engine_acce
 
 
 def test_what_was_not_given_stays_as_committed(tmp_path):
-    configs, model = rendered(tmp_path)
+    configs, model = rendered(tmp_path, queue_limits=True)
     template = read_configs(template_folder())
     for name, config in template.items():
         # What a machine without a GPU is given.
@@ -101,8 +101,11 @@ def test_what_was_not_given_stays_as_committed(tmp_path):
     assert model["engine"] == json.loads((template_folder() / "model.json").read_text())["engine"]
 
 
-def test_without_queue_limits_triton_prefetches_batches(tmp_path):
-    configs, _ = rendered(tmp_path, queue_limits=False)
+@pytest.mark.parametrize("settings", [{}, {"device": "cuda", "queue_limits": False}], ids=["cpu", "cuda"])
+def test_without_queue_limits_triton_prefetches_batches(tmp_path, settings):
+    configs, model = rendered(tmp_path, **settings)
+    # On a CPU the engine bounds what waits; beside a GPU whoever asked for this does.
+    assert model["engine"].get("queue", "triton") == ("triton" if settings else "engine")
     for name in ("tokenizer", "embedder"):
         batching = configs[name].dynamic_batching
         # What PriorityQueue::SupportPrefetching of Triton asks for.

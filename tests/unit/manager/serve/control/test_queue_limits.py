@@ -45,7 +45,15 @@ def test_queue_limits_brings_them_back_for_every_server(limits):
     assert limits(env={"TRITONEMBED_QUEUE_LIMITS": "1"}) == [list(BATCHING)] * 2
 
 
-def test_render_alone_keeps_them(tmp_path):
-    result = CliRunner().invoke(app, ["render", str(tmp_path / "r"), "--model", "org/name", "--device", "cpu"])
-    assert result.exit_code == 0, result.output
-    assert all(_has_limits(read_configs(tmp_path / "r")[name]) for name in BATCHING)
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda", True)])
+def test_render_alone_keeps_them_beside_a_gpu(tmp_path, device, expected):
+    def render_with(*more):
+        out = tmp_path / "-".join(("r", *more))
+        given = ["render", str(out), "--model", "org/name", "--device", device, *more]
+        result = CliRunner().invoke(app, given)
+        assert result.exit_code == 0, result.output
+        return [_has_limits(read_configs(out)[name]) for name in BATCHING]
+
+    assert render_with() == [expected] * 2
+    assert render_with("--queue-limits") == [True] * 2
+    assert render_with("--no-queue-limits") == [False] * 2
