@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.reasons import reason_of
 from tritonembed_engine.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -39,9 +40,9 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
     except TypeError as error:
         raise ModelError(f"vLLM refuses an engine argument: {error}") from None
     except Exception as error:
-        # vLLM's reasons are multi-line and can hold paths: the log has them, the message the first line's kind.
+        # The log has all that vLLM says; the message says why in one line.
         logger.exception("vLLM could not load the model")
-        raise ModelError(f"vLLM could not load the model: {type(error).__name__}") from error
+        raise ModelError(f"vLLM could not load the model: {reason_of(error, arguments['model'])}") from error
 
 
 def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) -> int:

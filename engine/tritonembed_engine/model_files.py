@@ -110,7 +110,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     """Describe a model; only its configuration and tokenizer files are read or fetched.
 
     model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit). max_length: tokens of the
-    longest text that is to be served, where that is less than the model's own maximum.
+    longest text that is to be served, where that is less than the model's own maximum; vLLM's -1 (`auto`) is that one.
     Raises ModelError, one readable line, for what is missing or can't be served as a text embedder.
     """
     folder, is_local = find_model_folder(model, revision)
@@ -125,6 +125,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     modules = read_sentence_modules(folder)
     settings = next(filter(None, (read_object(folder / file) for file in SETTINGS_FILES)), {}) if has_modules else {}
     hidden_size = _number(name, config, "hidden_size")
+    limit = max_length if max_length and max_length > 0 else NO_LIMIT
     prompts, default_prompt_name = _prompts(folder)
     return ModelFiles(
         name=name,
@@ -135,7 +136,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
         hidden_size=hidden_size,
         dimensions=modules.dimensions or hidden_size,
         vocab_size=_number(name, config, "vocab_size"),
-        max_length=min(max_length or NO_LIMIT, _max_length(name, folder, config, settings)),
+        max_length=min(limit, _max_length(name, folder, config, settings)),
         pooling=modules.pooling,
         normalize=modules.normalize,
         lowercase=bool(settings.get("do_lower_case")),

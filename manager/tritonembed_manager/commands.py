@@ -63,7 +63,8 @@ def render(
 
         settings = _render_settings(context)
         # A name on the hub is not asked for: a repository can be made where there is no network.
-        dimensions = check_model(settings.model, None) if is_folder(settings.model) else None
+        longest = settings.vllm.get("max_model_len")
+        dimensions = check_model(settings.model, None, longest) if is_folder(settings.model) else None
         write(out, settings, dimensions=dimensions, force=force)
         print(f"tritonserver --model-repository={out}")
 

@@ -40,7 +40,9 @@ def run_replica(
     if render is not None and render.device == "cuda":
         check_gpu("--device cuda")
     check_ports(server.host, server.ports())
-    dimensions = check_model(render.model, render.vllm.get("revision")) if render is not None else None
+    dimensions = None
+    if render is not None:
+        dimensions = check_model(render.model, render.vllm.get("revision"), render.vllm.get("max_model_len"))
     with SignalPipe() as signals, work_folder(work_dir) as work:
         environment = dict(os.environ)
         if repository is None:

@@ -434,6 +434,36 @@ def test_a_model_that_goes_bad_after_rendering_is_told_in_one_line_by_the_server
     assert "model folder" in lines[-1]
 
 
+def half_the_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def no_weights(folder):
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(half_the_weights, "incomplete metadata, file not fully covered"), (no_weights, "Cannot find any model weights")],
+)
+def test_what_vllm_cannot_load_is_told_in_its_words_without_paths(replica, bert, tmp_path, damage, reason):
+    model = tmp_path / "my model"
+    shutil.copytree(bert, model)
+    damage(model)
+    code, lines = replica("--model", model, "--device=cpu", "--workers=1").ended(limit=START_LIMIT_S)
+    assert code == 2
+    assert lines[-1].startswith("tritonembed-manager: vLLM could not load the model: ")
+    assert reason in lines[-1]
+    assert str(tmp_path) not in lines[-1]
+
+
+def test_a_length_that_the_model_does_not_take_stops_start_up_before_triton(replica, bert):
+    code, lines = replica("--model", bert, "--device=cpu", "--max-model-len=100k").ended(limit=60)
+    assert code == 2
+    assert lines == ["tritonembed-manager: --max-model-len: 100000 tokens, but bert takes at most 128"]
+
+
 def test_a_misspelt_argument_stops_start_up_with_its_name(replica, bert):
     code, lines = replica("--model", bert, "--device=cpu", "--max-model-length=512").ended(limit=60)
     assert code == 2

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tritonembed_manager import repository
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.machine import check_gpu
+from tritonembed_manager.model_check import check_model
 from tritonembed_manager.signals import SignalPipe
 from tritonembed_manager.tritonserver import find_tritonserver
 from tritonembed_manager.tune.child import wait
@@ -80,8 +81,10 @@ def _model(options: TuneOptions) -> tuple["ModelFiles", int]:
     except ImportError as error:
         raise StartError(f"tune runs where the server does; {error.name} is not installed here") from None
     settings = options.settings
+    model = settings.model, settings.vllm.get("revision"), settings.vllm.get("max_model_len")
+    check_model(*model)
     try:
-        files = read_model_files(settings.model, settings.vllm.get("revision"), settings.vllm.get("max_model_len"))
+        files = read_model_files(*model)
     except ModelError as error:
         raise StartError(f"--model: {error}") from None
     return files, max_batch_tokens(ModelSettings(model=settings.model), files, settings.device)

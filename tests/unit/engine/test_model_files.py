@@ -187,6 +187,11 @@ def test_the_maximum_length_counts_positions_that_a_token_can_have(files: Any, e
     assert read_model_files(str(write(**files))).max_length == expected
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, 512), (-1, 512), (100, 100), (1000, 512)])
+def test_a_shorter_limit_can_be_asked_for(asked: int | None, expected: int, write: Write) -> None:
+    assert read_model_files(str(write()), max_length=asked).max_length == expected
+
+
 @pytest.mark.parametrize(
     ("files", "named"),
     [
