@@ -50,7 +50,8 @@ def test_perf_analyzer_measures_the_shapes_of_a_scenario(server: RunningServer, 
         "values": [2],
         "shapes": [{"tokens": 20, "sentences": 4}],
         "targets": ["triton"],
-        "window_seconds": 0.3,
+        # perf_analyzer fails when a window has no whole request, and a busy machine can stand still for a while.
+        "window_seconds": 2.0,
     }
     path = tmp_path / "moment.yaml"
     path.write_text(yaml.safe_dump(scenario))

@@ -90,9 +90,11 @@ def run_point(
         except subprocess.TimeoutExpired:
             raise BenchError(f"perf_analyzer did not end within {limit:.0f} s") from None
         if done.returncode or not export.exists():
-            said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            last = said[-1] if said else f"exit code {done.returncode} without a word"
-            reason = next((line for line in said if line.lower().startswith(("error", "failed"))), last)
+            errors, others = (
+                [line.strip() for line in text.splitlines() if line.strip()] for text in (done.stderr, done.stdout)
+            )
+            last = (errors or others or [f"exit code {done.returncode} without a word"])[-1]
+            reason = next((line for line in errors + others if line.lower().startswith(("error", "failed"))), last)
             raise BenchError(f"perf_analyzer, {target}, {shape.name}, {scenario.load} {value}: {reason}")
         return read_export(export.read_text(), target, shape, value)
 

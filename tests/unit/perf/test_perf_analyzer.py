@@ -111,10 +111,19 @@ def test_a_program_on_path_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest
         find_program(tmp_path / "other")
 
 
-def test_a_failure_is_told_in_perf_analyzers_own_words(tmp_path: Path) -> None:
-    program = Program(fake_program(tmp_path, "echo Starting; echo 'error: the model is gone' >&2; exit 99"))
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo Starting; echo 'error: the model is gone' >&2; echo; exit 99", "error: the model is gone"),
+        ("echo 'Request concurrency: 4'; echo 'No valid requests recorded' >&2; exit 3", "No valid requests recorded"),
+        ("echo Starting; exit 3", "Starting"),
+        ("exit 3", "exit code 3 without a word"),
+    ],
+)
+def test_a_failure_is_told_in_perf_analyzers_own_words(script: str, reason: str, tmp_path: Path) -> None:
+    program = Program(fake_program(tmp_path, script))
     scenario = read_scenario("mine", GOOD)
-    with pytest.raises(BenchError, match=r"perf_analyzer, triton, 9x2, concurrency 4: error: the model is gone$"):
+    with pytest.raises(BenchError, match=rf"perf_analyzer, triton, 9x2, concurrency 4: {reason}$"):
         run_point(program, [str(program.path)], scenario, "triton", Shape(9, 2), 4)
 
 
