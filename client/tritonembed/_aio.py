@@ -150,7 +150,7 @@ class AsyncEmbeddingClient:
         return True
 
     async def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name and version and its models; see EmbeddingClient.info."""
+        """The server's name and version, its models and dimensions; see EmbeddingClient.info."""
         self._open()
         deadline, pairs = Deadline(timeout), self._settings.metadata(None)
         for stub in self._stubs[:-1]:
@@ -163,7 +163,10 @@ class AsyncEmbeddingClient:
         models = [await _model(stub, self._settings.model, deadline, pairs)]
         with suppress(ModelNotFoundError):
             models.append(await _model(stub, self._settings.tokens_model, deadline, pairs))
-        return server_info(server, models)
+        dimensions = None
+        with suppress(TritonEmbedError):
+            dimensions = (await self.embed([], timeout=deadline.left())).embeddings.shape[1]
+        return server_info(server, models, dimensions)
 
     def _open(self) -> DirectCalls | RoutedCalls:
         if self._closed:

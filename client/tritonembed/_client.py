@@ -186,8 +186,9 @@ class EmbeddingClient:
         return True
 
     def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name and version and its models; a server without ``tokens_model`` gives only ``model``.
+        """The server's name and version, its models, and by an inference how long the vectors are.
 
+        A server without ``tokens_model`` gives only ``model``, one that can't embed now no dimensions.
         Of several servers, the first that is there.
         """
         self._check_open()
@@ -202,7 +203,10 @@ class EmbeddingClient:
         models = [_model(stub, self._settings.model, deadline, pairs)]
         with suppress(ModelNotFoundError):
             models.append(_model(stub, self._settings.tokens_model, deadline, pairs))
-        return server_info(server, models)
+        dimensions = None
+        with suppress(TritonEmbedError):
+            dimensions = self.embed([], timeout=deadline.left()).embeddings.shape[1]
+        return server_info(server, models, dimensions)
 
     def _check_open(self) -> None:
         if not self._channels:

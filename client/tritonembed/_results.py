@@ -60,11 +60,5 @@ class ServerInfo:
     extensions: tuple[str, ...]
     models: tuple[ModelInfo, ...]
 
-    @property
-    def dimensions(self) -> int | None:
-        """The model's number of dimensions, where the server's configuration publishes it."""
-        for model in self.models:
-            text = model.parameters.get("dimensions", "")
-            if text.isdecimal():
-                return int(text)
-        return None
+    dimensions: int | None = None
+    """How long the vectors are, from an answer; None where the server gives none now."""

@@ -8,9 +8,9 @@ from typing import Any
 from ._results import ModelInfo, ServerInfo, TensorInfo
 
 
-def server_info(server: Any, models: Iterable[ModelInfo]) -> ServerInfo:
-    """ServerInfo of a ServerMetadataResponse and its models."""
-    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models))
+def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None) -> ServerInfo:
+    """ServerInfo of a ServerMetadataResponse, its models and the dimensions of its vectors."""
+    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models), dimensions)
 
 
 def model_info(metadata: Any, config: Any) -> ModelInfo:

@@ -63,9 +63,9 @@ def render(
 
         settings = _render_settings(context)
         # A name on the hub is not asked for: a repository can be made where there is no network.
-        longest = settings.vllm.get("max_model_len")
-        dimensions = check_model(settings.model, None, longest) if is_folder(settings.model) else None
-        write(out, settings, dimensions=dimensions, force=force)
+        if is_folder(settings.model):
+            check_model(settings.model, None, settings.vllm.get("max_model_len"))
+        write(out, settings, force=force)
         print(f"tritonserver --model-repository={out}")
 
 

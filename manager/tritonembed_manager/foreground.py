@@ -40,15 +40,14 @@ def run_replica(
     if render is not None and render.device == "cuda":
         check_gpu("--device cuda")
     check_ports(server.host, server.ports())
-    dimensions = None
     if render is not None:
-        dimensions = check_model(render.model, render.vllm.get("revision"), render.vllm.get("max_model_len"))
+        check_model(render.model, render.vllm.get("revision"), render.vllm.get("max_model_len"))
     with SignalPipe() as signals, work_folder(work_dir) as work:
         environment = dict(os.environ)
         if repository is None:
             assert render is not None
             repository = work / "model_repository"
-            render_repository(repository, render, dimensions=dimensions)
+            render_repository(repository, render)
             # model.json has the answer now; the variable would win over it.
             environment.pop(MODEL_VARIABLE, None)
         configs = read_configs(repository).values()

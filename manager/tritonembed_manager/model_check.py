@@ -5,19 +5,18 @@ from pathlib import Path
 from tritonembed_manager.errors import StartError
 
 
-def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> int | None:
-    """How many dimensions the model's vectors have; None where only the server's environment can tell.
+def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> None:
+    """Raises StartError, in one line, for what is not an embedding model with a tokenizer, or takes no such long texts.
 
     max_model_len: what vLLM will be told, if it is.
-    Raises StartError, in one line, for what is not an embedding model with a tokenizer, or takes no such long texts.
     """
     try:
         from tritonembed_engine.errors import ModelError
         from tritonembed_engine.model_files import read_model_files
         from tritonembed_engine.model_folder import read_object
     except ImportError:
-        # The manager alone is installed, without the packages that read a model.
-        return None
+        # The manager alone is installed, without the packages that read a model: the server will say it.
+        return
     try:
         files = read_model_files(model, revision)
         # Half a tokenizer.json, of a download that broke off, would be found by Triton's processes alone.
@@ -26,7 +25,6 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
         raise StartError(f"--model: {error}") from None
     if max_model_len is not None and max_model_len > files.max_length:
         raise StartError(f"--max-model-len: {max_model_len} tokens, but {files.name} takes at most {files.max_length}")
-    return files.dimensions
 
 
 def is_folder(model: str) -> bool:

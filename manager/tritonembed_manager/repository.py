@@ -31,10 +31,9 @@ def template_folder() -> Path:
     raise StartError("this installation of tritonembed has no model repository; install it again")
 
 
-def render(out: Path, settings: RenderSettings, *, dimensions: int | None = None, force: bool = False) -> None:
+def render(out: Path, settings: RenderSettings, *, force: bool = False) -> None:
     """Write the repository `out`: complete or not at all.
 
-    dimensions: the model's, published as a parameter of `embedder`.
     force: also where `out` holds something that was not rendered; what is not part of a repository stays there.
     Raises StartError when `out` is in use for something else or can't be written.
     """
@@ -47,7 +46,7 @@ def render(out: Path, settings: RenderSettings, *, dimensions: int | None = None
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             written = Path(scratch) / "new"
-            _write(written, settings, dimensions)
+            _write(written, settings)
             if in_use and not ours:
                 _replace_entries(written, out)
             else:
@@ -62,15 +61,13 @@ def read_configs(repository: Path) -> dict[str, model_config.ModelConfig]:
     return {path.parent.name: model_config.parse(path.read_text()) for path in paths}
 
 
-def _write(folder: Path, settings: RenderSettings, dimensions: int | None) -> None:
+def _write(folder: Path, settings: RenderSettings) -> None:
     template = template_folder()
     for name in MODELS:
         shutil.copytree(template / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
         config = model_config.parse((template / name / CONFIG).read_text())
         if name in _SETTERS:
             _SETTERS[name](config, settings)
-        if name == "embedder" and dimensions is not None:
-            model_config.set_parameter(config, "dimensions", str(dimensions))
         (folder / name / CONFIG).write_text(model_config.to_text(config))
     content = model_json(json.loads((template / MODEL_JSON).read_text()), settings)
     (folder / MODEL_JSON).write_text(json.dumps(content, indent=2) + "\n")

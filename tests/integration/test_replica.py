@@ -18,7 +18,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from tritonembed_manager.processes import family, process_table
-from tritonembed_manager.repository import read_configs, render
+from tritonembed_manager.repository import render
 from tritonembed_manager.settings import RenderSettings
 from tritonembed_manager.tritonserver import STUB
 from tritonembed_perf.models import write_bert
@@ -375,8 +375,6 @@ def test_a_real_model_is_served_and_nothing_is_left_of_it(replica, bert, tmp_pat
     assert vector.shape == (64,)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
     assert len(manager.stubs()) == 2
-    configs = read_configs(tmp_path / "work" / "model_repository")
-    assert configs["embedder"].parameters["dimensions"].string_value == "64"
     manager.process.send_signal(signal.SIGTERM)
     code, lines = manager.ended(limit=60)
     assert code == 0

@@ -49,7 +49,7 @@ def info(
 
 def _show(server: ServerInfo, target: str, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps({**asdict(server), "dimensions": server.dimensions}, indent=2))
+        typer.echo(json.dumps(asdict(server), indent=2))
         return
     typer.echo(f"server      {server.name} {server.version} at {target}")
     if server.dimensions is not None:

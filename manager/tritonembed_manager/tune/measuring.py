@@ -38,7 +38,6 @@ class Workbench:
     """The options that all candidates share."""
     default_batch_tokens: int
     """What the engine takes where model.json names no budget."""
-    dimensions: int | None
     work: Path
     """A folder of ours."""
     options: ServerOptions
@@ -70,7 +69,7 @@ class Workbench:
         if limit < options.startup_timeout:
             options = dataclasses.replace(options, startup_timeout=limit, limited_by="--budget-minutes")
         try:
-            repository.render(folder, self.rendering(candidate), dimensions=self.dimensions)
+            repository.render(folder, self.rendering(candidate))
             with candidate_server(folder, options, self.signals, lambda: stage("starting")) as server:
                 runs = self._run_loads(server, loads, stage)
                 stage("stopping")

@@ -47,7 +47,6 @@ def run_tune(options: TuneOptions) -> None:
         bench = Workbench(
             settings=options.settings,
             default_batch_tokens=default_batch_tokens,
-            dimensions=files.dimensions,
             work=Path(folder),
             options=options.server,
             seconds=options.seconds,
@@ -62,7 +61,7 @@ def run_tune(options: TuneOptions) -> None:
             written, verdict = session.run()
         finally:
             progress.clear()
-        repository.render(options.out, bench.rendering(written), dimensions=bench.dimensions, force=options.force)
+        repository.render(options.out, bench.rendering(written), force=options.force)
         write_record(options, plan, session.searched, session.checked, written, verdict)
     print(f"{verdict.sentence[0].upper()}{verdict.sentence[1:]}.")
     print(f"Written: {describe(written, plan.defaults)}")

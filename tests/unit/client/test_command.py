@@ -313,7 +313,7 @@ def test_info_shows_server_and_models(command):
     assert "triton 2.51.0" in out
     assert "dimensions  10" in out
     assert "text BYTES [-1,1] -> embedding BYTES [-1,1]" in out
-    assert json.loads(command("info", "--json")[1])["models"][1]["parameters"] == {"dimensions": "10"}
+    assert json.loads(command("info", "--json")[1])["models"][1]["parameters"] == {"dimensions": "7"}
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "pyarrow"])

@@ -1,5 +1,6 @@
 from unittest.mock import Mock
 
+import grpc
 import numpy as np
 import pytest
 from tests.unit.client.fake_server import DIMENSIONS, elements, parameters, respond
@@ -212,14 +213,20 @@ def test_info_tells_of_server_models_and_dimensions(client):
     assert [model.name for model in info.models] == ["embedding", "embedder"]
     assert info.models[0].max_batch_size == 1024
     assert info.models[0].inputs[0].shape == (-1, 1)
-    assert info.models[1].parameters == {"dimensions": "10"}
+    assert info.models[1].parameters == {"dimensions": "7"}
 
 
 def test_info_of_a_server_that_does_not_show_its_embedder_is_that_of_the_ensemble(client, server):
     server.models = ["embedding"]
     info = client.info()
     assert [model.name for model in info.models] == ["embedding"]
-    assert info.dimensions is None
+    assert info.dimensions == DIMENSIONS
+
+
+def test_info_of_a_server_that_cannot_embed_has_no_dimensions(client, server):
+    server.infer = lambda _request, context: context.abort(grpc.StatusCode.UNAVAILABLE, "starting")
+    info = client.info()
+    assert (info.name, info.dimensions) == ("triton", None)
 
 
 def test_a_closed_client_says_so(server):

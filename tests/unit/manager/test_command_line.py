@@ -8,7 +8,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tritonembed_manager import foreground, model_check
+from tritonembed_manager import foreground
 from tritonembed_manager.commands import app
 from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.repository import read_configs
@@ -154,12 +154,6 @@ def test_a_folder_that_is_no_model_exits_with_2_and_one_line(tmp_path):
     assert result.stderr.startswith("tritonembed-manager: --model: ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
-
-
-def test_render_publishes_the_dimensions_of_a_model_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(model_check, "check_model", lambda *_: 96)
-    assert manager("render", tmp_path / "out", "--model", tmp_path, "--device", "cpu").exit_code == 0
-    assert read_configs(tmp_path / "out")["embedder"].parameters["dimensions"].string_value == "96"
 
 
 def run_python(code):

@@ -115,11 +115,6 @@ def test_without_queue_limits_triton_prefetches_batches(tmp_path, settings):
         assert batching.preferred_batch_size
 
 
-def test_the_dimensions_of_the_model_are_published(tmp_path):
-    render(tmp_path / "r", RenderSettings(model="m"), dimensions=384)
-    assert read_configs(tmp_path / "r")["embedder"].parameters["dimensions"].string_value == "384"
-
-
 def test_every_model_has_its_version_folder_and_its_python(tmp_path):
     rendered(tmp_path)
     out = tmp_path / "repository"

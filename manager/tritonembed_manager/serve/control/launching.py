@@ -37,7 +37,7 @@ class Prepared:
 def prepare(settings: ServeSettings, launch: LaunchSettings, work: Path, stack: ExitStack) -> list[Prepared]:
     """Write the repositories into `work`, take the ports, which `stack` gives back. Raises StartError, in one line."""
     model = launch.plans[0].render
-    dimensions = check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
+    check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
     installation = find_tritonserver(launch.tritonserver, work)
     own = (settings.port, settings.http_port)
     held = stack.enter_context(closing(HeldPorts(launch.host, launch.start_port, _PORTS_EACH * len(launch.plans), own)))
@@ -48,7 +48,7 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, work: Path, stack: 
     for index, plan in enumerate(launch.plans):
         id = f"server-{index}"
         repository = work / id / "model_repository"
-        render(repository, plan.render, dimensions=dimensions)
+        render(repository, plan.render)
         grpc, http, metrics = ports[_PORTS_EACH * index : _PORTS_EACH * (index + 1)]
         server = ServerSettings(
             host=launch.host,
