@@ -159,6 +159,7 @@ class _Client:
             self._latencies.append(finished - due)
             self._late.append(sent - due)
             self._part.tokens += self._work.tokens[pooled]
+            self._part.compared += pooled in self._work.check.references
             self._table[2 * self._number + DONE] += 1
 
     def _fault(self, pooled: int, raw: bytes) -> str:
@@ -166,7 +167,6 @@ class _Client:
             answer = self._work.protocol.decode(raw, self._work.sentences)
         except WrongAnswerError as error:
             return str(error)
-        self._part.compared += pooled in self._work.check.references
         return self._work.check.find_fault(pooled, answer)
 
     def _counts(self, due: float, finished: float) -> bool:

@@ -61,7 +61,7 @@ MODEL_HELP = (
 
 def run(
     server: Annotated[
-        str | None, typer.Option("--server", help="host:port, or a URL.", show_default="localhost:50050; openai: :8000")
+        str | None, typer.Option("--server", help="host:port, or a URL.", show_default="localhost:50050; openai: :8080")
     ] = None,
     model: Annotated[str | None, typer.Option("--model", help=MODEL_HELP)] = None,
     tokenizer: Annotated[

@@ -12,7 +12,8 @@ PROTOCOLS = ("kserve", "openai", "arctic")
 DISTRIBUTIONS = ("fixed", "uniform", "normal")
 ENCODINGS = ("base64", "float", "bytes")
 REFERENCES = ("server", "model")
-DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8000"}
+DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8080"}
+"""Where our manager listens."""
 
 BATCH_SIZES = (1, 16, 64)
 REQUESTS = 1024

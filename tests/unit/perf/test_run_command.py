@@ -65,6 +65,15 @@ def test_a_closed_loop_sends_exactly_the_requests_asked_for_and_reports_them(
         assert line in out
 
 
+def test_only_answers_of_the_measured_time_count_as_compared(run: Any, server: FakeKServe, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    options = ("--batch-sizes", "1", "--requests", "5", "--prompt-length", "9", "--warm-up", "0.3")
+    assert run(*options, "--json", str(path))[0] == 0
+    [row] = json.loads(path.read_text())["rows"]
+    assert len(server.sizes) > 50
+    assert (row["requests"], row["answers_compared"]) == (5, 5)
+
+
 def test_an_open_loop_sends_at_the_rate_whatever_comes_back(run: Any, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     options = ("--batch-sizes", "2", "--prompt-length", "9", "--json", str(path))

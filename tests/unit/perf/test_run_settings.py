@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+import typer
 
+from tritonembed_manager.commands import app
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.presets import PRESETS
-from tritonembed_perf.run.settings import make_settings, parse_batch_sizes
+from tritonembed_perf.run.settings import DEFAULT_SERVERS, make_settings, parse_batch_sizes
 
 REQUIRED = {
     "protocol": "kserve",
@@ -27,6 +29,14 @@ def test_without_options_it_is_a_closed_loop_of_the_published_defaults() -> None
     assert (chosen.server, chosen.batch_sizes, chosen.requests) == ("localhost:50050", (1, 16, 64), 1024)
     assert (chosen.concurrency, chosen.prompt_length, chosen.distribution) == (16, 50, "fixed")
     assert (chosen.duration, chosen.rate) == (None, None)
+
+
+@pytest.mark.parametrize("protocol", DEFAULT_SERVERS)
+def test_without_a_server_it_is_our_manager_where_it_listens_by_default(protocol: str) -> None:
+    ports = typer.main.get_command(app).commands["serve"].params  # type: ignore[attr-defined]
+    defaults = {parameter.name: parameter.default for parameter in ports}
+    port = defaults["http_port" if protocol == "openai" else "port"]
+    assert settings(protocol=protocol).server.endswith(f"localhost:{port}")
 
 
 def test_a_rate_replaces_the_concurrency_and_a_duration_the_number_of_requests() -> None:
