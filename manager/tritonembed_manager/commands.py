@@ -9,6 +9,7 @@ import typer
 
 from tritonembed_manager import options
 from tritonembed_manager.errors import StartError
+from tritonembed_manager.interrupts import abandonable_start, interruptible
 from tritonembed_manager.one_line import one_line_errors as _one_line_errors
 from tritonembed_manager.serve.control.serve_command import serve
 from tritonembed_manager.serve.control.status_command import status
@@ -55,7 +56,7 @@ def render(
     force: options.Force = False,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
-    with _one_line_errors():
+    with _one_line_errors(), interruptible():
         if str(out).startswith("-"):
             raise StartError(f"the folder to write comes first, before {out}")
         from tritonembed_manager.model_check import check_model, is_folder
@@ -96,7 +97,7 @@ def replica(
     disable_log_request: options.DisableLogRequest = False,
 ) -> None:
     """Run one Triton server in the foreground. READY is printed once an inference has succeeded."""
-    with _one_line_errors():
+    with _one_line_errors(), abandonable_start():
         from tritonembed_manager.foreground import run_replica
         from tritonembed_manager.settings import ServerSettings
 

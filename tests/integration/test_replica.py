@@ -235,6 +235,27 @@ def test_a_signal_while_starting_ends_it_at_once(replica, echo):
     assert "start abandoned" in lines[-1]
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_vllms_parser_runs_ends_it_at_once_with_the_same_exit_code(replica, number):
+    manager = replica("--model", "a/model", "--device=cpu", "--seed=1")
+    manager.until(lambda: len(manager.family()) > 1)
+    manager.process.send_signal(number)
+    assert manager.ended(limit=5) == (0, [f"tritonembed-manager: {number.name}: start abandoned"])
+
+
+def test_a_render_that_a_signal_ends_is_a_failure(tmp_path):
+    command = [sys.executable, "-m", "tritonembed_manager", "render", str(tmp_path / "out")]
+    rendering = subprocess.Popen(
+        [*command, "--model=a/model", "--device=cpu", "--seed=1"], stderr=subprocess.PIPE, text=True
+    )
+    while len(family(rendering.pid, process_table())) < 2:
+        time.sleep(0.02)
+    rendering.terminate()
+    _, stderr = rendering.communicate(timeout=5)
+    assert (rendering.returncode, stderr) == (143, "tritonembed-manager: SIGTERM: stopped; nothing was written\n")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_that_says_why_it_cannot_start_is_quoted_in_one_line(replica, echo):
     code, lines = replica("--model-repository", echo, ECHO_MODE="our-error").ended()
     assert code == 2

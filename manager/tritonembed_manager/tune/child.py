@@ -11,21 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 
 from tritonembed_manager import exec_shim
-from tritonembed_manager.errors import ManagerError
+from tritonembed_manager.interrupts import Interrupted
 from tritonembed_manager.processes import Process, family, process_table
 from tritonembed_manager.signals import SignalPipe
 
 POLL_S = 0.2
 _SECOND_SIGNAL_S = 0.5
 _PATIENCE_S = 20.0
-
-
-class Interrupted(ManagerError):
-    """A signal ended it; the exit code is the shell's for that signal."""
-
-    def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"{received.name}: stopped; nothing was written")
-        self.exit_code = 128 + received
 
 
 class Child:

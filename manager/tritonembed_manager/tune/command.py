@@ -2,14 +2,13 @@
 
 # ruff: noqa: ARG001 - typer takes options from parameters; what shapes the servers is read from the context.
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritonembed_manager import options
+from tritonembed_manager.interrupts import interruptible
 from tritonembed_manager.one_line import one_line_errors
 
 if TYPE_CHECKING:
@@ -94,8 +93,7 @@ def tune(
     force: options.Force = False,
 ) -> None:
     """Choose tokenizer instances, replicas and batch budget by measuring, and write the repository."""
-    # Until the signals are taken over; from then on they are an error with its own exit code.
-    with one_line_errors(), _exit_on_ctrl_c():
+    with one_line_errors(), interruptible():
         from tritonembed_manager.tune.run import run_tune
         from tritonembed_manager.tune.server import ServerOptions
         from tritonembed_manager.tune.tune_options import TuneOptions, check_out
@@ -117,14 +115,6 @@ def tune(
                 force=force,
             )
         )
-
-
-@contextlib.contextmanager
-def _exit_on_ctrl_c() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise typer.Exit(130) from None
 
 
 def _shared_settings(context: typer.Context) -> "RenderSettings":

@@ -5,6 +5,7 @@
 import typer
 
 from tritonembed_manager import options
+from tritonembed_manager.interrupts import abandonable_start
 from tritonembed_manager.one_line import one_line_errors
 from tritonembed_manager.serve.control import serve_options as own
 
@@ -50,7 +51,7 @@ def serve(
     disable_log_request: own.DisableLogRequest = False,
 ) -> None:
     """Launch Triton servers, or attach to running ones, and serve all of them under one address."""
-    with one_line_errors():
+    with one_line_errors(), abandonable_start():
         from tritonembed_manager.serve.control.resolve import resolve
         from tritonembed_manager.serve.control.serving import run_serve
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner
 
 from tritonembed_manager.commands import app
 from tritonembed_manager.errors import ManagerError
+from tritonembed_manager.interrupts import Interrupted
 from tritonembed_manager.tune import run
-from tritonembed_manager.tune.child import Interrupted
 
 
 def manager(*arguments, env=None):
@@ -90,7 +90,7 @@ def test_a_folder_in_use_is_refused_at_once(asked, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "code"),
-    [(ManagerError("no server worked"), 1), (Interrupted(signal.SIGINT), 130), (KeyboardInterrupt(), 130)],
+    [(ManagerError("no server worked"), 1), (Interrupted(signal.SIGINT), 130)],
 )
 def test_the_exit_code_tells_what_happened(error, code, monkeypatch, tmp_path):
     def fail(options):

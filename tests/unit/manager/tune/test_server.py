@@ -9,10 +9,11 @@ import time
 
 import pytest
 
+from tritonembed_manager.interrupts import Interrupted
 from tritonembed_manager.processes import read_process
 from tritonembed_manager.signals import SignalPipe
 from tritonembed_manager.tune import server
-from tritonembed_manager.tune.child import Child, Interrupted
+from tritonembed_manager.tune.child import Child
 from tritonembed_manager.tune.server import CandidateFailedError, ServerOptions, candidate_server
 
 READY = "print('READY grpc', flush=True); import time; time.sleep(60)"
