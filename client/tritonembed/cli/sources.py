@@ -56,7 +56,9 @@ class LineFile(Source):
             with self._file:
                 yield from self._read(self._lines())
         except _RowError as error:
-            raise CommandError(f"{self._name}: line {self._line}: {error}") from None
+            # A column that is missing from the header, as from a Parquet file's schema, is a wrong --column.
+            kind = UsageError if isinstance(error, _HeaderError) else CommandError
+            raise kind(f"{self._name}: line {self._line}: {error}") from None
 
     def _lines(self) -> Iterator[str]:
         for line in self._file:
@@ -105,6 +107,10 @@ class ParquetFile(Source):
 
 class _RowError(Exception):
     """Why a line is not a text."""
+
+
+class _HeaderError(_RowError):
+    """Why no line is."""
 
 
 def open_source(path: str, column: str) -> Source:
@@ -158,7 +164,7 @@ def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     try:
         header = next(rows, [])
         if column not in header:
-            raise _RowError(f"no column {column!r} in the header (--column chooses one)")
+            raise _HeaderError(f"no column {column!r} in the header (--column chooses one)")
         index = header.index(column)
         for row in rows:
             if not row:

@@ -241,7 +241,6 @@ def test_bad_usage_is_one_line_and_exit_code_2(command, server, tmp_path, monkey
         ("in.jsonl", b'{"text": "a"}\n{"text": \n', "line 2: not JSON"),
         ("in.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3: no string 'text'"),
         ("in.jsonl", b'{"text": 5}\n', "line 1: no string 'text'"),
-        ("in.csv", b"id,title\n1,a\n", "line 1: no column 'text'"),
         ("in.csv", b"id,text\n1,a\n2\n", "line 3: no column 'text'"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "text[0]: a lone surrogate"),
     ],
@@ -254,6 +253,14 @@ def test_a_bad_row_is_named_and_leaves_no_output(command, tmp_path, name, conten
     assert words in err
     assert err.count("\n") == 1
     assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_csv_file_that_lacks_the_column_is_bad_usage(command, tmp_path):
+    (tmp_path / "in.csv").write_bytes(b"id,title\n1,a\n")
+    code, out, err = command("embed", "-f", tmp_path / "in.csv", "-o", tmp_path / "out.npy")
+    assert (code, out) == (2, "")
+    assert "line 1: no column 'text' in the header" in err
+    assert [file.name for file in tmp_path.iterdir()] == ["in.csv"]
 
 
 @needs_arrow
