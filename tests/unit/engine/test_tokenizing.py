@@ -84,7 +84,14 @@ def test_ids_are_those_of_the_models_own_tokenizer(
 
 @pytest.mark.parametrize(
     ("kind", "truncate"),
-    [("bert", "END"), ("bert", "START"), ("roberta", "END"), ("xlm-roberta", "START"), ("qwen3", "END")],
+    [
+        ("bert", "END"),
+        ("bert", "START"),
+        ("roberta", "END"),
+        ("xlm-roberta", "START"),
+        ("modernbert", "END"),
+        ("qwen3", "END"),
+    ],
 )
 def test_ids_of_a_megabyte_are_those_of_the_models_own_tokenizer(
     kind: str, truncate: str, shelf: ModelShelf, tokenizers: dict[str, TextTokenizer]
