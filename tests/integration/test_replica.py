@@ -448,7 +448,8 @@ def test_a_model_that_goes_bad_after_rendering_is_told_in_one_line_by_the_server
     shutil.rmtree(model)
     code, lines = replica("--model-repository", tmp_path / "repository").ended(limit=START_LIMIT_S)
     assert code == 2
-    assert len(lines) == 2
+    # A busy machine takes long enough for a line that says so.
+    assert len([line for line in lines if "still starting" not in line]) == 2
     assert lines[-1].startswith("tritonembed-manager: ")
     assert "model folder" in lines[-1]
 
