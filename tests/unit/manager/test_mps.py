@@ -10,6 +10,7 @@ import pytest
 
 from tritonembed_manager import mps, mps_shim
 from tritonembed_manager.model_config import parse
+from tritonembed_manager.server_log import is_worth_showing
 
 SHARED = parse("instance_group { kind: KIND_GPU count: 2 }")
 ALONE = parse("instance_group { kind: KIND_GPU count: 1 gpus: [0, 1] }")
@@ -76,7 +77,8 @@ def test_a_daemon_that_does_not_work_is_said_and_done_without(
         env={name: value for name, value in os.environ.items() if name != mps.VARIABLE},
     )
     assert done.stdout == "None\n"
-    assert done.stderr == "MPS does not start: replicas that share a GPU take turns on it\n"
+    assert done.stderr == "tritonembed: MPS does not start: replicas that share a GPU take turns on it\n"
+    assert is_worth_showing(done.stderr.strip())
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 
