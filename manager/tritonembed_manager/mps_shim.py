@@ -36,7 +36,9 @@ def main() -> None:
     if started(daemon, variables):
         os.environ |= variables
     else:
-        print("tritonembed: MPS does not start: replicas that share a GPU take turns on it", file=sys.stderr, flush=True)
+        print(
+            "tritonembed: MPS does not start: replicas that share a GPU take turns on it", file=sys.stderr, flush=True
+        )
     os.execv(program[0], program)
 
 
