@@ -9,6 +9,11 @@ from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerSta
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
+def ready_servers(dispatcher: Dispatcher) -> list[str]:
+    """Their ids."""
+    return [server.id for server in dispatcher.servers() if server.state is ServerState.READY]
+
+
 async def call_all(
     dispatcher: Dispatcher, method: str, message: bytes, *, timeout: float | None, or_unavailable: bool = False
 ) -> list[bytes]:
@@ -16,10 +21,9 @@ async def call_all(
 
     or_unavailable: some may be unavailable, but not all.
     """
-    ready = [server.id for server in dispatcher.servers() if server.state is ServerState.READY]
-    calls = [dispatcher.call(method, message, timeout=timeout, server=server) for server in ready] or [
-        dispatcher.call(method, message, timeout=timeout)
-    ]
+    calls = [
+        dispatcher.call(method, message, timeout=timeout, server=server) for server in ready_servers(dispatcher)
+    ] or [dispatcher.call(method, message, timeout=timeout)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     good = [answer for answer in answers if isinstance(answer, bytes)]
     for answer in answers:

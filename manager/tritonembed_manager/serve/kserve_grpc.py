@@ -10,10 +10,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.serve import statistics
-from tritonembed_manager.serve.every_server import call_all
+from tritonembed_manager.serve.every_server import call_all, ready_servers
 from tritonembed_manager.serve.forward import SERVICE
 from tritonembed_manager.serve.kserve_stream import answers_in_order
-from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerState
+from tritonembed_manager.serve.model import Dispatcher, DispatchError
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 _ANY = ("ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex")
@@ -75,10 +75,10 @@ class _Service:
         return _TRUE
 
     async def ready(self, _request: bytes, _context: Any) -> bytes:
-        return _TRUE if self._is_serving() and self._ready() else _FALSE
+        return _TRUE if self._is_serving() and ready_servers(self._dispatcher) else _FALSE
 
     async def model_ready(self, request: bytes, context: Any) -> bytes:
-        if not self._is_serving() or not self._ready():
+        if not self._is_serving() or not ready_servers(self._dispatcher):
             return _FALSE
         return await self.ask_any("ModelReady")(request, context)
 
@@ -128,9 +128,6 @@ class _Service:
         except DispatchError as error:
             await refuse(context, error)
             raise
-
-    def _ready(self) -> list[str]:
-        return [server.id for server in self._dispatcher.servers() if server.state is ServerState.READY]
 
 
 async def refuse(context: Any, error: DispatchError) -> bytes:
