@@ -63,8 +63,8 @@ class EngineSettings(BaseModel):
     3 on a GPU, 0 on a CPU, which has no time of its own to fill."""
 
     queue: Literal["triton", "engine"] = "triton"
-    """Where requests wait for their turn. `engine`: each is taken at once and answered through a response sender; for
-    a repository without limits in Triton."""
+    """Where requests wait for their turn. `engine`: they are taken at once, and what has to wait is answered through
+    response senders; for a repository without limits in Triton."""
 
     max_waiting_requests: int = Field(default=4096, ge=1)
     max_waiting_sentences: int = Field(default=65536, ge=1024)

@@ -34,8 +34,8 @@ Triton picks by priority when it forms such a batch, and answers when all of it 
 
 
 QUEUE_FIELDS = ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy")
-"""With any of them Triton's batcher does not prefetch (`PriorityQueue::SupportPrefetching`): when no instance is free
-it waits, is not woken when one is free, and looks again after 500 ms or when the next request comes.
+"""With any of them Triton's batcher does not prefetch (`PriorityQueue::SupportPrefetching`): it waits for a free
+instance, is woken just before one counts as free (`Payload::Execute`), and may look again only after 500 ms.
 """
 
 

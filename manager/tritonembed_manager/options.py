@@ -63,8 +63,9 @@ QueueLimits = Annotated[
     typer.Option(
         "--queue-limits/--no-queue-limits",
         envvar="TRITONEMBED_QUEUE_LIMITS",
-        help="Bounded queues, priorities and deadlines in Triton; without them bursts are not held up by its batcher.",
-        show_default="limits, without a GPU none",
+        help="Bounded queues, priorities and deadlines in Triton; without them bursts are not held up by its batcher. "
+        "By default beside a GPU; `serve`, which bounds what it lets in, has none.",
+        show_default=False,
     ),
 ]
 Mps = Annotated[

@@ -2,8 +2,8 @@
 
     python -m tritonembed_perf.bursts MODEL_FOLDER [--bursts 30] [--json FILE] [-- replica options]
 
-Closed loops do not show what happens when no further request comes. Triton's batcher, where its queues are bounded or
-have priorities, is not woken when an instance becomes free and looks again after 500 ms: `--no-queue-limits` helps.
+Closed loops do not show what happens when no further request comes. Triton's batcher, where its queues have limits or
+priorities, can miss that an instance became free and looks again after 500 ms: compare with `--queue-limits`.
 """
 
 import argparse
