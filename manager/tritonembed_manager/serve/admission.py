@@ -10,6 +10,7 @@ from tritonembed_manager.serve.load_table import LoadRow
 from tritonembed_manager.serve.model import DispatchError
 
 DRAINING = "the manager is draining: it takes no new requests"
+CUT = "the manager stopped before the answer came: --drain-timeout was over"
 _SHORTEST_S, _LONGEST_S = 0.1, 10.0
 _WINDOW_S = 1.0
 
@@ -32,6 +33,7 @@ class Admission:
         self._left = 0
         self._rate = 0.0
         self._drained: asyncio.Event | None = None
+        self._cut = False
 
     def enter(self, size: int) -> None:
         """Take a request of so many bytes in; `leave` must follow. Raises DispatchError, and nothing is to follow."""
@@ -69,6 +71,15 @@ class Admission:
         """After `drain`: wait until everything that was taken in (by this worker) has left."""
         if self._drained is not None:
             await self._drained.wait()
+
+    def cut(self) -> None:
+        """The time to drain is over: from now on `go_on` raises."""
+        self._cut = True
+
+    def go_on(self) -> None:
+        """Raises DispatchError if what was taken in is to end without an answer."""
+        if self._cut:
+            raise DispatchError(grpc.StatusCode.UNAVAILABLE, CUT)
 
     def overload(self, what: str) -> DispatchError:
         """The refusal, which names the limit that was reached."""

@@ -92,8 +92,16 @@ class TritonDispatcher:
                 broken = classify(code, details) is Outcome.BROKEN and not says_why(details)
                 raise DispatchError(code, "the server broke" if broken else details or code.name) from None
 
+    def give_up(self) -> None:
+        """Everything that waits or is in flight ends UNAVAILABLE, now."""
+        self.admission.cut()
+        for server in self.pool.servers():
+            server.move()
+        self.pool.waiters.wake_all()
+
     async def _answer(self, request: Request) -> bytes:
         while True:
+            self.admission.go_on()
             server = self._choose(request.tried) or await self._wait(request)
             now = self._clock()
             message = request.timed_message(now)
@@ -129,6 +137,7 @@ class TritonDispatcher:
         # A caller whose own clock runs out first does not hear why.
         until = request.start_by - min(_SPARE_S, (request.start_by - now) * _SPARE_PART)
         while True:
+            self.admission.go_on()
             if self.pool.exhausted(request.tried):
                 raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
             left = until - self._clock()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any
 
 from tritonembed.policies import make_policy
@@ -20,6 +21,8 @@ from tritonembed_manager.serve.worker_stats import stats_line
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
 """The last: not everything had finished when the time to drain was over."""
 _STATS_EVERY_S = 1.0
+_REFUSALS_S = 0.5
+"""For telling those whose requests are cut."""
 _MAX_BYTES = 1 << 30
 """Of requests that are waiting or in flight, in all workers."""
 
@@ -115,6 +118,10 @@ class Worker:
         try:
             await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
         except asyncio.TimeoutError:
+            self.dispatcher.give_up()
+            with suppress(asyncio.TimeoutError):
+                # What is at a server that has left the list is cut with its connection.
+                await asyncio.wait_for(self._admission.drained(), _REFUSALS_S)
             self._end(EXIT_CUT)
         self._end(EXIT_DRAINED)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 
+import aiohttp
 import grpc
 import pytest
 from prometheus_client import CollectorRegistry
@@ -169,12 +170,35 @@ async def test_callers_who_go_on_asking_hear_that_it_drains_and_never_that_they_
     assert ended == {grpc.StatusCode.UNAVAILABLE}
 
 
-async def test_a_drain_ends_when_its_time_is_over():
-    async with FakeTriton() as fake, running_worker(drain_timeout=0.01) as (_, parent, code, stub):
+async def test_what_a_drain_cuts_is_told_so():
+    port = free_port()
+    async with FakeTriton() as fake, running_worker(drain_timeout=0.2, http_port=port) as (_, parent, code, stub):
+        await parent.hear("ready")
+        parent.say_servers(view("a", 0, fake.address))
+        fake.hang()
+        call = asyncio.ensure_future(_answer(infer(stub)))
+        async with aiohttp.ClientSession() as session:
+            url = f"http://127.0.0.1:{port}/v1/embeddings"
+            post = asyncio.ensure_future(session.post(url, json={"input": "a text", "model": "a-model"}))
+            await fake.wait_inside(2)
+            parent.say("drain")
+            answer = await post
+            assert answer.status == 503
+            assert "--drain-timeout" in (await answer.json())["error"]["message"]
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert "--drain-timeout" in error.value.details()
+        assert await code == worker_life.EXIT_CUT
+
+
+async def test_a_drain_ends_though_a_server_that_left_hangs():
+    async with FakeTriton() as fake, running_worker(drain_timeout=0.1) as (_, parent, code, stub):
         parent.say_servers(view("a", 0, fake.address))
         fake.hang()
         call = asyncio.ensure_future(_answer(infer(stub)))
         await fake.wait_inside(1)
+        parent.say_servers()
         parent.say("drain")
         assert await code == worker_life.EXIT_CUT
         with pytest.raises(grpc.aio.AioRpcError):
