@@ -1,6 +1,6 @@
 """What the hop through the manager costs: the same requests straight to a Triton server and through the manager.
 
-    python -m tritonembed_perf.endpoint.hop MODEL [--workers 1,2] [--rounds 5] [--json FILE] [-- replica options]
+    python -m tritonembed_perf.endpoint.hop MODEL [--workers 1,2] [--clients 1] [--json FILE] [-- replica options]
 
 Both ways take turns, so that a busy machine slows both; figures are medians over rounds. Requests a CPU second of the
 manager is what one core of it forwards, however many cores the machine has for it.
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("--loads", default=LOADS, help="TOKENSxSENTENCES@CONCURRENCY, with commas")
     parser.add_argument("--workers", default="1,2", help="of the manager, with commas")
+    parser.add_argument("--clients", type=int, default=1, help="client processes; one sends some 3,000 requests/s")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path)
@@ -47,7 +48,7 @@ def main() -> None:
             attached = ["--server", server.target, "--workers", workers, "--max-in-flight", "4096"]
             with running_manager("hop", attached) as manager:
                 for load in parse_loads(options.loads):
-                    row = measure(server, manager, tokenizer, load, options.rounds, options.seconds)
+                    row = measure(server, manager, tokenizer, load, options)
                     rows.append({"workers": int(workers), **row})
                     print(f"{workers} workers, {describe(row)}", flush=True)
     if options.json:
@@ -55,19 +56,21 @@ def main() -> None:
 
 
 def measure(
-    server: RunningServer, manager: RunningManager, tokenizer: Tokenizer, load: ShapeLoad, rounds: int, seconds: float
+    server: RunningServer, manager: RunningManager, tokenizer: Tokenizer, load: ShapeLoad, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Both ways in turn, `rounds` times."""
+    """Both ways in turn, as often as the options say."""
     payloads = encoded_requests(tokenizer, load)
+    seconds = options.seconds
+    clients = min(options.clients, load.concurrency)
 
     def run(target: str) -> Outcome:
-        outcome = run_load(Load(target, payloads, load.concurrency, 1, seconds, WARM_UP_S))
+        outcome = run_load(Load(target, payloads, load.concurrency, clients, seconds, WARM_UP_S))
         if outcome.errors:
             raise SystemExit(f"requests failed: {outcome.errors}")
         return outcome
 
     pairs, costs = [], []
-    for number in range(rounds):
+    for number in range(options.rounds):
         ways = [server.target, manager.target]
         outcomes = {}
         for target in ways if number % 2 == 0 else reversed(ways):
