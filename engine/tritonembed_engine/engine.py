@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tritonembed_engine.batcher import Batch, Batcher, Waiting, halves
+from tritonembed_engine.batcher import Batch, Batcher, Piece, Waiting, halves
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.vectors import Vectors, normalized
@@ -28,13 +28,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one forward pass did. capacity: its token budget. queue_seconds: summed over requests that began in it."""
+    """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
+
+    requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,
+    and request_compute_seconds, from then to its vectors.
+    """
 
     sentences: int
     tokens: int
     capacity: int
-    queue_seconds: float
     compute_seconds: float
+    requests: int
+    queue_seconds: float
+    request_compute_seconds: float
 
 
 @dataclass(frozen=True)
@@ -169,10 +175,7 @@ class EmbeddingEngine:
             self._recover(batch, error)
             return
         if self._on_batch:
-            waited = sum(start - piece.request.arrived for piece in batch.pieces if piece.start == 0)
-            seconds = self._clock() - start
-            capacity = self._batcher.max_tokens
-            self._on_batch(BatchReport(len(batch.sentences), batch.tokens, capacity, waited, seconds))
+            self._on_batch(self._report(batch, start))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
         unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
         first = 0
@@ -180,6 +183,20 @@ class EmbeddingEngine:
             last = first + piece.stop - piece.start
             piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
+
+    def _report(self, batch: "Batch[_Request]", start: float) -> BatchReport:
+        now = self._clock()
+        requests, waited, computed = 0, 0.0, 0.0
+        for piece in batch.pieces:
+            request = piece.request
+            if piece.start == 0:
+                request.launched = start
+            if request.is_completed_by(piece):
+                requests += 1
+                waited += request.launched - request.arrived
+                computed += now - request.launched
+        capacity = self._batcher.max_tokens
+        return BatchReport(len(batch.sentences), batch.tokens, capacity, now - start, requests, waited, computed)
 
     def _recover(self, batch: "Batch[_Request]", error: Exception) -> None:
         """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""
@@ -214,6 +231,8 @@ class _Request(Waiting):
 
     normalize: bool = False
     arrived: float = 0.0
+    launched: float = 0.0
+    """When the batch with its first sentence was, once that has its result."""
     future: "Future[Vectors]" = field(default_factory=Future)
     placed: int = 0
     vectors: Vectors | None = None
@@ -221,6 +240,10 @@ class _Request(Waiting):
     def __post_init__(self) -> None:
         # A future that runs can't be cancelled: its answer would find it closed, and the engine's thread would end.
         self.future.set_running_or_notify_cancel()
+
+    def is_completed_by(self, piece: "Piece[_Request]") -> bool:
+        """Whether the vectors of this piece are the last that are missing."""
+        return not self.failed and self.placed + piece.stop - piece.start == len(self.sentences)
 
     def place(self, vectors: Vectors, start: int) -> None:
         """Take the vectors of the sentences from `start` on."""

@@ -15,8 +15,10 @@ EMBEDDER_COUNTERS = {
     "tritonembed_tokens_total": "Tokens embedded",
     "tritonembed_batches_total": "Forward passes",
     "tritonembed_batch_capacity_tokens_total": "Token budget of the forward passes; tokens over this is the batch fill",
-    "tritonembed_queue_seconds_total": "Seconds that requests waited in the engine, summed",
     "tritonembed_compute_seconds_total": "Seconds from the launch of a batch to its result, summed",
+    "tritonembed_embedded_requests_total": "Requests embedded",
+    "tritonembed_queue_seconds_total": "Seconds that embedded requests waited in the engine, summed",
+    "tritonembed_request_compute_seconds_total": "Seconds from the end of that wait to the request's vectors, summed",
     "tritonembed_expired_requests_total": "Requests dropped because their deadline passed before their turn",
     "tritonembed_refused_requests_total": "Requests answered with an error of their own",
 }
@@ -39,6 +41,7 @@ class EngineMetrics:
         self._metrics = {
             name: family.Metric(labels=labels) for name, family in zip(counters, self._families, strict=True)
         }
+        self._info: Any = None
         if executor:
             info = pb_utils.MetricFamily(
                 name="tritonembed_executor_info", description="Which executor runs", kind=pb_utils.MetricFamily.GAUGE
@@ -62,6 +65,10 @@ class EngineMetrics:
         """Hand over what is left and stop."""
         self._stop.set()
         self._thread.join()
+        # They live in memory that Triton takes back before the interpreter ends: freed only then, the process crashes.
+        self._metrics.clear()
+        self._info = None
+        self._families.clear()
 
     def _hand_over_regularly(self) -> None:
         while not self._stop.wait(PERIOD_SECONDS):

@@ -57,13 +57,16 @@ def test_the_engines_metrics_count_what_was_asked(controlled: RunningServer) -> 
         return {name: now[name] - before[name] for name in now}
 
     # The last of those that are handed over.
-    until(lambda: grown()["compute_seconds_total"] > 0 and grown()["truncated_sentences_total"] > 0)
+    until(lambda: grown()["request_compute_seconds_total"] > 0 and grown()["truncated_sentences_total"] > 0)
     added = grown()
     assert (added["sentences_total"], added["tokens_total"], added["batches_total"]) == (len(TEXTS), TOKENS, 1)
     assert (added["tokenized_sentences_total"], added["truncated_sentences_total"]) == (len(TEXTS), 1)
     assert added["batch_capacity_tokens_total"] >= TOKENS
     assert 0 <= added["queue_seconds_total"] < 10
     assert 0 < added["compute_seconds_total"] < 10
+    assert added["embedded_requests_total"] == 1
+    # One request in one batch: the two are the same seconds.
+    assert added["request_compute_seconds_total"] == pytest.approx(added["compute_seconds_total"], rel=1e-6)
     [executor] = [name for name in before if "executor=" in name]
     assert 'executor="direct"' in executor
     assert before[executor] == 1

@@ -116,8 +116,10 @@ class TritonPythonModel:
             tokens=report.tokens,
             batches=1,
             batch_capacity_tokens=report.capacity,
-            queue_seconds=report.queue_seconds,
             compute_seconds=report.compute_seconds,
+            embedded_requests=report.requests,
+            queue_seconds=report.queue_seconds,
+            request_compute_seconds=report.request_compute_seconds,
         )
 
     def _refuse(self, error):

@@ -287,12 +287,47 @@ def test_each_batch_is_reported_with_its_size_and_times(make: Make) -> None:
     jobs = [Job([ids(1, 1)]), Job([ids(2, 2, 2)] * 3), Job([ids(3)])]
     for future in engine.submit_all(jobs):
         get(future)
-    # Two requests begin in the first batch, at second 0; the second holds the rest of one and a third, from second 1.
-    # The last request's answer is given out after its batch was reported.
+    # The first batch, from second 0 to 12, completes one request and begins another; the second, from 1 to 22,
+    # completes that one and a third. The last request's answer is given out after its batch was reported.
     assert reports == [
-        BatchReport(sentences=3, tokens=8, capacity=10, queue_seconds=0.0, compute_seconds=12.0),
-        BatchReport(sentences=2, tokens=4, capacity=10, queue_seconds=1.0, compute_seconds=21.0),
+        BatchReport(3, 8, 10, 12.0, requests=1, queue_seconds=0.0, request_compute_seconds=12.0),
+        BatchReport(2, 4, 10, 21.0, requests=2, queue_seconds=0.0 + 1.0, request_compute_seconds=22.0 + 21.0),
     ]
+
+
+def test_a_request_is_counted_once_whatever_is_computed_in_halves(make: Make) -> None:
+    reports: list[BatchReport] = []
+    engine, executor, clock = make(FakeExecutor(max_batch_tokens=6, max_batch_sentences=6), on_batch=reports.append)
+
+    def fill(sentences: Sequence[bytes]) -> Array:
+        clock.advance(1.0)
+        if len(sentences) > 3:
+            raise MemoryError
+        return vectors_of(sentences)
+
+    executor.compute = fill
+    # Its first batch is too large, so the second, with its last sentences, is collected before the first one's halves.
+    get(engine.submit([ids(number) for number in range(8)]))
+    assert [report.sentences for report in reports] == [2, 3, 3]
+    assert [report.requests for report in reports] == [0, 0, 1]
+    whole = reports[-1]
+    assert whole.queue_seconds + whole.request_compute_seconds == clock.now
+
+
+def test_a_request_that_failed_is_not_counted(make: Make) -> None:
+    reports: list[BatchReport] = []
+    engine, executor, _ = make(FakeExecutor(max_batch_tokens=2, max_batch_sentences=2), on_batch=reports.append)
+
+    def fail_once(sentences: Sequence[bytes]) -> Array:
+        if ids(1) in sentences:
+            raise RuntimeError
+        return vectors_of(sentences)
+
+    executor.compute = fail_once
+    with pytest.raises(ExecutionFailed):
+        get(engine.submit([ids(number) for number in range(4)]))
+    get(engine.submit([ids(9)]))
+    assert sum(report.requests for report in reports) == 1
 
 
 def test_a_batch_that_failed_is_not_reported(make: Make) -> None:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -67,6 +68,12 @@ def test_every_counter_exists_from_the_start_with_the_label_of_its_instance(coun
     for name, family in FakeFamily.made.items():
         assert (family.kind, family.description) == ("counter", counters[name])
         assert (family.metric.labels, family.metric.value) == ({"instance": "embedder_0_1"}, 0)
+
+
+def test_the_readme_names_every_counter() -> None:
+    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+    for name in [*EMBEDDER_COUNTERS, *TOKENIZER_COUNTERS]:
+        assert f"`{name.removeprefix('tritonembed_')}`" in readme
 
 
 def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:
