@@ -1,6 +1,5 @@
 """The options of `tritonembed-bench overhead`, and what it does from start to end."""
 
-import random
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +13,8 @@ from tritonembed_perf.output import check_output, write_report
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
 
 INTERRUPTED = 130
-WARM_UP_REQUESTS = 32
-TIMEOUT_S = 60.0
+METRICS_PORT = 8002
+"""Triton's own default."""
 
 
 def overhead(
@@ -24,6 +23,13 @@ def overhead(
     server: Annotated[
         str | None,
         typer.Option("--server", help="host:port of a running Triton; by default one is started, with traces."),
+    ] = None,
+    metrics: Annotated[
+        str | None,
+        typer.Option(
+            "--metrics",
+            help=f"host:port of --server's metrics, of a manager its HTTP port; by default port {METRICS_PORT} there.",
+        ),
     ] = None,
     loads: Annotated[
         str, typer.Option("--loads", help="TOKENSxSENTENCES@CONCURRENCY, with commas between them.")
@@ -34,7 +40,7 @@ def overhead(
     ] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results here.")] = None,
 ) -> None:
-    """Where a request's time goes, stage by stage, from Triton's traces and statistics.
+    """Where a request's time goes, stage by stage, from Triton's traces and statistics and the engine's metrics.
 
     What follows `--` are options of `tritonembed-manager replica`, for the server that is started.
     """
@@ -44,10 +50,12 @@ def overhead(
         check_output("--json", json_path)
         if server is not None and context.args:
             raise UsageError(f"{context.args[0]} is for the server that is started without --server")
+        if server is None and metrics is not None:
+            raise UsageError("--metrics is for a running server (--server)")
         from tritonembed_perf.overhead.report import plot as plot_stages
         from tritonembed_perf.overhead.report import show
 
-        report = _measure(model, server, chosen, requests, context.args)
+        report = _measure(model, server, metrics, chosen, requests, context.args)
         show(report)
         if plot is not None:
             plot_stages(plot, report)
@@ -59,8 +67,14 @@ def overhead(
 
 
 def _measure(
-    model: str, server: str | None, loads: Sequence[ShapeLoad], requests: int, arguments: Sequence[str]
+    model: str,
+    server: str | None,
+    metrics: str | None,
+    loads: Sequence[ShapeLoad],
+    requests: int,
+    arguments: Sequence[str],
 ) -> dict[str, Any]:
+    from tritonembed_perf.overhead.measuring import Measured, send_all
     from tritonembed_perf.overhead.stages import from_statistics, from_traces
     from tritonembed_perf.overhead.traced_server import traced_server
     from tritonembed_perf.overhead.triton_tells import read_traces
@@ -79,57 +93,26 @@ def _measure(
     else:
         check_server(server, files, words, shapes)
     environment = describe_environment(typed_command())
+
+    def of_statistics(one: Measured) -> dict[str, float]:
+        return from_statistics(list(one.client.values()), one.models, one.engine)
+
     if server is not None:
-        measured, interrupted = _send_all(server, loads, words, requests)
-        stages = [from_statistics(list(client.values()), models) for client, models in measured]
-        source = "statistics"
+        metrics = metrics or f"{server.rpartition(':')[0]}:{METRICS_PORT}"
+        measured, interrupted = send_all(server, metrics, loads, words, requests)
+        stages, source = [of_statistics(one) for one in measured], "statistics"
     else:
         with tempfile.TemporaryDirectory(prefix="tritonembed-overhead-") as folder:
             with traced_server(model, Path(folder), arguments) as (running, traces):
-                measured, interrupted = _send_all(running.target, loads, words, requests)
+                metrics = f"127.0.0.1:{running.metrics_port}"
+                measured, interrupted = send_all(running.target, metrics, loads, words, requests)
             found = read_traces(traces)
         try:
-            stages = [from_traces(client, found) for client, _ in measured]
-            source = "traces"
+            stages, source = [from_traces(one.client, found, one.engine) for one in measured], "traces"
         except ValueError:
-            stages = [from_statistics(list(client.values()), models) for client, models in measured]
-            source = "statistics"
+            stages, source = [of_statistics(one) for one in measured], "statistics"
     rows = [
         {"load": load.name, "requests": requests, "milliseconds": stage}
         for load, stage in zip(loads, stages, strict=False)
     ]
     return {**environment, "source": source, "interrupted": interrupted, "rows": rows}
-
-
-def _send_all(
-    server: str, loads: Sequence[ShapeLoad], words: Any, requests: int
-) -> tuple[list[tuple[dict[str, Any], dict[str, Any]]], bool]:
-    """What was measured of each load, and whether Ctrl-C ended it; before there is anything to show it is raised."""
-    measured = []
-    try:
-        for load in loads:
-            measured.append(_send(server, load, words, requests))
-    except KeyboardInterrupt:
-        if not measured:
-            raise
-        return measured, True
-    return measured, False
-
-
-def _send(server: str, load: ShapeLoad, words: Any, requests: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    from tritonembed_perf.overhead.client import send_timed
-    from tritonembed_perf.overhead.triton_tells import growth, read_statistics
-
-    count = min(requests, 64)
-    lengths = [load.tokens] * (load.sentences * count)
-    texts = words.of_lengths(lengths, random.Random(load.tokens))
-    pool = [texts[start : start + load.sentences] for start in range(0, len(texts), load.sentences)]
-
-    def some(number: int) -> list[list[str]]:
-        return [pool[i % count] for i in range(number)]
-
-    read_statistics(server)
-    send_timed(server, some(WARM_UP_REQUESTS), load.concurrency, f"warm-{load.name}-", TIMEOUT_S)
-    before = read_statistics(server)
-    times = send_timed(server, some(requests), load.concurrency, f"{load.name}-", TIMEOUT_S)
-    return times, growth(before, read_statistics(server))

@@ -20,7 +20,7 @@ def show(report: dict[str, Any]) -> None:
     if not console.is_terminal:
         console = Console(width=max(80, 24 + 20 * len(rows)))
     print(machine_line(report["machine"]))
-    print(f"mean milliseconds of a request, and its share, from Triton's {report['source']}")
+    print(f"mean milliseconds of a request, and its share, from {_source(report)}")
     table = Table()
     table.add_column("stage")
     for row in rows:
@@ -64,6 +64,10 @@ def plot(path: Path, report: dict[str, Any]) -> None:
         "Where a request's time goes (tokens x sentences @ requests at once)",
         [row["load"] for row in rows],
         {stage: [row["milliseconds"][stage] for row in rows] for stage in used},
-        f"% of a request's time, from Triton's {report['source']}",
+        f"% of a request's time, from {_source(report)}",
         [f"{sum(row['milliseconds'].values()):,.2f} ms" for row in rows],
     )
+
+
+def _source(report: dict[str, Any]) -> str:
+    return f"Triton's {report['source']} and the engine's metrics"

@@ -1,4 +1,4 @@
-"""The stages of a request through client and server, and how they are found in what Triton tells."""
+"""The stages of a request through client and server, and how they are found in what Triton and the engine tell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ STAGES = (
     "reply",
     "client decode",
 )
-"""In the order in which a request meets them. `between models`: Triton's ensemble scheduler."""
+"""In the order in which a request meets them. `between models`: Triton's ensemble scheduler, and where response senders
+answer the way into the embedder's process and out of it."""
 
 
 @dataclass(frozen=True)
@@ -39,64 +40,93 @@ class ModelTimes:
     compute: float
 
 
+@dataclass(frozen=True)
+class EngineTimes:
+    """Mean nanoseconds that the embedder's engine had a request: until it was launched, from then to its vectors."""
+
+    queue: float
+    compute: float
+
+
 Traces = Mapping[str, Mapping[str, Mapping[str, int]]]
 """Of each request id, of each model, the moments by their names, in nanoseconds."""
 
 
-def from_statistics(client: Sequence[ClientTimes], models: Mapping[str, ModelTimes]) -> dict[str, float]:
+def from_statistics(
+    client: Sequence[ClientTimes], models: Mapping[str, ModelTimes], engine: EngineTimes
+) -> dict[str, float]:
     """Mean milliseconds of each stage. Statistics don't part the way there from the way back: `wire` is both."""
     latency = _mean([times.received - times.sent for times in client])
-    ensemble, tokenizer, embedder = models[ENSEMBLE], models[TOKENIZER], models[EMBEDDER]
-    inside = tokenizer.queue + tokenizer.compute + embedder.queue + embedder.compute
+    tokenizer, embedder = models[TOKENIZER], models[EMBEDDER]
+    # Triton's clock for a request runs on while it lets go of it, when the answer may be there already.
+    whole = min(models[ENSEMBLE].total, latency)
+    in_triton = (tokenizer.queue, tokenizer.compute, embedder.queue, embedder.compute)
     return _milliseconds(
         {
             "client encode": _mean([times.encode for times in client]),
-            "wire": latency - ensemble.total,
-            "tokenizer queue": tokenizer.queue,
-            "tokenizer": tokenizer.compute,
-            "embedder queue": embedder.queue,
-            "embedder": embedder.compute,
-            "between models": ensemble.total - inside,
+            "wire": latency - whole,
+            **_inside(whole, in_triton, engine),
             "reply": 0.0,
             "client decode": _mean([times.decode for times in client]),
         }
     )
 
 
-def from_traces(client: Mapping[str, ClientTimes], traces: Traces) -> dict[str, float]:
+def from_traces(client: Mapping[str, ClientTimes], traces: Traces, engine: EngineTimes) -> dict[str, float]:
     """Mean milliseconds of each stage over the requests that were traced. wire: the way there; reply: the way back."""
-    rows: list[dict[str, float]] = []
+    rows: list[tuple[int, ...]] = []
     for name, times in client.items():
         models = traces.get(name, {})
         if not {ENSEMBLE, TOKENIZER, EMBEDDER} <= models.keys():
             continue
         ensemble, tokenizer, embedder = models[ENSEMBLE], models[TOKENIZER], models[EMBEDDER]
-        inside = {
-            "tokenizer queue": tokenizer["COMPUTE_START"] - tokenizer["QUEUE_START"],
-            "tokenizer": tokenizer["COMPUTE_END"] - tokenizer["COMPUTE_START"],
-            "embedder queue": embedder["COMPUTE_START"] - embedder["QUEUE_START"],
-            "embedder": embedder["COMPUTE_END"] - embedder["COMPUTE_START"],
-        }
-        whole = ensemble["REQUEST_END"] - ensemble["REQUEST_START"]
+        arrived = ensemble["REQUEST_START"]
+        # A model's and the ensemble's last moments may come after what they gave has gone on.
+        ended = min(ensemble["REQUEST_END"], ensemble.get("INFER_RESPONSE_COMPLETE", ensemble["REQUEST_END"]))
+        tokenized = min(tokenizer["COMPUTE_END"], embedder["QUEUE_START"])
         rows.append(
-            {
-                "client encode": times.encode,
-                "wire": ensemble["REQUEST_START"] - times.sent,
-                **inside,
-                "between models": whole - sum(inside.values()),
-                "reply": times.received - ensemble["REQUEST_END"],
-                "client decode": times.decode,
-            }
+            (
+                times.encode,
+                arrived - times.sent,
+                ended - arrived,
+                tokenizer["COMPUTE_START"] - tokenizer["QUEUE_START"],
+                tokenized - tokenizer["COMPUTE_START"],
+                embedder["COMPUTE_START"] - embedder["QUEUE_START"],
+                min(embedder["COMPUTE_END"], ended) - embedder["COMPUTE_START"],
+                times.received - ended,
+                times.decode,
+            )
         )
     if not rows:
         raise ValueError("no request has a trace of all three models")
-    return _milliseconds({stage: _mean([row[stage] for row in rows]) for stage in STAGES})
+    encode, wire, whole, *in_triton, reply, decode = map(_mean, zip(*rows, strict=True))
+    inside = _inside(whole, in_triton, engine)
+    return _milliseconds({"client encode": encode, "wire": wire, **inside, "reply": reply, "client decode": decode})
 
 
-def _mean(values: Sequence[float]) -> float:
+def _inside(whole: float, in_triton: Sequence[float], engine: EngineTimes) -> dict[str, float]:
+    """What the time in the ensemble goes to. in_triton: queue and computation of the tokenizer, then of the embedder.
+
+    Where answers are a list, Triton's computation of the embedder is what the engine and the python around it take;
+    with response senders it is the hand-over alone, and the engine knows how long the rest took.
+    """
+    tokenizer_queue, tokenizer, embedder_queue, embedder = in_triton
+    parts = {
+        "tokenizer queue": tokenizer_queue,
+        "tokenizer": tokenizer,
+        "embedder queue": embedder_queue + engine.queue,
+        "embedder": max(embedder - engine.queue, engine.compute),
+    }
+    # Means of different clocks, which may count the same moment twice: the parts are never more than the whole.
+    fit = min(1.0, whole / max(sum(parts.values()), 1.0))
+    parts = {stage: part * fit for stage, part in parts.items()}
+    return {**parts, "between models": whole - sum(parts.values())}
+
+
+def _mean(values: Sequence[int]) -> float:
     return sum(values) / max(len(values), 1)
 
 
 def _milliseconds(stages: Mapping[str, float]) -> dict[str, float]:
-    # Means of different clocks and samples: a stage that takes next to nothing can come out below it.
+    # Differences of floats: a stage that takes nothing can come out a hair below it.
     return {stage: max(0.0, nanoseconds) / 1e6 for stage, nanoseconds in stages.items()}

@@ -1,0 +1,90 @@
+"""The engine's counts as a metrics port gives them: over real HTTP, twice a second, sometimes of another server."""
+
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.overhead import engine_tells
+from tritonembed_perf.overhead.engine_tells import EngineCounts, mean_times, read_counts, read_counts_after
+from tritonembed_perf.overhead.stages import EngineTimes
+
+Serve = Callable[..., str]
+
+
+def page(requests: float, queue: float, compute: float, labels: str = '{instance="embedder_0_0"}') -> str:
+    return (
+        "# HELP tritonembed_embedded_requests_total Requests embedded\n"
+        "# TYPE tritonembed_embedded_requests_total counter\n"
+        f"tritonembed_embedded_requests_total{labels} {requests}\n"
+        f"tritonembed_queue_seconds_total{labels} {queue}\n"
+        f"tritonembed_request_compute_seconds_total{labels} {compute}\n"
+        f'nv_inference_count{{model="embedder"}} 5\n'
+    )
+
+
+@pytest.fixture
+def serve() -> Iterator[Serve]:
+    """A server that gives each page once, the last one for ever; its host:port."""
+    made: list[ThreadingHTTPServer] = []
+
+    def start(*pages: str, status: int = 200) -> str:
+        left = list(pages)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                text = left.pop(0) if len(left) > 1 else left[0]
+                self.send_response(status if self.path == "/metrics" else 404)
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        made.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=made[-1].serve_forever, daemon=True).start()
+        return f"127.0.0.1:{made[-1].server_port}"
+
+    yield start
+    for server in made:
+        server.shutdown()
+        server.server_close()
+
+
+def test_instances_and_servers_are_summed(serve: Serve) -> None:
+    pages = page(3, 0.5, 2) + page(4, 0.25, 1e-3, '{server="b",instance="embedder_0_1"}') + page(1, 1, 1, "")
+    assert read_counts(serve(pages)) == EngineCounts(8, 1.75, 3.001)
+
+
+def test_times_are_means_of_the_requests_between_two_readings() -> None:
+    times = mean_times(EngineCounts(10, 1.0, 5.0), EngineCounts(14, 1.4, 25.0))
+    assert (times.queue, times.compute) == pytest.approx((0.1e9, 5e9))
+    assert isinstance(times, EngineTimes)
+
+
+def test_counts_are_waited_for_and_read_once_more_when_they_are_there(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_tells, "PERIOD_SECONDS", 0.01)
+    # The third reading falls into the middle of a hand-over: requests are counted, their times are not yet.
+    metrics = serve(page(5, 1, 1), page(9, 2, 5), page(15, 2, 5), page(15, 3, 9))
+    assert read_counts_after(metrics, EngineCounts(5, 1, 1), 10) == EngineCounts(15, 3, 9)
+
+
+def test_metrics_of_another_server_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_tells, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(engine_tells, "PATIENCE_S", 0.1)
+    with pytest.raises(UsageError, match="counted 2 of 10 requests: is it the server that answers them"):
+        read_counts_after(serve(page(7, 1, 1)), EngineCounts(5, 1, 1), 10)
+
+
+def test_a_place_without_the_engines_metrics_is_one_line(serve: Serve) -> None:
+    with pytest.raises(UsageError, match="has no tritonembed_embedded_requests_total"):
+        read_counts(serve("nv_inference_count 5\n"))
+    with pytest.raises(UsageError, match="/metrics answers with 503"):
+        read_counts(serve("", status=503))
+    for nowhere in ("127.0.0.1:1", "127.0.0.1:port"):
+        with pytest.raises(UsageError, match=f"nothing answers at http://{nowhere}/metrics; --metrics says"):
+            read_counts(nowhere)
