@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.reasons import reason_of
 from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.stub import imports_that_stay
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -29,9 +30,13 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
 
     Raises ModelError, in one line, for what vLLM refuses.
     """
-    from vllm import LLM
-    from vllm.config import PoolerConfig
+    with imports_that_stay():
+        from vllm import LLM
+        from vllm.config import PoolerConfig
+    if device == "cpu":
+        from tritonembed_engine.executors.vllm_internals import inspect_in_this_process
 
+        inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device)
     arguments["pooler_config"] = PoolerConfig(pooling_type=files.pooling, use_activation=False)
     try:

@@ -3,11 +3,11 @@
 What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
 `CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`; the pooling method and projector
 that vLLM put into the model's pooler. Where any of it has moved, `open_model` raises DirectUnavailable, and vLLM's own
-scheduler serves.
+scheduler serves. And, before a load, the registry of its models' classes.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,19 @@ HELD_AGAINST = ("0.25.1", "0.32.0")
 
 class DirectUnavailable(Exception):
     """The direct executor can't run this model; the message says why, in one line."""
+
+
+def inspect_in_this_process(architectures: Sequence[str]) -> None:
+    """Import a model's classes before vLLM loads it: else it looks at them in a process of its own, for ten seconds.
+
+    It does that to keep CUDA out of this one, and remembers what it saw in ~/.cache/vllm, which a new container lacks.
+    A class that can't be had here is left to vLLM.
+    """
+    with suppress(Exception):
+        from vllm.model_executor.models.registry import ModelRegistry
+
+        for name in architectures:
+            ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Counters on their way to Triton."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -110,3 +111,15 @@ def test_closing_hands_over_the_rest_in_one_call_a_counter(monkeypatch: pytest.M
     assert (value("sentences"), value("tokens"), value("batches")) == (2000, 100_000, 1000)
     assert FakeFamily.made["tritonembed_tokens_total"].metric.calls == 1
     assert FakeFamily.made["tritonembed_compute_seconds_total"].metric.calls == 0
+
+
+def test_closing_frees_every_metric() -> None:
+    """Freed later, when Triton's memory behind them is gone, they would crash the process at its end."""
+    counts = EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS, executor="direct")
+    made = [*FakeFamily.made.values(), *(family.metric for family in FakeFamily.made.values())]
+    held = [weakref.ref(each) for each in made]
+    made.clear()
+    FakeFamily.made.clear()
+    assert all(each() for each in held)
+    counts.close()
+    assert not any(each() for each in held)
