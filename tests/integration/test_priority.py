@@ -21,7 +21,7 @@ BULK_REQUESTS = 16
 @pytest.fixture(scope="module")
 def triton(model: Path) -> Iterator[InferenceServerClient]:
     """Asks a server whose queues know priorities, as those of a GPU do."""
-    with running_server(str(model), ["--device", "cpu", "--queue-limits"]) as server:  # noqa: SIM117
+    with running_server(str(model), ["--device", "cpu", "--workers", "1", "--queue-limits"]) as server:  # noqa: SIM117
         with InferenceServerClient(server.target) as connected:
             yield connected
 

@@ -23,7 +23,7 @@ TEXTS = [f"sentence {number} of some words" + " and more" * (number % 7) for num
 def server_that_sends(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """A server of one replica that takes two batches ahead."""
     repository = tmp_path_factory.mktemp("sending") / "model_repository"
-    render(repository, RenderSettings(model=str(model), device="cpu"))
+    render(repository, RenderSettings(model=str(model), device="cpu", tokenizer_instances=1))
     settings = json.loads((repository / "model.json").read_text())
     settings.setdefault("engine", {})["batches_ahead"] = 2
     (repository / "model.json").write_text(json.dumps(settings))

@@ -35,7 +35,8 @@ def test_every_kind_of_model_gives_the_vectors_of_transformers(
 ) -> None:
     folder = shelf(name)
     maximum = 512 if name == "bert-cls" else LONGEST
-    with running_server(str(folder), ["--device", "cpu"]) as server, EmbeddingClient(server.target) as client:
+    options = ["--device", "cpu", "--workers", "1"]
+    with running_server(str(folder), options) as server, EmbeddingClient(server.target) as client:
         check_vectors(client, folder, pooling, normalize, maximum)
 
 
