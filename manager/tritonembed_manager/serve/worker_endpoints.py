@@ -13,6 +13,7 @@ from tritonembed_manager.serve.model import Dispatcher
 from tritonembed_manager.serve.worker_config import WorkerConfig
 
 Say = Callable[[dict[str, Any]], None]
+_MOST_PENDING = 1 << 20
 _GRPC_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -20,6 +21,9 @@ _GRPC_OPTIONS: list[tuple[str, Any]] = [
     # Clients behind load balancers ping more often than gRPC's server likes by default.
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # gRPC drops calls at random, as CANCELLED, once 1,000 wait for a busy loop; it is for Admission to say no, and why.
+    ("grpc.server.max_pending_requests", _MOST_PENDING),
+    ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
 ]
 _LAST_ANSWERS_S = 1.0
 """For answers that are being written when a server stops."""

@@ -205,6 +205,17 @@ async def test_a_drain_ends_though_a_server_that_left_hangs():
             await call
 
 
+async def test_a_burst_is_answered_or_refused_and_nothing_of_it_is_dropped():
+    async with FakeTriton() as fake, running_worker(max_in_flight=100) as (_, parent, _, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        await infer(stub)
+        fake.latency = 0.5
+        # More than gRPC takes in before anybody has asked for them.
+        ended = await asyncio.gather(*(_answer(infer(stub)) for _ in range(3000)), return_exceptions=True)
+        refused = {error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)}
+        assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
 async def test_it_ends_with_its_parent():
     async with FakeTriton() as fake, running_worker() as (_, parent, code, _):
         parent.say_servers(view("a", 0, fake.address))
