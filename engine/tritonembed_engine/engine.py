@@ -1,7 +1,8 @@
-"""`EmbeddingEngine`: requests in, futures of vectors out; one thread that keeps the executor busy.
+"""`EmbeddingEngine`: requests in, futures of vectors out; one thread at a time keeps the executor busy.
 
 While the device runs batch k, the thread prepares and launches k+1, and hands out k-1: at most `DEPTH` batches are
-launched and not collected, so that what waits stays where it can still be dropped or overtaken.
+launched and not collected, so that what waits stays where it can still be dropped or overtaken. It is the engine's own
+thread, or one that has nothing to do but wait for its answer: two switches of threads less.
 """
 
 import logging
@@ -10,13 +11,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 
-import numpy as np
-
-from tritonembed_engine.batcher import Batch, Batcher, Piece, Waiting, halves
+from tritonembed_engine.batcher import Batch, Batcher, halves
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.executors.base import Executor, Pending
+from tritonembed_engine.jobs import BatchReport, Job, Request
 from tritonembed_engine.vectors import Vectors, normalized
 
 DEPTH = 2
@@ -24,32 +23,6 @@ REST_AFTER_S = 1.0
 """Without work for so long, the executor is told to give back what it only caches."""
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
-
-    requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,
-    and request_compute_seconds, from then to its vectors.
-    """
-
-    sentences: int
-    tokens: int
-    capacity: int
-    compute_seconds: float
-    requests: int
-    queue_seconds: float
-    request_compute_seconds: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """The arguments of `EmbeddingEngine.submit`."""
-
-    sentences: Sequence[bytes]
-    deadline: float | None = None
-    normalize: bool = False
 
 
 class EmbeddingEngine:
@@ -79,10 +52,12 @@ class EmbeddingEngine:
         self._on_batch = on_batch
         self._on_death = on_death
         self._rest_after = rest_after
-        self._batcher: Batcher[_Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
+        self._batcher: Batcher[Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
         self._changed = threading.Condition()
+        # Held by the thread that launches and collects.
+        self._driving = threading.Lock()
         self._closed: EngineDead | None = None
-        self._launched: deque[tuple[Batch[_Request], Pending, float]] = deque()
+        self._launched: deque[tuple[Batch[Request], Pending, float]] = deque()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -102,12 +77,15 @@ class EmbeddingEngine:
         """
         return self.submit_all([Job(sentences, deadline, normalize)])[0]
 
-    def submit_all(self, jobs: "Sequence[Job]") -> "list[Future[Vectors]]":
-        """Like `submit`, for requests that came together, so that they can share the first batch too."""
+    def submit_all(self, jobs: "Sequence[Job]", *, wait: bool = False) -> "list[Future[Vectors]]":
+        """Like `submit`, for requests that came together, so that they can share the first batch too.
+
+        wait: the caller does nothing else before they are answered; its thread then does the work where it may.
+        """
         if not all(job.sentences for job in jobs):
             raise ValueError("a request needs at least one sentence")
         now = self._clock()
-        requests = [_Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
+        requests = [Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
         with self._changed:
             for request in requests:
                 if self._closed:
@@ -118,14 +96,16 @@ class EmbeddingEngine:
                     request.fail(Overloaded(f"more than {self._max_requests} requests are waiting"))
                 else:
                     self._batcher.add(request)
-            self._changed.notify()
+        if not (wait and self.executor.on_any_thread and self._drive(requests)):
+            self._wake()
         return [request.future for request in requests]
 
     def close(self) -> None:
         """Finish what runs, fail what waits, free the model."""
         self._end(EngineDead("the engine is closed"))
         self._thread.join()
-        self.executor.close()
+        with self._driving:
+            self.executor.close()
 
     def _end(self, reason: EngineDead) -> bool:
         """Take nothing more, and fail what waits; whether it was not ended before."""
@@ -148,25 +128,48 @@ class EmbeddingEngine:
                 self._changed.wait_for(self._has_work)
                 if self._closed and not self._launched and not self._batcher:
                     return
-                batch, expired = self._batcher.take(self._clock())
-                for request in expired:
-                    request.fail(DeadlineExceeded("deadline passed before its turn"))
-            if batch is not None:
-                self._launch(batch)
-            if self._launched and (batch is None or len(self._launched) >= DEPTH):
-                self._collect(*self._launched.popleft())
+            with self._driving:
+                self._step()
+
+    def _drive(self, requests: "Sequence[Request]") -> bool:
+        """Work on this thread until the requests are answered; False where another one is at it."""
+        if not self._driving.acquire(blocking=False):
+            return False
+        try:
+            while not all(request.future.done() for request in requests):
+                self._step()
+        finally:
+            self._driving.release()
+        if self._has_work():
+            self._wake()
+        return True
+
+    def _step(self) -> None:
+        """Launch what waits, if anything does, and collect what is far enough."""
+        with self._changed:
+            batch, expired = self._batcher.take(self._clock())
+            for request in expired:
+                request.fail(DeadlineExceeded("deadline passed before its turn"))
+        if batch is not None:
+            self._launch(batch)
+        if self._launched and (batch is None or len(self._launched) >= DEPTH):
+            self._collect(*self._launched.popleft())
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()
 
     def _has_work(self) -> bool:
         return bool(self._batcher or self._launched or self._closed)
 
-    def _launch(self, batch: "Batch[_Request]") -> None:
+    def _launch(self, batch: "Batch[Request]") -> None:
         start = self._clock()
         try:
             self._launched.append((batch, self.executor.launch(batch.sentences), start))
         except Exception as error:
             self._recover(batch, error)
 
-    def _collect(self, batch: "Batch[_Request]", pending: Pending, start: float) -> None:
+    def _collect(self, batch: "Batch[Request]", pending: Pending, start: float) -> None:
         try:
             vectors = pending.result()
             if len(vectors) != len(batch.sentences):
@@ -184,7 +187,7 @@ class EmbeddingEngine:
             piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
 
-    def _report(self, batch: "Batch[_Request]", start: float) -> BatchReport:
+    def _report(self, batch: "Batch[Request]", start: float) -> BatchReport:
         now = self._clock()
         requests, waited, computed = 0, 0.0, 0.0
         for piece in batch.pieces:
@@ -198,7 +201,7 @@ class EmbeddingEngine:
         capacity = self._batcher.max_tokens
         return BatchReport(len(batch.sentences), batch.tokens, capacity, now - start, requests, waited, computed)
 
-    def _recover(self, batch: "Batch[_Request]", error: Exception) -> None:
+    def _recover(self, batch: "Batch[Request]", error: Exception) -> None:
         """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""
         problem = self.executor.explain(error)
         if isinstance(problem, OutOfMemory) and len(batch.sentences) > 1:
@@ -223,44 +226,3 @@ class EmbeddingEngine:
             self._launched.clear()
             if self._on_death:
                 self._on_death()
-
-
-@dataclass(eq=False)
-class _Request(Waiting):
-    """A request and its answer, while the pieces come in."""
-
-    normalize: bool = False
-    arrived: float = 0.0
-    launched: float = 0.0
-    """When the batch with its first sentence was, once that has its result."""
-    future: "Future[Vectors]" = field(default_factory=Future)
-    placed: int = 0
-    vectors: Vectors | None = None
-
-    def __post_init__(self) -> None:
-        # A future that runs can't be cancelled: its answer would find it closed, and the engine's thread would end.
-        self.future.set_running_or_notify_cancel()
-
-    def is_completed_by(self, piece: "Piece[_Request]") -> bool:
-        """Whether the vectors of this piece are the last that are missing."""
-        return not self.failed and self.placed + piece.stop - piece.start == len(self.sentences)
-
-    def place(self, vectors: Vectors, start: int) -> None:
-        """Take the vectors of the sentences from `start` on."""
-        if self.failed:
-            return
-        if len(vectors) == len(self.sentences):
-            self.future.set_result(vectors)
-            return
-        if self.vectors is None:
-            self.vectors = np.empty((len(self.sentences), vectors.shape[1]), dtype=np.float32)
-        self.vectors[start : start + len(vectors)] = vectors
-        self.placed += len(vectors)
-        if self.placed == len(self.sentences):
-            self.future.set_result(self.vectors)
-
-    def fail(self, error: Exception) -> None:
-        """Answer with an error; what is still queued of it is skipped."""
-        if not self.failed:
-            self.failed = True
-            self.future.set_exception(error)

@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Callable
 
-from tritonembed_engine.engine import BatchReport, EmbeddingEngine
+from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.agreement import Disagreement, check_agreement, make_reference
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
+from tritonembed_engine.jobs import BatchReport
 from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
 from tritonembed_engine.model_files import ModelFiles
 from tritonembed_engine.settings import ModelSettings

@@ -17,7 +17,7 @@ class Pending(Protocol):
 
 
 class Executor(Protocol):
-    """Runs batches of sentences, each its ids as little-endian int32; called from one thread."""
+    """Runs batches of sentences, each its ids as little-endian int32; called from one thread at a time."""
 
     name: str
     dimensions: int
@@ -25,6 +25,8 @@ class Executor(Protocol):
 
     max_batch_tokens: int
     max_batch_sentences: int
+    on_any_thread: bool
+    """False: always on the engine's own thread, because another one would cost more than it saves."""
 
     def launch(self, sentences: Sequence[bytes]) -> Pending:
         """Start a batch; on a GPU this returns while it runs."""

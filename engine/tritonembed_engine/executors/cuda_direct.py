@@ -35,6 +35,7 @@ class CudaDirectExecutor:
     """Runs an encoder-only model; `launch` returns while the GPU works."""
 
     name = "direct"
+    on_any_thread = True
 
     def __init__(
         self,

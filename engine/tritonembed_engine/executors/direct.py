@@ -21,6 +21,8 @@ class DirectExecutor:
     """Runs an encoder-only model on a CPU; `launch` returns when the batch is done."""
 
     name = "direct"
+    # OpenMP starts a team of threads for each one that computes, and teams that took turns would spin side by side.
+    on_any_thread = False
 
     def __init__(self, model: OpenModel, max_batch_tokens: int, max_batch_sentences: int) -> None:
         self._model: OpenModel | None = model

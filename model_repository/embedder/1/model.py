@@ -9,8 +9,8 @@ from functools import partial
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import token_ids, vectors
-from tritonembed_engine.engine import Job
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
+from tritonembed_engine.jobs import Job
 from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.placement import visible_devices
@@ -53,11 +53,12 @@ class TritonPythonModel:
         """Answer the requests of one Triton batch; a wrong one gets its own error."""
         parsed = self._check_ids([self._parse(request) for request in requests])
         jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
-        waiting = self._engine.waiting
-        computed = iter(self._engine.submit_all(jobs))
+        sentences = sum(len(job.sentences) for job in jobs)
+        later = self._senders.want(len(requests), sentences, self._engine.waiting)
+        computed = iter(self._engine.submit_all(jobs, wait=not later))
         futures = [_failed(item) if isinstance(item, Exception) else next(computed) for item in parsed]
         responses = [partial(self._respond, item, future) for item, future in zip(parsed, futures, strict=True)]
-        if self._senders.want(len(requests), sum(len(job.sentences) for job in jobs), waiting):
+        if later:
             self._senders.hand_over(requests, futures, responses)
             return None
         return [respond() for respond in responses]

@@ -35,7 +35,11 @@ class FakeExecutor:
     name = "fake"
     dimensions = 3
 
-    def __init__(self, max_batch_tokens: int = 10, max_batch_sentences: int = 4) -> None:
+    def __init__(
+        self, max_batch_tokens: int = 10, max_batch_sentences: int = 4, *, on_any_thread: bool = False
+    ) -> None:
+        self.on_any_thread = on_any_thread
+        self.threads: list[int] = []
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.batches: list[list[bytes]] = []
@@ -65,6 +69,7 @@ class FakeExecutor:
     def launch(self, sentences: Sequence[bytes]) -> "FakePending":
         self.before_launch(sentences)
         self.batches.append(list(sentences))
+        self.threads.append(threading.get_ident())
         self.events.append("launch")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
 
-from tritonembed_engine.engine import DEPTH, BatchReport, EmbeddingEngine, Job
+from tritonembed_engine.engine import DEPTH, EmbeddingEngine
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
+from tritonembed_engine.jobs import BatchReport, Job
 
 
 class Clock:

@@ -1,0 +1,77 @@
+"""What the engine is asked for, the request that it makes of it, and what it reports of a batch."""
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tritonembed_engine.batcher import Piece, Waiting
+from tritonembed_engine.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
+
+    requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,
+    and request_compute_seconds, from then to its vectors.
+    """
+
+    sentences: int
+    tokens: int
+    capacity: int
+    compute_seconds: float
+    requests: int
+    queue_seconds: float
+    request_compute_seconds: float
+
+
+@dataclass(frozen=True)
+class Job:
+    """The arguments of `EmbeddingEngine.submit`."""
+
+    sentences: Sequence[bytes]
+    deadline: float | None = None
+    normalize: bool = False
+
+
+@dataclass(eq=False)
+class Request(Waiting):
+    """A request and its answer, while the pieces come in. arrived, launched: on the engine's clock."""
+
+    normalize: bool = False
+    arrived: float = 0.0
+    launched: float = 0.0
+    """When the batch with its first sentence was, once that has its result."""
+    future: "Future[Vectors]" = field(default_factory=Future)
+    placed: int = 0
+    vectors: Vectors | None = None
+
+    def __post_init__(self) -> None:
+        # A future that runs can't be cancelled: its answer would find it closed, and the engine's thread would end.
+        self.future.set_running_or_notify_cancel()
+
+    def is_completed_by(self, piece: "Piece[Request]") -> bool:
+        """Whether the vectors of this piece are the last that are missing."""
+        return not self.failed and self.placed + piece.stop - piece.start == len(self.sentences)
+
+    def place(self, vectors: Vectors, start: int) -> None:
+        """Take the vectors of the sentences from `start` on."""
+        if self.failed:
+            return
+        if len(vectors) == len(self.sentences):
+            self.future.set_result(vectors)
+            return
+        if self.vectors is None:
+            self.vectors = np.empty((len(self.sentences), vectors.shape[1]), dtype=np.float32)
+        self.vectors[start : start + len(vectors)] = vectors
+        self.placed += len(vectors)
+        if self.placed == len(self.sentences):
+            self.future.set_result(self.vectors)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error; what is still queued of it is skipped."""
+        if not self.failed:
+            self.failed = True
+            self.future.set_exception(error)
