@@ -84,10 +84,26 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
     # What it started may outlive it, and would slow whoever is measured next.
     _, alive = psutil.wait_procs(list({*members, *_members(process.pid)}), timeout=1)
-    for member in alive:
+    trackers = [member for member in alive if _is_resource_tracker(member)]
+    _kill([member for member in alive if member not in trackers])
+    # They remove the others' shared memory (vLLM's psm_* in /dev/shm: hundreds of MiB), once these have ended.
+    _, alive = psutil.wait_procs(trackers, timeout=STOP_PATIENCE_S)
+    _kill(alive)
+
+
+def _kill(processes: Sequence[psutil.Process]) -> None:
+    for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            member.kill()
-    psutil.wait_procs(alive, timeout=STOP_PATIENCE_S)
+            process.kill()
+    psutil.wait_procs(processes, timeout=STOP_PATIENCE_S)
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    """Python's own for multiprocessing, or joblib's."""
+    try:
+        return any("resource_tracker import main" in argument for argument in process.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _members(leader: int) -> list[psutil.Process]:

@@ -36,6 +36,16 @@ if fault == "leaves a child":
     started = subprocess.Popen([sys.executable, "-c", child], stdout=subprocess.PIPE)
     started.stdout.readline()
     open(sys.argv[3], "w").write(str(started.pid))
+if fault == "leaves shared memory":
+    # As vLLM does: what removes it is python's resource tracker, once all that know of it have ended.
+    from multiprocessing.shared_memory import SharedMemory
+
+    block = SharedMemory(create=True, size=1024)
+    open(sys.argv[3], "w").write(block.name)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not os.fork():
+        signal.pause()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 served = 0
 
 

@@ -41,6 +41,17 @@ def test_what_a_server_started_ends_with_it(bench: Bench, tmp_path: Path) -> Non
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_server_that_has_to_be_killed_leaves_no_shared_memory(bench: Bench, tmp_path: Path) -> None:
+    peer = FakeServer(tmp_path / "server.py", "leaves shared memory", str(tmp_path / "name"))
+    with peer.running(bench, Config()):
+        block = Path("/dev/shm") / (tmp_path / "name").read_text()
+        assert block.exists()
+    try:
+        assert not block.exists()
+    finally:
+        block.unlink(missing_ok=True)
+
+
 def test_a_servers_variables_reach_it(tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text("import os, sys; sys.exit('error: ' + os.environ['A_SETTING'])")
