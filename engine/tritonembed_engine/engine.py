@@ -1,8 +1,8 @@
 """`EmbeddingEngine`: requests in, futures of vectors out; one thread at a time keeps the executor busy.
 
-While the device runs batch k, the thread prepares and launches k+1, and hands out k-1: at most `DEPTH` batches are
-launched and not collected, so that what waits stays where it can still be dropped or overtaken. It is the engine's own
-thread, or one that has nothing to do but wait for its answer: two switches of threads less.
+While a GPU runs batch k, the thread prepares and launches k+1, and hands out k-1: no more than the executor's `depth`
+is launched and not collected, so that what waits stays where it can still be dropped or overtaken. It is the engine's
+own thread, or one that has nothing to do but wait for its answer: two switches of threads less.
 """
 
 import logging
@@ -18,7 +18,6 @@ from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.jobs import BatchReport, Job, Request
 from tritonembed_engine.vectors import Vectors, normalized
 
-DEPTH = 2
 REST_AFTER_S = 1.0
 """Without work for so long, the executor is told to give back what it only caches."""
 
@@ -152,7 +151,7 @@ class EmbeddingEngine:
                 request.fail(DeadlineExceeded("deadline passed before its turn"))
         if batch is not None:
             self._launch(batch)
-        if self._launched and (batch is None or len(self._launched) >= DEPTH):
+        if self._launched and (batch is None or len(self._launched) >= self.executor.depth):
             self._collect(*self._launched.popleft())
 
     def _wake(self) -> None:

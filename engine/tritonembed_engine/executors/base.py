@@ -25,6 +25,9 @@ class Executor(Protocol):
 
     max_batch_tokens: int
     max_batch_sentences: int
+    depth: int
+    """Batches launched and not collected, at most; 1 where `launch` returns once the batch is done."""
+
     on_any_thread: bool
     """False: always on the engine's own thread, because another one would cost more than it saves."""
 

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tritonembed_engine.engine import DEPTH
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending
 from tritonembed_engine.executors.budget import measure_budget
@@ -35,6 +34,7 @@ class CudaDirectExecutor:
     """Runs an encoder-only model; `launch` returns while the GPU works."""
 
     name = "direct"
+    depth = 2
     on_any_thread = True
 
     def __init__(
@@ -58,7 +58,7 @@ class CudaDirectExecutor:
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
         # One more than can be in flight: its answer is read while the others run.
-        stages = [Stage(rows, max_batch_tokens, dimensions) for _ in range(DEPTH + 1)]
+        stages = [Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth + 1)]
         self._stages = itertools.cycle(stages)
         self.graphs: list[CapturedGraph] = []
         if settings.max_batch_tokens is None:

@@ -21,6 +21,7 @@ class DirectExecutor:
     """Runs an encoder-only model on a CPU; `launch` returns when the batch is done."""
 
     name = "direct"
+    depth = 1
     # OpenMP starts a team of threads for each one that computes, and teams that took turns would spin side by side.
     on_any_thread = False
 

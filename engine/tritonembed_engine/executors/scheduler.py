@@ -17,6 +17,7 @@ class SchedulerExecutor:
     """`LLM.encode` over one batch at a time; vLLM's scheduler places the sentences (60-100 µs each, in Python)."""
 
     name = "scheduler"
+    depth = 1
     on_any_thread = False
 
     def __init__(self, llm: "LLM", max_batch_tokens: int, max_batch_sentences: int) -> None:

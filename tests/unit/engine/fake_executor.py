@@ -36,8 +36,14 @@ class FakeExecutor:
     dimensions = 3
 
     def __init__(
-        self, max_batch_tokens: int = 10, max_batch_sentences: int = 4, *, on_any_thread: bool = False
+        self,
+        max_batch_tokens: int = 10,
+        max_batch_sentences: int = 4,
+        *,
+        depth: int = 2,
+        on_any_thread: bool = False,
     ) -> None:
+        self.depth = depth
         self.on_any_thread = on_any_thread
         self.threads: list[int] = []
         self.max_batch_tokens = max_batch_tokens

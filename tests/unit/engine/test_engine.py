@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
 
-from tritonembed_engine.engine import DEPTH, EmbeddingEngine
+from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.jobs import BatchReport, Job
 
@@ -214,7 +214,13 @@ def test_the_next_batch_is_launched_before_the_last_is_collected_and_no_more(mak
     engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
     get(engine.submit([ids(place) for place in range(4)]))
     assert executor.events == ["launch", "launch", "result", "launch", "result", "launch", "result", "result"]
-    assert executor.most_in_flight == DEPTH
+    assert executor.most_in_flight == executor.depth
+
+
+def test_what_is_done_when_it_is_launched_is_answered_before_the_next_batch(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_sentences=1, depth=1))
+    get(engine.submit([ids(place) for place in range(3)]))
+    assert executor.events == ["launch", "result"] * 3
 
 
 def test_while_the_executor_is_busy_what_waits_is_not_launched(make: Make) -> None:
@@ -222,10 +228,10 @@ def test_while_the_executor_is_busy_what_waits_is_not_launched(make: Make) -> No
     executor.hold()
     future = engine.submit([ids(place) for place in range(9)])
     assert executor.holding.wait(PATIENCE)
-    assert executor.in_flight == DEPTH
+    assert executor.in_flight == executor.depth
     executor.let_go()
     assert len(get(future)) == 9
-    assert executor.most_in_flight == DEPTH
+    assert executor.most_in_flight == executor.depth
 
 
 def test_closing_answers_what_runs_fails_what_waits_at_once_and_ends_the_thread(make: Make) -> None:
@@ -259,7 +265,7 @@ def test_closing_fails_the_rest_of_a_request_that_has_begun(make: Make) -> None:
     executor.let_go()
     closing.join(PATIENCE)
     assert not closing.is_alive()
-    assert len(executor.computed) == DEPTH
+    assert len(executor.computed) == executor.depth
 
 
 def test_a_closed_engine_takes_nothing_and_closes_again_without_harm(make: Make) -> None:
@@ -404,7 +410,7 @@ def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> 
     with pytest.raises(DeviceLost):
         get(engine.submit([ids(6)]))
     engine.close()
-    assert len(executor.computed) <= DEPTH
+    assert len(executor.computed) <= executor.depth
 
 
 def test_an_idle_engine_lets_its_executor_rest_once_and_serves_again() -> None:
