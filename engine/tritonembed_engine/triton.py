@@ -1,5 +1,6 @@
 """Between Triton's python backend and the engine: tensors, error codes, start-up. Imported inside a stub only."""
 
+import atexit
 import contextlib
 import os
 import threading
@@ -12,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import bytes_tensors, errors
+from tritonembed_engine.stub import end_at_once
 
 bytes_tensors.install(pb_utils)
 
@@ -33,6 +35,7 @@ EXIT_CODE = 70
 @contextlib.contextmanager
 def start_up() -> Iterator[None]:
     """Whatever stops `initialize` becomes one line that starts with `tritonembed: `, for the manager to find."""
+    atexit.register(end_at_once)
     try:
         yield
     except errors.ModelError as error:

@@ -22,7 +22,7 @@ MODELS = ("embedding", "tokenizer", "embedder")
 @pytest.fixture(scope="module")
 def controlled(shelf: ModelShelf) -> Iterator[RunningServer]:
     """A server whose models are loaded and unloaded on demand."""
-    options = ["--device", "cpu", "--workers", "1", "--model-control-mode", "explicit"]
+    options = ["--device", "cpu", "--workers", "1", "--model-control-mode", "explicit", "--log-verbose"]
     with running_server(str(shelf("bert")), options) as running:
         yield running
 
@@ -80,6 +80,7 @@ def test_unload_frees_the_models_memory_and_load_serves_the_same_vectors(control
         for model in MODELS:
             triton.unload_model(model)
         until(lambda: not children(triton_pid))
+        assert "Segfault" not in controlled.read_log()
         unloaded = server_memory_mib(triton_pid)
         # The rest is Triton itself; a process with torch and vLLM takes several hundred MiB.
         assert unloaded < loaded / 2
