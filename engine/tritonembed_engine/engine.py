@@ -122,7 +122,8 @@ class EmbeddingEngine:
             with self._changed:
                 idle = not self._changed.wait_for(self._has_work, self._rest_after)
             if idle:
-                self.executor.rest()
+                with self._driving:
+                    self.executor.rest()
             with self._changed:
                 self._changed.wait_for(self._has_work)
                 if self._closed and not self._launched and not self._batcher:

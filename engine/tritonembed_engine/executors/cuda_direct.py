@@ -4,7 +4,6 @@ The compute stream runs the copy in, the forward and the pooling of batch after 
 their own, so that the next forward does not wait for them.
 """
 
-import itertools
 import logging
 from collections.abc import Sequence
 
@@ -20,7 +19,7 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import flatten, pad
 from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import pool
-from tritonembed_engine.executors.staging import Inputs, Stage, packed_size
+from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
@@ -57,9 +56,7 @@ class CudaDirectExecutor:
         rows = max_batch_sentences + max_batch_tokens // lengths[0] + 1
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
-        # One more than can be in flight: its answer is read while the others run.
-        stages = [Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth + 1)]
-        self._stages = itertools.cycle(stages)
+        self._stages = Stages(Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth))
         self.graphs: list[CapturedGraph] = []
         if settings.max_batch_tokens is None:
             self.max_batch_tokens = measure_budget(self, max_length)
@@ -70,9 +67,18 @@ class CudaDirectExecutor:
     @torch.inference_mode()
     def launch(self, sentences: Sequence[bytes]) -> Pending:
         """Start the forward pass of a batch."""
+        stage = self._stages.take()
+        try:
+            done = self._launch(sentences, stage)
+        except BaseException:
+            self._stages.give_back(stage)
+            raise
+        return _Answer(stage, len(sentences), done, self._stages)
+
+    def _launch(self, sentences: Sequence[bytes], stage: Stage) -> torch.cuda.Event:
+        """The event after which the stage has the answer."""
         batch = flatten(sentences)
         count, longest = len(sentences), batch.longest
-        stage = next(self._stages)
         done = stage.done(count)
         graph = next((g for g in self.graphs if g.bucket.holds(batch.tokens, count, longest)), None)
         if graph:
@@ -84,14 +90,14 @@ class CudaDirectExecutor:
                 # On this stream too: the answer is small, and the next replay has to wait until it was read.
                 stage.answer[:count].copy_(graph.replay()[:count], non_blocking=True)
                 done.record()
-                return _Answer(stage.answer[:count], done)
+                return done
             pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)
             pooled.record_stream(self._copy)
             done.record()
-        return _Answer(stage.answer[:count], done)
+        return done
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""
@@ -120,12 +126,17 @@ class CudaDirectExecutor:
 
 
 class _Answer:
-    def __init__(self, pinned: torch.Tensor, done: torch.cuda.Event) -> None:
-        self._pinned = pinned
+    def __init__(self, stage: Stage, count: int, done: torch.cuda.Event, stages: Stages) -> None:
+        self._stage = stage
+        self._count = count
         self._done = done
+        self._stages = stages
 
     def result(self) -> npt.NDArray[np.float32]:
-        """Wait for the GPU, then copy: the stage is used again."""
-        self._done.synchronize()
-        answer: npt.NDArray[np.float32] = self._pinned.numpy().copy()
-        return answer
+        """Wait for the GPU, then copy: the stage is used again. Once only."""
+        try:
+            self._done.synchronize()
+            answer: npt.NDArray[np.float32] = self._stage.answer[: self._count].numpy().copy()
+            return answer
+        finally:
+            self._stages.give_back(self._stage)

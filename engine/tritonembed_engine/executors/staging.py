@@ -1,4 +1,7 @@
-"""Host and device buffers of one batch: pinned, made once, used in turn."""
+"""Host and device buffers of one batch: pinned, made once, lent from a batch's launch to its result."""
+
+from collections import deque
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -20,6 +23,22 @@ class Inputs:
 def packed_size(sentences: int, tokens: int) -> int:
     """Elements of the buffer for the largest batch."""
     return 2 * sentences + 1 + 2 * tokens
+
+
+class Stages:
+    """Those that no batch has now. Turns alone would not do: a launch that fails takes its turn without a result, and
+    its successors would come round to the stage of a batch that is still in flight."""
+
+    def __init__(self, stages: "Iterable[Stage]") -> None:
+        self._free = deque(stages)
+
+    def take(self) -> "Stage":
+        """For a batch that is launched; `give_back` must follow. Raises IndexError where all are taken."""
+        return self._free.popleft()
+
+    def give_back(self, stage: "Stage") -> None:
+        """Its answer was copied, or there will be none."""
+        self._free.append(stage)
 
 
 class Stage:

@@ -1,0 +1,82 @@
+"""Whose answer is where while launches fail: the GPU executor's own code, with a forward pass that a CPU can do."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from tests.unit.engine.fake_executor import ids
+
+from tritonembed_engine.executors import cuda_direct
+from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
+from tritonembed_engine.executors.staging import Stage, Stages, packed_size
+
+ROWS, TOKENS = 4, 16
+
+
+class FakeEvent:
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
+class FirstIds:
+    """A captured graph whose vectors are the first token id of each sentence."""
+
+    bucket = SimpleNamespace(tokens=TOKENS, rows=ROWS + TOKENS, longest=TOKENS, holds=lambda *_: True)
+    failing = False
+
+    def __init__(self, buffer: torch.Tensor) -> None:
+        self._buffer = buffer
+
+    def replay(self) -> torch.Tensor:
+        if self.failing:
+            raise RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")
+        starts = self._buffer[: self.bucket.rows + 1]
+        first = self._buffer[2 * self.bucket.rows + 1 :]
+        return first[starts[:-1].clamp_max(TOKENS - 1).long()].float().reshape(-1, 1)
+
+
+@pytest.fixture
+def executor(monkeypatch: pytest.MonkeyPatch) -> CudaDirectExecutor:
+    for name in ("Event", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda **_: FakeEvent())
+    made = object.__new__(CudaDirectExecutor)
+    rows = ROWS + TOKENS
+    made._buffer = torch.zeros(packed_size(rows, TOKENS), dtype=torch.int32)
+    made._stages = Stages(Stage(rows, TOKENS, 1) for _ in range(made.depth))
+    made._compute = made._copy = None  # type: ignore[assignment]
+    made.graphs = [FirstIds(made._buffer)]  # type: ignore[list-item]
+    return made
+
+
+def answer(pending: cuda_direct.Pending) -> Sequence[float]:
+    return pending.result()[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def test_batches_in_flight_keep_their_answers_though_launches_between_them_fail(executor: CudaDirectExecutor) -> None:
+    first = executor.launch([ids(1, 9), ids(2)])
+    executor.graphs[0].failing = True  # type: ignore[attr-defined]
+    for _ in range(5):
+        with pytest.raises(RuntimeError):
+            executor.launch([ids(7)])
+    executor.graphs[0].failing = False  # type: ignore[attr-defined]
+    second = executor.launch([ids(3, 9, 9)])
+    assert answer(first) == [1, 2]
+    assert answer(second) == [3]
+
+
+def test_every_stage_comes_back_also_from_a_result_that_fails(
+    executor: CudaDirectExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(_: FakeEvent) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(FakeEvent, "synchronize", lose)
+    for _ in range(5):
+        pending = executor.launch([ids(1)])
+        with pytest.raises(RuntimeError):
+            pending.result()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(executor.launch([ids(4)]).result(), [[4]])
