@@ -2,7 +2,7 @@
 
 `execute` gives its answers as a list, and Triton waits for it; on a GPU that is then idle for a third of the time, and
 several replicas take turns to fill it. With senders one replica does: at 64 sentences of 50 tokens a request 2,875 K
-tokens/s on an H200 where one replica with lists reaches 1,698 K (perf/README.md). A sender costs more CPU a request,
+tokens/s on an H200 where one replica with lists reaches 1,698 K (without MPS). A sender costs more CPU a request,
 so small requests stay with the list. Triton's statistics then show the hand-over; the engine's metrics the work.
 """
 
