@@ -8,6 +8,7 @@ import pytest
 from tests.fakes.triton import FakeTriton
 
 from tritonembed_manager.errors import ManagerError, StartError
+from tritonembed_manager.serve.control import servers
 from tritonembed_manager.serve.control.discovery import ServersFile, parse_servers
 from tritonembed_manager.serve.control.health import HealthSettings
 from tritonembed_manager.serve.control.settings import AttachSettings, ServeSettings
@@ -123,19 +124,21 @@ async def test_servers_join_and_leave_with_the_file(serve, fakes, eventually, tm
     await eventually(lambda: list(case.views) == [fakes[1].address])
 
 
-async def test_a_server_leaves_only_when_nothing_is_in_flight_there(serve, fakes, eventually, tmp_path):
+async def test_a_server_leaves_only_when_nothing_is_in_flight_there(serve, fakes, eventually, tmp_path, monkeypatch):
+    monkeypatch.setattr(servers, "LEAST_LEAVE_S", 0.0)
     path = tmp_path / "servers"
     path.write_text(f"{fakes[0].address}\n{fakes[1].address}\n")
     case = serve(attach=AttachSettings(file=ServersFile(path)))
     await eventually(lambda: case.states() == [READY, READY])
-    slot = case.views[fakes[0].address].slot
-    row = case.supervisor._table.row(0)
+    slot, table = case.views[fakes[0].address].slot, case.supervisor._table
+    in_flight, looks = table.in_flight, []
+    monkeypatch.setattr(table, "in_flight", lambda slot: looks.append(slot) or in_flight(slot))
+    row = table.row(0)
     row.begin(slot, 10)
     path.write_text(f"{fakes[1].address}\n")
+    await eventually(lambda: looks.count(slot) >= 3)
+    assert list(case.supervisor._roster.members) == [fake.address for fake in fakes[:2]]
     await eventually(lambda: case.states() == [ServerState.DRAINING, READY])
-    case.supervisor._servers._table.in_flight(slot)
-    await asyncio.sleep(1.5)
-    assert case.states() == [ServerState.DRAINING, READY]
     row.end(slot, 10)
     await eventually(lambda: case.states() == [READY])
 
