@@ -100,7 +100,8 @@ class HealthWatch:
             return
         if member.generation != generation:
             return
-        if not member.launched and member.state is ServerState.STARTING:
+        if not member.launched and member.state is not ServerState.READY:
+            # Whatever was there before it was out: this may be another server at the same address.
             member.replicas = await self._probe.replicas(self._settings.timeout)
         self._refusals = 0
         self._roster.answered(member, vectors)

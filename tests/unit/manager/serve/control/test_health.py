@@ -24,6 +24,7 @@ class Probe:
         self.asked = 0
         self.closed = False
         self.before_answer = lambda: None
+        self.copies = 3
 
     async def vectors(self, timeout):
         self.asked += 1
@@ -33,7 +34,7 @@ class Probe:
         return self.answer
 
     async def replicas(self, timeout):
-        return 3
+        return self.copies
 
     async def close(self):
         self.closed = True
@@ -66,6 +67,25 @@ async def test_an_attached_server_joins_with_its_replicas():
     case = Case()
     await case.watch.check()
     assert (case.member.state, case.member.replicas) == (ServerState.READY, 3)
+
+
+async def test_an_attached_server_that_is_down_at_first_joins_with_its_replicas():
+    case = Case()
+    case.probe.answer = ProbeError("nothing listens there")
+    await case.watch.check()
+    case.probe.answer = VECTORS
+    await case.watch.check()
+    assert (case.member.state, case.member.replicas) == (ServerState.READY, 3)
+
+
+async def test_another_server_at_the_same_address_counts_with_its_own_replicas():
+    case = Case()
+    await case.watch.check()
+    case.probe.answer = ProbeError("nothing listens there")
+    await case.watch.check()
+    case.probe.answer, case.probe.copies = VECTORS, 5
+    await case.watch.check()
+    assert (case.member.state, case.member.replicas) == (ServerState.READY, 5)
 
 
 async def test_a_late_answer_of_a_server_that_answers_requests_is_no_failure():
