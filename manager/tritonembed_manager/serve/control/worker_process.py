@@ -44,12 +44,15 @@ class Worker:
         self.ready = False
         self._writer: asyncio.StreamWriter | None = None
 
-    async def listen(self, first: Sequence[dict[str, Any]], hear: Callable[[dict[str, Any]], None]) -> None:
+    async def listen(
+        self, first: Callable[[], Sequence[dict[str, Any]]], hear: Callable[[dict[str, Any]], None]
+    ) -> None:
         """Tell it the first lines, then hear what it says, until it has closed its end."""
         reader, writer = await asyncio.open_connection(sock=self._ours, limit=_LINE_BYTES)
         self._writer = writer
         try:
-            for line in first:
+            # Made now: what changed before could not be told.
+            for line in first():
                 self.tell(line)
             while line_bytes := await reader.readline():
                 hear(json.loads(line_bytes))

@@ -18,6 +18,7 @@ LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.5, longest_de
 """Without workers nothing is served: they are started again for ever."""
 _HOPELESS_STARTS = 3
 """So many in a row that ended before any worker ever listened: none will."""
+_DRAIN = {"type": "drain"}
 
 
 class WorkerPool:
@@ -80,7 +81,7 @@ class WorkerPool:
     def drain(self) -> None:
         """They finish what they have; none is started again."""
         self._draining = True
-        self.tell({"type": "drain"})
+        self.tell(_DRAIN)
 
     def kill(self) -> None:
         """End them at once; none is started again."""
@@ -105,8 +106,9 @@ class WorkerPool:
 
     async def _live(self, index: int) -> int:
         worker = self._workers[index] = Worker(self._command, self._table, self._environment)
-        config = {"type": "config", **replace(self._config, index=index).to_json()}
-        listening = asyncio.create_task(worker.listen([config, *self._first()], lambda line: self._heard(index, line)))
+        listening = asyncio.create_task(
+            worker.listen(lambda: self._first_lines(index), lambda line: self._heard(index, line))
+        )
         try:
             status = await worker.ended()
             # What it said last is still in the socket.
@@ -122,6 +124,10 @@ class WorkerPool:
             self._table.zero(index)
             if self._gone is not None:
                 self._gone(index, worker.pid)
+
+    def _first_lines(self, index: int) -> list[dict[str, Any]]:
+        config = {"type": "config", **replace(self._config, index=index).to_json()}
+        return [config, *self._first(), *([_DRAIN] if self._draining else [])]
 
     def _heard(self, index: int, line: dict[str, Any]) -> None:
         if line["type"] == "ready":

@@ -33,11 +33,12 @@ class Running:
     def __init__(self, fake):
         self.table = LoadTable.create(2, 4)
         self.heard = []
+        self.servers = []
         self.gone = []
         self.pool = WorkerPool(
             CONFIG,
             self.table,
-            first=lambda: [{"type": "servers", "servers": []}],
+            first=lambda: [{"type": "servers", "servers": list(self.servers)}],
             hear=lambda index, line: self.heard.append((index, line)),
             gone=lambda index, pid: self.gone.append((index, pid)),
             command=fake.command,
@@ -76,6 +77,20 @@ async def test_one_that_dies_is_replaced_and_its_row_is_zeroed(running, fake_wor
     assert running.table.work(0) == 100
     assert other in running.pool.pids()
     assert len(fake_workers.heard("servers")) >= 2
+
+
+async def test_those_that_are_being_started_hear_what_changes_in_between(fake_workers, eventually):
+    case = Running(fake_workers)
+    while len(case.pool.pids()) < 2:
+        await asyncio.sleep(0)
+    # Here the processes run, and the sockets to them are not open yet.
+    case.servers.append("new")
+    case.pool.tell({"type": "servers", "servers": ["new"]})
+    case.pool.drain()
+    await asyncio.wait_for(case.task, 20)
+    assert [line["servers"] for line in fake_workers.heard("servers")] == [["new"]] * 2
+    assert len(fake_workers.heard("drain")) == 2
+    case.table.close()
 
 
 async def test_drained_they_end_and_are_not_replaced(running):
