@@ -11,33 +11,37 @@ _ERROR, _RESPONSE = 1, 2
 _ID = 3
 """Field of ModelInferResponse."""
 _AT_ONCE = 256
-"""Requests of one stream that are in flight; then it is not read on, and gRPC slows its sender down."""
+"""Requests of one stream that are not answered yet; then it is not read on, and gRPC slows its sender down."""
 
 
 async def answers_in_order(
     requests: AsyncIterator[bytes], infer: Callable[[bytes], Awaitable[bytes]]
 ) -> AsyncGenerator[bytes, None]:
     """Encoded ModelInferRequests to encoded ModelStreamInferResponses; an error is the answer to its request alone."""
-    pending: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue(_AT_ONCE)
+    # Bounded by the places, not by the queue: the end of the stream must get in at any time.
+    pending: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+    places = asyncio.Semaphore(_AT_ONCE)
     tasks: set[asyncio.Task[bytes]] = set()
 
     async def read() -> None:
         async for request in requests:
+            await places.acquire()
             task = asyncio.ensure_future(_answer(request, infer))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
-            await pending.put(task)
+            pending.put_nowait(task)
 
     async def read_all() -> None:
         try:
             await read()
         finally:
-            await pending.put(None)
+            pending.put_nowait(None)
 
     reader = asyncio.ensure_future(read_all())
     try:
         while (task := await pending.get()) is not None:
             yield await task
+            places.release()
     finally:
         reader.cancel()
         for task in tasks:

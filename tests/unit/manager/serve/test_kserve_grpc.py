@@ -12,6 +12,7 @@ from tests.fakes.triton import OPTIONS, infer_request, vector
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from tritonembed_manager.serve import kserve_stream
 from tritonembed_manager.serve.kserve_grpc import add_kserve
 from tritonembed_manager.serve.model import ServerState
 
@@ -114,6 +115,27 @@ async def test_a_stream_that_is_cancelled_leaves_nothing_behind():
         call.cancel()
         await plane.fakes[0].wait_inside(0)
         assert plane.is_idle()
+
+
+async def test_a_full_stream_that_is_cancelled_leaves_no_task_behind():
+    async with endpoint(1, max_in_flight=1000, per_server=1000) as (plane, stub):
+        plane.fakes[0].hang()
+        call = stub.ModelStreamInfer(iter([infer_request(b"text")] * 300), timeout=30)
+        while plane.fakes[0].inside < kserve_stream._AT_ONCE:
+            await asyncio.sleep(0)
+        # It is read no further, and the one that reads it is waiting.
+        assert _tasks_of_streams()
+        call.cancel()
+        await plane.fakes[0].wait_inside(0)
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not _tasks_of_streams()
+        assert plane.is_idle()
+
+
+def _tasks_of_streams():
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+    return [name for name in names if name.startswith(("answers_in_order", "_answer"))]
 
 
 async def test_statistics_are_those_of_all_ready_servers():
