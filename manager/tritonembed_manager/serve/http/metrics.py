@@ -48,16 +48,25 @@ class Metrics:
         return web.Response(body=merged.text().encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _fetch(self, address: str) -> str | None:
-        """The text of a server's metrics; None when there is no answer in time."""
+        """The text of a server's metrics; None when there is none in time, or no end of it."""
         try:
             async with self._session().get(
                 f"http://{address}/metrics", timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)
             ) as answer:
                 if answer.status != 200:
                     return None
-                return (await answer.content.read(_MAX_BYTES)).decode(errors="replace")
+                return await _text(answer)
         except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
             return None
+
+
+async def _text(answer: aiohttp.ClientResponse) -> str | None:
+    found = bytearray()
+    async for chunk in answer.content.iter_any():
+        found += chunk
+        if len(found) > _MAX_BYTES:
+            return None
+    return found.decode(errors="replace")
 
 
 class _Standing:

@@ -1,11 +1,15 @@
 """/metrics: one valid text of the workers', the parent's and every server's own metrics."""
 
+import asyncio
+from contextlib import suppress
+
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.manager.serve.http.conftest import server_view
 
+from tritonembed_manager.serve.http import metrics
 from tritonembed_manager.serve.http.scrape import Merged
 from tritonembed_manager.serve.model import ServerState
 
@@ -85,6 +89,46 @@ async def test_one_scrape_has_all(serving, dispatcher, triton):
     restarts = samples(found["tritonembed_server_restarts"])
     assert restarts["tritonembed_server_restarts_total", ("server", "a")] == 2
     assert found["tritonembed_server_replicas"].samples[0].value == 3
+
+
+async def scraped_once(serving, dispatcher, write):
+    """What a scrape finds of a server whose metrics `write` sends."""
+
+    async def metrics(request):
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await write(answer)
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/metrics", metrics)
+    async with TestServer(app) as server:
+        dispatcher.views = [server_view("a", metrics=f"127.0.0.1:{server.port}")]
+        return families((await serving.get("/metrics")).raw.decode())
+
+
+async def test_metrics_that_come_in_pieces_are_read_to_the_end(serving, dispatcher):
+    async def write(answer):
+        await answer.write(b"nv_first 1\nnv_sec")
+        await asyncio.sleep(0.05)
+        await answer.write(b"ond 2\n")
+
+    found = await scraped_once(serving, dispatcher, write)
+    assert [found[name].samples[0].value for name in ("nv_first", "nv_second")] == [1, 2]
+    assert found["tritonembed_server_scraped"].samples[0].value == 1
+
+
+async def test_metrics_without_an_end_are_none(serving, dispatcher, monkeypatch):
+    monkeypatch.setattr(metrics, "_MAX_BYTES", 100_000)
+
+    async def write(answer):
+        with suppress(ConnectionError):
+            while True:
+                await answer.write(b"nv_first 1\n" * 1000)
+
+    found = await scraped_once(serving, dispatcher, write)
+    assert "nv_first" not in found
+    assert found["tritonembed_server_scraped"].samples[0].value == 0
 
 
 async def test_workers_are_added_up(serving, tmp_path, monkeypatch):
