@@ -29,7 +29,7 @@ class DataPlane:
 
     def __init__(self, fakes, *, policy=None, max_in_flight=100, per_server=100, max_bytes=1 << 30, **options):
         self.fakes = fakes
-        self.table = LoadTable.create(1, 16)
+        self.table = LoadTable.create(options.pop("workers", 1), 16)
         self.row = self.table.row(0)
         self.suspects = []
         pool_options = {"suspension": options.pop("suspension", 60.0)}

@@ -20,6 +20,8 @@ _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: it may be what breaks them."""
 _SPARE_S, _SPARE_PART = 0.02, 0.1
 """How long before its deadline a request that waits for a server is given up: so long, and this part of its time."""
+_LOOK_AGAIN_S = 0.1
+"""A request that waits for a place at a full server looks again: of one that another worker frees nobody tells it."""
 _CODE = grpc.StatusCode
 
 
@@ -145,7 +147,8 @@ class TritonDispatcher:
                 if until > now and not self.pool.usable(request.tried):
                     raise DispatchError(_CODE.UNAVAILABLE, "no server became ready before the deadline")
                 raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
-            await self.pool.waiters.wait(left, request.tried)
+            is_full = bool(self.pool.usable(request.tried))
+            await self.pool.waiters.wait(min(left, _LOOK_AGAIN_S) if is_full else left, request.tried)
             server = self._choose(request.tried)
             if server is not None:
                 return server

@@ -188,6 +188,20 @@ async def test_a_request_that_breaks_every_server_is_given_up():
         assert answered(plane) == [1, 1, 1, 1, 0, 0]
 
 
+async def test_a_place_that_another_worker_frees_is_found():
+    async with data_plane(2, workers=2, per_server=1) as plane:
+        plane.fakes[0].hang()
+        other = plane.table.row(1)
+        other.begin(1, 5)
+        (task,) = plane.start()
+        await plane.fakes[0].wait_inside(1)
+        plane.say(0, ServerState.UNHEALTHY)
+        await wait_waiting(plane, 1)
+        other.end(1, 5)
+        await asyncio.wait_for(task, 5)
+        assert answered(plane) == [1, 1]
+
+
 async def test_requests_wait_while_none_is_ready():
     async with data_plane(1) as plane:
         plane.say(0, ServerState.STARTING)
