@@ -9,7 +9,7 @@ from tritonembed_manager.serve.server import Attempt, Incarnation, Server
 from tritonembed_manager.serve.waiters import Waiters
 
 SUSPENSION_S = 0.25
-"""How long a server that was found broken gets no requests, unless the parent finds it bad and well again before."""
+"""How long a server that was found broken gets no requests, unless the parent finds it well before."""
 _LONGEST_SUSPENSION_S = 8.0
 _OUT = (ServerState.REFUSED, ServerState.FAILED, ServerState.DRAINING)
 
@@ -105,6 +105,13 @@ class ServerPool:
         if move:
             server.move()
         self._suspect(server.key, why)
+
+    def cleared(self, key: str) -> None:
+        """The parent looked at a server that somebody doubted, and it is well."""
+        server = self.get(key)
+        if server is not None and server.suspended:
+            server.renew()
+            self._refresh()
 
     def end(self, server: Server, attempt: Attempt) -> None:
         """A request is no longer at a server: the place is free again."""

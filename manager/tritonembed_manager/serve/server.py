@@ -101,12 +101,15 @@ class Server:
         if another:
             self.incarnation = (self.key, self.incarnation[1] + 1)
         if another or (is_ready and not was_ready):
-            # New channels: the old ones may be waiting before they connect again.
-            self.forward.retire()
-            self.forward = self._make_forward(view.address, CHANNELS)
-            self.suspended = None
+            self.renew()
             self.answers = is_ready
         return another or view.state in (ServerState.STARTING, ServerState.FAILED, ServerState.REFUSED)
+
+    def renew(self) -> None:
+        """It is well: no longer suspended, and on new channels, since the old ones may wait before they connect again."""
+        self.forward.retire()
+        self.forward = self._make_forward(self.view.address, CHANNELS)
+        self.suspended = None
 
     def leave(self) -> None:
         """No longer one of the servers: what is in flight finishes."""

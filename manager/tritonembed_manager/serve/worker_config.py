@@ -8,7 +8,7 @@ parent to worker
     {"type": "config", …}                   first line: a WorkerConfig
     {"type": "servers", "servers": [ServerView.to_json(), …]}      whenever anything changes
     {"type": "status", …}                   once a second, for /status and the status page
-    {"type": "cleared", "server": id}       a suspect was looked at, and it is well
+    {"type": "cleared", "server": id}       a suspect was looked at, and it is well: it gets requests again
     {"type": "drain"}                       accept nothing new, finish, exit 0
 worker to parent
     {"type": "ready"}                       it listens on both ports

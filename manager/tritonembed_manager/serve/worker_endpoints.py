@@ -14,9 +14,12 @@ from tritonembed_manager.serve.worker_config import WorkerConfig
 
 Say = Callable[[dict[str, Any]], None]
 _MOST_PENDING = 1 << 20
+_MAX_MESSAGE = 64 * 1024 * 1024
+"""Bytes of one request, which gRPC holds before Admission sees it. A server takes 32 MiB of text unless it is told
+otherwise; HTTP's bodies have the same bound."""
 _GRPC_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE),
     ("grpc.so_reuseport", 1),
     # Clients behind load balancers ping more often than gRPC's server likes by default.
     ("grpc.keepalive_permit_without_calls", 1),

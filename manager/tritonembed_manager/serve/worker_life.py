@@ -109,6 +109,8 @@ class Worker:
             self._endpoints.refresh()
         elif kind == "status":
             self._status = line
+        elif kind == "cleared":
+            self._pool.cleared(line["server"])
         elif kind == "drain":
             self.drain()
         elif kind in LINES:

@@ -76,6 +76,21 @@ async def test_a_suspect_is_out_until_the_parent_found_it_bad_and_well_again(poo
     assert pool.keys() == "01"
 
 
+async def test_a_suspicion_ends_when_a_check_found_it_well(pool):
+    pool.say("r")
+    before = pool.get("0").forward
+    pool.broke(pool.get("0"), "it broke", move=False)
+    waiting = asyncio.ensure_future(pool.waiters.wait(20, ()))
+    await asyncio.sleep(0)
+    pool.cleared("no longer listed")
+    assert pool.keys() == ""
+    pool.cleared("0")
+    assert pool.keys() == "0"
+    await asyncio.wait_for(waiting, 10)
+    assert pool.get("0").forward is not before  # its connection may be waiting before it connects again
+    await before.closed()
+
+
 async def test_a_suspicion_ends_by_itself():
     table = LoadTable.create(1, 8)
     pool = Pool(table.row(0), 2, lambda *what: None, suspension=0.001)

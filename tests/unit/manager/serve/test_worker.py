@@ -17,6 +17,7 @@ from tests.fakes.data_plane import view
 from tests.fakes.triton import OPTIONS, FakeTriton, infer_request
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tritonembed._batches import MAX_REQUEST_BYTES
 from tritonembed_manager.serve import worker_life
 from tritonembed_manager.serve.load_table import LoadTable
 from tritonembed_manager.serve.metrics import WorkerMetrics
@@ -128,6 +129,22 @@ async def test_it_tells_of_a_broken_server():
         assert (said["server"], said["why"]) == ("a", "UNAVAILABLE: broken")
 
 
+async def test_a_server_whose_connection_was_only_reset_gets_requests_once_it_was_looked_at():
+    async with FakeTriton() as fake, running_worker() as (worker, parent, _, stub):
+        worker._pool._suspension = 8.0
+        parent.say_servers(view("a", 0, fake.address))
+        fake.hang()
+        call = asyncio.ensure_future(_answer(infer(stub)))
+        await fake.wait_inside(1)
+        fake.reset()
+        await parent.hear("suspect")
+        parent.say("cleared", server="a")
+        fake.release()
+        await infer(stub, timeout=5)
+        with pytest.raises(grpc.aio.AioRpcError):  # it is never sent to the same server twice
+            await call
+
+
 async def test_a_drain_lets_finish_what_is_in_flight():
     async with FakeTriton() as fake, running_worker() as (_, parent, code, stub):
         parent.say_servers(view("a", 0, fake.address))
@@ -214,6 +231,18 @@ async def test_a_burst_is_answered_or_refused_and_nothing_of_it_is_dropped():
         ended = await asyncio.gather(*(_answer(infer(stub)) for _ in range(3000)), return_exceptions=True)
         refused = {error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)}
         assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+async def test_what_a_server_takes_goes_through_and_much_more_is_refused_before_it_is_held():
+    async with FakeTriton() as fake, running_worker() as (_, parent, _, stub):
+        parent.say_servers(view("a", 0, fake.address))
+        text = b"x" * (MAX_REQUEST_BYTES - 4)
+        await stub.ModelInfer(infer_request(text), timeout=20, wait_for_ready=True)
+        with pytest.raises(grpc.aio.AioRpcError, match="larger than max") as caught:
+            await stub.ModelInfer(infer_request(b"x" * 2 * MAX_REQUEST_BYTES), timeout=20)
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert len(fake.requests) == 1
+        await infer(stub)
 
 
 async def test_it_ends_with_its_parent():
