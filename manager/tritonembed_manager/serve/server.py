@@ -106,7 +106,7 @@ class Server:
         return another or view.state in (ServerState.STARTING, ServerState.FAILED, ServerState.REFUSED)
 
     def renew(self) -> None:
-        """It is well: no longer suspended, and on new channels, since the old ones may wait before they connect again."""
+        """It is well: not suspended any more, and on new channels: the old ones may wait before they connect again."""
         self.forward.retire()
         self.forward = self._make_forward(self.view.address, CHANNELS)
         self.suspended = None
