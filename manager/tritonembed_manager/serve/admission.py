@@ -73,11 +73,11 @@ class Admission:
             await self._drained.wait()
 
     def cut(self) -> None:
-        """The time to drain is over: from now on `go_on` raises."""
+        """The time to drain is over: from now on `raise_if_cut` raises."""
         self._cut = True
 
-    def go_on(self) -> None:
-        """Raises DispatchError if what was taken in is to end without an answer."""
+    def raise_if_cut(self) -> None:
+        """Raises DispatchError once what was taken in is to end without an answer."""
         if self._cut:
             raise DispatchError(grpc.StatusCode.UNAVAILABLE, CUT)
 

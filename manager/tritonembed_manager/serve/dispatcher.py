@@ -94,16 +94,13 @@ class TritonDispatcher:
                 broken = classify(code, details) is Outcome.BROKEN and not says_why(details)
                 raise DispatchError(code, "the server broke" if broken else details or code.name) from None
 
-    def give_up(self) -> None:
-        """Everything that waits or is in flight ends UNAVAILABLE, now."""
+    def cut(self) -> None:
+        """The time to drain is over: everything that waits or is in flight ends UNAVAILABLE, now."""
         self.admission.cut()
-        for server in self.pool.servers():
-            server.move()
-        self.pool.waiters.wake_all()
+        self.pool.move_all()
 
     async def _answer(self, request: Request) -> bytes:
         while True:
-            self.admission.go_on()
             server = self._choose(request.tried) or await self._wait(request)
             now = self._clock()
             message = request.timed_message(now)
@@ -116,6 +113,7 @@ class TritonDispatcher:
                     code = _CODE.OK
                     server.answered()
                     return answer
+                self.admission.raise_if_cut()
                 code = _CODE.ABORTED
             except grpc.aio.AioRpcError as error:
                 code = error.code()
@@ -139,7 +137,7 @@ class TritonDispatcher:
         # A caller whose own clock runs out first does not hear why.
         until = request.start_by - min(_SPARE_S, (request.start_by - now) * _SPARE_PART)
         while True:
-            self.admission.go_on()
+            self.admission.raise_if_cut()
             if self.pool.exhausted(request.tried):
                 raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
             left = until - self._clock()
@@ -173,6 +171,7 @@ class TritonDispatcher:
 
     def _send_again(self, request: Request, attempt: Attempt, *, charged: bool) -> None:
         """Raises DispatchError where it is not to be."""
+        self.admission.raise_if_cut()
         request.tried.append(attempt.incarnation)
         if len(request.tried) >= _MOST_SERVERS:
             raise DispatchError(_CODE.UNAVAILABLE, f"{_MOST_SERVERS} servers broke while they worked on the request")

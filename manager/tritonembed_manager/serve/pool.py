@@ -33,6 +33,8 @@ class ServerPool:
         self._suspension = suspension
         self._servers: dict[str, Server] = {}
         self._usable: list[Server] = []
+        self._leaving: list[Server] = []
+        """No longer listed, and not yet without requests."""
         self.waiters = Waiters()
 
     def update(self, views: Sequence[ServerView]) -> None:
@@ -58,6 +60,7 @@ class ServerPool:
             server.move()
         for server in gone.values():
             server.leave()
+        self._leaving = [server for server in (*self._leaving, *gone.values()) if server.attempts]
 
     def views(self) -> list[ServerView]:
         """All servers, as the parent last said."""
@@ -112,6 +115,12 @@ class ServerPool:
         if server is not None and server.suspended:
             server.renew()
             self._refresh()
+
+    def move_all(self) -> None:
+        """No request is to stay where it is, or to go on waiting."""
+        for server in (*self._servers.values(), *self._leaving):
+            server.move()
+        self.waiters.wake_all()
 
     def end(self, server: Server, attempt: Attempt) -> None:
         """A request is no longer at a server: the place is free again."""

@@ -120,7 +120,7 @@ class Worker:
         try:
             await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
         except asyncio.TimeoutError:
-            self.dispatcher.give_up()
+            self.dispatcher.cut()
             with suppress(asyncio.TimeoutError):
                 # What is at a server that has left the list is cut with its connection.
                 await asyncio.wait_for(self._admission.drained(), _REFUSALS_S)
