@@ -127,7 +127,7 @@ def test_a_flood_gets_unavailable_quickly_and_accepted_requests_are_answered(ser
     outcomes: list[str] = []
     done, lock = threading.Event(), threading.Lock()
     total = 6000
-    payload = request([LONG] * 2)
+    payload = request([LONG] * 4)
 
     def count(call: grpc.Future) -> None:
         with lock:
