@@ -1,7 +1,8 @@
 """Requests to servers: admission, policy, deadlines, and another server when one breaks."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import grpc
 import grpc.aio
@@ -10,7 +11,7 @@ from tritonembed._retry_budget import RetryBudget
 from tritonembed.policies import Policy
 from tritonembed_manager.serve.admission import Admission
 from tritonembed_manager.serve.meter import Meter
-from tritonembed_manager.serve.model import DispatchError, ServerView
+from tritonembed_manager.serve.model import DispatchError, ServerView, Ticket
 from tritonembed_manager.serve.outcome import Outcome, classify, says_why
 from tritonembed_manager.serve.pool import ServerPool
 from tritonembed_manager.serve.request import EXPIRED, Request, prepare, seconds
@@ -51,23 +52,34 @@ class TritonDispatcher:
         return self.pool.views()
 
     async def infer(
-        self, request: bytes, *, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]]
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Sequence[tuple[str, str | bytes]],
+        ticket: Ticket | None = None,
     ) -> bytes:
         """An encoded ModelInferRequest to one of the servers; see serve/model.py."""
+        if ticket is None:
+            with self.admitted(len(request), timeout=timeout) as own:
+                return await self.infer(request, timeout=timeout, metadata=metadata, ticket=own)
+        self._budget.request()
+        return await self._answer(prepare(request, metadata, self._clock(), ticket))
+
+    @contextmanager
+    def admitted(self, size: int, *, timeout: float | None) -> Iterator[Ticket]:
+        """Take in what becomes several requests; see serve/model.py."""
         began = self._clock()
-        size = len(request)
         code = _CODE.CANCELLED
         try:
             self.admission.enter(size)
             try:
-                self._budget.request()
-                answer = await self._answer(prepare(request, metadata, began, timeout, self._forward_timeout))
+                yield Ticket(began + seconds(timeout, self._forward_timeout))
                 code = _CODE.OK
-                return answer
             finally:
                 self.admission.leave(size)
-        except DispatchError as error:
-            code = error.code
+        except Exception as error:
+            code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
             raise
         finally:
             self.meter.request(code, self._clock() - began)
@@ -104,7 +116,8 @@ class TritonDispatcher:
             server = self._choose(request.tried) or await self._wait(request)
             now = self._clock()
             message = request.timed_message(now)
-            attempt = server.begin(message, request.deadline - now, request.metadata, len(request.message))
+            request.ticket.started = True
+            attempt = server.begin(message, request.ticket.deadline - now, request.metadata, len(request.message))
             code = _CODE.CANCELLED
             charged = False
             try:
@@ -130,8 +143,8 @@ class TritonDispatcher:
         return candidates[self._policy.choose(candidates)] if candidates else None
 
     async def _wait(self, request: Request) -> Server:
-        """The server that comes to have a place. One that has not been anywhere does not queue at full servers."""
-        if not request.tried and self.pool.usable():
+        """The server that comes to have a place. What has not been anywhere does not queue at full servers."""
+        if not request.ticket.started and self.pool.usable():
             raise self.admission.overload("every server has as many requests as it may have")
         now = self._clock()
         # A caller whose own clock runs out first does not hear why.

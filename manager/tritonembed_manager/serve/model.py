@@ -5,6 +5,7 @@ gRPC and HTTP, OpenAI, Arctic) are adapters over one `Dispatcher`.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -65,16 +66,38 @@ class DispatchError(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(slots=True)
+class Ticket:
+    """A caller's request that was taken in, and may be sent to the servers in parts."""
+
+    deadline: float
+    """Of all its parts, in seconds of the dispatcher's clock."""
+    started: bool = False
+    """Whether a part of it was sent to a server: the others then wait for a place, where they would be refused."""
+
+
 class Dispatcher(Protocol):
     """Sends requests to the servers: policy, admission, retries, deadlines."""
 
     async def infer(
-        self, request: bytes, *, timeout: float | None, metadata: Sequence[tuple[str, str | bytes]]
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Sequence[tuple[str, str | bytes]],
+        ticket: Ticket | None = None,
     ) -> bytes:
         """An encoded ModelInferRequest to one of the servers; its encoded ModelInferResponse.
 
-        timeout: seconds left to the caller; None: the manager's own --forward-timeout. Raises DispatchError.
-        Cancelling the task frees its place at once.
+        timeout: seconds left to the caller; None: the manager's own --forward-timeout. ticket: what it is a part of,
+        which has a deadline of its own. Raises DispatchError. Cancelling the task frees its place at once.
+        """
+
+    def admitted(self, size: int, *, timeout: float | None) -> AbstractContextManager[Ticket]:
+        """Take in, until the block is left, a caller's request of so many bytes that becomes several for the servers.
+
+        It is admitted, timed and counted as one, and a drain waits for it. timeout: as for `infer`. Raises
+        DispatchError.
         """
 
     async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:

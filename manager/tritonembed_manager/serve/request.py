@@ -8,7 +8,7 @@ import grpc
 
 from tritonembed_manager.serve.forward import Metadata, forwarded
 from tritonembed_manager.serve.infer_message import WrongMessage, asks_for_timeout, read_timeout, with_timeout
-from tritonembed_manager.serve.model import DispatchError
+from tritonembed_manager.serve.model import DispatchError, Ticket
 from tritonembed_manager.serve.server import Incarnation
 
 _LONGEST_S = 1e9
@@ -23,8 +23,8 @@ class Request:
     message: bytes
     metadata: Metadata | None
     """What of it goes to the server."""
-    deadline: float
-    """When the caller stops waiting."""
+    ticket: Ticket
+    """What it is, or is a part of; at its deadline the caller stops waiting."""
     start_by: float
     """The deadline, or the caller's KServe `timeout` where that is sooner; nothing is begun after it."""
     timed: bool
@@ -39,11 +39,9 @@ class Request:
         return with_timeout(self.message, left) if self.timed else self.message
 
 
-def prepare(
-    message: bytes, metadata: Sequence[tuple[str, str | bytes]], now: float, timeout: float | None, default: float
-) -> Request:
-    """timeout: what the caller waits, default where it is None. Raises DispatchError for bytes that are no request."""
-    deadline = start_by = now + seconds(timeout, default)
+def prepare(message: bytes, metadata: Sequence[tuple[str, str | bytes]], now: float, ticket: Ticket) -> Request:
+    """Raises DispatchError for bytes that are no request."""
+    start_by = ticket.deadline
     timed = True
     if asks_for_timeout(message):
         try:
@@ -53,8 +51,8 @@ def prepare(
         except LookupError:
             asked, timed = None, False
         if asked is not None:
-            start_by = min(deadline, now + asked)
-    return Request(message, forwarded(metadata) if metadata else None, deadline, start_by, timed)
+            start_by = min(start_by, now + asked)
+    return Request(message, forwarded(metadata) if metadata else None, ticket, start_by, timed)
 
 
 def seconds(timeout: float | None, default: float) -> float:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerView
+from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerView, Ticket
 
 Metadata = Sequence[tuple[str, str | bytes]]
 HEADERS = ("traceparent", "tracestate")
@@ -84,13 +84,16 @@ class _Traced:
         self._dispatcher = dispatcher
         self._tracing = tracing
         self.call = dispatcher.call
+        self.admitted = dispatcher.admitted
 
-    async def infer(self, request: bytes, *, timeout: float | None, metadata: Metadata) -> bytes:
+    async def infer(
+        self, request: bytes, *, timeout: float | None, metadata: Metadata, ticket: Ticket | None = None
+    ) -> bytes:
         with self._tracing.dispatching(metadata) as (span, extended):
             span.set_attribute("rpc.system", "grpc")
             span.set_attribute("rpc.request.size", len(request))
             try:
-                return await self._dispatcher.infer(request, timeout=timeout, metadata=extended)
+                return await self._dispatcher.infer(request, timeout=timeout, metadata=extended, ticket=ticket)
             except DispatchError as error:
                 span.set_attribute("rpc.grpc.status_code", error.code.value[0])
                 self._tracing.failed(span)

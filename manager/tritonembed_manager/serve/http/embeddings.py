@@ -13,11 +13,11 @@ from tritonembed._batches import MAX_BATCH_SIZE, batches
 from tritonembed._deadline import Deadline
 from tritonembed._options import Options
 from tritonembed._request import Call, Request
-from tritonembed_manager.serve.model import Dispatcher
+from tritonembed_manager.serve.model import Dispatcher, Ticket
 
 Metadata = Sequence[tuple[str, str | bytes]]
 _AT_ONCE = 8
-"""Requests at a time that one caller's call becomes."""
+"""Requests at a time that one caller's call becomes. They are admitted as one, and have one deadline."""
 
 
 async def embed(
@@ -33,16 +33,18 @@ async def embed(
     call = Call(model, tensor, parts, options, Deadline(None))
     places = asyncio.Semaphore(_AT_ONCE)
 
-    async def send(request: Request) -> tuple[npt.NDArray[np.float32], int]:
+    async def send(request: Request, ticket: Ticket) -> tuple[npt.NDArray[np.float32], int]:
+        message = request.message
         async with places:
-            answer = await dispatcher.infer(request.message.SerializeToString(), timeout=None, metadata=metadata)
+            answer = await dispatcher.infer(message.SerializeToString(), timeout=None, metadata=metadata, ticket=ticket)
         return _read(call, request, answer)
 
     requests = list(call.requests())
-    if len(requests) == 1:
-        vectors, tokens = await send(requests[0])
-        return [vectors], tokens
-    answers = await _all([asyncio.ensure_future(send(request)) for request in requests])
+    with dispatcher.admitted(sum(request.message.ByteSize() for request in requests), timeout=None) as ticket:
+        if len(requests) == 1:
+            answers = [await send(requests[0], ticket)]
+        else:
+            answers = await _all([asyncio.ensure_future(send(request, ticket)) for request in requests])
     return [vectors for vectors, _ in answers], sum(tokens for _, tokens in answers)
 
 
@@ -62,3 +64,5 @@ async def _all(
     finally:
         for task in tasks:
             task.cancel()
+        # What they hold is free before the call that was taken in leaves.
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -261,6 +261,51 @@ async def test_the_manager_has_a_timeout_of_its_own():
         assert 2 < plane.fakes[0].time_left[0] < 3.1
 
 
+def part(plane, ticket):
+    message = infer_request(b"text").SerializeToString()
+    return plane.dispatcher.infer(message, timeout=None, metadata=(), ticket=ticket)
+
+
+async def test_the_parts_of_a_request_are_admitted_counted_and_drained_as_one():
+    async with data_plane(1, max_in_flight=1) as plane:
+        with plane.dispatcher.admitted(1000, timeout=None) as ticket:
+            assert (plane.table.admitted(), plane.table.admitted_bytes()) == (1, 1000)
+            await asyncio.gather(part(plane, ticket), part(plane, ticket))
+            assert (await refusal(plane.infer())).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            plane.admission.drain()
+            draining = asyncio.ensure_future(plane.admission.drained())
+            await part(plane, ticket)
+            assert not draining.done()
+        await draining
+        assert (await refusal(plane.infer())).code is grpc.StatusCode.UNAVAILABLE
+        codes = plane.dispatcher.meter.collect().total.codes
+        assert [codes[code] for code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED)] == [1, 1]
+        assert answered(plane) == [3]
+
+
+async def test_the_parts_of_a_request_have_one_deadline():
+    now = [0.0]
+    async with data_plane(1, timeout=10, clock=lambda: now[0]) as plane:
+        with plane.dispatcher.admitted(8, timeout=None) as ticket:
+            for now[0] in (1, 6):
+                await part(plane, ticket)
+            now[0] = 10
+            assert (await refusal(part(plane, ticket))).code is grpc.StatusCode.DEADLINE_EXCEEDED
+        asked = [request.parameters["timeout"].int64_param for request in plane.fakes[0].requests]
+        assert asked == [9_000_000, 4_000_000]
+
+
+async def test_once_a_part_was_sent_the_others_wait_for_a_place_but_never_the_first():
+    async with data_plane(1, per_server=1) as plane:
+        plane.fakes[0].hang()
+        with plane.dispatcher.admitted(8, timeout=10) as ticket:
+            parts = [asyncio.ensure_future(part(plane, ticket)) for _ in range(2)]
+            await plane.fakes[0].wait_inside(1)
+            assert (await refusal(plane.infer())).code is grpc.StatusCode.RESOURCE_EXHAUSTED
+            plane.fakes[0].release()
+            await asyncio.gather(*parts)
+
+
 async def test_a_cancel_frees_the_place_at_once():
     async with data_plane(1) as plane:
         plane.fakes[0].hang()

@@ -1,7 +1,7 @@
 """The application as a worker runs it, over a dispatcher that a test controls."""
 
 import asyncio
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 
 import aiohttp
@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.serve.http.app import make_app
 from tritonembed_manager.serve.http.history import History
-from tritonembed_manager.serve.model import ServerState, ServerView
+from tritonembed_manager.serve.model import ServerState, ServerView, Ticket
 from tritonembed_manager.serve.tracing import Tracing
 
 MODEL = "org/a-model"
@@ -39,7 +39,11 @@ class FakeDispatcher:
         self.answers = {}
         self.views = [server_view("a"), server_view("b")]
 
-    async def infer(self, request, *, timeout, metadata):
+    @contextmanager
+    def admitted(self, _size, *, timeout):
+        yield Ticket(deadline=0)
+
+    async def infer(self, request, *, timeout, metadata, ticket=None):
         decoded = service_pb2.ModelInferRequest.FromString(request)
         self.requests.append(decoded)
         self.metadata.append(dict(metadata))

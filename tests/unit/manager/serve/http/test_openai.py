@@ -1,5 +1,6 @@
 """OpenAI's API, with its own client and by hand."""
 
+import asyncio
 import base64
 import json
 
@@ -8,8 +9,9 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from tests.fakes.data_plane import data_plane
 from tests.fakes.triton import infer_response, texts, vector
-from tests.unit.manager.serve.http.conftest import MODEL
+from tests.unit.manager.serve.http.conftest import MODEL, running
 
 from tritonembed_manager.serve.http import bodies, openai_request
 from tritonembed_manager.serve.model import DispatchError
@@ -100,6 +102,36 @@ async def test_when_one_part_fails_the_others_are_cancelled(serving, dispatcher)
     answer = await serving.post("/v1/embeddings", json={"input": ["a"] * 3000})
     assert (answer.status, answer.body["error"]["message"]) == (400, "text[3]: is wrong")
     await dispatcher.cancelled.acquire()
+
+
+async def test_a_drain_lets_finish_the_parts_that_were_not_sent_yet():
+    async with data_plane(1) as plane, running(plane.dispatcher) as serving:
+        [fake] = plane.fakes
+        fake.hang()
+        asked = asyncio.ensure_future(serving.post("/v1/embeddings", json={"input": ["a"] * 9000}))
+        await fake.wait_inside(8)
+        plane.admission.drain()
+        fake.release()
+        answer = await asked
+        assert (answer.status, len(answer.body["data"])) == (200, 9000)
+        await plane.admission.drained()
+        assert (await serving.post("/v1/embeddings", json={"input": "a"})).status == 503
+
+
+async def test_a_call_of_many_parts_takes_one_place_and_is_refused_before_any_work():
+    async with data_plane(1, max_in_flight=1, per_server=3) as plane, running(plane.dispatcher) as serving:
+        answer = await serving.post("/v1/embeddings", json={"input": ["a"] * 9000})
+        assert (answer.status, len(answer.body["data"])) == (200, 9000)
+        assert plane.dispatcher.meter.collect().total.requests == 1
+        [fake] = plane.fakes
+        fake.hang()
+        holding = plane.start()
+        await fake.wait_inside(1)
+        before = len(fake.requests)
+        assert (await serving.post("/v1/embeddings", json={"input": ["a"] * 9000})).status == 429
+        assert len(fake.requests) == before
+        fake.release()
+        await asyncio.gather(*holding)
 
 
 async def test_models(client):
