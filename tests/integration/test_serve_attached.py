@@ -9,6 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -98,6 +101,41 @@ def test_a_drain_takes_nothing_new_and_a_second_signal_forces() -> None:
             assert manager.process.wait(30) == 1
             assert isinstance(held.exception(30), UnavailableError)
         assert manager.log().splitlines()[-1].endswith("SIGINT while stopping: killed")
+
+
+def test_what_a_drain_cuts_is_told_so_over_grpc_and_http_and_the_exit_code_says_it() -> None:
+    # Answers that come late enough are those of a server that hangs.
+    options = "--health-interval=3600", "--drain-timeout=2", "--workers=2"
+    with fake_triton() as server, serving("--server", server.address, *options) as manager:
+        server.latency = 3600.0
+        with EmbeddingClient(manager.target) as client, ThreadPoolExecutor() as threads:
+            held = threads.submit(client.embed, ["a text"], timeout=60)
+            posted = threads.submit(_post, f"http://127.0.0.1:{manager.http_port}/v1/embeddings")
+            manager.until(lambda: server.inside == 2, limit=30)
+            began = time.monotonic()
+            manager.process.send_signal(signal.SIGTERM)
+            error = held.exception(30)
+            assert isinstance(error, UnavailableError)
+            assert "--drain-timeout" in str(error)
+            status, body = posted.result(30)
+            assert status == 503
+            assert "--drain-timeout" in body
+            assert manager.process.wait(30) == 1
+            # And a little for the process to end.
+            assert time.monotonic() - began < 3
+        last = manager.log().splitlines()[-1]
+        assert last == "tritonembed-manager: 2 requests did not finish within 2 s (--drain-timeout): cut"
+
+
+def _post(url: str) -> tuple[int, str]:
+    body = json.dumps({"model": "embedding", "input": "a text"}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read().decode()
 
 
 def _error(client: EmbeddingClient) -> str:

@@ -9,7 +9,7 @@ parent to worker
     {"type": "servers", "servers": [ServerView.to_json(), …]}      whenever anything changes
     {"type": "status", …}                   once a second, for /status and the status page
     {"type": "cleared", "server": id}       a suspect was looked at, and it is well: it gets requests again
-    {"type": "drain"}                       accept nothing new, finish, exit 0
+    {"type": "drain"}                       accept nothing new, finish, exit 0; exit 3 if drain_timeout cut something
 worker to parent
     {"type": "ready"}                       it listens on both ports
     {"type": "failed", "why": "one line"}   it cannot start (a port is taken): the parent gives up, too
@@ -17,6 +17,7 @@ worker to parent
     {"type": "stats", "requests": n, "errors": n, "latencies": [ms, …], "retries": n, "moves": n,
      "servers": {id: {"requests": n, "errors": n, "latencies": [ms, …], "ejections": n}}, …}
                                             once a second, counted since the last such line
+    {"type": "cut", "requests": n}          so many had not finished when drain_timeout was over: they are told so
 worker to all workers, through the parent
     {"type": "abort", …}, {"type": "aborted", …}                   see arctic_aborts.py
 
@@ -50,6 +51,9 @@ class WorkerConfig:
     forward_timeout: float
     """Of a request that came without a deadline."""
     drain_timeout: float
+    """In which what is in flight may finish; then it is cut."""
+    closing_timeout: float
+    """After that, for telling those whose requests are cut, and for closing. Then the parent kills."""
     max_in_flight: int
     """Requests in all workers at one time; more are refused with RESOURCE_EXHAUSTED."""
     max_in_flight_per_server: int

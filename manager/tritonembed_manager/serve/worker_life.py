@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import suppress
 from typing import Any
 
 from tritonembed.policies import make_policy
@@ -19,10 +18,8 @@ from tritonembed_manager.serve.worker_link import Link
 from tritonembed_manager.serve.worker_stats import stats_line
 
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
-"""The last: not everything had finished when the time to drain was over."""
+"""The last: not everything had finished when the time to drain was over, and what had not was cut."""
 _STATS_EVERY_S = 1.0
-_REFUSALS_S = 0.5
-"""For telling those whose requests are cut."""
 _MAX_BYTES = 1 << 30
 """Of requests that are waiting or in flight, in all workers."""
 
@@ -120,10 +117,9 @@ class Worker:
         try:
             await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
         except asyncio.TimeoutError:
+            self._link.say("cut", requests=self._row.admitted())
             self.dispatcher.cut()
-            with suppress(asyncio.TimeoutError):
-                # What is at a server that has left the list is cut with its connection.
-                await asyncio.wait_for(self._admission.drained(), _REFUSALS_S)
+            await self._admission.drained()
             self._end(EXIT_CUT)
         self._end(EXIT_DRAINED)
 
@@ -140,7 +136,7 @@ class Worker:
         self._link.say("stats", may_drop=True, **stats_line(tallies, in_flight, waiting, servers))
 
     async def _close(self) -> None:
-        await self._endpoints.stop()
+        await self._endpoints.stop(self._config.closing_timeout / 3)
         await self._pool.close()
         self._collect()
         await self._link.close()

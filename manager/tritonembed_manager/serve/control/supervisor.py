@@ -10,6 +10,7 @@ from typing import Any
 
 from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.serve.arctic_aborts import LINES
+from tritonembed_manager.serve.control.drain_time import SERVERS_END_S, DrainTime
 from tritonembed_manager.serve.control.health import event_or_time
 from tritonembed_manager.serve.control.launching import Prepared
 from tritonembed_manager.serve.control.lists import ServerLists
@@ -29,10 +30,6 @@ from tritonembed_manager.signals import STOP_SIGNALS
 
 STATUS_EVERY_S = 1.0
 _ECHO_S = 0.25
-_KILLING_S = 1.0
-"""Of the time to drain, what is kept for ending what does not end by itself."""
-_SERVERS_END_S = 5.0
-"""Of the time to drain, what the launched servers get at most to end by themselves, once nothing is in flight."""
 
 
 class Supervisor:
@@ -54,7 +51,7 @@ class Supervisor:
         self._roster = Roster(
             self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
         )
-        self._servers_for_drain = min(_SERVERS_END_S, settings.drain_timeout / 4) if servers else 0.0
+        self._drain_time = DrainTime.of(settings.drain_timeout, launches=bool(servers))
         self._servers = Servers(
             self._roster,
             self._traffic,
@@ -84,7 +81,7 @@ class Supervisor:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
-        """Serve until a signal ends it. Raises ManagerError when it can't start or had to be forced."""
+        """Serve until a signal ends it. Raises ManagerError when it can't start, had to be forced, or cut requests."""
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             # What is ignored stays ignored: nohup, and a shell's background jobs.
@@ -128,23 +125,33 @@ class Supervisor:
 
     async def _drain(self) -> None:
         self._draining = True
-        timeout = self._settings.drain_timeout
-        until = time.monotonic() + timeout
+        parts, until = self._drain_time, time.monotonic() + self._settings.drain_timeout
         log("draining", f"{self._signals[-1].name}: finishing what is in flight (once more to kill)")
         self._servers.retire()
         self._workers.tell(self._status_line())
         self._workers.drain()
         workers = self._tasks[0]
-        await self._wait(lambda: workers.done() or len(self._signals) > 1, timeout - self._servers_for_drain)
+        await self._wait(lambda: workers.done() or len(self._signals) > 1, parts.work + parts.closing)
         self._stop_if_forced()
-        if not workers.done():
-            raise ManagerError(f"what was in flight did not finish within {timeout:g} s: killed")
+        unfinished = self._unfinished(workers_ended=workers.done())
+        self._workers.kill()
         # Nothing is in flight there: one that takes long to end is not waited for.
-        left = until - time.monotonic() - _KILLING_S
-        stopping = self._background(self._servers.stop_launched(min(left, _SERVERS_END_S)))
+        left = until - time.monotonic() - parts.killing
+        stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
         await self._wait(lambda: stopping.done() or len(self._signals) > 1)
         self._stop_if_forced()
+        if unfinished:
+            raise ManagerError(unfinished)
         log("stopped", "stopped; nothing was in flight any more")
+
+    def _unfinished(self, *, workers_ended: bool) -> str | None:
+        """What was lost, once the workers have had their time."""
+        pool, late = self._workers, f"did not finish within {self._settings.drain_timeout:g} s (--drain-timeout)"
+        if pool.cut:
+            return f"{pool.cut} request{'s' if pool.cut > 1 else ''} {late}: cut"
+        if not workers_ended:
+            return f"what was in flight {late}: killed"
+        return pool.died and f"{pool.died} before what it had in flight was finished"
 
     def _stop_if_forced(self) -> None:
         if len(self._signals) > 1:
@@ -221,7 +228,8 @@ class Supervisor:
             model=settings.model,
             policy=settings.policy,
             forward_timeout=settings.forward_timeout,
-            drain_timeout=settings.drain_timeout - self._servers_for_drain,
+            drain_timeout=self._drain_time.work,
+            closing_timeout=self._drain_time.closing,
             max_in_flight=settings.max_in_flight,
             max_in_flight_per_server=settings.max_in_flight_per_server,
             log_format=settings.log_format,

@@ -50,6 +50,10 @@ class WorkerPool:
         self._draining = False
         self._ever_ready = False
         self.restarts = 0
+        self.cut = 0
+        """Requests that they cut when the time to drain was over."""
+        self.died: str | None = None
+        """Which of them ended in another way than it should after `drain`, and how."""
         self.why_not: str | None = None
         """Why a worker can't do its work at all."""
         self.news = asyncio.Event()
@@ -113,6 +117,8 @@ class WorkerPool:
             status = await worker.ended()
             # What it said last is still in the socket.
             await listening
+            if self._draining and worker.ready and status:
+                self.died = f"worker {index} ended ({_how(status)})"
             return status
         finally:
             worker.kill()
@@ -137,6 +143,9 @@ class WorkerPool:
         elif line["type"] == "failed":
             self.why_not = str(line["why"])
             self.news.set()
+        elif line["type"] == "cut":
+            # One that somebody else told to drain ends alone, and is replaced.
+            self.cut += line["requests"] if self._draining else 0
         else:
             self._hear(index, line)
 

@@ -43,6 +43,7 @@ def make_config(**changes):
         "policy": "round_robin",
         "forward_timeout": 20.0,
         "drain_timeout": 20.0,
+        "closing_timeout": 3.0,
         "max_in_flight": 100,
         "max_in_flight_per_server": 50,
         "log_format": "json",

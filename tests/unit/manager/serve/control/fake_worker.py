@@ -1,6 +1,7 @@
 """A worker that only speaks with its parent. FAKE_WORKER names a file: what it hears is appended there.
 
-A line "die" in the file FAKE_WORKER.do makes it exit with 3 at the next thing it hears, "deaf" ignore the drain.
+A line "die" in the file FAKE_WORKER.do makes it exit with 3 at the next thing it hears, "deaf" ignore the drain,
+"cut" cut two requests in the end, "crash" end with 7 when it is to drain.
 """
 
 import json
@@ -32,4 +33,6 @@ for text in parent.makefile():
         orders.unlink()
         sys.exit(3)
     elif line["type"] == "drain" and order != "deaf":
-        sys.exit(0)
+        if order == "cut":
+            say(type="cut", requests=2)
+        sys.exit({"cut": 3, "crash": 7}.get(order, 0))

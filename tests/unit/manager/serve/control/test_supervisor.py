@@ -19,15 +19,15 @@ from tritonembed_manager.serve.model import ServerState, ServerView
 class Case:
     """A supervisor as a task; `views` is what the worker was told last."""
 
-    def __init__(self, workers, tmp_path, monkeypatch, attach, **settings):
-        for name, value in workers.environment.items():
+    def __init__(self, fake_workers, tmp_path, monkeypatch, attach, **settings):
+        for name, value in fake_workers.environment.items():
             monkeypatch.setenv(name, value)
-        self._workers = workers
+        self._workers = fake_workers
         health = HealthSettings(interval=0.05, timeout=5)
         self.settings = ServeSettings(
             **{"model": "m", "launch": None, "attach": attach, "health": health, "drain_timeout": 5} | settings
         )
-        self.supervisor = Supervisor(self.settings, [], tmp_path, worker_command=workers.command)
+        self.supervisor = Supervisor(self.settings, [], tmp_path, worker_command=fake_workers.command)
         self.task = asyncio.create_task(self.supervisor.run())
 
     @property
@@ -183,6 +183,28 @@ async def test_a_drain_that_takes_too_long_is_cut_off(serve, fakes, fake_workers
     case.stop()
     with pytest.raises(ManagerError, match="did not finish within"):
         await case.ended()
+
+
+@pytest.mark.parametrize(
+    ("order", "why"),
+    [
+        ("cut", r"^4 requests did not finish within 5 s \(--drain-timeout\): cut$"),
+        ("crash", r"^worker \d ended \(exit code 7\) before what it had in flight was finished$"),
+    ],
+)
+async def test_a_drain_that_loses_requests_says_so_in_the_end(serve, fakes, fake_workers, eventually, order, why):
+    fake_workers.order(order)
+    case = serve(fakes[0], workers=2)
+    await eventually(lambda: case.states() == [READY] and case.supervisor._workers.ready)
+    case.stop()
+    with pytest.raises(ManagerError, match=why):
+        await case.ended()
+
+
+async def test_workers_have_their_part_of_the_time_to_drain(serve, fakes, fake_workers, eventually):
+    serve(fakes[0], drain_timeout=30)
+    [config] = await eventually(lambda: fake_workers.heard("config"))
+    assert (config["drain_timeout"], config["closing_timeout"]) == (27, 3)
 
 
 async def test_a_signal_before_ready_abandons_the_start(serve, fakes, eventually):

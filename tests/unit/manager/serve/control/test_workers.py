@@ -23,6 +23,7 @@ CONFIG = WorkerConfig(
     policy="random",
     forward_timeout=1,
     drain_timeout=1,
+    closing_timeout=1,
     max_in_flight=1,
     max_in_flight_per_server=1,
     log_format="text",
