@@ -18,7 +18,7 @@ from tritonembed_manager.serve.arctic_messages import BadRequest
 from tritonembed_manager.serve.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.serve.grpc_health import why_not
 from tritonembed_manager.serve.kserve_grpc import refuse
-from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerState
+from tritonembed_manager.serve.model import Dispatcher, DispatchError
 
 SERVICE = "arctic_inference.InferenceService"
 _FAULTS_OF_THE_REQUEST = (
@@ -107,11 +107,8 @@ class _Service:
         )
 
     async def replica_info(self, _request: arctic.ReplicaInfoRequest, _context: Any) -> arctic.ReplicaInfoResponse:
-        ready = [
-            server.state is ServerState.READY
-            for server in self._dispatcher.servers()
-            for _replica in range(server.replicas)
-        ]
+        serving = set(self._dispatcher.serving())
+        ready = [server.id in serving for server in self._dispatcher.servers() for _replica in range(server.replicas)]
         infos = [
             arctic.SingleReplicaInfoResponse(model_name=self._model, task=_TASK, ready=is_ready) for is_ready in ready
         ]

@@ -51,6 +51,10 @@ class TritonDispatcher:
         """All servers, as the parent last said."""
         return self.pool.views()
 
+    def serving(self) -> list[str]:
+        """Ids of the servers that requests go to; see serve/model.py."""
+        return [server.key for server in self.pool.serving]
+
     async def infer(
         self,
         request: bytes,

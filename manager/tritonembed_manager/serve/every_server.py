@@ -4,26 +4,21 @@ import asyncio
 
 import grpc
 
-from tritonembed_manager.serve.model import Dispatcher, DispatchError, ServerState
+from tritonembed_manager.serve.model import Dispatcher, DispatchError
 
 _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
-
-
-def ready_servers(dispatcher: Dispatcher) -> list[str]:
-    """Their ids."""
-    return [server.id for server in dispatcher.servers() if server.state is ServerState.READY]
 
 
 async def call_all(
     dispatcher: Dispatcher, method: str, message: bytes, *, timeout: float | None, or_unavailable: bool = False
 ) -> list[bytes]:
-    """The answers of all ready servers, at least one. Raises the first DispatchError.
+    """The answers of all servers that requests go to, at least one. Raises the first DispatchError.
 
     or_unavailable: some may be unavailable, but not all.
     """
-    calls = [
-        dispatcher.call(method, message, timeout=timeout, server=server) for server in ready_servers(dispatcher)
-    ] or [dispatcher.call(method, message, timeout=timeout)]
+    calls = [dispatcher.call(method, message, timeout=timeout, server=server) for server in dispatcher.serving()] or [
+        dispatcher.call(method, message, timeout=timeout)
+    ]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     good = [answer for answer in answers if isinstance(answer, bytes)]
     for answer in answers:

@@ -8,7 +8,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2
 
-from tritonembed_manager.serve.model import Dispatcher, ServerState
+from tritonembed_manager.serve.model import Dispatcher
 
 HEALTH = "grpc.health.v1.Health"
 SERVICES = ("", "inference.GRPCInferenceService", "arctic_inference.InferenceService")
@@ -20,13 +20,13 @@ def why_not(dispatcher: Dispatcher, is_serving: Callable[[], bool]) -> str:
     """Why nothing is served at this moment; empty when it is."""
     if not is_serving():
         return "draining: no new requests are taken"
-    if not any(server.state is ServerState.READY for server in dispatcher.servers()):
+    if not dispatcher.serving():
         return "no server is ready"
     return ""
 
 
 class Health:
-    """SERVING while a server is ready and nothing drains. Tell it with `refresh` when either changed."""
+    """SERVING while requests have a server to go to and nothing drains. Tell it with `refresh` when either changed."""
 
     def __init__(self, dispatcher: Dispatcher, is_serving: Callable[[], bool]) -> None:
         self._dispatcher = dispatcher

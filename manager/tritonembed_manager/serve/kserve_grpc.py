@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.serve import statistics
-from tritonembed_manager.serve.every_server import call_all, ready_servers
+from tritonembed_manager.serve.every_server import call_all
 from tritonembed_manager.serve.forward import SERVICE
 from tritonembed_manager.serve.kserve_stream import answers_in_order
 from tritonembed_manager.serve.model import Dispatcher, DispatchError
@@ -75,10 +75,10 @@ class _Service:
         return _TRUE
 
     async def ready(self, _request: bytes, _context: Any) -> bytes:
-        return _TRUE if self._is_serving() and ready_servers(self._dispatcher) else _FALSE
+        return _TRUE if self._is_serving() and self._dispatcher.serving() else _FALSE
 
     async def model_ready(self, request: bytes, context: Any) -> bytes:
-        if not self._is_serving() or not ready_servers(self._dispatcher):
+        if not self._is_serving() or not self._dispatcher.serving():
             return _FALSE
         return await self.ask_any("ModelReady")(request, context)
 

@@ -14,7 +14,7 @@ import grpc
 
 
 class ServerState(str, Enum):
-    """Where a server stands. Only READY ones get requests (all but REFUSED and FAILED under the panic threshold)."""
+    """Where a server stands. Only READY ones get requests; if there is none, UNHEALTHY ones whose last was answered."""
 
     STARTING = "starting"
     READY = "ready"
@@ -106,3 +106,6 @@ class Dispatcher(Protocol):
 
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last said."""
+
+    def serving(self) -> list[str]:
+        """Ids of the servers that requests go to; while there is one, this endpoint is ready."""

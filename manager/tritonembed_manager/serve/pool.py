@@ -33,6 +33,10 @@ class ServerPool:
         self._suspension = suspension
         self._servers: dict[str, Server] = {}
         self._usable: list[Server] = []
+        self.serving: Sequence[Server] = ()
+        """Where requests go. One that was found broken a moment ago is among them: it may be well in the next."""
+        self.changed: Callable[[], None] = lambda: None
+        """Called whenever it is another list, or may be."""
         self._leaving: list[Server] = []
         """No longer listed, and not yet without requests."""
         self.waiters = Waiters()
@@ -144,9 +148,10 @@ class ServerPool:
         return [server for server in self._servers.values() if server.view.state is state]
 
     def _refresh(self) -> None:
-        known = self._in_state(ServerState.READY)
-        if not known:
-            # All look bad: those whose last request was answered count.
-            known = [server for server in self._in_state(ServerState.UNHEALTHY) if server.answers]
-        self._usable = [server for server in known if not server.suspended]
+        # If all look bad, those whose last request was answered count.
+        self.serving = self._in_state(ServerState.READY) or [
+            server for server in self._in_state(ServerState.UNHEALTHY) if server.answers
+        ]
+        self._usable = [server for server in self.serving if not server.suspended]
         self.waiters.wake_all()
+        self.changed()

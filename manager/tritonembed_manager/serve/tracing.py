@@ -102,6 +102,9 @@ class _Traced:
     def servers(self) -> list[ServerView]:
         return self._dispatcher.servers()
 
+    def serving(self) -> list[str]:
+        return self._dispatcher.serving()
+
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
     """As OpenTelemetry's variables say; says so in the log when they ask for what is not installed."""

@@ -55,6 +55,7 @@ class Worker:
             say=link.send,
             is_serving=lambda: not self._admission.draining,
         )
+        self._pool.changed = self._endpoints.refresh
 
     async def run(self) -> int:
         """Serve; the exit code."""
@@ -103,7 +104,6 @@ class Worker:
         kind = line["type"]
         if kind == "servers":
             self._pool.update([ServerView.from_json(server) for server in line["servers"]])
-            self._endpoints.refresh()
         elif kind == "status":
             self._status = line
         elif kind == "cleared":

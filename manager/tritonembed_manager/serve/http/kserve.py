@@ -55,7 +55,7 @@ class KServe:
         return web.Response()
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """200 when a server is ready, and this one does not drain."""
+        """200 when requests have a server to go to, and this one does not drain."""
         return web.Response(status=_NOT_READY if self._why_not() else 200)
 
     async def server(self, _request: web.Request) -> web.Response:

@@ -58,6 +58,9 @@ class FakeDispatcher:
     def servers(self):
         return self.views
 
+    def serving(self):
+        return [view.id for view in self.views if view.state is ServerState.READY]
+
 
 def server_view(name, state=ServerState.READY, replicas=1):
     return ServerView(name, 0, "127.0.0.1:1", None, None, state, True, replicas=replicas)

@@ -23,8 +23,8 @@ class Manager:
         self.states = [ServerState.STARTING, ServerState.STARTING]
         self.is_serving = True
 
-    def servers(self):
-        return [SimpleNamespace(state=state) for state in self.states]
+    def serving(self):
+        return [index for index, state in enumerate(self.states) if state is ServerState.READY]
 
 
 @pytest.fixture

@@ -229,7 +229,7 @@ async def test_readiness_is_that_of_the_servers():
             return (await stub.ServerReady(ask[0]())).ready, (await stub.ModelReady(ask[1])).ready
 
         assert await ready() == (True, True)
-        plane.say(0, ServerState.UNHEALTHY)
+        plane.say(0, ServerState.STARTING)
         assert await ready() == (False, False)
         plane.say(0)
         plane.serving = False

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 from tests.fakes.data_plane import view
 from tests.fakes.triton import OPTIONS, FakeTriton, infer_request
@@ -24,6 +25,8 @@ from tritonembed_manager.serve.metrics import WorkerMetrics
 from tritonembed_manager.serve.model import ServerState
 from tritonembed_manager.serve.worker_config import WorkerConfig
 from tritonembed_manager.serve.worker_link import Link
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 def free_port():
@@ -232,6 +235,45 @@ async def test_a_burst_is_answered_or_refused_and_nothing_of_it_is_dropped():
         ended = await asyncio.gather(*(_answer(infer(stub)) for _ in range(3000)), return_exceptions=True)
         refused = {error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)}
         assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+
+
+async def test_every_kind_of_readiness_is_whether_requests_have_a_server_to_go_to():
+    port, http_port = free_port(), free_port()
+    async with (
+        FakeTriton() as fake,
+        running_worker(port=port, http_port=http_port) as (worker, parent, _, stub),
+        grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def ready():
+            """As each of them says it."""
+            async with aiohttp.ClientSession(f"http://127.0.0.1:{http_port}") as session:
+                paths = "/health", "/v2/health/ready", "/v2/models/embedding/ready"
+                found = {(await session.get(path)).status == 200 for path in paths}
+            found.add((await stub.ServerReady(service_pb2.ServerReadyRequest())).ready)
+            found.add((await stub.ModelReady(service_pb2.ModelReadyRequest(name="embedding"))).ready)
+            found.add((await health.Check(health_pb2.HealthCheckRequest())).status == _SERVING)
+            return found
+
+        await parent.hear("ready")
+        parent.say_servers(view("a", 0, fake.address))
+        await infer(stub)
+        assert await ready() == {True}
+        watch = health.Watch(health_pb2.HealthCheckRequest(), timeout=20)
+        assert (await watch.read()).status == _SERVING
+        parent.say_servers(view("a", 0, fake.address, ServerState.UNHEALTHY))
+        while worker.dispatcher.servers()[0].state is ServerState.READY:
+            await asyncio.sleep(0)
+        # Its last request was answered, and there is no other: it may be the health checks that are wrong.
+        await infer(stub)
+        assert await ready() == {True}
+        await fake.crash()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await infer(stub, timeout=0.3)
+        assert await ready() == {False}
+        # Without a word of the parent's.
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 async def test_what_a_server_takes_goes_through_and_much_more_is_refused_before_it_is_held():

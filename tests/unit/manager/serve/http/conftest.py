@@ -72,6 +72,9 @@ class FakeDispatcher:
     def servers(self):
         return self.views
 
+    def serving(self):
+        return [view.id for view in self.views if view.state is ServerState.READY]
+
 
 class Serving:
     """A running application: `get` and `post` give (status, headers, body)."""

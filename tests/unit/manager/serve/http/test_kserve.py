@@ -163,8 +163,8 @@ async def test_shared_memory_is_not_here_and_why(triton, method, path):
 
 
 async def test_ready_is_400_when_nothing_serves_as_at_triton(triton, plane):
-    plane.say(0, ServerState.UNHEALTHY)
-    plane.say(1, ServerState.UNHEALTHY)
+    plane.say(0, ServerState.STARTING)
+    plane.say(1, ServerState.FAILED)
     assert (await triton.get("/v2/health/live")).status == 200
     assert (await triton.get("/v2/health/ready")).status == 400
     assert (await triton.get("/v2/models/embedding/ready")).status == 400
