@@ -162,9 +162,9 @@ async def test_lines_between_workers_are_passed_on_to_all(serve, fakes, fake_wor
     await eventually(lambda: fake_workers.heard("abort"))
 
 
-async def test_a_signal_drains_and_a_second_one_forces(serve, fakes, fake_workers, eventually):
+async def test_a_signal_drains_and_a_second_one_forces(serve, fakes, fake_workers, eventually, capsys):
     case = serve(fakes[0])
-    await eventually(lambda: case.states() == [READY])
+    await eventually(lambda: capsys.readouterr().out)
     fake_workers.order("deaf")
     case.stop()
     # `timeout` and others send it twice: to the process and to its group.
@@ -176,10 +176,10 @@ async def test_a_signal_drains_and_a_second_one_forces(serve, fakes, fake_worker
         await case.ended()
 
 
-async def test_a_drain_that_takes_too_long_is_cut_off(serve, fakes, fake_workers, eventually):
+async def test_a_drain_that_takes_too_long_is_cut_off(serve, fakes, fake_workers, eventually, capsys):
     fake_workers.order("deaf")
     case = serve(fakes[0], drain_timeout=0.2)
-    await eventually(lambda: case.states() == [READY])
+    await eventually(lambda: capsys.readouterr().out)
     case.stop()
     with pytest.raises(ManagerError, match="did not finish within"):
         await case.ended()
@@ -192,10 +192,10 @@ async def test_a_drain_that_takes_too_long_is_cut_off(serve, fakes, fake_workers
         ("crash", r"^worker \d ended \(exit code 7\) before what it had in flight was finished$"),
     ],
 )
-async def test_a_drain_that_loses_requests_says_so_in_the_end(serve, fakes, fake_workers, eventually, order, why):
+async def test_a_drain_that_loses_requests_says_so(serve, fakes, fake_workers, eventually, capsys, order, why):
     fake_workers.order(order)
     case = serve(fakes[0], workers=2)
-    await eventually(lambda: case.states() == [READY] and case.supervisor._workers.ready)
+    await eventually(lambda: capsys.readouterr().out)
     case.stop()
     with pytest.raises(ManagerError, match=why):
         await case.ended()
