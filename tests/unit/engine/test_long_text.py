@@ -144,7 +144,7 @@ TEXTS = st.lists(st.one_of(PIECES, JOINTS), max_size=16).map("".join)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(text=TEXTS, at_least=st.integers(0, 40))
 def test_ids_on_both_sides_of_a_cut_are_those_of_the_whole(kind: str, text: str, at_least: int) -> None:
     tokenizer, cuts = known(kind)

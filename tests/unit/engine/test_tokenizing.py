@@ -209,7 +209,7 @@ ASCII = st.one_of(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(text=st.lists(ASCII, max_size=30).map("".join), truncate=st.sampled_from(["END", "START"]))
 def test_the_short_way_for_ascii_gives_the_same_ids(
     text: str, truncate: str, tokenizers: dict[str, TextTokenizer]
