@@ -62,7 +62,8 @@ quietly() {
 }
 
 pip_install() {
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input "$@"
+  # Bytecode is made of what is imported, then: of all of it, pip would make it for a minute.
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile "$@"
 }
 
 install_torch() {
