@@ -72,7 +72,7 @@ def test_a_worker_that_is_killed_under_load_is_replaced_and_its_load_is_forgotte
 
 
 def test_all_servers_are_replaced_under_load_through_the_servers_file(manager: Serve, tmp_path: Path) -> None:
-    """A second manager attaches to the servers of the first, which starts one of them anew while it is not listed."""
+    """A second manager attaches to the servers of the first, which starts each of them anew while it is not listed."""
     first, second = (server["address"] for server in manager.status()["servers"])
     listed = tmp_path / "servers"
     listed.write_text(f"{first}\n")
@@ -83,16 +83,21 @@ def test_all_servers_are_replaced_under_load_through_the_servers_file(manager: S
             attached.until(lambda: [s["id"] for s in attached.status().get("servers", ())] == list(servers))
             attached.until(lambda: attached.states() == ["ready"] * len(servers))
 
+        def start_anew(server: str) -> None:
+            restarts = manager.server(server)["restarts"]
+            os.kill(manager.tritonservers()[server], signal.SIGKILL)
+            manager.until(lambda: manager.server(server)["restarts"] > restarts)
+            manager.until(lambda: manager.states() == ["ready", "ready"])
+
         with Load(attached.target, clients=16, rest_s=0.1) as load:
             load.answers(32)
             list_now(first, second)
             list_now(second)
-            restarts = manager.server("server-0")["restarts"]
-            os.kill(manager.tritonservers()["server-0"], signal.SIGKILL)
-            manager.until(lambda: manager.server("server-0")["restarts"] > restarts)
-            manager.until(lambda: manager.states() == ["ready", "ready"])
+            start_anew("server-0")
             list_now(second, first)
             list_now(first)
+            start_anew("server-1")
+            list_now(first, second)
             load.answers(32)
         assert load.errors == []
 
