@@ -147,7 +147,7 @@ class TritonDispatcher:
         return candidates[self._policy.choose(candidates)] if candidates else None
 
     async def _wait(self, request: Request) -> Server:
-        """The server that comes to have a place. What has not been anywhere does not queue at full servers."""
+        """The next server with a place. A new request is refused where all are full; what was sent before waits."""
         if not request.ticket.started and self.pool.usable():
             raise self.admission.overload("every server has as many requests as it may have")
         now = self._clock()

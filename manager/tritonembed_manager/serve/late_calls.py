@@ -9,8 +9,8 @@ import grpc
 from tritonembed_manager.serve.admission import DRAINING
 
 _TURN_S, _QUIET_TURNS, _MOST_S = 0.01, 10, 1.0
-"""Everybody waits when so many turns have brought no call; turns, since time also passes while this process does not
-run. Callers that never wait for their answers are not waited for for ever."""
+"""A turn without a new call is a quiet one; so many of them mean that every caller waits. Turns are counted, not time,
+which also passes while this process does not run. Some callers never wait for an answer: hence the most."""
 
 
 class LateCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]
