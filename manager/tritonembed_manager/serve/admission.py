@@ -11,6 +11,9 @@ from tritonembed_manager.serve.model import DispatchError
 
 DRAINING = "the manager is draining: it takes no new requests"
 CUT = "the manager stopped before the answer came: --drain-timeout was over"
+MAX_REQUEST = 64 * 1024 * 1024
+"""Bytes of one request, which gRPC and HTTP hold before it comes here. A server takes 32 MiB of text unless it is told
+otherwise, and JSON may need twice as much for it."""
 _SHORTEST_S, _LONGEST_S = 0.1, 10.0
 _WINDOW_S = 1.0
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc.aio
 
+from tritonembed_manager.serve.admission import MAX_REQUEST
 from tritonembed_manager.serve.arctic_aborts import Aborts
 from tritonembed_manager.serve.kserve_grpc import add_kserve
 from tritonembed_manager.serve.late_calls import LateCalls
@@ -14,12 +15,9 @@ from tritonembed_manager.serve.worker_config import WorkerConfig
 
 Say = Callable[[dict[str, Any]], None]
 _MOST_PENDING = 1 << 20
-_MAX_MESSAGE = 64 * 1024 * 1024
-"""Bytes of one request, which gRPC holds before Admission sees it. A server takes 32 MiB of text unless it is told
-otherwise; HTTP's bodies have the same bound."""
 _GRPC_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", _MAX_MESSAGE),
+    ("grpc.max_receive_message_length", MAX_REQUEST),
     ("grpc.so_reuseport", 1),
     # Clients behind load balancers ping more often than gRPC's server likes by default.
     ("grpc.keepalive_permit_without_calls", 1),

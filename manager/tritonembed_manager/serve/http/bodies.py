@@ -8,12 +8,12 @@ from typing import Any
 import grpc
 from aiohttp import web
 
+from tritonembed_manager.serve.admission import MAX_REQUEST
 from tritonembed_manager.serve.http.errors import BadRequest
 from tritonembed_manager.serve.model import DispatchError
 
 MEBIBYTE = 1024 * 1024
-MAX_BODY = 64 * MEBIBYTE
-"""A server takes 32 MiB of text; JSON may need twice as much for it."""
+MAX_BODY = MAX_REQUEST
 _MAX_HELD = 512 * MEBIBYTE
 
 
