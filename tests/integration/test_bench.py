@@ -36,8 +36,11 @@ def test_overhead_parts_a_requests_time(server: RunningServer, model: Path, tmp_
     assert bench("overhead", "--model", model, *where, "--loads", "20x1@1,60x128@1,60x128@4", "--requests", 16) == 0
     report = json.loads(path.read_text())
     assert report["source"] == "statistics"
-    small, alone, at_once = (row["milliseconds"] for row in report["rows"])
-    assert all(small[stage] > 0 for stage in ("client encode", "wire", "tokenizer", "embedder", "client decode"))
+    small, alone, at_once = rows = [row["milliseconds"] for row in report["rows"]]
+    for stages in rows:
+        assert all(stages[stage] > 0 for stage in ("client encode", "tokenizer", "embedder", "client decode"))
+    # The difference of two means: beside large requests it can vanish.
+    assert small["wire"] > 0
     # Triton saw the hand-over of these alone, some hundred microseconds.
     assert alone["embedder"] > 3 * alone["between models"]
     assert at_once["embedder"] + at_once["embedder queue"] > 3 * at_once["between models"]

@@ -18,6 +18,14 @@ async def cut(plane, *tasks):
     return {(error.code, error.message) for error in ended}
 
 
+async def in_flight(plane):
+    """A request that hangs at the only server."""
+    plane.fakes[0].hang()
+    [task] = plane.start(1)
+    await plane.fakes[0].wait_inside(1)
+    return task
+
+
 async def test_what_is_in_flight_hears_why_and_counts_neither_as_sent_again_nor_as_a_failure_of_its_server():
     async with data_plane(2) as plane:
         plane.fakes[0].hang()
@@ -52,18 +60,14 @@ async def test_what_waits_for_a_server_hears_why():
 
 async def test_what_is_at_a_server_that_has_left_the_list_hears_why():
     async with data_plane(1) as plane:
-        plane.fakes[0].hang()
-        [task] = plane.start(1)
-        await plane.fakes[0].wait_inside(1)
+        task = await in_flight(plane)
         plane.pool.update([])
         assert await cut(plane, task) == {(grpc.StatusCode.UNAVAILABLE, CUT)}
 
 
 async def test_what_is_answered_in_time_is_not_cut():
     async with data_plane(1) as plane:
-        plane.fakes[0].hang()
-        [task] = plane.start(1)
-        await plane.fakes[0].wait_inside(1)
+        task = await in_flight(plane)
         plane.admission.drain()
         plane.fakes[0].release()
         await task

@@ -388,6 +388,9 @@ async def test_whatever_happens_the_counters_return_to_zero_and_no_answer_is_wro
         for number in range(300):
             tasks.append(asyncio.ensure_future(one(number)))
             if number % 15 == 0:
+                # On a slow machine the faults would overtake the answers, and each meet what the one before had moved.
+                while sum(not task.done() for task in tasks) >= 40:
+                    await asyncio.sleep(0)
                 await break_something()
             if number % 20 == 0:
                 chance.choice(tasks).cancel()
@@ -397,7 +400,7 @@ async def test_whatever_happens_the_counters_return_to_zero_and_no_answer_is_wro
         code = grpc.StatusCode
         foreseen = {"answered", "cancelled", code.RESOURCE_EXHAUSTED, code.DEADLINE_EXCEEDED, code.UNAVAILABLE}
         assert set(ends) <= foreseen
-        assert ends["answered"] > 100
+        assert ends["answered"] > 200
 
 
 def _end_of(result):
