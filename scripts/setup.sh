@@ -62,7 +62,7 @@ quietly() {
 }
 
 pip_install() {
-  # Bytecode is made of what is imported, then: of all of it, pip would make it for a minute.
+  # Bytecode is made of what is imported, when it is: of all of it, pip would take long to make it.
   .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile "$@"
 }
 

@@ -24,7 +24,7 @@ class DirectUnavailable(Exception):
 
 
 def inspect_in_this_process(architectures: Sequence[str]) -> None:
-    """Import a model's classes before vLLM loads it: else it looks at them in a process of its own, for ten seconds.
+    """Import a model's classes before vLLM loads it: else it looks at them in a process of its own, for seconds.
 
     It does that to keep CUDA out of this one, and remembers what it saw in ~/.cache/vllm, which a new container lacks.
     A class that can't be had here is left to vLLM.
