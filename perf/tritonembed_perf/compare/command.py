@@ -32,6 +32,10 @@ def compare(
     sweep_seconds: Annotated[
         float, typer.Option("--sweep-seconds", min=0, help="For each in the sweep over settings; 0: no sweep.")
     ] = 3.0,
+    settings_from: Annotated[
+        Path | None,
+        typer.Option("--settings-from", help="A compare.json: the settings it found best, instead of a sweep."),
+    ] = None,
     warm_up: Annotated[float, typer.Option("--warm-up", min=0, help="Seconds before each measurement.")] = 2.0,
     processes: Annotated[
         int | None, typer.Option("--processes", min=1, help="Of the client.", show_default="for this machine")
@@ -72,6 +76,6 @@ def compare(
             for peer in all_peers().values():
                 print(f"{peer.name}  {peer.note}".rstrip())
         elif merge:
-            publish(*merge_reports([read_report(path) for path in merge]), out)
+            publish(*merge_reports([read_report("--merge", path) for path in merge]), out)
         else:
             compare_peers(options)

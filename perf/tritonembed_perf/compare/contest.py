@@ -21,6 +21,7 @@ class Plan:
     """closed: closed loops, which the sweep is about too. offered: open loops; replicas: counts to compare.
 
     rounds: 0 where the sweep's own samples are the figures; sweep_seconds: 0 for no sweep. Not both.
+    swept: what an earlier comparison found out by sweeping, by system; its choice is taken instead of a sweep.
     """
 
     closed: Sequence[Trial]
@@ -31,6 +32,7 @@ class Plan:
     sweep_seconds: float
     warm_up: float
     processes: int | None = None
+    swept: Mapping[str, Result] = field(default_factory=dict)
 
 
 @dataclass
@@ -89,6 +91,9 @@ class Contest:
     def _sweep(self, entry: Entry) -> None:
         configs = entry.peer.configs(self._bench)
         result = entry.result
+        if earlier := self._chosen_before(entry, configs):
+            self._choose(entry, earlier)
+            return
         if self._plan.rounds and (self._plan.sweep_seconds <= 0 or len(configs) == 1):
             self._choose(entry, dict.fromkeys(self._plan.closed, configs[0]))
             return
@@ -107,6 +112,18 @@ class Contest:
             for trial in self._plan.closed:
                 sample_of = result.sweep.get(result.chosen[trial.name], {})
                 result.rounds[trial.name] = [sample_of[trial.name]] if trial.name in sample_of else []
+
+    def _chosen_before(self, entry: Entry, configs: Sequence[Config]) -> dict[Trial, Config] | None:
+        """What an earlier comparison chose, if it did for every load and all of it can still be had."""
+        earlier = self._plan.swept.get(entry.peer.name)
+        if earlier is None:
+            return None
+        by_text = {config.text: config for config in configs}
+        wanted = {trial: earlier.chosen.get(trial.name, "") for trial in self._plan.closed}
+        if not all(text in by_text for text in wanted.values()):
+            return None
+        entry.result.sweep = dict(earlier.sweep)
+        return {trial: by_text[text] for trial, text in wanted.items()}
 
     def _choose(self, entry: Entry, chosen: Mapping[Trial, Config]) -> None:
         """An offered rate takes the configuration of the closed loop whose requests are most like its own."""

@@ -23,8 +23,8 @@ def make_report(
     return {"model": model, "dtype": dtype, "device": device, "trials": names, "runs": [run]}
 
 
-def read_report(path: Path) -> tuple[dict[str, Any], list[Result]]:
-    """Of what `write` wrote. Raises UsageError."""
+def read_report(option: str, path: Path) -> tuple[dict[str, Any], list[Result]]:
+    """Of what `publish` wrote. option: that named it. Raises UsageError."""
     try:
         report = json.loads(path.read_text())
         results = [Result.from_json(entry) for entry in report.pop("systems")]
@@ -32,9 +32,9 @@ def read_report(path: Path) -> tuple[dict[str, Any], list[Result]]:
             report[key]
         [Trial.parse(name) for name in report["trials"]]
     except OSError as error:
-        raise UsageError(f"--merge: {path.name}: {error.strerror}") from None
+        raise UsageError(f"{option}: {path.name}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"--merge: {path.name} is no report of `tritonembed-bench compare`") from None
+        raise UsageError(f"{option}: {path.name} is no report of `tritonembed-bench compare`") from None
     return report, results
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -11,7 +12,8 @@ from tritonembed_perf.compare.contest import Contest, Plan
 from tritonembed_perf.compare.environments import parse_pythons
 from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.peers import ENVIRONMENTS, choose_peers
-from tritonembed_perf.compare.reports import make_report, publish
+from tritonembed_perf.compare.reports import make_report, publish, read_report
+from tritonembed_perf.compare.results import Result
 from tritonembed_perf.compare.trials import Materials, Trial
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.models import write_preset
@@ -67,8 +69,8 @@ def make_plan(options: dict[str, Any], bench: Bench) -> Plan:
     if not options["rounds"] and not options["sweep_seconds"]:
         raise UsageError("--rounds 0 and --sweep-seconds 0 together measure nothing")
     rates, replicas = _numbers("--rates", options["rates"]), _numbers("--replicas", options["replicas"])
-    if not options["rounds"] and (rates or replicas):
-        raise UsageError("--rates and --replicas want --rounds 1 or more")
+    if not options["rounds"] and (rates or replicas or options["settings_from"]):
+        raise UsageError("--rates, --replicas and --settings-from want --rounds 1 or more")
     try:
         [shape] = parse_loads(f"{options['rate_shape']}@1")
     except (UsageError, ValueError):
@@ -82,7 +84,19 @@ def make_plan(options: dict[str, Any], bench: Bench) -> Plan:
         options["sweep_seconds"],
         options["warm_up"],
         options["processes"],
+        _earlier(options["settings_from"], bench),
     )
+
+
+def _earlier(path: Path | None, bench: Bench) -> dict[str, Result]:
+    """What --settings-from names, by system. Raises UsageError."""
+    if path is None:
+        return {}
+    report, results = read_report("--settings-from", path)
+    for key, here in (("model", bench.model.name), ("dtype", bench.dtype), ("device", bench.device)):
+        if report[key] != here:
+            raise UsageError(f"--settings-from: its {key} is {report[key]}, not {here}")
+    return {result.system: result for result in results}
 
 
 def make_bench(options: dict[str, Any], gpus: list[str]) -> Bench:

@@ -13,6 +13,7 @@ from tritonembed_perf.compare.contest import Contest, Plan
 from tritonembed_perf.compare.launching import DidNotStartError
 from tritonembed_perf.compare.measuring import InterruptedMeasurement
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config
+from tritonembed_perf.compare.results import Result
 from tritonembed_perf.compare.sample import Sample
 from tritonembed_perf.compare.trials import Trial
 from tritonembed_perf.failures import BenchError
@@ -95,6 +96,26 @@ def test_each_load_is_measured_with_the_configuration_that_was_best_for_it(compe
         SMALL.name: [2.0],
     }
     assert set(result.sweep) == {"--a", "--b"}
+
+
+def test_settings_of_an_earlier_comparison_spare_the_sweep(compete: Callable[..., Contest]) -> None:
+    sweep = {"--b": {BIG.name: sample(9.0)}}
+    known = Result("known", sweep=sweep, chosen={BIG.name: "--b", SMALL.name: "--a", "8x1@1": "--c"})
+    gone = Result("gone", chosen={BIG.name: "--a", SMALL.name: "--no-longer"})
+    part = Result("part", chosen={BIG.name: "--a"})
+    peers = [FakePeer(name, ("--a", "--b")) for name in ("known", "gone", "part", "new")]
+    contest = compete(
+        peers,
+        lambda endpoint, _: sample(2.0 if endpoint[1] == "--b" else 1.0),
+        swept={one.system: one for one in (known, gone, part)},
+    )
+    contest.run()
+    assert contest.results[0].chosen == {BIG.name: "--b", SMALL.name: "--a"}
+    assert contest.results[0].sweep == sweep
+    assert peers[0].log.count("known --a started") == 1
+    for result in contest.results[1:]:
+        assert set(result.sweep) == {"--a", "--b"}
+        assert result.chosen == {BIG.name: "--b", SMALL.name: "--b"}
 
 
 @pytest.mark.parametrize("fault", [{"errors": 1}, {"wrong": 1}])

@@ -103,7 +103,7 @@ def test_reports_of_several_runs_become_one(tmp_path: Path, capsys: pytest.Captu
     publish(report(), [result("tritonembed", 400.0), result("one", 100.0)], tmp_path / "a")
     publish(report(), [result("tritonembed", 300.0, 500.0), result("one", why_not="gone"), result("two", 50.0)],
             tmp_path / "b")  # fmt: skip
-    both, results = merge_reports([read_report(tmp_path / name / "compare.json") for name in ("a", "b")])
+    both, results = merge_reports([read_report("--merge", tmp_path / name / "compare.json") for name in ("a", "b")])
     assert [found.system for found in results] == ["tritonembed", "one", "two"]
     assert [one.tokens_per_second for one in results[0].rounds[BIG.name]] == [400.0, 300.0, 500.0]
     assert not results[1].why_not
@@ -111,7 +111,7 @@ def test_reports_of_several_runs_become_one(tmp_path: Path, capsys: pytest.Captu
     capsys.readouterr()
     publish(both, results, tmp_path / "c")
     assert "two" in capsys.readouterr().out
-    again, _ = read_report(tmp_path / "c" / "compare.json")
+    again, _ = read_report("--merge", tmp_path / "c" / "compare.json")
     assert again == json.loads(json.dumps(both))
 
 
@@ -136,7 +136,7 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str | None) -
     if text is not None:
         path.write_text(text)
     with pytest.raises(UsageError, match=r"--merge: compare\.json"):
-        read_report(path)
+        read_report("--merge", path)
 
 
 def test_the_markdown_has_the_machine_the_command_and_what_is_missing() -> None:

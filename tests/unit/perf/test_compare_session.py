@@ -70,6 +70,17 @@ def test_a_length_that_no_text_can_have_is_refused_before_anything_starts(
     assert said in line
 
 
+def test_settings_of_a_comparison_of_another_model_are_refused(
+    tmp_path: Path, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = {"model": "another", "dtype": "float32", "device": "cpu", "trials": ["8x2@2"], "runs": [], "systems": []}
+    earlier = tmp_path / "compare.json"
+    earlier.write_text(json.dumps(report))
+    assert run(tmp_path, shelf("roberta"), "--settings-from", str(earlier)) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "--settings-from: its model is another, not roberta" in line
+
+
 def test_an_error_that_nobody_thought_of_does_not_cost_the_figures(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
