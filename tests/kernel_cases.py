@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 import torch
 
+from tritonembed_engine.executors.pooling import segment_mean
 from tritonembed_engine.kernels.add_layer_norm import add_layer_norm, add_layer_norm_reference
 from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm, embed_layer_norm_reference
+from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.quantize import (
     Quantized,
     add_layer_norm_quantize,
@@ -66,6 +68,14 @@ def check_quantize(device: str, dtype: torch.dtype, rows: int, width: int) -> No
     _same_quantized(quantized, quantize_rows_reference(unrounded))
 
 
+def check_mean_pool(device: str, dtype: torch.dtype, lengths: list[int], width: int) -> None:
+    """Sentences of no token, of one, and of more than a tile; widths that are no multiple of a tile."""
+    ends = torch.tensor([0, *lengths]).cumsum(0)
+    starts = ends.to(device=device, dtype=torch.int32)
+    hidden = torch.randn(int(ends[-1]) + 3, width, device=device, dtype=dtype)
+    _same(mean_pool(hidden, starts), segment_mean(hidden[: int(ends[-1])], starts))
+
+
 def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
     """Run every case."""
     torch.manual_seed(0)
@@ -75,12 +85,15 @@ def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
             check_quantize(device, dtype, rows, width)
             for first_place in (0, 2):
                 check_embed_layer_norm(device, dtype, rows, width, first_place)
+        for width in (16, 200, 768):
+            check_mean_pool(device, dtype, [1, 0, 33, 300, 2, 0, 0], width)
         if device == "cpu" and dtype is torch.bfloat16:
             continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers
-        for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65]):
+        # With many short sentences, or rows without any, a program takes several.
+        for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65], [100, *[3] * 40, 0, 0]):
             for heads, head_size in ((2, 32), (3, 64)):
                 check_attention(short_attention, device, dtype, lengths, heads, head_size)
-        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160]):
+        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 8, 0, 0]):
             for heads, head_size in ((2, 32), (3, 64)):
                 check_attention(tiled_attention, device, dtype, lengths, heads, head_size)
 

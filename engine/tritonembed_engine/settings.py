@@ -24,6 +24,7 @@ class KernelSettings(BaseModel):
     add_layer_norm: bool = True
     embed_layer_norm: bool = True
     gelu_epilogue: bool = True
+    mean_pool: bool = True
     fp8: bool = True
     """Quantization fused into attention's, GELU's and LayerNorm's kernels, for a model that vLLM loads in fp8."""
 

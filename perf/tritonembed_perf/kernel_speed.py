@@ -18,6 +18,8 @@ ROUNDS = 7
 REPEAT = 20
 HEADS = 12
 SENTENCE_TOKENS = (50, 128, 256, 512)
+TOKENS_PER_ROW = 16
+"""A CUDA graph has a row for so many tokens; those that a batch does not need are empty."""
 
 
 def main() -> None:
@@ -30,7 +32,7 @@ def main() -> None:
     rows = measure(options.tokens, options.width)
     print(f"machine: {describe_machine()}; {options.tokens} tokens, {options.width} wide, bf16")
     for row in rows:
-        print(f"{row['kernel']:>28}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
+        print(f"{row['kernel']:>40}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
     if options.json:
         report = {"machine": describe_machine(), "command": describe_command("kernel_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
@@ -42,6 +44,7 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
 
     from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
     from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+    from tritonembed_engine.kernels.mean_pool import mean_pool
     from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize_rows
     from tritonembed_engine.kernels.short_attention import LONGEST, short_attention
     from tritonembed_engine.kernels.tiled_attention import tiled_attention
@@ -68,15 +71,23 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         ("fp8", 3 * row, lambda: quantize_rows(x)),
         ("GELU + fp8", 12 * row, lambda: quantize_rows(wide, gelu=True)),
     ]
-    for length in SENTENCE_TOKENS:
+    for length, in_graph in ((length, in_graph) for length in SENTENCE_TOKENS for in_graph in (False, True)):
         ends = list(range(0, tokens - tokens % length + 1, length))
+        ends += ends[-1:] * (tokens // TOKENS_PER_ROW if in_graph else 0)
         starts = torch.tensor(ends, device="cuda", dtype=torch.int32)
 
         def attend(starts: "torch.Tensor" = starts, length: int = length) -> object:
             attention = short_attention if length <= LONGEST else tiled_attention
             return attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
 
-        cases.append((f"attention, {length} tokens", 8 * row, attend))
+        def pool(starts: "torch.Tensor" = starts) -> object:
+            return mean_pool(x, starts)
+
+        where = ", graph's rows" if in_graph else ""
+        cases += [
+            (f"attention, {length} tokens{where}", 8 * row, attend),
+            (f"mean pooling, {length} tokens{where}", 2 * row, pool),
+        ]
     with torch.inference_mode():
         return [_row(name, size, run) for name, size, run in cases]
 

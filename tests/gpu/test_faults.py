@@ -64,7 +64,7 @@ def run(shelf: ModelShelf, script: str) -> str:
     command = [sys.executable, "-c", LOAD + script, str(shelf("bert"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[:1500] + done.stderr[-1500:]
     return done.stdout
 
 

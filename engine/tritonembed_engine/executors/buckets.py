@@ -3,12 +3,14 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LAUNCH_BOUND_TOKENS = 8192
-"""Below it an eager forward costs the same whatever its size: the CPU launches more slowly than the GPU works."""
+LAUNCH_BOUND_TOKENS = 12288
+"""Below it an eager forward costs the same whatever its size: the CPU launches more slowly than the GPU works (3.6 ms
+on an H100, which computes 11,264 tokens of a BERT-base in that time)."""
 
 TOKENS = (
-    *(64, 96, 128, 192, 256, 320, 384, 448, 512, 640, 768, 896, 1024, 1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096),
-    *(5120, 6144, 7168, 8192, 16384, 32768, 65536),
+    *(64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024),
+    *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 9216, 10240, 11264, 12288),
+    *(16384, 32768, 65536),
 )
 TOKENS_PER_SENTENCE = 16
 """Room for sentences in a bucket: one for so many tokens."""

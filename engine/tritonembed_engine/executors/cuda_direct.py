@@ -18,11 +18,12 @@ from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import flatten, pad
 from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
-from tritonembed_engine.executors.pooling import pool
+from tritonembed_engine.executors.pooling import pool, segment_mean
 from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
+from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.settings import EngineSettings
 
@@ -50,6 +51,7 @@ class CudaDirectExecutor:
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
         self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
+        self._mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
         lengths = sorted({min(length, max_length) for length in (64, LONGEST, tiled_attention.LONGEST, max_length)})
@@ -69,14 +71,14 @@ class CudaDirectExecutor:
         """Start the forward pass of a batch."""
         stage = self._stages.take()
         try:
-            done = self._launch(sentences, stage)
+            done, pooled = self._launch(sentences, stage)
         except BaseException:
             self._stages.give_back(stage)
             raise
-        return _Answer(stage, len(sentences), done, self._stages)
+        return _Answer(stage, len(sentences), done, self._stages, pooled)
 
-    def _launch(self, sentences: Sequence[bytes], stage: Stage) -> torch.cuda.Event:
-        """The event after which the stage has the answer."""
+    def _launch(self, sentences: Sequence[bytes], stage: Stage) -> tuple[torch.cuda.Event, torch.Tensor]:
+        """The event after which the stage has the answer, and what it is copied from."""
         batch = flatten(sentences)
         count, longest = len(sentences), batch.longest
         done = stage.done(count)
@@ -88,16 +90,16 @@ class CudaDirectExecutor:
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             if graph:
                 # On this stream too: the answer is small, and the next replay has to wait until it was read.
-                stage.answer[:count].copy_(graph.replay()[:count], non_blocking=True)
+                pooled = graph.replay()[:count]
+                stage.answer[:count].copy_(pooled, non_blocking=True)
                 done.record()
-                return done
+                return done, pooled
             pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)
-            pooled.record_stream(self._copy)
             done.record()
-        return done
+        return done, pooled
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""
@@ -122,15 +124,18 @@ class CudaDirectExecutor:
         starts_cpu = torch.zeros(len(inputs.starts), dtype=torch.int32)
         positions = inputs.positions.long()
         hidden = forward(self._model, inputs.ids, positions, inputs.starts, starts_cpu, inputs.lengths, longest)
-        return pool(self._model, hidden, inputs.starts)
+        return pool(self._model, hidden, inputs.starts, self._mean)
 
 
 class _Answer:
-    def __init__(self, stage: Stage, count: int, done: torch.cuda.Event, stages: Stages) -> None:
+    def __init__(self, stage: Stage, count: int, done: torch.cuda.Event, stages: Stages, source: torch.Tensor) -> None:
         self._stage = stage
         self._count = count
         self._done = done
         self._stages = stages
+        # Kept until the copy is done: the next batch may take its memory. `record_stream` would see to that too, but
+        # then freeing it asks CUDA, and on a poisoned context that ends the process before its requests are told.
+        self._source = source
 
     def result(self) -> npt.NDArray[np.float32]:
         """Wait for the GPU, then copy: the stage is used again. Once only."""

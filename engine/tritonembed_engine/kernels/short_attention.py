@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from tritonembed_engine.kernels.rows import sentence_programs
+
 LONGEST = 128
 """Tokens; longer sentences are FlashAttention's."""
 
@@ -19,27 +21,33 @@ _LOG2_E = 1.4426950408889634
 
 
 @triton.jit
-def _short_attention(q, k, v, out, starts, qkv_stride, out_stride, scale, BLOCK: tl.constexpr, HEAD: tl.constexpr):  # type: ignore[no-untyped-def]
+def _short_attention(  # type: ignore[no-untyped-def]
+    q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, BLOCK: tl.constexpr, HEAD: tl.constexpr
+):
     head = tl.program_id(0)
     sentence = tl.program_id(1)
+    end = tl.load(starts + sentences)
     start = tl.load(starts + sentence)
-    length = tl.load(starts + sentence + 1) - start
-    # Sentences that pad a CUDA graph's batch are empty.
-    if length > 0:
-        row = tl.arange(0, BLOCK)
-        column = tl.arange(0, HEAD)
-        inside = (row < length)[:, None]
-        at = (start + row)[:, None] * qkv_stride + head * HEAD + column[None, :]
-        queries = tl.load(q + at, inside, other=0.0)
-        keys = tl.load(k + at, inside, other=0.0)
-        values = tl.load(v + at, inside, other=0.0)
-        scores = tl.dot(queries, tl.trans(keys)) * scale
-        scores = tl.where((row < length)[None, :], scores, float("-inf"))
-        weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-        total = tl.sum(weights, 1)
-        mixed = tl.dot(weights.to(values.dtype), values) / total[:, None]
-        to = (start + row)[:, None] * out_stride + head * HEAD + column[None, :]
-        tl.store(out + to, mixed.to(out.dtype.element_ty), inside)
+    # Sentences that only pad a CUDA graph's rows begin at the end.
+    while start < end:
+        length = tl.load(starts + sentence + 1) - start
+        if length > 0:
+            row = tl.arange(0, BLOCK)
+            column = tl.arange(0, HEAD)
+            inside = (row < length)[:, None]
+            at = (start + row)[:, None] * qkv_stride + head * HEAD + column[None, :]
+            queries = tl.load(q + at, inside, other=0.0)
+            keys = tl.load(k + at, inside, other=0.0)
+            values = tl.load(v + at, inside, other=0.0)
+            scores = tl.dot(queries, tl.trans(keys)) * scale
+            scores = tl.where((row < length)[None, :], scores, float("-inf"))
+            weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+            total = tl.sum(weights, 1)
+            mixed = tl.dot(weights.to(values.dtype), values) / total[:, None]
+            to = (start + row)[:, None] * out_stride + head * HEAD + column[None, :]
+            tl.store(out + to, mixed.to(out.dtype.element_ty), inside)
+        sentence += tl.num_programs(1)
+        start = tl.load(starts + tl.minimum(sentence, sentences))
 
 
 def short_attention(qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float) -> torch.Tensor:
@@ -52,8 +60,9 @@ def short_attention(qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest
     q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
     out = torch.empty((len(qkv), width), dtype=qkv.dtype, device=qkv.device)
     block = max(16, triton.next_power_of_2(longest))
-    _short_attention[(heads, len(starts) - 1)](
-        q, k, v, out, starts, qkv.stride(0), out.stride(0), scale * _LOG2_E,
+    sentences = len(starts) - 1
+    _short_attention[(heads, sentence_programs(sentences, len(qkv), longest))](
+        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E,
         BLOCK=block, HEAD=width // heads, num_warps=WARPS[block],
     )  # fmt: skip
     return out

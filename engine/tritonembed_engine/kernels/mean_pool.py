@@ -1,0 +1,37 @@
+"""Mean over the tokens of each sentence, in float32: one read of [tokens, width]."""
+
+import torch
+import triton
+import triton.language as tl
+
+COLUMNS = 128
+ROWS = 32
+"""A program's tile; narrow, so that a few long sentences still make enough programs to fill a GPU."""
+
+
+@triton.jit
+def _mean_pool(hidden, starts, out, stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+    sentence = tl.program_id(0)
+    start = tl.load(starts + sentence)
+    length = tl.load(starts + sentence + 1) - start
+    row = tl.arange(0, ROWS)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros([COLUMNS], tl.float32)
+    for done in tl.range(0, length, ROWS, num_stages=3):
+        inside = (done + row < length)[:, None] & (column < width)[None, :]
+        at = (start + done + row)[:, None] * stride + column[None, :]
+        total += tl.sum(tl.load(hidden + at, inside, other=0.0).to(tl.float32), 0)
+    tl.store(out + sentence * width + column, total / tl.maximum(length, 1).to(tl.float32), column < width)
+
+
+def mean_pool(hidden: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """hidden: [tokens, width], rows contiguous, any float type. starts: int32 [sentences + 1].
+
+    Gives float32 [sentences, width]; zeros for a sentence without tokens. Its reference is `pooling.segment_mean`.
+    """
+    sentences, width = len(starts) - 1, hidden.shape[1]
+    out = torch.empty((sentences, width), dtype=torch.float32, device=hidden.device)
+    _mean_pool[(sentences, triton.cdiv(width, COLUMNS))](
+        hidden, starts, out, hidden.stride(0), width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+    )
+    return out
