@@ -1,7 +1,9 @@
 """tritonserver's command line."""
 
+import socket
 from pathlib import Path
 
+from tritonembed_manager.ports import resolve
 from tritonembed_manager.settings import ServerSettings
 from tritonembed_manager.tritonserver import Installation
 
@@ -13,15 +15,16 @@ def server_command(
     installation: Installation, repository: Path, settings: ServerSettings, region_prefix: str, *, gpu_metrics: bool
 ) -> list[str]:
     """Program and arguments. region_prefix: how this server's regions in /dev/shm are named."""
+    grpc_address, http_address = _listen_addresses(settings.host)
     command = [
         str(installation.binary),
         f"--model-repository={repository}",
         f"--model-control-mode={settings.model_control_mode}",
-        f"--grpc-address={settings.host}",
+        f"--grpc-address={grpc_address}",
         f"--grpc-port={settings.grpc_port}",
-        f"--http-address={settings.host}",
+        f"--http-address={http_address}",
         f"--http-port={settings.http_port}",
-        f"--metrics-address={settings.host}",
+        f"--metrics-address={http_address}",
         f"--metrics-port={settings.metrics_port}",
         f"--exit-timeout-secs={max(1, round(settings.drain_timeout))}",
         f"--model-load-thread-count={MODEL_LOAD_THREADS}",
@@ -40,3 +43,9 @@ def server_command(
     if settings.log_verbose and settings.log_requests:
         command.append("--log-verbose=1")
     return command
+
+
+def _listen_addresses(host: str) -> tuple[str, str]:
+    """As gRPC takes it, and as Triton's HTTP server does, which would listen on 255.255.255.255 for any other form."""
+    family, (address, *_) = resolve(host)
+    return (f"[{address}]", f"ipv6:{address}") if family is socket.AF_INET6 else (address, address)

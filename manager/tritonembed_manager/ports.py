@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Mapping
+from typing import Any
 
 from tritonembed_manager.errors import StartError
 
@@ -20,11 +21,21 @@ def check_ports(host: str, ports: Mapping[str, int]) -> None:
         _check_port(host, option, port)
 
 
-def _check_port(host: str, option: str, port: int) -> None:
+def resolve(host: str, port: int = 0) -> tuple[socket.AddressFamily, Any]:
+    """The family and the address to bind for a name or an address, of a name that has both IPv4's.
+
+    Raises StartError for one that is unknown here.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
     except socket.gaierror:
         raise StartError(f"--host: {host} is not an address of this machine") from None
+    return family, address
+
+
+def _check_port(host: str, option: str, port: int) -> None:
+    family, address = resolve(host, port)
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         # As servers listen: a port whose last connections are still closing is free.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -146,6 +146,15 @@ def test_the_server_is_told_addresses_repository_backends_and_region_prefix():
     } <= set(given)
 
 
+@pytest.mark.parametrize(
+    ("host", "grpc", "http"),
+    [("localhost", "127.0.0.1", "127.0.0.1"), ("::1", "[::1]", "ipv6:::1"), ("::", "[::]", "ipv6:::")],
+)
+def test_names_and_ipv6_are_told_in_the_forms_that_tritons_listeners_understand(host, grpc, http):
+    expected = {f"--grpc-address={grpc}", f"--http-address={http}", f"--metrics-address={http}"}
+    assert expected <= set(flags(host=host))
+
+
 def test_explicit_control_loads_every_model_at_the_start():
     assert "--load-model=*" in flags(model_control_mode="explicit")
     assert "--load-model=*" not in flags()
