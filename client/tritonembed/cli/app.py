@@ -45,11 +45,13 @@ app.command()(info)
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C, 143 for SIGTERM."""
+    """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 128 + its number for a signal."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - else messages would go to standard output
-    # An exception, unlike the signal's default, lets a half-written file be removed.
-    signal.signal(signal.SIGTERM, _terminate)
+    # An exception, unlike the signal's default, lets a half-written file be removed. What is ignored stays so: nohup.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _terminate)
     try:
         code = app(arguments, standalone_mode=False, prog_name="tritonembed")
     except CommandError as error:

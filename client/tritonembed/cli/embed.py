@@ -142,7 +142,9 @@ def embed(
 
 def _addresses(servers: list[str]) -> list[str]:
     for server in servers:
-        if not server.rpartition(":")[2].isdecimal():
+        host, _, port = server.rpartition(":")
+        # gRPC would take a port that is too large modulo 65536.
+        if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
             raise UsageError(f"--server is HOST:PORT, not {server}")
     return servers
 

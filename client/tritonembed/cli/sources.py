@@ -160,7 +160,8 @@ def _field(row: Any, column: str) -> str:
 
 def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)
-    rows = csv.reader(lines)
+    # Not strict, a quote that is never closed would make one text of all that follows.
+    rows = csv.reader(lines, strict=True)
     try:
         header = next(rows, [])
         if column not in header:

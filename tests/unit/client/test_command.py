@@ -218,6 +218,7 @@ def test_sampling_options_are_answered_with_one_line(command):
         (["embed", "1", "--priority", "1"], "interactive"),
         (["embed", "1", "--policy", "first"], "round_robin"),
         (["embed", "1", "--server", "host1"], "--server is HOST:PORT"),
+        (["embed", "1", "--server", "127.0.0.1:65537"], "--server is HOST:PORT"),
         (["embed", "1", "--server", "a:1", "--server", "a:1"], "twice"),
         (["wrong"], "wrong"),
         ([], "command"),
@@ -242,6 +243,7 @@ def test_bad_usage_is_one_line_and_exit_code_2(command, server, tmp_path, monkey
         ("in.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3: no string 'text'"),
         ("in.jsonl", b'{"text": 5}\n', "line 1: no string 'text'"),
         ("in.csv", b"id,text\n1,a\n2\n", "line 3: no column 'text'"),
+        ("in.csv", b'id,text\n1,"a\n2,b\n', "line 3: not CSV: unexpected end of data"),
         ("in.jsonl", b'{"text": "\\ud800"}\n', "text[0]: a lone surrogate"),
     ],
 )

@@ -11,7 +11,7 @@ from tests.unit.client.test_command import needs_arrow
 COMMAND = [sys.executable, "-c", "from tritonembed.cli import main; main()"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("suffix", ["npy", "jsonl", pytest.param("parquet", marks=needs_arrow)])
 def test_an_interrupted_run_leaves_no_half_written_file(server, tmp_path, number, code, suffix):
     # The first requests are answered, so that rows are written; the later ones never.
