@@ -8,6 +8,7 @@ from typing import Any
 
 import typer
 
+from tritonembed._batches import MAX_BATCH_SIZE
 from tritonembed_perf.compare.contest import Contest, Plan
 from tritonembed_perf.compare.environments import parse_pythons
 from tritonembed_perf.compare.peer import Bench
@@ -21,6 +22,7 @@ from tritonembed_perf.output import make_folder
 from tritonembed_perf.perf_analyzer.binary import default_cache
 from tritonembed_perf.run.corpus import WordTexts, check_length
 from tritonembed_perf.run.environment import describe_environment, machine_line, typed_command
+from tritonembed_perf.run.suitable import check_sentences
 from tritonembed_perf.run.target import read_tokenizer
 from tritonembed_perf.shape_load import parse_loads
 from tritonembed_perf.without_paths import public_command
@@ -41,6 +43,7 @@ def compare_peers(options: dict[str, Any]) -> None:
     words = WordTexts(tokenizer)
     for trial in trials:
         check_length(trial.name, trial.tokens, words, files.max_length)
+    check_sentences([(trial.name, trial.tokens, trial.sentences) for trial in trials], MAX_BATCH_SIZE)
     if options["out"] is not None:
         make_folder("--out", options["out"])
     print(f"{machine_line(environment['machine'])}\n{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)

@@ -54,9 +54,10 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
         (["--loads", "100000x1@1"], "100000x1@1: the model takes at most"),
         (["--loads", "2x1@1"], "2x1@1: no text has a length of 2 tokens"),
         (["--rates", "5", "--rate-shape", "2x1"], "2x1 at 5/s: no text has a length of 2 tokens"),
+        (["--loads", "8x1025@1"], "8x1025@1: the server takes 1024 sentences a request"),
     ],
 )
-def test_a_length_that_no_text_can_have_is_refused_before_anything_starts(
+def test_a_load_that_no_server_can_have_is_refused_before_anything_starts(
     options: list[str],
     said: str,
     tmp_path: Path,
