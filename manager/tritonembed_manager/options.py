@@ -55,7 +55,7 @@ TokenizerInstances = Annotated[
         "--workers",
         envvar=["TRITONEMBED_TOKENIZER_INSTANCES", "TRITONEMBED_WORKERS"],
         min=1,
-        help="Tokenizer instances on the CPU; by default 8 beside a GPU, 2 without one.",
+        help="Tokenizer instances on the CPU; by default 8 beside a GPU, 2 without one, at most one a core.",
     ),
 ]
 QueueLimits = Annotated[

@@ -96,6 +96,8 @@ class ServerSettings:
 
 def model_reference(model: str) -> str:
     """A folder as its absolute path, a hub name as it is. Raises StartError for a folder that is not there."""
+    if not model:
+        raise StartError("--model is empty")  # as of an unset shell variable: it would be this folder
     folder = Path(model).expanduser()
     if folder.is_dir():
         return str(folder.resolve())

@@ -196,6 +196,11 @@ def test_a_model_folder_that_is_not_there_is_refused(model):
         model_reference(model)
 
 
+def test_an_empty_model_is_not_the_folder_that_one_is_in():
+    with pytest.raises(StartError, match="--model is empty"):
+        model_reference("")
+
+
 def test_gpus_are_numbers_separated_by_commas():
     assert parse_gpus("0,1, 3") == (0, 1, 3)
     assert parse_gpus(None) == ()

@@ -124,7 +124,9 @@ ServersDns = Annotated[
 TokenizerInstances = Annotated[
     int | None,
     _option(
-        "--tokenizer-instances", "Tokenizer instances of each server; by default 8 beside a GPU, 2 without one.", min=1
+        "--tokenizer-instances",
+        "Tokenizer instances of each server; by default 8 beside a GPU, 2 without one, at most one a core.",
+        min=1,
     ),
 ]
 LogFormat = Annotated[LogFormatChoice, _option("--log-format", "Lines for people, or JSON.")]
