@@ -6,6 +6,7 @@ Word vectors are random, which keeps different words apart; positions, token typ
 words are zero, so that the mean over a sentence is about its rarer words. The same bytes on every machine.
 """
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def write_demo_model(folder: Path) -> None:
     save_file(weights, weights_file, metadata={"format": "pt"})
 
 
+def main(folder: Path) -> None:
+    """Write it, whole or not at all: whoever finds it takes it as it is."""
+    unfinished = folder.with_name(f"{folder.name}.unfinished")
+    for old in (unfinished, folder):
+        shutil.rmtree(old, ignore_errors=True)
+    write_demo_model(unfinished)
+    unfinished.rename(folder)
+
+
 if __name__ == "__main__":
-    write_demo_model(Path(sys.argv[1]))
+    main(Path(sys.argv[1]))
     print("wrote the demo model: random weights, no training")
