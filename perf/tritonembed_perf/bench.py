@@ -16,7 +16,6 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -28,6 +27,7 @@ from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, Load, encode_reque
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.memory import server_memory_mib
 from tritonembed_perf.models import write_preset
+from tritonembed_perf.output import output_file
 from tritonembed_perf.server import RunningServer, running_server
 from tritonembed_perf.termination import exit_on_sigterm
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", help="precision of the server")
     parser.add_argument("--peer-dtype", default="float32", help="precision of sentence-transformers")
     parser.add_argument("--skip-memory", action="store_true", help="leave out the 10,000 requests")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--json", type=output_file, help="write the results here")
     options = parser.parse_args()
     results: dict[str, Any] = {"machine": describe_machine(), "command": describe_command("bench")}
     print(f"machine: {results['machine']}")

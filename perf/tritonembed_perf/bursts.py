@@ -13,7 +13,6 @@ import shlex
 import statistics
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,6 +20,7 @@ from tokenizers import Tokenizer
 
 from tritonembed_perf.encoded_requests import encoded_requests
 from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD
+from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import running_server
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("--loads", default=LOADS, help="TOKENSxSENTENCES@REQUESTS of a burst, with commas")
     parser.add_argument("--bursts", type=int, default=30)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     options, replica = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.bursts", *sys.argv[1:]])
     print(f"{machine_line(environment['machine'])}\nserver: {shlex.join(replica)}", flush=True)

@@ -8,12 +8,12 @@ import json
 import os
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tritonembed_perf.machine import describe_command, describe_machine
+from tritonembed_perf.output import output_file
 
 SHAPES = ((655, 50), (64, 512), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
 """Sentences x tokens of a batch."""
@@ -26,7 +26,7 @@ def main() -> None:
     """Print a row a batch shape: throughput with two batches in flight, latency with one; medians of ROUNDS."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
     options = parser.parse_args()
     from tritonembed_engine.stub import prepare_process

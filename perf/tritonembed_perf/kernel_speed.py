@@ -9,10 +9,10 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.machine import describe_command, describe_machine
+from tritonembed_perf.output import output_file
 
 ROUNDS = 7
 REPEAT = 20
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=32768)
     parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
     rows = measure(options.tokens, options.width)
     print(f"machine: {describe_machine()}; {options.tokens} tokens, {options.width} wide, bf16")

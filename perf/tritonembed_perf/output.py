@@ -1,5 +1,6 @@
 """Where a command writes its results: found to be good before anything is measured."""
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,17 @@ def check_output(option: str, path: Path | None) -> None:
         raise UsageError(f"{option}: {path} is a folder")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option}: {path} can't be written")
+
+
+def output_file(text: str) -> Path:
+    """The type of an option of a script (argparse): a path that `check_output` accepts."""
+    path = Path(text)
+    try:
+        check_output("", path)
+    except UsageError as error:
+        # argparse names the option itself.
+        raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
+    return path
 
 
 def make_folder(option: str, path: Path | None) -> None:

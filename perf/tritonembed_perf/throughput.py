@@ -12,7 +12,6 @@ import shlex
 import statistics
 import subprocess
 import threading
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from tokenizers import Tokenizer
 from tritonembed_perf.encoded_requests import encoded_requests
 from tritonembed_perf.load import Load, Outcome, run_load
 from tritonembed_perf.machine import describe_command, describe_machine
+from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.server import RunningServer, running_server
 from tritonembed_perf.shape_load import ShapeLoad, parse_loads
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--loads", default=LOADS)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     options, replica = parse_with_rest(parser)
     loads = parse_loads(options.loads)
     machine = describe_machine()

@@ -15,7 +15,6 @@ import signal
 import sys
 import time
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +25,7 @@ from tokenizers import Tokenizer
 from tritonembed_perf.exact_length import exact_length_texts
 from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_perf.manager import RunningManager, running_manager
+from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("model", help="folder of the model")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     options, serve = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.failover", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)

@@ -10,7 +10,6 @@ import argparse
 import json
 import statistics
 import sys
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,6 +18,7 @@ from tritonembed_perf.encoded_requests import encoded_requests
 from tritonembed_perf.endpoint.processes import manager_cpu_seconds
 from tritonembed_perf.load import Load, Outcome, run_load
 from tritonembed_perf.manager import RunningManager, running_manager
+from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import RunningServer, running_server
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1, help="client processes; one sends some 3,000 requests/s")
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=output_file)
     options, replica = parse_with_rest(parser)
     environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.hop", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)

@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from tritonembed_perf.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_perf.manager import running_manager
+from tritonembed_perf.output import output_file
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import running_server
 
@@ -47,8 +48,8 @@ def main() -> None:
     parser.add_argument("--utilization", type=float, default=0.6, help="share of time in which a server computes")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path, help="written with .png and .svg added")
+    parser.add_argument("--json", type=output_file)
+    parser.add_argument("--plot", type=output_file, help="written with .png and .svg added")
     options = parser.parse_args()
     environment = describe_environment(["python", "-m", "tritonembed_perf.endpoint.policies", *sys.argv[1:]])
     print(machine_line(environment["machine"]), flush=True)

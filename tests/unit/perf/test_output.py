@@ -1,5 +1,6 @@
 """Results have a place before anything is measured, and name no folder of this machine."""
 
+import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -17,6 +18,20 @@ def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path
     for path in (tmp_path, tmp_path / "missing" / "new.json"):
         with pytest.raises(UsageError, match="--json: "):
             check_output("--json", path)
+
+
+@pytest.mark.parametrize(("script", "model"), [("bench", []), ("throughput", ["model"]), ("endpoint.hop", ["model"])])
+def test_a_script_finds_it_before_it_measures_too(
+    script: str, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = importlib.import_module(f"tritonembed_perf.{script}")
+    monkeypatch.setattr(
+        sys, "argv", ["script", "model", "--json", f"{tmp_path}/missing/new.json"][(script == "bench") :]
+    )
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    assert "argument --json: the file: there is no folder" in capsys.readouterr().err
 
 
 def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
