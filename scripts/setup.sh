@@ -61,16 +61,29 @@ quietly() {
   fi
 }
 
-pip_install() {
-  # Bytecode is made of what is imported, when it is: of all of it, pip would take long to make it.
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile "$@"
-}
+# Bytecode is made of what is imported, when it is: of all of it, pip would take long to make it.
+PIP_INSTALL=(.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile)
 
 install_torch() {
   # A plain torch is the CUDA build, with gigabytes of libraries: only the +cpu one will do.
-  pip_install --no-deps "$TORCH" >/dev/null 2>&1 ||
-    quietly pip_install --no-deps --index-url "$TORCH_INDEX" "$TORCH" ||
+  "${PIP_INSTALL[@]}" --no-deps "$TORCH" >/dev/null 2>&1 ||
+    quietly "${PIP_INSTALL[@]}" --no-deps --index-url "$TORCH_INDEX" "$TORCH" ||
     stop "$TORCH is neither where pip looks nor at $TORCH_INDEX"
+}
+
+# Two halves at once: pip unpacks on one core, and with --no-deps no package needs another to be there before it.
+install_lock() {
+  local log other code=0
+  log=$(mktemp)
+  "${PIP_INSTALL[@]}" --no-deps -r <(awk 'NR % 2' "$LOCK") >"$log" 2>&1 &
+  other=$!
+  # In the background it would outlive a Ctrl-C.
+  trap "kill $other 2>/dev/null; rm -f '$log'" EXIT
+  quietly "${PIP_INSTALL[@]}" --no-deps -r <(awk 'NR % 2 == 0' "$LOCK") || { code=1 && kill "$other" 2>/dev/null; }
+  wait "$other" || { code=1 && grep -v '^WARNING' "$log" >&2; } || true
+  trap - EXIT
+  rm -f "$log"
+  return "$code"
 }
 
 main() {
@@ -88,9 +101,9 @@ main() {
   say "$TORCH (about 200 MB)"
   install_torch
   say "Triton, vLLM and the rest of $LOCK (about 900 MB)"
-  quietly pip_install --no-deps -r "$LOCK" || stop "pip could not install $LOCK"
+  install_lock || stop "pip could not install $LOCK"
   say "this project"
-  quietly pip_install --no-deps --no-build-isolation --editable . || stop "pip could not install this project"
+  quietly "${PIP_INSTALL[@]}" --no-deps --no-build-isolation --editable . || stop "pip could not install this project"
   .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||
     stop "the torch that pip installed is a CUDA build"
   printf '%s\n' "$wanted" >"$STAMP"
