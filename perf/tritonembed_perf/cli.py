@@ -15,16 +15,17 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         from tritonembed_perf.commands import app
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("tritonembed"):
-            raise
-        print("tritonembed-bench needs more than the client library: pip install 'tritonembed[perf]'", file=sys.stderr)
-        sys.exit(2)
-    try:
+
         with exit_on_sigterm():
             code = app(arguments, standalone_mode=False, prog_name="tritonembed-bench")
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("tritonembed"):
+            raise
+        said = "pip install 'tritonembed[perf]', and to start servers what they run on"
+        print(f"tritonembed-bench: {error.name} is not installed: {said}", file=sys.stderr)
+        code = 2
     except Exception as error:
         # Typer's own errors have no public base class across its versions; this is their interface.
         known: Any = error

@@ -8,7 +8,9 @@ import yaml  # type: ignore[import-untyped]
 
 from tritonembed_perf.failures import UsageError
 
-FOLDER = Path(__file__).resolve().parents[2] / "scenarios"
+PLACES = (Path(__file__).resolve().parents[1] / "scenarios", Path(__file__).resolve().parents[2] / "scenarios")
+"""In a wheel, and in a checkout."""
+FOLDER = next(filter(Path.is_dir, PLACES), PLACES[-1])
 DEFAULTS = ("concurrency", "request-rate")
 """Those that fit a laptop as well."""
 
