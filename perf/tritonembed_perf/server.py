@@ -1,12 +1,19 @@
 """A real Triton server for a benchmark, a test or the demo: `tritonembed-manager replica` on free loopback ports."""
 
+import random
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from tritonembed_perf.manager_process import ManagerProcess, manager_process
+
+_GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_TRIES = 1000
+_CHANCE = random.SystemRandom()
+"""No seed that another program may have, too."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,25 @@ def running_server(model: str | None, arguments: Sequence[str] = (), timeout: fl
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on at this moment."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [taken.getsockname()[1] for taken in sockets]
-    for taken in sockets:
-        taken.close()
-    return ports
+    """Ports that nothing listens on at this moment, where the kernel does not put whoever asks for any port.
+
+    A server listens seconds later, once its models are loaded: any other program could have been given them by then.
+    """
+    ports: list[int] = []
+    with ExitStack() as held:
+        for port in _CHANCE.sample(_own_ports(), _TRIES):
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise OSError(f"of {_TRIES} ports fewer than {count} are free")
+
+
+def _own_ports() -> range:
+    """Below those that Linux gives away; all of them where it gives away nearly all."""
+    try:
+        first = int(_GIVEN_AWAY.read_text().split()[0])
+    except OSError:
+        first = 0
+    return range(10_000, first if first >= 12_000 else 60_000)

@@ -6,7 +6,6 @@ Most of it needs no model that embeds: a python model that echoes its text under
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -22,6 +21,7 @@ from tritonembed_manager.repository import render
 from tritonembed_manager.settings import RenderSettings
 from tritonembed_manager.tritonserver import STUB
 from tritonembed_perf.models import write_bert
+from tritonembed_perf.server import free_ports
 
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")
@@ -69,16 +69,6 @@ def echo(tmp_path):
     (folder / "config.pbtxt").write_text(ECHO_CONFIG)
     (folder / "1" / "model.py").write_text(ECHO_MODEL)
     return tmp_path / "repository"
-
-
-def free_ports(count):
-    listeners = [socket.socket() for _ in range(count)]
-    for listener in listeners:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in listeners]
-    for listener in listeners:
-        listener.close()
-    return ports
 
 
 class Manager:
