@@ -2,17 +2,16 @@
 
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import ModelShelf
 from tritonclient.grpc import InferenceServerClient
 
 from tritonembed import EmbeddingClient, TritonEmbedError
 from tritonembed_perf.memory import server_memory_mib
-from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.server import RunningServer
 
 TEXTS = ["one", "two words", "cut " * 100]
 TOKENS = 3 + 4 + 64
@@ -20,11 +19,9 @@ MODELS = ("embedding", "tokenizer", "embedder")
 
 
 @pytest.fixture(scope="module")
-def controlled(shelf: ModelShelf) -> Iterator[RunningServer]:
+def controlled(second_server: Callable[[], RunningServer]) -> RunningServer:
     """A server whose models are loaded and unloaded on demand."""
-    options = ["--device", "cpu", "--workers", "1", "--model-control-mode", "explicit", "--log-verbose"]
-    with running_server(str(shelf("bert")), options) as running:
-        yield running
+    return second_server()
 
 
 def until(holds: Callable[[], bool], limit: float = 20) -> None:

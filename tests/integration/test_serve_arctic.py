@@ -1,32 +1,18 @@
 """Arctic Inference's API on the manager, with messages of its own definition, on a real server."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from tests.integration.serve import Serve, serving
-from tests.models import ModelShelf
+from tests.integration.serve import Serve
 
 from tritonembed import EmbeddingClient
 from tritonembed_manager.serve.arctic_pb import arctic_inference_pb2 as arctic
 
 TEXTS = ["a sentence of a client", "zwei Wörter", "a much longer sentence that says nothing at all " * 5]
-
-
-@pytest.fixture(scope="module")
-def model(shelf: ModelShelf) -> str:
-    """What --model says."""
-    return str(shelf("bert"))
-
-
-@pytest.fixture(scope="module")
-def manager(model: str) -> Iterator[Serve]:
-    """A server with two replicas behind two workers."""
-    arguments = ["--model", model, "--device=cpu", "--num-replicas=2", "--tokenizer-instances=1", "--workers=2"]
-    with serving(*arguments, "--health-interval=3600") as started:
-        yield started
 
 
 class Stub:
@@ -65,11 +51,11 @@ def vectors(answer: Any) -> Any:
     return np.stack([np.frombuffer(row, "<f4").reshape(answer.embedding_dim) for row in answer.embedding_bytes_fp32])
 
 
-def test_encode_gives_the_vectors_of_kserve(manager: Serve, stub: Stub, model: str) -> None:
+def test_encode_gives_the_vectors_of_kserve(manager: Serve, stub: Stub, model: Path) -> None:
     with EmbeddingClient(manager.target) as client:
         expected = client.embed(TEXTS).embeddings
         by_ids = client.embed_tokens([[2, 5, 3], [2, 3]]).embeddings
-    for name in ("", model):
+    for name in ("", str(model)):
         request = arctic.EncodeRequest(request_id="mine", n_prompts=len(TEXTS), prompts=TEXTS, model_name=name)
         answer = stub.Encode(request, timeout=30)
         assert answer.request_id == "mine"
@@ -96,10 +82,11 @@ def test_a_bad_request_is_answered_ok_with_the_reason(stub: Stub, request_of: di
     assert (answer.request_id, list(answer.embedding_bytes_fp32)) == ("bad", [])
 
 
-def test_replica_info_and_health_check_tell_the_true_replicas(stub: Stub, model: str) -> None:
+def test_replica_info_and_health_check_tell_the_true_replicas(stub: Stub, model: Path) -> None:
     info = stub.GetReplicaInfo(arctic.ReplicaInfoRequest(), timeout=10)
     assert (info.n_replicas, info.n_healthy_replicas) == (2, 2)
-    assert [(each.model_name, each.task, each.ready) for each in info.replica_infos] == [(model, "embed", True)] * 2
+    found = [(each.model_name, each.task, each.ready) for each in info.replica_infos]
+    assert found == [(str(model), "embed", True)] * 2
     assert stub.HealthCheck(arctic.HealthCheckRequest(), timeout=10).healthy
 
 

@@ -14,8 +14,7 @@ import openai
 import pytest
 import tritonclient.http
 from prometheus_client.parser import text_string_to_metric_families
-from tests.integration.serve import Serve, serving
-from tests.models import ModelShelf
+from tests.integration.serve import Serve
 
 from tritonembed import EmbeddingClient
 
@@ -32,14 +31,6 @@ SAME = [
     "/v2/models/embedding/trace/setting",
     "/v2/logging",
 ]
-
-
-@pytest.fixture(scope="module")
-def manager(shelf: ModelShelf) -> Iterator[Serve]:
-    """One server behind the manager's HTTP port."""
-    arguments = ["--model", shelf("bert"), "--device=cpu", "--servers=1", "--num-replicas=1", "--tokenizer-instances=1"]
-    with serving(*arguments, "--health-interval=3600") as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -14,16 +13,15 @@ from tritonclient.grpc import InferenceServerClient
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient, EmbeddingResult
 from tritonembed_manager.processes import family, process_table
-from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.server import RunningServer
 
 TEXTS = [f"text {number} of many {'and some more words ' * (number % 7)}" for number in range(3000)]
 
 
 @pytest.fixture(scope="module")
-def victim(model: Path) -> Iterator[RunningServer]:
+def victim(second_server: Callable[[], RunningServer]) -> RunningServer:
     """A second server of the session's model, to be killed."""
-    with running_server(str(model), ["--device", "cpu", "--workers", "1"]) as running:
-        yield running
+    return second_server()
 
 
 @pytest.fixture(scope="module")
