@@ -133,8 +133,8 @@ class _Answer:
         self._count = count
         self._done = done
         self._stages = stages
-        # Kept until the copy is done: the next batch may take its memory. `record_stream` would see to that too, but
-        # then freeing it asks CUDA, and on a poisoned context that ends the process before its requests are told.
+        # Kept until the copy is done: the next batch may take its memory. `record_stream` would see to that too, but by
+        # asking CUDA when it is freed, where an error ends the process.
         self._source = source
 
     def result(self) -> npt.NDArray[np.float32]:

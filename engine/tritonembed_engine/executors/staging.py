@@ -30,7 +30,9 @@ class Stages:
     its successors would come round to the stage of a batch that is still in flight."""
 
     def __init__(self, stages: "Iterable[Stage]") -> None:
-        self._free = deque(stages)
+        # All are kept: to free pinned memory asks CUDA, and where the GPU is lost the error there ends the process.
+        self._all = tuple(stages)
+        self._free = deque(self._all)
 
     def take(self) -> "Stage":
         """For a batch that is launched; `give_back` must follow. Raises IndexError where all are taken."""

@@ -1,5 +1,6 @@
 """Whose answer is where while launches fail: the GPU executor's own code, with a forward pass that a CPU can do."""
 
+import weakref
 from collections.abc import Sequence
 from types import SimpleNamespace
 
@@ -80,3 +81,11 @@ def test_every_stage_comes_back_also_from_a_result_that_fails(
             pending.result()
     monkeypatch.undo()
     np.testing.assert_array_equal(executor.launch([ids(4)]).result(), [[4]])
+
+
+def test_an_answer_that_nobody_collects_does_not_free_its_pinned_memory(executor: CudaDirectExecutor) -> None:
+    """On a lost GPU that would end the process, with requests that were not told yet."""
+    pending = executor.launch([ids(1)])
+    stage = weakref.ref(pending._stage)  # type: ignore[attr-defined]
+    del pending
+    assert stage() is not None
