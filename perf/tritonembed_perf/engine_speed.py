@@ -15,7 +15,7 @@ import numpy as np
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
-SHAPES = ((655, 50), (64, 512), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
+SHAPES = ((655, 50), (64, 512), (225, 50), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
 """Sentences x tokens of a batch."""
 
 ROUNDS = 5

@@ -122,7 +122,6 @@ class Contest:
         wanted = {trial: earlier.chosen.get(trial.name, "") for trial in self._plan.closed}
         if not all(text in by_text for text in wanted.values()):
             return None
-        entry.result.sweep = dict(earlier.sweep)
         return {trial: by_text[text] for trial, text in wanted.items()}
 
     def _choose(self, entry: Entry, chosen: Mapping[Trial, Config]) -> None:
