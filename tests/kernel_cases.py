@@ -93,7 +93,7 @@ def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
         for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65], [100, *[3] * 40, 0, 0]):
             for heads, head_size in ((2, 32), (3, 64)):
                 check_attention(short_attention, device, dtype, lengths, heads, head_size)
-        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 8, 0, 0]):
+        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 20, 0, 0]):
             for heads, head_size in ((2, 32), (3, 64)):
                 check_attention(tiled_attention, device, dtype, lengths, heads, head_size)
 

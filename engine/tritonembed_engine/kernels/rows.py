@@ -9,10 +9,14 @@ def rows_per_program(block: int) -> int:
     return max(1, ELEMENTS_PER_PROGRAM // block)
 
 
+FEWEST_SENTENCE_PROGRAMS = 32
+"""As many as a small batch's sentences run at the same moment, whatever their length."""
+
+
 def sentence_programs(sentences: int, tokens: int, longest: int) -> int:
     """How many programs share the sentences, each taking one after the other with this many between.
 
     Twice what `tokens` make of the longest sentences: a batch of these has a program for each. A CUDA graph has rows
     for many more, shorter ones, and a program for each of these would cost a batch of long ones as much again.
     """
-    return max(1, min(sentences, 2 * -(-tokens // longest)))
+    return max(1, min(sentences, max(FEWEST_SENTENCE_PROGRAMS, 2 * -(-tokens // longest))))
