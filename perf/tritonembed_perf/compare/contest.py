@@ -156,7 +156,9 @@ class Contest:
                 entry.result.note = entry.peer.note
                 for trial in trials:
                     sample = self._sample(endpoint, trial, seconds)
-                    if sample is not None:
+                    if sample is None:
+                        entry.result.rounds.setdefault(trial.name, [])
+                    else:
                         if not sample.requests_per_second and not sample.faults:
                             self._trouble(entry, config, f"{trial.name}: no answer within {seconds:g} s")
                         self._say(

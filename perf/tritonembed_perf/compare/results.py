@@ -15,7 +15,8 @@ class Result:
     """One system. Trials are named as Trial.name has it, configurations by their flags.
 
     why_not: empty, or why it has no figures. troubles: what went wrong on the way. sweep: of each configuration and
-    trial a short sample; chosen: the best configuration of each trial. by_replicas: of each count, as text.
+    trial a short sample; chosen: the best configuration of each trial. rounds: no sample for a trial that is nothing
+    for this system. by_replicas: of each count, as text.
     """
 
     system: str

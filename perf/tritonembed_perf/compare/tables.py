@@ -41,7 +41,8 @@ def _row(result: Result, trial: Trial, ours: Sample | None) -> tuple[str, ...]:
 
 
 def _is_idle(result: Result, trial: Trial) -> bool:
-    return trial.rate is not None and bool(result.rounds)
+    """Whether it had its turn, and can't be asked at a rate."""
+    return trial.rate is not None and trial.name in result.rounds
 
 
 def show(trials: Sequence[Trial], results: Sequence[Result]) -> None:

@@ -233,6 +233,14 @@ def test_offered_rates_take_the_configuration_of_the_load_with_the_most_alike_re
     assert contest.results[0].rounds[offered.name]
 
 
+def test_a_program_that_cannot_be_asked_at_a_rate_has_a_row_without_samples(compete: Callable[..., Contest]) -> None:
+    offered = Trial(50, 1, rate=20)
+    contest = compete([FakePeer("one")], lambda _, trial: None if trial.rate else sample(1.0), offered=[offered])
+    assert contest.run()
+    assert contest.results[0].rounds[offered.name] == []
+    assert contest.results[0].of(offered) is None
+
+
 def test_counts_of_replicas_are_compared_where_a_peer_has_them(compete: Callable[..., Contest]) -> None:
     peers = [WithReplicas("one"), FakePeer("two")]
     contest = compete(peers, lambda endpoint, _: sample(float(len(endpoint[1]))), replicas=[1, 12])

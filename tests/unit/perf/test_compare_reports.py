@@ -95,8 +95,10 @@ def test_flags_that_were_chosen_and_those_that_were_tried_are_printed() -> None:
 
 
 def test_a_program_without_offered_rates_says_so() -> None:
-    assert rows_of(RATE, [result("program", 10.0)])[0][2] == "no offered rate in process"
-    assert rows_of(RATE, [result("program")])[0][2] == "not measured"
+    program = result("program", 10.0)
+    assert rows_of(RATE, [program])[0][2] == "not measured"
+    program.rounds[RATE.name] = []
+    assert rows_of(RATE, [program])[0][2] == "no offered rate in process"
 
 
 def test_reports_of_several_runs_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
