@@ -71,10 +71,10 @@ def test_every_counter_exists_from_the_start_with_the_label_of_its_instance(coun
         assert (family.metric.labels, family.metric.value) == ({"instance": "embedder_0_1"}, 0)
 
 
-def test_the_readme_names_every_counter() -> None:
-    readme = (Path(__file__).resolve().parents[3] / "README.md").read_text(encoding="utf-8")
+def test_the_documentation_names_every_counter() -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
     for name in [*EMBEDDER_COUNTERS, *TOKENIZER_COUNTERS]:
-        assert f"`{name.removeprefix('tritonembed_')}`" in readme
+        assert f"`{name.removeprefix('tritonembed_')}`" in text
 
 
 def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:

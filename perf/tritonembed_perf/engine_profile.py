@@ -1,0 +1,75 @@
+"""Where a batch's time goes in the direct executor alone: PyTorch's profiler, by operator on a CPU, by kernel on a GPU.
+
+python -m tritonembed_perf.engine_profile MODEL_FOLDER [--device cpu|cuda] [--shape 64x50] [--vllm JSON]
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+
+from tritonembed_perf.machine import describe_machine
+
+BATCHES = 5
+ROWS = 12
+
+
+def main() -> None:
+    """Print the median time of a batch, then the operators that take most of it, in milliseconds a batch."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="folder of the model")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--shape", default="64x50", help="SENTENCESxTOKENS of the batch")
+    parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
+    options = parser.parse_args()
+    try:
+        sentences, tokens = (int(part) for part in options.shape.split("x"))
+    except ValueError:
+        parser.error(f"argument --shape: {options.shape!r} is not SENTENCESxTOKENS")
+    from tritonembed_engine.stub import prepare_process
+
+    on_gpu = options.device == "cuda"
+    prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if on_gpu else None)
+    from tritonembed_engine.factory import create_executor
+    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.settings import ModelSettings
+
+    files = read_model_files(options.model)
+    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **json.loads(options.vllm)}
+    executor = create_executor(ModelSettings(model=options.model, vllm=vllm), files, options.device)
+    print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
+    rng = np.random.default_rng(0)
+    batch = [rng.integers(0, files.vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
+    times = [_seconds(executor, batch) for _ in range(2 * BATCHES)][BATCHES:]
+    print(f"{sentences} x {tokens}: {statistics.median(times) * 1e3:.2f} ms a batch")
+    for name, calls, milliseconds in _profile(executor, batch, on_gpu):
+        print(f"{milliseconds:9.2f} ms  {calls:5.1f} x  {name}")
+    executor.close()
+
+
+def _seconds(executor: Any, batch: list[bytes]) -> float:
+    start = time.perf_counter()
+    executor.launch(batch).result()
+    return time.perf_counter() - start
+
+
+def _profile(executor: Any, batch: list[bytes], on_gpu: bool) -> list[tuple[str, float, float]]:
+    """Name, calls and milliseconds of each, for one batch."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        for _ in range(BATCHES):
+            executor.launch(batch).result()
+    rows = []
+    for event in profiler.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        rows.append((event.key[:90], event.count / BATCHES, microseconds / BATCHES / 1e3))
+    return sorted(rows, key=lambda row: -row[2])[:ROWS]
+
+
+if __name__ == "__main__":
+    main()
