@@ -4,15 +4,13 @@ python -m tritonembed_perf.engine_profile MODEL_FOLDER [--device cpu|cuda] [--sh
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.machine import describe_machine
+from tritonembed_perf.executor import load_executor
 
 BATCHES = 5
 ROWS = 12
@@ -30,23 +28,12 @@ def main() -> None:
         sentences, tokens = (int(part) for part in options.shape.split("x"))
     except ValueError:
         parser.error(f"argument --shape: {options.shape!r} is not SENTENCESxTOKENS")
-    from tritonembed_engine.stub import prepare_process
-
-    on_gpu = options.device == "cuda"
-    prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if on_gpu else None)
-    from tritonembed_engine.factory import create_executor
-    from tritonembed_engine.model_files import read_model_files
-    from tritonembed_engine.settings import ModelSettings
-
-    files = read_model_files(options.model)
-    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **json.loads(options.vllm)}
-    executor = create_executor(ModelSettings(model=options.model, vllm=vllm), files, options.device)
-    print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
+    executor, vocab_size = load_executor(options.model, options.device, options.vllm)
     rng = np.random.default_rng(0)
-    batch = [rng.integers(0, files.vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
+    batch = [rng.integers(0, vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
     times = [_seconds(executor, batch) for _ in range(2 * BATCHES)][BATCHES:]
     print(f"{sentences} x {tokens}: {statistics.median(times) * 1e3:.2f} ms a batch")
-    for name, calls, milliseconds in _profile(executor, batch, on_gpu):
+    for name, calls, milliseconds in _profile(executor, batch, options.device == "cuda"):
         print(f"{milliseconds:9.2f} ms  {calls:5.1f} x  {name}")
     executor.close()
 

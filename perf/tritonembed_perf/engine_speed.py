@@ -5,13 +5,13 @@ python -m tritonembed_perf.engine_speed MODEL_FOLDER [--json FILE]
 
 import argparse
 import json
-import os
 import statistics
 import time
 from typing import Any
 
 import numpy as np
 
+from tritonembed_perf.executor import load_executor
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
@@ -29,18 +29,8 @@ def main() -> None:
     parser.add_argument("--json", type=output_file)
     parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
     options = parser.parse_args()
-    from tritonembed_engine.stub import prepare_process
-
-    prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
-    from tritonembed_engine.factory import create_executor
-    from tritonembed_engine.model_files import read_model_files
-    from tritonembed_engine.settings import ModelSettings
-
-    files = read_model_files(options.model)
-    vllm = {"gpu_memory_utilization": 0.1, **json.loads(options.vllm)}
-    executor = create_executor(ModelSettings(model=options.model, vllm=vllm), files, "cuda")
-    print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
-    rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]
+    executor, vocab_size = load_executor(options.model, "cuda", options.vllm)
+    rows = [measure(executor, sentences, tokens, vocab_size) for sentences, tokens in SHAPES]
     if options.json:
         report = {"machine": describe_machine(), "command": describe_command("engine_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
