@@ -26,7 +26,7 @@ class KernelSettings(BaseModel):
     gelu_epilogue: bool = True
     mean_pool: bool = True
     fp8: bool = True
-    """Quantization fused into attention's, GELU's and LayerNorm's kernels, for a model that vLLM loads in fp8."""
+    """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""
 
 
 class GraphSettings(BaseModel):

@@ -28,9 +28,9 @@ def main() -> None:
         sentences, tokens = (int(part) for part in options.shape.split("x"))
     except ValueError:
         parser.error(f"argument --shape: {options.shape!r} is not SENTENCESxTOKENS")
-    executor, vocab_size = load_executor(options.model, options.device, options.vllm)
+    executor, files = load_executor(options.model, options.device, options.vllm)
     rng = np.random.default_rng(0)
-    batch = [rng.integers(0, vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
+    batch = [rng.integers(0, files.vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
     times = [_seconds(executor, batch) for _ in range(2 * BATCHES)][BATCHES:]
     print(f"{sentences} x {tokens}: {statistics.median(times) * 1e3:.2f} ms a batch")
     for name, calls, milliseconds in _profile(executor, batch, options.device == "cuda"):

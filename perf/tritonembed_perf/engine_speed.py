@@ -29,8 +29,8 @@ def main() -> None:
     parser.add_argument("--json", type=output_file)
     parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
     options = parser.parse_args()
-    executor, vocab_size = load_executor(options.model, "cuda", options.vllm)
-    rows = [measure(executor, sentences, tokens, vocab_size) for sentences, tokens in SHAPES]
+    executor, files = load_executor(options.model, "cuda", options.vllm)
+    rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]
     if options.json:
         report = {"machine": describe_machine(), "command": describe_command("engine_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")

@@ -2,15 +2,19 @@
 
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING
 
 from tritonembed_perf.machine import describe_machine
 
+if TYPE_CHECKING:
+    from tritonembed_engine.executors.base import Executor
+    from tritonembed_engine.model_files import ModelFiles
 
-def load_executor(model: str, device: str, vllm_json: str) -> tuple[Any, int]:
-    """Load it, say on what machine; gives it and the size of the model's vocabulary.
 
-    model: a folder. device: "cpu" or "cuda". vllm_json: vLLM engine arguments.
+def load_executor(model: str, device: str, vllm_json: str, executor: str = "auto") -> tuple["Executor", "ModelFiles"]:
+    """Load it, say on what machine; gives it and what the model's files say.
+
+    model: a folder. device: "cpu" or "cuda". vllm_json: vLLM engine arguments. executor: as in model.json.
     """
     from tritonembed_engine.stub import prepare_process
 
@@ -22,6 +26,7 @@ def load_executor(model: str, device: str, vllm_json: str) -> tuple[Any, int]:
 
     files = read_model_files(model)
     vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **json.loads(vllm_json)}
-    executor = create_executor(ModelSettings(model=model, vllm=vllm), files, device)
-    print(f"machine: {describe_machine()}\nexecutor: {executor.name}, {vllm}")
-    return executor, files.vocab_size
+    settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": {"executor": executor}})
+    loaded = create_executor(settings, files, device)
+    print(f"machine: {describe_machine()}\nexecutor: {loaded.name}, {vllm}")
+    return loaded, files

@@ -18,6 +18,9 @@ ROUNDS = 7
 REPEAT = 20
 HEADS = 12
 SENTENCE_TOKENS = (50, 128, 256, 512)
+SCALE = 0.02
+"""Of fp8."""
+
 TOKENS_PER_ROW = 16
 """A CUDA graph has a row for so many tokens; those that a batch does not need are empty."""
 
@@ -44,8 +47,9 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
 
     from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
     from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+    from tritonembed_engine.kernels.gelu_product import gelu_product
     from tritonembed_engine.kernels.mean_pool import mean_pool
-    from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize_rows
+    from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize
     from tritonembed_engine.kernels.short_attention import LONGEST, short_attention
     from tritonembed_engine.kernels.tiled_attention import tiled_attention
 
@@ -57,6 +61,8 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
     norm = torch.nn.LayerNorm(width, device="cuda", dtype=torch.bfloat16)
     ids = torch.randint(0, len(words), (tokens,), device="cuda", dtype=torch.int32)
     positions = torch.arange(tokens, device="cuda") % 50
+    x8, weight = x.to(torch.float8_e4m3fn), random(4 * width, width).to(torch.float8_e4m3fn)
+    one, scales, bias = torch.ones((), device="cuda"), torch.full((4 * width,), 0.01, device="cuda"), random(4 * width)
     row = tokens * width
     # Bytes: of bf16 two an element, of fp8 one, of the embedding's gathered rows two each.
     cases: list[tuple[str, int, Callable[[], object]]] = [
@@ -67,9 +73,11 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
             6 * row,
             lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0),
         ),
-        ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm)),
-        ("fp8", 3 * row, lambda: quantize_rows(x)),
-        ("GELU + fp8", 12 * row, lambda: quantize_rows(wide, gelu=True)),
+        ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm, SCALE)),
+        ("fp8", 3 * row, lambda: quantize(x, SCALE)),
+        ("GELU + fp8", 12 * row, lambda: quantize(wide, SCALE, gelu=True)),
+        ("product in fp8", 9 * row, lambda: torch._scaled_mm(x8, weight.t(), one, one, bias, out_dtype=x.dtype)),
+        ("product + GELU + fp8", 5 * row, lambda: gelu_product(x8, weight, scales, bias, SCALE)),
     ]
     for length, in_graph in ((length, in_graph) for length in SENTENCE_TOKENS for in_graph in (False, True)):
         ends = list(range(0, tokens - tokens % length + 1, length))
@@ -84,8 +92,14 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
             return mean_pool(x, starts)
 
         where = ", graph's rows" if in_graph else ""
+
+        def attend_fp8(starts: "torch.Tensor" = starts, length: int = length) -> object:
+            attention = short_attention if length <= LONGEST else tiled_attention
+            return attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5, SCALE)
+
         cases += [
             (f"attention, {length} tokens{where}", 8 * row, attend),
+            (f"attention + fp8, {length} tokens{where}", 7 * row, attend_fp8),
             (f"mean pooling, {length} tokens{where}", 2 * row, pool),
         ]
     with torch.inference_mode():

@@ -30,6 +30,17 @@ def test_bf16_vectors_are_those_of_float32_transformers(
     assert "the scheduler executor serves" not in log
 
 
+def test_fp8_vectors_are_near_those_of_float32_transformers(shelf: ModelShelf) -> None:
+    """0.995 is what e4m3's three bits of mantissa leave: vLLM's own products give the same (perf/README.md)."""
+    folder = shelf("bert-calm")
+    command = ["--device", "cuda", "--quantization", "fp8"]
+    with running_server(str(folder), command) as server, EmbeddingClient(server.target) as client:
+        vectors = client.embed(TEXTS).embeddings
+        log = server.read_log()
+    assert cosines(vectors, reference_vectors(folder, TEXTS, "mean", True, 512)).min() >= 0.995
+    assert "the scheduler executor serves" not in log
+
+
 def test_the_committed_repository_loads_as_it_is(shelf: ModelShelf, tmp_path: Path) -> None:
     """`tritonserver --model-repository model_repository`, the model overridden by TRITONEMBED_MODEL."""
     from tritonembed_manager.tritonserver import find_tritonserver

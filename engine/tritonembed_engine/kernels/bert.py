@@ -14,6 +14,7 @@ from tritonembed_engine.kernels import tiled_attention as tiled
 from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
 from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
 from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+from tritonembed_engine.kernels.quantize import quantize
 from tritonembed_engine.settings import KernelSettings
 
 
@@ -56,10 +57,15 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
     if dtype not in (torch.bfloat16, torch.float16):
         return kernels
 
-    def attention_of(module: Any) -> Callable[[torch.Tensor], torch.Tensor]:
-        return _attend(module, kernels, settings.attention and _serves(module))
+    def attention_of(module: Any, fp8_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return _attend(module, kernels, settings.attention and _serves(module), fp8_scale)
 
-    replacements.append((bert.BertEncoder, settings.fp8, lambda module: fp8_encoder(module, attention_of, dtype)))
+    def encoder(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        embeddings = (roberta.RobertaEmbedding, bert.BertEmbedding)
+        norms = [one.LayerNorm for one in model.modules() if type(one) in embeddings]
+        return fp8_encoder(module, norms[0], attention_of, dtype) if norms else None
+
+    replacements.append((bert.BertEncoder, settings.fp8, encoder))
     for module in model.modules():
         for kind, enabled, replacement in replacements:
             if enabled and type(module) is kind:
@@ -85,17 +91,22 @@ def _serves(module: Any) -> bool:
     return module.head_dim in short.HEAD_SIZES and bool(module.num_kv_heads == module.num_heads)
 
 
-def _attend(module: Any, kernels: Kernels, ours: bool = True) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From packed queries, keys and values to what is attended to; very long sentences are vLLM's."""
+def _attend(
+    module: Any, kernels: Kernels, ours: bool = True, fp8_scale: float | None = None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From packed queries, keys and values to what is attended to; very long sentences are vLLM's.
+
+    fp8_scale: the result is divided by it and in fp8.
+    """
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
         if not ours or kernels.starts is None or kernels.longest > tiled.LONGEST:
             q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
             attended: torch.Tensor = module.attn(q, k, v)
-            return attended
+            return attended if fp8_scale is None else quantize(attended.contiguous(), fp8_scale)
         one_tile = kernels.longest <= short.LONGEST
         attention = short.short_attention if one_tile else tiled.tiled_attention
-        return attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling)
+        return attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling, fp8_scale)
 
     return attend
 

@@ -1,7 +1,7 @@
 """BERT's encoder over fp8 products: every quantization rides on the kernel before it.
 
 vLLM loads and quantizes the weights (`quantization="fp8"`); a layer here is four products, and between them attention,
-GELU and two residual LayerNorms that hand their result on in fp8 with one scale a row.
+GELU and two residual LayerNorms that hand their result on in fp8, by scales that follow from the weights (`bounds.py`).
 """
 
 from collections.abc import Callable
@@ -9,63 +9,122 @@ from typing import Any
 
 import torch
 
-from tritonembed_engine.kernels.quantize import Quantized, add_layer_norm_quantize, quantize_rows
+from tritonembed_engine.kernels.bounds import norm_scale, product_scale
+from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_serves
+from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize
 
 Attend = Callable[[torch.Tensor], torch.Tensor]
-Product = Callable[[Quantized], torch.Tensor]
+Layer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From hidden states, and the same in fp8, to the next layer's."""
 
 
 def fp8_encoder(
-    encoder: Any, attention_of: Callable[[Any], Attend], dtype: torch.dtype
+    encoder: Any,
+    embedding_norm: torch.nn.LayerNorm,
+    attention_of: Callable[[Any, float], Attend],
+    dtype: torch.dtype,
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """A forward for vLLM's BertEncoder, or None where its layers are not plain fp8 products with exact GELU.
 
-    attention_of: from a BertSelfAttention, a function from its packed queries, keys and values to what it attends to.
-    dtype: of the hidden states.
+    embedding_norm: gives the hidden states that come in. attention_of: from a BertSelfAttention and a scale, a function
+    from its packed queries, keys and values to what it attends to, divided by the scale, in fp8. dtype: of the hidden
+    states.
     """
-    from vllm.model_executor.layers.activation import get_act_fn
-
-    exact_gelu = type(get_act_fn("gelu"))
-    layers: list[tuple[list[Product], Attend, Any, Any]] = []
-    for layer in encoder.layer:
-        block, down = layer.attention, layer.output
-        modules = (block.self.qkv_proj, block.output.dense, layer.intermediate.dense, down.dense)
-        products = [product for module in modules if (product := _product(module, dtype))]
-        if type(layer.intermediate.intermediate_act_fn) is not exact_gelu or len(products) < len(modules):
+    layers: list[Layer] = []
+    norm = embedding_norm
+    for module in encoder.layer:
+        if not _serves(module):
             return None
-        layers.append((products, attention_of(block.self), block.output.LayerNorm, down.LayerNorm))
+        layers.append(_layer(module, norm, attention_of, dtype))
+        norm = module.output.LayerNorm
+    first_scale = norm_scale(embedding_norm)
 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
-        hidden, quantized = hidden_states, quantize_rows(hidden_states)
-        for (project, merge, widen, narrow), attend, first_norm, second_norm in layers:
-            attended = quantize_rows(attend(project(quantized)))
-            hidden, quantized = add_layer_norm_quantize(merge(attended), hidden, first_norm)
-            widened = quantize_rows(widen(quantized), gelu=True)
-            hidden, quantized = add_layer_norm_quantize(narrow(widened), hidden, second_norm)
+        hidden, quantized = hidden_states, quantize(hidden_states, first_scale)
+        for layer in layers:
+            hidden, quantized = layer(hidden, quantized)
         return hidden
 
     return forward
 
 
-def _product(module: Any, dtype: torch.dtype) -> Product | None:
-    """x W^T + b with the fp8 weight that vLLM made; None where it has another form (blocks, static input scales)."""
-    weight, scale = module.weight, getattr(module, "weight_scale", None)
-    inputs, outputs = module.input_size, module.output_size
-    plain = weight.dtype == torch.float8_e4m3fn and weight.shape == (inputs, outputs) and weight.stride(0) == 1
-    if (
-        not plain
-        or scale is None
-        or scale.numel() not in (1, outputs)
-        or getattr(module, "input_scale", None) is not None
-    ):
-        return None
-    columns = scale.float().reshape(1, -1).expand(1, outputs).contiguous()
-    bias = module.bias
+def _layer(
+    layer: Any, norm: torch.nn.LayerNorm, attention_of: Callable[[Any, float], Attend], dtype: torch.dtype
+) -> Layer:
+    """norm: what the layer's input comes from."""
+    attention, output = layer.attention, layer.output
+    middle_norm, last_norm = attention.output.LayerNorm, output.LayerNorm
+    packed, wide = attention.self.qkv_proj, layer.intermediate.dense
+    values = slice(attention.self.q_size + attention.self.kv_size, None)
+    attended_scale = product_scale(norm, _real(packed)[:, values], None if packed.bias is None else packed.bias[values])
+    middle_scale, wide_scale = norm_scale(middle_norm), product_scale(middle_norm, _real(wide), wide.bias)
+    last_scale = norm_scale(last_norm)
 
-    def product(x: Quantized) -> torch.Tensor:
+    attend = attention_of(attention.self, attended_scale)
+    project = _product(packed, norm_scale(norm), dtype)
+    merge = _product(attention.output.dense, attended_scale, dtype)
+    widen = _widen(wide, middle_scale, wide_scale, dtype)
+    narrow = _product(output.dense, wide_scale, dtype)
+
+    def forward(hidden: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        merged = merge(attend(project(quantized)))
+        hidden, quantized = add_layer_norm_quantize(merged, hidden, middle_norm, middle_scale)
+        narrowed = narrow(widen(quantized))
+        return add_layer_norm_quantize(narrowed, hidden, last_norm, last_scale)
+
+    return forward
+
+
+def _serves(layer: Any) -> bool:
+    """Whether the weights have the form that vLLM gives them online: no blocks, no input scales of a checkpoint."""
+    from vllm.model_executor.layers.activation import get_act_fn
+
+    def plain(module: Any) -> bool:
+        weight, scale = module.weight, getattr(module, "weight_scale", None)
+        inputs, outputs = module.input_size, module.output_size
+        return (
+            weight.dtype == torch.float8_e4m3fn
+            and weight.shape == (inputs, outputs)
+            and weight.stride(0) == 1
+            and inputs % 16 == outputs % 16 == 0
+            and scale is not None
+            and scale.numel() in (1, outputs)
+            and getattr(module, "input_scale", None) is None
+        )
+
+    attention = layer.attention
+    modules = (attention.self.qkv_proj, attention.output.dense, layer.intermediate.dense, layer.output.dense)
+    return type(layer.intermediate.intermediate_act_fn) is type(get_act_fn("gelu")) and all(map(plain, modules))
+
+
+def _real(module: Any) -> torch.Tensor:
+    """The weights' values, [inputs, outputs]."""
+    values: torch.Tensor = module.weight.float() * module.weight_scale.float().reshape(1, -1)
+    return values
+
+
+def _product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """x W^T + b of an x in fp8 that is worth `scale`; in 16 bits."""
+    weight, bias, weight_scale = module.weight, module.bias, module.weight_scale.float().reshape(1, -1).contiguous()
+    input_scale = torch.full((1, 1), scale, device=weight.device)
+    by_column = weight_scale.numel() > 1
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        # torch takes one scale for each side, or one for each row and each column.
+        scale_a = input_scale.expand(len(x), 1).contiguous() if by_column else input_scale
         out: torch.Tensor = torch._scaled_mm(
-            x[0], weight, scale_a=x[1], scale_b=columns, bias=bias, out_dtype=dtype, use_fast_accum=True
+            x, weight, scale_a=scale_a, scale_b=weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
         )
         return out
 
     return product
+
+
+def _widen(module: Any, scale: float, out_scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """GELU of the product of an x that is worth `scale`, in fp8 that is worth `out_scale`."""
+    if module.bias is None or not gelu_product_serves(module.weight.device):
+        product = _product(module, scale, dtype)
+        return lambda x: quantize(product(x), out_scale, gelu=True)
+    weight, bias = module.weight.t(), module.bias
+    scales = (module.weight_scale.float() * scale).reshape(-1).expand(len(weight)).contiguous()
+    return lambda x: gelu_product(x, weight, scales, bias, out_scale)

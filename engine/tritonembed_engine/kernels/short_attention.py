@@ -22,8 +22,9 @@ _LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _short_attention(  # type: ignore[no-untyped-def]
-    q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, BLOCK: tl.constexpr, HEAD: tl.constexpr
-):
+    q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, out_scale,
+    BLOCK: tl.constexpr, HEAD: tl.constexpr,
+):  # fmt: skip
     head = tl.program_id(0)
     sentence = tl.program_id(1)
     end = tl.load(starts + sentences)
@@ -43,29 +44,38 @@ def _short_attention(  # type: ignore[no-untyped-def]
             scores = tl.where((row < length)[None, :], scores, float("-inf"))
             weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
             total = tl.sum(weights, 1)
-            mixed = tl.dot(weights.to(values.dtype), values) / total[:, None]
+            mixed = tl.dot(weights.to(values.dtype), values) / (total * out_scale)[:, None]
             to = (start + row)[:, None] * out_stride + head * HEAD + column[None, :]
             tl.store(out + to, mixed.to(out.dtype.element_ty), inside)
         sentence += tl.num_programs(1)
         start = tl.load(starts + tl.minimum(sentence, sentences))
 
 
-def short_attention(qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float) -> torch.Tensor:
+def short_attention(
+    qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float, fp8_scale: float | None = None
+) -> torch.Tensor:
     """Softmax attention within each sentence, not causal.
 
     qkv: [tokens, 3 x heads x head size], queries, keys and values side by side; rows contiguous. starts: int32
-    [sentences + 1]. longest: tokens of the longest sentence, at most LONGEST. Gives [tokens, heads x head size].
+    [sentences + 1]. longest: tokens of the longest sentence, at most LONGEST. Gives [tokens, heads x head size], in the
+    type of qkv or, where there is an fp8_scale, divided by it as float8_e4m3fn.
     """
     width = qkv.shape[1] // 3
     q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
-    out = torch.empty((len(qkv), width), dtype=qkv.dtype, device=qkv.device)
+    out = attention_output(qkv, width, fp8_scale)
     block = max(16, triton.next_power_of_2(longest))
     sentences = len(starts) - 1
     _short_attention[(heads, sentence_programs(sentences, len(qkv), longest))](
-        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E,
+        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, fp8_scale or 1.0,
         BLOCK=block, HEAD=width // heads, num_warps=WARPS[block],
     )  # fmt: skip
     return out
+
+
+def attention_output(qkv: torch.Tensor, width: int, fp8_scale: float | None) -> torch.Tensor:
+    """An empty [tokens, width]."""
+    dtype = qkv.dtype if fp8_scale is None else torch.float8_e4m3fn
+    return torch.empty((len(qkv), width), dtype=dtype, device=qkv.device)
 
 
 def short_attention_reference(qkv: torch.Tensor, starts: torch.Tensor, heads: int, scale: float) -> torch.Tensor:

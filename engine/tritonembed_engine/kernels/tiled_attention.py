@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from tritonembed_engine.kernels.rows import sentence_programs
+from tritonembed_engine.kernels.short_attention import attention_output
 
 LONGEST = 512
 """Tokens that were measured; longer sentences are FlashAttention's."""
@@ -24,7 +25,7 @@ _LOG2_E = 1.4426950408889634
 
 @triton.jit
 def _tiled_attention(  # type: ignore[no-untyped-def]
-    q, k, v, out, starts, sentences, qkv_stride, out_stride, scale,
+    q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, out_scale,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
@@ -68,24 +69,27 @@ def _tiled_attention(  # type: ignore[no-untyped-def]
                 total = total * fade + tl.sum(weights, 1)
                 mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None])
             to = (start + row)[:, None] * out_stride + column[None, :]
-            tl.store(out + to, (mixed / total[:, None]).to(out.dtype.element_ty), inside)
+            tl.store(out + to, (mixed / (total * out_scale)[:, None]).to(out.dtype.element_ty), inside)
         sentence += tl.num_programs(2)
         start = tl.load(starts + tl.minimum(sentence, sentences))
 
 
-def tiled_attention(qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float) -> torch.Tensor:
+def tiled_attention(
+    qkv: torch.Tensor, starts: torch.Tensor, heads: int, longest: int, scale: float, fp8_scale: float | None = None
+) -> torch.Tensor:
     """Softmax attention within each sentence, not causal: what `short_attention` gives, for any length.
 
     qkv: [tokens, 3 x heads x head size], queries, keys and values side by side; rows contiguous. starts: int32
-    [sentences + 1]. longest: at least the tokens of the longest sentence. Gives [tokens, heads x head size].
+    [sentences + 1]. longest: at least the tokens of the longest sentence. Gives [tokens, heads x head size], in the
+    type of qkv or, where there is an fp8_scale, divided by it as float8_e4m3fn.
     """
     width = qkv.shape[1] // 3
     q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
-    out = torch.empty((len(qkv), width), dtype=qkv.dtype, device=qkv.device)
+    out = attention_output(qkv, width, fp8_scale)
     sentences, head = len(starts) - 1, width // heads
     grid = (triton.cdiv(longest, QUERIES), heads, sentence_programs(sentences, len(qkv), longest))
     _tiled_attention[grid](
-        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E,
+        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, fp8_scale or 1.0,
         QUERIES=QUERIES, KEYS=32 if longest < 256 else 64, HEAD=head, num_warps=4,
         maxnreg=REGISTERS if head <= 64 else None,
     )  # fmt: skip
