@@ -23,12 +23,17 @@ SEVERAL: list[Option] = [
 
 
 def targets_of(target: str | Iterable[str]) -> list[str]:
-    """The addresses of one server or of several; ValueError for none, and for one that is there twice."""
+    """The addresses of one server or of several; ValueError for none, one that is there twice, and a port too large."""
     targets = [target] if isinstance(target, str) else list(target)
     if not targets:
         raise ValueError("target: there is no server in the list")
     if len(set(targets)) != len(targets):
         raise ValueError("target: a server is in the list twice")
+    for one in targets:
+        _, colon, port = one.rpartition(":")
+        # gRPC would take it modulo 65536.
+        if colon and port.isdecimal() and not 0 < int(port) <= 65535:
+            raise ValueError(f"target: {port} is no port")
     return targets
 
 

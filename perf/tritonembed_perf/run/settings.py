@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.presets import PRESETS
@@ -127,9 +128,13 @@ def _refuse_contradictions(given: dict[str, Any]) -> None:
 
 def _is_address(server: str, protocol: str) -> bool:
     if protocol == "openai" and server.startswith(("http://", "https://")):
-        return bool(server.partition("://")[2])
+        try:
+            parts = urlsplit(server)
+            return bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, or over 65535
+            return False
     host, _, port = server.rpartition(":")
-    return bool(host) and "/" not in server and port.isdecimal()
+    return bool(host) and "/" not in server and port.isdecimal() and 0 < int(port) <= 65535
 
 
 def _option(name: str) -> str:

@@ -285,8 +285,16 @@ def test_info_and_readiness_are_those_of_the_first_server_that_is_there(two, cli
         client.info()
 
 
-@pytest.mark.parametrize(("targets", "words"), [([], "no server"), (["a:1", "a:1"], "twice")])
-def test_a_list_without_servers_or_with_one_twice_is_a_value_error(targets, words):
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ([], "no server"),
+        (["a:1", "a:1"], "twice"),
+        ("a:65536", "65536 is no port"),
+        (["a:1", "[::1]:0"], "0 is no port"),
+    ],
+)
+def test_no_server_one_twice_and_a_port_that_cannot_be_are_a_value_error(targets, words):
     with pytest.raises(ValueError, match=words):
         EmbeddingClient(targets)
 

@@ -84,7 +84,11 @@ def test_more_processes_than_requests_in_flight_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("protocol", "server"), [("kserve", ""), ("kserve", "host"), ("arctic", "http://host:1"), ("openai", "host")]
+    ("protocol", "server"),
+    [
+        *[("kserve", ""), ("kserve", "host"), ("kserve", "host:65536"), ("arctic", "http://host:1")],
+        *[("openai", "host"), ("openai", "http://host:99999"), ("openai", "http://:80"), ("openai", "host:0")],
+    ],
 )
 def test_what_is_no_address_is_refused_before_it_is_called(protocol: str, server: str) -> None:
     with pytest.raises(UsageError, match="--server is host:port"):
