@@ -4,13 +4,14 @@ python -m tritonembed_perf.engine_profile MODEL_FOLDER [--device cpu|cuda] [--sh
 """
 
 import argparse
+import re
 import statistics
 import time
 from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.executor import load_executor
+from tritonembed_perf.executor import add_model_options, load_executor
 
 BATCHES = 5
 ROWS = 12
@@ -19,15 +20,11 @@ ROWS = 12
 def main() -> None:
     """Print the median time of a batch, then the operators that take most of it, in milliseconds a batch."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of the model")
+    add_model_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--shape", default="64x50", help="SENTENCESxTOKENS of the batch")
-    parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
+    parser.add_argument("--shape", type=_shape, default="64x50", help="SENTENCESxTOKENS of the batch")
     options = parser.parse_args()
-    try:
-        sentences, tokens = (int(part) for part in options.shape.split("x"))
-    except ValueError:
-        parser.error(f"argument --shape: {options.shape!r} is not SENTENCESxTOKENS")
+    sentences, tokens = options.shape
     executor, files = load_executor(options.model, options.device, options.vllm)
     rng = np.random.default_rng(0)
     batch = [rng.integers(0, files.vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
@@ -36,6 +33,13 @@ def main() -> None:
     for name, calls, milliseconds in _profile(executor, batch, options.device == "cuda"):
         print(f"{milliseconds:9.2f} ms  {calls:5.1f} x  {name}")
     executor.close()
+
+
+def _shape(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SENTENCESxTOKENS")
+    return int(found[1]), int(found[2])
 
 
 def _seconds(executor: Any, batch: list[bytes]) -> float:

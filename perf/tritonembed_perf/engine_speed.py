@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.executor import load_executor
+from tritonembed_perf.executor import add_model_options, load_executor
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
@@ -25,9 +25,8 @@ TOKENS_A_ROUND = 600_000
 def main() -> None:
     """Print a row a batch shape: throughput with two batches in flight, latency with one; medians of ROUNDS."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of the model")
+    add_model_options(parser)
     parser.add_argument("--json", type=output_file)
-    parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
     options = parser.parse_args()
     executor, files = load_executor(options.model, "cuda", options.vllm)
     rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]

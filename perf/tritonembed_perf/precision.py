@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tritonembed_perf.executor import load_executor
+from tritonembed_perf.executor import add_model_options, load_executor
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
@@ -27,10 +27,9 @@ SENTENCES = 32
 def main() -> None:
     """Print a row a length."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", help="folder of the model")
+    add_model_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--executor", choices=("direct", "scheduler"), default="direct")
-    parser.add_argument("--vllm", default="{}", help="vLLM engine arguments as JSON")
     parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
     executor, files = load_executor(options.model, options.device, options.vllm, options.executor)

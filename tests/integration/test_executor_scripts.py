@@ -1,0 +1,51 @@
+"""The scripts that measure the executor without Triton: `python -m tritonembed_perf.engine_profile`."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.models import ModelShelf
+
+
+def script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", f"tritonembed_perf.{name}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_the_time_of_a_batch_is_shown_by_operator(shelf: ModelShelf) -> None:
+    done = script("engine_profile", str(shelf("bert")), "--shape", "4x8")
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert "executor: direct" in done.stdout
+    assert re.search(r"^4 x 8: +\d+\.\d\d ms a batch$", done.stdout, re.MULTILINE)
+    operators = re.findall(r"^ +(\d+\.\d\d) ms +(\d+\.\d) x  (\S+)$", done.stdout, re.MULTILINE)
+    assert "aten::gelu" in [name for _, _, name in operators]
+    times = [float(milliseconds) for milliseconds, _, _ in operators]
+    assert times == sorted(times, reverse=True)
+
+
+def test_precision_is_that_of_the_type_it_computes_in(shelf: ModelShelf, tmp_path: Path) -> None:
+    report = tmp_path / "precision.json"
+    done = script("precision", str(shelf("bert-cls")), "--vllm", '{"dtype": "bfloat16"}', "--json", str(report))
+    assert done.returncode == 0, done.stderr[-1000:]
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [1, 2, 5, 10, 20, 50, 100, 200, 512]
+    assert all(0.999 < row["lowest"] <= row["median"] < 1 - 1e-7 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (("engine_profile", "model", "--shape", "64"), "argument --shape: '64' is not SENTENCESxTOKENS"),
+        (("engine_profile", "model", "--shape", "0x50"), "argument --shape: '0x50' is not SENTENCESxTOKENS"),
+        (("precision", "model", "--vllm", "[1]"), "argument --vllm: '[1]' is no JSON object"),
+        (("precision", "/no/such/model"), "error: there is no model folder model"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line(command: tuple[str, ...], line: str) -> None:
+    done = script(*command)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1].endswith(line)
+    assert "Traceback" not in done.stderr
