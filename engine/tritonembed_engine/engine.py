@@ -177,6 +177,12 @@ class EmbeddingEngine:
         except Exception as error:
             self._recover(batch, error)
             return
+        try:
+            self._hand_out(batch, vectors, start)
+        except Exception as error:
+            self._give_up(batch, error)
+
+    def _hand_out(self, batch: "Batch[Request]", vectors: Vectors, start: float) -> None:
         if self._on_batch:
             self._on_batch(self._report(batch, start))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
@@ -203,7 +209,11 @@ class EmbeddingEngine:
 
     def _recover(self, batch: "Batch[Request]", error: Exception) -> None:
         """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""
-        problem = self.executor.explain(error)
+        try:
+            problem = self.executor.explain(error)
+        except Exception as unexpected:
+            self._give_up(batch, unexpected)
+            return
         if isinstance(problem, OutOfMemory) and len(batch.sentences) > 1:
             self._batcher.max_tokens = min(self._batcher.max_tokens, max(batch.tokens // 2, 1))
             logger.warning("out of memory at %d tokens; at most %d from now on", batch.tokens, self._batcher.max_tokens)
@@ -215,14 +225,27 @@ class EmbeddingEngine:
                 if self._launched:
                     self._collect(*self._launched.popleft())
             return
+        self._fail(batch, problem)
+        if isinstance(problem, DeviceLost):
+            self._die(problem)
+
+    def _give_up(self, batch: "Batch[Request]", error: Exception) -> None:
+        """A defect of the engine itself: whoever waits is told, and the process starts again."""
+        logger.error("the engine failed", exc_info=error)
+        problem = EngineDead(f"the engine failed ({type(error).__name__})")
+        self._fail(batch, problem)
+        self._die(problem)
+
+    def _fail(self, batch: "Batch[Request]", problem: Exception) -> None:
         # `_end` may be failing the rest of the same request.
         with self._changed:
             for piece in batch.pieces:
                 piece.request.fail(problem)
-        if isinstance(problem, DeviceLost) and self._end(problem):
+
+    def _die(self, problem: EngineDead) -> None:
+        if self._end(problem):
             for other, _, _ in self._launched:
-                for piece in other.pieces:
-                    piece.request.fail(problem)
+                self._fail(other, problem)
             self._launched.clear()
             if self._on_death:
                 self._on_death()

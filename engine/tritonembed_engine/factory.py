@@ -2,16 +2,21 @@
 
 import logging
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from tritonembed_engine.engine import EmbeddingEngine
-from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors.agreement import Disagreement, check_agreement, make_reference
+from tritonembed_engine.errors import DeviceLost, ModelError
+from tritonembed_engine.executors.agreement import Disagreement, Reference, check_agreement, make_reference
 from tritonembed_engine.executors.base import Executor
+from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.jobs import BatchReport
-from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
+from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens, turn
 from tritonembed_engine.model_files import ModelFiles
-from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from tritonembed_engine.executors.vllm_internals import OpenModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,37 +44,73 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
 
     Raises ModelError where model.json insists on `direct` and it can't be had.
     """
-    llm = load_vllm(settings, files, device)
-    tokens = max_batch_tokens(settings, files, device)
-    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH)
-    if settings.engine.executor == "scheduler":
-        return scheduler
-    # Imported here: the direct path touches vLLM's internals, which may have moved.
-    from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
+    with turn(device):
+        llm = load_vllm(settings, files, device)
+        tokens = max_batch_tokens(settings, files, device)
+        scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH)
+        if settings.engine.executor == "scheduler":
+            return scheduler
+        # Imported here: the direct path touches vLLM's internals, which may have moved.
+        from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
 
-    direct: Executor | None = None
-    try:
-        model = open_model(llm)
-        # Before the direct executor is made: its kernels go into the same model.
-        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
-        if device == "cuda":
-            from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
-
-            cuda = CudaDirectExecutor(
-                model, settings.engine, scheduler.dimensions, files.max_length, tokens, SENTENCES_PER_BATCH
-            )
-            direct = cuda
-            captured = [graph.bucket for graph in cuda.graphs]
-        else:
-            from tritonembed_engine.executors.direct import DirectExecutor
-
-            direct, captured = DirectExecutor(model, tokens, SENTENCES_PER_BATCH), []
-        check_agreement(direct, reference, captured)
-    except (DirectUnavailable, Disagreement) as problem:
-        if direct is not None:
-            direct.close()
+        try:
+            model = open_model(llm)
+            # Before the direct executor is made: its kernels go into the same model.
+            reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
+            return _direct_executor(model, settings.engine, files, device, scheduler, reference)
+        except (DirectUnavailable, Disagreement) as problem:
+            reason = str(problem)
+        except Exception as error:
+            reason = _failure("the direct executor", error)
         if settings.engine.executor == "direct":
-            raise ModelError(f"the direct executor can't serve this model: {problem}") from None
-        logger.warning("the scheduler executor serves: %s", problem)
+            raise ModelError(f"the direct executor can't serve this model: {reason}")
+        logger.warning("the scheduler executor serves: %s", reason)
         return scheduler
-    return direct
+
+
+def _direct_executor(
+    model: "OpenModel",
+    engine: EngineSettings,
+    files: ModelFiles,
+    device: str,
+    scheduler: SchedulerExecutor,
+    reference: Reference,
+) -> Executor:
+    """Made, and held against vLLM's answers; raises whatever is wrong with it, the model as vLLM made it."""
+    tokens = scheduler.max_batch_tokens
+    if device == "cpu":
+        from tritonembed_engine.executors.direct import DirectExecutor
+
+        on_cpu = DirectExecutor(model, tokens, SENTENCES_PER_BATCH)
+        check_agreement(on_cpu, reference, [])
+        return on_cpu
+    from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
+
+    def make(settings: EngineSettings) -> CudaDirectExecutor:
+        executor = CudaDirectExecutor(
+            model, settings, scheduler.dimensions, files.max_length, tokens, SENTENCES_PER_BATCH
+        )
+        try:
+            check_agreement(executor, reference, executor.shapes)
+        except BaseException:
+            executor.close()
+            raise
+        return executor
+
+    without = KernelSettings(**dict.fromkeys(KernelSettings.model_fields, False))
+    if engine.kernels != without:
+        try:
+            return make(engine)
+        except Disagreement as problem:
+            logger.warning("vLLM's kernels serve, not ours: %s", problem)
+        except Exception as error:
+            logger.warning("vLLM's kernels serve, not ours: %s", _failure("one", error))
+    return make(engine.model_copy(update={"kernels": without}))
+
+
+def _failure(what: str, error: Exception) -> str:
+    """In one line; the log has the rest. Raises the error where the device is lost: nothing else would run on it."""
+    if isinstance(explain(error), DeviceLost):
+        raise error
+    logger.warning("%s failed", what, exc_info=error)
+    return f"{what} failed ({type(error).__name__})"

@@ -71,7 +71,8 @@ class Request(Waiting):
             self.future.set_result(self.vectors)
 
     def fail(self, error: Exception) -> None:
-        """Answer with an error; what is still queued of it is skipped."""
+        """Answer with an error, unless it was answered; what is still queued of it is skipped."""
         if not self.failed:
             self.failed = True
-            self.future.set_exception(error)
+            if not self.future.done():
+                self.future.set_exception(error)

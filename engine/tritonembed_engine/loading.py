@@ -28,7 +28,7 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM":
     """The model in vLLM. device: "cpu" or "cuda".
 
-    Raises ModelError, in one line, for what vLLM refuses.
+    Raises ModelError, in one line, for what vLLM refuses. To be called within `turn`.
     """
     with imports_that_stay():
         from vllm import LLM
@@ -40,8 +40,7 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
     arguments = _arguments(settings, files, device)
     arguments["pooler_config"] = PoolerConfig(pooling_type=files.pooling, use_activation=False)
     try:
-        with _turn(device):
-            return LLM(**arguments)
+        return LLM(**arguments)
     except TypeError as error:
         raise ModelError(f"vLLM refuses an engine argument: {error}") from None
     except Exception as error:
@@ -78,8 +77,8 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
 
 
 @contextlib.contextmanager
-def _turn(device: str) -> Iterator[None]:
-    """One load at a time on a GPU: vLLM measures free memory while it loads, and another load would spoil that."""
+def turn(device: str) -> Iterator[None]:
+    """One load at a time on a GPU: vLLM measures free memory while it loads, the direct executor its speed."""
     if device == "cpu":
         yield
         return

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from tritonembed_engine.errors import ModelError
 
@@ -13,6 +13,9 @@ MODEL_JSON = "model.json"
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 BATCHES_AHEAD_OF_GPU = 3
 """By measurement on an H200: with 2 it is busy for 80 % of the time, with 3 for all of it."""
+
+MOST_BATCH_TOKENS = 262_144
+"""Kernels count elements in 32 bits, up to 8 x 1024 wide; a tenth of it keeps every GPU busy."""
 
 
 class KernelSettings(BaseModel):
@@ -50,7 +53,7 @@ class EngineSettings(BaseModel):
     executor: Literal["auto", "direct", "scheduler"] = "auto"
     """Which executor runs the model; auto takes the direct one where it serves the model and agrees with vLLM."""
 
-    max_batch_tokens: int | None = Field(default=None, ge=1)
+    max_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_BATCH_TOKENS, strict=True)
     """Tokens in one forward pass; None: on a GPU measured when the model is loaded, 4096 on a CPU."""
 
     kernels: KernelSettings = Field(default_factory=KernelSettings)
@@ -90,6 +93,14 @@ class ModelSettings(BaseModel):
     """vLLM engine arguments by their Python names (`dtype`, `quantization`, `tensor_parallel_size`, …)."""
 
     engine: EngineSettings = Field(default_factory=EngineSettings)
+
+    @field_validator("vllm")
+    @classmethod
+    def _check_max_model_len(cls, vllm: dict[str, Any]) -> dict[str, Any]:
+        length = vllm.get("max_model_len")
+        if length is not None and (type(length) is not int or length < 1):
+            raise ValueError("max_model_len is a number of tokens")
+        return vllm
 
     @property
     def max_model_len(self) -> int | None:

@@ -1,4 +1,4 @@
-"""What a real GPU does to the engine when memory runs out, and when its context is poisoned."""
+"""What a real GPU does to the engine when memory runs out, a kernel fails, and its context is poisoned."""
 
 import os
 import subprocess
@@ -9,13 +9,15 @@ from tests.models import ModelShelf
 
 pytestmark = pytest.mark.gpu
 
-LOAD = """
+PREPARE = """
 import sys
 import threading
 import numpy as np
 from tritonembed_engine.stub import prepare_process
 prepare_process("0")
 import torch
+"""
+LOAD = """
 from tritonembed_engine.factory import create_engine
 from tritonembed_engine.model_files import read_model_files
 from tritonembed_engine.settings import ModelSettings
@@ -43,6 +45,18 @@ assert not died.is_set()
 engine.close()
 print("recovered")
 """
+BREAK_A_KERNEL = """
+from tritonembed_engine.kernels import bert
+def fail(*_):
+    raise RuntimeError("PassManager::run failed")
+bert.add_layer_norm = fail
+"""
+COMPUTE = """
+assert not engine.executor._kernels._replaced
+assert len(engine.submit(sentences).result(60)) == 1024
+engine.close()
+print("computed")
+"""
 POISON = """
 from tritonembed_engine.errors import DeviceLost
 assert len(engine.submit(sentences[:4]).result(60)) == 4
@@ -59,18 +73,25 @@ os._exit(0)
 """
 
 
-def run(shelf: ModelShelf, script: str) -> str:
-    """In a process of its own: a poisoned context is not cured."""
-    command = [sys.executable, "-c", LOAD + script, str(shelf("bert"))]
+def run(shelf: ModelShelf, script: str, before: str = "") -> "subprocess.CompletedProcess[str]":
+    """In a process of its own: a poisoned context is not cured. before: what is done before the model is loaded."""
+    command = [sys.executable, "-c", PREPARE + before + LOAD + script, str(shelf("bert"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
     assert done.returncode == 0, done.stderr[:1500] + done.stderr[-1500:]
-    return done.stdout
+    return done
 
 
 def test_a_batch_without_room_is_computed_in_smaller_ones(shelf: ModelShelf) -> None:
-    assert "recovered" in run(shelf, RUN_OUT_OF_MEMORY)
+    assert "recovered" in run(shelf, RUN_OUT_OF_MEMORY).stdout
+
+
+def test_vllms_kernels_serve_where_one_of_ours_fails(shelf: ModelShelf) -> None:
+    """LOAD sees that it is still the direct executor, which was held against vLLM's answers."""
+    done = run(shelf, COMPUTE, BREAK_A_KERNEL)
+    assert "computed" in done.stdout
+    assert "vLLM's kernels serve, not ours: one failed (RuntimeError)" in done.stderr
 
 
 def test_a_poisoned_context_fails_every_request_and_asks_for_the_end(shelf: ModelShelf) -> None:
-    assert "lost" in run(shelf, POISON)
+    assert "lost" in run(shelf, POISON).stdout

@@ -1,6 +1,7 @@
 """The committed model repository on a GPU: Triton with its own flags, two replicas, bf16."""
 
 import os
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -38,7 +39,9 @@ def test_fp8_vectors_are_near_those_of_float32_transformers(shelf: ModelShelf) -
         vectors = client.embed(TEXTS).embeddings
         log = server.read_log()
     assert cosines(vectors, reference_vectors(folder, TEXTS, "mean", True, 512)).min() >= 0.995
+    assert re.search(r"kernels: .*\bfp8 in 1\b", log), log
     assert "the scheduler executor serves" not in log
+    assert "vLLM's kernels serve" not in log
 
 
 def test_the_committed_repository_loads_as_it_is(shelf: ModelShelf, tmp_path: Path) -> None:

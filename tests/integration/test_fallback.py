@@ -21,7 +21,11 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def done(model: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
     """A process that loaded the model with the direct path broken."""
-    command = [sys.executable, "-m", "tests.integration.broken_direct", str(model)]
+    return load(model, cache, "wrong")
+
+
+def load(model: Path, cache: Path, how: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tests.integration.broken_direct", str(model), how]
     environment = os.environ | {"VLLM_CACHE_ROOT": str(cache)}
     return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
 
@@ -29,10 +33,20 @@ def done(model: Path, cache: Path) -> "subprocess.CompletedProcess[str]":
 def test_a_broken_direct_path_gives_a_warning_and_correct_vectors(
     done: "subprocess.CompletedProcess[str]", model: Path
 ) -> None:
+    assert "the scheduler executor serves: a sentence of 1 tokens: cosine 0." in done.stderr
+    check_vectors_of_the_scheduler(done, model)
+
+
+def test_a_direct_path_that_raises_gives_a_warning_and_correct_vectors(model: Path, cache: Path) -> None:
+    raised = load(model, cache, "raises")
+    assert "the scheduler executor serves: the direct executor failed (ImportError)" in raised.stderr
+    check_vectors_of_the_scheduler(raised, model)
+
+
+def check_vectors_of_the_scheduler(done: "subprocess.CompletedProcess[str]", model: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["executor"] == "scheduler"
-    assert "the scheduler executor serves: a sentence of 1 tokens: cosine 0." in done.stderr
     transformer = AutoModel.from_pretrained(model, dtype=torch.float32)
     for length, vector in zip((5, 40), said["vectors"], strict=True):
         with torch.inference_mode():

@@ -57,15 +57,16 @@ def make_reference(vllm: Executor, vocab_size: int, max_length: int, quantized: 
     return Reference(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
 
 
-def check_agreement(direct: Executor, reference: Reference, captured: Sequence[Bucket]) -> float:
-    """Compare single sentences, a mixed batch and a batch in each captured bucket; gives the largest distance.
+def check_agreement(direct: Executor, reference: Reference, shapes: Sequence[Bucket]) -> float:
+    """Compare single sentences, mixed batches and one of each shape; gives the largest distance.
 
     Raises Disagreement where it is over what the reference allows.
     """
     cases = [(f"a sentence of {length} tokens", [i]) for i, length in enumerate(reference.lengths)]
-    cases.append(("a mixed batch", list(range(len(reference.lengths)))))
+    cases += [("a mixed batch", batch) for batch in _mixed(reference.lengths, direct.max_batch_tokens)]
     cases += [
-        (f"the CUDA graph of {b.tokens} tokens, {b.longest} at most", _fill(b, reference.lengths)) for b in captured
+        (f"a batch of {shape.tokens} tokens, {shape.longest} at most", _fill(shape, reference.lengths))
+        for shape in shapes
     ]
     largest = 0.0
     for where, chosen in cases:
@@ -77,6 +78,16 @@ def check_agreement(direct: Executor, reference: Reference, captured: Sequence[B
             )
         largest = max(largest, distance)
     return largest
+
+
+def _mixed(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """All sentences, in as few batches as the budget of tokens allows in their order."""
+    batches: list[list[int]] = [[]]
+    for i, length in enumerate(lengths):
+        if sum(lengths[j] for j in batches[-1]) + length > budget:
+            batches.append([])
+        batches[-1].append(i)
+    return batches
 
 
 def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:

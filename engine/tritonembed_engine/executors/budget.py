@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 
 from tritonembed_engine.executors.base import Executor
 
@@ -26,9 +27,16 @@ LONGEST_MEASUREMENT_S = 5.0
 def choose_budget(rate: Callable[[int], float], candidates: Sequence[int]) -> tuple[int, dict[int, float]]:
     """The smallest candidate that reaches ENOUGH of the best, and what was measured.
 
-    rate: tokens/s at a budget.
+    rate: tokens/s at a budget. Those larger than one for which there is no memory are not tried.
     """
-    measured = {candidate: rate(candidate) for candidate in sorted(candidates)}
+    measured: dict[int, float] = {}
+    for candidate in sorted(candidates):
+        try:
+            measured[candidate] = rate(candidate)
+        except torch.OutOfMemoryError:
+            if not measured:
+                raise
+            break
     best = max(measured.values())
     return next(candidate for candidate, speed in measured.items() if speed >= ENOUGH * best), measured
 

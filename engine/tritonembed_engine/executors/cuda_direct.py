@@ -13,6 +13,7 @@ import torch
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending
+from tritonembed_engine.executors.buckets import Bucket
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
@@ -28,6 +29,9 @@ from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
+
+UNCAPTURED_SHARE = 0.85
+"""Of the budget: too few tokens to fill the graph of the whole budget, too many for the one below."""
 
 
 class CudaDirectExecutor:
@@ -50,7 +54,6 @@ class CudaDirectExecutor:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
-        self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
         self._mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
@@ -59,12 +62,25 @@ class CudaDirectExecutor:
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
         self._stages = Stages(Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth))
+        self._longest = max_length
         self.graphs: list[CapturedGraph] = []
-        if settings.max_batch_tokens is None:
-            self.max_batch_tokens = measure_budget(self, max_length)
-        if settings.graphs.enabled:
-            limits = (self.max_batch_tokens, max_batch_sentences, lengths)
-            self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
+        with model.config():
+            self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
+        try:
+            if settings.max_batch_tokens is None:
+                self.max_batch_tokens = measure_budget(self, max_length)
+            if settings.graphs.enabled:
+                limits = (self.max_batch_tokens, max_batch_sentences, lengths)
+                self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def shapes(self) -> list[Bucket]:
+        """The kinds of batches that have to be right: those of each graph, and a large one that none holds."""
+        uncaptured = Bucket(int(self.max_batch_tokens * UNCAPTURED_SHARE), self._longest, self.max_batch_sentences)
+        return [*(graph.bucket for graph in self.graphs), uncaptured]
 
     @torch.inference_mode()
     def launch(self, sentences: Sequence[bytes]) -> Pending:

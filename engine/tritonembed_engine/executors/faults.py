@@ -13,19 +13,16 @@ def explain(error: Exception) -> EmbedError:
     if isinstance(error, EmbedError):
         return error
     kind = type(error).__name__
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        _give_back_what_is_cached()
-        return OutOfMemory("the device has no room for a batch")
-    # An error poisons the context when even waiting for the device fails (CUDA's "sticky" errors).
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
     if torch.cuda.is_initialized():
         try:
+            # An error poisons the context when even waiting for the device fails (CUDA's "sticky" errors).
             torch.cuda.synchronize()
+            if out_of_memory:
+                # Blocks cached for larger batches are in the way of smaller ones.
+                torch.cuda.empty_cache()
         except RuntimeError:
             return DeviceLost(f"the GPU is lost to this process ({kind})")
+    if out_of_memory:
+        return OutOfMemory("the device has no room for a batch")
     return ExecutionFailed(f"a batch failed: {kind}")
-
-
-def _give_back_what_is_cached() -> None:
-    """Blocks cached for larger batches are in the way of smaller ones."""
-    if torch.cuda.is_initialized():
-        torch.cuda.empty_cache()

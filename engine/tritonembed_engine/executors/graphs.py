@@ -41,17 +41,20 @@ def capture_graphs(
     limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
     one memory pool: they replay one at a time.
     """
-    started, free = time.monotonic(), torch.cuda.mem_get_info()[0]
+    started, reserved = time.monotonic(), torch.cuda.memory_reserved()
     wanted = buckets(*limits)
     pool = torch.cuda.graph_pool_handle()
     captured: list[CapturedGraph] = []
     # Largest first, so that the pool is sized once; the kernels are compiled by the first eager runs.
     for bucket in reversed(wanted):
-        used = (free - torch.cuda.mem_get_info()[0]) // MIB
-        if time.monotonic() - started > settings.seconds or used > settings.memory_mib:
+        used = (torch.cuda.memory_reserved() - reserved) // MIB
+        if time.monotonic() - started > settings.seconds or used >= settings.memory_mib:
             break
-        captured.append(_capture(run, Inputs(buffer, bucket.rows, bucket.tokens), bucket, stream, pool))
-    used = (free - torch.cuda.mem_get_info()[0]) // MIB
+        try:
+            captured.append(_capture(run, Inputs(buffer, bucket.rows, bucket.tokens), bucket, stream, pool))
+        except torch.OutOfMemoryError:
+            logger.warning("no memory for the CUDA graph of %d tokens; such batches run without one", bucket.tokens)
+    used = (torch.cuda.memory_reserved() - reserved) // MIB
     logger.warning(
         "captured %d of %d CUDA graphs in %.1f s, %d MiB", len(captured), len(wanted), time.monotonic() - started, used
     )

@@ -1,9 +1,10 @@
 """Every touch of vLLM's internals, in one place. Held against vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
 
 What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
-`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`; the pooling method and projector
-that vLLM put into the model's pooler. Where any of it has moved, `open_model` raises DirectUnavailable, and vLLM's own
-scheduler serves. And, before a load, the registry of its models' classes.
+`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`, `set_current_vllm_config`; the
+pooling method and projector that vLLM put into the model's pooler. Where any of it has moved, `open_model` raises
+DirectUnavailable, or the first batch fails, and vLLM's own scheduler serves. And, before a load, the registry of its
+models' classes.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,7 +43,7 @@ class OpenModel:
 
     model: called with flat `input_ids` and `positions` [tokens], gives hidden states [tokens, hidden].
     pooling: "CLS", "LAST" or "MEAN". projector: what follows pooling (sentence-transformers' Dense), or None.
-    head_dtype: what the pooled vectors are cast to before it. quantized: whether vLLM holds the weights in fewer bits.
+    head_dtype: what the pooled vectors are cast to before it. quantized: whether products are of 8 bits.
     """
 
     model: torch.nn.Module
@@ -92,6 +93,13 @@ class OpenModel:
             metadata.update(dict.fromkeys(layers, built))
         return metadata
 
+    def config(self) -> AbstractContextManager[None]:
+        """What has to be entered around code that asks vLLM for one of its layers' classes."""
+        from vllm.config import set_current_vllm_config
+
+        context: AbstractContextManager[None] = set_current_vllm_config(self._vllm_config)
+        return context
+
     def forward_context(self, metadata: dict[str, Any], tokens: int) -> AbstractContextManager[None]:
         """What has to be entered around a call of `model`."""
         from vllm.forward_context import set_forward_context
@@ -135,7 +143,8 @@ def _open(llm: "LLM") -> OpenModel:
         pooling=pooling,
         projector=projector,
         head_dtype=head_dtype or model_config.dtype,
-        quantized=model_config.quantization is not None,
+        # Weights of fewer bits alone are unpacked: such products are of 16 bits.
+        quantized=any(weight.dtype in (torch.float8_e4m3fn, torch.int8) for weight in runner.model.parameters()),
         _vllm_config=runner.vllm_config,
         _builders=builders,
     )

@@ -7,7 +7,7 @@ import triton.language as tl
 from tritonembed_engine.kernels.rows import rows_per_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_layer_norm(x, residual, weight, bias, out, rows, width, eps, ROWS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)

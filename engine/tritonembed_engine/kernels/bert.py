@@ -4,6 +4,8 @@ Only what stands between the matrix products is replaced; vLLM's layers keep the
 in model.json (`engine.kernels`), and the result is held against vLLM's own answer before it serves (`agreement.py`).
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,8 @@ from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
 from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
 from tritonembed_engine.kernels.quantize import quantize
 from tritonembed_engine.settings import KernelSettings
+
+logger = logging.getLogger(__name__)
 
 
 class Kernels:
@@ -42,36 +46,46 @@ class Kernels:
 
 
 def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> Kernels:
-    """Replace the forward methods of the layers that the kernels serve; 16-bit types only."""
+    """Replace the forward methods of the layers that the kernels serve, and log which; 16-bit types only.
+
+    To be called within vLLM's configuration (`OpenModel.config`).
+    """
     from vllm.model_executor.models import bert, roberta
 
     kernels = Kernels()
-    replacements: list[tuple[type, bool, Callable[[Any], Any]]] = [
-        (bert.BertSelfAttention, settings.attention, lambda module: _attention(module, kernels)),
-        (bert.BertSelfOutput, settings.add_layer_norm, _output),
-        (bert.BertOutput, settings.add_layer_norm, _output),
-        (bert.BertIntermediate, settings.gelu_epilogue, _intermediate),
-        (bert.BertEmbedding, settings.embed_layer_norm, lambda module: _embedding(module, 0)),
-        (roberta.RobertaEmbedding, settings.embed_layer_norm, lambda m: _embedding(m, m.padding_idx + 1)),
-    ]
     if dtype not in (torch.bfloat16, torch.float16):
         return kernels
+    embeddings = (bert.BertEmbedding, roberta.RobertaEmbedding)
 
     def attention_of(module: Any, fp8_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
         return _attend(module, kernels, settings.attention and _serves(module), fp8_scale)
 
     def encoder(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        embeddings = (roberta.RobertaEmbedding, bert.BertEmbedding)
         norms = [one.LayerNorm for one in model.modules() if type(one) in embeddings]
         return fp8_encoder(module, norms[0], attention_of, dtype) if norms else None
 
-    replacements.append((bert.BertEncoder, settings.fp8, encoder))
-    for module in model.modules():
-        for kind, enabled, replacement in replacements:
-            if enabled and type(module) is kind:
-                forward = replacement(module)
-                if forward is not None:
+    # Which layer, its switch, and what makes the forward that replaces its own.
+    replacements: list[tuple[type, str, Callable[[Any], Any]]] = [
+        (bert.BertSelfAttention, "attention", lambda module: _attention(module, kernels)),
+        (bert.BertSelfOutput, "add_layer_norm", _output),
+        (bert.BertOutput, "add_layer_norm", _output),
+        (bert.BertIntermediate, "gelu_epilogue", _intermediate),
+        (bert.BertEmbedding, "embed_layer_norm", lambda module: _embedding(module, 0)),
+        (roberta.RobertaEmbedding, "embed_layer_norm", lambda m: _embedding(m, m.padding_idx + 1)),
+        (bert.BertEncoder, "fp8", encoder),
+    ]
+    installed: Counter[str] = Counter()
+    try:
+        for module in model.modules():
+            for kind, switch, replacement in replacements:
+                if getattr(settings, switch) and type(module) is kind and (forward := replacement(module)) is not None:
                     kernels.replace(module, forward)
+                    installed[switch] += 1
+    except BaseException:
+        kernels.remove()
+        raise
+    if installed:
+        logger.warning("kernels: %s", ", ".join(f"{switch} in {count}" for switch, count in installed.items()))
     return kernels
 
 

@@ -61,10 +61,10 @@ def _layer(
     last_scale = norm_scale(last_norm)
 
     attend = attention_of(attention.self, attended_scale)
-    project = _product(packed, norm_scale(norm), dtype)
-    merge = _product(attention.output.dense, attended_scale, dtype)
+    project = fp8_product(packed, norm_scale(norm), dtype)
+    merge = fp8_product(attention.output.dense, attended_scale, dtype)
     widen = _widen(wide, middle_scale, wide_scale, dtype)
-    narrow = _product(output.dense, wide_scale, dtype)
+    narrow = fp8_product(output.dense, wide_scale, dtype)
 
     def forward(hidden: torch.Tensor, quantized: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         merged = merge(attend(project(quantized)))
@@ -80,10 +80,11 @@ def _serves(layer: Any) -> bool:
     from vllm.model_executor.layers.activation import get_act_fn
 
     def plain(module: Any) -> bool:
-        weight, scale = module.weight, getattr(module, "weight_scale", None)
+        weight, scale = getattr(module, "weight", None), getattr(module, "weight_scale", None)
         inputs, outputs = module.input_size, module.output_size
         return (
-            weight.dtype == torch.float8_e4m3fn
+            weight is not None
+            and weight.dtype == torch.float8_e4m3fn
             and weight.shape == (inputs, outputs)
             and weight.stride(0) == 1
             and inputs % 16 == outputs % 16 == 0
@@ -103,7 +104,7 @@ def _real(module: Any) -> torch.Tensor:
     return values
 
 
-def _product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+def fp8_product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """x W^T + b of an x in fp8 that is worth `scale`; in 16 bits."""
     weight, bias, weight_scale = module.weight, module.bias, module.weight_scale.float().reshape(1, -1).contiguous()
     input_scale = torch.full((1, 1), scale, device=weight.device)
@@ -123,7 +124,7 @@ def _product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torch.T
 def _widen(module: Any, scale: float, out_scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
     """GELU of the product of an x that is worth `scale`, in fp8 that is worth `out_scale`."""
     if module.bias is None or not gelu_product_serves(module.weight.device):
-        product = _product(module, scale, dtype)
+        product = fp8_product(module, scale, dtype)
         return lambda x: quantize(product(x), out_scale, gelu=True)
     weight, bias = module.weight.t(), module.bias
     scales = (module.weight_scale.float() * scale).reshape(-1).expand(len(weight)).contiguous()

@@ -11,13 +11,16 @@ import torch
 from tritonembed_engine.kernels.quantize import LARGEST
 
 _ROUNDING = 1 + 2**-4
-"""How much larger a value in e4m3 can be than the one that was rounded to it."""
+"""How much larger a value in e4m3 can be than the one that was rounded to it, but for the very smallest."""
+
+_SMALLEST = 1e-12
+"""Of a scale: that of zeros alone would be 0."""
 
 
 def norm_scale(norm: torch.nn.LayerNorm) -> float:
     """The scale of a LayerNorm's output."""
     gain, shift = _float(norm)
-    return float((gain.abs() * len(gain) ** 0.5 + shift.abs()).max()) / LARGEST
+    return max(float((gain.abs() * len(gain) ** 0.5 + shift.abs()).max()) / LARGEST, _SMALLEST)
 
 
 def product_scale(norm: torch.nn.LayerNorm, weight: torch.Tensor, bias: torch.Tensor | None) -> float:
@@ -30,7 +33,7 @@ def product_scale(norm: torch.nn.LayerNorm, weight: torch.Tensor, bias: torch.Te
     largest = longest * weight.norm(dim=0) * _ROUNDING
     if bias is not None:
         largest = largest + bias.float().abs()
-    return float(largest.max()) / LARGEST
+    return max(float(largest.max()) / LARGEST, _SMALLEST)
 
 
 def _float(norm: torch.nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:

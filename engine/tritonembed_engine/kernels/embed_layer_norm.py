@@ -7,7 +7,7 @@ import triton.language as tl
 from tritonembed_engine.kernels.rows import rows_per_program
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _embed_layer_norm(  # type: ignore[no-untyped-def]
     ids, positions, words, places, kind, weight, bias, out, rows, width, first_place, eps,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,

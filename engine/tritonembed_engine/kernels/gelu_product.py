@@ -23,7 +23,7 @@ TILES_SHARING_WEIGHTS = 8
 """Tiles of rows that are dealt out together, so that they find a tile's weights in the L2 cache."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _gelu_product(  # type: ignore[no-untyped-def]
     x, weight, out, scales, bias, inverse, rows, outputs, inputs,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,

@@ -23,7 +23,7 @@ def _quantize(x, out, count, inverse, GELU: tl.constexpr, BLOCK: tl.constexpr): 
     tl.store(out + at, (value * inverse).to(out.dtype.element_ty), at < count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _add_layer_norm_quantize(  # type: ignore[no-untyped-def]
     x, residual, weight, bias, out, quantized, rows, width, eps, inverse, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):

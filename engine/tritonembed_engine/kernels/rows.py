@@ -1,4 +1,8 @@
-"""How work is dealt to programs: rows of a row-wise kernel, sentences of attention."""
+"""How work is dealt to programs: rows of a row-wise kernel, sentences of attention.
+
+Kernels are not specialized on either number (`do_not_specialize`): they would be compiled again, while requests wait,
+for the first batch that is no multiple of 16.
+"""
 
 ELEMENTS_PER_PROGRAM = 4096
 """Enough bytes in flight a program to reach the memory's speed, few enough to stay in registers."""

@@ -20,7 +20,7 @@ HEAD_SIZES = (16, 32, 64, 128)
 _LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sentences"])
 def _short_attention(  # type: ignore[no-untyped-def]
     q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, out_scale,
     BLOCK: tl.constexpr, HEAD: tl.constexpr,
@@ -63,10 +63,11 @@ def short_attention(
     width = qkv.shape[1] // 3
     q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
     out = attention_output(qkv, width, fp8_scale)
+    out_scale = 1.0 if fp8_scale is None else fp8_scale
     block = max(16, triton.next_power_of_2(longest))
     sentences = len(starts) - 1
     _short_attention[(heads, sentence_programs(sentences, len(qkv), longest))](
-        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, fp8_scale or 1.0,
+        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, out_scale,
         BLOCK=block, HEAD=width // heads, num_warps=WARPS[block],
     )  # fmt: skip
     return out

@@ -23,10 +23,10 @@ lost (H100)."""
 _LOG2_E = 1.4426950408889634
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["sentences"])
 def _tiled_attention(  # type: ignore[no-untyped-def]
     q, k, v, out, starts, sentences, qkv_stride, out_stride, scale, out_scale,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, HEAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     head = tl.program_id(1)
     sentence = tl.program_id(2)
@@ -48,7 +48,7 @@ def _tiled_attention(  # type: ignore[no-untyped-def]
             total = tl.zeros([QUERIES], tl.float32)
             mixed = tl.zeros([QUERIES, HEAD], tl.float32)
             whole = length // KEYS * KEYS
-            for done in tl.range(0, whole, KEYS, num_stages=3):
+            for done in tl.range(0, whole, KEYS, num_stages=STAGES):
                 keys = tl.load(k + at + done * qkv_stride)
                 values = tl.load(v + at + done * qkv_stride)
                 scores = tl.dot(queries, tl.trans(keys))
@@ -86,11 +86,14 @@ def tiled_attention(
     width = qkv.shape[1] // 3
     q, k, v = qkv[:, :width], qkv[:, width : 2 * width], qkv[:, 2 * width :]
     out = attention_output(qkv, width, fp8_scale)
+    out_scale = 1.0 if fp8_scale is None else fp8_scale
     sentences, head = len(starts) - 1, width // heads
     grid = (triton.cdiv(longest, QUERIES), heads, sentence_programs(sentences, len(qkv), longest))
     _tiled_attention[grid](
-        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, fp8_scale or 1.0,
-        QUERIES=QUERIES, KEYS=32 if longest < 256 else 64, HEAD=head, num_warps=4,
+        q, k, v, out, starts, sentences, qkv.stride(0), out.stride(0), scale * _LOG2_E, out_scale,
+        QUERIES=QUERIES, KEYS=32 if longest < 256 else 64, HEAD=head,
+        # Larger heads would need more shared memory than all but the largest GPUs have.
+        STAGES=3 if head <= 64 else 2, num_warps=4,
         maxnreg=REGISTERS if head <= 64 else None,
     )  # fmt: skip
     return out

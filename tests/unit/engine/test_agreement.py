@@ -52,6 +52,15 @@ def tokens(sentences: Sequence[bytes]) -> int:
     return sum(map(len, sentences)) // 4
 
 
+def test_a_budget_below_the_mixed_batch_is_kept(reference: Reference) -> None:
+    """Buffers are as large as the budget."""
+    direct = executor()
+    direct.max_batch_tokens = MAXIMUM
+    check_agreement(direct, reference, [])
+    assert max(map(tokens, direct.batches)) <= MAXIMUM
+    assert sorted(sentence for batch in direct.batches for sentence in batch) == sorted(2 * reference.sentences)
+
+
 def in_bucket(bucket: Bucket, break_it: Callable[[Array], Array]) -> Callable[[Sequence[bytes]], Array]:
     """An executor that is right but in one bucket's graph."""
 
@@ -119,7 +128,7 @@ def test_what_is_wrong_in_one_graph_alone_is_refused_and_the_graph_named(
     reference: Reference, break_it: Callable[[Array], Array], bucket: Bucket
 ) -> None:
     direct = executor(in_bucket(bucket, break_it))
-    where = f"the CUDA graph of {bucket.tokens} tokens, {bucket.longest} at most"
+    where = f"a batch of {bucket.tokens} tokens, {bucket.longest} at most"
     with pytest.raises(Disagreement, match=f"^{re.escape(where)}: "):
         check_agreement(direct, reference, BUCKETS)
     assert check_agreement(direct, reference, [b for b in BUCKETS if b != bucket]) <= 1e-6

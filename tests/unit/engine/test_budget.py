@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
+import torch
 from tests.unit.engine.fake_executor import FakeExecutor
 
 from tritonembed_engine.executors.budget import CANDIDATES, choose_budget, measure_budget
@@ -20,6 +21,17 @@ def test_the_smallest_budget_close_to_the_best_is_chosen(speeds: dict[int, float
     budget, measured = choose_budget(speeds.__getitem__, list(speeds))
     assert budget == chosen
     assert measured == speeds
+
+
+def test_sizes_for_which_there_is_no_memory_are_left_out() -> None:
+    def rate(tokens: int) -> float:
+        if tokens > 8192:
+            raise torch.OutOfMemoryError
+        return float(tokens)
+
+    assert choose_budget(rate, CANDIDATES) == (8192, {4096: 4096.0, 8192: 8192.0})
+    with pytest.raises(torch.OutOfMemoryError):
+        choose_budget(rate, [16384])
 
 
 def test_only_sizes_that_hold_a_sentence_and_fit_the_buffers_are_tried() -> None:

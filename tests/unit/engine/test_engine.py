@@ -413,6 +413,32 @@ def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> 
     assert len(executor.computed) <= executor.depth
 
 
+@pytest.mark.parametrize("where", ["explain", "on_batch"])
+def test_a_defect_of_the_engine_is_told_to_all_who_wait_and_ends_it(where: str) -> None:
+    deaths: list[int] = []
+
+    def broken(*_: object) -> None:
+        raise KeyError("not expected")
+
+    executor = FakeExecutor()
+    if where == "explain":
+        executor.explain = broken  # type: ignore[method-assign,assignment]
+        executor.before_result = lambda: broken()
+    engine = EmbeddingEngine(
+        executor, on_batch=broken if where == "on_batch" else None, on_death=lambda: deaths.append(1)
+    )
+    executor.hold()
+    answers = [engine.submit([ids(n)]) for n in range(6)]
+    executor.let_go()
+    for answer in answers:
+        with pytest.raises(EngineDead, match=r"^the engine failed \(KeyError\)$"):
+            answer.result(PATIENCE)
+    with pytest.raises(EngineDead):
+        engine.submit([ids(1)]).result(PATIENCE)
+    engine.close()
+    assert deaths == [1]
+
+
 def test_an_idle_engine_lets_its_executor_rest_once_and_serves_again() -> None:
     executor = FakeExecutor()
     engine = EmbeddingEngine(executor, rest_after=0.01)
