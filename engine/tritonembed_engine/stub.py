@@ -7,6 +7,7 @@ which torch fails to read its own files.
 import contextlib
 import gc
 import locale
+import logging
 import os
 import socket
 import sys
@@ -36,6 +37,18 @@ def prepare_process(visible_gpus: str | None) -> None:
         os.environ.setdefault(name, value)
     # Every instance forms a torch.distributed group of its own, of one process: it needs a port of its own.
     os.environ["MASTER_PORT"] = str(_free_port())
+
+
+def log_as(instance: str) -> None:
+    """The engine's log goes to stderr, marked as ours, so that who runs the server finds it among Triton's and vLLM's.
+
+    instance: Triton's name of this one, such as `embedder_0_0`.
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"tritonembed: {instance}: %(message)s"))
+    logger = logging.getLogger("tritonembed_engine")
+    logger.handlers = [handler]
+    logger.propagate = False
 
 
 def leave_out_torch() -> None:

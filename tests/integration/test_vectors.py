@@ -38,6 +38,10 @@ def test_every_kind_of_model_gives_the_vectors_of_transformers(
     options = ["--device", "cpu", "--workers", "1"]
     with running_server(str(folder), options) as server, EmbeddingClient(server.target) as client:
         check_vectors(client, folder, pooling, normalize, maximum)
+        log = server.read_log()
+    # Nobody has to ask which executor it is: where it is not the fast one, the log says so and why.
+    why = "tritonembed: embedder_0_0: the scheduler executor serves: the model is not encoder-only"
+    assert ("the scheduler executor serves" in log) == (why in log) == (name == "qwen3"), log
 
 
 def test_a_mean_pooled_model_gives_the_vectors_of_transformers(client: EmbeddingClient, model: Path) -> None:

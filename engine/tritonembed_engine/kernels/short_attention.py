@@ -17,6 +17,10 @@ WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
 """By tile; the fastest of 1, 2, 4 and 8 on an H200."""
 
 HEAD_SIZES = (16, 32, 64, 128)
+STORED_AT_ONCE = tl.constexpr(8)
+"""Elements that a thread stores side by side. Triton loads as many at once as it stores: of the 16 that fit an access
+in fp8, queries, keys and values in 16 bits would be loaded in two accesses, a quarter slower in all."""
+
 _LOG2_E = 1.4426950408889634
 
 
@@ -46,7 +50,7 @@ def _short_attention(  # type: ignore[no-untyped-def]
             total = tl.sum(weights, 1)
             mixed = tl.dot(weights.to(values.dtype), values) / (total * out_scale)[:, None]
             to = (start + row)[:, None] * out_stride + head * HEAD + column[None, :]
-            tl.store(out + to, mixed.to(out.dtype.element_ty), inside)
+            tl.store(tl.max_contiguous(out + to, (1, STORED_AT_ONCE)), mixed.to(out.dtype.element_ty), inside)
         sentence += tl.num_programs(1)
         start = tl.load(starts + tl.minimum(sentence, sentences))
 

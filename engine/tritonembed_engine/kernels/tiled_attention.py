@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from tritonembed_engine.kernels.rows import sentence_programs
-from tritonembed_engine.kernels.short_attention import attention_output
+from tritonembed_engine.kernels.short_attention import STORED_AT_ONCE, attention_output
 
 LONGEST = 512
 """Tokens that were measured; longer sentences are FlashAttention's."""
@@ -69,7 +69,8 @@ def _tiled_attention(  # type: ignore[no-untyped-def]
                 total = total * fade + tl.sum(weights, 1)
                 mixed = tl.dot(weights.to(values.dtype), values, mixed * fade[:, None])
             to = (start + row)[:, None] * out_stride + column[None, :]
-            tl.store(out + to, (mixed / (total * out_scale)[:, None]).to(out.dtype.element_ty), inside)
+            result = (mixed / (total * out_scale)[:, None]).to(out.dtype.element_ty)
+            tl.store(tl.max_contiguous(out + to, (1, STORED_AT_ONCE)), result, inside)
         sentence += tl.num_programs(2)
         start = tl.load(starts + tl.minimum(sentence, sentences))
 

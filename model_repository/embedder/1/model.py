@@ -15,7 +15,7 @@ from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.placement import visible_devices
 from tritonembed_engine.senders import Senders
-from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.stub import log_as, prepare_process
 from tritonembed_engine.triton import (
     answer,
     bytes_tensor,
@@ -35,6 +35,7 @@ class TritonPythonModel:
         with start_up():
             devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
             prepare_process(devices)
+            log_as(args["model_instance_name"])
             # Only now: these import torch, which reads the environment once.
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model_files import read_model_files
