@@ -43,6 +43,11 @@ class RenderSettings:
                 f"--gpus names {len(self.gpus)} GPUs, which --tensor-parallel-size {self.tensor_parallel_size} "
                 "does not divide"
             )
+        if self.max_batch_tokens is not None:
+            from tritonembed_engine.settings import MOST_BATCH_TOKENS
+
+            if self.max_batch_tokens > MOST_BATCH_TOKENS:
+                raise StartError(f"--max-batch-tokens is at most {MOST_BATCH_TOKENS}")
 
     @property
     def limits_in_triton(self) -> bool:

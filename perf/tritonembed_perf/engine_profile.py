@@ -6,6 +6,7 @@ python -m tritonembed_perf.engine_profile MODEL_FOLDER [--device cpu|cuda] [--sh
 import argparse
 import re
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -25,9 +26,11 @@ def main() -> None:
     parser.add_argument("--shape", type=_shape, default="64x50", help="SENTENCESxTOKENS of the batch")
     options = parser.parse_args()
     sentences, tokens = options.shape
-    executor, files = load_executor(options.model, options.device, options.vllm)
-    rng = np.random.default_rng(0)
-    batch = [rng.integers(0, files.vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)]
+    loaded = load_executor(options.model, options.device, options.vllm)
+    executor = loaded.executor
+    if reason := loaded.why_not(sentences, tokens):
+        sys.exit(f"error: --shape {sentences}x{tokens}: {reason}")
+    batch = loaded.random_batch(np.random.default_rng(0), sentences, tokens)
     times = [_seconds(executor, batch) for _ in range(2 * BATCHES)][BATCHES:]
     print(f"{sentences} x {tokens}: {statistics.median(times) * 1e3:.2f} ms a batch")
     for name, calls, milliseconds in _profile(executor, batch, options.device == "cuda"):

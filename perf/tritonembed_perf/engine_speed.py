@@ -6,17 +6,18 @@ python -m tritonembed_perf.engine_speed MODEL_FOLDER [--json FILE]
 import argparse
 import json
 import statistics
+import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.executor import add_model_options, load_executor
+from tritonembed_perf.executor import LoadedExecutor, add_model_options, load_executor
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
 SHAPES = ((655, 50), (64, 512), (225, 50), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512))
-"""Sentences x tokens of a batch."""
+"""Sentences x tokens of a batch; those that the model or its executor can't hold are left out."""
 
 ROUNDS = 5
 TOKENS_A_ROUND = 600_000
@@ -28,18 +29,31 @@ def main() -> None:
     add_model_options(parser)
     parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
-    executor, files = load_executor(options.model, "cuda", options.vllm)
-    rows = [measure(executor, sentences, tokens, files.vocab_size) for sentences, tokens in SHAPES]
+    loaded = load_executor(options.model, "cuda", options.vllm)
+    rows = [measure(loaded, sentences, tokens) for sentences, tokens in fitting(loaded)]
+    if not rows:
+        sys.exit("error: none of the shapes can be measured")
     if options.json:
         report = {"machine": describe_machine(), "command": describe_command("engine_speed"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    executor.close()
+    loaded.executor.close()
 
 
-def measure(executor: Any, sentences: int, tokens: int, vocab_size: int) -> dict[str, Any]:
+def fitting(loaded: LoadedExecutor) -> list[tuple[int, int]]:
+    """Those of SHAPES that can be run; a line for each of the others says why it is left out."""
+    shapes = []
+    for sentences, tokens in SHAPES:
+        if reason := loaded.why_not(sentences, tokens):
+            print(f"{sentences:>5} x {tokens:<4} left out: {reason}", flush=True)
+        else:
+            shapes.append((sentences, tokens))
+    return shapes
+
+
+def measure(loaded: LoadedExecutor, sentences: int, tokens: int) -> dict[str, Any]:
     """One batch shape, of random ids."""
-    rng = np.random.default_rng(0)
-    batches = [[rng.integers(0, vocab_size, tokens, dtype="<i4").tobytes() for _ in range(sentences)] for _ in range(4)]
+    executor, rng = loaded.executor, np.random.default_rng(0)
+    batches = [loaded.random_batch(rng, sentences, tokens) for _ in range(4)]
     repeat = max(8, min(200, TOKENS_A_ROUND // (sentences * tokens)))
     for batch in batches:
         executor.launch(batch).result()

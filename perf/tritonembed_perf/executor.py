@@ -4,13 +4,53 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_perf.machine import describe_machine
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from tritonembed_engine.executors.base import Executor
     from tritonembed_engine.model_files import ModelFiles
+
+PAD = 1
+"""RoBERTa's and its relatives', for a config.json that leaves out what transformers knows."""
+
+
+@dataclass(frozen=True)
+class LoadedExecutor:
+    """An executor, and what may be asked of it."""
+
+    executor: "Executor"
+    files: "ModelFiles"
+    most_tokens: int
+    """That its buffers hold. On a GPU its own budget may be smaller: the least at which the GPU is at full speed."""
+
+    def why_not(self, sentences: int, tokens: int) -> str | None:
+        """Why a batch of so many sentences of so many tokens can't be run; None where it can."""
+        if tokens > self.files.max_length:
+            return f"the longest text of this model has {self.files.max_length} tokens"
+        if sentences > self.executor.max_batch_sentences:
+            return f"a batch holds at most {self.executor.max_batch_sentences} sentences"
+        if sentences * tokens > self.most_tokens:
+            return f"a batch holds at most {self.most_tokens} tokens"
+        return None
+
+    def random_ids(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "npt.NDArray[np.int32]":
+        """Ids [sentences, tokens], none of them padding's: transformers gives that no position of its own."""
+        from tritonembed_engine.model_folder import read_object
+
+        pad = read_object(self.files.folder / "config.json").get("pad_token_id", PAD)
+        known = isinstance(pad, int) and 0 <= pad < self.files.vocab_size
+        ids = rng.integers(0, self.files.vocab_size - known, (sentences, tokens), dtype="<i4")
+        return ids + (ids >= pad) if known else ids
+
+    def random_batch(self, rng: "np.random.Generator", sentences: int, tokens: int) -> list[bytes]:
+        """The same as `launch` takes them."""
+        return [ids.tobytes() for ids in self.random_ids(rng, sentences, tokens)]
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +59,8 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", type=_arguments, default={}, help="vLLM engine arguments as JSON")
 
 
-def load_executor(
-    model: str, device: str, vllm: dict[str, Any], executor: str = "auto"
-) -> tuple["Executor", "ModelFiles"]:
-    """Load it, say on what machine; gives it and what the model's files say.
+def load_executor(model: str, device: str, vllm: dict[str, Any], executor: str = "auto") -> LoadedExecutor:
+    """Load it, say on what machine.
 
     model: a folder. device: "cpu" or "cuda". vllm: vLLM engine arguments. executor: as in model.json. Ends the script
     with one line where there is no GPU or the model can't be loaded.
@@ -31,24 +69,36 @@ def load_executor(
 
     on_gpu = device == "cuda"
     prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if on_gpu else None)
-    import torch
+    if on_gpu:
+        check_gpu()
+    from pydantic import ValidationError
 
     from tritonembed_engine.errors import ModelError
     from tritonembed_engine.factory import create_executor
+    from tritonembed_engine.loading import max_batch_tokens
     from tritonembed_engine.model_files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
-    if on_gpu and not torch.cuda.is_available():
-        sys.exit("error: there is no GPU")
     vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **vllm}
-    settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": {"executor": executor}})
     try:
-        files = read_model_files(model)
+        settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": {"executor": executor}})
+        files = read_model_files(model, settings.revision, settings.max_model_len)
         loaded = create_executor(settings, files, device)
+    except ValidationError as error:
+        first = error.errors()[0]
+        sys.exit(f"error: {first['loc'][0]}: {first['msg']}")
     except ModelError as error:
         sys.exit(f"error: {error}")
-    print(f"machine: {describe_machine()}\nexecutor: {loaded.name}, {vllm}")
-    return loaded, files
+    print(f"machine: {describe_machine()}\nexecutor: {loaded.name}, {vllm}", flush=True)
+    return LoadedExecutor(loaded, files, max_batch_tokens(settings, files, device))
+
+
+def check_gpu() -> None:
+    """End the script with one line where there is no GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        sys.exit("error: there is no GPU")
 
 
 def _arguments(text: str) -> dict[str, Any]:

@@ -8,16 +8,21 @@ module; sentences are of random ids.
 
 import argparse
 import json
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tritonembed_perf.executor import add_model_options, load_executor
+from tritonembed_perf.executor import LoadedExecutor, add_model_options, load_executor
 from tritonembed_perf.machine import describe_command, describe_machine
 from tritonembed_perf.output import output_file
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+
+    Ids = npt.NDArray[np.int32]
+    Vectors = npt.NDArray[np.float32]
+    Embed = Callable[[Ids], Vectors]
 
 LENGTHS = (1, 2, 5, 10, 20, 50, 100, 200, 512)
 SENTENCES = 32
@@ -25,45 +30,55 @@ SENTENCES = 32
 
 
 def main() -> None:
-    """Print a row a length."""
+    """Print a row a length, each as soon as it is known."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_model_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--executor", choices=("direct", "scheduler"), default="direct")
     parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
-    executor, files = load_executor(options.model, options.device, options.vllm, options.executor)
+    loaded = load_executor(options.model, options.device, options.vllm, options.executor)
+    longest = loaded.files.max_length
+    embed = _reference(options.model, options.vllm.get("revision"), loaded.files.pooling, options.device)
     rng = np.random.default_rng(0)
-    lengths = [length for length in LENGTHS if length < files.max_length] + [files.max_length]
-    batches = [[rng.integers(0, files.vocab_size, length, dtype="<i4") for _ in range(SENTENCES)] for length in lengths]
-    answers = [executor.launch([ids.tobytes() for ids in batch]).result() for batch in batches]
-    executor.close()
-    expected = _reference(options.model, files.pooling, batches, options.device)
     rows = []
-    for length, answer, reference in zip(lengths, answers, expected, strict=True):
-        norms = np.linalg.norm(answer, axis=1) * np.linalg.norm(reference, axis=1)
-        cosines = (answer * reference).sum(1) / norms
+    for length in [*(length for length in LENGTHS if length < longest), longest]:
+        cosines = _cosines(loaded, embed, loaded.random_ids(rng, SENTENCES, length))
         rows.append({"tokens": length, "lowest": float(cosines.min()), "median": float(np.median(cosines))})
         print(f"{length:>5} tokens: cosine {cosines.min():.6f} and more, median {np.median(cosines):.6f}", flush=True)
+    loaded.executor.close()
     if options.json:
         report = {"machine": describe_machine(), "command": describe_command("precision"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
-def _reference(
-    folder: str, pooling: str, batches: list[list["npt.NDArray[np.int32]"]], device: str
-) -> list["npt.NDArray[np.float32]"]:
+def _cosines(loaded: LoadedExecutor, embed: "Embed", ids: "Ids") -> "Vectors":
+    """Of each sentence, as few batches as the executor can hold. ids: [sentences, tokens]."""
+    at_once = max(1, min(loaded.most_tokens // ids.shape[1], loaded.executor.max_batch_sentences))
+    cosines = []
+    for start in range(0, len(ids), at_once):
+        batch = ids[start : start + at_once]
+        answer, expected = loaded.executor.launch([one.tobytes() for one in batch]).result(), embed(batch)
+        norms = np.linalg.norm(answer, axis=1) * np.linalg.norm(expected, axis=1)
+        cosines.append((answer * expected).sum(1) / norms)
+    return np.concatenate(cosines)
+
+
+def _reference(model: str, revision: str | None, pooling: str, device: str) -> "Embed":
+    """transformers' vectors of ids [sentences, tokens]."""
     import torch
     from transformers import AutoModel
 
-    model: Any = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device).eval()
-    expected = []
-    with torch.inference_mode():
-        for batch in batches:
-            hidden = model(input_ids=torch.from_numpy(np.stack(batch)).long().to(device)).last_hidden_state
+    loaded: Any = AutoModel.from_pretrained(model, revision=revision or "main", dtype=torch.float32).to(device).eval()
+
+    def embed(ids: "Ids") -> "Vectors":
+        with torch.inference_mode():
+            hidden = loaded(input_ids=torch.from_numpy(ids).long().to(device)).last_hidden_state
             pooled = {"MEAN": hidden.mean(1), "CLS": hidden[:, 0], "LAST": hidden[:, -1]}[pooling]
-            expected.append(pooled.cpu().numpy())
-    return expected
+            vectors: Vectors = pooled.cpu().numpy()
+            return vectors
+
+    return embed
 
 
 if __name__ == "__main__":

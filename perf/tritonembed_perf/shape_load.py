@@ -1,5 +1,6 @@
 """A closed loop in a few letters: TOKENSxSENTENCES@CONCURRENCY."""
 
+import argparse
 from dataclasses import dataclass
 
 from tritonembed_perf.failures import UsageError
@@ -22,6 +23,15 @@ class ShapeLoad:
 def parse_loads(text: str) -> list[ShapeLoad]:
     """Of `50x64@4,50x1@16`. Raises UsageError."""
     return [_parse(part) for part in text.split(",")]
+
+
+def loads_option(text: str) -> list[ShapeLoad]:
+    """The type of an option of a script (argparse): what `parse_loads` accepts."""
+    try:
+        return parse_loads(text)
+    except UsageError as error:
+        # argparse names the option itself.
+        raise argparse.ArgumentTypeError(str(error).removeprefix("--loads: ")) from None
 
 
 def _parse(text: str) -> ShapeLoad:

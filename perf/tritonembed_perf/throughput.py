@@ -7,22 +7,29 @@ closed loop from several client processes on this machine, encoded beforehand. F
 """
 
 import argparse
+import contextlib
 import json
+import math
 import shlex
 import statistics
-import subprocess
-import threading
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-from tokenizers import Tokenizer
-
+from tritonembed._batches import MAX_BATCH_SIZE
 from tritonembed_perf.encoded_requests import encoded_requests
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.gpu_busy import GpuBusy
 from tritonembed_perf.load import Load, Outcome, run_load
 from tritonembed_perf.machine import describe_command, describe_machine
+from tritonembed_perf.manager_process import ServerEndedError
 from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
+from tritonembed_perf.run.corpus import WordTexts, check_length
+from tritonembed_perf.run.suitable import check_sentences
+from tritonembed_perf.run.target import read_tokenizer
 from tritonembed_perf.server import RunningServer, running_server
-from tritonembed_perf.shape_load import ShapeLoad, parse_loads
+from tritonembed_perf.shape_load import ShapeLoad, loads_option
 
 LOADS = "50x64@96,50x16@256,50x1@1024,512x64@48,512x16@96,512x1@512,50x1@1"
 REQUESTS_PER_PROCESS = 171
@@ -33,32 +40,46 @@ def main() -> None:
     """Print a row a load, and write all of them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--loads", default=LOADS)
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--loads", type=loads_option, default=LOADS)
+    parser.add_argument("--seconds", type=_seconds, default=5)
+    parser.add_argument("--rounds", type=_rounds, default=1)
     parser.add_argument("--json", type=output_file)
     options, replica = parse_with_rest(parser)
-    loads = parse_loads(options.loads)
+    try:
+        requests = prepare(options.model, options.loads)
+    except UsageError as error:
+        sys.exit(f"error: {error}")
     machine = describe_machine()
     print(f"machine: {machine}\nserver: {shlex.join(replica)}")
-    tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []
-    with running_server(options.model, replica) as server:
-        print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
-        for load in loads:
-            rows.append(measure(server, tokenizer, load, options.seconds, options.rounds))
+    try:
+        with running_server(options.model, replica) as server:
+            print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
+            for load, payloads in zip(options.loads, requests, strict=True):
+                rows.append(measure(server, load, payloads, options.seconds, options.rounds))
+    except ServerEndedError as error:
+        sys.exit(f"error: {error}")
     if options.json:
         report = {"machine": machine, "command": describe_command("throughput"), "rows": rows}
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 
+def prepare(model: str, loads: Sequence[ShapeLoad]) -> list[list[bytes]]:
+    """The requests of each load. Raises UsageError for a model, or a load of it, that can't be served."""
+    files, tokenizer = read_tokenizer(model)
+    words = WordTexts(tokenizer)
+    for load in loads:
+        check_length(f"--loads {load.name}", load.tokens, words, files.max_length)
+    check_sentences([(f"--loads {load.name}", load.tokens, load.sentences) for load in loads], MAX_BATCH_SIZE)
+    return [encoded_requests(tokenizer, load) for load in loads]
+
+
 def measure(
-    server: RunningServer, tokenizer: Tokenizer, shape: ShapeLoad, seconds: float, rounds: int
+    server: RunningServer, shape: ShapeLoad, payloads: list[bytes], seconds: float, rounds: int
 ) -> dict[str, Any]:
     """One load; its median round."""
     at_once = shape.concurrency
     processes = max(1, min(6, -(-at_once // REQUESTS_PER_PROCESS), at_once))
-    payloads = encoded_requests(tokenizer, shape)
     load = Load(server.target, payloads, at_once, max(processes, min(4, at_once)), seconds, 1.5)
     outcomes: list[Outcome] = []
     busy = GpuBusy()
@@ -88,34 +109,18 @@ def measure(
     return row
 
 
-class GpuBusy:
-    """The share of time in which a kernel ran (NVML's utilization), sampled while the context is open."""
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 < (seconds := float(text)) < math.inf:
+            return seconds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
 
-    def __init__(self) -> None:
-        self._samples: list[int] = []
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
 
-    def __enter__(self) -> "GpuBusy":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def percent(self) -> int | None:
-        """The median sample; None without a GPU."""
-        return round(statistics.median(self._samples)) if self._samples else None
-
-    def _sample(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits"]
-        while not self._stop.wait(0.5):
-            try:
-                said = subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.split()
-            except (OSError, subprocess.TimeoutExpired):
-                return
-            self._samples += [int(said[0])] if said else []
+def _rounds(text: str) -> int:
+    with contextlib.suppress(ValueError):
+        if (rounds := int(text)) > 0:
+            return rounds
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from tests.models import ModelShelf
 
 
@@ -35,6 +36,39 @@ def test_precision_is_that_of_the_type_it_computes_in(shelf: ModelShelf, tmp_pat
     assert all(0.999 < row["lowest"] <= row["median"] < 1 - 1e-7 for row in rows)
 
 
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
+def test_models_that_count_positions_from_padding_agree_too(name: str, shelf: ModelShelf, tmp_path: Path) -> None:
+    report = tmp_path / "precision.json"
+    done = script("precision", str(shelf(name)), "--json", str(report))
+    assert done.returncode == 0, done.stderr[-1000:]
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["tokens"] for row in rows] == [1, 2, 5, 10, 20, 50, 64]
+    assert all(row["lowest"] > 0.99999 for row in rows)
+
+
+def test_lengths_end_where_vllm_is_told_to(shelf: ModelShelf) -> None:
+    done = script("precision", str(shelf("bert")), "--vllm", '{"max_model_len": 30}')
+    assert done.returncode == 0, done.stderr[-1000:]
+    assert re.findall(r"^ +(\d+) tokens: ", done.stdout, re.MULTILINE) == ["1", "2", "5", "10", "20", "30"]
+
+
+def test_a_batch_that_nothing_could_run_is_refused(shelf: ModelShelf) -> None:
+    done = script("engine_profile", str(shelf("bert")), "--shape", "2x100000")
+    assert done.returncode != 0
+    line = "error: --shape 2x100000: the longest text of this model has 64 tokens"
+    assert done.stderr.splitlines()[-1] == line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("command", [("kernel_speed",), ("engine_speed", "model")])
+def test_without_a_gpu_what_needs_one_is_one_line(command: tuple[str, ...]) -> None:
+    done = script(*command)
+    assert done.returncode != 0
+    assert done.stderr.splitlines()[-1] == "error: there is no GPU"
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     ("command", "line"),
     [
@@ -42,6 +76,7 @@ def test_precision_is_that_of_the_type_it_computes_in(shelf: ModelShelf, tmp_pat
         (("engine_profile", "model", "--shape", "0x50"), "argument --shape: '0x50' is not SENTENCESxTOKENS"),
         (("precision", "model", "--vllm", "[1]"), "argument --vllm: '[1]' is no JSON object"),
         (("precision", "/no/such/model"), "error: there is no model folder model"),
+        (("precision", ""), "error: model: String should have at least 1 character"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line(command: tuple[str, ...], line: str) -> None:

@@ -67,7 +67,7 @@ Budget = Annotated[
     typer.Option(
         "--budget-minutes",
         envvar="TRITONEMBED_BUDGET_MINUTES",
-        min=0.1,
+        min=0.5,
         help="The search stops in time for the check to end within this.",
     ),
 ]
@@ -94,27 +94,28 @@ def tune(
 ) -> None:
     """Choose tokenizer instances, replicas and batch budget by measuring, and write the repository."""
     with one_line_errors(), interruptible():
+        from tritonembed_manager.tune.out_folder import out_folder
         from tritonembed_manager.tune.run import run_tune
         from tritonembed_manager.tune.server import ServerOptions
-        from tritonembed_manager.tune.tune_options import TuneOptions, check_out
+        from tritonembed_manager.tune.tune_options import TuneOptions
 
         # Before vLLM's parser, which takes seconds.
-        check_out(out, force)
-        run_tune(
-            TuneOptions(
-                out=out,
-                settings=_shared_settings(context),
-                server=ServerOptions(startup_timeout, tritonserver),
-                tokenizer_instances=tokenizer_instances,
-                replicas=replicas,
-                max_batch_tokens=max_batch_tokens,
-                loads=load or (),
-                second_load=second_load,
-                seconds=seconds,
-                budget_minutes=budget_minutes,
-                force=force,
+        with out_folder(out, force):
+            run_tune(
+                TuneOptions(
+                    out=out,
+                    settings=_shared_settings(context),
+                    server=ServerOptions(startup_timeout, tritonserver),
+                    tokenizer_instances=tokenizer_instances,
+                    replicas=replicas,
+                    max_batch_tokens=max_batch_tokens,
+                    loads=load or (),
+                    second_load=second_load,
+                    seconds=seconds,
+                    budget_minutes=budget_minutes,
+                    force=force,
+                )
             )
-        )
 
 
 def _shared_settings(context: typer.Context) -> "RenderSettings":

@@ -18,7 +18,7 @@ from tritonembed_manager.tune.record import write_record
 from tritonembed_manager.tune.report import Progress, Table, describe
 from tritonembed_manager.tune.session import Session
 from tritonembed_manager.tune.texts import RequestMaker
-from tritonembed_manager.tune.tune_options import TuneOptions, check_out, make_plan
+from tritonembed_manager.tune.tune_options import TuneOptions, make_plan
 
 if TYPE_CHECKING:
     from tritonembed_engine.model_files import ModelFiles
@@ -33,7 +33,6 @@ def run_tune(options: TuneOptions) -> None:
         check_gpu("--device cuda")
     ends = time.monotonic() + options.budget_minutes * 60
     with SignalPipe() as signals, tempfile.TemporaryDirectory(prefix="tritonembed-tune-") as folder:
-        check_out(options.out, options.force)
         find_tritonserver(options.server.tritonserver, Path(folder))
         files, default_batch_tokens = _model(options)
         plan = make_plan(options, files, default_batch_tokens)

@@ -1,17 +1,18 @@
 """What `tune` was asked for, resolved and checked before anything starts."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritonembed_engine.settings import MOST_BATCH_TOKENS
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.machine import Device
-from tritonembed_manager.repository import MARKER
 from tritonembed_manager.settings import RenderSettings
 from tritonembed_manager.tune.candidate import Candidate, Space
+from tritonembed_manager.tune.load_process import WARM_UP_S
 from tritonembed_manager.tune.loads import LoadShape, default_load, parse_load, second_load
+from tritonembed_manager.tune.measuring import RUNS
 from tritonembed_manager.tune.server import ServerOptions
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
 TOKENIZERS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 REPLICAS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 3)}
 BATCH_TOKENS_ON_A_GPU = (8192, 16384, 32768)
+MOST_INSTANCES = 1024
+"""Python processes of one server: what is more is a slip."""
+
+START_S: dict[Device, float] = {"cpu": 15, "cuda": 60}
+"""About what a server takes until it is ready; on a GPU CUDA graphs alone may take 30 s."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +66,13 @@ def make_plan(options: TuneOptions, files: "ModelFiles", default_batch_tokens: i
     default_batch_tokens: the engine's for this model and device.
     """
     device, longest = options.settings.device, files.max_length
-    budgets = parse_values("--max-batch-tokens", options.max_batch_tokens)
+    budgets = parse_values("--max-batch-tokens", options.max_batch_tokens, MOST_BATCH_TOKENS)
     if budgets and budgets[0] < longest:
         raise StartError(f"--max-batch-tokens {budgets[0]}: the longest text of this model has {longest} tokens")
     space = Space(
-        parse_values("--tokenizer-instances", options.tokenizer_instances)
+        parse_values("--tokenizer-instances", options.tokenizer_instances, MOST_INSTANCES)
         or _with(TOKENIZERS[device], options.settings.tokenizer_instances),
-        parse_values("--replicas", options.replicas) or REPLICAS[device],
+        parse_values("--replicas", options.replicas, MOST_INSTANCES) or REPLICAS[device],
         budgets or default_budgets(device, default_batch_tokens, longest),
     )
     if not space.has_choice:
@@ -78,8 +84,18 @@ def make_plan(options: TuneOptions, files: "ModelFiles", default_batch_tokens: i
     loads = list(dict.fromkeys(loads)) or [default_load(device, longest)]
     for load in loads:
         load.check("--load", longest)
+    _check_time(options, len(loads))
     start = space.nearest(plain)
     return Plan(space, start, default_batch_tokens, loads, _second(options, loads, longest), start != plain)
+
+
+def _check_time(options: TuneOptions, loads: int) -> None:
+    needed = START_S[options.settings.device] + RUNS * loads * (options.seconds + WARM_UP_S)
+    if options.budget_minutes * 60 < needed:
+        raise StartError(
+            f"--budget-minutes {options.budget_minutes:g}: one server, its start and its runs, takes about "
+            f"{needed / 60:.1f} minutes"
+        )
 
 
 def _second(options: TuneOptions, loads: Sequence[LoadShape], longest: int) -> LoadShape:
@@ -95,11 +111,11 @@ def _second(options: TuneOptions, loads: Sequence[LoadShape], longest: int) -> L
 def default_budgets(device: Device, default: int, longest: int) -> Sequence[int]:
     """Token budgets to try: the default, those around it, none that the longest text does not fit in."""
     around = BATCH_TOKENS_ON_A_GPU if device == "cuda" else (default // 2, default, default * 2)
-    return _with([budget for budget in around if budget >= longest], default)
+    return _with([budget for budget in around if longest <= budget <= MOST_BATCH_TOKENS], default)
 
 
-def parse_values(option: str, text: str | None) -> list[int]:
-    """`1,2,4` as numbers, ascending, each once; none for None. Raises StartError for anything else."""
+def parse_values(option: str, text: str | None, most: int) -> list[int]:
+    """`1,2,4` as numbers up to `most`, ascending, each once; none for None. Raises StartError for anything else."""
     if text is None:
         return []
     try:
@@ -108,20 +124,9 @@ def parse_values(option: str, text: str | None) -> list[int]:
         values = [0]
     if values[0] < 1:
         raise StartError(f"{option}: {text!r} is not a list of numbers above 0, such as 1,2,4")
+    if values[-1] > most:
+        raise StartError(f"{option} {values[-1]}: at most {most} can be tried")
     return values
-
-
-def check_out(out: Path, force: bool) -> None:
-    """Raise StartError now for a folder that `render` would refuse after all the measuring."""
-    if str(out).startswith("-"):
-        raise StartError(f"the folder to write comes first, before {out}")
-    if out.exists() and not out.is_dir():
-        raise StartError(f"{out} is not a folder")
-    if out.is_dir() and any(out.iterdir()) and not force and not (out / MARKER).is_file():
-        raise StartError(f"{out} was not written by render; choose another folder, or --force to write into it")
-    there = next(folder for folder in (out.absolute() / "x").parents if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise StartError(f"cannot write {out}: {there} is not a folder that can be written to")
 
 
 def _with(values: Sequence[int], more: int) -> Sequence[int]:

@@ -170,6 +170,7 @@ def test_a_render_that_fails_half_way_leaves_nothing(tmp_path, monkeypatch):
         ({"device": "cpu", "tensor_parallel_size": 2}, "--tensor-parallel-size above 1 needs"),
         ({"device": "cuda", "gpus": (1, 1)}, "twice"),
         ({"device": "cuda", "gpus": (0, 1, 2), "tensor_parallel_size": 2}, "does not divide"),
+        ({"max_batch_tokens": 262_145}, "--max-batch-tokens is at most 262144"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings, line):

@@ -1,9 +1,11 @@
 """Loads in a few letters."""
 
+import argparse
+
 import pytest
 
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.shape_load import ShapeLoad, parse_loads
+from tritonembed_perf.shape_load import ShapeLoad, loads_option, parse_loads
 
 
 def test_loads_are_tokens_sentences_and_requests_at_once() -> None:
@@ -16,3 +18,9 @@ def test_loads_are_tokens_sentences_and_requests_at_once() -> None:
 def test_anything_else_is_refused_with_what_was_typed(text: str) -> None:
     with pytest.raises(UsageError, match="--loads: "):
         parse_loads(text)
+
+
+def test_argparse_names_the_option_itself() -> None:
+    assert loads_option("50x64@4") == [ShapeLoad(50, 64, 4)]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^'5x' is not TOKENSxSENTENCES@CONCURRENCY$"):
+        loads_option("5x")

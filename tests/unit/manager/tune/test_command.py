@@ -66,6 +66,8 @@ def test_every_option_comes_from_the_environment_too(asked, tmp_path):
         (["--replicas", "0"], "--replicas: '0' is not a list of numbers above 0"),
         (["--tokenizer-instances", "1", "--replicas", "1", "--max-batch-tokens", "64"], "nothing to choose"),
         (["--max-batch-tokens", "8,64"], "the longest text of this model has 64 tokens"),
+        (["--max-batch-tokens", "99999999999999999999"], "at most 262144 can be tried"),
+        (["--budget-minutes", "0.5", "--seconds", "60"], "--budget-minutes 0.5: one server, its start and its runs"),
         (["--gpus", "0"], "--gpus needs --device cuda"),
         (["--tritonserver", "/no/such/program"], "is not a program"),
         (["more"], "unexpected argument 'more'"),

@@ -10,7 +10,7 @@ from tritonembed_manager.settings import RenderSettings
 from tritonembed_manager.tune.candidate import Candidate
 from tritonembed_manager.tune.loads import LoadShape, default_load, parse_load, second_load
 from tritonembed_manager.tune.server import ServerOptions
-from tritonembed_manager.tune.tune_options import TuneOptions, check_out, make_plan, parse_values
+from tritonembed_manager.tune.tune_options import TuneOptions, make_plan, parse_values
 
 
 def plan(longest=512, device="cpu", tokenizers=2, default_tokens=None, **given):
@@ -21,14 +21,24 @@ def plan(longest=512, device="cpu", tokenizers=2, default_tokens=None, **given):
 
 
 def test_lists_are_numbers_ascending_each_once():
-    assert parse_values("--replicas", "4,1, 2,1") == [1, 2, 4]
-    assert parse_values("--replicas", None) == []
+    assert parse_values("--replicas", "4,1, 2,1", 4) == [1, 2, 4]
+    assert parse_values("--replicas", None, 4) == []
 
 
 @pytest.mark.parametrize("text", ["", "1,,2", "0,1", "-1", "two", "1.5"])
 def test_other_lists_are_refused_by_the_name_of_the_option(text):
     with pytest.raises(StartError, match=r"--replicas: .* is not a list of numbers above 0, such as 1,2,4"):
-        parse_values("--replicas", text)
+        parse_values("--replicas", text, 4)
+
+
+@pytest.mark.parametrize(
+    ("option", "most"), [("max_batch_tokens", 262144), ("replicas", 1024), ("tokenizer_instances", 1024)]
+)
+def test_a_list_ends_where_the_engine_or_a_machine_does(option, most):
+    assert list(plan(**{option: f"4096,{most}" if most > 4096 else f"1,{most}"}).space.values(option))[-1] == most
+    for more in (most + 1, 99999999999999999999):
+        with pytest.raises(StartError, match=f"{more}: at most {most} can be tried"):
+            plan(**{option: f"1024,{more}"})
 
 
 def test_a_cpu_has_few_candidates_around_the_default():
@@ -48,6 +58,10 @@ def test_a_gpu_has_more():
 def test_no_budget_is_tried_that_the_longest_text_does_not_fit_in():
     assert list(plan(longest=8192).space.max_batch_tokens) == [8192, 16384]
     assert list(plan(longest=3000).space.max_batch_tokens) == [4096, 8192]
+
+
+def test_no_budget_is_tried_that_the_engine_refuses():
+    assert list(plan(longest=200_000).space.max_batch_tokens) == [200_000]
 
 
 def test_a_budget_below_the_longest_text_is_refused_when_asked_for():
@@ -70,6 +84,21 @@ def test_a_default_that_the_machine_gives_is_among_its_own_candidates():
 def test_nothing_to_choose_is_refused():
     with pytest.raises(StartError, match="nothing to choose"):
         plan(tokenizer_instances="2", replicas="1", max_batch_tokens="4096")
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "needed"),
+    [
+        ("cpu", {"budget_minutes": 0.4}, "0.5"),
+        ("cuda", {"budget_minutes": 0.5}, "1.2"),
+        ("cpu", {"budget_minutes": 30, "seconds": 600}, "30.3"),
+        ("cpu", {"budget_minutes": 0.5, "loads": ["50x1@1,50x1@2,50x1@3"]}, "0.8"),
+    ],
+)
+def test_a_budget_that_one_server_does_not_fit_in_is_refused(device, given, needed):
+    minutes = given["budget_minutes"]
+    with pytest.raises(StartError, match=rf"--budget-minutes {minutes}: one server, .*, takes about {needed} minutes"):
+        plan(device=device, **given)
 
 
 def test_a_load_is_tokens_sentences_and_requests_at_once():
@@ -123,25 +152,3 @@ def test_the_second_load_may_be_chosen_but_not_the_same():
     assert plan(loads=["50x64@32"], second_load="20x4@2").second == LoadShape(20, 4, 2)
     with pytest.raises(StartError, match="--second-load 50x64@32: --load names it too"):
         plan(loads=["50x64@32"], second_load="50x64@32")
-
-
-def test_a_folder_in_use_is_refused_before_anything_is_measured(tmp_path):
-    (tmp_path / "thesis.txt").touch()
-    with pytest.raises(StartError, match="was not written by render"):
-        check_out(tmp_path, force=False)
-    check_out(tmp_path, force=True)
-    check_out(tmp_path / "new", force=False)
-    with pytest.raises(StartError, match="is not a folder"):
-        check_out(tmp_path / "thesis.txt", force=True)
-
-
-def test_a_place_where_nothing_can_be_written_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(StartError, match=r"cannot write .*: .*file is not a folder that can be written to"):
-        check_out(tmp_path / "file" / "deeper" / "out", force=False)
-    check_out(tmp_path / "new" / "deeper" / "out", force=False)
-
-
-def test_an_option_in_the_folders_place_is_refused():
-    with pytest.raises(StartError, match="the folder to write comes first, before --dtype"):
-        check_out(Path("--dtype"), force=False)

@@ -1,0 +1,69 @@
+"""What `throughput` refuses before it starts a server."""
+
+import sys
+from collections.abc import Callable
+
+import pytest
+from tests.models import ModelShelf
+
+from tritonembed_perf import throughput
+from tritonembed_perf.manager_process import ServerEndedError
+
+Run = Callable[..., object]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The script with these words; what it says when it ends. A server that is started ends at once."""
+
+    def start(*_: object) -> None:
+        raise ServerEndedError(2, "tritonembed-manager: the server was started")
+
+    def main(*words: str) -> object:
+        monkeypatch.setattr(throughput, "running_server", start)
+        monkeypatch.setattr(sys, "argv", ["throughput", *words])
+        with pytest.raises(SystemExit) as ended:
+            throughput.main()
+        return ended.value.code
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--loads", "5x"], "argument --loads: '5x' is not TOKENSxSENTENCES@CONCURRENCY"),
+        (["--loads", "5x1@0"], "argument --loads: '5x1@0' has a number below 1"),
+        (["--seconds", "0"], "argument --seconds: '0' is not a number above 0"),
+        (["--seconds", "inf"], "argument --seconds: 'inf' is not a number above 0"),
+        (["--seconds", "a"], "argument --seconds: 'a' is not a number above 0"),
+        (["--rounds", "0"], "argument --rounds: '0' is not a whole number above 0"),
+        (["--rounds", "1.5"], "argument --rounds: '1.5' is not a whole number above 0"),
+    ],
+)
+def test_an_option_that_is_wrong_is_named(
+    options: list[str], reason: str, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("model", *options) == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("loads", "reason"),
+    [
+        ("65x1@1", "the model takes at most 64 tokens"),
+        ("2x1@1", "no text has a length of 2 tokens: a word and the special tokens are 3 already"),
+        ("50x1025@1", "the server takes 1024 sentences a request"),
+    ],
+)
+def test_a_load_that_the_model_cannot_serve_is_refused(loads: str, reason: str, run: Run, shelf: ModelShelf) -> None:
+    assert run(str(shelf("bert")), "--loads", f"50x1@1,{loads}") == f"error: --loads {loads}: {reason}"
+
+
+def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
+    assert run("/no/such/model") == "error: the tokenizer of /no/such/model: there is no model folder model"
+
+
+def test_a_server_that_does_not_come_up_is_one_line(run: Run, shelf: ModelShelf) -> None:
+    said = run(str(shelf("bert")), "--loads", "50x1@1")
+    assert said == "error: tritonembed-manager: the server was started"
