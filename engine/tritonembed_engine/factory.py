@@ -11,7 +11,7 @@ from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.jobs import BatchReport
-from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens, turn
+from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
 from tritonembed_engine.model_files import ModelFiles
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
 
@@ -44,28 +44,27 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
 
     Raises ModelError where model.json insists on `direct` and it can't be had.
     """
-    with turn(device):
-        llm = load_vllm(settings, files, device)
-        tokens = max_batch_tokens(settings, files, device)
-        scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH)
-        if settings.engine.executor == "scheduler":
-            return scheduler
-        # Imported here: the direct path touches vLLM's internals, which may have moved.
-        from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
-
-        try:
-            model = open_model(llm)
-            # Before the direct executor is made: its kernels go into the same model.
-            reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
-            return _direct_executor(model, settings.engine, files, device, scheduler, reference)
-        except (DirectUnavailable, Disagreement) as problem:
-            reason = str(problem)
-        except Exception as error:
-            reason = _failure("the direct executor", error)
-        if settings.engine.executor == "direct":
-            raise ModelError(f"the direct executor can't serve this model: {reason}")
-        logger.warning("the scheduler executor serves: %s", reason)
+    llm = load_vllm(settings, files, device)
+    tokens = max_batch_tokens(settings, files, device)
+    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH)
+    if settings.engine.executor == "scheduler":
         return scheduler
+    # Imported here: the direct path touches vLLM's internals, which may have moved.
+    from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
+
+    try:
+        model = open_model(llm)
+        # Before the direct executor is made: its kernels go into the same model.
+        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
+        return _direct_executor(model, settings.engine, files, device, scheduler, reference)
+    except (DirectUnavailable, Disagreement) as problem:
+        reason = str(problem)
+    except Exception as error:
+        reason = _failure("the direct executor", error)
+    if settings.engine.executor == "direct":
+        raise ModelError(f"the direct executor can't serve this model: {reason}")
+    logger.warning("the scheduler executor serves: %s", reason)
+    return scheduler
 
 
 def _direct_executor(

@@ -41,6 +41,8 @@ def capture_graphs(
     limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
     one memory pool: they replay one at a time.
     """
+    # What eager runs left in the allocator's cache would be given back by the first capture.
+    torch.cuda.empty_cache()
     started, reserved = time.monotonic(), torch.cuda.memory_reserved()
     wanted = buckets(*limits)
     pool = torch.cuda.graph_pool_handle()
