@@ -79,7 +79,8 @@ class CudaDirectExecutor:
     @property
     def shapes(self) -> list[Bucket]:
         """The kinds of batches that have to be right: those of each graph, and a large one that none holds."""
-        uncaptured = Bucket(int(self.max_batch_tokens * UNCAPTURED_SHARE), self._longest, self.max_batch_sentences)
+        tokens = max(1, int(self.max_batch_tokens * UNCAPTURED_SHARE))
+        uncaptured = Bucket(tokens, self._longest, self.max_batch_sentences)
         return [*(graph.bucket for graph in self.graphs), uncaptured]
 
     @torch.inference_mode()
