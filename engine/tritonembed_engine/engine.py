@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from tritonembed_engine.batcher import Batch, Batcher, halves
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.executors.base import Executor, Pending
-from tritonembed_engine.jobs import BatchReport, Job, Request
+from tritonembed_engine.jobs import BatchReport, Job, Request, report
 from tritonembed_engine.vectors import Vectors, normalized
 
 REST_AFTER_S = 1.0
@@ -184,7 +184,7 @@ class EmbeddingEngine:
 
     def _hand_out(self, batch: "Batch[Request]", vectors: Vectors, start: float) -> None:
         if self._on_batch:
-            self._on_batch(self._report(batch, start))
+            self._on_batch(report(batch, self._batcher.max_tokens, start, self._clock()))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
         unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
         first = 0
@@ -192,20 +192,6 @@ class EmbeddingEngine:
             last = first + piece.stop - piece.start
             piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             first = last
-
-    def _report(self, batch: "Batch[Request]", start: float) -> BatchReport:
-        now = self._clock()
-        requests, waited, computed = 0, 0.0, 0.0
-        for piece in batch.pieces:
-            request = piece.request
-            if piece.start == 0:
-                request.launched = start
-            if request.is_completed_by(piece):
-                requests += 1
-                waited += request.launched - request.arrived
-                computed += now - request.launched
-        capacity = self._batcher.max_tokens
-        return BatchReport(len(batch.sentences), batch.tokens, capacity, now - start, requests, waited, computed)
 
     def _recover(self, batch: "Batch[Request]", error: Exception) -> None:
         """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""

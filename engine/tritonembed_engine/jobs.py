@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tritonembed_engine.batcher import Piece, Waiting
+from tritonembed_engine.batcher import Batch, Piece, Waiting
 from tritonembed_engine.vectors import Vectors
 
 
@@ -76,3 +76,17 @@ class Request(Waiting):
             self.failed = True
             if not self.future.done():
                 self.future.set_exception(error)
+
+
+def report(batch: "Batch[Request]", capacity: int, start: float, now: float) -> BatchReport:
+    """Of a batch launched at `start` that has its result now, before it is handed out."""
+    requests, waited, computed = 0, 0.0, 0.0
+    for piece in batch.pieces:
+        request = piece.request
+        if piece.start == 0:
+            request.launched = start
+        if request.is_completed_by(piece):
+            requests += 1
+            waited += request.launched - request.arrived
+            computed += now - request.launched
+    return BatchReport(len(batch.sentences), batch.tokens, capacity, now - start, requests, waited, computed)

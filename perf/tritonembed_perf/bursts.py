@@ -24,7 +24,7 @@ from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import running_server
-from tritonembed_perf.shape_load import ShapeLoad, parse_loads
+from tritonembed_perf.shape_load import ShapeLoad, loads_option
 
 LOADS = "50x1@8,50x1@32,50x64@8"
 TEXTS = 512
@@ -37,7 +37,9 @@ def main() -> None:
     """Print a row for each load, and write all of them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--loads", default=LOADS, help="TOKENSxSENTENCES@REQUESTS of a burst, with commas")
+    parser.add_argument(
+        "--loads", type=loads_option, default=LOADS, help="TOKENSxSENTENCES@REQUESTS of a burst, with commas"
+    )
     parser.add_argument("--bursts", type=int, default=30)
     parser.add_argument("--json", type=output_file)
     options, replica = parse_with_rest(parser)
@@ -46,7 +48,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
     rows = []
     with running_server(options.model, replica) as server:
-        for load in parse_loads(options.loads):
+        for load in options.loads:
             slowest = asyncio.run(send_bursts(server.target, tokenizer, load, options.bursts))
             rows.append(describe(load, slowest))
     if options.json:

@@ -22,7 +22,7 @@ from tritonembed_perf.output import output_file
 from tritonembed_perf.passed_on import parse_with_rest
 from tritonembed_perf.run.environment import describe_environment, machine_line
 from tritonembed_perf.server import RunningServer, running_server
-from tritonembed_perf.shape_load import ShapeLoad, parse_loads
+from tritonembed_perf.shape_load import ShapeLoad, loads_option
 
 LOADS = "50x64@4,50x16@8,50x1@32,50x1@1"
 WARM_UP_S = 1.0
@@ -32,7 +32,7 @@ def main() -> None:
     """Print a row for each load and number of workers, and write all of them as JSON if asked."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--loads", default=LOADS, help="TOKENSxSENTENCES@CONCURRENCY, with commas")
+    parser.add_argument("--loads", type=loads_option, default=LOADS, help="TOKENSxSENTENCES@CONCURRENCY, with commas")
     parser.add_argument("--workers", default="1,2", help="of the manager, with commas")
     parser.add_argument("--clients", type=int, default=1, help="client processes; one sends some 3,000 requests/s")
     parser.add_argument("--seconds", type=float, default=3)
@@ -47,7 +47,7 @@ def main() -> None:
         for workers in options.workers.split(","):
             attached = ["--server", server.target, "--workers", workers, "--max-in-flight", "4096"]
             with running_manager("hop", attached) as manager:
-                for load in parse_loads(options.loads):
+                for load in options.loads:
                     row = measure(server, manager, tokenizer, load, options)
                     rows.append({"workers": int(workers), **row})
                     print(f"{workers} workers, {describe(row)}", flush=True)
