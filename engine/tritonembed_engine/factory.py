@@ -90,7 +90,7 @@ def _direct_executor(
             model, settings, scheduler.dimensions, files.max_length, tokens, SENTENCES_PER_BATCH
         )
         try:
-            check_agreement(executor, reference, executor.shapes)
+            check_agreement(executor, reference, [graph.bucket for graph in executor.graphs], [executor.uncaptured])
         except BaseException:
             executor.close()
             raise

@@ -9,6 +9,7 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tritonembed_perf.executor import check_gpu
@@ -87,23 +88,14 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         ends += ends[-1:] * (tokens // TOKENS_PER_ROW if in_graph else 0)
         starts = torch.tensor(ends, device="cuda", dtype=torch.int32)
 
-        def attend(starts: "torch.Tensor" = starts, length: int = length) -> object:
-            attention = short_attention if length <= LONGEST else tiled_attention
-            return attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
-
-        def pool(starts: "torch.Tensor" = starts) -> object:
-            return mean_pool(x, starts)
+        attention = short_attention if length <= LONGEST else tiled_attention
+        attend = partial(attention, qkv, starts, HEADS, length, (width // HEADS) ** -0.5)
 
         where = ", graph's rows" if in_graph else ""
-
-        def attend_fp8(starts: "torch.Tensor" = starts, length: int = length) -> object:
-            attention = short_attention if length <= LONGEST else tiled_attention
-            return attention(qkv, starts, HEADS, length, (width // HEADS) ** -0.5, SCALE)
-
         cases += [
             (f"attention, {length} tokens{where}", 8 * row, attend),
-            (f"attention + fp8, {length} tokens{where}", 7 * row, attend_fp8),
-            (f"mean pooling, {length} tokens{where}", 2 * row, pool),
+            (f"attention + fp8, {length} tokens{where}", 7 * row, partial(attend, SCALE)),
+            (f"mean pooling, {length} tokens{where}", 2 * row, partial(mean_pool, x, starts)),
         ]
     with torch.inference_mode():
         return [_row(name, size, run) for name, size, run in cases]

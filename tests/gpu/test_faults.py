@@ -23,8 +23,8 @@ from tritonembed_engine.model_files import read_model_files
 from tritonembed_engine.settings import ModelSettings
 engine = {"graphs": {"enabled": False}}
 settings = ModelSettings(model=sys.argv[1], vllm={"gpu_memory_utilization": 0.05}, engine=engine)
-died = threading.Event()
-engine = create_engine(settings, read_model_files(sys.argv[1]), "cuda", on_death=died.set)
+deaths, died = [], threading.Event()
+engine = create_engine(settings, read_model_files(sys.argv[1]), "cuda", on_death=lambda: (deaths.append(1), died.set()))
 rng = np.random.default_rng(0)
 sentences = [rng.integers(1000, 20000, 64, dtype="<i4").tobytes() for _ in range(1024)]
 assert engine.executor.name == "direct"
@@ -41,7 +41,7 @@ for answer in answers:
     cosines = (vectors * expected).sum(1) / np.linalg.norm(vectors, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosines.min() > 0.999, cosines.min()
 assert engine._batcher.max_tokens < before, (before, engine._batcher.max_tokens)
-assert not died.is_set()
+assert not deaths
 engine.close()
 print("recovered")
 """
@@ -66,6 +66,7 @@ for answer in answers:
     error = answer.exception(60)
     assert isinstance(error, DeviceLost), repr(error)
 assert died.wait(60)
+assert deaths == [1]
 print("lost")
 sys.stdout.flush()
 import os

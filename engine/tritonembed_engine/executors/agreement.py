@@ -57,17 +57,21 @@ def make_reference(vllm: Executor, vocab_size: int, max_length: int, quantized: 
     return Reference(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
 
 
-def check_agreement(direct: Executor, reference: Reference, shapes: Sequence[Bucket]) -> float:
-    """Compare single sentences, mixed batches and one of each shape; gives the largest distance.
+def check_agreement(
+    direct: Executor, reference: Reference, captured: Sequence[Bucket], uncaptured: Sequence[Bucket] = ()
+) -> float:
+    """Compare single sentences, mixed batches and a batch of each shape; gives the largest distance.
 
-    Raises Disagreement where it is over what the reference allows.
+    captured: what CUDA graphs run. uncaptured: what else is to be looked at. Raises Disagreement where the distance is
+    over what the reference allows.
     """
     cases = [(f"a sentence of {length} tokens", [i]) for i, length in enumerate(reference.lengths)]
     cases += [("a mixed batch", batch) for batch in _mixed(reference.lengths, direct.max_batch_tokens)]
-    cases += [
-        (f"a batch of {shape.tokens} tokens, {shape.longest} at most", _fill(shape, reference.lengths))
-        for shape in shapes
-    ]
+    for what, shapes in (("the CUDA graph", captured), ("a batch", uncaptured)):
+        cases += [
+            (f"{what} of {shape.tokens} tokens, {shape.longest} at most", _fill(shape, reference.lengths))
+            for shape in shapes
+        ]
     largest = 0.0
     for where, chosen in cases:
         answer = direct.launch([reference.sentences[i] for i in chosen]).result()

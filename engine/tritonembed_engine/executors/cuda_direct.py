@@ -77,11 +77,10 @@ class CudaDirectExecutor:
             raise
 
     @property
-    def shapes(self) -> list[Bucket]:
-        """The kinds of batches that have to be right: those of each graph, and a large one that none holds."""
+    def uncaptured(self) -> Bucket:
+        """A large batch that no graph holds, where there are any that none does."""
         tokens = max(1, int(self.max_batch_tokens * UNCAPTURED_SHARE))
-        uncaptured = Bucket(tokens, self._longest, self.max_batch_sentences)
-        return [*(graph.bucket for graph in self.graphs), uncaptured]
+        return Bucket(tokens, self._longest, self.max_batch_sentences)
 
     @torch.inference_mode()
     def launch(self, sentences: Sequence[bytes]) -> Pending:

@@ -14,12 +14,18 @@ LARGEST = 448.0
 
 
 @triton.jit
+def tanh_gelu(value):  # type: ignore[no-untyped-def]
+    """GELU in its tanh form, of float32."""
+    # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u)); with u's factors and log2(e) multiplied out.
+    return tl.fdiv(value, 1.0 + tl.exp2(-value * (2.302208198 + 0.102943240 * value * value)))
+
+
+@triton.jit
 def _quantize(x, out, count, inverse, GELU: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     value = tl.load(x + at, at < count, other=0.0).to(tl.float32)
     if GELU:
-        # 0.5 (1 + tanh(u)) = 1 / (1 + exp(-2 u)); with u's factors and log2(e) multiplied out.
-        value = tl.fdiv(value, 1.0 + tl.exp2(-value * (2.302208198 + 0.102943240 * value * value)))
+        value = tanh_gelu(value)
     tl.store(out + at, (value * inverse).to(out.dtype.element_ty), at < count)
 
 

@@ -52,6 +52,14 @@ def tokens(sentences: Sequence[bytes]) -> int:
     return sum(map(len, sentences)) // 4
 
 
+def test_a_batch_that_no_graph_runs_is_looked_at_too(reference: Reference) -> None:
+    large = Bucket(3000, MAXIMUM, 64)
+    broken = executor(lambda sentences: turned(embed(sentences), 0.9 if tokens(sentences) > 2000 else 1.0))
+    assert check_agreement(broken, reference, BUCKETS) <= 1e-6
+    with pytest.raises(Disagreement, match=r"^a batch of 3000 tokens, 256 at most: "):
+        check_agreement(broken, reference, BUCKETS, [large])
+
+
 def test_a_budget_below_the_mixed_batch_is_kept(reference: Reference) -> None:
     """Buffers are as large as the budget."""
     direct = executor()
@@ -128,7 +136,7 @@ def test_what_is_wrong_in_one_graph_alone_is_refused_and_the_graph_named(
     reference: Reference, break_it: Callable[[Array], Array], bucket: Bucket
 ) -> None:
     direct = executor(in_bucket(bucket, break_it))
-    where = f"a batch of {bucket.tokens} tokens, {bucket.longest} at most"
+    where = f"the CUDA graph of {bucket.tokens} tokens, {bucket.longest} at most"
     with pytest.raises(Disagreement, match=f"^{re.escape(where)}: "):
         check_agreement(direct, reference, BUCKETS)
     assert check_agreement(direct, reference, [b for b in BUCKETS if b != bucket]) <= 1e-6
