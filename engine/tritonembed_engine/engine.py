@@ -13,9 +13,20 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
 from tritonembed_engine.batcher import Batch, Batcher, halves
-from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
+from tritonembed_engine.errors import (
+    Abandoned,
+    DeadlineExceeded,
+    DeviceLost,
+    EmbedError,
+    EngineDead,
+    ExecutionFailed,
+    OutOfMemory,
+    Overloaded,
+)
+from tritonembed_engine.estimate import Pace
 from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.jobs import BatchReport, Job, Request, report
+from tritonembed_engine.token_ids import BYTES_PER_TOKEN
 from tritonembed_engine.vectors import Vectors, normalized
 
 REST_AFTER_S = 1.0
@@ -32,6 +43,7 @@ class EmbeddingEngine:
     everything was answered; the process has to be started again.
 
     A batch that the device has no room for is computed in halves, and later batches have half its tokens at most.
+    Batches of an executor that blocks are kept short (see `estimate`), so that what waits gets in between.
     """
 
     def __init__(
@@ -52,6 +64,8 @@ class EmbeddingEngine:
         self._on_death = on_death
         self._rest_after = rest_after
         self._batcher: Batcher[Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
+        self._pace = Pace(clock)
+        self._shorten_batches()
         self._changed = threading.Condition()
         # Held by the thread that launches and collects.
         self._driving = threading.Lock()
@@ -65,6 +79,11 @@ class EmbeddingEngine:
         """Whether anything waits for its turn."""
         return bool(self._batcher)
 
+    def splits(self, jobs: "Sequence[Job]") -> bool:
+        """Whether one of these is more than a batch."""
+        most = self._batcher.budget * BYTES_PER_TOKEN
+        return any(sum(map(len, job.sentences)) > most for job in jobs)
+
     def submit(
         self, sentences: Sequence[bytes], deadline: float | None = None, normalize: bool = False
     ) -> "Future[Vectors]":
@@ -72,7 +91,8 @@ class EmbeddingEngine:
 
         sentences: each its ids as little-endian int32, checked by `token_ids`. deadline: on the engine's clock.
         normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or raises
-        Overloaded (too much waits already), DeadlineExceeded (before its turn), ExecutionFailed, or EngineDead.
+        Overloaded (too much waits already), DeadlineUnreachable (at once), DeadlineExceeded (what is left of the
+        request is then not computed), ExecutionFailed, or EngineDead.
         """
         return self.submit_all([Job(sentences, deadline, normalize)])[0]
 
@@ -84,17 +104,17 @@ class EmbeddingEngine:
         if not all(job.sentences for job in jobs):
             raise ValueError("a request needs at least one sentence")
         now = self._clock()
-        requests = [Request(job.sentences, job.deadline, normalize=job.normalize, arrived=now) for job in jobs]
+        requests = [
+            Request(job.sentences, job.deadline, is_abandoned=job.is_abandoned, normalize=job.normalize, arrived=now)
+            for job in jobs
+        ]
         with self._changed:
             for request in requests:
-                if self._closed:
-                    request.fail(self._closed)
-                elif self._batcher.waiting_sentences + len(request.sentences) > self._max_sentences:
-                    request.fail(Overloaded(f"more than {self._max_sentences} sentences are waiting"))
-                elif self._batcher.waiting_requests >= self._max_requests:
-                    request.fail(Overloaded(f"more than {self._max_requests} requests are waiting"))
-                else:
+                refusal = self._refusal(request, now)
+                if refusal is None:
                     self._batcher.add(request)
+                else:
+                    request.fail(refusal)
         if not (wait and self.executor.on_any_thread and self._drive(requests)):
             self._wake()
         return [request.future for request in requests]
@@ -105,6 +125,23 @@ class EmbeddingEngine:
         self._thread.join()
         with self._driving:
             self.executor.close()
+
+    def _refusal(self, request: Request, now: float) -> EmbedError | None:
+        """Why a request is not taken in, or None."""
+        batcher = self._batcher
+        if self._closed:
+            return self._closed
+        if batcher.waiting_sentences + len(request.sentences) > self._max_sentences:
+            return Overloaded(f"more than {self._max_sentences} sentences are waiting")
+        if batcher.waiting_requests >= self._max_requests:
+            return Overloaded(f"more than {self._max_requests} requests are waiting")
+        if request.deadline is None:
+            return None
+        return self._pace.refusal(batcher.tokens_until_done(request.sentences), request.deadline - now)
+
+    def _shorten_batches(self) -> None:
+        if self.executor.depth == 1:
+            self._batcher.soft_tokens = self._pace.slice_tokens()
 
     def _end(self, reason: EngineDead) -> bool:
         """Take nothing more, and fail what waits; whether it was not ended before."""
@@ -147,9 +184,12 @@ class EmbeddingEngine:
     def _step(self) -> None:
         """Launch what waits, if anything does, and collect what is far enough."""
         with self._changed:
-            batch, expired = self._batcher.take(self._clock())
-            for request in expired:
-                request.fail(DeadlineExceeded("deadline passed before its turn"))
+            self._shorten_batches()
+            now = self._clock()
+            batch, given_up = self._batcher.take(now)
+            for request in given_up:
+                late = request.deadline is not None and request.deadline <= now
+                request.fail(_late(request) if late else Abandoned("the client is gone"))
         if batch is not None:
             self._launch(batch)
         if self._launched and (batch is None or len(self._launched) >= self.executor.depth):
@@ -183,8 +223,10 @@ class EmbeddingEngine:
             self._give_up(batch, error)
 
     def _hand_out(self, batch: "Batch[Request]", vectors: Vectors, start: float) -> None:
+        budget = self._batcher.budget
+        self._pace.batch_done(batch.tokens, budget, start)
         if self._on_batch:
-            self._on_batch(report(batch, self._batcher.max_tokens, start, self._clock()))
+            self._on_batch(report(batch, budget, start, self._clock()))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
         unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
         first = 0
@@ -235,3 +277,7 @@ class EmbeddingEngine:
             self._launched.clear()
             if self._on_death:
                 self._on_death()
+
+
+def _late(request: Request) -> DeadlineExceeded:
+    return DeadlineExceeded("deadline passed before its turn" if not request.taken else "deadline passed before its end")

@@ -3,6 +3,8 @@
     EmbedError
     ├── InvalidArgument    the request is wrong: INVALID_ARGUMENT, and only this request fails
     ├── DeadlineExceeded   its deadline passed before its turn: UNAVAILABLE at Triton, as Triton's own queue answers
+    │   └── DeadlineUnreachable   … or would pass before its end, at the measured speed
+    ├── Abandoned          its client is gone: CANCELLED
     ├── Overloaded         the engine's queue is full: UNAVAILABLE
     ├── ExecutionFailed    a batch failed for a reason that is not the request's: INTERNAL
     │   └── OutOfMemory    … and smaller ones may succeed
@@ -27,7 +29,15 @@ class InvalidArgument(EmbedError):
 
 
 class DeadlineExceeded(EmbedError):
-    """The request's deadline passed while it waited; nothing was computed for it."""
+    """The request's deadline passed while it waited; nothing more is computed for it."""
+
+
+class DeadlineUnreachable(DeadlineExceeded):
+    """At the measured speed the request's deadline would pass before its end; nothing was computed for it."""
+
+
+class Abandoned(EmbedError):
+    """The request's client is gone; nothing more is computed for it."""
 
 
 class Overloaded(EmbedError):

@@ -12,7 +12,7 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.jobs import BatchReport
 from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
 
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
 """What the engine is asked for, the request that it makes of it, and what it reports of a batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from tritonembed_engine.batcher import Batch, Piece, Waiting
+from tritonembed_engine.batcher import Batch, Waiting
 from tritonembed_engine.vectors import Vectors
 
 
@@ -34,6 +34,8 @@ class Job:
     sentences: Sequence[bytes]
     deadline: float | None = None
     normalize: bool = False
+    is_abandoned: Callable[[], bool] | None = None
+    """Whether its client is gone; asked on the engine's thread while the request waits."""
 
 
 @dataclass(eq=False)
@@ -51,10 +53,6 @@ class Request(Waiting):
     def __post_init__(self) -> None:
         # A future that runs can't be cancelled: its answer would find it closed, and the engine's thread would end.
         self.future.set_running_or_notify_cancel()
-
-    def is_completed_by(self, piece: "Piece[Request]") -> bool:
-        """Whether the vectors of this piece are the last that are missing."""
-        return not self.failed and self.placed + piece.stop - piece.start == len(self.sentences)
 
     def place(self, vectors: Vectors, start: int) -> None:
         """Take the vectors of the sentences from `start` on."""
@@ -85,7 +83,8 @@ def report(batch: "Batch[Request]", capacity: int, start: float, now: float) -> 
         request = piece.request
         if piece.start == 0:
             request.launched = start
-        if request.is_completed_by(piece):
+        # Batches are collected in the order in which they were taken.
+        if piece.stop == len(request.sentences) and not request.failed:
             requests += 1
             waited += request.launched - request.arrived
             computed += now - request.launched

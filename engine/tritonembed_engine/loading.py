@@ -16,7 +16,7 @@ from tritonembed_engine.stub import imports_that_stay
 if TYPE_CHECKING:
     from vllm import LLM
 
-    from tritonembed_engine.model_files import ModelFiles
+    from tritonembed_engine.model.files import ModelFiles
 
 logger = logging.getLogger(__name__)
 

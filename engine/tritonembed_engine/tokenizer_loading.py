@@ -5,7 +5,7 @@ from typing import Any
 from tokenizers import Tokenizer, normalizers
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 
 PROBES = (
     "",

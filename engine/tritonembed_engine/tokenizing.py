@@ -9,7 +9,7 @@ from tokenizers import Encoding, Tokenizer
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.long_text import SafeCuts
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizer_loading import load_tokenizer
 from tritonembed_engine.wordpiece import AsciiWordPiece

@@ -20,6 +20,8 @@ bytes_tensors.install(pb_utils)
 CODES = {
     errors.InvalidArgument: "INVALID_ARG",
     errors.DeadlineExceeded: "UNAVAILABLE",
+    errors.DeadlineUnreachable: "UNAVAILABLE",
+    errors.Abandoned: "CANCELLED",
     errors.Overloaded: "UNAVAILABLE",
     errors.EngineDead: "UNAVAILABLE",
     errors.DeviceLost: "UNAVAILABLE",

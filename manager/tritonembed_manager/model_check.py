@@ -12,8 +12,8 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
     """
     try:
         from tritonembed_engine.errors import ModelError
-        from tritonembed_engine.model_files import read_model_files
-        from tritonembed_engine.model_folder import read_object
+        from tritonembed_engine.model.files import read_model_files
+        from tritonembed_engine.model.folder import read_object
     except ImportError:
         # The manager alone is installed, without the packages that read a model: the server will say it.
         return

@@ -97,7 +97,7 @@ def compare_throughput(server: RunningServer, folder: str, texts: list[str], opt
 
 def compare_tokenizer(folder: str, texts: list[str]) -> dict[str, float]:
     """What the tokenizer model does for a request of 64 sentences, against the library it uses, in this process."""
-    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.parameters import DEFAULTS
     from tritonembed_engine.tokenizing import TextTokenizer
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from tritonembed_engine.executors.base import Executor
-    from tritonembed_engine.model_files import ModelFiles
+    from tritonembed_engine.model.files import ModelFiles
 
 PAD = 1
 """RoBERTa's and its relatives', for a config.json that leaves out what transformers knows."""
@@ -41,7 +41,7 @@ class LoadedExecutor:
 
     def random_ids(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "npt.NDArray[np.int32]":
         """Ids [sentences, tokens], none of them padding's: transformers gives that no position of its own."""
-        from tritonembed_engine.model_folder import read_object
+        from tritonembed_engine.model.folder import read_object
 
         pad = read_object(self.files.folder / "config.json").get("pad_token_id", PAD)
         known = isinstance(pad, int) and 0 <= pad < self.files.vocab_size
@@ -76,7 +76,7 @@ def load_executor(model: str, device: str, vllm: dict[str, Any], executor: str =
     from tritonembed_engine.errors import ModelError
     from tritonembed_engine.factory import create_executor
     from tritonembed_engine.loading import max_batch_tokens
-    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
     vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **vllm}

@@ -19,7 +19,7 @@ import torch
 """
 LOAD = """
 from tritonembed_engine.factory import create_engine
-from tritonembed_engine.model_files import read_model_files
+from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.settings import ModelSettings
 engine = {"graphs": {"enabled": False}}
 settings = ModelSettings(model=sys.argv[1], vllm={"gpu_memory_utilization": 0.05}, engine=engine)

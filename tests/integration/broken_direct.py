@@ -14,7 +14,7 @@ if __name__ == "__main__":
 
     from tritonembed_engine.executors import direct
     from tritonembed_engine.factory import create_executor
-    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
     right = direct.forward

@@ -16,7 +16,7 @@ if __name__ == "__main__":
     from tritonembed_engine.executors.vllm_internals import open_model
     from tritonembed_engine.kernels import bert
     from tritonembed_engine.loading import load_vllm
-    from tritonembed_engine.model_files import read_model_files
+    from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import KernelSettings, ModelSettings
 
     settings = ModelSettings(model=sys.argv[1], vllm={"dtype": "bfloat16"})

@@ -21,7 +21,7 @@ from tritonembed_manager.tune.texts import RequestMaker
 from tritonembed_manager.tune.tune_options import TuneOptions, make_plan
 
 if TYPE_CHECKING:
-    from tritonembed_engine.model_files import ModelFiles
+    from tritonembed_engine.model.files import ModelFiles
 
 
 def run_tune(options: TuneOptions) -> None:
@@ -74,7 +74,7 @@ def _model(options: TuneOptions) -> tuple["ModelFiles", int]:
 
         from tritonembed_engine.errors import ModelError
         from tritonembed_engine.loading import max_batch_tokens
-        from tritonembed_engine.model_files import read_model_files
+        from tritonembed_engine.model.files import read_model_files
         from tritonembed_engine.settings import ModelSettings
     except ImportError as error:
         raise StartError(f"tune runs where the server does; {error.name} is not installed here") from None

@@ -9,7 +9,7 @@ from tritonembed_manager.tune.loads import LoadShape
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from tritonembed_engine.model_files import ModelFiles
+    from tritonembed_engine.model.files import ModelFiles
 
 SENTENCES_PREPARED = 1024
 """So many different sentences in a load: more than a batch, so that none is all repetition."""

@@ -16,7 +16,7 @@ from tritonembed_manager.tune.measuring import RUNS
 from tritonembed_manager.tune.server import ServerOptions
 
 if TYPE_CHECKING:
-    from tritonembed_engine.model_files import ModelFiles
+    from tritonembed_engine.model.files import ModelFiles
 
 TOKENIZERS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 REPLICAS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 3)}

@@ -38,7 +38,7 @@ class TritonPythonModel:
             log_as(args["model_instance_name"])
             # Only now: these import torch, which reads the environment once.
             from tritonembed_engine.factory import create_engine
-            from tritonembed_engine.model_files import read_model_files
+            from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.settings import read_settings
 
             settings = read_settings(repository_of(args))

@@ -17,7 +17,7 @@ class TritonPythonModel:
         with start_up():
             prepare_process(visible_gpus=None)
             leave_out_torch()
-            from tritonembed_engine.model_files import read_model_files
+            from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.settings import read_settings
             from tritonembed_engine.tokenizing import TextTokenizer
 

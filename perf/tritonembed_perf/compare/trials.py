@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_perf.run.checks import AnswerCheck, Reference
 from tritonembed_perf.run.corpus import PooledRequest, WordTexts, make_requests, requests_to_prepare
 from tritonembed_perf.run.reference import embed_with_transformers, make_references

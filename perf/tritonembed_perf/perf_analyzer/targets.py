@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from tritonembed._batches import MAX_BATCH_SIZE
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.manager import running_manager
 from tritonembed_perf.manager_process import ServerEndedError

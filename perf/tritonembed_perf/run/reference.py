@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_perf.run.checks import Reference, unit_rows
 from tritonembed_perf.run.corpus import PooledRequest
 

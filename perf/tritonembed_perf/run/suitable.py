@@ -3,7 +3,7 @@
 import random
 from collections.abc import Sequence
 
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.corpus import WordTexts
 from tritonembed_perf.run.kserve import KServe

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.model_files import ModelFiles, read_model_files
+from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.run.arctic import Arctic
 from tritonembed_perf.run.kserve import ENSEMBLE, KServe

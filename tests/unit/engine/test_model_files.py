@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from tests.models import ModelShelf
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.model_files import read_model_files
+from tritonembed_engine.model.files import read_model_files
 
 CONFIG = {
     "architectures": ["BertModel"],
@@ -230,7 +230,7 @@ def test_a_hub_that_can_not_be_reached_is_said_in_one_line(monkeypatch: pytest.M
 
 def test_reading_needs_neither_torch_nor_transformers(shelf: ModelShelf) -> None:
     program = (
-        "import sys; from tritonembed_engine.model_files import read_model_files; read_model_files(sys.argv[1]);"
+        "import sys; from tritonembed_engine.model.files import read_model_files; read_model_files(sys.argv[1]);"
         "print(sorted({'torch', 'transformers', 'vllm', 'tokenizers'} & set(sys.modules)))"
     )
     command = [sys.executable, "-c", program, str(shelf("bert"))]

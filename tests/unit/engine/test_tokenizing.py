@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Tokenizer, models
 from transformers import AutoTokenizer
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
-from tritonembed_engine.model_files import read_model_files
+from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS, EmbedParameters
 from tritonembed_engine.tokenizing import TextTokenizer
 from tritonembed_perf.generated_tokenizers import training_corpus
@@ -185,7 +185,7 @@ def test_a_process_without_torch_gets_the_same_tokenizers(
 ) -> None:
     program = (
         "import sys; from tritonembed_engine.stub import leave_out_torch; leave_out_torch();"
-        "from tritonembed_engine.model_files import read_model_files as read;"
+        "from tritonembed_engine.model.files import read_model_files as read;"
         "from tritonembed_engine.tokenizer_loading import load_tokenizer;"
         "print(*(load_tokenizer(read(folder)).to_str() for folder in sys.argv[1:]), sep='\\0');"
         "assert sys.modules['torch'] is None and 'vllm' not in sys.modules"

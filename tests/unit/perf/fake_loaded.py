@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 
 from tritonembed_engine.executors.base import Ready
-from tritonembed_engine.model_files import ModelFiles
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_perf.executor import LoadedExecutor
 
 

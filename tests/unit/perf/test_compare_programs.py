@@ -10,7 +10,7 @@ import uvicorn
 from fastapi.testclient import TestClient
 from tests.models import ModelShelf
 
-from tritonembed_engine.model_files import read_model_files
+from tritonembed_engine.model.files import read_model_files
 from tritonembed_perf.compare.programs import fastapi_server, in_process
 from tritonembed_perf.run.openai import OpenAI
 from tritonembed_perf.run.reference import embed_with_transformers

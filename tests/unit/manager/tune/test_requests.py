@@ -6,7 +6,7 @@ import pytest
 from tests.models import ModelShelf
 from tritonclient.grpc import service_pb2
 
-from tritonembed_engine.model_files import read_model_files
+from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS
 from tritonembed_engine.tokenizing import TextTokenizer
 from tritonembed_manager.errors import StartError

@@ -1,0 +1,85 @@
+"""Where a model's configuration lies: a folder of this machine, or the Hugging Face hub. Never fetches weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tritonembed_engine.errors import ModelError
+
+CONFIGURATION_FILES = [
+    "config.json",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "*_*/config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+]
+"""What is fetched from the hub: patterns of `huggingface_hub`."""
+
+
+def find_model_folder(model: str, revision: str | None = None) -> tuple[Path, bool]:
+    """The folder that holds a model's configuration, and whether it is a folder the user named (not the hub's cache).
+
+    model: a folder, or a name on the hub. Raises ModelError, in one line and without the path.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder, True
+    if folder.exists():
+        raise ModelError(f"{short_name(model)} is a file, not a model's folder")
+    if _can_only_be_a_folder(model):
+        raise ModelError(f"there is no model folder {short_name(model)}")
+    return _fetch(model, revision), False
+
+
+def short_name(model: str) -> str:
+    """A model's last name component: what a message may say of it."""
+    return Path(model).name or "/"
+
+
+def read_json(path: Path) -> Any:
+    """The contents of one JSON file; None where it doesn't exist. Raises ModelError for a file that isn't JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise ModelError(f"the model's {path.name} can't be read ({type(error).__name__})") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """As `read_json`, for a file that holds an object; empty where it doesn't exist."""
+    value = read_json(path)
+    if value is not None and not isinstance(value, dict):
+        raise ModelError(f"the model's {path.name} is not a JSON object")
+    return value or {}
+
+
+def _can_only_be_a_folder(model: str) -> bool:
+    """The hub's names are `name` or `owner/name`."""
+    return model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/")
+
+
+def _fetch(model: str, revision: str | None) -> Path:
+    # Imported here: a folder needs no hub client, and it costs a tenth of a second.
+    from huggingface_hub import errors, snapshot_download
+
+    name = short_name(model)
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=CONFIGURATION_FILES))
+    except errors.GatedRepoError:
+        raise ModelError(f"the hub gives {name} only to accounts that were granted access (HF_TOKEN)") from None
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
+        raise ModelError(f"{name} is neither a folder nor a model of the hub") from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"the hub has no such revision of {name}") from None
+    except Exception as error:
+        # No network, a proxy in the way, a full disk: the client's messages are long and hold URLs and paths.
+        raise ModelError(
+            f"{name} is neither a folder nor in the hub's cache, and the hub can't be reached ({type(error).__name__})"
+        ) from None
