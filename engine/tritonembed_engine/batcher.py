@@ -10,7 +10,6 @@ from typing import Generic, TypeVar
 
 from tritonembed_engine.token_ids import BYTES_PER_TOKEN
 
-
 _SMALL = 0.5
 """A request of up to this part of a batch belongs to the smallest."""
 _CLASS_RATIO = 8

@@ -280,4 +280,4 @@ class EmbeddingEngine:
 
 
 def _late(request: Request) -> DeadlineExceeded:
-    return DeadlineExceeded("deadline passed before its turn" if not request.taken else "deadline passed before its end")
+    return DeadlineExceeded(f"deadline passed before its {'end' if request.taken else 'turn'}")

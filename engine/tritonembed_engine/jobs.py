@@ -47,6 +47,8 @@ class Request(Waiting):
     launched: float = 0.0
     """When the batch with its first sentence was, once that has its result."""
     future: "Future[Vectors]" = field(default_factory=Future)
+    counted: int = 0
+    """Sentences in batches that were reported; a batch can have two pieces of one request."""
     placed: int = 0
     vectors: Vectors | None = None
 
@@ -83,8 +85,8 @@ def report(batch: "Batch[Request]", capacity: int, start: float, now: float) -> 
         request = piece.request
         if piece.start == 0:
             request.launched = start
-        # Batches are collected in the order in which they were taken.
-        if piece.stop == len(request.sentences) and not request.failed:
+        request.counted += piece.stop - piece.start
+        if request.counted == len(request.sentences) and not request.failed:
             requests += 1
             waited += request.launched - request.arrived
             computed += now - request.launched

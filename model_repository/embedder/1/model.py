@@ -9,6 +9,7 @@ from functools import partial
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import token_ids, vectors
+from tritonembed_engine.abandonment import Abandonment
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.jobs import Job
 from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
@@ -55,7 +56,8 @@ class TritonPythonModel:
         parsed = self._check_ids([self._parse(request) for request in requests])
         jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
         sentences = sum(len(job.sentences) for job in jobs)
-        later = self._senders.want(len(requests), sentences, self._engine.waiting)
+        split = self._engine.splits(jobs)
+        later = self._senders.want(len(requests), sentences, waiting=self._engine.waiting, split=split)
         computed = iter(self._engine.submit_all(jobs, wait=not later))
         futures = [_failed(item) if isinstance(item, Exception) else next(computed) for item in parsed]
         responses = [partial(self._respond, item, future) for item, future in zip(parsed, futures, strict=True)]
@@ -82,7 +84,8 @@ class TritonPythonModel:
         # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.
         timeout = request.timeout()
         deadline = time.monotonic() + timeout / 1e6 if timeout else None
-        return parameters, Job(sentences, deadline, vectors.wants_unit_length(parameters, self._files.normalize))
+        normalize = vectors.wants_unit_length(parameters, self._files.normalize)
+        return parameters, Job(sentences, deadline, normalize, Abandonment(request.is_cancelled))
 
     def _check_ids(self, parsed):
         """Replace what holds ids outside the vocabulary; looked at one by one only where there is any."""

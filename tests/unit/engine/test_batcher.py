@@ -48,14 +48,16 @@ def test_every_sentence_is_taken_once_in_order_and_within_the_budget(
     for one in added:
         batcher.add(one)
     taken: dict[int, list[int]] = {one.name: [] for one in added}
-    order: list[int] = []
+    order: list[tuple[int, int]] = []
     for batch in take_all(batcher):
         check_shape(batch, max_tokens, max_sentences)
         for piece in batch.pieces:
             taken[piece.request.name] += range(piece.start, piece.stop)
-            order.append(piece.request.name)
+            order.append((piece.request.size_class, piece.request.name))
     assert taken == {one.name: list(range(len(one.sentences))) for one in added}
-    assert order == sorted(order)
+    for size_class, _ in order:
+        same = [name for of, name in order if of == size_class]
+        assert same == sorted(same)
     assert batcher.waiting_sentences == 0
     assert not batcher
 
@@ -115,9 +117,91 @@ def test_small_requests_are_merged() -> None:
 def test_a_large_request_is_split_and_its_end_shares_a_batch_with_the_next() -> None:
     batcher: Batcher[Labelled] = Batcher(10, 8)
     batcher.add(request(0, [4, 4, 4]))
-    batcher.add(request(1, [4]))
+    batcher.add(request(1, [4, 4]))
     pieces = [[(p.request.name, p.start, p.stop) for p in batch.pieces] for batch in take_all(batcher)]
-    assert pieces == [[(0, 0, 2)], [(0, 2, 3), (1, 0, 1)]]
+    assert pieces == [[(0, 0, 2)], [(0, 2, 3), (1, 0, 1)], [(1, 1, 2)]]
+
+
+def test_a_small_request_gets_in_before_the_rest_of_a_huge_one() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [5] * 100))
+    batcher.take(0.0)
+    batcher.add(request(1, [2]))
+    batch, _ = batcher.take(0.0)
+    assert batch is not None
+    assert [(p.request.name, p.stop - p.start) for p in batch.pieces] == [(1, 1), (0, 1)]
+
+
+def test_a_medium_request_gets_in_before_the_rest_of_a_huge_one() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [5] * 100))
+    batcher.take(0.0)
+    batcher.add(request(1, [5] * 4))
+    done = [batch for batch in take_all(batcher) if any(p.request.name == 1 for p in batch.pieces)]
+    assert [batch.tokens for batch in done] == [10] * 4
+    assert batcher.waiting_sentences == 0
+
+
+@given(st.integers(1, 4), st.integers(1, 12))
+def test_a_huge_request_has_half_of_the_work_while_small_ones_never_end(small: int, sentence: int) -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    huge = request(0, [sentence] * 100)
+    batcher.add(huge)
+    batches, others = 0, 0
+    while huge.taken < len(huge.sentences):
+        for _ in range(12):
+            batcher.add(request(1, [small]))
+        batch, _ = batcher.take(0.0)
+        assert batch is not None
+        batches += 1
+        others += sum(p.request is not huge for p in batch.pieces)
+    assert others
+    # A sentence that does not fit beside others is not split.
+    assert others * small <= 100 * sentence + 10
+
+
+@given(st.lists(LENGTHS, max_size=12), st.integers(1, 100), LENGTHS)
+def test_what_is_told_as_ahead_is_never_more_than_what_is_computed_until_then(
+    requests: list[list[int]], max_tokens: int, last: list[int]
+) -> None:
+    batcher: Batcher[Labelled] = Batcher(max_tokens, 20)
+    for name, lengths in enumerate(requests):
+        batcher.add(request(name, lengths))
+    final = request(999, last)
+    told, computed = batcher.tokens_until_done(final.sentences), 0
+    batcher.add(final)
+    while final.taken < len(final.sentences):
+        batch, _ = batcher.take(0.0)
+        assert batch is not None
+        computed += batch.tokens
+    assert sum(last) <= told <= sum(last) + sum(map(sum, requests))
+    assert told <= computed
+
+
+def test_a_request_whose_client_is_gone_is_not_computed_further() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    one = request(0, [9, 9, 9])
+    gone = False
+    one.is_abandoned = lambda: gone
+    batcher.add(one)
+    batch, given_up = batcher.take(0.0)
+    assert batch is not None
+    assert not given_up
+    gone = True
+    assert batcher.take(0.0) == (None, [one])
+    assert batcher.waiting_sentences == 0
+
+
+def test_a_smaller_budget_holds_while_it_is_set() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    batcher.add(request(0, [2] * 12))
+    batcher.soft_tokens = 4
+    first, _ = batcher.take(0.0)
+    batcher.soft_tokens = 100
+    second, _ = batcher.take(0.0)
+    assert first is not None
+    assert second is not None
+    assert (first.tokens, second.tokens) == (4, 10)
 
 
 def test_a_sentence_over_the_budget_goes_alone() -> None:
@@ -144,6 +228,15 @@ def test_what_is_left_of_a_split_request_is_dropped_when_it_fails() -> None:
     assert batcher.waiting_sentences == 2
     one.failed = True
     assert batcher.take(0.0) == (None, [])
+    assert batcher.waiting_sentences == 0
+
+
+def test_a_deadline_that_passes_between_two_batches_of_a_request_ends_it() -> None:
+    batcher: Batcher[Labelled] = Batcher(10, 8)
+    one = request(0, [9, 9, 9], deadline=5.0)
+    batcher.add(one)
+    batcher.take(now=4.0)
+    assert batcher.take(now=5.0) == (None, [one])
     assert batcher.waiting_sentences == 0
 
 

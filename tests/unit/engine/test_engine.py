@@ -294,11 +294,11 @@ def test_each_batch_is_reported_with_its_size_and_times(make: Make) -> None:
     jobs = [Job([ids(1, 1)]), Job([ids(2, 2, 2)] * 3), Job([ids(3)])]
     for future in engine.submit_all(jobs):
         get(future)
-    # The first batch, from second 0 to 12, completes one request and begins another; the second, from 1 to 22,
-    # completes that one and a third. The last request's answer is given out after its batch was reported.
+    # The first batch, from second 0 to 12, completes the two small requests and begins the large one; the second, from
+    # 1 to 22, completes that. Its answer is given out after its batch was reported.
     assert reports == [
-        BatchReport(3, 8, 10, 12.0, requests=1, queue_seconds=0.0, request_compute_seconds=12.0),
-        BatchReport(2, 4, 10, 21.0, requests=2, queue_seconds=0.0 + 1.0, request_compute_seconds=22.0 + 21.0),
+        BatchReport(4, 9, 10, 12.0, requests=2, queue_seconds=0.0, request_compute_seconds=12.0 + 12.0),
+        BatchReport(1, 3, 10, 21.0, requests=1, queue_seconds=0.0, request_compute_seconds=22.0),
     ]
 
 

@@ -38,7 +38,7 @@ class FakeRequest:
 def test_only_large_requests_go_this_way(
     ahead: int, requests: int, sentences: int, wanted: bool, waiting: bool
 ) -> None:
-    assert Senders(ahead, FINAL).want(requests, sentences, waiting) is wanted
+    assert Senders(ahead, FINAL).want(requests, sentences, waiting=waiting, split=False) is wanted
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,20 @@ def test_only_large_requests_go_this_way(
 def test_where_requests_wait_here_only_a_small_batch_with_nobody_before_it_is_a_list(
     requests: int, sentences: int, waiting: bool, wanted: bool
 ) -> None:
-    assert Senders(None, FINAL).want(requests, sentences, waiting) is wanted
+    assert Senders(None, FINAL).want(requests, sentences, waiting=waiting, split=False) is wanted
+
+
+@pytest.mark.parametrize("ahead", [0, 3, None])
+def test_a_request_that_is_split_always_goes_this_way(ahead: int | None) -> None:
+    assert Senders(ahead, FINAL).want(1, 2, waiting=False, split=True)
+
+
+def test_a_split_request_does_not_block_the_next_where_senders_serve_for_nothing_else() -> None:
+    senders, request, future = Senders(0, FINAL), FakeRequest(), Future[int]()
+    senders.hand_over([request], [future], [lambda: "answer"])
+    assert request.sent == []
+    future.set_result(0)
+    assert request.sent == [("answer", FINAL)]
 
 
 def test_where_requests_wait_here_no_hand_over_waits() -> None:

@@ -1,0 +1,114 @@
+"""What a huge request does to the others, and what ends it before its end. Time only passes where a test says so."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, vectors_of
+
+from tritonembed_engine.engine import EmbeddingEngine
+from tritonembed_engine.errors import Abandoned, DeadlineExceeded, DeadlineUnreachable
+from tritonembed_engine.estimate import LEAST_SLICE_TOKENS
+from tritonembed_engine.jobs import Job
+
+HUGE = [ids(1, 2, 3, 4, 5)] * 40
+
+
+class Case:
+    """An engine whose batches each take a second; it can be stopped within one."""
+
+    def __init__(self, executor: FakeExecutor) -> None:
+        self.now = 100.0
+        self.executor = executor
+        executor.before_result = self._pass
+        self.engine = EmbeddingEngine(executor, clock=lambda: self.now)
+
+    def _pass(self) -> None:
+        self.now += 1.0
+
+
+@pytest.fixture
+def make() -> Iterator[Callable[..., Case]]:
+    made: list[Case] = []
+
+    def make_one(executor: FakeExecutor | None = None) -> Case:
+        made.append(Case(executor or FakeExecutor(depth=1)))
+        return made[-1]
+
+    yield make_one
+    for case in made:
+        case.executor.let_go()
+        case.engine.close()
+
+
+def test_a_small_request_is_in_the_next_batch_while_a_huge_one_is_computed(make: Callable[..., Case]) -> None:
+    case = make()
+    case.executor.hold()
+    huge = case.engine.submit(HUGE)
+    assert case.executor.holding.wait(PATIENCE)
+    small = case.engine.submit([ids(9)])
+    case.executor.let_go()
+    assert small.result(PATIENCE).tolist() == vectors_of([ids(9)]).tolist()
+    assert ids(9) in case.executor.batches[1]
+    assert len(huge.result(PATIENCE)) == len(HUGE)
+
+
+def test_a_deadline_that_passes_after_its_first_batch_ends_a_request(make: Callable[..., Case]) -> None:
+    case = make()
+    late = case.engine.submit(HUGE, deadline=case.now + 2.5)
+    with pytest.raises(DeadlineExceeded, match="deadline passed before its end"):
+        late.result(PATIENCE)
+    assert len(case.executor.batches) == 3
+
+
+def test_a_request_whose_client_has_gone_is_not_computed_further(make: Callable[..., Case]) -> None:
+    case = make()
+    gone = case.engine.submit_all([Job(HUGE, is_abandoned=lambda: len(case.executor.batches) == 2)])[0]
+    with pytest.raises(Abandoned):
+        gone.result(PATIENCE)
+    assert len(case.executor.batches) == 2
+
+
+def test_what_cannot_be_done_in_time_is_refused_once_the_speed_is_known(make: Callable[..., Case]) -> None:
+    case = make()
+    case.engine.submit(HUGE).result(PATIENCE)  # 10 tokens per second
+    computed = len(case.executor.batches)
+    with pytest.raises(DeadlineUnreachable, match=r"20\.0 s of work at 10 tokens per second, and 5\.0 s are left"):
+        case.engine.submit(HUGE, deadline=case.now + 5.0).result(PATIENCE)
+    assert len(case.executor.batches) == computed
+    assert len(case.engine.submit(HUGE, deadline=case.now + 25.0).result(PATIENCE)) == len(HUGE)
+
+
+def test_what_waits_already_counts(make: Callable[..., Case]) -> None:
+    case = make()
+    case.engine.submit(HUGE).result(PATIENCE)
+    case.executor.holding.clear()
+    case.executor.hold()
+    first = case.engine.submit(HUGE)
+    assert case.executor.holding.wait(PATIENCE)
+    with pytest.raises(DeadlineUnreachable, match=r"about 39\.0 s"):
+        case.engine.submit(HUGE, deadline=case.now + 25.0).result(PATIENCE)
+    # Only as much as it waits for: a small one gets in between.
+    small = case.engine.submit([ids(9)], deadline=case.now + 5.0)
+    case.executor.let_go()
+    assert len(small.result(PATIENCE)) == 1
+    assert len(first.result(PATIENCE)) == len(HUGE)
+
+
+@pytest.mark.parametrize(("depth", "first"), [(1, LEAST_SLICE_TOKENS), (2, 4096)])
+def test_batches_of_an_executor_that_blocks_are_as_long_as_its_speed_allows(
+    make: Callable[..., Case], depth: int, first: int
+) -> None:
+    executor = FakeExecutor(max_batch_tokens=4096, max_batch_sentences=4096, depth=depth)
+    case = make(executor)
+    executor.before_result = lambda: setattr(case, "now", case.now + len(executor.batches[-1]) / 1024)
+    case.engine.submit([ids(1)] * 8192).result(PATIENCE)
+    sizes = [len(batch) for batch in executor.batches]
+    assert sizes[0] == first
+    # At 1,024 tokens per second, half a second.
+    assert depth == 2 or set(sizes[1:-1]) == {512}
+
+
+def test_splits_says_whether_a_request_is_more_than_a_batch(make: Callable[..., Case]) -> None:
+    engine = make().engine
+    assert not engine.splits([Job([ids(1, 2, 3, 4, 5)] * 2), Job([ids(1)])])
+    assert engine.splits([Job([ids(1)]), Job([ids(1, 2, 3, 4, 5)] * 2 + [ids(1)])])
