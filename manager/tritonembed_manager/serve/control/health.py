@@ -1,15 +1,22 @@
-"""Asks one server again and again whether it still gives its vectors, and at once when somebody doubts it."""
+"""Asks one server again and again whether it still gives its vectors, and at once when somebody doubts it.
+
+A late answer is no failure of a server that computes: its counters grow, or it answers requests.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from tritonembed_manager.serve.control.fingerprint import Vectors
 from tritonembed_manager.serve.control.probe import Probe, ProbeError
+from tritonembed_manager.serve.control.progress import Progress
 from tritonembed_manager.serve.control.roster import Member, Roster
 from tritonembed_manager.serve.model import ServerState
 
 WHILE_STARTING_S = 0.2
 WHILE_OUT_S = 1.0
+LATE_S = 1.0
+"""An answer that takes longer (or a quarter of what is left to it) makes the server's progress matter."""
 FAILURES_OF_A_HUNG_SERVER = 3
 """Checks in a row after which a server that was launched here is started again."""
 REFUSALS_OF_A_USELESS_SERVER = 10
@@ -40,6 +47,7 @@ class HealthWatch:
     """The checks of one server.
 
     alive: whether it answered requests since the last call (it is then busy, not sick, when a check is late).
+    progress: the other sign of that; it also keeps a launched server from being started again.
     broken: what to do about a launched server that does not recover; gets the reason.
     cleared: gets the id of a server that was doubted when a check finds it well.
     """
@@ -52,6 +60,7 @@ class HealthWatch:
         settings: HealthSettings,
         *,
         alive: Callable[[], bool] = lambda: False,
+        progress: Progress | None = None,
         broken: Callable[[str], None] | None = None,
         cleared: Callable[[str], None] = lambda _: None,
         wait: Wait = event_or_time,
@@ -61,6 +70,7 @@ class HealthWatch:
         self._probe = probe
         self._settings = settings
         self._alive = alive
+        self._progress = progress
         self._broken = broken
         self._cleared = cleared
         self._wait = wait
@@ -92,9 +102,11 @@ class HealthWatch:
         self._alive()
         doubted, self._doubted = self._doubted, False
         try:
-            vectors = await self._probe.vectors(self._settings.timeout)
+            vectors = await self._vectors()
         except ProbeError as error:
-            if member.generation == generation and not self._only_busy(error):
+            if await self._only_busy(error):
+                member.failures = 0
+            elif member.generation == generation:
                 self._roster.failed(member, error)
                 self._give_up_if_useless(error)
             return
@@ -108,10 +120,25 @@ class HealthWatch:
         if doubted and member.state is ServerState.READY:
             self._cleared(member.id)
 
-    def _only_busy(self, error: ProbeError) -> bool:
-        if self._member.state is not ServerState.READY:
+    async def _vectors(self) -> Vectors:
+        timeout = self._settings.timeout
+        asking = asyncio.ensure_future(self._probe.vectors(timeout))
+        try:
+            if self._progress is not None:
+                await asyncio.wait([asking], timeout=min(LATE_S, timeout / 4))
+                if not asking.done():
+                    await self._progress.mark()
+            return await asking
+        finally:
+            asking.cancel()
+
+    async def _only_busy(self, error: ProbeError) -> bool:
+        state = self._member.state
+        if state is ServerState.READY and (error.busy or (error.timed_out and self._alive())):
+            return True
+        if self._progress is None or not error.timed_out or state not in (ServerState.READY, ServerState.UNHEALTHY):
             return False
-        return error.busy or (error.timed_out and self._alive())
+        return await self._progress.grew()
 
     def _give_up_if_useless(self, error: ProbeError) -> None:
         member = self._member

@@ -22,9 +22,11 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-# Triton's words for a request that its queue dropped, and for one that it did not take.
-_EXPIRED = "timeout expired"
+# Triton's and the engine's words for a request whose time was over, and Triton's for one that it did not take.
+_EXPIRED = ("timeout expired", "deadline passed")
 _FULL = "maximum queue size"
+_FIRST = 1
+"""KServe's priority of a check: ahead of what waits, where Triton's queues know priorities."""
 # gRPC's.
 _NO_CONNECTION = "failed to connect"
 _NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -100,13 +102,14 @@ def _infer_request(timeout: float) -> bytes:
     request.inputs.add(name="text", datatype="BYTES", shape=[len(SENTENCES), 1])
     request.outputs.add(name="embedding")
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
+    request.parameters["priority"].uint64_param = _FIRST
     request.raw_input_contents.append(frame([sentence.encode() for sentence in SENTENCES]))
     encoded: bytes = request.SerializeToString()
     return encoded
 
 
 def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED or _EXPIRED in details:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED or any(words in details for words in _EXPIRED):
         return ProbeError(f"no answer within {timeout:g} s", timed_out=True)
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
         return ProbeError("nothing listens there")

@@ -9,6 +9,7 @@ from tritonembed_manager.serve.control.health import HealthSettings, HealthWatch
 from tritonembed_manager.serve.control.launched import LaunchedServer, LaunchSpec
 from tritonembed_manager.serve.control.logs import warn
 from tritonembed_manager.serve.control.probe import GrpcProbe, Probe
+from tritonembed_manager.serve.control.progress import MetricsProgress
 from tritonembed_manager.serve.control.roster import Member, Roster
 from tritonembed_manager.serve.control.traffic import Traffic
 from tritonembed_manager.serve.load_table import LoadTable
@@ -144,7 +145,16 @@ class Servers:
             return seen > before
 
         probe = self._make_probe(member.address)
-        watch = HealthWatch(self.roster, member, probe, self._health, alive=alive, broken=broken, cleared=self._cleared)
+        watch = HealthWatch(
+            self.roster,
+            member,
+            probe,
+            self._health,
+            alive=alive,
+            progress=MetricsProgress(member.metrics_address),
+            broken=broken,
+            cleared=self._cleared,
+        )
         self._watches[member.id] = watch
         self._tasks[member.id] = [asyncio.create_task(watch.run())]
 

@@ -209,3 +209,21 @@ async def test_the_probe_reads_the_vectors_of_a_server_and_is_refused_by_a_sick_
         with pytest.raises(ProbeError, match=r"^nothing listens there$"):
             await probe.vectors(1)
         await probe.close()
+
+
+async def test_a_check_goes_ahead_of_what_waits():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        await probe.vectors(5)
+        assert fake.requests[0].parameters["priority"].uint64_param == 1
+        await probe.close()
+
+
+async def test_a_deadline_that_the_engine_says_cannot_be_met_is_a_late_answer():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        fake.failure, fake.fail_first = (grpc.StatusCode.UNAVAILABLE, "it would end after its deadline passed"), 1
+        with pytest.raises(ProbeError) as caught:
+            await probe.vectors(5)
+        assert caught.value.timed_out
+        await probe.close()
