@@ -88,6 +88,8 @@ class AsyncEmbeddingClient:
         texts: Iterable[str],
         *,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: Truncate | None = None,
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
@@ -98,7 +100,16 @@ class AsyncEmbeddingClient:
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of any number of texts, in their order; see EmbeddingClient.embed."""
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
+        options = Options(
+            input_type=input_type,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            dimensions=dimensions,
+            embedding_type=embedding_type,
+            normalize=normalize,
+            priority=priority,
+        )
         call = self._settings.texts(texts, options, batch_size, timeout)
         return await self._collect(call, rows_of(texts), metadata)
 
@@ -107,6 +118,8 @@ class AsyncEmbeddingClient:
         texts: Iterable[str],
         *,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: Truncate | None = None,
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
@@ -120,7 +133,16 @@ class AsyncEmbeddingClient:
 
         Leaving the loop early, close it: ``async with contextlib.aclosing(client.iter_embed(texts)) as results``.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
+        options = Options(
+            input_type=input_type,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            dimensions=dimensions,
+            embedding_type=embedding_type,
+            normalize=normalize,
+            priority=priority,
+        )
         call = self._settings.texts(texts, options, batch_size, timeout)
         return _owned(self._answers(call, metadata))
 
@@ -137,7 +159,7 @@ class AsyncEmbeddingClient:
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of token id sequences; see EmbeddingClient.embed_tokens."""
-        options = Options(None, None, dimensions, embedding_type, normalize, priority)
+        options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize, priority=priority)
         call = self._settings.tokens(sequences, options, batch_size, timeout)
         return await self._collect(call, rows_of(sequences), metadata)
 

@@ -109,6 +109,8 @@ class EmbeddingClient:
         texts: Iterable[str],
         *,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: Truncate | None = None,
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
@@ -120,16 +122,32 @@ class EmbeddingClient:
     ) -> EmbeddingResult:
         """The embeddings of any number of texts, in their order; a single str is a TypeError, not its letters.
 
-        ``input_type``: ``query`` or ``passage``, for models that have prompts. ``truncate``: which end of a long text
-        is cut, ``END`` (the default) or ``START``; ``NONE`` makes a long text an error. ``dimensions``: the vectors'
-        first so many, normalised again; all by default. ``embedding_type``: see EmbeddingResult. ``normalize``:
-        overrides the model's own way. ``priority``: ``interactive`` goes ahead of ``bulk`` in the server's queue; it is
-        for few, small requests. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole call,
-        None for no limit. ``metadata``: sent beside the client's own.
+        ``input_type``: ``query`` or ``passage``, for models that have prompts. ``prompt_name``: the prompt of that name
+        in the model's config_sentence_transformers.json stands before every text; an unknown name is an error.
+        ``prompt``: this string itself stands before every text, and ``""`` turns the model's default prompt off. A call
+        with both is an error; either one takes the place of the prompt that ``input_type`` would choose.
 
-        No texts give embeddings of shape (0, d); without ``dimensions`` the server is asked for d.
+        ``truncate``: ``END`` or ``START`` is the end of a long text that is cut, and ``NONE`` makes a long text an
+        error; the default is the model's own end. ``dimensions``: the vectors' first so many, normalised again; the
+        default is the model's own number. ``embedding_type``: see EmbeddingResult. ``normalize``: overrides the model's
+        own way. ``priority``: ``interactive`` goes ahead of ``bulk`` in the server's queue; it is for few, small
+        requests. ``batch_size``: texts a request, 1 to 1024. ``timeout``: seconds for the whole call, None for no
+        limit. ``metadata``: sent beside the client's own.
+
+        The result is ``embeddings`` of shape (n, d) and ``num_tokens`` of shape (n,). No texts give embeddings of shape
+        (0, d); without ``dimensions`` the server is asked for d. Raises InvalidArgumentError for a parameter that the
+        server refuses.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
+        options = Options(
+            input_type=input_type,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            dimensions=dimensions,
+            embedding_type=embedding_type,
+            normalize=normalize,
+            priority=priority,
+        )
         call = self._settings.texts(texts, options, batch_size, timeout)
         return self._collect(call, rows_of(texts), metadata)
 
@@ -138,6 +156,8 @@ class EmbeddingClient:
         texts: Iterable[str],
         *,
         input_type: InputType | None = None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
         truncate: Truncate | None = None,
         dimensions: int | None = None,
         embedding_type: EmbeddingType = "float",
@@ -153,7 +173,16 @@ class EmbeddingClient:
         clock of ``timeout`` starts now, and also runs while the caller works. Closing the generator cancels what is on
         its way. No texts give no results.
         """
-        options = Options(input_type, truncate, dimensions, embedding_type, normalize, priority)
+        options = Options(
+            input_type=input_type,
+            prompt_name=prompt_name,
+            prompt=prompt,
+            truncate=truncate,
+            dimensions=dimensions,
+            embedding_type=embedding_type,
+            normalize=normalize,
+            priority=priority,
+        )
         call = self._settings.texts(texts, options, batch_size, timeout)
         return _owned(self._answers(call, rows_of(texts), metadata))
 
@@ -170,7 +199,7 @@ class EmbeddingClient:
         metadata: Metadata | None = None,
     ) -> EmbeddingResult:
         """The embeddings of token id sequences, which hold their special tokens already; nothing is truncated."""
-        options = Options(None, None, dimensions, embedding_type, normalize, priority)
+        options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize, priority=priority)
         call = self._settings.tokens(sequences, options, batch_size, timeout)
         return self._collect(call, rows_of(sequences), metadata)
 

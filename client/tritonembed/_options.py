@@ -27,6 +27,8 @@ class Options:
     """
 
     input_type: str | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
     truncate: str | None = None
     dimensions: int | None = None
     embedding_type: str = "float"
@@ -38,11 +40,17 @@ class Options:
             raise InvalidArgumentError("dimensions must be at least 1, and at most what the model has")
         if self.priority not in PRIORITY_LEVELS:
             raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
+        for name in ("prompt_name", "prompt"):
+            _check_text(name, getattr(self, name))
 
     def write(self, parameters: Any) -> None:
         """Put what differs from the defaults into a request's parameters."""
         if self.input_type is not None:
             parameters["input_type"].string_param = self.input_type
+        if self.prompt_name is not None:
+            parameters["prompt_name"].string_param = self.prompt_name
+        if self.prompt is not None:
+            parameters["prompt"].string_param = self.prompt
         if self.truncate is not None:
             parameters["truncate"].string_param = self.truncate
         if self.dimensions is not None:
@@ -61,3 +69,19 @@ class Options:
         if self.dimensions is None:
             return None
         return -(-self.dimensions // 8) if self.embedding_type in PACKED_TYPES else self.dimensions
+
+
+def _check_text(name: str, text: str | None) -> None:
+    """Raise for what is no str (TypeError) or has no UTF-8 form (InvalidArgumentError), without its words."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+    else:
+        return
+    # Raised out here, so that no cause carries the text.
+    raise InvalidArgumentError(f"{name}: a lone surrogate at character {place} has no UTF-8 form")

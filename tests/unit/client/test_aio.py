@@ -47,6 +47,16 @@ async def test_it_gives_what_the_blocking_client_gives(aclient, client, texts):
     assert ours.embeddings.shape == (len(texts), DIMENSIONS)
 
 
+async def test_it_sends_what_the_blocking_client_sends(aclient, client, server):
+    asked = {"input_type": "query", "prompt": "find: ", "truncate": "START", "dimensions": 4, "normalize": False}
+    for more in (asked, {"prompt_name": "query", "embedding_type": "int8", "priority": "interactive"}):
+        await aclient.embed(["1"], **more)
+        assert [len(result.num_tokens) async for result in aclient.iter_embed(["1"], **more)] == [1]
+        client.embed(["1"], **more)
+        sent = [parameters(request) for request in server.requests[-3:]]
+        assert sent[0] == sent[1] == sent[2]
+
+
 async def test_token_ids_info_and_readiness(aclient, server):
     assert (await aclient.embed_tokens([[5, 6]])).embeddings[0, 0] == 11
     assert (await aclient.info()).dimensions == DIMENSIONS

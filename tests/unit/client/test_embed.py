@@ -95,6 +95,24 @@ def test_every_parameter_travels_under_its_name(client, server):
     }
 
 
+@pytest.mark.parametrize("asked", [{"prompt_name": "query"}, {"prompt": "find: "}, {"prompt": ""}])
+def test_a_prompt_travels_with_every_request(client, server, asked):
+    client.embed(["1", "2"], batch_size=1, **asked)
+    list(client.iter_embed(["1"], input_type="passage", **asked))
+    assert [parameters(request) for request in server.requests] == [asked, asked, {"input_type": "passage", **asked}]
+
+
+@pytest.mark.parametrize("name", ["prompt_name", "prompt"])
+def test_a_prompt_that_cannot_be_sent_is_refused_without_its_words(client, server, name):
+    with pytest.raises(InvalidArgumentError, match=f"^{name}: a lone surrogate at character 6 ") as caught:
+        client.embed(["1"], **{name: "secret\ud800"})
+    assert "secret" not in str(caught.value)
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+    with pytest.raises(TypeError, match=f"^{name} is bytes, not str$"):
+        client.iter_embed(["1"], **{name: b"secret"})
+    assert server.requests == []
+
+
 def test_parameters_that_were_not_given_are_not_sent(client, server):
     client.embed(["1"])
     assert parameters(server.requests[0]) == {}
