@@ -72,7 +72,7 @@ ARCTIC = (
 def embed(
     connection: Connection,
     texts: Annotated[list[str] | None, typer.Argument(help="Texts to embed.")] = None,
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="One more text; repeatable.")] = None,
+    more_texts: Annotated[list[str] | None, typer.Option("--prompt", help="One more text; repeatable.")] = None,
     source: Annotated[
         str | None,
         typer.Option(
@@ -85,11 +85,15 @@ def embed(
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Write JSON lines to the terminal as they come.")] = False,
     input_type: Annotated[InputTypeName | None, option("--input-type", "Prepends the model's prompt.")] = None,
+    prompt_name: Annotated[str | None, option("--prompt-name", "Name of the model's prompt to prepend.")] = None,
+    prompt_text: Annotated[
+        str | None, option("--prompt-text", "Prepended to every text, instead of a prompt of the model.")
+    ] = None,
     truncate: Annotated[
-        TruncateName | None, option("--truncate", "End of a long text that is cut.", show_default="END")
+        TruncateName | None, option("--truncate", "End of a long text that is cut.", show_default="the model's")
     ] = None,
     dimensions: Annotated[
-        int | None, option("--dimensions", "First so many dimensions.", min=1, show_default="all")
+        int | None, option("--dimensions", "First so many dimensions.", min=1, show_default="the model's")
     ] = None,
     embedding_type: Annotated[
         EmbeddingTypeName, option("--embedding-type", "Numbers of a vector.")
@@ -125,6 +129,8 @@ def embed(
         typer.echo("tritonembed: an embedding has no sampling: --temperature, --top-p, … change nothing", err=True)
     options = {
         "input_type": input_type and input_type.value,
+        "prompt_name": prompt_name,
+        "prompt": prompt_text,
         "truncate": truncate and truncate.value,
         "dimensions": dimensions,
         "embedding_type": embedding_type.value,
@@ -133,7 +139,7 @@ def embed(
         "batch_size": batch_size,
         "timeout": connection.timeout,
     }
-    chosen = _source(source, column, [*(texts or []), *(prompt or [])])
+    chosen = _source(source, column, [*(texts or []), *(more_texts or [])])
     shown = progress if progress is not None else output is not None and sys.stderr.isatty()
     opened = connection.open(_addresses(servers or []), policy=policy.value, max_in_flight=max_in_flight)
     with failures(), opened as client, open_sink(output, stream) as sink:

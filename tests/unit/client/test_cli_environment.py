@@ -82,10 +82,12 @@ def test_help_names_the_variables_and_keeps_sampling_options_out_of_the_list(com
 
 def test_what_a_request_asks_for_is_taken_from_the_environment(command, server, environment):
     environment(INPUT_TYPE="query", TRUNCATE="NONE", DIMENSIONS=4, EMBEDDING_TYPE="int8", PRIORITY="interactive")
-    environment(NORMALIZE="true")
+    environment(NORMALIZE="true", PROMPT_NAME="question", PROMPT_TEXT="find: ")
     assert command("embed", "1")[0] == 0
     assert parameters(server.requests[0]) == {
         "input_type": "query",
+        "prompt_name": "question",
+        "prompt": "find: ",
         "truncate": "NONE",
         "dimensions": 4,
         "embedding_type": "int8",

@@ -172,6 +172,13 @@ def test_request_parameters_are_options(command, server):
     assert sent == {"input_type": "query", "truncate": "NONE", "dimensions": 3, "normalize": False}
 
 
+def test_a_prompt_is_an_option(command, server):
+    assert command("embed", "1", "--prompt-name", "query")[0] == 0
+    assert command("embed", "1", "--prompt", "2", "--prompt-text", "find: ")[0] == 0
+    assert [parameters(request) for request in server.requests] == [{"prompt_name": "query"}, {"prompt": "find: "}]
+    assert elements(server.requests[1]) == [b"1", b"2"]
+
+
 def test_the_options_of_the_connection_may_stand_on_either_side_and_the_later_wins(command, server):
     code, _, _ = command("--model", "a", "--metadata", "token=1=2", "embed", "1", "--model", "b", port=server.port)
     assert code == 0
