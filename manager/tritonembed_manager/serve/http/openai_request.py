@@ -11,8 +11,14 @@ from tritonembed_manager.serve.http.errors import BadRequest
 MAX_INPUTS = 32 * 1024
 MODEL_NAMES = ("embedding",)
 """Names a request may have beside what --model said."""
-_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate", "normalize")
-"""The last three are this server's own, named as NVIDIA's NIM names them."""
+MAX_PROMPT = 64 * 1024
+"""Bytes of a prompt in UTF-8. Every request that a call becomes carries it, and a server puts it before every text."""
+_OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
+_PROMPT_FIELDS = ("prompt_name", "prompt")
+"""Named as sentence-transformers names them; `prompt_name` is also the name in Text Embeddings Inference."""
+_TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
+"""`input_type` and `truncate` are named as NVIDIA's NIM names them."""
+_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, "normalize")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,12 @@ def read_request(body: dict[str, Any], model: str) -> EmbeddingsRequest:
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
     elements, by_ids = _read_input(body.get("input"))
-    return EmbeddingsRequest(elements, by_ids, encoding == "base64", _read_options(body))
+    options = _read_options(body)
+    if by_ids:
+        for name in _PROMPT_FIELDS:
+            if body.get(name) is not None:
+                raise BadRequest(f"{name} goes before texts, and input has token ids", name)
+    return EmbeddingsRequest(elements, by_ids, encoding == "base64", options)
 
 
 def _check_model(asked: Any, model: str) -> None:
@@ -72,12 +83,28 @@ def _read_options(body: dict[str, Any]) -> Options:
     dimensions = body.get("dimensions")
     if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= MAX_INT64):
         raise BadRequest("dimensions must be a whole number from 1 on", "dimensions")
-    for name in ("input_type", "truncate"):
+    for name in _TEXT_FIELDS:
         if not isinstance(body.get(name), str | None):
             raise BadRequest(f"{name} must be a string", name)
+    for name in _PROMPT_FIELDS:
+        _check_prompt(name, body.get(name))
+    if body.get("prompt_name") is not None and body.get("prompt") is not None:
+        raise BadRequest("prompt_name and prompt exclude each other", "prompt_name")
     normalize = body.get("normalize")
     if not isinstance(normalize, bool | None):
         raise BadRequest("normalize must be true or false", "normalize")
     return Options(
-        input_type=body.get("input_type"), truncate=body.get("truncate"), dimensions=dimensions, normalize=normalize
+        input_type=body.get("input_type"),
+        prompt_name=body.get("prompt_name"),
+        prompt=body.get("prompt"),
+        truncate=body.get("truncate"),
+        dimensions=dimensions,
+        normalize=normalize,
     )
+
+
+def _check_prompt(name: str, prompt: str | None) -> None:
+    # A lone surrogate raises UnicodeEncodeError, which errors.py answers for all strings.
+    size = len(prompt.encode()) if prompt else 0
+    if size > MAX_PROMPT:
+        raise BadRequest(f"{name} has {size} bytes: {MAX_PROMPT} are allowed", name)

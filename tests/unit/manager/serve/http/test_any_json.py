@@ -48,11 +48,15 @@ INFER = sometimes(
     parameters=st.dictionaries(st.text(max_size=3) | st.just("binary_data_output"), SCALARS, max_size=3),
 )
 OPENAI = sometimes(
-    ["input", "model", "encoding_format", "dimensions", "user", "input_type", "truncate", "normalize"],
+    [
+        *["input", "model", "encoding_format", "dimensions", "user", "input_type"],
+        *["truncate", "prompt_name", "prompt", "normalize"],
+    ],
     input=st.lists(st.text(st.characters(codec=None)) | st.lists(NUMBERS, max_size=3), max_size=3),
     model=st.just("m"),
     encoding_format=st.just("float"),
     truncate=st.just("END"),
+    prompt=st.text(st.characters(codec=None), max_size=3),
 )
 
 

@@ -80,6 +80,20 @@ async def test_options_become_parameters(client, dispatcher):
     assert parameters["normalize"].WhichOneof("parameter_choice") == "bool_param"
 
 
+@pytest.mark.parametrize("extra", [{"prompt_name": "query"}, {"prompt": "a prompt: "}, {"prompt": ""}])
+async def test_a_prompt_travels_with_every_part(client, dispatcher, extra):
+    await client.embeddings.create(model=MODEL, input=["a"] * 1025, extra_body=extra)
+    assert len(dispatcher.requests) == 2
+    for request in dispatcher.requests:
+        assert {name: value.string_param for name, value in request.parameters.items()} == extra
+
+
+async def test_a_prompt_that_is_null_is_none(client, dispatcher):
+    extra = {"prompt_name": None, "prompt": None}
+    await client.embeddings.create(model=MODEL, input=[1, 2], extra_body=extra)
+    assert not dispatcher.requests[0].parameters
+
+
 async def test_many_inputs_are_split_and_come_back_in_order(client, dispatcher):
     given = [f"text {number}" for number in range(2500)]
     response = await client.embeddings.create(model="embedding", input=given)
@@ -177,6 +191,13 @@ async def test_another_model_is_not_found(client):
         ({"input": "a", "model": 1}, "model", "must be a string"),
         ({"input": "a", "truncate": 1}, "truncate", "must be a string"),
         ({"input": "a", "input_type": []}, "input_type", "must be a string"),
+        ({"input": "a", "prompt_name": 1}, "prompt_name", "must be a string"),
+        ({"input": "a", "prompt": ["secret"]}, "prompt", "must be a string"),
+        ({"input": "a", "prompt": "é" * 32769}, "prompt", "prompt has 65538 bytes: 65536 are allowed"),
+        ({"input": "a", "prompt": "secret\ud800"}, None, "lone surrogate"),
+        ({"input": "a", "prompt": "", "prompt_name": "secret"}, "prompt_name", "exclude each other"),
+        ({"input": [1, 2], "prompt": ""}, "prompt", "input has token ids"),
+        ({"input": [[1, 2]], "prompt_name": "secret"}, "prompt_name", "input has token ids"),
         ({"input": "a", "normalize": 1}, "normalize", "true or false"),
         ({"input": "a", "secret": 1}, None, "none of input, model"),
         ({"input": "a", "truncate": "secret\ud800"}, None, "lone surrogate"),
