@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
+import numpy as np
+
 from tritonembed_engine.batcher import Batch, Batcher, halves
 from tritonembed_engine.errors import (
     Abandoned,
@@ -27,7 +29,7 @@ from tritonembed_engine.estimate import Pace
 from tritonembed_engine.executors.base import Executor, Pending
 from tritonembed_engine.jobs import BatchReport, Job, Request, report
 from tritonembed_engine.token_ids import BYTES_PER_TOKEN
-from tritonembed_engine.vectors import Vectors, normalized
+from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
 REST_AFTER_S = 1.0
 """Without work for so long, the executor is told to give back what it only caches."""
@@ -105,7 +107,14 @@ class EmbeddingEngine:
             raise ValueError("a request needs at least one sentence")
         now = self._clock()
         requests = [
-            Request(job.sentences, job.deadline, is_abandoned=job.is_abandoned, normalize=job.normalize, arrived=now)
+            Request(
+                job.sentences,
+                job.deadline,
+                is_abandoned=job.is_abandoned,
+                normalize=job.normalize,
+                skip=job.skip,
+                arrived=now,
+            )
             for job in jobs
         ]
         with self._changed:
@@ -205,9 +214,15 @@ class EmbeddingEngine:
     def _launch(self, batch: "Batch[Request]") -> None:
         start = self._clock()
         try:
-            self._launched.append((batch, self.executor.launch(batch.sentences), start))
+            self._launched.append((batch, self._start(batch), start))
         except Exception as error:
             self._recover(batch, error)
+
+    def _start(self, batch: "Batch[Request]") -> Pending:
+        if not any(piece.request.skip for piece in batch.pieces):
+            return self.executor.launch(batch.sentences)
+        skips = [piece.request.skip for piece in batch.pieces for _ in range(piece.start, piece.stop)]
+        return self.executor.launch(batch.sentences, skips)
 
     def _collect(self, batch: "Batch[Request]", pending: Pending, start: float) -> None:
         try:
@@ -228,11 +243,18 @@ class EmbeddingEngine:
         if self._on_batch:
             self._on_batch(report(batch, budget, start, self._clock()))
         # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
-        unit = normalized(vectors) if any(piece.request.normalize for piece in batch.pieces) else vectors
+        norms = norms_of(vectors)
+        unit = normalized(vectors, norms) if any(piece.request.normalize for piece in batch.pieces) else vectors
+        finite = np.isfinite(norms)
+        all_finite = bool(finite.all())
         first = 0
         for piece in batch.pieces:
             last = first + piece.stop - piece.start
-            piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
+            if all_finite or finite[first:last].all():
+                piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
+            else:
+                with self._changed:
+                    piece.request.fail(ExecutionFailed("the model gave a vector that is not finite"))
             first = last
 
     def _recover(self, batch: "Batch[Request]", error: Exception) -> None:

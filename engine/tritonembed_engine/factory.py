@@ -9,10 +9,12 @@ from tritonembed_engine.errors import DeviceLost, ModelError
 from tritonembed_engine.executors.agreement import Disagreement, Reference, check_agreement, make_reference
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.jobs import BatchReport
 from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     """
     llm = load_vllm(settings, files, device)
     tokens = max_batch_tokens(settings, files, device)
-    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH)
+    # The steps' weights are read before anything else runs: a fault in them stops the start, not the direct executor.
+    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps))
     if settings.engine.executor == "scheduler":
         return scheduler
     # Imported here: the direct path touches vLLM's internals, which may have moved.
@@ -55,7 +58,7 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     try:
         model = open_model(llm)
         # Before the direct executor is made: its kernels go into the same model.
-        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized)
+        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized, files.padding_id)
         return _direct_executor(model, settings.engine, files, device, scheduler, reference)
     except (DirectUnavailable, Disagreement) as problem:
         reason = str(problem)
@@ -80,14 +83,23 @@ def _direct_executor(
     if device == "cpu":
         from tritonembed_engine.executors.direct import DirectExecutor
 
-        on_cpu = DirectExecutor(model, tokens, SENTENCES_PER_BATCH)
+        pooler = Pooler(files.pooling, Steps(files.steps))
+        on_cpu = DirectExecutor(model, pooler, tokens, SENTENCES_PER_BATCH, files.padding_id)
         check_agreement(on_cpu, reference, [])
         return on_cpu
     from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 
     def make(settings: EngineSettings) -> CudaDirectExecutor:
         executor = CudaDirectExecutor(
-            model, settings, scheduler.dimensions, files.max_length, tokens, SENTENCES_PER_BATCH
+            model,
+            settings,
+            scheduler.dimensions,
+            files.max_length,
+            tokens,
+            SENTENCES_PER_BATCH,
+            files.pooling,
+            Steps(files.steps, model.device),
+            files.padding_id,
         )
         try:
             check_agreement(executor, reference, [graph.bucket for graph in executor.graphs], [executor.uncaptured])

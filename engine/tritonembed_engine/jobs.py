@@ -36,6 +36,8 @@ class Job:
     normalize: bool = False
     is_abandoned: Callable[[], bool] | None = None
     """Whether its client is gone; asked on the engine's thread while the request waits."""
+    skip: int = 0
+    """Tokens at the start of each sentence that are not pooled."""
 
 
 @dataclass(eq=False)
@@ -43,6 +45,7 @@ class Request(Waiting):
     """A request and its answer, while the pieces come in. arrived, launched: on the engine's clock."""
 
     normalize: bool = False
+    skip: int = 0
     arrived: float = 0.0
     launched: float = 0.0
     """When the batch with its first sentence was, once that has its result."""

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.executors.scheduler import VLLM_POOLINGS
+from tritonembed_engine.model.folder import weights_folder
+from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.reasons import reason_of
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub import imports_that_stay
@@ -38,16 +41,23 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
 
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device)
-    arguments["pooler_config"] = PoolerConfig(pooling_type=files.pooling, use_activation=False)
+    # What vLLM does not have, it is not asked for: see SchedulerExecutor.
+    pooling = VLLM_POOLINGS.get(files.pooling[0], "MEAN")
+    arguments["pooler_config"] = PoolerConfig(pooling_type=pooling, use_activation=False)
+    complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     try:
-        with _turn(device):
+        with vllm_folder(complete) as folder, _turn(device):
+            arguments["model"] = str(folder)
             return LLM(**arguments)
+    except ModelError:
+        raise
     except TypeError as error:
         raise ModelError(f"vLLM refuses an engine argument: {error}") from None
     except Exception as error:
         # The log has all that vLLM says; the message says why in one line.
         logger.exception("vLLM could not load the model")
-        raise ModelError(f"vLLM could not load the model: {reason_of(error, arguments['model'])}") from error
+        reason = reason_of(error, str(arguments["model"]))
+        raise ModelError(f"vLLM could not load the model: {reason}{_advice(reason, arguments)}") from error
 
 
 def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) -> int:
@@ -59,7 +69,6 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
     """LLM's arguments: ours, then what model.json says on top."""
     tokens = max_batch_tokens(settings, files, device)
     ours: dict[str, Any] = {
-        "model": str(files.folder) if files.is_local else settings.model,
         "runner": "pooling",
         "max_model_len": files.max_length,
         "dtype": "float32" if device == "cpu" else "bfloat16",
@@ -74,7 +83,17 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
         # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
         # products and captures its own graphs; a model that vLLM has compiled would not call them.
         ours["enforce_eager"] = True
-    return ours | settings.vllm
+    # The folder is at hand by then, in the revision that was asked for.
+    return ours | {name: value for name, value in settings.vllm.items() if name != "revision"}
+
+
+def _advice(reason: str, arguments: dict[str, Any]) -> str:
+    """What helps against a refusal of vLLM's, to be put behind it."""
+    if not arguments.get("trust_remote_code") and any(word in reason for word in ("custom code", "repository content")):
+        return "; the model has code of its own: --trust-remote-code runs it"
+    if "KV cache" in reason:
+        return "; a smaller --max-model-len needs less"
+    return ""
 
 
 @contextlib.contextmanager

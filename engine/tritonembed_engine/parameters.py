@@ -16,8 +16,10 @@ EMBEDDING_TYPES = ("float", "float16", "int8", "uint8", "binary", "ubinary")
 class EmbedParameters:
     """What one request asks for; None means the model's own default."""
 
-    truncate: str = "END"
+    truncate: str | None = None
     input_type: str | None = None
+    prompt_name: str | None = None
+    prompt: str | None = None
     dimensions: int | None = None
     embedding_type: str = "float"
     normalize: bool | None = None
@@ -44,6 +46,11 @@ def parse_parameters(raw: str) -> EmbedParameters:
     for name, allowed in (("truncate", TRUNCATE), ("input_type", INPUT_TYPES), ("embedding_type", EMBEDDING_TYPES)):
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
+    for name in ("prompt_name", "prompt"):
+        if name in given and not isinstance(given[name], str):
+            raise InvalidArgument(name, "must be a string")
+    if "prompt_name" in given and "prompt" in given:
+        raise InvalidArgument("prompt", "can't be given beside prompt_name")
     if "dimensions" in given:
         _check_dimensions(given["dimensions"])
     if "normalize" in given and not isinstance(given["normalize"], bool):

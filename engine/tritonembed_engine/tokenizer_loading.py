@@ -26,7 +26,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(files.folder, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
     except Exception as error:
         raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
     backend = getattr(tokenizer, "backend_tokenizer", None)

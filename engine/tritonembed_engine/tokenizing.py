@@ -26,11 +26,12 @@ Job = tuple[Sequence[bytes], EmbedParameters]
 
 @dataclass
 class _Text:
-    """One text on its way. `index` is its place in its request."""
+    """One text on its way. `index` is its place in its request, `limit` the most tokens that it may have."""
 
     request: int
     index: int
     text: str
+    limit: int
 
 
 class TextTokenizer:
@@ -43,7 +44,6 @@ class TextTokenizer:
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer)
-        self._room = files.max_length - len(self._prefix) - len(self._suffix)
         self.sentences = 0
         """How many texts were tokenized so far."""
         self.truncated = 0
@@ -55,22 +55,24 @@ class TextTokenizer:
         Texts of all requests that share prompt and truncation are tokenized in one call.
         """
         answers: list[list[bytes] | InvalidArgument] = []
-        groups: dict[tuple[str, str], list[_Text]] = defaultdict(list)
+        groups: dict[tuple[str, str, int], list[_Text]] = defaultdict(list)
         for request, (texts, parameters) in enumerate(jobs):
-            prompt = self._files.prompt_for(parameters.input_type)
+            truncate = parameters.truncate or self._files.truncate
+            limit = self._files.lengths[parameters.input_type]
             try:
+                prompt = self._files.prompt_for(parameters.input_type, parameters.prompt_name, parameters.prompt)
                 decoded = [_decode(text, index) for index, text in enumerate(texts)]
             except InvalidArgument as error:
                 answers.append(error)
                 continue
             answers.append([b""] * len(decoded))
-            group = groups[prompt, parameters.truncate]
+            group = groups[prompt, truncate, limit]
             for index, text in enumerate(decoded):
-                one = _Text(request, index, prompt + text)
-                if not self._accept_ascii(one, parameters.truncate, answers):
+                one = _Text(request, index, prompt + text, limit)
+                if not self._accept_ascii(one, truncate, answers):
                     group.append(one)
-        for (_, truncate), group in groups.items():
-            self._encode_group(group, truncate, answers)
+        for (_, truncate, limit), group in groups.items():
+            self._encode_group(group, truncate, limit, answers)
         self.sentences += sum(len(answer) for answer in answers if isinstance(answer, list))
         return answers
 
@@ -81,37 +83,40 @@ class TextTokenizer:
             return True
         if self._ascii is None or not text.text.isascii():
             return False
-        ids = self._encode_ascii(self._ascii, text.text, truncate)
+        room = text.limit - len(self._prefix) - len(self._suffix)
+        ids = self._encode_ascii(self._ascii, text, truncate, room)
         if ids is None:
             return False
         if not (ids or self._prefix or self._suffix):
             answers[text.request] = _no_tokens(text.index)
             return True
-        if len(ids) > self._room:
+        if len(ids) > room:
             if truncate == "NONE":
-                answers[text.request] = _too_long(text.index, None, self._files.max_length)
+                answers[text.request] = _too_long(text.index, None, text.limit)
                 return True
             self.truncated += 1
-            ids = ids[: self._room] if truncate == "END" else ids[len(ids) - self._room :]
+            ids = ids[:room] if truncate == "END" else ids[len(ids) - room :]
         answer[text.index] = array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
         return True
 
-    def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: str, truncate: str) -> list[int] | None:
+    def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: _Text, truncate: str, room: int) -> list[int] | None:
         """Ids of the text, or of as much of it as shows that there is no room for all."""
         if truncate != "START":
-            return ascii_ids.encode(text, self._room + 1)
-        characters = FIRST_PART * self._files.max_length
+            return ascii_ids.encode(text.text, room + 1)
+        characters = FIRST_PART * text.limit
         while True:
-            part = self._cuts.suffix(text, characters)
+            part = self._cuts.suffix(text.text, characters)
             ids = ascii_ids.encode(part, None)
-            if ids is None or len(ids) > self._room or len(part) == len(text):
+            if ids is None or len(ids) > room or len(part) == len(text.text):
                 return ids
             characters = 2 * max(characters, len(part))
 
-    def _encode_group(self, group: list[_Text], truncate: str, answers: list[list[bytes] | InvalidArgument]) -> None:
+    def _encode_group(
+        self, group: list[_Text], truncate: str, limit: int, answers: list[list[bytes] | InvalidArgument]
+    ) -> None:
         """Put the ids, or the first error, of every text of the group into its request's answer."""
-        self._set_truncation(truncate)
-        longest = LONG * self._files.max_length
+        self._set_truncation(truncate, limit)
+        longest = LONG * limit
         short = [text for text in group if len(text.text) <= longest]
         try:
             encodings = self._tokenizer.encode_batch_fast([text.text for text in short])
@@ -128,26 +133,26 @@ class TextTokenizer:
         if isinstance(answers[text.request], InvalidArgument):
             return
         try:
-            encoding, is_cut = self._encode_long(text.text, truncate)
+            encoding, is_cut = self._encode_long(text.text, truncate, text.limit)
         except Exception:
             problem = f"sentence {text.index} holds something that the model's tokenizer refuses"
             answers[text.request] = InvalidArgument("text", problem)
         else:
             self._accept(text, encoding, truncate, is_cut, answers)
 
-    def _set_truncation(self, truncate: str) -> None:
+    def _set_truncation(self, truncate: str, limit: int) -> None:
         if truncate == "NONE":
             self._tokenizer.no_truncation()
         else:
             direction = "left" if truncate == "START" else "right"
-            self._tokenizer.enable_truncation(self._files.max_length, direction=direction)
+            self._tokenizer.enable_truncation(limit, direction=direction)
 
-    def _encode_long(self, text: str, truncate: str) -> tuple[Encoding, bool]:
+    def _encode_long(self, text: str, truncate: str, limit: int) -> tuple[Encoding, bool]:
         """The encoding of a part of the text that is long enough to decide, and whether it is less than the whole."""
         cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
         # Under NONE one token over the maximum is already an error; otherwise truncation has to have had its fill.
-        enough = self._files.max_length + (truncate == "NONE")
-        characters = FIRST_PART * self._files.max_length
+        enough = limit + (truncate == "NONE")
+        characters = FIRST_PART * limit
         while True:
             part = cut(text, characters)
             is_cut = len(part) < len(text)
@@ -169,7 +174,7 @@ class TextTokenizer:
             return
         # array is the fastest way from a list of ints to bytes; every machine that Triton runs on is little-endian.
         ids = array("i", encoding.ids)
-        maximum = self._files.max_length
+        maximum = text.limit
         if len(ids) > maximum:
             answers[text.request] = _too_long(text.index, None if is_cut else len(ids), maximum)
         elif not ids:

@@ -15,6 +15,11 @@ from tritonembed_engine.parameters import EmbedParameters
 Vectors = npt.NDArray[np.float32]
 
 
+def dimensions_of(parameters: EmbedParameters, default: int | None) -> int | None:
+    """How many dimensions a request's vectors have, where that is not all. default: the model's `truncate_dim`."""
+    return default if parameters.dimensions is None else parameters.dimensions
+
+
 def check_dimensions(dimensions: int | None, available: int) -> None:
     """Raise InvalidArgument where a request asks for more dimensions than the model has."""
     if dimensions is not None and dimensions > available:
@@ -28,22 +33,36 @@ def wants_unit_length(parameters: EmbedParameters, model_normalizes: bool) -> bo
     return model_normalizes if parameters.normalize is None else parameters.normalize
 
 
-def finish(vectors: Vectors, parameters: EmbedParameters, normalize: bool) -> npt.NDArray[np.generic]:
+def finish(
+    vectors: Vectors, parameters: EmbedParameters, normalize: bool, dimensions: int | None = None
+) -> npt.NDArray[np.generic]:
     """Vectors as one request asked for them.
 
-    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. Gives [sentences, n]: float32, float16, int8
+    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. dimensions: their number where the request
+    names none (the model's `truncate_dim`); None: all. Gives [sentences, n]: float32, float16, int8
     or uint8; n is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
     """
-    if parameters.dimensions is not None:
-        cut = vectors[:, : parameters.dimensions]
+    wanted = dimensions_of(parameters, dimensions)
+    if wanted is not None:
+        cut = vectors[:, :wanted]
         # What is cut from a vector of length 1 is shorter; normalising it again gives what cutting first would have.
         vectors = normalized(cut) if normalize else cut
     return ENCODERS[parameters.embedding_type](vectors)
 
 
-def normalized(vectors: Vectors) -> Vectors:
-    """Rows of length 1; a row of zeros stays zero (the floor is torch.nn.functional.normalize's)."""
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+def norms_of(vectors: Vectors) -> Vectors:
+    """Length of each row: float32 [sentences]; not finite where any number of the row is not."""
+    norms: Vectors = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return norms
+
+
+def normalized(vectors: Vectors, norms: Vectors | None = None) -> Vectors:
+    """Rows of length 1; a row of zeros stays zero (the floor is torch.nn.functional.normalize's).
+
+    norms: the rows' lengths, if they are known.
+    """
+    if norms is None:
+        norms = norms_of(vectors)
     scaled: Vectors = vectors / np.maximum(norms, np.float32(1e-12))[:, None]
     return scaled
 

@@ -43,14 +43,18 @@ class Reference:
     allowed: float
 
 
-def make_reference(vllm: Executor, vocab_size: int, max_length: int, quantized: bool = False) -> Reference:
+def make_reference(
+    vllm: Executor, vocab_size: int, max_length: int, quantized: bool = False, padding_id: int | None = None
+) -> Reference:
     """Ask vLLM. quantized: it computes products in fewer than 16 bits.
 
-    Ids are random: a wrong kernel, mask or position shows on any text.
+    Ids are random: a wrong kernel, mask or position shows on any text. padding_id: one that does not occur in them,
+    because vLLM gives it another position than transformers and the direct executor do.
     """
     lengths = sorted({length for length in LENGTHS if length < max_length} | {max_length})
     rng = np.random.default_rng(0)
-    sentences = [rng.integers(0, vocab_size, n, dtype="<i4").tobytes() for n in lengths]
+    drawn = [rng.integers(0, vocab_size, n, dtype="<i4") for n in lengths]
+    sentences = [np.where(ids == padding_id, 0, ids).astype("<i4").tobytes() for ids in drawn]
     together = vllm.launch(sentences).result()
     alone = np.concatenate([vllm.launch([sentence]).result() for sentence in sentences])
     allowed = LARGEST_ALLOWED if quantized else max(LARGEST_DISTANCE, NOISE_MARGIN * _distance(alone, together))

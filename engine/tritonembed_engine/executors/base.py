@@ -31,8 +31,11 @@ class Executor(Protocol):
     on_any_thread: bool
     """False: always on the engine's own thread, because another one would cost more than it saves."""
 
-    def launch(self, sentences: Sequence[bytes]) -> Pending:
-        """Start a batch; on a GPU this returns while it runs."""
+    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
+        """Start a batch; on a GPU this returns while it runs.
+
+        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: none of any.
+        """
 
     def explain(self, error: Exception) -> EmbedError:
         """What an exception of `launch` or `result` was: OutOfMemory, DeviceLost, or ExecutionFailed."""

@@ -17,15 +17,17 @@ from tritonembed_engine.executors.buckets import Bucket
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
-from tritonembed_engine.executors.flat_batch import flatten, pad
+from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
 from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
-from tritonembed_engine.executors.pooling import pool, segment_mean
+from tritonembed_engine.executors.pooling import Pooler, segment_mean
 from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
 from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
+from tritonembed_engine.model.modules import PoolingMode
+from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.settings import EngineSettings
 
 logger = logging.getLogger(__name__)
@@ -49,12 +51,18 @@ class CudaDirectExecutor:
         max_length: int,
         max_batch_tokens: int,
         max_batch_sentences: int,
+        modes: Sequence[PoolingMode] = ("mean",),
+        steps: Steps | None = None,
+        padding_id: int | None = None,
     ) -> None:
+        """modes, steps: the model's pooling and what follows it. padding_id: see `flatten`."""
         self.dimensions = dimensions
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
-        self._mean = mean_pool if settings.kernels.mean_pool else segment_mean
+        mean = mean_pool if settings.kernels.mean_pool else segment_mean
+        self._pooler = Pooler(modes, steps or Steps(()), mean)
+        self._padding_id = padding_id
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
         lengths = sorted({min(length, max_length) for length in (64, LONGEST, tiled_attention.LONGEST, max_length)})
@@ -83,22 +91,27 @@ class CudaDirectExecutor:
         return Bucket(tokens, self._longest, self.max_batch_sentences)
 
     @torch.inference_mode()
-    def launch(self, sentences: Sequence[bytes]) -> Pending:
+    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
         """Start the forward pass of a batch."""
         stage = self._stages.take()
         try:
-            done, pooled = self._launch(sentences, stage)
+            done, pooled = self._launch(sentences, stage, skips)
         except BaseException:
             self._stages.give_back(stage)
             raise
         return _Answer(stage, len(sentences), done, self._stages, pooled)
 
-    def _launch(self, sentences: Sequence[bytes], stage: Stage) -> tuple[torch.cuda.Event, torch.Tensor]:
+    def _launch(
+        self, sentences: Sequence[bytes], stage: Stage, skips: Sequence[int] | None
+    ) -> tuple[torch.cuda.Event, torch.Tensor]:
         """The event after which the stage has the answer, and what it is copied from."""
-        batch = flatten(sentences)
+        batch = flatten(sentences, self._padding_id)
         count, longest = len(sentences), batch.longest
         done = stage.done(count)
-        graph = next((g for g in self.graphs if g.bucket.holds(batch.tokens, count, longest)), None)
+        # A graph pools whole sentences.
+        begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
+        graphs = self.graphs if begins is None else ()
+        graph = next((g for g in graphs if g.bucket.holds(batch.tokens, count, longest)), None)
         if graph:
             batch = pad(batch, graph.bucket.tokens, graph.bucket.longest)
         packed = stage.fill(batch, graph.bucket.rows if graph else count)
@@ -110,7 +123,7 @@ class CudaDirectExecutor:
                 stage.answer[:count].copy_(pooled, non_blocking=True)
                 done.record()
                 return done, pooled
-            pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest)
+            pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest, begins)
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)
@@ -132,7 +145,7 @@ class CudaDirectExecutor:
         self._model = None
         torch.cuda.empty_cache()
 
-    def _run(self, inputs: Inputs, longest: int) -> torch.Tensor:
+    def _run(self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled vectors of a batch on the device; captured, so nothing in it may wait for the GPU."""
         assert self._model is not None
         self._kernels.starts, self._kernels.longest = inputs.starts, longest
@@ -140,7 +153,7 @@ class CudaDirectExecutor:
         starts_cpu = torch.zeros(len(inputs.starts), dtype=torch.int32)
         positions = inputs.positions.long()
         hidden = forward(self._model, inputs.ids, positions, inputs.starts, starts_cpu, inputs.lengths, longest)
-        return pool(self._model, hidden, inputs.starts, self._mean)
+        return self._pooler(hidden, inputs.starts, begins)
 
 
 class _Answer:

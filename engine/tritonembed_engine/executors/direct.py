@@ -12,8 +12,8 @@ import torch
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.faults import explain
-from tritonembed_engine.executors.flat_batch import flatten
-from tritonembed_engine.executors.pooling import pool
+from tritonembed_engine.executors.flat_batch import begins_of, flatten
+from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.vllm_internals import OpenModel
 
 
@@ -25,17 +25,27 @@ class DirectExecutor:
     # OpenMP starts a team of threads for each one that computes, and teams that took turns would spin side by side.
     on_any_thread = False
 
-    def __init__(self, model: OpenModel, max_batch_tokens: int, max_batch_sentences: int) -> None:
+    def __init__(
+        self,
+        model: OpenModel,
+        pooler: Pooler,
+        max_batch_tokens: int,
+        max_batch_sentences: int,
+        padding_id: int | None = None,
+    ) -> None:
+        """padding_id: see `flatten`."""
         self._model: OpenModel | None = model
+        self._pooler = pooler
+        self._padding_id = padding_id
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch([np.ones(1, dtype="<i4").tobytes()]).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: Sequence[bytes]) -> Pending:
+    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
         """Compute the batch."""
         assert self._model is not None
-        batch = flatten(sentences)
+        batch = flatten(sentences, self._padding_id)
         starts = torch.from_numpy(batch.starts)
         hidden = forward(
             self._model,
@@ -47,7 +57,8 @@ class DirectExecutor:
             torch.from_numpy(batch.lengths),
             batch.longest,
         )
-        return Ready(pool(self._model, hidden, starts).numpy())
+        begins = None if skips is None else torch.from_numpy(begins_of(batch, skips))
+        return Ready(self._pooler(hidden, starts, begins).numpy())
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""

@@ -33,13 +33,28 @@ class FlatBatch:
         return int(self.lengths.max())
 
 
-def flatten(sentences: Sequence[bytes]) -> FlatBatch:
-    """A batch from sentences, each its ids as little-endian int32."""
+def flatten(sentences: Sequence[bytes], padding_id: int | None = None) -> FlatBatch:
+    """A batch from sentences, each its ids as little-endian int32.
+
+    padding_id: for a model of RoBERTa's kind. Where a text itself holds padding, transformers gives it padding's own
+    position (-1 here, the place before the first one) and does not count it.
+    """
     lengths = lengths_of(sentences)
     starts = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
     positions = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
-    return FlatBatch(join_ids(sentences), positions, starts, lengths)
+    ids = join_ids(sentences)
+    if padding_id is not None and (ids == padding_id).any():
+        counted = ids != padding_id
+        # Padding up to each token, then up to its sentence's first.
+        before = np.concatenate([[0], np.cumsum(~counted)])
+        positions = np.where(counted, positions - (before[1:] - np.repeat(before[starts[:-1]], lengths)), -1)
+    return FlatBatch(ids, positions, starts, lengths)
+
+
+def begins_of(batch: FlatBatch, skips: Sequence[int]) -> npt.NDArray[np.int32]:
+    """The first token of each sentence that is pooled: int32 [sentences]. skips: tokens of each that are not."""
+    return batch.starts[:-1] + np.asarray(skips, dtype=np.int32)
 
 
 def pad(batch: FlatBatch, tokens: int, longest: int) -> FlatBatch:

@@ -4,13 +4,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.model.modules import PoolingMode
+from tritonembed_engine.model.steps import Steps
 
 if TYPE_CHECKING:
     from vllm import LLM
+
+VLLM_POOLINGS: dict[PoolingMode, str] = {"cls": "CLS", "mean": "MEAN", "lasttoken": "LAST"}
+"""Those that vLLM has, under its names; for the others it gives every token's vector, and we pool."""
 
 
 class SchedulerExecutor:
@@ -20,22 +27,46 @@ class SchedulerExecutor:
     depth = 1
     on_any_thread = False
 
-    def __init__(self, llm: "LLM", max_batch_tokens: int, max_batch_sentences: int) -> None:
+    def __init__(
+        self,
+        llm: "LLM",
+        max_batch_tokens: int,
+        max_batch_sentences: int,
+        modes: Sequence[PoolingMode] = ("mean",),
+        steps: Steps | None = None,
+    ) -> None:
+        """modes, steps: the model's pooling and what follows it."""
         from vllm import PoolingParams
 
         self._llm: LLM | None = llm
+        self._steps = steps or Steps(())
+        self._pooler = Pooler(modes, self._steps)
+        self._by_vllm = len(modes) == 1 and modes[0] in VLLM_POOLINGS
         # Raw vectors: normalisation depends on the request, so `vectors.py` does it.
-        self._parameters = PoolingParams(use_activation=False, task="embed")
+        self._sentence = PoolingParams(use_activation=False, task="embed")
+        self._token = PoolingParams(use_activation=False, task="token_embed")
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch([np.ones(1, dtype="<i4").tobytes()]).result().shape[1])
 
-    def launch(self, sentences: Sequence[bytes]) -> Pending:
+    @torch.inference_mode()
+    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
         """Compute the batch; returns when it is done."""
+        if self._by_vllm and skips is None:
+            return Ready(self._steps(torch.stack(self._encode(sentences, "embed"))).numpy())
+        tokens = self._encode(sentences, "token_embed")
+        starts = torch.zeros(len(tokens) + 1, dtype=torch.int32)
+        starts[1:] = torch.cumsum(torch.tensor([len(one) for one in tokens]), 0)
+        begins = None if skips is None else starts[:-1] + torch.tensor(skips, dtype=torch.int32)
+        return Ready(self._pooler(torch.cat(tokens), starts, begins).numpy())
+
+    def _encode(self, sentences: Sequence[bytes], task: str) -> list[torch.Tensor]:
+        """float32 [hidden size], or of each token, by sentence."""
         assert self._llm is not None
         prompts = [{"prompt_token_ids": np.frombuffer(ids, dtype="<i4").tolist()} for ids in sentences]
-        outputs = self._llm.encode(prompts, self._parameters, pooling_task="embed", use_tqdm=False)
-        return Ready(np.stack([output.outputs.data.float().numpy() for output in outputs]))
+        parameters = self._sentence if task == "embed" else self._token
+        outputs = self._llm.encode(prompts, parameters, pooling_task=task, use_tqdm=False)
+        return [output.outputs.data.float().cpu() for output in outputs]
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""

@@ -1,13 +1,12 @@
 """Every touch of vLLM's internals, in one place. Held against vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
 
 What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
-`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`, `set_current_vllm_config`; the
-pooling method and projector that vLLM put into the model's pooler. Where any of it has moved, `open_model` raises
-DirectUnavailable, or the first batch fails, and vLLM's own scheduler serves. And, before a load, the registry of its
-models' classes.
+`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`, `set_current_vllm_config`. Where
+any of it has moved, `open_model` raises DirectUnavailable, or the first batch fails, and vLLM's own scheduler serves.
+And, before a load, the registry of its models' classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -42,16 +41,12 @@ class OpenModel:
     """A model that vLLM loaded, taken out of its scheduler.
 
     model: called with flat `input_ids` and `positions` [tokens], gives hidden states [tokens, hidden].
-    pooling: "CLS", "LAST" or "MEAN". projector: what follows pooling (sentence-transformers' Dense), or None.
-    head_dtype: what the pooled vectors are cast to before it. quantized: whether products are of 8 bits.
+    quantized: whether products are of 8 bits.
     """
 
     model: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
-    pooling: str
-    projector: Callable[[torch.Tensor], torch.Tensor] | None
-    head_dtype: torch.dtype
     quantized: bool
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
@@ -134,28 +129,13 @@ def _open(llm: "LLM") -> OpenModel:
     builders = [
         (group.get_metadata_builder(), group.layer_names) for per_cache in runner.attn_groups for group in per_cache
     ]
-    pooling, projector, head_dtype = _open_pooler(runner.model.pooler)
     model_config = runner.vllm_config.model_config
     return OpenModel(
         model=runner.model,
         device=runner.device,
         dtype=model_config.dtype,
-        pooling=pooling,
-        projector=projector,
-        head_dtype=head_dtype or model_config.dtype,
         # Weights of fewer bits alone are unpacked: such products are of 16 bits.
         quantized=any(weight.dtype in (torch.float8_e4m3fn, torch.int8) for weight in runner.model.parameters()),
         _vllm_config=runner.vllm_config,
         _builders=builders,
     )
-
-
-def _open_pooler(pooler: Any) -> tuple[str, Callable[[torch.Tensor], torch.Tensor] | None, torch.dtype | None]:
-    from vllm.model_executor.layers.pooler.seqwise import CLSPool, EmbeddingPoolerHead, LastPool, MeanPool
-
-    embed = pooler.poolers_by_task["embed"]
-    kinds = {CLSPool: "CLS", LastPool: "LAST", MeanPool: "MEAN"}
-    pooling = kinds.get(type(embed.pooling))
-    if pooling is None or type(embed.head) is not EmbeddingPoolerHead:
-        raise DirectUnavailable("the model has a pooler of its own")
-    return pooling, embed.head.projector, embed.head.head_dtype

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonembed_engine.errors import ModelError
+from tritonembed_engine.errors import InvalidArgument, ModelError
+from tritonembed_engine.model.architecture import check_architecture
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name
-from tritonembed_engine.model.modules import read_sentence_modules
+from tritonembed_engine.model.modules import PoolingMode, Step, find_transformer, read_sentence_modules
+from tritonembed_engine.model.sentence_settings import SentenceSettings, read_sentence_settings
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,12 +23,6 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "spiece.model",
 )
-SETTINGS_FILES = tuple(
-    f"sentence_{family}_config.json"
-    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
-)
-"""Where sentence-transformers keeps `max_seq_length`; older releases named it for the model. The first found counts."""
-
 OFFSET_POSITIONS = (
     "camembert",
     "data2vec-text",
@@ -45,8 +41,6 @@ OFFSET_POSITIONS = (
 NO_LIMIT = 10**9
 """transformers writes 1e30 for a tokenizer without a limit."""
 
-_OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")
-_HEADS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 _NAMES = {
     "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
     "max_position_embeddings": ("max_position_embeddings", "n_positions"),
@@ -61,7 +55,10 @@ class ModelFiles:
     """The last component of its name or folder; messages say no more."""
 
     folder: Path
-    """Its configuration and tokenizer; for a model of the hub a folder of the hub's cache, without the weights."""
+    """The model's folder; for a model of the hub a folder of the hub's cache, without the transformer's weights."""
+
+    transformer: Path
+    """The transformer's configuration and tokenizer: `folder`, but for the oldest layout (`0_Transformer`)."""
 
     is_local: bool
     """Whether the model was given as a folder."""
@@ -80,10 +77,19 @@ class ModelFiles:
     """Rows of the embedding table: ids are below this."""
 
     max_length: int
-    """Tokens in one text, special tokens included."""
+    """Tokens in the longest text that any request may have, special tokens included."""
 
-    pooling: str
-    """As vLLM names it: "CLS", "MEAN" or "LAST"."""
+    lengths: Mapping[str | None, int]
+    """Tokens in one text by `input_type`, None among them; no more than `max_length`."""
+
+    pooling: tuple[PoolingMode, ...]
+    """sentence-transformers' names; the vectors of several stand side by side."""
+
+    include_prompt: bool
+    """Whether the tokens of a prompt are pooled."""
+
+    steps: tuple[Step, ...]
+    """What follows the pooling, but for a normalisation at the end."""
 
     normalize: bool
     """Whether the model's modules end with a normalisation."""
@@ -91,19 +97,43 @@ class ModelFiles:
     lowercase: bool
     """Whether sentence-transformers lowercases before the tokenizer (`do_lower_case`)."""
 
+    truncate: str
+    """"END" or "START": which end a text that is too long loses, as the tokenizer's `truncation_side` says."""
+
+    truncate_dim: int | None
+    """The default of `dimensions`."""
+
+    tokenizer_options: Mapping[str, Any]
+    """Arguments of `AutoTokenizer.from_pretrained` from sentence-transformers' settings."""
+
     prompts: Mapping[str, str]
     default_prompt_name: str | None
 
-    def prompt_for(self, input_type: str | None) -> str:
-        """What is prepended to a text. input_type: "query", "passage" or None (the model's default prompt).
+    padding_id: int | None
+    """For a model whose positions begin behind padding's: the id to which transformers gives padding's position."""
 
-        A model without such a prompt gets nothing prepended.
+    unknown: tuple[str, ...]
+    """Keys of its files that have no effect here or in sentence-transformers, as "file: key"."""
+
+    def prompt_for(self, input_type: str | None, prompt_name: str | None = None, prompt: str | None = None) -> str:
+        """What is prepended to a text: `prompt`, else the one of that name, else the input type's, else the default's.
+
+        input_type: "query" or "passage" (then sentence-transformers' order is document, passage, corpus); a model
+        without such a prompt gets nothing prepended. Raises InvalidArgument for a name that the model has not.
         """
+        if prompt is not None:
+            return prompt
+        if prompt_name is not None:
+            if prompt_name not in self.prompts:
+                known = ", ".join(sorted(self.prompts))[:200]
+                raise InvalidArgument("prompt_name", f"is not one of the model's: {known}")
+            return self.prompts[prompt_name]
         if input_type is None:
             return self.prompts.get(self.default_prompt_name or "", "")
-        if input_type == "passage" and "passage" not in self.prompts:
-            input_type = "document"
-        return self.prompts.get(input_type, "")
+        names = ("query",) if input_type == "query" else ("document", "passage", "corpus")
+        # "document" is always there, empty unless the file has it: as in sentence-transformers it is no reason to
+        # look no further.
+        return next((self.prompts[name] for name in names if self.prompts.get(name)), "")
 
 
 def read_model_files(model: str, revision: str | None = None, max_length: int | None = None) -> ModelFiles:
@@ -115,77 +145,102 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     """
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
-    config = read_object(folder / "config.json")
+    transformer = find_transformer(folder)
+    config = read_object(transformer / "config.json")
     if not config:
-        raise ModelError(f"{name} is not a model: it has no config.json")
+        raise ModelError(f"{name} is not a model: it has no config.json{_what_it_is(folder)}")
     has_modules = (folder / "modules.json").exists()
-    architectures = _text_architectures(name, config, has_modules)
-    if not any((folder / file).exists() for file in TOKENIZER_FILES):
+    architectures = check_architecture(name, config, has_modules)
+    tokenizer_config = read_object(transformer / "tokenizer_config.json")
+    if not any((transformer / file).exists() for file in TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer")
-    modules = read_sentence_modules(folder)
-    settings = next(filter(None, (read_object(folder / file) for file in SETTINGS_FILES)), {}) if has_modules else {}
+    if not has_modules and (tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()):
+        raise ModelError(f"{name} has a chat template, through which sentence-transformers would put every text")
     hidden_size = _number(name, config, "hidden_size")
-    limit = max_length if max_length and max_length > 0 else NO_LIMIT
-    prompts, default_prompt_name = _prompts(folder)
+    try:
+        settings = read_sentence_settings(folder, transformer)
+        modules = read_sentence_modules(folder, hidden_size)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    positions = _positions(config)
+    lengths = _lengths(name, tokenizer_config, settings, positions, max_length)
+    side = settings.tokenizer_options.get("truncation_side", tokenizer_config.get("truncation_side", "right"))
+    vocab_size = _number(name, config, "vocab_size")
     return ModelFiles(
         name=name,
         folder=folder,
+        transformer=transformer,
         is_local=is_local,
         architectures=architectures,
         is_decoder=bool(architectures) and architectures[0].endswith("ForCausalLM"),
         hidden_size=hidden_size,
-        dimensions=modules.dimensions or hidden_size,
-        vocab_size=_number(name, config, "vocab_size"),
-        max_length=min(limit, _max_length(name, folder, config, settings)),
+        dimensions=modules.dimensions,
+        vocab_size=vocab_size,
+        max_length=max(lengths.values()),
+        lengths=lengths,
         pooling=modules.pooling,
+        include_prompt=modules.include_prompt,
+        steps=modules.steps,
         normalize=modules.normalize,
-        lowercase=bool(settings.get("do_lower_case")),
-        prompts=prompts,
-        default_prompt_name=default_prompt_name,
+        lowercase=settings.lowercase,
+        truncate="START" if side == "left" else "END",
+        truncate_dim=settings.truncate_dim if (settings.truncate_dim or 0) < modules.dimensions else None,
+        tokenizer_options={
+            key: value for key, value in settings.tokenizer_options.items() if key != "model_max_length"
+        },
+        prompts=settings.prompts,
+        default_prompt_name=settings.default_prompt_name,
+        padding_id=_padding_id(config) if config.get("model_type") in OFFSET_POSITIONS else None,
+        unknown=settings.unknown + modules.unknown,
     )
 
 
-def _text_architectures(name: str, config: dict[str, Any], has_modules: bool) -> tuple[str, ...]:
-    architectures = tuple(config.get("architectures") or ())
-    if (
-        config.get("is_encoder_decoder")
-        or any(key in config for key in _OTHER_INPUTS)
-        or not (architectures or "model_type" in config)
-    ):
-        raise ModelError(f"{name} is not a text embedding model (model type {config.get('model_type', 'unknown')})")
-    if not has_modules and architectures and architectures[0].endswith(_HEADS):
-        raise ModelError(f"{name} is not an embedding model but a classifier ({architectures[0]})")
-    if not has_modules and any(kind.endswith("ForCausalLM") for kind in architectures):
-        raise ModelError(f"{name} is not an embedding model: it generates text, and has no sentence-transformers files")
-    return architectures
+def _what_it_is(folder: Path) -> str:
+    """For a folder without config.json: what it holds instead, to be put behind the message."""
+    if (folder / "adapter_config.json").exists():
+        return " (it is a LoRA adapter; adapters are not served)"
+    if (folder / "0_CLIPModel").exists():
+        return " (it is a CLIP model)"
+    if (folder / "modules.json").exists() and "StaticEmbedding" in (folder / "modules.json").read_text("utf-8"):
+        return " (it is a static embedding model)"
+    return ""
 
 
-def _max_length(name: str, folder: Path, config: dict[str, Any], settings: dict[str, Any]) -> int:
-    """What sentence-transformers' settings state, else the tokenizer; never more than the model has positions for."""
-    tokenizer_settings = settings.get("processor_kwargs") or settings.get("tokenizer_args") or {}
-    stated = tokenizer_settings.get("model_max_length") or settings.get("max_seq_length")
-    if not stated:
-        stated = read_object(folder / "tokenizer_config.json").get("model_max_length")
-    limits = [int(stated)] if stated else []
-    positions = _setting(config, "max_position_embeddings")
-    if isinstance(positions, int) and positions > 0:
-        if config.get("model_type") in OFFSET_POSITIONS:
-            padding = _setting(config, "pad_token_id")
-            positions -= (1 if padding is None else padding) + 1
-        limits.append(positions)
-    if not limits or min(limits) >= NO_LIMIT:
+def _lengths(
+    name: str,
+    tokenizer_config: Mapping[str, Any],
+    settings: SentenceSettings,
+    positions: int | None,
+    longest: int | None,
+) -> dict[str | None, int]:
+    """Tokens in one text by input type. positions: that the model has. longest: what was asked for, if anything was."""
+    stated = settings.max_seq_length or tokenizer_config.get("model_max_length")
+    limits = [limit for limit in (positions, longest if longest and longest > 0 else None) if limit]
+    own = min([int(stated)] if stated else [], default=NO_LIMIT)
+    lengths: dict[str | None, int] = {
+        None: own,
+        "query": settings.query_length or own,
+        "passage": settings.document_length or own,
+    }
+    capped = {kind: min([length, *limits]) for kind, length in lengths.items()}
+    if max(capped.values()) >= NO_LIMIT:
         raise ModelError(f"{name} does not say how many tokens a text may have (max_seq_length)")
-    return min(limits)
+    return capped
 
 
-def _prompts(folder: Path) -> tuple[dict[str, str], str | None]:
-    config = read_object(folder / "config_sentence_transformers.json")
-    prompts = {name: text or "" for name, text in (config.get("prompts") or {}).items()}
-    default = config.get("default_prompt_name")
-    # For sentence-transformers every model has these two, empty unless the file says otherwise.
-    if default is not None and default not in {*prompts, "query", "document"}:
-        raise ModelError(f"the model's default prompt {str(default)[:40]!r} is not among its prompts")
-    return prompts, default
+def _positions(config: dict[str, Any]) -> int | None:
+    """How many tokens the model has positions for; None where nothing limits them."""
+    positions = _setting(config, "max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return None
+    if config.get("model_type") in OFFSET_POSITIONS:
+        positions -= _padding_id(config) + 1
+    return positions
+
+
+def _padding_id(config: dict[str, Any]) -> int:
+    padding = _setting(config, "pad_token_id")
+    return padding if isinstance(padding, int) else 0
 
 
 def _number(name: str, config: dict[str, Any], key: str) -> int:

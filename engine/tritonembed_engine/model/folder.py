@@ -1,6 +1,7 @@
 """Where a model's configuration lies: a folder of this machine, or the Hugging Face hub. Never fetches weights."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,12 @@ CONFIGURATION_FILES = [
     "modules.json",
     "config_sentence_transformers.json",
     "sentence_*_config.json",
-    "*_*/config.json",
+    "*_*/*.json",
+    # Dense modules' weights are small.
+    "[1-9]_*/model.safetensors",
+    "[1-9]_*/pytorch_model.bin",
+    "*_*/vocab.*",
+    "chat_template*",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -35,6 +41,19 @@ def find_model_folder(model: str, revision: str | None = None) -> tuple[Path, bo
     if _can_only_be_a_folder(model):
         raise ModelError(f"there is no model folder {short_name(model)}")
     return _fetch(model, revision), False
+
+
+def weights_folder(model: str, revision: str | None, transformer: Path, is_local: bool) -> Path:
+    """The transformer's folder with its weights, which are fetched where the model is one of the hub.
+
+    transformer: the folder of its configuration. Raises ModelError.
+    """
+    if is_local:
+        return transformer
+    complete = _fetch(model, revision, ["*.safetensors"])
+    if not any(complete.rglob("*.safetensors")):
+        complete = _fetch(model, revision, ["*.bin"])
+    return transformer if complete in (transformer, *transformer.parents) else complete
 
 
 def short_name(model: str) -> str:
@@ -65,13 +84,15 @@ def _can_only_be_a_folder(model: str) -> bool:
     return model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/")
 
 
-def _fetch(model: str, revision: str | None) -> Path:
+def _fetch(model: str, revision: str | None, weights: Sequence[str] = ()) -> Path:
     # Imported here: a folder needs no hub client, and it costs a tenth of a second.
     from huggingface_hub import errors, snapshot_download
 
     name = short_name(model)
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=CONFIGURATION_FILES))
+        return Path(
+            snapshot_download(model, revision=revision, allow_patterns=[*CONFIGURATION_FILES, "*.py", *weights])
+        )
     except errors.GatedRepoError:
         raise ModelError(f"the hub gives {name} only to accounts that were granted access (HF_TOKEN)") from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):

@@ -40,10 +40,12 @@ class TritonPythonModel:
             # Only now: these import torch, which reads the environment once.
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
+            from tritonembed_engine.prompt_lengths import PromptLengths
             from tritonembed_engine.settings import read_settings
 
             settings = read_settings(repository_of(args))
             self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
+            self._prompts = PromptLengths(self._files)
             device = "cpu" if devices is None else "cuda"
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
             ahead = settings.engine.batches_ahead_on(device)
@@ -77,6 +79,7 @@ class TritonPythonModel:
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
+            skip = self._prompts.skip(parameters)
             sentences = bytes_tensor(request, "token_ids")
             token_ids.check_lengths(sentences, self._files.max_length)
         except Exception as error:
@@ -85,7 +88,7 @@ class TritonPythonModel:
         timeout = request.timeout()
         deadline = time.monotonic() + timeout / 1e6 if timeout else None
         normalize = vectors.wants_unit_length(parameters, self._files.normalize)
-        return parameters, Job(sentences, deadline, normalize, Abandonment(request.is_cancelled))
+        return parameters, Job(sentences, deadline, normalize, Abandonment(request.is_cancelled), skip)
 
     def _check_ids(self, parsed):
         """Replace what holds ids outside the vocabulary; looked at one by one only where there is any."""
@@ -107,7 +110,7 @@ class TritonPythonModel:
         try:
             found = future.result()
             parameters, job = item
-            rows = vectors.finish(found, parameters, job.normalize)
+            rows = vectors.finish(found, parameters, job.normalize, self._files.truncate_dim)
             return answer(
                 to_bytes_tensor("embedding", vectors.row_bytes(rows)),
                 pb_utils.Tensor("num_tokens", token_ids.lengths_of(job.sentences).reshape(-1, 1)),

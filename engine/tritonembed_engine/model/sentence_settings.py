@@ -1,0 +1,219 @@
+"""Settings beside the weights: sentence_bert_config.json and config_sentence_transformers.json.
+
+Every key of sentence-transformers 2 to 6.2 is followed, known to have no effect on a vector, or refused by name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.model.modules import OTHER_FAMILIES
+
+SETTINGS_FILES = tuple(
+    f"sentence_{family}_config.json"
+    for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
+)
+"""Where sentence-transformers keeps the transformer's settings; older releases named it for the model. The first that
+is not empty counts."""
+
+_OLD_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
+_KNOWN = {
+    "max_seq_length",
+    "do_lower_case",
+    "transformer_task",
+    "modality_config",
+    "module_output_name",
+    "processing_kwargs",
+    "unpad_inputs",
+    "query_length",
+    "document_length",
+    "query_expansion",
+    "tokenizer_name_or_path",
+    "model_kwargs",
+    "processor_kwargs",
+    "config_kwargs",
+}
+_HUB_OPTIONS = {
+    "token",
+    "cache_dir",
+    "revision",
+    "local_files_only",
+    "trust_remote_code",
+    "subfolder",
+    "use_auth_token",
+}
+"""sentence-transformers overwrites these with its own arguments."""
+
+_TOKENIZER_OPTIONS = {
+    "model_max_length",
+    "do_lower_case",
+    "strip_accents",
+    "tokenize_chinese_chars",
+    "add_prefix_space",
+    "add_bos_token",
+    "add_eos_token",
+    "truncation_side",
+}
+_HARMLESS_TOKENIZER_OPTIONS = {"padding_side", "use_fast", "clean_up_tokenization_spaces"}
+_HARMLESS_MODEL_OPTIONS = {
+    "attn_implementation",
+    "add_pooling_layer",
+    "low_cpu_mem_usage",
+    "use_safetensors",
+    "torch_dtype",
+    "dtype",
+    "device_map",
+}
+_HARMLESS_CONFIG_OPTIONS = {"use_memory_efficient_attention", "unpad_inputs", "use_cache", "use_flash_attn"}
+_TEXT_MODALITY = {"method": "forward", "method_output_name": "last_hidden_state"}
+_HARMLESS_PROCESSING = {"padding", "truncation", "return_attention_mask", "return_token_type_ids", "pad_to_multiple_of"}
+_CONFIG_KEYS = {
+    "__version__",
+    "prompts",
+    "default_prompt_name",
+    "similarity_fn_name",
+    "truncate_dim",
+    "model_type",
+}
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """What the two files say, with sentence-transformers' defaults.
+
+    max_seq_length, query_length, document_length: tokens; None where the files don't say. tokenizer_options: arguments
+    of `AutoTokenizer.from_pretrained`. truncate_dim: the default of `dimensions`. unknown: keys without effect.
+    """
+
+    max_seq_length: int | None = None
+    query_length: int | None = None
+    document_length: int | None = None
+    lowercase: bool = False
+    tokenizer_options: Mapping[str, Any] = field(default_factory=dict)
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    default_prompt_name: str | None = None
+    truncate_dim: int | None = None
+    unknown: tuple[str, ...] = ()
+
+
+def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
+    """Both files of a model. Raises ModelError that names the key and its file for what would change a vector.
+
+    folder: the model's. transformer: its transformer's. A folder without modules.json has no settings of the
+    transformer in sentence-transformers.
+    """
+    prompts, default, truncate_dim, unknown = _read_config(folder)
+    shared = {
+        "prompts": prompts,
+        "default_prompt_name": default,
+        "truncate_dim": truncate_dim,
+        "unknown": unknown,
+    }
+    name, settings = next(
+        ((file, found) for file in SETTINGS_FILES if (found := read_object(transformer / file))),
+        (SETTINGS_FILES[0], {}),
+    )
+    if not settings or not (folder / "modules.json").exists():
+        return SentenceSettings(**shared)
+    settings = {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
+    for key in settings:
+        if key not in _KNOWN:
+            raise ModelError(f"{name} has an unknown key: {key[:40]}")
+    _refuse_other_tasks(name, settings)
+    _refuse_others(name, settings, "model_kwargs", _HARMLESS_MODEL_OPTIONS)
+    _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
+    _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
+    options = _section(name, settings, "processor_kwargs")
+    # What the tokenizer is called with wins over the lengths of the tasks, and those over the tokenizer's own.
+    called = _length(name, "max_length", _processing(name, settings).get("max_length"))
+    own = _length(name, "model_max_length", options.get("model_max_length"))
+    return SentenceSettings(
+        max_seq_length=called or own or _length(name, "max_seq_length", settings.get("max_seq_length")),
+        query_length=None if called else _length(name, "query_length", settings.get("query_length")),
+        document_length=None if called else _length(name, "document_length", settings.get("document_length")),
+        lowercase=bool(settings.get("do_lower_case")),
+        tokenizer_options={key: value for key, value in options.items() if key in _TOKENIZER_OPTIONS},
+        **shared,
+    )
+
+
+def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, tuple[str, ...]]:
+    """config_sentence_transformers.json: prompts, the default's name, truncate_dim, unknown keys."""
+    name = "config_sentence_transformers.json"
+    config = read_object(folder / name)
+    family = OTHER_FAMILIES.get(str(config.get("model_type")))
+    if family:
+        raise ModelError(f"it is {family}, not an embedding model")
+    given = config.get("prompts") or {}
+    if not isinstance(given, dict):
+        raise ModelError(f"{name}: prompts is not an object")
+    # For sentence-transformers every model has these two, empty unless the file says otherwise.
+    prompts = {"query": "", "document": "", **{key: text or "" for key, text in given.items()}}
+    default = config.get("default_prompt_name")
+    if default is not None and default not in prompts:
+        raise ModelError(f"the model's default prompt {str(default)[:40]!r} is not among its prompts")
+    truncate_dim = _length(name, "truncate_dim", config.get("truncate_dim"))
+    unknown = tuple(f"{name}: {key}" for key in config if key not in _CONFIG_KEYS)
+    return prompts, default, truncate_dim, unknown
+
+
+def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
+    task = settings.get("transformer_task", "feature-extraction")
+    if task == "sequence-classification":
+        raise ModelError("it is a reranker (CrossEncoder), not an embedding model")
+    if task == "fill-mask":
+        raise ModelError("it is a sparse encoder (SPLADE), not a dense one")
+    if task != "feature-extraction":
+        raise ModelError(f"{name}: the transformer_task {str(task)[:40]!r} can't be served")
+    modalities = settings.get("modality_config", {"text": _TEXT_MODALITY})
+    if "message" in modalities:
+        raise ModelError(f"{name}: every text goes through a chat template (modality_config has message)")
+    if list(modalities) != ["text"]:
+        raise ModelError(f"{name}: modality_config has {', '.join(map(str, modalities))}; only text can be served")
+    output = modalities["text"].get("method_output_name")
+    if isinstance(output, list) and len(output) == 1:
+        output = output[0]
+    if output != "last_hidden_state" or modalities["text"].get("method") != "forward":
+        raise ModelError(f"{name}: modality_config takes another output than the last hidden state")
+    if settings.get("module_output_name", "token_embeddings") != "token_embeddings":
+        raise ModelError(f"{name}: module_output_name is not token_embeddings")
+    for key in ("query_expansion", "tokenizer_name_or_path"):
+        if settings.get(key) is not None:
+            raise ModelError(f"{name}: {key} can't be followed")
+
+
+def _section(name: str, settings: dict[str, Any], key: str) -> dict[str, Any]:
+    section = settings.get(key) or {}
+    if not isinstance(section, dict):
+        raise ModelError(f"{name}: {key} is not an object")
+    return section
+
+
+def _refuse_others(name: str, settings: dict[str, Any], section: str, allowed: set[str]) -> None:
+    for key in _section(name, settings, section):
+        if key not in allowed and key not in _HUB_OPTIONS:
+            raise ModelError(f"{name}: {section} has {key[:40]}, which can't be followed")
+
+
+def _processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """What the tokenizer is called with: `max_length` is followed, and what only shapes the padding has no effect."""
+    given = _section(name, settings, "processing_kwargs")
+    called: dict[str, Any] = {}
+    for part in ("text", "common"):
+        called |= _section(name, given, part)
+    for key, value in called.items():
+        harmless = key in _HARMLESS_PROCESSING and not (key == "truncation" and value in (False, "do_not_truncate"))
+        if key != "max_length" and not harmless and not (key == "add_special_tokens" and value is True):
+            raise ModelError(f"{name}: processing_kwargs has {key[:40]}, which can't be followed")
+    return called
+
+
+def _length(name: str, key: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
+        raise ModelError(f"{name}: {key} is not a number of at least 1")
+    return int(value)

@@ -1,0 +1,95 @@
+"""The steps after the pooling, in float32 whatever the model's own type: Dense, LayerNorm, Normalize."""
+
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import torch
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.modules import SENTENCE, Step
+
+
+class Steps:
+    """A model's steps on one device. Called with float32 [sentences, width], gives float32 [sentences, dimensions].
+
+    No step waits for the host, so that a CUDA graph can hold them.
+    """
+
+    def __init__(self, steps: Sequence[Step], device: torch.device | str = "cpu") -> None:
+        """Read the weights. Raises ModelError, naming the folder, for weights that are missing or of another shape."""
+        self._steps = [(step, _load(step, device)) for step in steps]
+
+    def __call__(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Apply all of them; see the class."""
+        features = {SENTENCE: pooled}
+        for step, modules in self._steps:
+            features[step.target] = _apply(step, modules, features[step.source])
+        return features[SENTENCE]
+
+
+def _apply(step: Step, modules: dict[str, torch.nn.Module], values: torch.Tensor) -> torch.Tensor:
+    if step.kind == "Normalize":
+        return torch.nn.functional.normalize(values, dim=-1)
+    if step.kind == "LayerNorm":
+        normed: torch.Tensor = modules["norm"](values)
+        return normed
+    out: torch.Tensor = modules["activation"](modules["linear"](values))
+    if step.residual:
+        out = out + (modules["residual"](values) if "residual" in modules else values)
+    return out
+
+
+def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
+    if step.kind == "Normalize":
+        return {}
+    assert step.folder is not None
+    modules: dict[str, torch.nn.Module] = {}
+    if step.kind == "LayerNorm":
+        modules["norm"] = torch.nn.LayerNorm(step.width)
+    else:
+        modules["linear"] = torch.nn.Linear(step.width, step.out_width, bias=step.bias)
+        modules["activation"] = _activation(step.activation)
+        if step.residual and step.width != step.out_width:
+            modules["residual"] = torch.nn.Linear(step.width, step.out_width, bias=False)
+    whole = torch.nn.ModuleDict(modules)
+    weights = _weights(step.folder)
+    # An activation with a parameter of its own (PReLU) has it under its name in sentence-transformers' Dense.
+    weights = {name.replace("activation_function.", "activation."): value for name, value in weights.items()}
+    try:
+        whole.load_state_dict(weights)
+    except RuntimeError:
+        expected = ", ".join(f"{name} {list(value.shape)}" for name, value in whole.state_dict().items())
+        raise ModelError(f"the weights in {step.folder.name} are not {expected}") from None
+    whole.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    return modules
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    safetensors, pickled = folder / "model.safetensors", folder / "pytorch_model.bin"
+    try:
+        if safetensors.is_file():
+            from safetensors.torch import load_file
+
+            loaded: dict[str, torch.Tensor] = load_file(safetensors)
+            return loaded
+        read: dict[str, torch.Tensor] = torch.load(pickled, map_location="cpu", weights_only=True)
+        return read
+    except Exception as error:
+        raise ModelError(f"the weights in {folder.name} can't be read ({type(error).__name__})") from None
+
+
+def _activation(name: str) -> torch.nn.Module:
+    module, _, kind = name.rpartition(".")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not (inspect.isclass(found) and issubclass(found, torch.nn.Module)):
+        raise ModelError(f"the activation_function {name[:80]} is not a class of torch.nn")
+    try:
+        made: torch.nn.Module = found()
+    except TypeError:
+        raise ModelError(f"the activation_function {name[:80]} can't be made without arguments") from None
+    return made
