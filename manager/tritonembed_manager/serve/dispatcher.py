@@ -12,7 +12,7 @@ from tritonembed.policies import Policy
 from tritonembed_manager.serve.admission import Admission
 from tritonembed_manager.serve.meter import Meter
 from tritonembed_manager.serve.model import DispatchError, ServerView, Ticket
-from tritonembed_manager.serve.outcome import Outcome, classify, says_why
+from tritonembed_manager.serve.outcome import Outcome, classify, says_why, unreachable
 from tritonembed_manager.serve.pool import ServerPool
 from tritonembed_manager.serve.request import EXPIRED, Request, prepare, seconds
 from tritonembed_manager.serve.server import Attempt, Incarnation, Server
@@ -183,7 +183,7 @@ class TritonDispatcher:
         if outcome is Outcome.OVERLOAD:
             raise self.admission.overload("the server's queue is full")
         if outcome is Outcome.EXPIRED:
-            raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+            raise DispatchError(_CODE.DEADLINE_EXCEEDED, unreachable(details) or EXPIRED)
         raise DispatchError(code, details or code.name)
 
     def _send_again(self, request: Request, attempt: Attempt, *, charged: bool) -> None:

@@ -6,6 +6,7 @@ import grpc
 
 _OVERLOAD = ("maximum queue size", "queue is full", "sentences are waiting", "requests are waiting")
 _EXPIRED = ("request timeout expired", "deadline passed")
+_UNREACHABLE = "it would end after its deadline passed"
 _OF_MODELS = ("load / unload is not allowed", "no available versions", "is not ready", "is not found")
 _RESET = ("rst_stream", "connection reset", "stream removed", "socket closed", "goaway", "transport closed")
 
@@ -43,6 +44,12 @@ def classify(code: grpc.StatusCode, details: str | None) -> Outcome:
         # Nobody here cancelled it: the server did, as it does with what is in flight when it is shut down.
         return Outcome.BROKEN
     return Outcome.ANSWERED
+
+
+def unreachable(details: str | None) -> str | None:
+    """The engine's reason, where it refused a request at once because of its deadline: that names the estimate."""
+    found = (details or "").find(_UNREACHABLE)
+    return None if found < 0 else (details or "")[found:]
 
 
 def says_why(details: str | None) -> bool:

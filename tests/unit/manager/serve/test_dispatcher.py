@@ -85,6 +85,15 @@ async def test_what_is_not_sent_again(code, message, seen):
         assert not plane.suspects
 
 
+async def test_a_deadline_that_cannot_be_met_says_why():
+    async with data_plane(1) as plane:
+        reason = "it would end after its deadline passed: about 90.0 s of work, and 5.0 s are left"
+        plane.fakes[0].fail_first = 1
+        plane.fakes[0].failure = (grpc.StatusCode.UNAVAILABLE, f"in ensemble 'embedding', {reason}")
+        error = await refusal(plane.infer())
+        assert (error.code, error.message) == (grpc.StatusCode.DEADLINE_EXCEEDED, reason)
+
+
 async def test_a_crash_moves_everything_and_is_charged_once():
     budget = RetryBudget(share=0, least=1)
     async with data_plane(2, budget=budget) as plane:
