@@ -51,7 +51,8 @@ class ServersFile:
     def read(self) -> list[Address]:
         """What it says now. Raises ValueError, in one line, for a file that can't be read, is wrong or empty."""
         try:
-            lines = self._path.read_text().splitlines()
+            # Editors on Windows begin UTF-8 with a byte order mark.
+            lines = self._path.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise ValueError(f"--servers-file {self._path.name} cannot be read: {reason}") from None

@@ -94,3 +94,9 @@ async def test_changes_of_the_file_are_followed_and_faults_change_nothing(tmp_pa
 async def test_a_file_that_is_missing_at_the_start_stops_it(tmp_path):
     with pytest.raises(StartError, match="--servers-file"):
         await ServerLists([], ServersFile(tmp_path / "none"), None, lambda _: None).first()
+
+
+def test_a_file_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "servers"
+    path.write_bytes(b"\xef\xbb\xbfa:1\r\nb:2\r\n")
+    assert [address.grpc for address in ServersFile(path).read()] == ["a:1", "b:2"]
