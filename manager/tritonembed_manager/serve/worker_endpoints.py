@@ -105,14 +105,11 @@ class Endpoints:
     async def _start_http(self) -> None:
         from aiohttp import web
 
-        from tritonembed_manager.serve.http.app import make_app
+        from tritonembed_manager.serve.http.app import make_app, make_runner
 
         host, port = self._config.host, self._config.http_port
         app = make_app(self._dispatcher, self._config, self._status, self._is_serving, self._tracing)
-        # A client that goes away frees its place: its handler is cancelled.
-        self._runner = web.AppRunner(
-            app, access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=_LAST_ANSWERS_S
-        )
+        self._runner = make_runner(app, _LAST_ANSWERS_S)
         await self._runner.setup()
         try:
             await web.TCPSite(self._runner, host, port, reuse_port=True).start()

@@ -1,7 +1,7 @@
 """The manager's HTTP side as one aiohttp application."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ from aiohttp import web
 from tritonembed_manager.serve.grpc_health import why_not
 from tritonembed_manager.serve.http.bodies import MAX_BODY, Bodies
 from tritonembed_manager.serve.http.errors import Handler, answer_errors
+from tritonembed_manager.serve.http.half_close import HalfClosingRunner, note_request
 from tritonembed_manager.serve.http.history import History
 from tritonembed_manager.serve.http.kserve import KServe
 from tritonembed_manager.serve.http.kserve_admin import KServeAdmin
@@ -37,7 +38,7 @@ def make_app(
     tracing: Tracing | None = None,
     history: History | None = None,
 ) -> web.Application:
-    """Run it with handler_cancellation: a client that goes away is to free its place.
+    """To be run by `make_runner`.
 
     status: the parent's last snapshot, {} before the first. is_serving: False from the moment this worker drains.
     tracing: as the environment says, by default.
@@ -61,7 +62,8 @@ def make_app(
                 await keeping
         await asyncio.to_thread(tracing.close)
 
-    app = web.Application(middlewares=[_traced(tracing), answer_errors], client_max_size=MAX_BODY)
+    middlewares = [note_request, _traced(tracing), answer_errors]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     traced = tracing.over(dispatcher)
     for part in (
         OpenAI(traced, settings.model, bodies),
@@ -70,9 +72,34 @@ def make_app(
         Metrics(dispatcher.servers, lambda: sessions[0]),
         StatusPage(reason, status, history),
     ):
-        app.add_routes(part.routes())
+        app.add_routes(with_trailing_slashes(part.routes()))
     app.cleanup_ctx.append(around)
     return app
+
+
+def make_runner(app: web.Application, shutdown_timeout: float) -> web.AppRunner:
+    """Runs the application. shutdown_timeout: seconds for the answers that are being written at the end."""
+    return HalfClosingRunner(
+        app,
+        access_log=None,
+        # A client that goes away frees its place.
+        handler_cancellation=True,
+        handle_signals=False,
+        shutdown_timeout=shutdown_timeout,
+        # `Bodies` does it.
+        auto_decompress=False,
+    )
+
+
+def with_trailing_slashes(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+    """The routes, and each also with a slash behind it, as some clients join addresses; not for files."""
+    both = []
+    for route in routes:
+        both.append(route)
+        last = route.path.rpartition("/")[2]
+        if last and "." not in last:
+            both.append(web.route(route.method, f"{route.path}/", route.handler))
+    return both
 
 
 def _traced(tracing: Tracing) -> Any:

@@ -9,6 +9,7 @@ import grpc
 from aiohttp import web
 
 from tritonembed_manager.serve.admission import MAX_REQUEST
+from tritonembed_manager.serve.http.content_encoding import Decoder
 from tritonembed_manager.serve.http.errors import BadRequest
 from tritonembed_manager.serve.model import DispatchError
 
@@ -27,22 +28,28 @@ class Bodies:
 
     @asynccontextmanager
     async def read(self, request: web.Request) -> AsyncIterator[bytes]:
-        """The body, which counts until the block is left. Raises BadRequest (413) and DispatchError (too much held)."""
+        """The body, decompressed, which counts until the block is left.
+
+        Raises BadRequest (413; 415 for an encoding that is not known) and DispatchError (too much held).
+        """
+        decoder = Decoder(",".join(request.headers.getall("Content-Encoding", ())))
         announced = request.content_length or 0
         if announced > self._max_body:
             raise self._too_large()
         chunks: list[bytes] = []
         size = 0
         try:
-            async for chunk in request.content.iter_any():
-                size += len(chunk)
-                self.held += len(chunk)
-                if size > self._max_body:
-                    raise self._too_large()
-                if self.held > self._max_held and self.held > size:
-                    message = f"overloaded: {self._max_held} bytes of requests are being read; try again"
-                    raise DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, 1.0)
-                chunks.append(chunk)
+            async for sent in request.content.iter_any():
+                for chunk in decoder.pieces(sent):
+                    size += len(chunk)
+                    self.held += len(chunk)
+                    if size > self._max_body:
+                        raise self._too_large()
+                    if self.held > self._max_held and self.held > size:
+                        message = f"overloaded: {self._max_held} bytes of requests are being read; try again"
+                        raise DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, message, 1.0)
+                    chunks.append(chunk)
+            decoder.finish()
             body = b"".join(chunks)
             chunks.clear()
             yield body

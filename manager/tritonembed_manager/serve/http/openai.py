@@ -5,6 +5,7 @@ import json
 import time
 from base64 import b64encode
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 from aiohttp import web
@@ -14,8 +15,8 @@ from tritonembed_manager.serve.http.bodies import Bodies, parse_object
 from tritonembed_manager.serve.http.embeddings import embed
 from tritonembed_manager.serve.http.errors import BadRequest
 from tritonembed_manager.serve.http.json_floats import json_rows
-from tritonembed_manager.serve.http.openai_request import read_request
-from tritonembed_manager.serve.model import Dispatcher
+from tritonembed_manager.serve.http.openai_request import field_at_fault, read_request
+from tritonembed_manager.serve.model import Dispatcher, DispatchError
 from tritonembed_manager.serve.tracing import metadata_of
 
 _ROWS_AT_ONCE = 64
@@ -43,13 +44,18 @@ class OpenAI:
         """Vectors of `input`, as lists of numbers or as base64 of little-endian float32."""
         async with self._bodies.read(request) as body:
             asked = read_request(parse_object(body), self._model)
-            vectors, tokens = await embed(
-                self._dispatcher,
-                asked.elements,
-                by_ids=asked.by_ids,
-                options=asked.options,
-                metadata=metadata_of(request.headers),
-            )
+            try:
+                vectors, tokens = await embed(
+                    self._dispatcher,
+                    asked.elements,
+                    by_ids=asked.by_ids,
+                    options=asked.options,
+                    metadata=metadata_of(request.headers),
+                )
+            except DispatchError as error:
+                if error.code is grpc.StatusCode.INVALID_ARGUMENT:
+                    raise BadRequest(error.message, field_at_fault(error.message)) from None
+                raise
         return web.Response(
             body=await self._write(vectors, tokens, as_base64=asked.as_base64), content_type="application/json"
         )
@@ -60,7 +66,8 @@ class OpenAI:
 
     async def one_model(self, request: web.Request) -> web.Response:
         """The same by its name."""
-        if request.match_info["model"] != self._model:
+        # A name may have slashes; one behind it is not part of it.
+        if request.match_info["model"].rstrip("/") != self._model:
             raise BadRequest("this server has no such model; GET /v1/models names it", "model", 404, "model_not_found")
         return web.json_response(self._description)
 

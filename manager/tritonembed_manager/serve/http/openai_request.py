@@ -1,5 +1,6 @@
 """The body of a request to OpenAI's /v1/embeddings, checked."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,10 @@ _PROMPT_FIELDS = ("prompt_name", "prompt")
 _TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
 """`input_type` and `truncate` are named as NVIDIA's NIM names them."""
 _FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, "normalize")
+
+_FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")
+"""How servers begin: Triton with the ensemble, the engine with the tensor or the parameter."""
+_TENSORS = {"text": "input", "token_ids": "input"}
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,13 @@ def read_request(body: dict[str, Any], model: str) -> EmbeddingsRequest:
             if body.get(name) is not None:
                 raise BadRequest(f"{name} goes before texts, and input has token ids", name)
     return EmbeddingsRequest(elements, by_ids, encoding == "base64", options)
+
+
+def field_at_fault(message: str) -> str | None:
+    """The field of an OpenAI request that a server's INVALID_ARGUMENT is about, or None."""
+    found = _FAULT.match(message)
+    name = found and (_TENSORS.get(found[1]) or found[1])
+    return name if name in _FIELDS else None
 
 
 def _check_model(asked: Any, model: str) -> None:

@@ -10,7 +10,7 @@ from aiohttp import web
 from tests.fakes.triton import infer_response, texts, vector
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.serve.http.app import make_app
+from tritonembed_manager.serve.http.app import make_app, make_runner
 from tritonembed_manager.serve.http.history import History
 from tritonembed_manager.serve.model import ServerState, ServerView, Ticket
 from tritonembed_manager.serve.tracing import Tracing
@@ -112,7 +112,7 @@ async def running(dispatcher, tracing=None):
         tracing=tracing or Tracing(),
         history=serving.history,
     )
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=True, handle_signals=False, shutdown_timeout=1)
+    runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import zlib
 
 import pytest
 from aiohttp import web
@@ -28,7 +29,9 @@ async def held():
 
     app = web.Application(middlewares=[answer_errors], client_max_size=1000)
     app.router.add_post("/", handler)
-    async with TestClient(TestServer(app, handler_cancellation=True)) as client:
+    server = TestServer(app)
+    await server.start_server(auto_decompress=False)
+    async with TestClient(server) as client:
         yield client, bodies
         assert bodies.held == 0
 
@@ -95,3 +98,78 @@ async def test_a_client_that_goes_away_leaves_no_trace(held):
     task.cancel()
     await asyncio.wait_for(bodies.left.acquire(), 20)
     assert bodies.held == 0
+
+
+RAW_DEFLATE = zlib.compress(b"abc")[2:-4]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("x-gzip", gzip.compress(b"abc")),
+        (" GZip ", gzip.compress(b"abc")),
+        ("identity, gzip", gzip.compress(b"abc")),
+        ("gzip", gzip.compress(b"a") + gzip.compress(b"bc")),
+        ("gzip", gzip.compress(b"abc") + bytes(8)),
+        ("deflate", zlib.compress(b"abc")),
+        ("deflate", RAW_DEFLATE),
+        ("identity", b"abc"),
+        ("", b"abc"),
+    ],
+)
+async def test_every_name_and_form_of_a_known_encoding_is_taken(held, encoding, data):
+    client, bodies = held
+    bodies.release.set()
+    answer = await client.post("/", data=data, headers={"Content-Encoding": encoding})
+    assert await answer.read() == b"abc"
+
+
+async def test_a_compressed_one_comes_in_any_pieces(held):
+    client, bodies = held
+    bodies.release.set()
+
+    async def bytewise():
+        for byte in gzip.compress(b"abc") + gzip.compress(b"def"):
+            yield bytes([byte])
+
+    answer = await client.post("/", data=bytewise(), headers={"Content-Encoding": "gzip"})
+    assert await answer.read() == b"abcdef"
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "compress", "gzip, gzip", "utf-8"])
+async def test_an_encoding_that_is_not_known_is_a_415_that_names_those_that_are(held, encoding):
+    client, _ = held
+    answer = await client.post("/", data=b"abc", headers={"Content-Encoding": encoding})
+    assert answer.status == 415
+    assert "gzip or deflate" in (await answer.json())["error"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("gzip", gzip.compress(b"a" * 900)[:-8]),
+        ("gzip", gzip.compress(b"a" * 900)[:-1]),
+        ("gzip", gzip.compress(b"a" * 900)[:5]),
+        ("gzip", gzip.compress(b"abc") + gzip.compress(b"abc")[:9]),
+        ("deflate", zlib.compress(b"a" * 900)[:-2]),
+        ("deflate", RAW_DEFLATE[:-1]),
+    ],
+)
+async def test_a_compressed_one_that_was_cut_is_a_bad_request(held, encoding, data):
+    client, _ = held
+    answer = await client.post("/", data=data, headers={"Content-Encoding": encoding})
+    assert (answer.status, "cut" in (await answer.json())["error"]) == (400, True)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data"),
+    [
+        ("gzip", gzip.compress(b"abc") + b"rest"),
+        ("deflate", zlib.compress(b"abc") + b"rest"),
+        ("gzip", zlib.compress(b"abc")),
+    ],
+)
+async def test_what_is_not_of_its_encoding_is_a_bad_request(held, encoding, data):
+    client, _ = held
+    answer = await client.post("/", data=data, headers={"Content-Encoding": encoding})
+    assert answer.status == 400

@@ -316,3 +316,41 @@ async def test_a_wrong_method_says_which_are_allowed(serving):
     answer = await serving.get("/v1/embeddings")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
     assert openai_request.MAX_INPUTS >= 2048  # what OpenAI takes
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ("in ensemble 'embedding', dimensions: 385 is over the model's 384", "dimensions"),
+        ("dimensions: 385 is over the model's 384", "dimensions"),
+        ("in ensemble 'embedding', text: sentence 2 has 600 tokens", "input"),
+        ("token_ids: sentence 0 is empty", "input"),
+        ("something: else", None),
+        ("no field at all", None),
+    ],
+)
+async def test_an_error_of_a_server_names_its_field(serving, dispatcher, message, field):
+    dispatcher.failure = DispatchError(INVALID, message)
+    answer = await serving.post("/v1/embeddings", json={"input": "a", "dimensions": 385})
+    assert answer.status == 400
+    assert answer.body["error"] == {"message": message, "type": "invalid_request_error", "param": field, "code": None}
+
+
+async def test_a_slash_behind_a_path_changes_nothing(serving):
+    assert (await serving.post("/v1/embeddings/", json={"input": "a"})).status == 200
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/health", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        plain, slashed = await serving.get(path), await serving.get(f"{path}/")
+        assert (plain.status, slashed.status) == (200, 200), path
+    assert (await serving.get("/v1/models/other/")).status == 404
+    assert (await serving.get("/status.css/")).status == 404
+
+
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "", "application/json; charset=x"])
+async def test_the_content_type_does_not_matter(serving, kind):
+    answer = await serving.post("/v1/embeddings", data=b'{"input": "a"}', headers={"Content-Type": kind})
+    assert answer.status == 200
+
+
+async def test_a_body_may_begin_with_a_byte_order_mark(serving):
+    answer = await serving.post("/v1/embeddings", data=b'\xef\xbb\xbf{"input": "a"}')
+    assert answer.status == 200
