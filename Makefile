@@ -8,7 +8,7 @@ DEMO_MODEL := .work/demo-model
 
 SERVE := manager/tritonembed_manager/serve
 
-.PHONY: help setup check test test-unit test-integration serve demo bench bench-quick proto clean
+.PHONY: help setup check test test-unit test-integration test-slow serve demo bench bench-quick proto clean
 
 help:  ## what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,9 @@ test: setup  ## every test that needs no GPU
 # Its two halves: `make -j2 check test-integration test-unit` keeps two cores busy.
 test-unit test-integration: setup
 	$(BIN)/python -m pytest tests/$(@:test-%=%) $(ARGS)
+
+test-slow: setup  ## what takes minutes; no part of .ci/run
+	$(BIN)/python -m pytest tests/slow $(ARGS)
 
 serve: setup $(if $(MODEL),,$(DEMO_MODEL)/config.json)  ## a server in the foreground, where the client looks for it: localhost:50050
 	$(BIN)/tritonembed-manager replica --model "$(or $(MODEL),$(DEMO_MODEL))" --host 127.0.0.1 --port 50050 $(ARGS)

@@ -1,0 +1,92 @@
+"""A server that computes one huge request is busy, not hung: it answers others meanwhile and is not restarted."""
+
+import json
+import os
+import signal
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+
+import pytest
+from tests.integration.serve import Serve, serving
+
+from tritonembed_perf.models import write_bert
+
+LIMIT_S = 20.0
+"""--forward-timeout: what a request has that does not say."""
+HUGE = ["word " * 500] * 40
+PROMPT_S = 3.0
+"""A small request waits for the batch in flight, about half a second, and for its own; the machine may be busy."""
+
+
+def embed(manager: Serve, texts: Sequence[str]) -> int:
+    """How many vectors /v1/embeddings gives. Raises HTTPError."""
+    body = json.dumps({"input": list(texts), "encoding_format": "base64"}).encode()
+    url = f"http://127.0.0.1:{manager.http_port}/v1/embeddings"
+    with urllib.request.urlopen(urllib.request.Request(url, body), timeout=600) as answer:
+        return len(json.load(answer)["data"])
+
+
+class Huge(threading.Thread):
+    """A request that is sent at once; `seconds` and `vectors` are there after the join."""
+
+    def __init__(self, manager: Serve, texts: Sequence[str]) -> None:
+        super().__init__()
+        self._manager, self._texts = manager, texts
+        self.vectors, self.seconds = 0, 0.0
+        self.start()
+
+    def run(self) -> None:
+        began = time.monotonic()
+        self.vectors = embed(self._manager, self._texts)
+        self.seconds = time.monotonic() - began
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """Its one replica needs half a second for each batch, and its checks are impatient."""
+    model = write_bert(tmp_path_factory.mktemp("slow") / "model")
+    options = ["--num-replicas=1", "--tokenizer-instances=1", f"--forward-timeout={LIMIT_S}"]
+    with serving(
+        "--model", model, "--device=cpu", *options, "--health-interval=0.1", "--health-timeout=0.3"
+    ) as started:
+        yield started
+
+
+def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serve) -> None:
+    huge = Huge(manager, HUGE)
+    slowest = 0.0
+    while huge.is_alive():
+        began = time.monotonic()
+        assert embed(manager, ["a small one"]) == 1
+        slowest = max(slowest, time.monotonic() - began)
+        time.sleep(0.1)
+    huge.join()
+    assert huge.vectors == len(HUGE)
+    # Longer than three checks.
+    assert huge.seconds > 2.0
+    assert slowest < PROMPT_S
+    assert manager.server("server-0")["restarts"] == 0
+
+
+def test_what_cannot_be_done_in_time_is_refused_at_once(manager: Serve) -> None:
+    began = time.monotonic()
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        # At the speed of the test before this would take minutes.
+        embed(manager, HUGE * 25)
+    assert caught.value.code == 504
+    message = json.loads(caught.value.read())["error"]["message"]
+    assert message.startswith("it would end after its deadline passed: about ")
+    assert "tokens per second" in message
+    assert time.monotonic() - began < LIMIT_S / 2
+    assert embed(manager, ["still here"]) == 1
+
+
+def test_a_server_that_hangs_while_it_computes_is_restarted(manager: Serve) -> None:
+    stub = manager.stub("server-0", "embedder")
+    os.kill(stub, signal.SIGSTOP)
+    manager.until(lambda: manager.server("server-0")["restarts"] == 1)
+    manager.until(lambda: manager.states() == ["ready"])
+    assert embed(manager, ["after it"]) == 1

@@ -1,0 +1,35 @@
+"""One request that keeps a CPU server busy for longer than three checks, at the settings that `serve` has by itself."""
+
+import time
+from pathlib import Path
+
+import pytest
+from tests.integration.serve import serving
+from tests.integration.test_serve_busy import Huge, embed
+
+from tritonembed_perf.models import write_bert
+
+LONG_S = 40.0
+"""Three checks of ten seconds and what is between them."""
+
+
+@pytest.mark.timeout(1800)
+def test_a_request_of_most_of_a_minute_is_answered_and_others_meanwhile(tmp_path: Path) -> None:
+    model = write_bert(tmp_path / "model", layers=12, hidden=768, heads=12, intermediate=3072)
+    with serving("--model", model, "--device=cpu", "--num-replicas=1", "--forward-timeout=900") as manager:
+        texts = ["word " * 500] * 24
+        first = Huge(manager, texts)
+        first.join()
+        # As many as it takes on this machine.
+        texts *= 1 + int(1.5 * LONG_S / first.seconds)
+        huge, slowest = Huge(manager, texts), 0.0
+        while huge.is_alive():
+            began = time.monotonic()
+            assert embed(manager, ["a small one"]) == 1
+            slowest = max(slowest, time.monotonic() - began)
+            time.sleep(1.0)
+        huge.join()
+        assert huge.vectors == len(texts)
+        assert huge.seconds > LONG_S
+        assert slowest < 10.0
+        assert manager.server("server-0")["restarts"] == 0
