@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonembed_engine.engine import EmbeddingEngine
@@ -11,10 +12,16 @@ from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
+from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.jobs import BatchReport
 from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.folder import read_object
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.reference.cases import Reference as HeldAgainst
+from tritonembed_engine.reference.check import Gate, Wrong
+from tritonembed_engine.reference.given import read_reference
+from tritonembed_engine.reference.store import find_reference
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
 
 if TYPE_CHECKING:
@@ -42,16 +49,21 @@ def create_engine(
 
 
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
-    """The direct executor where it serves the model and agrees with vLLM; else the scheduler, and the log says why.
+    """The direct executor where it serves the model and its vectors are right; else the scheduler; the log says why.
 
-    Raises ModelError where model.json insists on `direct` and it can't be had.
+    Right are those that agree with the reference (`reference/`) and, in every shape of a batch, with vLLM's. Raises
+    ModelError where neither executor's are, or where model.json insists on `direct` and it can't be had.
     """
+    for key in files.unknown:
+        logger.warning("%s has no effect", key)
+    held_against = _find_reference(settings, files)
     llm = load_vllm(settings, files, device)
+    gate = Gate(held_against, dtype_of(llm), _is_quantized(settings, files))
     tokens = max_batch_tokens(settings, files, device)
     # The steps' weights are read before anything else runs: a fault in them stops the start, not the direct executor.
-    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps))
+    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps), files.padding_id)
     if settings.engine.executor == "scheduler":
-        return scheduler
+        return _let_through(scheduler, gate, files, [])
     # Imported here: the direct path touches vLLM's internals, which may have moved.
     from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
 
@@ -59,15 +71,45 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
         model = open_model(llm)
         # Before the direct executor is made: its kernels go into the same model.
         reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized, files.padding_id)
-        return _direct_executor(model, settings.engine, files, device, scheduler, reference)
-    except (DirectUnavailable, Disagreement) as problem:
+        return _direct_executor(model, settings.engine, files, device, scheduler, reference, gate)
+    except (DirectUnavailable, Disagreement, Wrong) as problem:
         reason = str(problem)
     except Exception as error:
         reason = _failure("the direct executor", error)
     if settings.engine.executor == "direct":
         raise ModelError(f"the direct executor can't serve this model: {reason}")
     logger.warning("the scheduler executor serves: %s", reason)
-    return scheduler
+    return _let_through(scheduler, gate, files, [f"direct executor: {reason}"])
+
+
+def _find_reference(settings: ModelSettings, files: ModelFiles) -> HeldAgainst | None:
+    wanted = settings.engine.reference
+    if wanted == "off":
+        logger.warning("the vectors are not held against a reference (reference: off)")
+        return None
+    if wanted != "auto":
+        return read_reference(Path(wanted), files)
+    if read_object(files.transformer / "config.json").get("quantization_config"):
+        raise ModelError(
+            f"{files.name} has quantized weights, of which no reference is made; give sentence-transformers' vectors"
+            " (--reference FILE), or serve without (--no-reference)"
+        )
+    return find_reference(settings, files)
+
+
+def _is_quantized(settings: ModelSettings, files: ModelFiles) -> bool:
+    stored = read_object(files.transformer / "config.json").get("quantization_config")
+    return bool(settings.vllm.get("quantization") or stored)
+
+
+def _let_through(executor: SchedulerExecutor, gate: Gate, files: ModelFiles, tried: list[str]) -> Executor:
+    """The last way to serve; raises ModelError, with all that was tried, where its vectors are wrong too."""
+    try:
+        gate.check(executor)
+    except Wrong as problem:
+        ways = "; ".join([*tried, f"scheduler executor: {problem}"])
+        raise ModelError(f"{files.name} is not served, because its vectors would be wrong: {ways}") from None
+    return executor
 
 
 def _direct_executor(
@@ -77,8 +119,9 @@ def _direct_executor(
     device: str,
     scheduler: SchedulerExecutor,
     reference: Reference,
+    gate: Gate,
 ) -> Executor:
-    """Made, and held against vLLM's answers; raises whatever is wrong with it, the model as vLLM made it."""
+    """Made, and held against vLLM's answers and the gate's; raises whatever is wrong, the model as vLLM made it."""
     tokens = scheduler.max_batch_tokens
     if device == "cpu":
         from tritonembed_engine.executors.direct import DirectExecutor
@@ -86,6 +129,7 @@ def _direct_executor(
         pooler = Pooler(files.pooling, Steps(files.steps))
         on_cpu = DirectExecutor(model, pooler, tokens, SENTENCES_PER_BATCH, files.padding_id)
         check_agreement(on_cpu, reference, [])
+        gate.check(on_cpu)
         return on_cpu
     from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 
@@ -103,6 +147,7 @@ def _direct_executor(
         )
         try:
             check_agreement(executor, reference, [graph.bucket for graph in executor.graphs], [executor.uncaptured])
+            gate.check(executor)
         except BaseException:
             executor.close()
             raise
@@ -112,7 +157,7 @@ def _direct_executor(
     if engine.kernels != without:
         try:
             return make(engine)
-        except Disagreement as problem:
+        except (Disagreement, Wrong) as problem:
             logger.warning("vLLM's kernels serve, not ours: %s", problem)
         except Exception as error:
             logger.warning("vLLM's kernels serve, not ours: %s", _failure("one", error))

@@ -56,6 +56,10 @@ class EngineSettings(BaseModel):
     max_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_BATCH_TOKENS, strict=True)
     """Tokens in one forward pass; None: on a GPU measured when the model is loaded, 4096 on a CPU."""
 
+    reference: str = Field(default="auto", min_length=1)
+    """What the vectors are held against before they are served: `auto`, transformers in float32; `off`, nothing; else
+    a file of sentence-transformers' vectors (see `reference/given.py`)."""
+
     kernels: KernelSettings = Field(default_factory=KernelSettings)
     graphs: GraphSettings = Field(default_factory=GraphSettings)
 

@@ -38,6 +38,18 @@ def check_vocabulary(sentences: Sequence[bytes], vocab_size: int) -> None:
             raise _wrong(index, f"has an id outside the vocabulary of 0 to {vocab_size - 1}")
 
 
+def holds(sentence: bytes, token_id: int) -> bool:
+    """Whether a sentence has a certain id."""
+    return bool((np.frombuffer(sentence, dtype="<i4") == token_id).any())
+
+
+def check_without(sentences: Sequence[bytes], token_id: int) -> None:
+    """Raise InvalidArgument, naming the sentence, for an id that the executor would give a wrong position."""
+    for index, sentence in enumerate(sentences):
+        if holds(sentence, token_id):
+            raise _wrong(index, "has the padding token, which vLLM's scheduler can't place")
+
+
 def join_ids(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
     """All ids of many sentences, flat: int32 [tokens]."""
     return np.frombuffer(b"".join(sentences), dtype="<i4")

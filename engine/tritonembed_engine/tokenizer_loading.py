@@ -37,7 +37,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     if not all(_agree(tokenizer, backend, text) for text in PROBES):
         raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) does more than its fast form")
     if files.lowercase:
-        _lowercase_first(backend)
+        lowercase_first(backend)
     return backend
 
 
@@ -50,7 +50,7 @@ def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:
     return bool(expected == backend.encode(text).ids)
 
 
-def _lowercase_first(tokenizer: Tokenizer) -> None:
+def lowercase_first(tokenizer: Tokenizer) -> None:
     """What sentence-transformers does where a model's settings say `do_lower_case`."""
     present = tokenizer.normalizer
     if present is None:

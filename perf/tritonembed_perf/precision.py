@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     loaded = load_executor(options.model, options.device, options.vllm, options.executor)
     longest = loaded.files.max_length
-    embed = _reference(options.model, options.vllm.get("revision"), loaded.files.pooling, options.device)
+    embed = _reference(options.model, options.vllm.get("revision"), loaded.files.pooling[0], options.device)
     rng = np.random.default_rng(0)
     rows = []
     for length in [*(length for length in LENGTHS if length < longest), longest]:
@@ -74,7 +74,7 @@ def _reference(model: str, revision: str | None, pooling: str, device: str) -> "
     def embed(ids: "Ids") -> "Vectors":
         with torch.inference_mode():
             hidden = loaded(input_ids=torch.from_numpy(ids).long().to(device)).last_hidden_state
-            pooled = {"MEAN": hidden.mean(1), "CLS": hidden[:, 0], "LAST": hidden[:, -1]}[pooling]
+            pooled = {"mean": hidden.mean(1), "cls": hidden[:, 0], "lasttoken": hidden[:, -1]}[pooling]
             vectors: Vectors = pooled.cpu().numpy()
             return vectors
 

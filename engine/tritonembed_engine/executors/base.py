@@ -28,6 +28,9 @@ class Executor(Protocol):
     depth: int
     """Batches launched and not collected, at most; 1 where `launch` returns once the batch is done."""
 
+    refused_id: int | None
+    """A token id whose sentences it can't embed rightly."""
+
     on_any_thread: bool
     """False: always on the engine's own thread, because another one would cost more than it saves."""
 

@@ -41,6 +41,7 @@ class CudaDirectExecutor:
 
     name = "direct"
     depth = 2
+    refused_id: int | None = None
     on_any_thread = True
 
     def __init__(

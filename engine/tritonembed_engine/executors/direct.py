@@ -22,6 +22,7 @@ class DirectExecutor:
 
     name = "direct"
     depth = 1
+    refused_id: int | None = None
     # OpenMP starts a team of threads for each one that computes, and teams that took turns would spin side by side.
     on_any_thread = False
 
@@ -56,6 +57,7 @@ class DirectExecutor:
             starts,
             torch.from_numpy(batch.lengths),
             batch.longest,
+            torch.from_numpy(batch.places),
         )
         begins = None if skips is None else torch.from_numpy(begins_of(batch, skips))
         return Ready(self._pooler(hidden, starts, begins).numpy())
@@ -82,9 +84,14 @@ def forward(
     starts_cpu: torch.Tensor,
     lengths: torch.Tensor,
     longest: int,
+    places: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Hidden states [tokens, hidden size] of a flat batch (see FlatBatch), all tensors on the model's device."""
-    metadata = model.attention(starts, starts_cpu, lengths, positions, len(ids), longest)
+    """Hidden states [tokens, hidden size] of a flat batch (see FlatBatch), all tensors on the model's device.
+
+    places: for attention on a CPU, which plans by them; None where its backend does not look.
+    """
+    places = positions if places is None else places
+    metadata = model.attention(starts, starts_cpu, lengths, places, len(ids), longest)
     with model.forward_context(metadata, len(ids)):
         hidden: torch.Tensor = model.model(input_ids=ids, positions=positions)
     return hidden

@@ -14,13 +14,14 @@ class FlatBatch:
     """Sentences one after the other, without padding.
 
     ids: int32 [tokens]. positions: int64 [tokens], from 0 in each sentence. starts: int32 [sentences + 1].
-    lengths: int32 [sentences].
+    lengths: int32 [sentences]. places: int64 [tokens], as positions, but that padding inside a text counts.
     """
 
     ids: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int64]
     starts: npt.NDArray[np.int32]
     lengths: npt.NDArray[np.int32]
+    places: npt.NDArray[np.int64]
 
     @property
     def tokens(self) -> int:
@@ -42,14 +43,14 @@ def flatten(sentences: Sequence[bytes], padding_id: int | None = None) -> FlatBa
     lengths = lengths_of(sentences)
     starts = np.zeros(len(lengths) + 1, dtype=np.int32)
     np.cumsum(lengths, out=starts[1:])
-    positions = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
+    positions = places = np.arange(starts[-1], dtype=np.int64) - np.repeat(starts[:-1], lengths)
     ids = join_ids(sentences)
     if padding_id is not None and (ids == padding_id).any():
         counted = ids != padding_id
         # Padding up to each token, then up to its sentence's first.
         before = np.concatenate([[0], np.cumsum(~counted)])
         positions = np.where(counted, positions - (before[1:] - np.repeat(before[starts[:-1]], lengths)), -1)
-    return FlatBatch(ids, positions, starts, lengths)
+    return FlatBatch(ids, positions, starts, lengths, places)
 
 
 def begins_of(batch: FlatBatch, skips: Sequence[int]) -> npt.NDArray[np.int32]:
@@ -72,4 +73,5 @@ def pad(batch: FlatBatch, tokens: int, longest: int) -> FlatBatch:
         np.concatenate([batch.positions, np.arange(missing, dtype=np.int64) % longest]),
         np.concatenate([batch.starts[:-1], starts]),
         np.concatenate([batch.lengths, np.diff(starts)]),
+        np.concatenate([batch.places, np.arange(missing, dtype=np.int64) % longest]),
     )

@@ -34,11 +34,13 @@ class SchedulerExecutor:
         max_batch_sentences: int,
         modes: Sequence[PoolingMode] = ("mean",),
         steps: Steps | None = None,
+        padding_id: int | None = None,
     ) -> None:
-        """modes, steps: the model's pooling and what follows it."""
+        """modes, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts it."""
         from vllm import PoolingParams
 
         self._llm: LLM | None = llm
+        self.refused_id = padding_id
         self._steps = steps or Steps(())
         self._pooler = Pooler(modes, self._steps)
         self._by_vllm = len(modes) == 1 and modes[0] in VLLM_POOLINGS

@@ -36,6 +36,11 @@ def inspect_in_this_process(architectures: Sequence[str]) -> None:
             ModelRegistry.register_model(name, ModelRegistry.models[name].load_model_cls())
 
 
+def dtype_of(llm: "LLM") -> str:
+    """The type that a model computes in, as torch names it: "float32"."""
+    return str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+
+
 @dataclass(frozen=True)
 class OpenModel:
     """A model that vLLM loaded, taken out of its scheduler.
@@ -56,14 +61,14 @@ class OpenModel:
         starts: torch.Tensor,
         starts_cpu: torch.Tensor,
         lengths: torch.Tensor,
-        positions: torch.Tensor,
+        places: torch.Tensor,
         tokens: int,
         longest: int,
     ) -> dict[str, Any]:
         """vLLM's attention metadata for a flat batch, by layer.
 
-        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. positions: int64
-        [tokens].
+        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. places: int64
+        [tokens], of each token in its sentence.
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
@@ -80,7 +85,7 @@ class OpenModel:
             block_table_tensor=torch.zeros((sentences, 1), dtype=torch.int32, device=self.device),
             slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=self.device),
             causal=False,
-            positions=positions,
+            positions=places,
         )
         metadata: dict[str, Any] = {}
         for builder, layers in self._builders:

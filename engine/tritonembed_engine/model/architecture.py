@@ -81,3 +81,9 @@ def config_for_vllm(config: Mapping[str, Any]) -> dict[str, Any]:
         # transformers' class, and with it vLLM, takes 1000 whatever the original's key says.
         told["rope_parameters"] = {"rope_theta": float(told["rotary_emb_base"]), "rope_type": "default"}
     return told
+
+
+def config_for_reference(loaded: Any, config: Mapping[str, Any]) -> None:
+    """Mend what transformers' class drops of config.json. loaded: transformers' configuration of it."""
+    if config.get("model_type") == "nomic_bert" and "rotary_emb_base" in config and "rope_parameters" not in config:
+        loaded.rope_parameters = {"rope_theta": float(config["rotary_emb_base"]), "rope_type": "default"}

@@ -4,7 +4,7 @@ Every key of sentence-transformers 2 to 6.2 is followed, known to have no effect
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,18 +106,15 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     transformer in sentence-transformers.
     """
     prompts, default, truncate_dim, unknown = _read_config(folder)
-    shared = {
-        "prompts": prompts,
-        "default_prompt_name": default,
-        "truncate_dim": truncate_dim,
-        "unknown": unknown,
-    }
+    without_transformer = SentenceSettings(
+        prompts=prompts, default_prompt_name=default, truncate_dim=truncate_dim, unknown=unknown
+    )
     name, settings = next(
         ((file, found) for file in SETTINGS_FILES if (found := read_object(transformer / file))),
         (SETTINGS_FILES[0], {}),
     )
     if not settings or not (folder / "modules.json").exists():
-        return SentenceSettings(**shared)
+        return without_transformer
     settings = {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
     for key in settings:
         if key not in _KNOWN:
@@ -130,13 +127,13 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     # What the tokenizer is called with wins over the lengths of the tasks, and those over the tokenizer's own.
     called = _length(name, "max_length", _processing(name, settings).get("max_length"))
     own = _length(name, "model_max_length", options.get("model_max_length"))
-    return SentenceSettings(
+    return replace(
+        without_transformer,
         max_seq_length=called or own or _length(name, "max_seq_length", settings.get("max_seq_length")),
         query_length=None if called else _length(name, "query_length", settings.get("query_length")),
         document_length=None if called else _length(name, "document_length", settings.get("document_length")),
         lowercase=bool(settings.get("do_lower_case")),
         tokenizer_options={key: value for key, value in options.items() if key in _TOKENIZER_OPTIONS},
-        **shared,
     )
 
 

@@ -82,6 +82,8 @@ class TritonPythonModel:
             skip = self._prompts.skip(parameters)
             sentences = bytes_tensor(request, "token_ids")
             token_ids.check_lengths(sentences, self._files.max_length)
+            if self._engine.executor.refused_id is not None:
+                token_ids.check_without(sentences, self._engine.executor.refused_id)
         except Exception as error:
             return error
         # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.

@@ -38,20 +38,15 @@ def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int
 
 def embed_with_transformers(files: ModelFiles, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """float32 on the CPU, by the library alone: each text by itself, pooled and normalised as the model's files say."""
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    from transformers import AutoTokenizer
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(files.folder)
-    model = AutoModel.from_pretrained(files.folder, dtype=torch.float32).eval()
+    from tritonembed_engine.reference.cases import Case
+    from tritonembed_engine.reference.oracle import Oracle
+
+    tokenizer = AutoTokenizer.from_pretrained(files.transformer, **files.tokenizer_options)
     prompt = files.prompt_for(None)
-    rows = []
-    with torch.inference_mode():
-        for text in texts:
-            inputs = tokenizer(prompt + text, truncation=True, max_length=files.max_length, return_tensors="pt")
-            hidden = model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).last_hidden_state[0]
-            row = {"MEAN": hidden.mean(0), "CLS": hidden[0], "LAST": hidden[-1]}[files.pooling]
-            rows.append(torch.nn.functional.normalize(row, dim=0) if files.normalize else row)
-    vectors: npt.NDArray[np.float32] = torch.stack(rows).numpy()
-    return vectors
+    limit = files.lengths[None]
+    ids = [tokenizer(prompt + text, truncation=True, max_length=limit).input_ids for text in texts]
+    cases = [Case("text", np.asarray(one, dtype="<i4").tobytes()) for one in ids]
+    vectors = Oracle(str(files.folder), None, files).embed(cases)
+    return unit_rows(vectors) if files.normalize else vectors

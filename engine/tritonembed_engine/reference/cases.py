@@ -1,0 +1,124 @@
+"""What is embedded to see whether a model's vectors are right, and the file that keeps the answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_engine.errors import ModelError
+
+Vectors = npt.NDArray[np.float32]
+
+LENGTHS = (2, 3, 7, 16, 17, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
+"""Tokens: both sides of the lengths that attention and the CUDA graphs distinguish, up to 512."""
+
+LONGEST = 2048
+"""Tokens of the one longer case, if the model takes as many."""
+
+TEXTS = {
+    "empty": "",
+    "blank": "   ",
+    "one word": "hello",
+    "sentence": "The railway company apologised for the delay.",
+    "question": "how tall is mount everest in feet?",
+    "upper case": "THE TRAIN LEAVES AT NINE",
+    "punctuation": 'wait... what?! (no, really) -- it\'s "fine"; £5 & 10 %',
+    "digits": "3.14159 26535 2026-11-29 +49 30 1234567",
+    "lines": "first line\nsecond line\r\n\ttabbed\n\n",
+    "accents": "naïve café Ünïcödé Łódź façade São Tomé",
+    "Greek and Cyrillic": "Η γρήγορη αλεπού. Быстрая коричневая лиса.",
+    "Arabic and Hebrew": "الثعلب البني السريع שועל חום מהיר",
+    "Indic and Thai": "तेज़ भूरी लोमड़ी สุนัขจิ้งจอกสีน้ำตาล",
+    "Chinese, Japanese, Korean": "敏捷的棕色狐狸 素早い茶色の狐 빠른 갈색 여우",
+    "emoji": "😀 👩‍👩‍👧‍👦 🏳️‍🌈 ❤️ 🇪🇺",
+    "special tokens": "[CLS] [SEP] [PAD] [MASK] <s> </s> <pad> <unk> <mask> <|endoftext|> <eos> <bos>",
+    "padding inside": "before <pad> between [PAD] after <pad>",
+    "control characters": "zero\u200bwidth soft\u00adhyphen bell\u0007 nul\u0000",
+    "code": "def f(x: int) -> int:\n    return {k: v for k, v in x.items()}",
+    "one long word": "antidisestablishmentarianism" * 5,
+    "repeated": "spam " * 40,
+}
+"""By name. The words are anybody's; the odd ones are where tokenizers and positions differ."""
+
+LONG_TEXT = " ".join(
+    f"{word} {n}" for n, word in enumerate(["river", "engine", "Montag", "café", "quiet", "7th"] * 600)
+)
+"""What is cut to each of LENGTHS, and what is over every model's maximum."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One sentence. name: for messages, which hold no text. ids: int32, little-endian. skip: tokens not pooled.
+
+    text, input_type: what `ids` are of, where they are of a whole text.
+    """
+
+    name: str
+    ids: bytes
+    skip: int = 0
+    text: str | None = None
+    input_type: str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many it has."""
+        return len(self.ids) // 4
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Cases and their vectors: float32 [cases, dimensions], of any length. source: who computed them.
+
+    rounding: 1 - cosine between float32 and a 16-bit type in transformers itself, the largest over the cases, by type.
+    """
+
+    cases: Sequence[Case]
+    vectors: Vectors
+    source: str
+    rounding: dict[str, float]
+
+    def save(self, file: Path) -> None:
+        """Write an .npz; a file appears whole or not at all."""
+        part = file.with_name(f".{file.name}.part.npz")
+        np.savez(
+            part,
+            names=np.array([case.name for case in self.cases]),
+            texts=np.array([case.text or "" for case in self.cases]),
+            has_text=np.array([case.text is not None for case in self.cases]),
+            input_types=np.array([case.input_type or "" for case in self.cases]),
+            skips=np.array([case.skip for case in self.cases]),
+            tokens=np.array([case.tokens for case in self.cases]),
+            ids=np.frombuffer(b"".join(case.ids for case in self.cases), dtype="<i4"),
+            vectors=self.vectors,
+            source=np.array(self.source),
+            **{f"rounding_{kind}": np.array(value) for kind, value in self.rounding.items()},
+        )
+        part.replace(file)
+
+
+def load(file: Path) -> Reference:
+    """What `save` wrote. Raises ModelError."""
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            ends = np.cumsum(stored["tokens"])
+            pieces = np.split(stored["ids"].astype("<i4"), ends[:-1])
+            cases = [
+                Case(str(name), ids.tobytes(), int(skip), str(text) if has_text else None, str(kind) or None)
+                for name, ids, skip, text, has_text, kind in zip(
+                    stored["names"],
+                    pieces,
+                    stored["skips"],
+                    stored["texts"],
+                    stored["has_text"],
+                    stored["input_types"],
+                    strict=True,
+                )
+            ]
+            rounding = {
+                key.removeprefix("rounding_"): float(stored[key]) for key in stored.files if key.startswith("rounding_")
+            }
+            return Reference(cases, stored["vectors"], str(stored["source"]), rounding)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"the reference {file.name} can't be read ({type(error).__name__})") from None

@@ -1,0 +1,144 @@
+"""Make a model's reference: choose the cases, tokenize them with transformers' own tokenizer, ask the oracle.
+
+Run as `python -m tritonembed_engine.reference.making` in a process of its own, whose memory and threads end with it.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.files import ModelFiles, read_model_files
+from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, LONGEST, TEXTS, Case, Reference
+
+LARGE = 1 << 30
+"""Bytes of weights from which fewer and shorter cases are taken."""
+
+FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Japanese, Korean")
+FEW_LENGTHS = (2, 17, 65, 129)
+
+
+def make_reference(model: str, revision: str | None, max_length: int | None, trust_remote_code: bool) -> Reference:
+    """The reference of a model. Raises ModelError.
+
+    max_length: as in `read_model_files`.
+    """
+    from tritonembed_engine.reference.oracle import Oracle
+
+    files = read_model_files(model, revision, max_length)
+    cases = list(_cases(files))
+    check_tokens(files, cases)
+    oracle = Oracle(model, revision, files, trust_remote_code)
+    import transformers
+
+    vectors = oracle.embed(cases)
+    if not np.isfinite(vectors).all():
+        names = ", ".join(case.name for case, row in zip(cases, vectors, strict=True) if not np.isfinite(row).all())
+        raise ModelError(f"transformers' own vectors are not finite: {names[:120]}")
+    return Reference(
+        cases, vectors, f"transformers {transformers.__version__}, float32", _rounding(oracle, cases, vectors)
+    )
+
+
+def check_tokens(files: ModelFiles, cases: list[Case]) -> None:
+    """Raise ModelError where our tokenizer gives other ids than transformers' for any case's text."""
+    from tritonembed_engine.tokenizing import TextTokenizer
+
+    ours = TextTokenizer(files)
+    for case in cases:
+        if case.text is not None:
+            answer = ours.encode_requests([([case.text.encode()], EmbedParameters(input_type=case.input_type))])[0]
+            if answer != [case.ids]:
+                raise ModelError(f"{files.name}: the token ids of {case.name!r} are not those of its own tokenizer")
+
+
+def _cases(files: ModelFiles) -> Iterator[Case]:
+    from transformers import AutoTokenizer
+
+    from tritonembed_engine.tokenizer_loading import lowercase_first
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        files.transformer, **files.tokenizer_options, truncation_side="left" if files.truncate == "START" else "right"
+    )
+    if files.lowercase:
+        lowercase_first(tokenizer.backend_tokenizer)
+
+    def ids_of(text: str, limit: int) -> bytes:
+        ids = tokenizer(text, truncation="longest_first", max_length=limit).input_ids
+        return np.asarray(ids, dtype="<i4").tobytes()
+
+    large = sum(file.stat().st_size for file in files.transformer.glob("*.safetensors")) > LARGE
+    longest = 128 if large else 512
+    for name, text in TEXTS.items():
+        if large and name not in FEW:
+            continue
+        yield from _of_text(files, ids_of, name, text, None)
+    for kind in ("query", "passage"):
+        yield from _of_text(files, ids_of, f"{kind}: sentence", TEXTS["sentence"], kind)
+    over = min(files.lengths[None], longest)
+    if over == files.lengths[None]:
+        yield from _of_text(files, ids_of, "over the maximum", LONG_TEXT, None)
+    lengths = [n for n in (FEW_LENGTHS if large else LENGTHS) if n < files.max_length and n <= longest]
+    if not large:
+        lengths.append(min(files.max_length, LONGEST))
+    for length in lengths:
+        # The whole text has to have as many: each tokenizer cuts it where it likes, but always to this many.
+        ids = ids_of(LONG_TEXT, length)
+        if ids:
+            yield Case(f"{len(ids) // 4} tokens", ids)
+
+
+def _of_text(files: ModelFiles, ids_of: Any, name: str, text: str, kind: str | None) -> Iterator[Case]:
+    prompt = files.prompt_for(kind)
+    limit = files.lengths[kind]
+    try:
+        ids = ids_of(prompt + text, limit)
+        alone = ids_of(prompt, limit) if prompt and not files.include_prompt else b""
+    except Exception:
+        # A Unigram vocabulary without <unk> refuses what it does not know; so does ours.
+        return
+    skip = 0
+    if alone:
+        from transformers import AutoTokenizer
+
+        special = set(AutoTokenizer.from_pretrained(files.transformer).all_special_ids)
+        last = int(np.frombuffer(alone, dtype="<i4")[-1])
+        skip = len(alone) // 4 - (last in special)
+    # A tokenizer without special tokens has none for an empty text, which is refused.
+    if ids:
+        yield Case(name, ids, skip, text, kind)
+
+
+def _rounding(oracle: Any, cases: list[Case], expected: Any) -> dict[str, float]:
+    """By type, how far transformers' own 16-bit vectors are from its float32 ones, at most; of a few cases."""
+    import torch
+
+    few = [index for index, case in enumerate(cases) if case.tokens <= 128][:12]
+    vectors = oracle.embed([cases[index] for index in few], torch.bfloat16)
+    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected[few], axis=1)
+    cosines = np.einsum("ij,ij->i", vectors, expected[few]) / np.maximum(norms, 1e-12)
+    known = cosines[(norms > 0) & np.isfinite(cosines)]
+    return {"bfloat16": float(max(0.0, 1 - known.min(initial=1.0)))}
+
+
+def main() -> None:
+    """Arguments: one JSON object with those of `make_reference`, and `file`. Exit code 1 with one line for an error."""
+    given = json.loads(sys.argv[1])
+    file = Path(given.pop("file"))
+    from tritonembed_engine.stub import prepare_process
+
+    prepare_process(None)
+    try:
+        make_reference(**given).save(file)
+    except ModelError as error:
+        print(f"tritonembed: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
