@@ -68,7 +68,7 @@ class EngineSettings(BaseModel):
 
     batches_ahead: int | None = Field(default=None, ge=0)
     """Triton batches of large requests that a replica takes before the first of them is answered (see `senders`); None:
-    3 on a GPU, 0 on a CPU, which has no time of its own to fill."""
+    3 on a GPU, 0 on a CPU, which has no time of its own to fill. Requests that are more than one batch always go so."""
 
     queue: Literal["triton", "engine"] = "triton"
     """Where requests wait for their turn. `engine`: they are taken at once, and what has to wait is answered through
