@@ -39,6 +39,8 @@ def create_engine(
 ) -> EmbeddingEngine:
     """An engine that is ready to serve. device: "cpu" or "cuda". Raises ModelError."""
     executor = create_executor(settings, files, device)
+    if settings.engine.deterministic:
+        executor.max_batch_sentences = 1
     return EmbeddingEngine(
         executor,
         settings.engine.max_waiting_sentences,
@@ -56,7 +58,7 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     """
     for key in files.unknown:
         logger.warning("%s has no effect", key)
-    held_against = _find_reference(settings, files)
+    held_against = find_held_against(settings, files)
     llm = load_vllm(settings, files, device)
     gate = Gate(held_against, dtype_of(llm), _is_quantized(settings, files))
     tokens = max_batch_tokens(settings, files, device)
@@ -82,7 +84,8 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     return _let_through(scheduler, gate, files, [f"direct executor: {reason}"])
 
 
-def _find_reference(settings: ModelSettings, files: ModelFiles) -> HeldAgainst | None:
+def find_held_against(settings: ModelSettings, files: ModelFiles) -> HeldAgainst | None:
+    """The reference that model.json asks for; None for `off`. Raises ModelError."""
     wanted = settings.engine.reference
     if wanted == "off":
         logger.warning("the vectors are not held against a reference (reference: off)")

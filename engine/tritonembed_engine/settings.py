@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritonembed_engine.errors import ModelError
 
@@ -16,6 +16,9 @@ BATCHES_AHEAD_OF_GPU = 3
 
 MOST_BATCH_TOKENS = 262_144
 """Kernels count elements in 32 bits, up to 8 x 1024 wide; a tenth of it keeps every GPU busy."""
+
+
+DETERMINISTIC_BATCH_TOKENS = 8192
 
 
 class KernelSettings(BaseModel):
@@ -60,6 +63,9 @@ class EngineSettings(BaseModel):
     """What the vectors are held against before they are served: `auto`, transformers in float32; `off`, nothing; else
     a file of sentence-transformers' vectors (see `reference/given.py`)."""
 
+    deterministic: bool = False
+    """One sentence a forward pass, in shapes that depend on its length alone: the same text gives the same bits."""
+
     kernels: KernelSettings = Field(default_factory=KernelSettings)
     graphs: GraphSettings = Field(default_factory=GraphSettings)
 
@@ -77,6 +83,13 @@ class EngineSettings(BaseModel):
     max_waiting_requests: int = Field(default=4096, ge=1)
     max_waiting_sentences: int = Field(default=65536, ge=1024)
     """What waits in the engine before it sheds load."""
+
+    @model_validator(mode="after")
+    def _fix_shapes(self) -> "EngineSettings":
+        if self.deterministic and self.max_batch_tokens is None:
+            # A budget that is measured would give other CUDA graphs at another start.
+            self.max_batch_tokens = DETERMINISTIC_BATCH_TOKENS
+        return self
 
     def batches_ahead_on(self, device: str) -> int | None:
         """`batches_ahead` for "cpu" or "cuda"; None: any number."""

@@ -14,6 +14,7 @@ from tritonembed_manager.one_line import one_line_errors as _one_line_errors
 from tritonembed_manager.serve.control.serve_command import serve
 from tritonembed_manager.serve.control.status_command import status
 from tritonembed_manager.tune.command import tune
+from tritonembed_manager.verify import verify
 
 if TYPE_CHECKING:
     from tritonembed_manager.settings import RenderSettings
@@ -53,6 +54,9 @@ def render(
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
     queue_limits: options.QueueLimits = None,
+    reference: options.Reference = None,
+    no_reference: options.NoReference = False,
+    deterministic: options.Deterministic = False,
     force: options.Force = False,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
@@ -87,6 +91,9 @@ def replica(
     max_batch_tokens: options.MaxBatchTokens = None,
     executor: options.Executor = None,
     queue_limits: options.QueueLimits = None,
+    reference: options.Reference = None,
+    no_reference: options.NoReference = False,
+    deterministic: options.Deterministic = False,
     model_control_mode: options.ModelControlMode = options.ControlModeChoice.none,
     work_dir: options.WorkDir = None,
     tritonserver: options.Tritonserver = None,
@@ -125,6 +132,7 @@ def replica(
 
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
 app.command()(status)
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(verify)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
 
 
@@ -144,6 +152,8 @@ def _render_settings(context: typer.Context) -> "RenderSettings":
         max_batch_tokens=given["max_batch_tokens"],
         executor=given["executor"],
         queue_limits=given["queue_limits"],
+        reference=settings.resolve_reference(given["reference"], given["no_reference"]),
+        deterministic=given["deterministic"],
         vllm=engine_arguments.parse(context.args, own_options=own),
     )
 

@@ -21,4 +21,8 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
         engine["executor"] = settings.executor
     if settings.max_batch_tokens is not None:
         engine["max_batch_tokens"] = settings.max_batch_tokens
+    if settings.reference is not None:
+        engine["reference"] = settings.reference
+    if settings.deterministic:
+        engine["deterministic"] = True
     return {**template, "model": settings.model, "vllm": vllm, "engine": engine}

@@ -39,6 +39,9 @@ RENDER_PARAMETERS = (
     "max_batch_tokens",
     "executor",
     "queue_limits",
+    "reference",
+    "no_reference",
+    "deterministic",
 )
 """What shapes a repository, beside the model and vLLM's arguments."""
 
@@ -99,6 +102,32 @@ Force = Annotated[
 Executor = Annotated[
     ExecutorChoice | None,
     typer.Option("--executor", envvar="TRITONEMBED_EXECUTOR", help="How the model runs; by default auto."),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        "--reference",
+        envvar="TRITONEMBED_REFERENCE",
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        help="Hold the vectors against these of sentence-transformers (.npz: texts, vectors), not against "
+        "transformers in float32.",
+    ),
+]
+NoReference = Annotated[
+    bool,
+    typer.Option(
+        "--no-reference", envvar="TRITONEMBED_NO_REFERENCE", help="Serve without holding the vectors against anything."
+    ),
+]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        envvar="TRITONEMBED_DETERMINISTIC",
+        help="The same text gives the same bits whatever else is served: one sentence a batch; costs throughput.",
+    ),
 ]
 
 ModelRepository = Annotated[

@@ -27,6 +27,9 @@ class RenderSettings:
     executor: str | None = None
     queue_limits: bool | None = None
     """Bounded queues, priorities and deadlines in Triton; None: beside a GPU (see `limits_in_triton`)."""
+    reference: str | None = None
+    """What the vectors are held against: a file's absolute path, "off", or None (transformers in float32)."""
+    deterministic: bool = False
     vllm: dict[str, Any] = field(default_factory=dict)
     """vLLM engine arguments that were given, by their Python names."""
 
@@ -110,6 +113,13 @@ def model_reference(model: str) -> str:
     if looks_like_a_path:
         raise StartError(f"--model: there is no folder {model}")
     return model
+
+
+def resolve_reference(file: Path | None, without: bool) -> str | None:
+    """`--reference` and `--no-reference` as model.json has them. Raises StartError for both at once."""
+    if file is not None and without:
+        raise StartError("--reference and --no-reference contradict each other")
+    return "off" if without else None if file is None else str(file)
 
 
 def parse_gpus(text: str | None) -> tuple[int, ...]:

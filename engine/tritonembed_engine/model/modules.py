@@ -5,14 +5,14 @@ Held against sentence-transformers 6.2: the files' names, keys and defaults, and
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.folder import read_json, read_object
 
 PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
-"""sentence-transformers' poolings, in the order in which it puts several side by side."""
+"""sentence-transformers' poolings; several stand side by side in the order of the file."""
 
 SENTENCE = "sentence_embedding"
 """The feature that Pooling writes and that is the answer."""
@@ -184,7 +184,7 @@ def _pooling(config: dict[str, Any], path: str) -> tuple[tuple[PoolingMode, ...]
             raise ModelError(f"{where}: the pooling {str(mode)[:40]!r} is not one of {', '.join(POOLING_MODES)}")
     if not modes:
         raise ModelError(f"{where} names no pooling")
-    return tuple(modes), bool(config.get("include_prompt", True))
+    return tuple(cast("list[PoolingMode]", modes)), bool(config.get("include_prompt", True))
 
 
 def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -> Step:

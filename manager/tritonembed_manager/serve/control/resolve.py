@@ -16,6 +16,7 @@ from tritonembed_manager.settings import (
     RenderSettings,
     model_reference,
     resolve_device,
+    resolve_reference,
     resolve_tokenizer_instances,
 )
 
@@ -80,6 +81,8 @@ def _launch(context: typer.Context) -> LaunchSettings:
         tokenizer_instances=resolve_tokenizer_instances(given["tokenizer_instances"], device),
         tensor_parallel_size=given["tensor_parallel_size"],
         max_batch_tokens=given["max_batch_tokens"],
+        reference=resolve_reference(given["reference"], given["no_reference"]),
+        deterministic=given["deterministic"],
         executor=given["executor"],
         queue_limits=given["queue_limits"],
         vllm={**vllm, "gpu_memory_utilization": given["gpu_memory_utilization"]} if device == "cuda" else vllm,
