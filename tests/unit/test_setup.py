@@ -15,7 +15,8 @@ def run_setup(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
     for name in ("scripts", "requirements", "bin"):
         (folder / name).mkdir()
     shutil.copy(SCRIPT, folder / "scripts")
-    (folder / "requirements" / "cpu.lock").touch()
+    for name in ("cpu.lock", "test-models.txt"):
+        (folder / "requirements" / name).touch()
     (folder / "pyproject.toml").touch()
     fake = folder / "bin" / "python3.11"
     fake.write_text(f"#!/bin/sh\n{python}\n")
