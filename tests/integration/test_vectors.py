@@ -1,13 +1,14 @@
 """The vectors that come out of the ensemble are the model's, whatever travels beside them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from tests.integration.reference import cosines, reference_vectors
 from tests.models import ModelShelf
 
-from tritonembed import EmbeddingClient
+from tritonembed import EmbeddingClient, InvalidArgumentError
 from tritonembed_perf.server import running_server
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "naïve", "Ünïcödé", "中文", "text", "😀"]
@@ -83,6 +84,29 @@ def test_input_type_prepends_the_models_own_prompt(client: EmbeddingClient) -> N
     plain = client.embed(["find: cats", "text: cats"])
     assert np.allclose(client.embed(["cats"], input_type="query").embeddings[0], plain.embeddings[0], atol=1e-6)
     assert np.allclose(client.embed(["cats"], input_type="passage").embeddings[0], plain.embeddings[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "same_as"),
+    [
+        ({"prompt_name": "query"}, "find: cats"),
+        ({"prompt_name": "document", "input_type": "query"}, "text: cats"),
+        ({"prompt": "see "}, "see cats"),
+        ({"prompt": "", "input_type": "query"}, "cats"),
+    ],
+)
+def test_a_request_chooses_the_prompt(client: EmbeddingClient, asked: dict[str, Any], same_as: str) -> None:
+    expected = client.embed([same_as])
+    got = client.embed(["cats"], **asked)
+    assert np.allclose(got.embeddings, expected.embeddings, atol=1e-6)
+    assert got.num_tokens == expected.num_tokens
+
+
+@pytest.mark.parametrize("asked", [{"prompt_name": "secret"}, {"prompt_name": "query", "prompt": "secret"}])
+def test_a_prompt_that_cannot_be_chosen_is_refused(client: EmbeddingClient, asked: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="prompt") as caught:
+        client.embed(["cats"], **asked)
+    assert "secret" not in str(caught.value)
 
 
 def test_truncate_start_keeps_the_end_of_a_text(client: EmbeddingClient) -> None:
