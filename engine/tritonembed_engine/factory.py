@@ -59,6 +59,8 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     for key in files.unknown:
         logger.warning("%s has no effect", key)
     held_against = find_held_against(settings, files)
+    if held_against is not None and held_against.unknown:
+        logger.warning("config.json: %s have no effect", ", ".join(held_against.unknown))
     llm = load_vllm(settings, files, device)
     gate = Gate(held_against, dtype_of(llm), _is_quantized(settings, files))
     tokens = max_batch_tokens(settings, files, device)

@@ -72,12 +72,14 @@ class Reference:
     """Cases and their vectors: float32 [cases, dimensions], of any length. source: who computed them.
 
     rounding: 1 - cosine between float32 and a 16-bit type in transformers itself, the largest over the cases, by type.
+    unknown: keys of config.json that transformers does not know, and that change nothing.
     """
 
     cases: Sequence[Case]
     vectors: Vectors
     source: str
     rounding: dict[str, float]
+    unknown: Sequence[str] = ()
 
     def save(self, file: Path) -> None:
         """Write an .npz; a file appears whole or not at all."""
@@ -93,6 +95,7 @@ class Reference:
             ids=np.frombuffer(b"".join(case.ids for case in self.cases), dtype="<i4"),
             vectors=self.vectors,
             source=np.array(self.source),
+            unknown=np.array(list(self.unknown), dtype=str),
             **{f"rounding_{kind}": np.array(value) for kind, value in self.rounding.items()},
         )
         part.replace(file)
@@ -119,6 +122,7 @@ def load(file: Path) -> Reference:
             rounding = {
                 key.removeprefix("rounding_"): float(stored[key]) for key in stored.files if key.startswith("rounding_")
             }
-            return Reference(cases, stored["vectors"], str(stored["source"]), rounding)
+            unknown = [str(key) for key in stored["unknown"]]
+            return Reference(cases, stored["vectors"], str(stored["source"]), rounding, unknown)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"the reference {file.name} can't be read ({type(error).__name__})") from None

@@ -40,9 +40,8 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
     if not np.isfinite(vectors).all():
         names = ", ".join(case.name for case, row in zip(cases, vectors, strict=True) if not np.isfinite(row).all())
         raise ModelError(f"transformers' own vectors are not finite: {names[:120]}")
-    return Reference(
-        cases, vectors, f"transformers {transformers.__version__}, float32", _rounding(oracle, cases, vectors)
-    )
+    source = f"transformers {transformers.__version__}, float32"
+    return Reference(cases, vectors, source, _rounding(oracle, cases, vectors), oracle.unknown)
 
 
 def check_tokens(files: ModelFiles, cases: list[Case]) -> None:

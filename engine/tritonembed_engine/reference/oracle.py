@@ -25,6 +25,9 @@ UNUSED = ("pooler.", "lm_head.", "cls.", "embeddings.position_ids")
 """Weights that no vector depends on: a checkpoint may lack them."""
 
 
+_ALWAYS_KNOWN = dict.fromkeys(("torch_dtype", "dtype", "auto_map", "transformers_version", "_name_or_path"))
+
+
 class Oracle:
     """A model in transformers."""
 
@@ -51,6 +54,8 @@ class Oracle:
         except Exception as error:
             raise ModelError(f"transformers can't load it for the reference ({type(error).__name__})") from error
         check_complete(info)
+        known = {**type(config)().to_dict(), **_ALWAYS_KNOWN} if not trust_remote_code else config.to_dict()
+        self.unknown = [key for key in read_object(folder / "config.json") if key not in known]
         self._model.eval()
         self._files = files
         self._steps = Steps(files.steps)

@@ -58,3 +58,11 @@ class ServeSettings:
             raise StartError("--model is missing (or --server, --servers-file, --servers-dns, to attach)")
         if self.port == self.http_port:
             raise StartError(f"--port and --http-port are both {self.port}")
+
+    @property
+    def warnings(self) -> list[str]:
+        """What `status` says of the settings."""
+        plans = self.launch.plans if self.launch else []
+        if any(plan.render.reference == "off" for plan in plans):
+            return ["the vectors are not held against a reference (--no-reference)"]
+        return []

@@ -1,7 +1,7 @@
 """The manager in one JSON object: what `/status`, the status page and `tritonembed-manager status` show.
 
 {"type": "status", "version": str, "model": str, "policy": str, "time": unix seconds, "uptime_s": s, "draining": bool,
- "workers": {"count": n, "ready": n, "restarts": n},
+ "warnings": [str, …], "workers": {"count": n, "ready": n, "restarts": n},
  "totals": {"in_flight": n, "waiting": n, "requests": n, "errors": n, "rate": 1/s, "p50_ms": ms or null, "p99_ms": …,
             "ejections": n, "retries": n, "moves": n, "replicas": n, "ready": servers, "servers": n, "restarts": n},
  "servers": [{…ServerView.to_json(), "model": str, "for_s": s in this state, "in_flight": n, "work_bytes": n,
@@ -9,6 +9,7 @@
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import metadata
 from typing import Any
@@ -22,11 +23,22 @@ from tritonembed_manager.serve.model import ServerState
 class Snapshots:
     """Makes them."""
 
-    def __init__(self, roster: Roster, traffic: Traffic, table: LoadTable, *, model: str, policy: str) -> None:
+    def __init__(
+        self,
+        roster: Roster,
+        traffic: Traffic,
+        table: LoadTable,
+        *,
+        model: str,
+        policy: str,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """warnings: what whoever runs it should know of its settings."""
         self._roster = roster
         self._traffic = traffic
         self._table = table
         self._fixed = {"type": "status", "version": _version(), "model": model, "policy": policy}
+        self._warnings = list(warnings)
         self._model = model
         self._began = time.monotonic()
 
@@ -51,6 +63,7 @@ class Snapshots:
             "time": round(time.time(), 3),
             "uptime_s": round(now - self._began, 1),
             "draining": draining,
+            "warnings": self._warnings,
             "workers": workers,
             "totals": {
                 "in_flight": in_flight,

@@ -38,7 +38,8 @@ def table(status: dict[str, Any]) -> Group:
     draining = ", draining" if status["draining"] else ""
     running = f"{workers['ready']} of {workers['count']} workers, up {_duration(status['uptime_s'])}{draining}"
     head = f"{status['model']}: {status['policy']} over {totals['servers']} servers, {running}"
-    return Group(Text(head), rows, *(Text(reason) for reason in reasons))
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
+    return Group(Text(head), *warnings, rows, *(Text(reason) for reason in reasons))
 
 
 def _numbers(counted: dict[str, Any]) -> list[str]:

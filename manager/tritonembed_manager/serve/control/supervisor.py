@@ -61,7 +61,12 @@ class Supervisor:
             cleared=lambda id: self._workers.tell({"type": "cleared", "server": id}),
         )
         self._snapshots = Snapshots(
-            self._roster, self._traffic, self._table, model=settings.model, policy=settings.policy
+            self._roster,
+            self._traffic,
+            self._table,
+            model=settings.model,
+            policy=settings.policy,
+            warnings=settings.warnings,
         )
         environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder)}
         self._workers = WorkerPool(
