@@ -65,7 +65,9 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     gate = Gate(held_against, dtype_of(llm), _is_quantized(settings, files))
     tokens = max_batch_tokens(settings, files, device)
     # The steps' weights are read before anything else runs: a fault in them stops the start, not the direct executor.
-    scheduler = SchedulerExecutor(llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps), files.padding_id)
+    scheduler = SchedulerExecutor(
+        llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps), files.padding_id, files.include_prompt
+    )
     if settings.engine.executor == "scheduler":
         return _let_through(scheduler, gate, files, [])
     # Imported here: the direct path touches vLLM's internals, which may have moved.

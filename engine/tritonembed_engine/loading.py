@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors.scheduler import VLLM_POOLINGS
+from tritonembed_engine.executors.scheduler import VLLM_POOLINGS, pools_in_vllm
 from tritonembed_engine.model.folder import weights_folder
 from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.reasons import reason_of
@@ -42,8 +42,11 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device)
     # What vLLM does not have, it is not asked for: see SchedulerExecutor.
-    pooling = VLLM_POOLINGS.get(files.pooling[0], "MEAN")
-    arguments["pooler_config"] = PoolerConfig(pooling_type=pooling, use_activation=False)
+    if pools_in_vllm(files.pooling, files.include_prompt):
+        pooler = PoolerConfig(task="embed", pooling_type=VLLM_POOLINGS[files.pooling[0]], use_activation=False)
+    else:
+        pooler = PoolerConfig(task="token_embed", use_activation=False)
+    arguments["pooler_config"] = pooler
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     try:
         with vllm_folder(complete) as folder, _turn(device):

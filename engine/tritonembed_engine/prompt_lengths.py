@@ -4,7 +4,7 @@ import functools
 
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
-from tritonembed_engine.tokenizer_loading import load_tokenizer
+from tritonembed_engine.tokenizer_loading import load_tokenizer, special_ids
 
 
 class PromptLengths:
@@ -14,6 +14,7 @@ class PromptLengths:
         """Loads the model's tokenizer, if its pooling asks for it. Raises ModelError."""
         self._files = files
         self._tokenizer = None if files.include_prompt else load_tokenizer(files)
+        self._special = frozenset[int]() if files.include_prompt else special_ids(files)
         self._count = functools.lru_cache(maxsize=1024)(self._count_tokens)
 
     def skip(self, parameters: EmbedParameters) -> int:
@@ -21,11 +22,12 @@ class PromptLengths:
         if self._tokenizer is None:
             return 0
         prompt = self._files.prompt_for(parameters.input_type, parameters.prompt_name, parameters.prompt)
-        return self._count(prompt, self._files.lengths[parameters.input_type]) if prompt else 0
+        return self._count(prompt) if prompt else 0
 
-    def _count_tokens(self, prompt: str, limit: int) -> int:
+    def _count_tokens(self, prompt: str) -> int:
         assert self._tokenizer is not None
-        encoding = self._tokenizer.encode(prompt)
-        # Truncation keeps a special token at the end.
-        ends_special = bool(encoding.ids) and bool(encoding.special_tokens_mask[-1])
-        return min(len(encoding.ids), limit) - ends_special
+        # The maximum of a text without an input type, whatever type the request has.
+        direction = "left" if self._files.truncate == "START" else "right"
+        self._tokenizer.enable_truncation(self._files.lengths[None], direction=direction)
+        ids = self._tokenizer.encode(prompt).ids
+        return len(ids) - (bool(ids) and ids[-1] in self._special)

@@ -29,6 +29,10 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
     except Exception as error:
         raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
+    side = "left" if files.truncate == "START" else "right"
+    if getattr(tokenizer, "truncation_side", side) != side:
+        # tokenizer.json can say so too.
+        raise ModelError(f"{files.name}: its tokenizer.json truncates on another side than its tokenizer_config.json")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) has no fast form")
@@ -39,6 +43,14 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     if files.lowercase:
         lowercase_first(backend)
     return backend
+
+
+def special_ids(files: ModelFiles) -> frozenset[int]:
+    """The ids that transformers' class calls special."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
+    return frozenset(tokenizer.all_special_ids)
 
 
 def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:

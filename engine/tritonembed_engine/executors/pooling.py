@@ -40,7 +40,9 @@ class Pooler:
         if mode == "mean" and begins is None:
             return self._mean(hidden, starts)
         if mode == "lasttoken":
-            return hidden[starts[1:] - 1].float()
+            last = hidden[starts[1:] - 1].float()
+            # Zeros where all of a sentence is its prompt.
+            return last if begins is None else last.masked_fill((begins >= starts[1:])[:, None], 0.0)
         if mode == "cls":
             # A sentence of padding begins where the batch ends: reading there would end the process's CUDA context.
             first = starts[:-1] if begins is None else torch.where(begins < starts[1:], begins, starts[:-1])

@@ -20,6 +20,11 @@ VLLM_POOLINGS: dict[PoolingMode, str] = {"cls": "CLS", "mean": "MEAN", "lasttoke
 """Those that vLLM has, under its names; for the others it gives every token's vector, and we pool."""
 
 
+def pools_in_vllm(modes: Sequence[PoolingMode], include_prompt: bool) -> bool:
+    """Whether vLLM can do all of the pooling. It is loaded for one of the two tasks, "embed" or "token_embed"."""
+    return len(modes) == 1 and modes[0] in VLLM_POOLINGS and include_prompt
+
+
 class SchedulerExecutor:
     """`LLM.encode` over one batch at a time; vLLM's scheduler places the sentences (60-100 µs each, in Python)."""
 
@@ -35,15 +40,17 @@ class SchedulerExecutor:
         modes: Sequence[PoolingMode] = ("mean",),
         steps: Steps | None = None,
         padding_id: int | None = None,
+        include_prompt: bool = True,
     ) -> None:
-        """modes, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts it."""
+        """modes, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts it.
+        include_prompt: whether no launch has `skips`."""
         from vllm import PoolingParams
 
         self._llm: LLM | None = llm
         self.refused_id = padding_id
         self._steps = steps or Steps(())
         self._pooler = Pooler(modes, self._steps)
-        self._by_vllm = len(modes) == 1 and modes[0] in VLLM_POOLINGS
+        self._by_vllm = pools_in_vllm(modes, include_prompt)
         # Raw vectors: normalisation depends on the request, so `vectors.py` does it.
         self._sentence = PoolingParams(use_activation=False, task="embed")
         self._token = PoolingParams(use_activation=False, task="token_embed")
@@ -54,7 +61,7 @@ class SchedulerExecutor:
     @torch.inference_mode()
     def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
         """Compute the batch; returns when it is done."""
-        if self._by_vllm and skips is None:
+        if self._by_vllm:
             return Ready(self._steps(torch.stack(self._encode(sentences, "embed"))).numpy())
         tokens = self._encode(sentences, "token_embed")
         starts = torch.zeros(len(tokens) + 1, dtype=torch.int32)

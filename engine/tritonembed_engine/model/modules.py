@@ -136,8 +136,12 @@ def _in_order(listed: Any) -> list[tuple[str, str]]:
     """(class name, folder) of every module. Releases moved the classes: only the last name component counts."""
     try:
         modules = [(str(module["type"]), str(module["path"])) for module in listed]
+        names = [str(module["name"]) for module in listed]
     except (TypeError, KeyError):
         raise ModelError("the model's modules.json is not a list of modules") from None
+    if len(set(names)) < len(names) or any(not name or "." in name for name in names):
+        # In sentence-transformers the later module takes the place of the earlier.
+        raise ModelError("the model's modules.json does not give each module a name of its own")
     for kind, path in modules:
         if not kind.startswith(_NAMESPACE):
             raise ModelError(f"the module {kind[:80]} is code of the model's own, which is not run")
@@ -174,11 +178,9 @@ def _pooling(config: dict[str, Any], path: str) -> tuple[tuple[PoolingMode, ...]
             raise ModelError(f"{where} has an unknown key: {key[:40]}")
     if "embedding_dimension" not in config and "word_embedding_dimension" not in config:
         raise ModelError(f"{where} has no word_embedding_dimension")
-    given = config.get("pooling_mode")
-    if given is None:
-        # Each key's own presence counts in sentence-transformers, and none that is true means the mean.
-        given = [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or ["mean"]
-    modes = [given] if isinstance(given, str) else list(given)
+    # Of the old keys those that are true count; none means the mean.
+    given = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or ["mean"])
+    modes = given if isinstance(given, list) else [given]
     for mode in modes:
         if mode not in POOLING_MODES:
             raise ModelError(f"{where}: the pooling {str(mode)[:40]!r} is not one of {', '.join(POOLING_MODES)}")
@@ -192,11 +194,14 @@ def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -
     where = f"{folder.name}/config.json"
     if name not in ("Dense", "LayerNorm", "Normalize"):
         raise ModelError(f"a {name} module can't be served")
-    source = config.get("module_input_name") or SENTENCE
-    target = config.get("module_output_name") or source
+    source = config.get("module_input_name", SENTENCE)
+    target = config.get("module_output_name")
+    target = source if target is None else target
     if name == "LayerNorm":
         source = target = SENTENCE
     for feature in (source, target):
+        if not isinstance(feature, str):
+            raise ModelError(f"{where}: module_input_name and module_output_name are not names")
         if feature in ("token_embeddings", "input_ids", "attention_mask"):
             raise ModelError(f"{where}: a {name} module on {feature} can't be served")
     if source not in widths:
@@ -209,6 +214,9 @@ def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -
     if not any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
         raise ModelError(f"{folder.name} has no weights (model.safetensors or pytorch_model.bin)")
     if name == "LayerNorm":
+        for key in config:
+            if key != "dimension":
+                raise ModelError(f"{where} has an unknown key: {key[:40]}")
         _check_width(where, "dimension", config.get("dimension"), width)
         return Step("LayerNorm", folder=folder, width=width, out_width=width)
     unknown.extend(f"{where}: {key}" for key in config if key not in _DENSE_KEYS)

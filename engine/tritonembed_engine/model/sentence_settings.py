@@ -69,8 +69,21 @@ _HARMLESS_MODEL_OPTIONS = {
 }
 _HARMLESS_CONFIG_OPTIONS = {"use_memory_efficient_attention", "unpad_inputs", "use_cache", "use_flash_attn"}
 _TEXT_MODALITY = {"method": "forward", "method_output_name": "last_hidden_state"}
-_HARMLESS_PROCESSING = {"padding", "truncation", "return_attention_mask", "return_token_type_ids", "pad_to_multiple_of"}
+_HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
+    "add_special_tokens": (True,),
+    # Others count as tokens of a prompt, or as those of the text.
+    "padding": (True, False, "longest", "do_not_pad"),
+    "return_attention_mask": (True,),
+    "return_token_type_ids": (True, False),
+    "truncation": (True, "longest_first", "only_first"),
+}
+"""Arguments of the tokenizer's call, and their values that have no effect on a vector."""
+
+_NO_PROMPTS = {"query": "", "document": ""}
+"""Every model has these two, empty unless a file says otherwise."""
+
 _CONFIG_KEYS = {
+    "requirements",
     "__version__",
     "prompts",
     "default_prompt_name",
@@ -102,10 +115,12 @@ class SentenceSettings:
 def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     """Both files of a model. Raises ModelError that names the key and its file for what would change a vector.
 
-    folder: the model's. transformer: its transformer's. A folder without modules.json has no settings of the
-    transformer in sentence-transformers.
+    folder: the model's. transformer: its transformer's. sentence-transformers reads neither file where there is no
+    modules.json.
     """
     prompts, default, truncate_dim, unknown = _read_config(folder)
+    if not (folder / "modules.json").exists():
+        return SentenceSettings(prompts=dict(_NO_PROMPTS))
     without_transformer = SentenceSettings(
         prompts=prompts, default_prompt_name=default, truncate_dim=truncate_dim, unknown=unknown
     )
@@ -113,9 +128,10 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
         ((file, found) for file in SETTINGS_FILES if (found := read_object(transformer / file))),
         (SETTINGS_FILES[0], {}),
     )
-    if not settings or not (folder / "modules.json").exists():
+    if not settings:
         return without_transformer
-    settings = {_OLD_NAMES.get(key, key): value for key, value in settings.items()}
+    # An old name wins over the new one.
+    settings |= {new: settings.pop(old) for old, new in _OLD_NAMES.items() if old in settings}
     for key in settings:
         if key not in _KNOWN:
             raise ModelError(f"{name} has an unknown key: {key[:40]}")
@@ -125,13 +141,15 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
     options = _section(name, settings, "processor_kwargs")
     # What the tokenizer is called with wins over the lengths of the tasks, and those over the tokenizer's own.
-    called = _length(name, "max_length", _processing(name, settings).get("max_length"))
+    processing = _processing(name, settings)
+    called = _length(name, "max_length", processing.get("max_length"))
+    by_task = settings if "max_length" not in processing else {}
     own = _length(name, "model_max_length", options.get("model_max_length"))
     return replace(
         without_transformer,
         max_seq_length=called or own or _length(name, "max_seq_length", settings.get("max_seq_length")),
-        query_length=None if called else _length(name, "query_length", settings.get("query_length")),
-        document_length=None if called else _length(name, "document_length", settings.get("document_length")),
+        query_length=_length(name, "query_length", by_task.get("query_length")),
+        document_length=_length(name, "document_length", by_task.get("document_length")),
         lowercase=bool(settings.get("do_lower_case")),
         tokenizer_options={key: value for key, value in options.items() if key in _TOKENIZER_OPTIONS},
     )
@@ -141,14 +159,18 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
     """config_sentence_transformers.json: prompts, the default's name, truncate_dim, unknown keys."""
     name = "config_sentence_transformers.json"
     config = read_object(folder / name)
-    family = OTHER_FAMILIES.get(str(config.get("model_type")))
-    if family:
-        raise ModelError(f"it is {family}, not an embedding model")
-    given = config.get("prompts") or {}
-    if not isinstance(given, dict):
-        raise ModelError(f"{name}: prompts is not an object")
-    # For sentence-transformers every model has these two, empty unless the file says otherwise.
-    prompts = {"query": "", "document": "", **{key: text or "" for key, text in given.items()}}
+    kind = config.get("model_type", "SentenceTransformer")
+    if str(kind) in OTHER_FAMILIES:
+        raise ModelError(f"it is {OTHER_FAMILIES[str(kind)]}, not an embedding model")
+    if kind != "SentenceTransformer":
+        # sentence-transformers would pass over all its other files.
+        raise ModelError(f"{name}: the model_type {str(kind)[:40]!r} can't be served")
+    given = config.get("prompts", {})
+    if not isinstance(given, dict) or not all(text is None or isinstance(text, str) for text in given.values()):
+        raise ModelError(f"{name}: prompts is not an object of texts")
+    if config.get("requirements"):
+        raise ModelError(f"{name}: requirements can't be checked")
+    prompts = {**_NO_PROMPTS, **{key: text or "" for key, text in given.items()}}
     default = config.get("default_prompt_name")
     if default is not None and default not in prompts:
         raise ModelError(f"the model's default prompt {str(default)[:40]!r} is not among its prompts")
@@ -166,6 +188,8 @@ def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
     if task != "feature-extraction":
         raise ModelError(f"{name}: the transformer_task {str(task)[:40]!r} can't be served")
     modalities = settings.get("modality_config", {"text": _TEXT_MODALITY})
+    if not isinstance(modalities, dict) or not all(isinstance(entry, dict) for entry in modalities.values()):
+        raise ModelError(f"{name}: modality_config is not an object of objects")
     if "message" in modalities:
         raise ModelError(f"{name}: every text goes through a chat template (modality_config has message)")
     if list(modalities) != ["text"]:
@@ -175,7 +199,8 @@ def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
         output = output[0]
     if output != "last_hidden_state" or modalities["text"].get("method") != "forward":
         raise ModelError(f"{name}: modality_config takes another output than the last hidden state")
-    if settings.get("module_output_name", "token_embeddings") != "token_embeddings":
+    unnamed = None if "modality_config" in settings else "token_embeddings"
+    if settings.get("module_output_name", unnamed) != "token_embeddings":
         raise ModelError(f"{name}: module_output_name is not token_embeddings")
     for key in ("query_expansion", "tokenizer_name_or_path"):
         if settings.get(key) is not None:
@@ -183,7 +208,7 @@ def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
 
 
 def _section(name: str, settings: dict[str, Any], key: str) -> dict[str, Any]:
-    section = settings.get(key) or {}
+    section = settings.get(key, {})
     if not isinstance(section, dict):
         raise ModelError(f"{name}: {key} is not an object")
     return section
@@ -197,13 +222,14 @@ def _refuse_others(name: str, settings: dict[str, Any], section: str, allowed: s
 
 def _processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     """What the tokenizer is called with: `max_length` is followed, and what only shapes the padding has no effect."""
-    given = _section(name, settings, "processing_kwargs")
+    given = _section(name, {"processing_kwargs": settings.get("processing_kwargs") or {}}, "processing_kwargs")
     called: dict[str, Any] = {}
     for part in ("text", "common"):
         called |= _section(name, given, part)
     for key, value in called.items():
-        harmless = key in _HARMLESS_PROCESSING and not (key == "truncation" and value in (False, "do_not_truncate"))
-        if key != "max_length" and not harmless and not (key == "add_special_tokens" and value is True):
+        # 1 is equal to True.
+        harmless = any(value is allowed or value == allowed != 1 for allowed in _HARMLESS_PROCESSING.get(key, ()))
+        if key != "max_length" and not harmless:
             raise ModelError(f"{name}: processing_kwargs has {key[:40]}, which can't be followed")
     return called
 
@@ -211,6 +237,6 @@ def _processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
 def _length(name: str, key: str, value: Any) -> int | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 1:
-        raise ModelError(f"{name}: {key} is not a number of at least 1")
-    return int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{name}: {key} is not a whole number of at least 1")
+    return value

@@ -59,11 +59,24 @@ def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
     weights = {name.replace("activation_function.", "activation."): value for name, value in weights.items()}
     try:
         whole.load_state_dict(weights)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         expected = ", ".join(f"{name} {list(value.shape)}" for name, value in whole.state_dict().items())
         raise ModelError(f"the weights in {step.folder.name} are not {expected}") from None
     whole.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    if step.kind == "Dense":
+        _check_activation(step, modules["activation"], device)
     return modules
+
+
+def _check_activation(step: Step, activation: torch.nn.Module, device: torch.device | str) -> None:
+    """Raise ModelError for a class that is no function of one vector, or changes its length (GLU)."""
+    probe = torch.ones(2, step.out_width, device=device)
+    try:
+        shape = getattr(activation(probe), "shape", None)
+    except Exception as error:
+        raise ModelError(f"the activation_function {step.activation[:80]} fails ({type(error).__name__})") from None
+    if shape != probe.shape:
+        raise ModelError(f"the activation_function {step.activation[:80]} changes the length of a vector")
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -90,6 +103,8 @@ def _activation(name: str) -> torch.nn.Module:
         raise ModelError(f"the activation_function {name[:80]} is not a class of torch.nn")
     try:
         made: torch.nn.Module = found()
-    except TypeError:
+    except Exception:
         raise ModelError(f"the activation_function {name[:80]} can't be made without arguments") from None
+    if any(isinstance(value, torch.nn.parameter.UninitializedTensorMixin) for value in made.state_dict().values()):
+        raise ModelError(f"the activation_function {name[:80]} has weights of no known shape")
     return made

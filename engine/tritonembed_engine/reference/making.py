@@ -97,7 +97,7 @@ def _of_text(files: ModelFiles, ids_of: Any, name: str, text: str, kind: str | N
     limit = files.lengths[kind]
     try:
         ids = ids_of(prompt + text, limit)
-        alone = ids_of(prompt, limit) if prompt and not files.include_prompt else b""
+        alone = ids_of(prompt, files.lengths[None]) if prompt and not files.include_prompt else b""
     except Exception:
         # A Unigram vocabulary without <unk> refuses what it does not know; so does ours.
         return

@@ -97,6 +97,8 @@ def _pool(mode: str, hidden: torch.Tensor, skip: int) -> torch.Tensor:
     """One sentence. hidden: float32 [tokens, hidden size]. skip: tokens at its start that don't count."""
     kept = hidden[skip:]
     if len(kept) == 0:
+        if mode == "max":
+            return torch.full_like(hidden[0], float("-inf"))
         return hidden[0] if mode == "cls" else torch.zeros_like(hidden[0])
     if mode == "cls":
         return kept[0]
