@@ -1,0 +1,95 @@
+"""sentence-transformers' own vectors: the independent reference. Nothing of our engine is imported here."""
+
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_perf.families.registry import load_cases
+from tritonembed_perf.families.texts import KINDS
+
+Rows = list[npt.NDArray[np.float32] | None]
+
+
+def prepare() -> None:
+    """Import what every case needs."""
+    # One thread: the models are tiny, and threads that wait for each other are slow on a busy machine.
+    os.environ.update(CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
+    warnings.filterwarnings("ignore")
+    import sentence_transformers  # noqa: F401
+    from sentence_transformers.sentence_transformer import modules  # noqa: F401
+
+    load_cases()
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    """Write a case's folder, then embed the texts. job: "case", "folder" (to write), "vectors" (.npz to write).
+
+    Gives {"refused": why} if sentence-transformers can't load the model or embeds no text at all.
+    """
+    case = load_cases()[job["case"]]
+    folder = Path(job["folder"])
+    folder.mkdir(parents=True)
+    case.write(folder)
+    if case.reference:
+        folder = folder.with_name(f"{folder.name}_reference")
+        folder.mkdir()
+        case.reference(folder)
+    try:
+        model = _load(folder, case.trusted)
+    except Exception as error:
+        return {"refused": f"{type(error).__name__}: {error}"}
+    rows, problem = _embed(model)
+    if all(row is None for row in rows["plain"]):
+        return {"refused": f"no text can be embedded ({problem})"}
+    write_rows(Path(job["vectors"]), rows)
+    return {}
+
+
+def write_rows(path: Path, rows: dict[str, Rows]) -> None:
+    """Write vectors by input type: float32 [texts, dimensions], with NaN for a text without a vector."""
+    arrays = {}
+    for kind, listed in rows.items():
+        width = max((len(row) for row in listed if row is not None), default=0)
+        missing = np.full(width, np.nan, np.float32)
+        arrays[kind] = np.stack([missing if row is None else row for row in listed])
+    np.savez(path, **arrays)
+
+
+def _load(folder: Path, trusted: bool) -> Any:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(
+        str(folder),
+        device="cpu",
+        trust_remote_code=trusted,
+        local_files_only=True,
+        # Without it weights in 16 bits are computed in 16 bits.
+        model_kwargs={"dtype": torch.float32},
+    )
+
+
+def _embed(model: Any) -> tuple[dict[str, Rows], str]:
+    """Each text alone, so that nothing depends on padding. Also gives the last problem."""
+    methods = {"plain": model.encode, "query": model.encode_query, "passage": partial(model.encode_document)}
+    if not model.prompts.get("document") and model.prompts.get("passage"):
+        # sentence-transformers gives every model an empty prompt `document`, and prefers it to `passage`. A request
+        # that asks for `passage` means the prompt of that name.
+        methods["passage"] = partial(model.encode_document, prompt_name="passage")
+    rows: dict[str, Rows] = {}
+    problem = ""
+    for kind, texts in KINDS.items():
+        rows[kind] = []
+        for text in texts:
+            try:
+                vector = np.asarray(methods[kind](text, show_progress_bar=False), np.float32)
+                rows[kind].append(vector if vector.ndim == 1 else None)
+            except Exception as error:
+                problem = f"{type(error).__name__}: {error}"
+                rows[kind].append(None)
+    return rows, problem

@@ -1,0 +1,78 @@
+"""The list of cases. A case is a function that writes one model folder; its name is the case's name."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+Writer = Callable[[Path], None]
+
+FILES = (
+    "bert",
+    "layouts",
+    "dense",
+    "modules",
+    "settings",
+    "roberta",
+    "encoders",
+    "modern",
+    "decoders",
+    # "refused",
+)
+"""Modules of this package that define cases, in the order of the table."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model folder, and how it is loaded."""
+
+    name: str
+    family: str
+    write: Writer
+    trusted: bool = False
+    """Whether both sides may run code that lies in the folder (`trust_remote_code`)."""
+
+    vllm: dict[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments beside it."""
+
+    reference: Writer | None = None
+    """Writes the same weights as sentence-transformers can load them, if it can't load the folder itself."""
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """All vLLM engine arguments of the case."""
+        return {**({"trust_remote_code": True} if self.trusted else {}), **self.vllm}
+
+
+CASES: dict[str, Case] = {}
+
+
+def case(family: str, **settings: Any) -> Callable[[Writer], Writer]:
+    """Register the decorated function, which writes a model into an empty folder. settings: more fields of Case."""
+
+    def register(write: Writer) -> Writer:
+        name = write.__name__
+        if name in CASES:
+            raise ValueError(f"there are two cases {name}")
+        CASES[name] = Case(name, family, write, **settings)
+        return write
+
+    return register
+
+
+def load_cases() -> dict[str, Case]:
+    """All cases by name, in the order of the table."""
+    for file in FILES:
+        import_module(f"{__package__}.{file}")
+    return CASES
+
+
+def select(cases: dict[str, Case], patterns: list[str]) -> Iterator[Case]:
+    """The cases whose name or family matches one of the shell patterns; all if there is no pattern."""
+    for found in cases.values():
+        if not patterns or any(
+            fnmatchcase(text, pattern) for text in (found.name, found.family) for pattern in patterns
+        ):
+            yield found

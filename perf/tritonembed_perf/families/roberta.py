@@ -1,0 +1,259 @@
+"""RoBERTa and its relatives, whose first position is not 0: XLM-R, CamemBERT, MPNet, Longformer, and more."""
+
+from pathlib import Path
+from typing import Any
+
+from tritonembed_perf.families import vocabularies
+from tritonembed_perf.families.bert import PROMPTS, WIDTH
+from tritonembed_perf.families.registry import case
+from tritonembed_perf.families.sentence import dense, normalize, pooling, transformer, write_sentence_files
+from tritonembed_perf.families.writing import Model, edit_json, random_state
+
+FAMILY = "RoBERTa"
+POSITIONS = 130
+"""Rows of the table of positions: two of them belong to no token."""
+
+
+def roberta_config(**changes: Any) -> dict[str, Any]:
+    """config.json as roberta-base has it, but small."""
+    config = {
+        "architectures": ["RobertaModel"],
+        "attention_probs_dropout_prob": 0.1,
+        "bos_token_id": 0,
+        "classifier_dropout": None,
+        "eos_token_id": 2,
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.1,
+        "hidden_size": WIDTH,
+        "initializer_range": 0.02,
+        "intermediate_size": 2 * WIDTH,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": POSITIONS,
+        "model_type": "roberta",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "pad_token_id": 1,
+        "position_embedding_type": "absolute",
+        "torch_dtype": "float32",
+        "transformers_version": "4.30.2",
+        "type_vocab_size": 1,
+        "use_cache": True,
+        "vocab_size": vocabularies.VOCABULARY,
+    }
+    return {**config, **changes}
+
+
+def roberta(model_class: str = "RobertaModel", *, unigram: bool = False, **changes: Any) -> Model:
+    """A small RoBERTa or relative. unigram: XLM-R's tokenizer. changes: of config.json."""
+    config = roberta_config(**{"architectures": [model_class], **changes})
+    tokenizer, settings = (vocabularies.xlm_roberta if unigram else vocabularies.roberta)(POSITIONS - 2)
+    config["vocab_size"] = tokenizer.get_vocab_size()
+    return Model(config, random_state(model_class, config), tokenizer, settings)
+
+
+def xlm_roberta(model_class: str = "XLMRobertaModel", **changes: Any) -> Model:
+    """A small XLM-R."""
+    return roberta(model_class, unigram=True, **{"model_type": "xlm-roberta", **changes})
+
+
+def write(folder: Path, model: Model, mode: str = "mean", form: str = "safetensors", **sentence: Any) -> None:
+    """A whole folder: the model, a pooling, normalised."""
+    model.write(folder, form)
+    write_sentence_files(folder, [transformer(), pooling(WIDTH, mode), normalize()], **sentence)
+
+
+def with_position_ids(model: Model) -> Model:
+    """Add the buffer that old releases saved."""
+    import torch
+
+    model.state["embeddings.position_ids"] = torch.arange(POSITIONS).unsqueeze(0)
+    return model
+
+
+@case(FAMILY)
+def roberta_mean(folder: Path) -> None:
+    write(folder, roberta())
+
+
+@case(FAMILY)
+def roberta_full_length(folder: Path) -> None:
+    """Texts up to the last position."""
+    write(folder, roberta(), max_length=POSITIONS - 2)
+
+
+@case(FAMILY)
+def roberta_too_long(folder: Path) -> None:
+    """max_seq_length as the table of positions, as all-distilroberta-v1 once had it: two over."""
+    write(folder, roberta(), max_length=POSITIONS)
+
+
+@case(FAMILY)
+def roberta_posids(folder: Path) -> None:
+    write(folder, with_position_ids(roberta()))
+
+
+@case(FAMILY)
+def roberta_maskedlm(folder: Path) -> None:
+    """all-distilroberta-v1: config.json says RobertaForMaskedLM, the weights are the body's."""
+    model = roberta()
+    model.config["architectures"] = ["RobertaForMaskedLM"]
+    write(folder, model, max_length=POSITIONS - 2)
+
+
+@case(FAMILY)
+def roberta_maskedlm_head(folder: Path) -> None:
+    """roberta-base itself: body under `roberta.`, with its head."""
+    write(folder, roberta("RobertaForMaskedLM"))
+
+
+@case(FAMILY)
+def roberta_nomodules(folder: Path) -> None:
+    roberta().write(folder)
+
+
+@case(FAMILY)
+def roberta_tf5(folder: Path) -> None:
+    model = roberta()
+    del model.config["position_embedding_type"]
+    write(folder, model)
+
+
+@case("XLM-RoBERTa")
+def bge_m3(folder: Path) -> None:
+    """`.bin` only, CLS, other heads beside it."""
+    import torch
+
+    write(folder, xlm_roberta(), "cls", "bin")
+    for name in ("sparse_linear.pt", "colbert_linear.pt"):
+        torch.save({"weight": torch.zeros(1, WIDTH), "bias": torch.zeros(1)}, folder / name)
+
+
+@case("XLM-RoBERTa")
+def me5(folder: Path) -> None:
+    """multilingual-e5: mean, prompts by hand."""
+    write(folder, xlm_roberta(), prompts=PROMPTS)
+
+
+@case("XLM-RoBERTa")
+def xlmr_posids(folder: Path) -> None:
+    write(folder, with_position_ids(xlm_roberta()))
+
+
+@case("XLM-RoBERTa")
+def arctic_l_v2(folder: Path) -> None:
+    write(folder, xlm_roberta(), "cls", prompts={"query": "query: "})
+
+
+@case("XLM-RoBERTa")
+def xlmr_tf5(folder: Path) -> None:
+    """Saved by transformers 5: no `position_embedding_type`."""
+    model = xlm_roberta()
+    del model.config["position_embedding_type"]
+    write(folder, model)
+
+
+@case("XLM-RoBERTa")
+def xlmr_maskedlm(folder: Path) -> None:
+    write(folder, xlm_roberta("XLMRobertaForMaskedLM"))
+
+
+@case("XLM-RoBERTa")
+def xlmr_dense(folder: Path) -> None:
+    xlm_roberta().write(folder)
+    modules = [transformer(), pooling(WIDTH, "mean"), dense(WIDTH, 32), normalize()]
+    write_sentence_files(folder, modules)
+
+
+@case("XLM-RoBERTa")
+def xlmr_xl(folder: Path) -> None:
+    write(folder, roberta("XLMRobertaXLModel", unigram=True, model_type="xlm-roberta-xl"))
+
+
+@case("CamemBERT")
+def camembert(folder: Path) -> None:
+    """sentence-camembert-base."""
+    write(folder, _camembert())
+
+
+@case("CamemBERT")
+def camembert_posids(folder: Path) -> None:
+    write(folder, with_position_ids(_camembert()))
+
+
+@case("CamemBERT")
+def camembert_roberta(folder: Path) -> None:
+    """config.json says RobertaModel."""
+    model = _camembert()
+    model.config.update(architectures=["RobertaModel"], model_type="roberta")
+    write(folder, model)
+
+
+@case("CamemBERT")
+def camembert_nomodules(folder: Path) -> None:
+    _camembert().write(folder)
+
+
+def _camembert() -> Model:
+    model = roberta("CamembertModel", unigram=True, model_type="camembert")
+    model.tokenizer_config["tokenizer_class"] = "CamembertTokenizer"
+    return model
+
+
+@case("RoBERTa's relatives")
+def data2vec_text(folder: Path) -> None:
+    write(folder, roberta("Data2VecTextModel", model_type="data2vec-text"))
+
+
+@case("RoBERTa's relatives")
+def xmod(folder: Path) -> None:
+    languages = {"languages": ["en_XX", "de_DE"], "default_language": "en_XX", "adapter_reduction_factor": 2}
+    write(folder, roberta("XmodModel", unigram=True, model_type="xmod", ln_before_adapter=True, **languages))
+
+
+@case("RoBERTa's relatives")
+def longformer(folder: Path) -> None:
+    """A window of 8 tokens on either side."""
+    write(folder, roberta("LongformerModel", model_type="longformer", attention_window=[16, 16], sep_token_id=2))
+
+
+@case("RoBERTa's relatives")
+def luke(folder: Path) -> None:
+    write(folder, roberta("LukeModel", model_type="luke", entity_vocab_size=16, entity_emb_size=16))
+
+
+@case("RoBERTa's relatives")
+def ibert(folder: Path) -> None:
+    write(folder, roberta("IBertModel", model_type="ibert", quant_mode=False, force_dequant="none"))
+
+
+@case("RoBERTa's relatives")
+def roberta_prelayernorm(folder: Path) -> None:
+    write(folder, roberta("RobertaPreLayerNormModel", model_type="roberta-prelayernorm"))
+
+
+@case("RoBERTa's relatives")
+def mpnet(folder: Path) -> None:
+    """all-mpnet-base-v2: config.json says MPNetForMaskedLM, the weights are the body's."""
+    model = _mpnet()
+    model.config["architectures"] = ["MPNetForMaskedLM"]
+    write(folder, model)
+
+
+@case("RoBERTa's relatives")
+def mpnet_model(folder: Path) -> None:
+    write(folder, _mpnet())
+
+
+def _mpnet() -> Model:
+    """MPNet's WordPiece, with its own special tokens."""
+    model = roberta("MPNetModel", model_type="mpnet", relative_attention_num_buckets=32)
+    model.tokenizer_config = {key: value for key, value in model.tokenizer_config.items() if key != "add_prefix_space"}
+    model.tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    return model
+
+
+@case("RoBERTa's relatives")
+def roberta_lower(folder: Path) -> None:
+    """`do_lower_case` over byte-level BPE."""
+    write(folder, roberta())
+    edit_json(folder / "sentence_bert_config.json", do_lower_case=True)

@@ -1,0 +1,116 @@
+"""What the comparison of two sets of vectors says about a case."""
+
+import re
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SMALLEST_COSINE = 0.9999
+LARGEST_RATIO = 1e-3
+"""How much the norms of two vectors may differ, relative to the reference's."""
+
+_PATH = re.compile(r"(?:(?<=\s)|(?<=['\"(])|^)(?:/[\w.+-]+)+/")
+_LONGEST = 200
+_LISTED = 4
+
+Vectors = dict[str, npt.NDArray[np.float32]]
+
+
+class Verdict(str, Enum):
+    """The result of one case."""
+
+    RIGHT = "right"
+    REFUSED = "refused"
+    NO_REFERENCE = "no reference"
+    WRONG = "WRONG"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    family: str
+    verdict: Verdict
+    detail: str = ""
+    """The engine's message, or what is wrong."""
+
+    cosine: float | None = None
+    """The least over all texts."""
+
+    executor: str = ""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """vLLM engine arguments that the case needs."""
+
+    seconds: float = 0.0
+
+
+def judge(reference: dict[str, Any], served: dict[str, Any]) -> tuple[Verdict, str] | None:
+    """The verdict that needs no vectors: somebody refused or crashed. None: compare the vectors.
+
+    Both are the answers of `reference.run` and `serving.run`, or {"crashed": why}.
+    """
+    if why := reference.get("crashed"):
+        return Verdict.WRONG, f"the folder could not be written or embedded: {clean(why)}"
+    if why := served.get("crashed"):
+        return Verdict.WRONG, f"the engine crashed: {clean(why)}"
+    if why := served.get("refused"):
+        return Verdict.NO_REFERENCE if "refused" in reference else Verdict.REFUSED, clean(why)
+    if why := reference.get("refused"):
+        return Verdict.WRONG, f"served, but sentence-transformers refuses: {clean(why)}"
+    return None
+
+
+def compare(reference: Vectors, served: Vectors) -> tuple[Verdict, str, float]:
+    """Hold the engine's vectors against the reference's; also gives the least cosine.
+
+    reference, served: by input type, float32 [texts, dimensions], NaN for a text without a vector. A text that the
+    reference can't embed is left out.
+    """
+    worst, problems = 1.0, []
+    for kind, expected in reference.items():
+        found = served[kind]
+        if not expected.size:
+            continue
+        if expected.shape[1] != found.shape[1]:
+            return Verdict.WRONG, f"{found.shape[1]} dimensions instead of {expected.shape[1]}", float("nan")
+        known = np.isfinite(expected).all(axis=1)
+        cosines = _cosines(expected[known], found[known])
+        if not len(cosines):
+            continue
+        worst = min(worst, float(cosines.min()))
+        bad = np.flatnonzero(known)[cosines < SMALLEST_COSINE]
+        if len(bad):
+            problems.append(f"{kind}: {_which(bad)} of {len(cosines)} texts, least cosine {cosines.min():.3f}")
+        elif (ratio := _norm_ratio(expected[known], found[known])) > LARGEST_RATIO:
+            problems.append(f"{kind}: norms differ by up to {ratio:.1%}")
+    return (Verdict.WRONG, "; ".join(problems), worst) if problems else (Verdict.RIGHT, "", worst)
+
+
+def clean(message: str) -> str:
+    """One short line without paths."""
+    line = _PATH.sub("", " ".join(message.split()))
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+
+
+def _which(texts: npt.NDArray[np.intp]) -> str:
+    """How many, and if they are few also which, by their places in `texts.KINDS`."""
+    return f"{len(texts)} ({', '.join(f'#{place}' for place in texts)})" if len(texts) <= _LISTED else f"{len(texts)}"
+
+
+def _cosines(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """A vector of zeros agrees with a vector of zeros only; a NaN agrees with nothing (-1)."""
+    a, b = expected.astype(np.float64), found.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
+    both_zero = (norms[0] < 1e-6) & (norms[1] < 1e-6)
+    products = np.einsum("ij,ij->i", a, b) / np.maximum(norms[0] * norms[1], 1e-12)
+    cosines: npt.NDArray[np.float64] = np.where(both_zero, 1.0, np.nan_to_num(products, nan=-1.0))
+    return cosines
+
+
+def _norm_ratio(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> float:
+    ours, theirs = np.linalg.norm(found, axis=1), np.linalg.norm(expected, axis=1)
+    return float((np.abs(ours - theirs) / np.maximum(theirs, 1e-6)).max())

@@ -1,0 +1,116 @@
+"""A process that imports once and forks for every job: the imports take longer than most cases.
+
+    python -m tritonembed_perf.families.zygote reference
+
+Reads one job per line from standard input, a JSON object, and answers each with one line. The module named on the
+command line has `prepare()`, which imports, and `run(job)`, which a fork of its own runs.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+Answer = dict[str, Any]
+POLL_SECONDS = 0.02
+
+
+class Zygote:
+    """The process, as its parent uses it. For one thread at a time."""
+
+    def __init__(self, module: str) -> None:
+        """module: "reference" or "serving"."""
+        command = [sys.executable, "-m", __name__, module]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
+
+    def ask(self, job: dict[str, Any], log: Path, seconds: float) -> Answer:
+        """Run a job in a fork. log: the file for what it prints.
+
+        Gives the dict that `run` returned, or {"crashed": why}. Raises RuntimeError if the process itself has ended.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            print(json.dumps({"job": job, "log": str(log), "seconds": seconds}), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RuntimeError(f"a process that runs the cases ended with {self._process.wait()}")
+        answer: Answer = json.loads(line)
+        return answer
+
+    def __enter__(self) -> "Zygote":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: object, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    """Serve jobs until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    # What the imported libraries print must not reach the answers.
+    os.dup2(2, 1)
+    module = import_module(f"{__package__}.{sys.argv[1]}")
+    module.prepare()
+    for line in sys.stdin:
+        asked = json.loads(line)
+        print(json.dumps(_fork(module.run, asked["job"], asked["log"], asked["seconds"])), file=answers, flush=True)
+
+
+def _fork(run: Callable[[Any], Answer], job: Any, log: str, seconds: float) -> Answer:
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(read)
+        _run_and_exit(run, job, log, os.fdopen(write, "w"))
+    os.close(write)
+    deadline = time.monotonic() + seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(read)
+            return {"crashed": f"no answer in {seconds:.0f} s"}
+        time.sleep(POLL_SECONDS)
+    with os.fdopen(read) as pipe:
+        text = pipe.read()
+    if text:
+        answer: Answer = json.loads(text)
+        return answer
+    return {"crashed": f"ended with {os.waitstatus_to_exitcode(ended[1])}"}
+
+
+def _run_and_exit(run: Callable[[Any], Answer], job: Any, log: str, answer: TextIO) -> None:
+    """In the child: never returns, and skips the interpreter's own end, which takes seconds."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    try:
+        json.dump(run(job), answer)
+        answer.flush()
+        code = 0
+    except BaseException as error:
+        import traceback
+
+        traceback.print_exc()
+        json.dump({"crashed": f"{type(error).__name__}: {error}"[:300]}, answer)
+        answer.flush()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()
