@@ -5,9 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.families import vocabularies
-from tritonembed_perf.families.modern import LENGTH
+from tritonembed_perf.families.modernbert import LENGTH
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.sentence import Module, dense, normalize, pooling, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import (
+    Module,
+    dense,
+    normalize,
+    pooling,
+    transformer,
+    write_model,
+    write_sentence_files,
+)
 from tritonembed_perf.families.vocabularies import Vocabulary
 from tritonembed_perf.families.writing import Model, edit_json, random_state
 
@@ -54,10 +62,8 @@ def decoder(
 
 
 def write(folder: Path, model: Model, mode: str = "lasttoken", *after: Module, **sentence: Any) -> None:
-    """A whole folder: the model, a pooling, what follows it, normalised."""
-    model.write(folder)
-    sentence.setdefault("max_length", LENGTH)
-    write_sentence_files(folder, [transformer(), pooling(WIDTH, mode), *after, normalize()], **sentence)
+    """As `write_model`: the vector of the last token, texts longer than the windows."""
+    write_model(folder, model, mode, *after, **{"max_length": LENGTH, **sentence})
 
 
 def to_dtype(model: Model, dtype: str) -> Model:

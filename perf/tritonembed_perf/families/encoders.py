@@ -8,7 +8,14 @@ from tokenizers import processors
 from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import QUERY, WIDTH, bert_config
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.sentence import dense, normalize, pooling, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import (
+    dense,
+    normalize,
+    pooling,
+    transformer,
+    write_model,
+    write_sentence_files,
+)
 from tritonembed_perf.families.settings import keep_case
 from tritonembed_perf.families.writing import Model, random_state
 
@@ -22,19 +29,13 @@ def bert_like(model_class: str, **changes: Any) -> Model:
     return Model(config, random_state(model_class, config), tokenizer, settings)
 
 
-def write(folder: Path, model: Model, mode: str = "mean", **sentence: Any) -> None:
-    """A whole folder: the model, a pooling, normalised."""
-    model.write(folder)
-    write_sentence_files(folder, [transformer(), pooling(WIDTH, mode), normalize()], **sentence)
-
-
 @case("BERT, other vocabularies")
 def para_multi_minilm(folder: Path) -> None:
     """paraphrase-multilingual-MiniLM-L12-v2: BERT with XLM-R's tokenizer."""
     tokenizer, settings = vocabularies.xlm_roberta(128)
     config = bert_config(vocab_size=tokenizer.get_vocab_size(), pad_token_id=0)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
+    write_model(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
 
 
 @case("BERT, other vocabularies")
@@ -43,35 +44,35 @@ def bert_bpe(folder: Path) -> None:
     tokenizer, settings = vocabularies.roberta(128)
     config = bert_config(vocab_size=tokenizer.get_vocab_size(), pad_token_id=1)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
+    write_model(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
 
 
 @case("BERT's relatives")
 def ernie(folder: Path) -> None:
     """ERNIE 2 and 3: BERT's weights under another name."""
-    write(folder, bert_like("ErnieModel", model_type="ernie", use_task_id=False, task_type_vocab_size=3), "cls")
+    write_model(folder, bert_like("ErnieModel", model_type="ernie", use_task_id=False, task_type_vocab_size=3), "cls")
 
 
 @case("BERT's relatives")
 def ernie_tasks(folder: Path) -> None:
     """With a table of tasks, whose first row is added to every token."""
-    write(folder, bert_like("ErnieModel", model_type="ernie", use_task_id=True, task_type_vocab_size=3), "cls")
+    write_model(folder, bert_like("ErnieModel", model_type="ernie", use_task_id=True, task_type_vocab_size=3), "cls")
 
 
 @case("BERT's relatives")
 def megatron_bert(folder: Path) -> None:
-    write(folder, bert_like("MegatronBertModel", model_type="megatron-bert"))
+    write_model(folder, bert_like("MegatronBertModel", model_type="megatron-bert"))
 
 
 @case("BERT's relatives")
 def roformer(folder: Path) -> None:
-    write(folder, bert_like("RoFormerModel", model_type="roformer", embedding_size=WIDTH, rotary_value=False))
+    write_model(folder, bert_like("RoFormerModel", model_type="roformer", embedding_size=WIDTH, rotary_value=False))
 
 
 @case("BERT's relatives")
 def mobilebert(folder: Path) -> None:
     shape = {"embedding_size": 32, "intra_bottleneck_size": 32, "true_hidden_size": 32, "trigram_input": True}
-    write(folder, bert_like("MobileBertModel", model_type="mobilebert", **shape))
+    write_model(folder, bert_like("MobileBertModel", model_type="mobilebert", **shape))
 
 
 def _distilbert(model_class: str = "DistilBertModel", *, cased: bool = False) -> Model:
@@ -108,7 +109,7 @@ def _distilbert(model_class: str = "DistilBertModel", *, cased: bool = False) ->
 @case("DistilBERT")
 def distilbert(folder: Path) -> None:
     """multi-qa-distilbert-cos-v1."""
-    write(folder, _distilbert())
+    write_model(folder, _distilbert())
 
 
 @case("DistilBERT")
@@ -116,12 +117,12 @@ def distilbert_maskedlm(folder: Path) -> None:
     """config.json says DistilBertForMaskedLM, the weights are the body's."""
     model = _distilbert()
     model.config["architectures"] = ["DistilBertForMaskedLM"]
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("DistilBERT")
 def distilbert_maskedlm_head(folder: Path) -> None:
-    write(folder, _distilbert("DistilBertForMaskedLM"))
+    write_model(folder, _distilbert("DistilBertForMaskedLM"))
 
 
 @case("DistilBERT")
@@ -154,13 +155,13 @@ def _electra(model_class: str = "ElectraModel", embedding: int = 32) -> Model:
 @case("ELECTRA")
 def electra_same(folder: Path) -> None:
     """Embeddings as wide as the layers."""
-    write(folder, _electra(embedding=WIDTH))
+    write_model(folder, _electra(embedding=WIDTH))
 
 
 @case("ELECTRA")
 def electra(folder: Path) -> None:
     """ELECTRA small: narrower embeddings, projected."""
-    write(folder, _electra())
+    write_model(folder, _electra())
 
 
 @case("ELECTRA")
@@ -169,13 +170,13 @@ def electra_posids(folder: Path) -> None:
 
     model = _electra()
     model.state["embeddings.position_ids"] = torch.arange(128).unsqueeze(0)
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("ELECTRA")
 def electra_disc(folder: Path) -> None:
     """google/electra-small-discriminator: under `electra.`, with its head."""
-    write(folder, _electra("ElectraForPreTraining"))
+    write_model(folder, _electra("ElectraForPreTraining"))
 
 
 def _albert(**changes: Any) -> Model:
@@ -188,12 +189,12 @@ def _albert(**changes: Any) -> Model:
 @case("ALBERT")
 def albert(folder: Path) -> None:
     """paraphrase-albert-small-v2: one layer, used twice."""
-    write(folder, _albert())
+    write_model(folder, _albert())
 
 
 @case("ALBERT")
 def albert_two_groups(folder: Path) -> None:
-    write(folder, _albert(num_hidden_groups=2))
+    write_model(folder, _albert(num_hidden_groups=2))
 
 
 def _deberta_v2(model_class: str = "DebertaV2Model", **changes: Any) -> Model:
@@ -215,13 +216,13 @@ def _deberta_v2(model_class: str = "DebertaV2Model", **changes: Any) -> Model:
 
 @case("DeBERTa")
 def deberta_v3(folder: Path) -> None:
-    write(folder, _deberta_v2())
+    write_model(folder, _deberta_v2())
 
 
 @case("DeBERTa")
 def deberta_v2_conv(folder: Path) -> None:
     """DeBERTa-v2 xlarge has a convolution beside its first layer."""
-    write(folder, _deberta_v2(conv_kernel_size=3, conv_act="gelu"))
+    write_model(folder, _deberta_v2(conv_kernel_size=3, conv_act="gelu"))
 
 
 @case("DeBERTa")
@@ -229,7 +230,7 @@ def deberta_v1(folder: Path) -> None:
     more = {"relative_attention": True, "max_relative_positions": 32, "pos_att_type": "c2p|p2c", "type_vocab_size": 0}
     model = bert_like("DebertaModel", model_type="deberta", position_biased_input=False, **more)
     model.tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write(folder, model)
+    write_model(folder, model)
 
 
 def _t5(**changes: Any) -> Model:

@@ -17,7 +17,9 @@ FILES = (
     "settings",
     "roberta",
     "encoders",
-    "modern",
+    "modernbert",
+    "nomic",
+    "gte",
     "decoders",
     # "refused",
 )

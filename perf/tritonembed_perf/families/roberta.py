@@ -6,7 +6,14 @@ from typing import Any
 from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import PROMPTS, WIDTH
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.sentence import dense, normalize, pooling, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import (
+    dense,
+    normalize,
+    pooling,
+    transformer,
+    write_model,
+    write_sentence_files,
+)
 from tritonembed_perf.families.writing import Model, edit_json, random_state
 
 FAMILY = "RoBERTa"
@@ -56,12 +63,6 @@ def xlm_roberta(model_class: str = "XLMRobertaModel", **changes: Any) -> Model:
     return roberta(model_class, unigram=True, **{"model_type": "xlm-roberta", **changes})
 
 
-def write(folder: Path, model: Model, mode: str = "mean", form: str = "safetensors", **sentence: Any) -> None:
-    """A whole folder: the model, a pooling, normalised."""
-    model.write(folder, form)
-    write_sentence_files(folder, [transformer(), pooling(WIDTH, mode), normalize()], **sentence)
-
-
 def with_position_ids(model: Model) -> Model:
     """Add the buffer that old releases saved."""
     import torch
@@ -72,24 +73,24 @@ def with_position_ids(model: Model) -> Model:
 
 @case(FAMILY)
 def roberta_mean(folder: Path) -> None:
-    write(folder, roberta())
+    write_model(folder, roberta())
 
 
 @case(FAMILY)
 def roberta_full_length(folder: Path) -> None:
     """Texts up to the last position."""
-    write(folder, roberta(), max_length=POSITIONS - 2)
+    write_model(folder, roberta(), max_length=POSITIONS - 2)
 
 
 @case(FAMILY)
 def roberta_too_long(folder: Path) -> None:
     """max_seq_length as the table of positions, as all-distilroberta-v1 once had it: two over."""
-    write(folder, roberta(), max_length=POSITIONS)
+    write_model(folder, roberta(), max_length=POSITIONS)
 
 
 @case(FAMILY)
 def roberta_posids(folder: Path) -> None:
-    write(folder, with_position_ids(roberta()))
+    write_model(folder, with_position_ids(roberta()))
 
 
 @case(FAMILY)
@@ -97,13 +98,13 @@ def roberta_maskedlm(folder: Path) -> None:
     """all-distilroberta-v1: config.json says RobertaForMaskedLM, the weights are the body's."""
     model = roberta()
     model.config["architectures"] = ["RobertaForMaskedLM"]
-    write(folder, model, max_length=POSITIONS - 2)
+    write_model(folder, model, max_length=POSITIONS - 2)
 
 
 @case(FAMILY)
 def roberta_maskedlm_head(folder: Path) -> None:
     """roberta-base itself: body under `roberta.`, with its head."""
-    write(folder, roberta("RobertaForMaskedLM"))
+    write_model(folder, roberta("RobertaForMaskedLM"))
 
 
 @case(FAMILY)
@@ -115,7 +116,7 @@ def roberta_nomodules(folder: Path) -> None:
 def roberta_tf5(folder: Path) -> None:
     model = roberta()
     del model.config["position_embedding_type"]
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("XLM-RoBERTa")
@@ -123,7 +124,8 @@ def bge_m3(folder: Path) -> None:
     """`.bin` only, CLS, other heads beside it."""
     import torch
 
-    write(folder, xlm_roberta(), "cls", "bin")
+    xlm_roberta().write(folder, "bin")
+    write_sentence_files(folder, [transformer(), pooling(WIDTH, "cls"), normalize()])
     for name in ("sparse_linear.pt", "colbert_linear.pt"):
         torch.save({"weight": torch.zeros(1, WIDTH), "bias": torch.zeros(1)}, folder / name)
 
@@ -131,17 +133,17 @@ def bge_m3(folder: Path) -> None:
 @case("XLM-RoBERTa")
 def me5(folder: Path) -> None:
     """multilingual-e5: mean, prompts by hand."""
-    write(folder, xlm_roberta(), prompts=PROMPTS)
+    write_model(folder, xlm_roberta(), prompts=PROMPTS)
 
 
 @case("XLM-RoBERTa")
 def xlmr_posids(folder: Path) -> None:
-    write(folder, with_position_ids(xlm_roberta()))
+    write_model(folder, with_position_ids(xlm_roberta()))
 
 
 @case("XLM-RoBERTa")
 def arctic_l_v2(folder: Path) -> None:
-    write(folder, xlm_roberta(), "cls", prompts={"query": "query: "})
+    write_model(folder, xlm_roberta(), "cls", prompts={"query": "query: "})
 
 
 @case("XLM-RoBERTa")
@@ -149,12 +151,12 @@ def xlmr_tf5(folder: Path) -> None:
     """Saved by transformers 5: no `position_embedding_type`."""
     model = xlm_roberta()
     del model.config["position_embedding_type"]
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("XLM-RoBERTa")
 def xlmr_maskedlm(folder: Path) -> None:
-    write(folder, xlm_roberta("XLMRobertaForMaskedLM"))
+    write_model(folder, xlm_roberta("XLMRobertaForMaskedLM"))
 
 
 @case("XLM-RoBERTa")
@@ -166,18 +168,18 @@ def xlmr_dense(folder: Path) -> None:
 
 @case("XLM-RoBERTa")
 def xlmr_xl(folder: Path) -> None:
-    write(folder, roberta("XLMRobertaXLModel", unigram=True, model_type="xlm-roberta-xl"))
+    write_model(folder, roberta("XLMRobertaXLModel", unigram=True, model_type="xlm-roberta-xl"))
 
 
 @case("CamemBERT")
 def camembert(folder: Path) -> None:
     """sentence-camembert-base."""
-    write(folder, _camembert())
+    write_model(folder, _camembert())
 
 
 @case("CamemBERT")
 def camembert_posids(folder: Path) -> None:
-    write(folder, with_position_ids(_camembert()))
+    write_model(folder, with_position_ids(_camembert()))
 
 
 @case("CamemBERT")
@@ -185,7 +187,7 @@ def camembert_roberta(folder: Path) -> None:
     """config.json says RobertaModel."""
     model = _camembert()
     model.config.update(architectures=["RobertaModel"], model_type="roberta")
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("CamemBERT")
@@ -201,34 +203,34 @@ def _camembert() -> Model:
 
 @case("RoBERTa's relatives")
 def data2vec_text(folder: Path) -> None:
-    write(folder, roberta("Data2VecTextModel", model_type="data2vec-text"))
+    write_model(folder, roberta("Data2VecTextModel", model_type="data2vec-text"))
 
 
 @case("RoBERTa's relatives")
 def xmod(folder: Path) -> None:
     languages = {"languages": ["en_XX", "de_DE"], "default_language": "en_XX", "adapter_reduction_factor": 2}
-    write(folder, roberta("XmodModel", unigram=True, model_type="xmod", ln_before_adapter=True, **languages))
+    write_model(folder, roberta("XmodModel", unigram=True, model_type="xmod", ln_before_adapter=True, **languages))
 
 
 @case("RoBERTa's relatives")
 def longformer(folder: Path) -> None:
     """A window of 8 tokens on either side."""
-    write(folder, roberta("LongformerModel", model_type="longformer", attention_window=[16, 16], sep_token_id=2))
+    write_model(folder, roberta("LongformerModel", model_type="longformer", attention_window=[16, 16], sep_token_id=2))
 
 
 @case("RoBERTa's relatives")
 def luke(folder: Path) -> None:
-    write(folder, roberta("LukeModel", model_type="luke", entity_vocab_size=16, entity_emb_size=16))
+    write_model(folder, roberta("LukeModel", model_type="luke", entity_vocab_size=16, entity_emb_size=16))
 
 
 @case("RoBERTa's relatives")
 def ibert(folder: Path) -> None:
-    write(folder, roberta("IBertModel", model_type="ibert", quant_mode=False, force_dequant="none"))
+    write_model(folder, roberta("IBertModel", model_type="ibert", quant_mode=False, force_dequant="none"))
 
 
 @case("RoBERTa's relatives")
 def roberta_prelayernorm(folder: Path) -> None:
-    write(folder, roberta("RobertaPreLayerNormModel", model_type="roberta-prelayernorm"))
+    write_model(folder, roberta("RobertaPreLayerNormModel", model_type="roberta-prelayernorm"))
 
 
 @case("RoBERTa's relatives")
@@ -236,12 +238,12 @@ def mpnet(folder: Path) -> None:
     """all-mpnet-base-v2: config.json says MPNetForMaskedLM, the weights are the body's."""
     model = _mpnet()
     model.config["architectures"] = ["MPNetForMaskedLM"]
-    write(folder, model)
+    write_model(folder, model)
 
 
 @case("RoBERTa's relatives")
 def mpnet_model(folder: Path) -> None:
-    write(folder, _mpnet())
+    write_model(folder, _mpnet())
 
 
 def _mpnet() -> Model:
@@ -255,5 +257,5 @@ def _mpnet() -> Model:
 @case("RoBERTa's relatives")
 def roberta_lower(folder: Path) -> None:
     """`do_lower_case` over byte-level BPE."""
-    write(folder, roberta())
+    write_model(folder, roberta())
     edit_json(folder / "sentence_bert_config.json", do_lower_case=True)

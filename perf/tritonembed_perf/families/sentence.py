@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.families.writing import write_json, write_weights
+from tritonembed_perf.families.writing import Model, write_json, write_weights
 
 OLD = "sentence_transformers.models."
 """Where the module classes lay until sentence-transformers 5; most of the hub's models say so."""
@@ -88,6 +88,12 @@ def _write_dense(folder: Path, config: dict[str, Any], form: str, seed: int) -> 
         state["residual.weight"] = torch.randn(outputs, inputs, generator=generator) * 2 / inputs**0.5
     write_json(folder / "config.json", config)
     write_weights(folder, state, form)
+
+
+def write_model(folder: Path, model: Model, mode: str = "mean", *after: Module, **sentence: Any) -> None:
+    """The most common folder: a transformer, a pooling, what follows it, normalised. sentence: as below."""
+    model.write(folder)
+    write_sentence_files(folder, [transformer(), pooling(model.width, mode), *after, normalize()], **sentence)
 
 
 def write_sentence_files(

@@ -1,6 +1,7 @@
 """Model folders from parts: configuration, random weights, tokenizer, each as the hub's models have them."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,9 @@ shows."""
 VECTOR_SPREAD = 0.3
 """Standard deviation of biases, and of LayerNorm weights around 1: a swapped or missing one shows."""
 
+QKV = ("q_proj", "k_proj", "v_proj")
+"""Parts of attention that many models keep in one matrix."""
+
 
 @dataclass
 class Model:
@@ -30,6 +34,11 @@ class Model:
     state: "State"
     tokenizer: "Tokenizer"
     tokenizer_config: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Values of a token's vector, by whichever name config.json has for it."""
+        return next(int(self.config[key]) for key in ("hidden_size", "dim", "d_model", "n_embd") if key in self.config)
 
     def write(self, folder: Path, form: str = "safetensors") -> None:
         """Write config.json, the weights and the tokenizer. form: as in `write_weights`."""
@@ -73,6 +82,28 @@ def _random(name: str, like: Any, seed: int) -> "torch.Tensor":
         return is_scale + VECTOR_SPREAD * noise
     is_table = "embeddings" in name or "embed_tokens" in name or "wte" in name
     return noise * (1.0 if is_table else WEIGHT_SCALE / like.shape[-1] ** 0.5)
+
+
+def renamed(state: "State", names: Mapping[str, str]) -> "State":
+    """Tensors under other names. names: regular expressions and what replaces them."""
+    result = {}
+    for name, tensor in state.items():
+        for old, new in names.items():
+            name = re.sub(old, new, name)
+        result[name] = tensor
+    return result
+
+
+def joined(state: "State", parts: tuple[str, ...], whole: str) -> "State":
+    """Join tensors that differ by one part of their names, such as q_proj, k_proj and v_proj, row by row."""
+    import torch
+
+    result = dict(state)
+    for name in state:
+        if parts[0] in name:
+            pieces = [result.pop(name.replace(parts[0], part)) for part in parts]
+            result[name.replace(parts[0], whole)] = torch.cat(pieces)
+    return result
 
 
 def write_weights(folder: Path, state: "State", form: str = "safetensors") -> None:

@@ -1,0 +1,245 @@
+"""gte, arctic-embed-m-v2.0 and jina: rotary positions, and code of their own, in the folder or elsewhere."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tritonembed_perf.families import vocabularies
+from tritonembed_perf.families.bert import PROMPTS, WIDTH, bert
+from tritonembed_perf.families.modernbert import write
+from tritonembed_perf.families.registry import case
+from tritonembed_perf.families.sentence import normalize, pooling, transformer, write_sentence_files
+from tritonembed_perf.families.writing import QKV, Model, joined, random_state, renamed
+
+GTE_NAMES = {
+    r"^layers": "encoder.layer",
+    r"self_attn\.o_proj": "attention.o_proj",
+    r"self_attn\.qkv": "attention.qkv_proj",
+    r"mlp\.up_gate": "mlp.up_gate_proj",
+    r"post_attention_layernorm": "attn_ln",
+    r"post_mlp_layernorm": "mlp_ln",
+}
+NEW_CODE = "Alibaba-NLP/new-impl"
+STUB = """\
+from transformers import PretrainedConfig
+
+
+class NewConfig(PretrainedConfig):
+    model_type = "new"
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+"""
+
+
+def _gte_native(rope: Mapping[str, Any], **changes: Any) -> Model:
+    tokenizer, settings = vocabularies.xlm_roberta(512)
+    config = {
+        "architectures": ["GteModel"],
+        "hidden_act": "gelu",
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "layer_norm_eps": 1e-12,
+        "max_position_embeddings": 512,
+        "model_type": "gte",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "pad_token_id": 1,
+        "rope_parameters": dict(rope),
+        "type_vocab_size": 1,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "dtype": "float32",
+        "transformers_version": "5.9.0",
+        **changes,
+    }
+    return Model(config, random_state("GteModel", config), tokenizer, settings)
+
+
+def _gte_hub(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> Model:
+    """As Alibaba-NLP's own code reads it. code: of auto_map, before the class's name."""
+    model = _gte_native({"rope_theta": 1.0, "rope_type": "default"})
+    state = joined(joined(model.state, QKV, "qkv"), ("up_proj", "gate_proj"), "up_gate")
+    model.state = renamed(state, GTE_NAMES)
+    model.prefix(prefix)
+    model.config.update(
+        architectures=[model_class],
+        auto_map={"AutoConfig": f"{code}configuration.NewConfig", "AutoModel": f"{code}modeling.NewModel"},
+        classifier_dropout=0.0,
+        hidden_dropout_prob=0.1,
+        layer_norm_type="layer_norm",
+        logn_attention_clip1=False,
+        logn_attention_scale=False,
+        model_type="new",
+        pack_qkv=True,
+        position_embedding_type="rope",
+        torch_dtype="float16",
+        transformers_version="4.39.1",
+        unpad_inputs=False,
+        use_memory_efficient_attention=False,
+        **rope,
+    )
+    for key in ("rope_parameters", "dtype"):
+        del model.config[key]
+    model.config.update(changes)
+    return model
+
+
+NTK = {"rope_scaling": {"factor": 8.0, "type": "ntk"}, "rope_theta": 20000}
+NTK_NATIVE = {"rope_type": "linear", "factor": 8.0 ** (2 / 32), "rope_theta": 160000.0}
+"""The same frequencies: base * factor, divided by factor ** (2 / head size)."""
+
+
+def _write_gte_reference(folder: Path) -> None:
+    write(folder, _gte_native(NTK_NATIVE), "cls")
+
+
+@case("gte", reference=_write_gte_reference)
+def gte_multilingual(folder: Path) -> None:
+    """gte-multilingual-base: code that lies in another repository."""
+    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", NTK), "cls")
+
+
+@case("gte", reference=_write_gte_reference)
+def gte_multilingual_prefixed(folder: Path) -> None:
+    """Under `new.`, as NewForTokenClassification saves it."""
+    write(folder, _gte_hub(f"{NEW_CODE}--", "NewForTokenClassification", NTK, "new."), "cls")
+
+
+@case(
+    "gte",
+    trusted=True,
+    vllm={"hf_overrides": {"architectures": ["GteNewModel"]}},
+    reference=_write_gte_reference,
+)
+def gte_multilingual_local(folder: Path) -> None:
+    """The same with the code at hand."""
+    write(folder, _gte_hub("", "NewModel", NTK), "cls")
+    (folder / "configuration.py").write_text(STUB)
+
+
+@case("gte", reference=lambda folder: write(folder, _gte_native({"rope_theta": 500000.0, "rope_type": "default"})))
+def gte_en(folder: Path) -> None:
+    """gte-base-en-v1.5, stella_en_400M: another theta, no scaling."""
+    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
+
+
+@case("gte")
+def gte_native(folder: Path) -> None:
+    """As transformers 5 has it."""
+    write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
+
+
+@case(
+    "gte", reference=lambda folder: write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
+)
+def arctic_m_v2(folder: Path) -> None:
+    """arctic-embed-m-v2.0: the same weights, `gte`, code in the folder."""
+    rope = {"rope_scaling": None, "rope_theta": 160000}
+    model = _gte_hub("", "GteModel", rope, model_type="gte", torch_dtype="float32")
+    model.config["auto_map"] = {
+        "AutoConfig": "configuration_hf_alibaba_nlp_gte.GteConfig",
+        "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",
+    }
+    write(folder, model, "cls", prompts={"query": "query: "})
+
+
+JINA_NAMES = {
+    r"^layers": "encoder.layers",
+    r"embeddings\.LayerNorm": "emb_ln",
+    r"self_attn\.o_proj": "mixer.out_proj",
+    r"self_attn\.qkv": "mixer.Wqkv",
+    r"post_attention_layernorm": "norm1",
+    r"post_mlp_layernorm": "norm2",
+}
+
+
+def _jina_v3_native() -> Model:
+    tokenizer, settings = vocabularies.xlm_roberta(512)
+    config = {
+        "architectures": ["JinaEmbeddingsV3Model"],
+        "hidden_act": "gelu",
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "layer_norm_eps": 1e-5,
+        "max_position_embeddings": 514,
+        "model_type": "jina_embeddings_v3",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "pad_token_id": 1,
+        "rope_parameters": {"rope_theta": 20000.0, "rope_type": "default"},
+        "type_vocab_size": 1,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "dtype": "float32",
+        "transformers_version": "5.9.0",
+    }
+    return Model(config, random_state("JinaEmbeddingsV3Model", config), tokenizer, settings)
+
+
+def _jina_v3_hub() -> Model:
+    """jinaai/jina-embeddings-v3: every matrix with five adapters beside it."""
+    import torch
+
+    model = _jina_v3_native()
+    state = renamed(joined(model.state, QKV, "qkv"), JINA_NAMES)
+    generator = torch.Generator().manual_seed(3)
+    result = {}
+    for name, tensor in state.items():
+        if tensor.dim() < 2 or "token_type" in name:
+            result[f"roberta.{name}"] = tensor
+            continue
+        stem = f"roberta.{name.removesuffix('.weight')}.parametrizations.weight"
+        rows, columns = tensor.shape[::-1] if "word_embeddings" in name else tensor.shape
+        result[f"{stem}.original"] = tensor
+        result[f"{stem}.0.lora_A"] = torch.randn(5, 4, columns, generator=generator) * 0.05
+        result[f"{stem}.0.lora_B"] = torch.randn(5, rows, 4, generator=generator) * 0.05
+    model.state = result
+    code = "jinaai/xlm-roberta-flash-implementation"
+    tasks = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+    model.config = {
+        **{key: value for key, value in model.config.items() if key not in ("rope_parameters", "dtype")},
+        "architectures": ["XLMRobertaModel"],
+        "auto_map": {
+            "AutoConfig": f"{code}--configuration_xlm_roberta.XLMRobertaFlashConfig",
+            "AutoModel": f"{code}--modeling_lora.XLMRobertaLoRA",
+        },
+        "emb_pooler": None,
+        "load_trained_adapters": True,
+        "lora_adaptations": tasks,
+        "lora_alpha": 1,
+        "lora_dropout_p": 0.0,
+        "lora_rank": 4,
+        "model_type": "xlm-roberta",
+        "position_embedding_type": "rotary",
+        "rotary_emb_base": 20000.0,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.30.2",
+        "truncate_dim": None,
+        "use_flash_attn": True,
+        "use_reg_tokens": False,
+    }
+    return model
+
+
+@case("jina")
+def jina_v3(folder: Path) -> None:
+    """jina-embeddings-v3: its own code, with adapters by task."""
+    _jina_v3_hub().write(folder)
+    first = transformer("custom_st.Transformer")
+    write_sentence_files(folder, [first, pooling(WIDTH, "mean"), normalize()], prompts=PROMPTS)
+
+
+@case("jina")
+def jina_v3_native(folder: Path) -> None:
+    """jina-embeddings-v3-hf: as transformers 5 has it, without adapters."""
+    write(folder, _jina_v3_native())
+
+
+@case("jina")
+def jina_v2(folder: Path) -> None:
+    """jina-embeddings-v2: ALiBi, its own code, which is not at hand."""
+    model = bert(architectures=["JinaBertForMaskedLM"], position_embedding_type="alibi", feed_forward_type="geglu")
+    model.config["auto_map"] = {
+        "AutoConfig": "jinaai/jina-bert-implementation--configuration_bert.JinaBertConfig",
+        "AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel",
+    }
+    write(folder, model)
