@@ -94,10 +94,10 @@ def _run(case: Case, work: Path, zygotes: tuple[Zygote, Zygote], options: Any) -
         asked = {"folder": str(folder), "vllm": case.engine_arguments, "vectors": str(found)}
         served = zygotes[1].ask(asked, place / "served.log", options.seconds)
     cosine = None
-    if judged := judge(reference, served):
+    if judged := judge(reference, served, case.must_refuse):
         verdict, detail = judged
     else:
-        verdict, detail, cosine = compare(dict(np.load(expected)), dict(np.load(found)))
+        verdict, detail, cosine = compare(dict(np.load(expected)), dict(np.load(found)), case.cosine)
     if not options.keep_folder:
         shutil.rmtree(place)
     seconds = time.monotonic() - started

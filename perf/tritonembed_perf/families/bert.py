@@ -183,7 +183,7 @@ def bert_eps(folder: Path) -> None:
     write_sentence_files(folder, mean_modules(normalize()))
 
 
-@case(FAMILY)
+@case(FAMILY, must_refuse=True)
 def bert_relpos(folder: Path) -> None:
     """Relative positions: transformers 5 drops them, so that the reference is not the model that was trained."""
     bert(position_embedding_type="relative_key").write(folder)
@@ -197,7 +197,7 @@ def bert_decoder(folder: Path) -> None:
     write_sentence_files(folder, mean_modules(normalize()))
 
 
-@case(FAMILY)
+@case(FAMILY, must_refuse=True)
 def bert_missing_weight(folder: Path) -> None:
     """Without one weight; transformers makes up a random one and says so in its log only."""
     model = bert()

@@ -234,7 +234,7 @@ def jina_v3_native(folder: Path) -> None:
     write(folder, _jina_v3_native())
 
 
-@case("jina")
+@case("jina", must_refuse=True)
 def jina_v2(folder: Path) -> None:
     """jina-embeddings-v2: ALiBi, its own code, which is not at hand."""
     model = bert(architectures=["JinaBertForMaskedLM"], position_embedding_type="alibi", feed_forward_type="geglu")

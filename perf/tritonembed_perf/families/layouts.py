@@ -69,7 +69,7 @@ def bert_maskedlm_bin(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_pretraining(folder: Path) -> None:
-    model = _with_head("BertForPreTraining")
+    model = with_head("BertForPreTraining")
     model.write(folder)
     write_sentence_files(folder, mean_modules(normalize()))
 
@@ -158,10 +158,10 @@ def bert_st6_types(folder: Path) -> None:
 
 
 def _masked_lm() -> Model:
-    return _with_head("BertForMaskedLM")
+    return with_head("BertForMaskedLM")
 
 
-def _with_head(model_class: str) -> Model:
+def with_head(model_class: str) -> Model:
     """All weights of a class with a head, under the names that it saves."""
     model = bert(architectures=[model_class])
     model.state = random_state(model_class, model.config)

@@ -20,7 +20,7 @@ def write(folder: Path, model: Model, mode: str = "mean", **sentence: Any) -> No
     write_model(folder, model, mode, **{"max_length": LENGTH, **sentence})
 
 
-def _modernbert(model_class: str = "ModernBertModel", **changes: Any) -> Model:
+def modernbert(model_class: str = "ModernBertModel", **changes: Any) -> Model:
     tokenizer, settings = vocabularies.modernbert()
     ids = {name: tokenizer.token_to_id(f"[{name.upper()}]") for name in ("cls", "sep", "pad")}
     config = {
@@ -64,19 +64,19 @@ THETAS: dict[str, Any] = {"global_rope_theta": 160000.0, "local_rope_theta": 100
 @case("ModernBERT")
 def modernbert_gte(folder: Path) -> None:
     """gte-modernbert-base: CLS."""
-    write(folder, _modernbert(**THETAS), "cls")
+    write(folder, modernbert(**THETAS), "cls")
 
 
 @case("ModernBERT")
 def modernbert_nomic(folder: Path) -> None:
     """modernbert-embed-base: mean, with prompts."""
-    write(folder, _modernbert(**THETAS), prompts=NOMIC_PROMPTS)
+    write(folder, modernbert(**THETAS), prompts=NOMIC_PROMPTS)
 
 
 @case("ModernBERT")
 def modernbert_oldcfg(folder: Path) -> None:
     """Thetas that differ from what a reader would assume."""
-    write(folder, _modernbert(global_rope_theta=40000.0, local_rope_theta=5000.0))
+    write(folder, modernbert(global_rope_theta=40000.0, local_rope_theta=5000.0))
 
 
 @case("ModernBERT")
@@ -85,23 +85,23 @@ def modernbert_tf5(folder: Path) -> None:
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     thetas = {"full_attention": 160000.0, "sliding_attention": 10000.0}
     rope = {kind: {"rope_theta": theta, "rope_type": "default"} for kind, theta in thetas.items()}
-    write(folder, _modernbert(layer_types=kinds, rope_parameters=rope))
+    write(folder, modernbert(layer_types=kinds, rope_parameters=rope))
 
 
 @case("ModernBERT")
 def modernbert_biases(folder: Path) -> None:
-    write(folder, _modernbert(attention_bias=True, mlp_bias=True, norm_bias=True, **THETAS))
+    write(folder, modernbert(attention_bias=True, mlp_bias=True, norm_bias=True, **THETAS))
 
 
 @case("ModernBERT")
 def modernbert_maskedlm(folder: Path) -> None:
     """ModernBERT-base itself: under `model.`, with its head."""
-    write(folder, _modernbert("ModernBertForMaskedLM", **THETAS))
+    write(folder, modernbert("ModernBertForMaskedLM", **THETAS))
 
 
 @case("ModernBERT")
 def modernbert_dense(folder: Path) -> None:
-    write_model(folder, _modernbert(**THETAS), "mean", dense(WIDTH, 32), max_length=LENGTH)
+    write_model(folder, modernbert(**THETAS), "mean", dense(WIDTH, 32), max_length=LENGTH)
 
 
 @case("EuroBERT")

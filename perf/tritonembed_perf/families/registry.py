@@ -21,7 +21,8 @@ FILES = (
     "nomic",
     "gte",
     "decoders",
-    # "refused",
+    "quantized",
+    "refused",
 )
 """Modules of this package that define cases, in the order of the table."""
 
@@ -38,6 +39,12 @@ class Case:
 
     vllm: dict[str, Any] = field(default_factory=dict)
     """vLLM engine arguments beside it."""
+
+    must_refuse: bool = False
+    """Whether the engine has to refuse it although sentence-transformers makes vectors of it."""
+
+    cosine: float = 0.9999
+    """The least cosine that counts as right; lower for a case that can't be served in float32."""
 
     reference: Writer | None = None
     """Writes the same weights as sentence-transformers can load them, if it can't load the folder itself."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-SMALLEST_COSINE = 0.9999
 LARGEST_RATIO = 1e-3
 """How much the norms of two vectors may differ, relative to the reference's."""
 
@@ -48,10 +47,10 @@ class Row:
     seconds: float = 0.0
 
 
-def judge(reference: dict[str, Any], served: dict[str, Any]) -> tuple[Verdict, str] | None:
+def judge(reference: dict[str, Any], served: dict[str, Any], must_refuse: bool) -> tuple[Verdict, str] | None:
     """The verdict that needs no vectors: somebody refused or crashed. None: compare the vectors.
 
-    Both are the answers of `reference.run` and `serving.run`, or {"crashed": why}.
+    reference, served: the answers of `reference.run` and `serving.run`, or {"crashed": why}.
     """
     if why := reference.get("crashed"):
         return Verdict.WRONG, f"the folder could not be written or embedded: {clean(why)}"
@@ -61,14 +60,16 @@ def judge(reference: dict[str, Any], served: dict[str, Any]) -> tuple[Verdict, s
         return Verdict.NO_REFERENCE if "refused" in reference else Verdict.REFUSED, clean(why)
     if why := reference.get("refused"):
         return Verdict.WRONG, f"served, but sentence-transformers refuses: {clean(why)}"
+    if must_refuse:
+        return Verdict.WRONG, "served, but its vectors would mean nothing"
     return None
 
 
-def compare(reference: Vectors, served: Vectors) -> tuple[Verdict, str, float]:
+def compare(reference: Vectors, served: Vectors, least: float) -> tuple[Verdict, str, float]:
     """Hold the engine's vectors against the reference's; also gives the least cosine.
 
     reference, served: by input type, float32 [texts, dimensions], NaN for a text without a vector. A text that the
-    reference can't embed is left out.
+    reference can't embed is left out. least: the cosine that counts as right.
     """
     worst, problems = 1.0, []
     for kind, expected in reference.items():
@@ -82,10 +83,10 @@ def compare(reference: Vectors, served: Vectors) -> tuple[Verdict, str, float]:
         if not len(cosines):
             continue
         worst = min(worst, float(cosines.min()))
-        bad = np.flatnonzero(known)[cosines < SMALLEST_COSINE]
+        bad = np.flatnonzero(known)[cosines < least]
         if len(bad):
             problems.append(f"{kind}: {_which(bad)} of {len(cosines)} texts, least cosine {cosines.min():.3f}")
-        elif (ratio := _norm_ratio(expected[known], found[known])) > LARGEST_RATIO:
+        elif (ratio := _norm_ratio(expected[known], found[known])) > LARGEST_RATIO + (1 - least):
             problems.append(f"{kind}: norms differ by up to {ratio:.1%}")
     return (Verdict.WRONG, "; ".join(problems), worst) if problems else (Verdict.RIGHT, "", worst)
 

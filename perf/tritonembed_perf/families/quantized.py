@@ -1,0 +1,133 @@
+"""Weights in 4 bits, packed by hand as AutoGPTQ and AutoAWQ lay them out. The reference is the same, unpacked."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tritonembed_perf.families.decoders import QWEN_PROMPTS, decoder, write
+from tritonembed_perf.families.registry import case
+from tritonembed_perf.families.writing import Model
+
+if TYPE_CHECKING:
+    import torch
+
+    from tritonembed_perf.families.writing import State
+
+FAMILY = "Weights in 4 bits"
+GROUP = 128
+"""Inputs that share a scale."""
+
+AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight values lies in which four bits."""
+
+IN_16_BITS = {"dtype": "bfloat16"}
+BF16_COSINE = 0.999
+"""vLLM has no 4-bit product in float32; rounding to bfloat16 alone costs this much."""
+
+
+def _split(weight: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """A matrix [outputs, inputs] as integers 0 to 15 [inputs, outputs], scales and zeros [groups, outputs]."""
+    import torch
+
+    groups = weight.t().reshape(-1, GROUP, weight.shape[0])
+    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+    scales = ((high - low) / 15).half().float()
+    zeros = torch.round(-low / scales).clamp(0, 15)
+    values = torch.round(groups / scales + zeros).clamp(0, 15)
+    return values.reshape(-1, weight.shape[0]).int(), scales.squeeze(1), zeros.squeeze(1).int()
+
+
+def _unpacked(weight: "torch.Tensor") -> "torch.Tensor":
+    """What the integers stand for: float32 [outputs, inputs]."""
+    values, scales, zeros = _split(weight)
+    grouped = values.reshape(-1, GROUP, weight.shape[0])
+    result: torch.Tensor = ((grouped - zeros.unsqueeze(1)) * scales.unsqueeze(1)).reshape(-1, weight.shape[0]).t()
+    return result
+
+
+def _pack(values: "torch.Tensor", order: tuple[int, ...]) -> "torch.Tensor":
+    """Eight columns into one int32."""
+    import torch
+
+    eights = values.reshape(values.shape[0], -1, 8)
+    packed = torch.zeros(eights.shape[:2], dtype=torch.int64)
+    for place, column in enumerate(order):
+        packed |= eights[:, :, column].long() << (4 * place)
+    # To the signed range, as int32 has it.
+    return torch.where(packed >= 2**31, packed - 2**32, packed).int()
+
+
+def _awq(name: str, weight: "torch.Tensor") -> "State":
+    values, scales, zeros = _split(weight)
+    return {
+        f"{name}.qweight": _pack(values, AWQ_ORDER),
+        f"{name}.qzeros": _pack(zeros, AWQ_ORDER),
+        f"{name}.scales": scales.half(),
+    }
+
+
+def _gptq(name: str, weight: "torch.Tensor") -> "State":
+    import torch
+
+    values, scales, zeros = _split(weight)
+    return {
+        f"{name}.qweight": _pack(values.t().contiguous(), tuple(range(8))).t().contiguous(),
+        # AutoGPTQ stores one less.
+        f"{name}.qzeros": _pack(torch.remainder(zeros - 1, 16), tuple(range(8))),
+        f"{name}.scales": scales.half(),
+        f"{name}.g_idx": (torch.arange(weight.shape[1]) // GROUP).int(),
+    }
+
+
+def _qwen3() -> Model:
+    return decoder("Qwen3ForCausalLM", "qwen3", torch_dtype="float16")
+
+
+def _is_packed(name: str) -> bool:
+    return name.endswith("_proj.weight")
+
+
+def _write_packed(folder: Path, pack: Callable[[str, Any], "State"], config: dict[str, Any]) -> None:
+    model = _qwen3()
+    model.config["quantization_config"] = config
+    state: State = {}
+    for name, tensor in model.state.items():
+        state |= pack(name.removesuffix(".weight"), tensor) if _is_packed(name) else {name: tensor.half()}
+    model.state = state
+    write(folder, model, prompts=QWEN_PROMPTS)
+
+
+def _write_unpacked(folder: Path) -> None:
+    model = _qwen3()
+    model.config["torch_dtype"] = "float32"
+    model.state = {
+        name: _unpacked(tensor) if _is_packed(name) else tensor.half().float() for name, tensor in model.state.items()
+    }
+    write(folder, model, prompts=QWEN_PROMPTS)
+
+
+AWQ = {"bits": 4, "group_size": GROUP, "quant_method": "awq", "version": "gemm", "zero_point": True}
+GPTQ = {
+    "bits": 4,
+    "group_size": GROUP,
+    "quant_method": "gptq",
+    "desc_act": False,
+    "sym": False,
+    "checkpoint_format": "gptq",
+}
+
+
+@case(FAMILY, reference=_write_unpacked)
+def qwen3_awq_float32(folder: Path) -> None:
+    """As it comes on a CPU, in float32."""
+    _write_packed(folder, _awq, AWQ)
+
+
+@case(FAMILY, reference=_write_unpacked, vllm=IN_16_BITS, cosine=BF16_COSINE)
+def qwen3_awq(folder: Path) -> None:
+    _write_packed(folder, _awq, AWQ)
+
+
+@case(FAMILY, reference=_write_unpacked, vllm=IN_16_BITS, cosine=BF16_COSINE)
+def qwen3_gptq(folder: Path) -> None:
+    _write_packed(folder, _gptq, GPTQ)

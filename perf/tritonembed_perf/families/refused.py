@@ -1,0 +1,260 @@
+"""Folders that hold no dense text embedder: rerankers, sparse and multi-vector models, tables, images, adapters.
+
+sentence-transformers loads many of them and takes the mean of their tokens; that is not what they were trained for, so
+that the engine has to refuse them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from tritonembed_perf.families import vocabularies
+from tritonembed_perf.families.bert import WIDTH, bert
+from tritonembed_perf.families.decoders import decoder
+from tritonembed_perf.families.layouts import with_head
+from tritonembed_perf.families.modernbert import THETAS, modernbert
+from tritonembed_perf.families.registry import case
+from tritonembed_perf.families.roberta import roberta, xlm_roberta
+from tritonembed_perf.families.sentence import OLD, Module, dense, normalize, transformer, write_sentence_files
+from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer, write_weights
+
+ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+RERANKERS = "Rerankers"
+OTHERS = "Not a dense text embedder"
+
+
+def _classifier(model: Model, model_class: str) -> Model:
+    model.config.update(architectures=[model_class], **ONE_LABEL)
+    model.state = random_state(model_class, model.config)
+    return model
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_bert(folder: Path) -> None:
+    """ms-marco-MiniLM."""
+    _classifier(bert(), "BertForSequenceClassification").write(folder)
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_xlmr(folder: Path) -> None:
+    """bge-reranker-v2-m3."""
+    _classifier(xlm_roberta(), "XLMRobertaForSequenceClassification").write(folder)
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_roberta(folder: Path) -> None:
+    _classifier(roberta(), "RobertaForSequenceClassification").write(folder)
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_modernbert(folder: Path) -> None:
+    """gte-reranker-modernbert-base."""
+    _classifier(modernbert(**THETAS), "ModernBertForSequenceClassification").write(folder)
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_qwen3(folder: Path) -> None:
+    """Qwen3-Reranker: a causal model that says yes or no."""
+    decoder("Qwen3ForCausalLM", "qwen3").write(folder)
+
+
+@case(RERANKERS, must_refuse=True)
+def ce_st6(folder: Path) -> None:
+    """As sentence-transformers 6 saves a CrossEncoder."""
+    _classifier(bert(), "BertForSequenceClassification").write(folder)
+    output = {"text": {"method": "forward", "method_output_name": "logits"}}
+    settings = {
+        "transformer_task": "sequence-classification",
+        "modality_config": output,
+        "module_output_name": "scores",
+    }
+    first = transformer("sentence_transformers.base.modules.transformer.Transformer")
+    config = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
+    write_sentence_files(folder, [first], settings=settings, config=config)
+
+
+@case(OTHERS, must_refuse=True)
+def splade(folder: Path) -> None:
+    """SPLADE: a weight per word of the vocabulary."""
+    with_head("BertForMaskedLM").write(folder)
+    place = "sentence_transformers.sparse_encoder.models"
+    sparse = Module(
+        "SpladePooling",
+        f"{place}.SpladePooling",
+        lambda where: write_json(
+            where / "config.json",
+            {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None},
+        ),
+    )
+    config = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
+    write_sentence_files(folder, [transformer(f"{place}.MLMTransformer"), sparse], config=config)
+
+
+@case(OTHERS, must_refuse=True)
+def colbert_hf(folder: Path) -> None:
+    """ColBERT's own layout: a vector per token."""
+    import torch
+
+    model = bert(architectures=["HF_ColBERT"])
+    model.prefix("bert.")
+    model.state["linear.weight"] = torch.randn(32, WIDTH)
+    model.write(folder)
+    write_json(folder / "artifact.metadata", {"dim": 32, "similarity": "cosine", "query_maxlen": 32})
+
+
+@case(OTHERS, must_refuse=True)
+def colbert_pylate(folder: Path) -> None:
+    bert().write(folder)
+    linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, type="pylate.models.Dense.Dense")
+    config = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 32, "similarity_fn_name": "MaxSim"}
+    write_sentence_files(folder, [transformer(), linear], config=config)
+
+
+@case(OTHERS, must_refuse=True)
+def colbert_st6(folder: Path) -> None:
+    """As sentence-transformers 6 saves a MultiVectorEncoder."""
+    bert().write(folder)
+    linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, module_input_name="token_embeddings")
+    config = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
+    write_sentence_files(folder, [transformer(), linear], config=config)
+
+
+def _table(folder: Path, name: str) -> None:
+    import torch
+
+    tokenizer, settings = vocabularies.bert()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder, tokenizer, settings)
+    generator = torch.Generator().manual_seed(1)
+    write_weights(folder, {name: torch.randn(tokenizer.get_vocab_size(), 32, generator=generator)})
+
+
+@case(OTHERS, must_refuse=True)
+def static_st(folder: Path) -> None:
+    """StaticEmbedding: a vector per word, no transformer."""
+    first = Module("StaticEmbedding", f"{OLD}StaticEmbedding", lambda place: _table(place, "embedding.weight"))
+    write_sentence_files(folder, [first, normalize()], max_length=None)
+
+
+@case(OTHERS, must_refuse=True)
+def model2vec(folder: Path) -> None:
+    """potion: the same in model2vec's layout."""
+    _table(folder, "embeddings")
+    write_json(folder / "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 32})
+    first = Module("", f"{OLD}StaticEmbedding")
+    write_sentence_files(folder, [first, normalize()], max_length=None)
+
+
+@case(OTHERS, must_refuse=True)
+def clip_text(folder: Path) -> None:
+    """clip-ViT-B-32: texts and images."""
+    place = folder / "0_CLIPModel"
+    tokenizer, settings = vocabularies.roberta(77)
+    settings["tokenizer_class"] = "CLIPTokenizer"
+    shape = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {
+        **shape,
+        "vocab_size": tokenizer.get_vocab_size(),
+        "max_position_embeddings": 77,
+        "model_type": "clip_text_model",
+    }
+    vision = {**shape, "image_size": 32, "patch_size": 16}
+    config = {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": 32,
+        "text_config": text,
+        "vision_config": vision,
+    }
+    Model(config, random_state("CLIPModel", config), tokenizer, settings).write(place)
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    write_json(place / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **size})
+    write_sentence_files(folder, [Module("CLIPModel", f"{OLD}CLIPModel")], max_length=None)
+
+
+@case(OTHERS, must_refuse=True)
+def lora_folder(folder: Path) -> None:
+    """An adapter alone, its base model named."""
+    _adapter(folder, "sentence-transformers/all-MiniLM-L6-v2")
+
+
+@case(OTHERS, must_refuse=True)
+def lora_with_config(folder: Path) -> None:
+    """config.json of the base model beside the adapter."""
+    _adapter(folder, "sentence-transformers/all-MiniLM-L6-v2")
+    model = bert()
+    write_json(folder / "config.json", model.config)
+    write_tokenizer(folder, model.tokenizer, model.tokenizer_config)
+
+
+@case(OTHERS, must_refuse=True)
+def lora_with_base(folder: Path) -> None:
+    """The base model's weights in the same folder: transformers adds the adapter to them, if peft is installed."""
+    bert().write(folder)
+    _adapter(folder, str(folder))
+
+
+def _adapter(folder: Path, base: str) -> None:
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config: dict[str, Any] = {
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "lora_alpha": 16,
+        "peft_type": "LORA",
+        "r": 4,
+        "target_modules": ["query", "value"],
+        "task_type": "FEATURE_EXTRACTION",
+    }
+    write_json(folder / "adapter_config.json", config)
+    state = {}
+    for part in ("query", "value"):
+        stem = f"base_model.model.encoder.layer.0.attention.self.{part}"
+        state[f"{stem}.lora_A.weight"] = torch.randn(4, WIDTH)
+        state[f"{stem}.lora_B.weight"] = torch.randn(WIDTH, 4)
+    from safetensors.torch import save_file
+
+    save_file(state, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+@case(OTHERS, must_refuse=True)
+def empty_folder(folder: Path) -> None:
+    """Nothing at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@case(OTHERS, must_refuse=True)
+def no_weights(folder: Path) -> None:
+    bert().write(folder, "none")
+    write_sentence_files(folder, [transformer(), normalize()])
+
+
+@case(OTHERS, must_refuse=True)
+def no_tokenizer(folder: Path) -> None:
+    bert().write(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (folder / name).unlink()
+
+
+@case(OTHERS, must_refuse=True)
+def broken_config(folder: Path) -> None:
+    """config.json cut in the middle, as a broken download leaves it."""
+    bert().write(folder)
+    whole = (folder / "config.json").read_text()
+    (folder / "config.json").write_text(whole[: len(whole) // 2])
+
+
+@case(OTHERS, must_refuse=True)
+def broken_weights(folder: Path) -> None:
+    """Half of the weights' file."""
+    bert().write(folder)
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    write_sentence_files(folder, [transformer(), normalize()])
+
+
+@case(OTHERS, must_refuse=True)
+def not_of_the_hub(folder: Path) -> None:
+    """A model type that nobody knows."""
+    bert().write(folder)
+    edit_json(folder / "config.json", model_type="made_up", architectures=["MadeUpModel"])
