@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
-from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.long_text import SafeCuts
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
@@ -44,6 +44,8 @@ class TextTokenizer:
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer)
+        if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
+            raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
         self.sentences = 0
         """How many texts were tokenized so far."""
         self.truncated = 0

@@ -157,6 +157,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     if not has_modules and (tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()):
         raise ModelError(f"{name} has a chat template, through which sentence-transformers would put every text")
     hidden_size = _number(name, config, "hidden_size")
+    vocab_size = _number(name, config, "vocab_size")
     try:
         settings = read_sentence_settings(folder, transformer)
         modules = read_sentence_modules(folder, hidden_size)
@@ -165,7 +166,6 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     positions = _positions(config)
     lengths = _lengths(name, tokenizer_config, settings, positions, max_length)
     side = settings.tokenizer_options.get("truncation_side", tokenizer_config.get("truncation_side", "right"))
-    vocab_size = _number(name, config, "vocab_size")
     return ModelFiles(
         name=name,
         folder=folder,
