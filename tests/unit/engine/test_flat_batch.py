@@ -1,10 +1,12 @@
 """The arrays of a flat batch."""
 
 import numpy as np
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.models.roberta.modeling_roberta import RobertaEmbeddings
 
-from tritonembed_engine.executors.flat_batch import flatten, pad
+from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
 
 SENTENCE = st.lists(st.integers(0, (1 << 31) - 1), min_size=1, max_size=20)
 
@@ -42,3 +44,33 @@ def test_padding_adds_sentences_behind_the_others_and_leaves_them_as_they_are(le
     assert (padded.positions < 64).all()
     # As many as Bucket.rows has places for.
     assert len(padded.lengths) - count == -(-room // 64)
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=20), min_size=1, max_size=12), st.integers(0, 2))
+def test_positions_of_a_text_that_holds_padding_are_robertas(sentences: list[list[int]], padding_id: int) -> None:
+    """transformers' begin behind padding's own row of the table, ours at 0."""
+    batch = flatten([np.array(sentence, dtype="<i4").tobytes() for sentence in sentences], padding_id)
+    for index, sentence in enumerate(sentences):
+        place = slice(batch.starts[index], batch.starts[index + 1])
+        theirs = RobertaEmbeddings.create_position_ids_from_input_ids(torch.tensor([sentence]), padding_id)
+        assert batch.positions[place].tolist() == (theirs[0] - padding_id - 1).tolist()
+        assert batch.places[place].tolist() == list(range(len(sentence)))
+        assert batch.ids[place].tolist() == sentence
+
+
+def test_padding_counts_where_the_model_says_nothing_of_it() -> None:
+    batch = flatten([np.array([5, 1, 5], dtype="<i4").tobytes()])
+    assert batch.positions.tolist() == batch.places.tolist() == [0, 1, 2]
+
+
+def test_padding_behind_the_sentences_has_the_positions_of_tokens() -> None:
+    """Its id may be that of padding, whose row of the table would be outside of what a graph's kernels may read."""
+    batch = pad(flatten([np.array([5, 0, 5], dtype="<i4").tobytes()], 0), 8, 3)
+    assert batch.positions.tolist() == [0, -1, 1, 0, 1, 2, 0, 1]
+    assert batch.places.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+
+
+def test_begins_are_the_first_tokens_that_are_pooled() -> None:
+    begins = begins_of(flatten([bytes(12), bytes(4), bytes(20)]), [2, 0, 5])
+    assert begins.tolist() == [2, 3, 9]
+    assert begins.dtype == np.int32
