@@ -9,14 +9,18 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 from tests.integration.serve import Serve, serving
+from tritonclient.grpc import InferenceServerClient, InferInput
 
 from tritonembed_perf.models import write_bert
 
 LIMIT_S = 20.0
 """--forward-timeout: what a request has that does not say."""
 HUGE = ["word " * 500] * 40
+LONG = 400
+"""Tokens of a sentence."""
 PROMPT_S = 3.0
 """A small request waits for the batch in flight, about half a second, and for its own; the machine may be busy."""
 
@@ -48,7 +52,7 @@ class Huge(threading.Thread):
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
     """Its one replica needs half a second for each batch, and its checks are impatient."""
     model = write_bert(tmp_path_factory.mktemp("slow") / "model")
-    options = ["--num-replicas=1", "--tokenizer-instances=1", f"--forward-timeout={LIMIT_S}"]
+    options = ["--num-replicas=1", "--tokenizer-instances=1", "--no-reference", f"--forward-timeout={LIMIT_S}"]
     with serving(
         "--model", model, "--device=cpu", *options, "--health-interval=0.1", "--health-timeout=0.3"
     ) as started:
@@ -69,6 +73,28 @@ def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serv
     assert huge.seconds > 2.0
     assert slowest < PROMPT_S
     assert manager.server("server-0")["restarts"] == 0
+
+
+def computed(manager: Serve) -> float:
+    """Tokens that the engine has embedded."""
+    address = manager.server("server-0")["metrics_address"]
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("tritonembed_tokens_total{"))
+
+
+def test_what_a_client_of_the_embedder_cancels_is_not_computed_further(manager: Serve) -> None:
+    sentence = np.array([101, *[2000] * (LONG - 2), 102], "<i4").tobytes()
+    ids = InferInput("token_ids", [len(HUGE), 1], "BYTES")
+    ids.set_data_from_numpy(np.array([[sentence]] * len(HUGE), dtype=np.object_))
+    before = computed(manager)
+    with InferenceServerClient(manager.server("server-0")["address"]) as triton:
+        call = triton.async_infer("embedder", [ids], callback=lambda result, error: None)
+        manager.until(lambda: computed(manager) > before)
+        call.cancel()
+    # Long enough for all of it; checks are computed meanwhile.
+    time.sleep(5.0)
+    assert computed(manager) < before + 0.7 * len(HUGE) * LONG
 
 
 def test_what_cannot_be_done_in_time_is_refused_at_once(manager: Serve) -> None:

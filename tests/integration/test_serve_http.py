@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -161,3 +162,21 @@ def test_health_and_the_page_are_there(http: httpx.Client) -> None:
     assert "<h1>tritonembed</h1>" in http.get("/").text
     points = http.get("/status/history").json()["points"]
     assert points[-1]["servers"].keys() == {"server-0"}
+
+
+def test_dimensions_that_the_model_lacks_are_named(http: httpx.Client) -> None:
+    answer = http.post("/v1/embeddings/", json={"input": "a", "dimensions": 65})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "dimensions"
+    assert "65 is over the model's 64" in error["message"]
+
+
+def test_a_client_that_closes_its_half_gets_its_answer(manager: Serve) -> None:
+    body = b'{"input": "a sentence"}'
+    with socket.create_connection(("127.0.0.1", manager.http_port), timeout=30) as client:
+        client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert b"HTTP/1.1 200 OK\r\n" in answer
+    assert b'"embedding"' in answer

@@ -16,7 +16,8 @@ LONG_S = 40.0
 @pytest.mark.timeout(1800)
 def test_a_request_of_most_of_a_minute_is_answered_and_others_meanwhile(tmp_path: Path) -> None:
     model = write_bert(tmp_path / "model", layers=12, hidden=768, heads=12, intermediate=3072)
-    with serving("--model", model, "--device=cpu", "--num-replicas=1", "--forward-timeout=900") as manager:
+    options = ["--num-replicas=1", "--no-reference", "--forward-timeout=900"]
+    with serving("--model", model, "--device=cpu", *options) as manager:
         texts = ["word " * 500] * 24
         first = Huge(manager, texts)
         first.join()
