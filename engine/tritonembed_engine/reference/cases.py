@@ -1,5 +1,7 @@
 """What is embedded to see whether a model's vectors are right, and the file that keeps the answers."""
 
+import json
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,9 @@ import numpy.typing as npt
 from tritonembed_engine.errors import ModelError
 
 Vectors = npt.NDArray[np.float32]
+
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
+"""What `numpy.load` and the reading of its arrays raise for a file that is something else, or cut short."""
 
 LENGTHS = (2, 3, 7, 16, 17, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
 """Tokens: both sides of the lengths that attention and the CUDA graphs distinguish, up to 512."""
@@ -87,8 +92,8 @@ class Reference:
         np.savez(
             part,
             names=np.array([case.name for case in self.cases]),
-            texts=np.array([case.text or "" for case in self.cases]),
-            has_text=np.array([case.text is not None for case in self.cases]),
+            # numpy's own strings lose a NUL at their end.
+            texts=np.array(json.dumps([case.text for case in self.cases])),
             input_types=np.array([case.input_type or "" for case in self.cases]),
             skips=np.array([case.skip for case in self.cases]),
             tokens=np.array([case.tokens for case in self.cases]),
@@ -108,13 +113,12 @@ def load(file: Path) -> Reference:
             ends = np.cumsum(stored["tokens"])
             pieces = np.split(stored["ids"].astype("<i4"), ends[:-1])
             cases = [
-                Case(str(name), ids.tobytes(), int(skip), str(text) if has_text else None, str(kind) or None)
-                for name, ids, skip, text, has_text, kind in zip(
+                Case(str(name), ids.tobytes(), int(skip), text, str(kind) or None)
+                for name, ids, skip, text, kind in zip(
                     stored["names"],
                     pieces,
                     stored["skips"],
-                    stored["texts"],
-                    stored["has_text"],
+                    json.loads(str(stored["texts"])),
                     stored["input_types"],
                     strict=True,
                 )
@@ -124,5 +128,5 @@ def load(file: Path) -> Reference:
             }
             unknown = [str(key) for key in stored["unknown"]]
             return Reference(cases, stored["vectors"], str(stored["source"]), rounding, unknown)
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"the reference {file.name} can't be read ({type(error).__name__})") from None

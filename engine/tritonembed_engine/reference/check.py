@@ -52,8 +52,13 @@ class Verdict:
 
 
 def compare(executor: Executor, reference: Reference, dtype: str) -> Verdict:
-    """Embed every case alone that the executor takes. dtype: the type that the model computes in, as torch names it."""
+    """Embed every case alone that the executor takes; raises Wrong where it takes none.
+
+    dtype: the type that the model computes in, as torch names it.
+    """
     reference = without_refused(reference, executor.refused_id)
+    if not reference.cases:
+        raise Wrong(f"the reference ({reference.source}) has no case that the executor takes")
     rows = [executor.launch([case.ids], [case.skip] if case.skip else None).result() for case in reference.cases]
     return judge(np.concatenate(rows), reference, dtype)
 
@@ -78,8 +83,9 @@ def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
     ours, theirs = _unit(answers), _unit(reference.vectors)
     cosines = np.einsum("ij,ij->i", ours, theirs)
     # A random model's end token can be zeros.
-    both_zero = ~(ours.any(1) | theirs.any(1))
-    distances = np.where(both_zero, 0.0, 1 - np.nan_to_num(cosines, nan=-1.0))
+    both_zero = ~(answers.any(1) | reference.vectors.any(1))
+    distances = np.where(both_zero, 0.0, 1 - cosines)
+    distances[~np.isfinite(answers).all(1)] = 2.0
     # A vector that may turn by so much moves a score by up to the sine of that angle.
     same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * rounding)))
     swaps = _swaps(ours @ ours.T, theirs @ theirs.T, same)
@@ -140,5 +146,6 @@ def _swaps(ours: Vectors, theirs: Vectors, same: float) -> int:
 def _unit(vectors: Vectors) -> npt.NDArray[np.float64]:
     wide = vectors.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    unit: npt.NDArray[np.float64] = np.divide(wide, norms, out=np.zeros_like(wide), where=norms > 0)
+    usable = (norms > 0) & np.isfinite(norms)
+    unit: npt.NDArray[np.float64] = np.divide(wide, norms, out=np.zeros_like(wide), where=usable)
     return unit

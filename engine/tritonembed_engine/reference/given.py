@@ -12,9 +12,9 @@ import numpy as np
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles
-from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.parameters import INPUT_TYPES, EmbedParameters
 from tritonembed_engine.prompt_lengths import PromptLengths
-from tritonembed_engine.reference.cases import Case, Reference, load
+from tritonembed_engine.reference.cases import UNREADABLE, Case, Reference, load
 
 
 def read_reference(file: Path, files: ModelFiles) -> Reference:
@@ -32,10 +32,12 @@ def read_reference(file: Path, files: ModelFiles) -> Reference:
             )
     except FileNotFoundError:
         raise ModelError(f"there is no reference {file.name}") from None
-    except (OSError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise ModelError(f"the reference {file.name} has no texts and vectors ({type(error).__name__})") from None
     if vectors.ndim != 2 or len(vectors) != len(texts) or not len(texts):
         raise ModelError(f"the reference {file.name} has {len(texts)} texts and vectors of shape {vectors.shape}")
+    if len(kinds) != len(texts) or not {*kinds} <= {"", *INPUT_TYPES}:
+        raise ModelError(f"the reference {file.name}: input_types are not one of query, passage or '' for each text")
     tokenizer, prompts = TextTokenizer(files), PromptLengths(files)
     cases = []
     for number, (text, kind) in enumerate(zip(texts, kinds, strict=True)):

@@ -23,7 +23,7 @@ from tritonembed_engine.settings import ModelSettings
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2
+VERSION = 3
 """Of the cases and the oracle: another one makes all references anew."""
 
 MOST_SECONDS = 600.0
@@ -135,7 +135,10 @@ def _digest(cache: Path, complete: Path, files: ModelFiles, settings: ModelSetti
         contents = known.read_text()
     else:
         contents = _sha([[name, _sha_of_file(file)] for name, file in zip(names, listed, strict=True)])
-        known.write_text(contents)
+        # Another process may read it meanwhile.
+        part = known.with_name(f".{known.name}.{os.getpid()}")
+        part.write_text(contents)
+        part.replace(known)
     trust = bool(settings.vllm.get("trust_remote_code"))
     return _sha([VERSION, contents, transformers.__version__, numpy.__version__, settings.max_model_len, trust])
 
