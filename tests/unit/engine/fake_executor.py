@@ -43,6 +43,8 @@ class FakeExecutor:
         depth: int = 2,
         on_any_thread: bool = False,
     ) -> None:
+        self.refused_id: int | None = None
+        self.skips: list[Sequence[int] | None] = []
         self.depth = depth
         self.on_any_thread = on_any_thread
         self.threads: list[int] = []
@@ -72,8 +74,9 @@ class FakeExecutor:
     def let_go(self) -> None:
         self._go.set()
 
-    def launch(self, sentences: Sequence[bytes]) -> "FakePending":
+    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> "FakePending":
         self.before_launch(sentences)
+        self.skips.append(skips)
         self.batches.append(list(sentences))
         self.threads.append(threading.get_ident())
         self.events.append("launch")
