@@ -129,9 +129,12 @@ def gte_native(folder: Path) -> None:
     write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
 
 
-@case(
-    "gte", reference=lambda folder: write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
-)
+def _arctic_m_v2_reference(folder: Path) -> None:
+    model = _gte_native({"rope_theta": 160000.0, "rope_type": "default"})
+    write(folder, model, "cls", prompts={"query": "query: "})
+
+
+@case("gte", reference=_arctic_m_v2_reference)
 def arctic_m_v2(folder: Path) -> None:
     """arctic-embed-m-v2.0: the same weights, `gte`, code in the folder."""
     rope = {"rope_scaling": None, "rope_theta": 160000}

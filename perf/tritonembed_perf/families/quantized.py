@@ -1,6 +1,7 @@
 """Weights in 4 bits, packed by hand as AutoGPTQ and AutoAWQ lay them out. The reference is the same, unpacked."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +26,28 @@ BF16_COSINE = 0.999
 """vLLM has no 4-bit product in float32; rounding to bfloat16 alone costs this much."""
 
 
-def _split(weight: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """A matrix [outputs, inputs] as integers 0 to 15 [inputs, outputs], scales and zeros [groups, outputs]."""
+def _split(weight: "torch.Tensor", symmetric: bool) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
+    """A matrix [outputs, inputs] as integers 0 to 15 [inputs, outputs], scales and zeros [groups, outputs].
+
+    symmetric: whether 8 stands for zero in every group.
+    """
     import torch
 
     groups = weight.t().reshape(-1, GROUP, weight.shape[0])
-    low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
-    scales = ((high - low) / 15).half().float()
-    zeros = torch.round(-low / scales).clamp(0, 15)
+    if symmetric:
+        scales = (groups.abs().amax(1, keepdim=True) / 7).half().float()
+        zeros = torch.full_like(scales, 8)
+    else:
+        low, high = groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)
+        scales = ((high - low) / 15).half().float()
+        zeros = torch.round(-low / scales).clamp(0, 15)
     values = torch.round(groups / scales + zeros).clamp(0, 15)
     return values.reshape(-1, weight.shape[0]).int(), scales.squeeze(1), zeros.squeeze(1).int()
 
 
-def _unpacked(weight: "torch.Tensor") -> "torch.Tensor":
+def _unpacked(weight: "torch.Tensor", symmetric: bool) -> "torch.Tensor":
     """What the integers stand for: float32 [outputs, inputs]."""
-    values, scales, zeros = _split(weight)
+    values, scales, zeros = _split(weight, symmetric)
     grouped = values.reshape(-1, GROUP, weight.shape[0])
     result: torch.Tensor = ((grouped - zeros.unsqueeze(1)) * scales.unsqueeze(1)).reshape(-1, weight.shape[0]).t()
     return result
@@ -58,7 +66,7 @@ def _pack(values: "torch.Tensor", order: tuple[int, ...]) -> "torch.Tensor":
 
 
 def _awq(name: str, weight: "torch.Tensor") -> "State":
-    values, scales, zeros = _split(weight)
+    values, scales, zeros = _split(weight, symmetric=False)
     return {
         f"{name}.qweight": _pack(values, AWQ_ORDER),
         f"{name}.qzeros": _pack(zeros, AWQ_ORDER),
@@ -69,7 +77,7 @@ def _awq(name: str, weight: "torch.Tensor") -> "State":
 def _gptq(name: str, weight: "torch.Tensor") -> "State":
     import torch
 
-    values, scales, zeros = _split(weight)
+    values, scales, zeros = _split(weight, symmetric=True)
     return {
         f"{name}.qweight": _pack(values.t().contiguous(), tuple(range(8))).t().contiguous(),
         # AutoGPTQ stores one less.
@@ -97,11 +105,12 @@ def _write_packed(folder: Path, pack: Callable[[str, Any], "State"], config: dic
     write(folder, model, prompts=QWEN_PROMPTS)
 
 
-def _write_unpacked(folder: Path) -> None:
+def _write_unpacked(folder: Path, symmetric: bool = False) -> None:
     model = _qwen3()
     model.config["torch_dtype"] = "float32"
     model.state = {
-        name: _unpacked(tensor) if _is_packed(name) else tensor.half().float() for name, tensor in model.state.items()
+        name: _unpacked(tensor, symmetric) if _is_packed(name) else tensor.half().float()
+        for name, tensor in model.state.items()
     }
     write(folder, model, prompts=QWEN_PROMPTS)
 
@@ -112,7 +121,7 @@ GPTQ = {
     "group_size": GROUP,
     "quant_method": "gptq",
     "desc_act": False,
-    "sym": False,
+    "sym": True,
     "checkpoint_format": "gptq",
 }
 
@@ -128,6 +137,6 @@ def qwen3_awq(folder: Path) -> None:
     _write_packed(folder, _awq, AWQ)
 
 
-@case(FAMILY, reference=_write_unpacked, vllm=IN_16_BITS, cosine=BF16_COSINE)
+@case(FAMILY, reference=partial(_write_unpacked, symmetric=True), vllm=IN_16_BITS, cosine=BF16_COSINE)
 def qwen3_gptq(folder: Path) -> None:
     _write_packed(folder, _gptq, GPTQ)

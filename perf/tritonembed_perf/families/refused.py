@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.families import vocabularies
-from tritonembed_perf.families.bert import WIDTH, bert
+from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
 from tritonembed_perf.families.decoders import decoder
 from tritonembed_perf.families.layouts import with_head
 from tritonembed_perf.families.modernbert import THETAS, modernbert
@@ -226,7 +226,7 @@ def empty_folder(folder: Path) -> None:
 @case(OTHERS, must_refuse=True)
 def no_weights(folder: Path) -> None:
     bert().write(folder, "none")
-    write_sentence_files(folder, [transformer(), normalize()])
+    write_sentence_files(folder, mean_modules(normalize()))
 
 
 @case(OTHERS, must_refuse=True)
@@ -250,7 +250,7 @@ def broken_weights(folder: Path) -> None:
     bert().write(folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    write_sentence_files(folder, [transformer(), normalize()])
+    write_sentence_files(folder, mean_modules(normalize()))
 
 
 @case(OTHERS, must_refuse=True)
