@@ -124,16 +124,15 @@ class ModelFiles:
         if prompt is not None:
             return prompt
         if prompt_name is not None:
-            if prompt_name not in self.prompts:
-                known = ", ".join(sorted(self.prompts))[:200]
-                raise InvalidArgument("prompt_name", f"is not one of the model's: {known}")
-            return self.prompts[prompt_name]
+            # For sentence-transformers every model has these two, empty unless its files say otherwise.
+            prompts = {"query": "", "document": "", **self.prompts}
+            if prompt_name not in prompts:
+                raise InvalidArgument("prompt_name", f"is not one of the model's: {', '.join(sorted(prompts))[:200]}")
+            return prompts[prompt_name]
         if input_type is None:
             return self.prompts.get(self.default_prompt_name or "", "")
         names = ("query",) if input_type == "query" else ("document", "passage", "corpus")
-        # "document" is always there, empty unless the file has it: as in sentence-transformers it is no reason to
-        # look no further.
-        return next((self.prompts[name] for name in names if self.prompts.get(name)), "")
+        return next((self.prompts[name] for name in names if name in self.prompts), "")
 
 
 def read_model_files(model: str, revision: str | None = None, max_length: int | None = None) -> ModelFiles:

@@ -172,7 +172,8 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
         raise ModelError(f"{name}: requirements can't be checked")
     prompts = {**_NO_PROMPTS, **{key: text or "" for key, text in given.items()}}
     default = config.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    # For sentence-transformers every model has these two, empty unless the file says otherwise.
+    if default is not None and default not in {*prompts, "query", "document"}:
         raise ModelError(f"the model's default prompt {str(default)[:40]!r} is not among its prompts")
     truncate_dim = _length(name, "truncate_dim", config.get("truncate_dim"))
     unknown = tuple(f"{name}: {key}" for key in config if key not in _CONFIG_KEYS)

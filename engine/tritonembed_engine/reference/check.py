@@ -18,6 +18,9 @@ LARGEST_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-4, "float16": 5e-4}
 NOISE_MARGIN = 1.5
 """Our 16-bit rounding and transformers' are two draws of the same noise: the larger of one may pass the other's."""
 
+LARGEST_ALLOWED = 0.01
+"""However much transformers rounds: beyond it nothing could be told from a wrong vector."""
+
 NEAREST = 10
 SAME_SCORE = 0.002
 """Two scores that differ by no more may change places."""
@@ -75,7 +78,7 @@ def without_refused(reference: Reference, refused: int | None) -> Reference:
 def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
     """The verdict on vectors, float32 [cases, dimensions]."""
     rounding = NOISE_MARGIN * reference.rounding.get(dtype, 0.0)
-    allowed = max(LARGEST_DISTANCE.get(dtype, LARGEST_DISTANCE["bfloat16"]), rounding)
+    allowed = min(max(LARGEST_DISTANCE.get(dtype, LARGEST_DISTANCE["bfloat16"]), rounding), LARGEST_ALLOWED)
     # sentence-transformers' own may be cut to the model's truncate_dim.
     answers = answers[:, : reference.vectors.shape[1]]
     if answers.shape != reference.vectors.shape:
@@ -87,7 +90,7 @@ def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
     distances = np.where(both_zero, 0.0, 1 - cosines)
     distances[~np.isfinite(answers).all(1)] = 2.0
     # A vector that may turn by so much moves a score by up to the sine of that angle.
-    same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * rounding)))
+    same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * min(rounding, LARGEST_ALLOWED))))
     swaps = _swaps(ours @ ours.T, theirs @ theirs.T, same)
     return Verdict(distances, reference.cases[int(distances.argmax())].name, allowed, swaps)
 
@@ -98,7 +101,7 @@ def refuse_wrong(executor: Executor, reference: Reference, dtype: str) -> Verdic
     if verdict.largest > verdict.allowed:
         raise Wrong(
             f"{verdict.worst}: cosine {1 - verdict.largest:.6f} to the reference ({reference.source}), below"
-            f" {1 - verdict.allowed:.6f}"
+            f" {1 - verdict.allowed:.6f}{_of_rounding(reference, dtype)}"
         )
     if verdict.swaps:
         raise Wrong(f"{verdict.swaps} of the nearest change places against the reference ({reference.source})")
@@ -129,6 +132,14 @@ class Gate:
             len(verdict.distances),
             ", quantized" if self._quantized else "",
         )
+
+
+def _of_rounding(reference: Reference, dtype: str) -> str:
+    """What helps where the type alone turns the vectors too far, to be put behind a message."""
+    rounding = reference.rounding.get(dtype, 0.0)
+    if NOISE_MARGIN * rounding <= LARGEST_ALLOWED:
+        return ""
+    return f" ({dtype} alone turns vectors of this model to {1 - rounding:.4f}: --dtype float32)"
 
 
 def _swaps(ours: Vectors, theirs: Vectors, same: float) -> int:

@@ -1,0 +1,135 @@
+"""A folder gives sentence-transformers' vectors through a real server, or does not start, with the reason in a line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from tests.integration.reference import cosines
+
+from tritonembed import EmbeddingClient, InvalidArgumentError
+from tritonembed_perf import models
+from tritonembed_perf.server import running_server
+
+TEXTS = ["", "   ", "one", "a longer text, with [SEP] and [PAD] in it", "naïve 😀 中文", "word " * 300]
+WIDTH = 64
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What vLLM would misread in silence, all at once."""
+    folder = tmp_path_factory.mktemp("rich") / "rich-model"
+    shape = {"layers": 2, "hidden": WIDTH, "heads": 2, "intermediate": 128, "max_length": 64}
+    models.write_bert(folder, **shape, prompts={"query": "find: ", "passage": "text: ", "title": "title: "})
+    kinds = ["transformer.Transformer", "pooling.Pooling", "layer_norm.LayerNorm", "dense.Dense", "normalize.Normalize"]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind.rpartition('.')[2]}" if i else "", "type": _class_of(kind)}
+        for i, kind in enumerate(kinds)
+    ]
+    write_json(folder / "modules.json", modules)
+    pooling = {"embedding_dimension": WIDTH, "pooling_mode": ["weightedmean", "max"], "include_prompt": False}
+    write_json(folder / "1_Pooling" / "config.json", pooling)
+    write_json(folder / "2_LayerNorm" / "config.json", {"dimension": 2 * WIDTH})
+    dense = {"in_features": 2 * WIDTH, "out_features": 48, "bias": True, "use_residual": True}
+    activation = "torch.nn.modules.activation.LeakyReLU"
+    write_json(folder / "3_Dense" / "config.json", {**dense, "activation_function": activation})
+    (folder / "4_Normalize").mkdir()
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(*size, generator=generator) * 0.2
+
+    save_file(
+        {"norm.weight": 1 + draw(2 * WIDTH), "norm.bias": draw(2 * WIDTH)}, folder / "2_LayerNorm/model.safetensors"
+    )
+    weights = {"linear.weight": draw(48, 2 * WIDTH), "linear.bias": draw(48), "residual.weight": draw(48, 2 * WIDTH)}
+    save_file(weights, folder / "3_Dense/model.safetensors")
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    write_json(folder / "sentence_bert_config.json", {**settings, "query_length": 16})
+    config = json.loads((folder / "config_sentence_transformers.json").read_text())
+    write_json(folder / "config_sentence_transformers.json", {**config, "truncate_dim": 40})
+    return folder
+
+
+def _class_of(kind: str) -> str:
+    family = "sentence_transformer" if kind.startswith(("pooling", "layer_norm")) else "base"
+    return f"sentence_transformers.{family}.modules.{kind}"
+
+
+def test_a_folder_that_vllm_would_misread_gives_sentence_transformers_vectors(folder: Path) -> None:
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    with (
+        running_server(str(folder), ["--device", "cpu", "--workers", "1"]) as server,
+        EmbeddingClient(server.target) as client,
+    ):
+        log = server.read_log()
+        for options, expected in (
+            ({}, theirs.encode(TEXTS)),
+            ({"input_type": "query"}, theirs.encode_query(TEXTS)),
+            ({"input_type": "passage"}, theirs.encode(TEXTS, prompt_name="passage")),
+            ({"prompt_name": "title"}, theirs.encode(TEXTS, prompt_name="title")),
+            ({"prompt": "free: "}, theirs.encode(TEXTS, prompt="free: ")),
+        ):
+            ours = client.embed(TEXTS, **options).embeddings
+            assert ours.shape == expected.shape == (len(TEXTS), 40)
+            assert cosines(ours, expected).min() > 0.99999, options
+        assert client.embed(TEXTS, dimensions=48).embeddings.shape == (len(TEXTS), 48)
+        with pytest.raises(InvalidArgumentError, match="prompt_name"):
+            client.embed(TEXTS, prompt_name="unheard of")
+        with pytest.raises(InvalidArgumentError, match="prompt"):
+            client.embed(TEXTS, prompt_name="title", prompt="free: ")
+    assert "direct executor: cosine 1.0" in log, log
+
+
+def test_verify_tells_right_from_wrong(tmp_path: Path) -> None:
+    """CamemBERT is right although vLLM alone begins its positions at 0; another model's reference is not its own."""
+    folder = models.write_roberta(tmp_path / "camembert", hidden=128, max_length=64)
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", {**config, "model_type": "camembert", "architectures": ["CamembertModel"]})
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", settings)
+    theirs = SentenceTransformer(str(folder), device="cpu")
+    texts = ["one <pad> two", *TEXTS]
+    right, wrong = tmp_path / "right.npz", tmp_path / "wrong.npz"
+    vectors = theirs.encode(texts)
+    np.savez(right, texts=texts, vectors=vectors)
+    np.savez(wrong, texts=texts, vectors=np.roll(vectors, 1, axis=1))
+    assert _verify(folder, right)["right"]
+    report = _verify(folder, wrong)
+    assert not report["right"]
+    assert max(row["distance"] for row in report["rows"]) > 0.01
+
+
+def _verify(folder: Path, reference: Path) -> Any:
+    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(folder), "--device=cpu", "--json"]
+    ran = subprocess.run(
+        [*command, f"--reference={reference}"], capture_output=True, text=True, timeout=240, env=dict(os.environ)
+    )
+    report = json.loads(ran.stdout)
+    assert ran.returncode == (0 if report["right"] else 1)
+    return report
+
+
+def test_a_checkpoint_that_lacks_a_weight_does_not_start_and_names_it(folder: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    models.write_bert(broken, layers=2, hidden=WIDTH, heads=2, intermediate=128)
+    weights = load_file(broken / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(broken), "--device=cpu"]
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert ran.returncode not in (0, None)
+    assert "encoder.layer.1.output.dense.weight" in ran.stderr
+    assert str(tmp_path) not in ran.stderr
