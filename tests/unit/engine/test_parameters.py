@@ -11,7 +11,7 @@ from tritonembed_engine.parameters import EmbedParameters, parse_parameters
 
 @pytest.mark.parametrize("raw", ["", "{}"])
 def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
-    assert parse_parameters(raw) == EmbedParameters("END", None, None, "float", None)
+    assert parse_parameters(raw) == EmbedParameters(None, None, None, None, None, "float", None)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +20,7 @@ def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
         *(("truncate", value) for value in ("END", "START", "NONE")),
         *(("input_type", value) for value in ("query", "passage")),
         *(("embedding_type", value) for value in ("float", "float16", "int8", "uint8", "binary", "ubinary")),
+        *((name, value) for name in ("prompt_name", "prompt") for value in ("", "query", "naïve 😀: ")),
         *(("dimensions", value) for value in (1, 256, 1 << 40)),
         *(("normalize", value) for value in (True, False)),
     ],
@@ -32,11 +33,12 @@ def test_all_parameters_together_arrive() -> None:
     given = {
         "truncate": "NONE",
         "input_type": "query",
+        "prompt_name": "other",
         "dimensions": 7,
         "embedding_type": "ubinary",
         "normalize": False,
     }
-    assert parse_parameters(json.dumps(given)) == EmbedParameters("NONE", "query", 7, "ubinary", False)
+    assert parse_parameters(json.dumps(given)) == EmbedParameters("NONE", "query", "other", None, 7, "ubinary", False)
 
 
 def test_parameters_that_triton_adds_are_passed_over() -> None:
@@ -59,6 +61,12 @@ def test_parameters_that_triton_adds_are_passed_over() -> None:
         ("input_type", None),
         ("embedding_type", "float32"),
         ("embedding_type", 8),
+        ("prompt_name", 1),
+        ("prompt_name", None),
+        ("prompt_name", ["query"]),
+        ("prompt", 1),
+        ("prompt", None),
+        ("prompt", {"query": "q"}),
         ("dimensions", True),
         ("dimensions", False),
         ("dimensions", 0),
@@ -79,6 +87,11 @@ def test_a_wrong_value_or_type_is_refused_by_the_name_of_its_parameter(name: str
     assert str(refused.value).startswith(f"{name}: must be ")
 
 
+def test_a_prompt_is_named_or_given_not_both() -> None:
+    with pytest.raises(InvalidArgument, match=r"^prompt: can't be given beside prompt_name$"):
+        parse_parameters(json.dumps({"prompt_name": "query", "prompt": "secret"}))
+
+
 @pytest.mark.parametrize("embedding_type", ["int8", "uint8"])
 def test_bytes_are_refused_without_normalisation(embedding_type: str) -> None:
     with pytest.raises(InvalidArgument, match="needs normalize=true") as refused:
@@ -93,7 +106,7 @@ def test_an_unknown_parameter_is_named_and_the_known_ones_are_listed() -> None:
         parse_parameters('{"dimension": 3}')
     message = str(refused.value)
     assert "'dimension'" in message
-    assert "truncate, input_type, dimensions, embedding_type, normalize" in message
+    assert "truncate, input_type, prompt_name, prompt, dimensions, embedding_type, normalize" in message
 
 
 @pytest.mark.parametrize("name", ["x" * 10_000, "truncate", "input_type", "dimensions", "embedding_type", "normalize"])

@@ -147,6 +147,70 @@ def test_input_type_prepends_the_models_own_prompt(tokenizers: dict[str, TextTok
     assert encode(tokenizer, ["a dog"], EmbedParameters(input_type="passage")) == plain[1:]
 
 
+def test_a_request_chooses_its_prompt_by_name_or_brings_its_own(tokenizers: dict[str, TextTokenizer]) -> None:
+    tokenizer = tokenizers["bert"]
+    plain = encode(tokenizer, ["find: a dog", "of mine: a dog", "a dog"])
+    asked = [
+        EmbedParameters(prompt_name="query"),
+        EmbedParameters(prompt="of mine: "),
+        EmbedParameters(prompt="", input_type="query"),
+    ]
+    assert [encode(tokenizer, ["a dog"], one)[0] for one in asked] == plain
+    both = EmbedParameters(input_type="passage", prompt_name="query")
+    assert encode(tokenizer, ["a dog"], both) == plain[:1]
+
+
+def test_a_prompt_that_the_model_has_not_fails_its_own_request_alone(tokenizers: dict[str, TextTokenizer]) -> None:
+    jobs = [([b"dog"], DEFAULTS), ([b"dog"], EmbedParameters(prompt_name="gone")), ([b"dog"], DEFAULTS)]
+    answers = tokenizers["bert"].encode_requests(jobs)
+    assert str(answers[1]) == "prompt_name: is not one of the model's: document, query"
+    assert answers[0] == answers[2] == [np.array([101, 3899, 102], dtype="<i4").tobytes()]
+
+
+def configured(model: Path, folder: Path, file: str, **changes: object) -> TextTokenizer:
+    """The tokenizer of a copy whose file has other keys."""
+    copy_of(model, folder)
+    path = folder / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    return TextTokenizer(read_model_files(str(folder)))
+
+
+def test_queries_and_passages_have_lengths_of_their_own(shelf: ModelShelf, tmp_path: Path) -> None:
+    tokenizer = configured(shelf("bert"), tmp_path, "sentence_bert_config.json", query_length=8, document_length=100)
+    for word in ("dog ", "é "):
+        kinds = [EmbedParameters(input_type=kind) for kind in (None, "query", "passage")]
+        answers = tokenizer.encode_requests([([(word * 200).encode()], kind) for kind in kinds])
+        assert [len(answer[0]) // 4 for answer in answers if isinstance(answer, list)] == [64, 8, 100]
+        none = EmbedParameters(truncate="NONE", input_type="query")
+        assert "over the model's maximum of 8" in str(
+            refused(tokenizer, ["é dog dog dog dog".encode() * 2, b"a"], none)
+        )
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "sentence_bert_config.json"])
+def test_a_text_loses_its_start_where_the_model_says_so(file: str, shelf: ModelShelf, tmp_path: Path) -> None:
+    changes: dict[str, object] = {"truncation_side": "left"}
+    if file == "sentence_bert_config.json":
+        changes = {"processor_kwargs": changes}
+    tokenizer = configured(shelf("bert"), tmp_path, file, **changes)
+    long = [" ".join(map(str, range(200))), "é " + " ".join(map(str, range(200)))]
+    assert encode(tokenizer, long) == encode(tokenizer, long, EmbedParameters(truncate="START"))
+    assert encode(tokenizer, long) != encode(tokenizer, long, EmbedParameters(truncate="END"))
+
+
+def test_a_side_of_truncation_that_only_the_tokenizers_file_has_is_refused(shelf: ModelShelf, tmp_path: Path) -> None:
+    truncation = {"direction": "Left", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
+    with pytest.raises(ModelError, match=r"its tokenizer\.json truncates on another side"):
+        configured(shelf("bert"), tmp_path, "tokenizer.json", truncation=truncation)
+
+
+def test_a_maximum_without_room_for_the_special_tokens_is_refused(shelf: ModelShelf, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="its max_seq_length leaves no room for the special tokens of a text"):
+        configured(shelf("bert"), tmp_path, "sentence_bert_config.json", max_seq_length=1)
+    tokenizer = configured(shelf("bert"), tmp_path, "sentence_bert_config.json", max_seq_length=2)
+    assert encode(tokenizer, ["dog", "é"]) == [[101, 102]] * 2
+
+
 def test_none_refuses_a_text_that_is_too_long_and_names_its_place_and_the_maximum(
     tokenizers: dict[str, TextTokenizer],
 ) -> None:
