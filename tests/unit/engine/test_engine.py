@@ -175,6 +175,49 @@ def test_an_error_of_one_batch_fails_only_its_requests(make: Make, where: str) -
     assert len(get(engine.submit([ids(4)]))) == 1
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_a_vector_that_is_not_finite_fails_its_own_request_alone(make: Make, bad: float, normalize: bool) -> None:
+    engine, executor, _ = make()
+
+    def compute(sentences: Sequence[bytes]) -> Array:
+        vectors = vectors_of(sentences)
+        vectors[vectors[:, 0] == 7, 1] = bad
+        return vectors
+
+    executor.compute = compute
+    jobs = [Job([ids(1)], normalize=normalize), Job([ids(2), ids(7)], normalize=normalize), Job([ids(3)])]
+    first, failed, last = engine.submit_all(jobs)
+    with pytest.raises(ExecutionFailed, match="not finite"):
+        get(failed)
+    np.testing.assert_allclose(np.linalg.norm(get(first)), 1.0 if normalize else np.sqrt(3), rtol=1e-6)
+    np.testing.assert_array_equal(get(last), vectors_of([ids(3)]))
+    np.testing.assert_array_equal(get(engine.submit([ids(4)])), vectors_of([ids(4)]))
+    assert executor.batches[0] == [ids(1), ids(2), ids(7), ids(3)]
+
+
+def test_a_request_whose_other_batch_was_finite_fails_too(make: Make) -> None:
+    engine, executor, _ = make(FakeExecutor(max_batch_tokens=2))
+
+    def compute(sentences: Sequence[bytes]) -> Array:
+        vectors = vectors_of(sentences)
+        vectors[vectors[:, 0] == 7] = np.nan
+        return vectors
+
+    executor.compute = compute
+    with pytest.raises(ExecutionFailed, match="not finite"):
+        get(engine.submit([ids(1), ids(2), ids(3), ids(7)]))
+
+
+def test_tokens_that_are_not_pooled_reach_the_executor_sentence_by_sentence(make: Make) -> None:
+    engine, executor, _ = make()
+    jobs = [Job([ids(1), ids(2)], skip=3), Job([ids(4)]), Job([ids(5)], skip=1)]
+    for future in engine.submit_all(jobs):
+        get(future)
+    get(engine.submit([ids(6)]))
+    assert executor.skips == [[3, 3, 0, 1], None]
+
+
 def test_what_is_left_of_a_request_is_not_computed_once_it_failed(make: Make) -> None:
     engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
 

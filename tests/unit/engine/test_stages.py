@@ -47,6 +47,7 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> CudaDirectExecutor:
     rows = ROWS + TOKENS
     made._buffer = torch.zeros(packed_size(rows, TOKENS), dtype=torch.int32)
     made._stages = Stages(Stage(rows, TOKENS, 1) for _ in range(made.depth))
+    made._padding_id = None
     made._compute = made._copy = None  # type: ignore[assignment]
     made.graphs = [FirstIds(made._buffer)]  # type: ignore[list-item]
     return made

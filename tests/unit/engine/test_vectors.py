@@ -92,6 +92,17 @@ def test_dimensions_cut_and_then_normalise_again(embedding_type: str, dimensions
     np.testing.assert_allclose(answer.astype(np.float64), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize(("asked", "expected"), [(None, 5), (3, 3), (9, 9), (13, 13)])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_the_models_own_dimensions_count_where_a_request_names_none(
+    normalize: bool, asked: int | None, expected: int
+) -> None:
+    vectors = normalized(pooled(13)) if normalize else pooled(13)
+    answer = finish_unit(vectors, EmbedParameters(dimensions=asked), normalize, 5)
+    np.testing.assert_array_equal(answer, finish_unit(vectors, EmbedParameters(dimensions=expected), normalize))
+    assert answer.shape == (5, expected)
+
+
 def test_dimensions_only_cut_where_nothing_is_normalised() -> None:
     vectors = pooled(13)
     np.testing.assert_array_equal(finish(vectors, EmbedParameters(dimensions=5, normalize=False), True), vectors[:, :5])
