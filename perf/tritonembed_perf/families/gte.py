@@ -156,6 +156,9 @@ JINA_NAMES = {
 }
 
 
+JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
+
+
 def _jina_v3_native() -> Model:
     tokenizer, settings = vocabularies.xlm_roberta(512)
     config = {
@@ -191,13 +194,14 @@ def _jina_v3_hub() -> Model:
             result[f"roberta.{name}"] = tensor
             continue
         stem = f"roberta.{name.removesuffix('.weight')}.parametrizations.weight"
-        rows, columns = tensor.shape[::-1] if "word_embeddings" in name else tensor.shape
+        rows, columns = tensor.shape
+        # Of the table of words the first factor has the rows, of a matrix the second.
+        shapes = [(rows, 4), (4, columns)] if "word_embeddings" in name else [(4, columns), (rows, 4)]
         result[f"{stem}.original"] = tensor
-        result[f"{stem}.0.lora_A"] = torch.randn(5, 4, columns, generator=generator) * 0.05
-        result[f"{stem}.0.lora_B"] = torch.randn(5, rows, 4, generator=generator) * 0.05
+        for factor, shape in zip("AB", shapes, strict=True):
+            result[f"{stem}.0.lora_{factor}"] = torch.randn(len(JINA_TASKS), *shape, generator=generator) * 0.3
     model.state = result
     code = "jinaai/xlm-roberta-flash-implementation"
-    tasks = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
     model.config = {
         **{key: value for key, value in model.config.items() if key not in ("rope_parameters", "dtype")},
         "architectures": ["XLMRobertaModel"],
@@ -207,7 +211,7 @@ def _jina_v3_hub() -> Model:
         },
         "emb_pooler": None,
         "load_trained_adapters": True,
-        "lora_adaptations": tasks,
+        "lora_adaptations": JINA_TASKS,
         "lora_alpha": 1,
         "lora_dropout_p": 0.0,
         "lora_rank": 4,
@@ -229,6 +233,25 @@ def jina_v3(folder: Path) -> None:
     _jina_v3_hub().write(folder)
     first = transformer("custom_st.Transformer")
     write_sentence_files(folder, [first, pooling(WIDTH, "mean"), normalize()], prompts=PROMPTS)
+
+
+JINA_STUB = """\
+from transformers import PretrainedConfig
+
+
+class XLMRobertaFlashConfig(PretrainedConfig):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+"""
+
+
+@case("jina", trusted=True, reference=lambda folder: write(folder, _jina_v3_native(), prompts=PROMPTS))
+def jina_v3_local(folder: Path) -> None:
+    """The same with the code at hand; the reference is the base model, as for a request without a task."""
+    model = _jina_v3_hub()
+    model.config["auto_map"] = {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"}
+    write(folder, model, prompts=PROMPTS)
+    (folder / "configuration_xlm_roberta.py").write_text(JINA_STUB)
 
 
 @case("jina")
