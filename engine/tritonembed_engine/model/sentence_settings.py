@@ -79,9 +79,6 @@ _HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
 }
 """Arguments of the tokenizer's call, and their values that have no effect on a vector."""
 
-_NO_PROMPTS = {"query": "", "document": ""}
-"""Every model has these two, empty unless a file says otherwise."""
-
 _CONFIG_KEYS = {
     "requirements",
     "__version__",
@@ -120,7 +117,7 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     """
     prompts, default, truncate_dim, unknown = _read_config(folder)
     if not (folder / "modules.json").exists():
-        return SentenceSettings(prompts=dict(_NO_PROMPTS))
+        return SentenceSettings()
     without_transformer = SentenceSettings(
         prompts=prompts, default_prompt_name=default, truncate_dim=truncate_dim, unknown=unknown
     )
@@ -170,7 +167,7 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
         raise ModelError(f"{name}: prompts is not an object of texts")
     if config.get("requirements"):
         raise ModelError(f"{name}: requirements can't be checked")
-    prompts = {**_NO_PROMPTS, **{key: text or "" for key, text in given.items()}}
+    prompts = {key: text or "" for key, text in given.items()}
     default = config.get("default_prompt_name")
     # For sentence-transformers every model has these two, empty unless the file says otherwise.
     if default is not None and default not in {*prompts, "query", "document"}:
