@@ -27,13 +27,19 @@ class EmbedParameters:
 
 DEFAULTS = EmbedParameters()
 
+LONGEST_KEPT = 4096
+"""Characters of parameters that are parsed once: a prompt can have megabytes."""
 
-@functools.lru_cache(maxsize=1024)
+
 def parse_parameters(raw: str) -> EmbedParameters:
     """`raw` is what pb_utils' `request.parameters()` gives: a JSON object, or an empty string.
 
     Raises InvalidArgument, naming the parameter, for an unknown one, a wrong type or a value that is not allowed.
     """
+    return _kept(raw) if len(raw) <= LONGEST_KEPT else _parse(raw)
+
+
+def _parse(raw: str) -> EmbedParameters:
     given = json.loads(raw) if raw else {}
     # Triton and its front ends add parameters of their own under this prefix.
     given = {name: value for name, value in given.items() if not name.startswith("triton_")}
@@ -59,6 +65,9 @@ def parse_parameters(raw: str) -> EmbedParameters:
     if parameters.normalize is False and parameters.embedding_type in ("int8", "uint8"):
         raise InvalidArgument("embedding_type", f"{parameters.embedding_type} needs normalize=true")
     return parameters
+
+
+_kept = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def _check_dimensions(value: Any) -> None:

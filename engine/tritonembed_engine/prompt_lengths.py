@@ -6,6 +6,9 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizer_loading import load_tokenizer, special_ids
 
+LONGEST_KEPT = 1024
+"""Characters of a prompt whose count is kept: a client's own may have megabytes."""
+
 
 class PromptLengths:
     """Counts as sentence-transformers does: the prompt tokenized alone, without a special token at its end."""
@@ -22,7 +25,9 @@ class PromptLengths:
         if self._tokenizer is None:
             return 0
         prompt = self._files.prompt_for(parameters.input_type, parameters.prompt_name, parameters.prompt)
-        return self._count(prompt) if prompt else 0
+        if not prompt:
+            return 0
+        return self._count(prompt) if len(prompt) <= LONGEST_KEPT else self._count_tokens(prompt)
 
     def _count_tokens(self, prompt: str) -> int:
         assert self._tokenizer is not None

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from tritonembed_engine import parameters
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import EmbedParameters, parse_parameters
 
@@ -39,6 +40,14 @@ def test_all_parameters_together_arrive() -> None:
         "normalize": False,
     }
     assert parse_parameters(json.dumps(given)) == EmbedParameters("NONE", "query", "other", None, 7, "ubinary", False)
+
+
+def test_long_prompts_are_not_kept_in_memory() -> None:
+    kept = parameters._kept.cache_info().currsize
+    for number in range(5):
+        prompt = f"{number}" * 10_000
+        assert parse_parameters(json.dumps({"prompt": prompt})).prompt == prompt
+    assert parameters._kept.cache_info().currsize == kept
 
 
 def test_parameters_that_triton_adds_are_passed_over() -> None:

@@ -57,5 +57,11 @@ def test_the_prompt_that_counts_is_the_one_that_is_prepended(shelf: ModelShelf, 
         ours.skip(EmbedParameters(prompt_name="gone"))
 
 
+def test_a_prompt_of_a_megabyte_is_not_kept_in_memory(shelf: ModelShelf, tmp_path: Path) -> None:
+    ours = PromptLengths(read_model_files(str(folder_of(shelf("bert"), tmp_path / "model"))))
+    assert ours.skip(EmbedParameters(prompt="very " * 200_000)) == 63
+    assert ours._count.cache_info().currsize == 0
+
+
 def test_nothing_is_left_out_where_prompts_are_pooled(shelf: ModelShelf) -> None:
     assert PromptLengths(read_model_files(str(shelf("bert")))).skip(EmbedParameters(input_type="query")) == 0
