@@ -17,6 +17,8 @@ CONFIGURATION_FILES = [
     "[1-9]_*/model.safetensors",
     "[1-9]_*/pytorch_model.bin",
     "*_*/vocab.*",
+    "*_*/merges.txt",
+    "*_*/*.model",
     "chat_template*",
     "tokenizer*",
     "special_tokens_map.json",
