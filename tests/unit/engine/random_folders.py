@@ -459,7 +459,7 @@ def layout(draft: Draft) -> None:
                     lambda modules: [{key: one[key] for key in one if key != "name"} for one in modules],
                     lambda modules: [{**one, "name": "same"} for one in modules],
                     lambda modules: [{**one, "name": "a.b"} for one in modules],
-                    lambda modules: [{**one, "kwargs": ["task"]} for one in modules],
+                    lambda modules: [{**modules[0], "kwargs": ["task"]}, *modules[1:]],
                     lambda modules: [{**one, "type": one["type"].replace(".models", "").lower()} for one in modules],
                     lambda modules: [{**one, "type": "sentence_transformers.nowhere.Pooling"} for one in modules],
                     lambda modules: [{**one, "path": f"../{one['path']}"} for one in modules],

@@ -93,7 +93,7 @@ def test_what_is_read_is_what_sentence_transformers_reads(name: str, shelf: Mode
     assert files.truncate == {"right": "END", "left": "START"}[theirs.tokenizer.truncation_side]
     assert files.normalize == (len(theirs) == 3)
     assert files.vocab_size == theirs[0].auto_model.get_input_embeddings().num_embeddings
-    assert files.prompts == theirs.prompts
+    assert {"query": "", "document": "", **files.prompts} == theirs.prompts
     assert files.default_prompt_name == theirs.default_prompt_name
     assert files.is_decoder == (name == "qwen3")
     assert files.is_local
@@ -406,6 +406,8 @@ PROMPTS = {"query": "q: ", "document": "d: ", "other": "o: "}
         ({"prompts": {**PROMPTS, "passage": "p: "}}, "passage", "d: "),
         ({"prompts": {"corpus": "c: ", "passage": "p: "}}, "passage", "p: "),
         ({"prompts": {"corpus": "c: "}}, "passage", "c: "),
+        ({"prompts": {"document": "", "passage": "p: "}}, "passage", ""),
+        ({"prompts": {"document": None, "passage": "p: "}}, "passage", ""),
         ({"prompts": PROMPTS}, None, ""),
         ({"prompts": PROMPTS, "default_prompt_name": "other"}, None, "o: "),
         ({"prompts": {"other": "o: "}, "default_prompt_name": "other"}, "query", ""),
