@@ -39,8 +39,6 @@ def create_engine(
 ) -> EmbeddingEngine:
     """An engine that is ready to serve. device: "cpu" or "cuda". Raises ModelError."""
     executor = create_executor(settings, files, device)
-    if settings.engine.deterministic:
-        executor.max_batch_sentences = 1
     return EmbeddingEngine(
         executor,
         settings.engine.max_waiting_sentences,
@@ -56,6 +54,13 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     Right are those that agree with the reference (`reference/`) and, in every shape of a batch, with vLLM's. Raises
     ModelError where neither executor's are, or where model.json insists on `direct` and it can't be had.
     """
+    executor = _create(settings, files, device)
+    if settings.engine.deterministic:
+        executor.max_batch_sentences = 1
+    return executor
+
+
+def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
     for key in files.unknown:
         logger.warning("%s has no effect", key)
     held_against = find_held_against(settings, files)

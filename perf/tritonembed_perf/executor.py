@@ -59,7 +59,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vllm", type=_arguments, default={}, help="vLLM engine arguments as JSON")
 
 
-def load_executor(model: str, device: str, vllm: dict[str, Any], executor: str = "auto") -> LoadedExecutor:
+def load_executor(
+    model: str, device: str, vllm: dict[str, Any], executor: str = "auto", deterministic: bool = False
+) -> LoadedExecutor:
     """Load it, say on what machine.
 
     model: a folder. device: "cpu" or "cuda". vllm: vLLM engine arguments. executor: as in model.json. Ends the script
@@ -79,9 +81,10 @@ def load_executor(model: str, device: str, vllm: dict[str, Any], executor: str =
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
+    engine = {"executor": executor, "deterministic": deterministic}
     vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **vllm}
     try:
-        settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": {"executor": executor}})
+        settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": engine})
         files = read_model_files(model, settings.revision, settings.max_model_len)
         loaded = create_executor(settings, files, device)
     except ValidationError as error:

@@ -71,10 +71,12 @@ def _class_of(kind: str) -> str:
 def test_a_folder_that_vllm_would_misread_gives_sentence_transformers_vectors(folder: Path) -> None:
     theirs = SentenceTransformer(str(folder), device="cpu")
     with (
-        running_server(str(folder), ["--device", "cpu", "--workers", "1"]) as server,
+        running_server(str(folder), ["--device", "cpu", "--workers", "1", "--deterministic"]) as server,
         EmbeddingClient(server.target) as client,
     ):
         log = server.read_log()
+        alone = np.concatenate([client.embed([text]).embeddings for text in TEXTS])
+        assert np.array_equal(alone, client.embed(TEXTS).embeddings), "--deterministic gives equal bits"
         for options, expected in (
             ({}, theirs.encode(TEXTS)),
             ({"input_type": "query"}, theirs.encode_query(TEXTS)),

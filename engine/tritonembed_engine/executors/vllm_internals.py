@@ -55,6 +55,8 @@ class OpenModel:
     quantized: bool
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
+    _llm: Any
+    """Kept: vLLM takes its layers' registration back when it is collected, and the next forward fails."""
 
     def attention(
         self,
@@ -143,4 +145,5 @@ def _open(llm: "LLM") -> OpenModel:
         quantized=any(weight.dtype in (torch.float8_e4m3fn, torch.int8) for weight in runner.model.parameters()),
         _vllm_config=runner.vllm_config,
         _builders=builders,
+        _llm=llm,
     )
