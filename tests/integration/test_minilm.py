@@ -123,7 +123,10 @@ def reference(folder: Path, texts: list[str]) -> Iterator["Future[Reference]"]:
 @pytest.fixture(scope="module")
 def client(folder: Path, reference: "Future[Reference]") -> Iterator[EmbeddingClient]:
     """Of a server that has the model and starts after the reference."""
-    with running_server(str(folder), ["--device", "cpu"]) as server, EmbeddingClient(server.target) as connected:
+    with (
+        running_server(str(folder), ["--device", "cpu", "--workers", "1"]) as server,
+        EmbeddingClient(server.target) as connected,
+    ):
         yield connected
 
 
