@@ -42,6 +42,7 @@ class Oracle:
         try:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             config_for_reference(config, read_object(folder / "config.json"))
+            config.return_dict = True
             self._model, info = AutoModel.from_pretrained(
                 folder,
                 config=config,

@@ -468,7 +468,9 @@ def layout(draft: Draft) -> None:
         case 6:
             draft.files[rng.choice(["1_Pooling/config.json", SETTINGS, SENTENCE])] = rng.choice([None, {}, "", "[]"])
         case _:
-            draft.config |= rng.choice([{"is_decoder": True}, {"output_hidden_states": True}, {"architectures": None}])
+            draft.config |= rng.choice(
+                [{"is_decoder": True}, {"output_hidden_states": True}, {"architectures": None}, {"return_dict": False}]
+            )
 
 
 SOUND = (pooling, leave_prompt_out, steps, every_activation, settings, prompts, tokenizer)
