@@ -19,8 +19,8 @@ from tritonembed_engine.reference.oracle import Oracle
 from tritonembed_engine.tokenizing import TextTokenizer
 from tritonembed_engine.vectors import finish, normalized
 
-FOLDERS = 160
-LEAST_ACCEPTED = 85
+FOLDERS = 200
+LEAST_ACCEPTED = 105
 LOWEST_COSINE = 0.99999
 TEXTS = [
     "The Railway company",
