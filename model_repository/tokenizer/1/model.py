@@ -47,7 +47,8 @@ class TritonPythonModel:
         try:
             parameters = parse_parameters(request.parameters())
             texts = bytes_tensor(request, "text")
-            size = sum(map(len, texts))
+            # A prompt stands before each text.
+            size = sum(map(len, texts)) + len((parameters.prompt or "").encode()) * len(texts)
             if size > self._max_bytes:
                 raise InvalidArgument("text", f"{size} bytes in one request are over the limit of {self._max_bytes}")
             return texts, parameters

@@ -77,17 +77,22 @@ def _load(folder: Path, trusted: bool) -> Any:
 def _embed(model: Any) -> tuple[dict[str, Rows], str]:
     """Each text alone, so that nothing depends on padding. Also gives the last problem."""
     methods = {"plain": model.encode, "query": model.encode_query, "passage": partial(model.encode_document)}
-    if not model.prompts.get("document") and model.prompts.get("passage"):
-        # sentence-transformers gives every model an empty prompt `document`, and prefers it to `passage`. A request
-        # that asks for `passage` means the prompt of that name.
-        methods["passage"] = partial(model.encode_document, prompt_name="passage")
+    # sentence-transformers gives every model an empty prompt `document`, and prefers it to `passage` and `corpus`. A
+    # request that asks for `passage` means the prompt of that name.
+    name = next((name for name in ("document", "passage", "corpus") if model.prompts.get(name)), None)
+    if name:
+        methods["passage"] = partial(model.encode_document, prompt_name=name)
     rows: dict[str, Rows] = {}
     problem = ""
     for kind, texts in KINDS.items():
         rows[kind] = []
         for text in texts:
             try:
-                vector = np.asarray(methods[kind](text, show_progress_bar=False), np.float32)
+                # A request's `dimensions`, of which truncate_dim is the default, normalise again.
+                again = model.truncate_dim is not None and type(model[-1]).__name__ == "Normalize"
+                vector = np.asarray(
+                    methods[kind](text, show_progress_bar=False, normalize_embeddings=again), np.float32
+                )
                 rows[kind].append(vector if vector.ndim == 1 else None)
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"

@@ -38,26 +38,33 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from tritonembed_engine.errors import ModelError
     from tritonembed_engine.factory import create_executor
     from tritonembed_engine.model.files import read_model_files
+    from tritonembed_engine.prompt_lengths import PromptLengths
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.tokenizing import TextTokenizer
 
     settings = ModelSettings.model_validate({"model": job["folder"], "vllm": job["vllm"]})
     try:
         files = read_model_files(settings.model, settings.revision, settings.max_model_len)
-        tokenizer = TextTokenizer(files)
+        tokenizer, prompts = TextTokenizer(files), PromptLengths(files)
         executor = create_executor(settings, files, "cpu")
     except ModelError as error:
         return {"refused": str(error)}
     rows: dict[str, Rows] = {}
     problems: list[str] = []
     for kind, texts in KINDS.items():
-        rows[kind] = _embed(kind, texts, files, tokenizer, executor, problems)
+        rows[kind] = _embed(kind, texts, files, tokenizer, executor, prompts, problems)
     write_rows(Path(job["vectors"]), rows)
     return {"executor": executor.name, "texts": problems}
 
 
 def _embed(
-    kind: str, texts: tuple[str, ...], files: Any, tokenizer: Any, executor: Any, problems: list[str]
+    kind: str,
+    texts: tuple[str, ...],
+    files: Any,
+    tokenizer: Any,
+    executor: Any,
+    prompts: Any,
+    problems: list[str],
 ) -> list[npt.NDArray[np.float32] | None]:
     """One request per text, many texts in a batch."""
     from tritonembed_engine import vectors
@@ -68,12 +75,16 @@ def _embed(
     found: Rows = [None] * len(texts)
     good = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
     problems += [str(answer) for answer in answers if isinstance(answer, Exception)]
+    skip = prompts.skip(parameters)
     unit = vectors.wants_unit_length(parameters, files.normalize)
     for batch in _batches(
         good, [len(answer[0]) // 4 for answer in answers if not isinstance(answer, Exception)], executor
     ):
-        computed = executor.launch([answers[place][0] for place in batch]).result()
-        finished = vectors.finish(vectors.normalized(computed) if unit else computed, parameters, unit)
+        skips = [skip] * len(batch) if skip else None
+        computed = executor.launch([answers[place][0] for place in batch], skips).result()
+        finished = vectors.finish(
+            vectors.normalized(computed) if unit else computed, parameters, unit, files.truncate_dim
+        )
         for place, row in zip(batch, finished, strict=True):
             found[place] = np.array(row, np.float32)
     return found
