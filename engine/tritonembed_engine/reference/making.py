@@ -62,7 +62,8 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
     from tritonembed_engine.tokenizer_loading import lowercase_first
 
     tokenizer: Any = AutoTokenizer.from_pretrained(
-        files.transformer, **files.tokenizer_options, truncation_side="left" if files.truncate == "START" else "right"
+        files.transformer,
+        **{**files.tokenizer_options, "truncation_side": "left" if files.truncate == "START" else "right"},
     )
     if files.lowercase:
         lowercase_first(tokenizer.backend_tokenizer)

@@ -53,7 +53,12 @@ class Oracle:
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"transformers can't load it for the reference ({type(error).__name__})") from error
+            reason = f"{files.name}: transformers can't load it for the reference ({type(error).__name__})"
+            if read_object(folder / "config.json").get("auto_map") and not trust_remote_code:
+                reason += "; its code is its own: --trust-remote-code runs it"
+            else:
+                reason += "; --reference FILE takes sentence-transformers' vectors, --no-reference none"
+            raise ModelError(reason) from error
         check_complete(info)
         known = {**type(config)().to_dict(), **_ALWAYS_KNOWN} if not trust_remote_code else config.to_dict()
         self.unknown = [key for key in read_object(folder / "config.json") if key not in known]
