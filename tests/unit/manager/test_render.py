@@ -8,7 +8,7 @@ from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.repository import MARKER, read_configs, render, template_folder
-from tritonembed_manager.settings import RenderSettings, model_reference, parse_gpus
+from tritonembed_manager.settings import RenderSettings, model_reference, parse_gpus, resolve_reference
 
 KIND_CPU, KIND_GPU, KIND_MODEL = ModelInstanceGroup.KIND_CPU, ModelInstanceGroup.KIND_GPU, ModelInstanceGroup.KIND_MODEL
 
@@ -87,6 +87,22 @@ def test_engine_settings_and_vllm_arguments_reach_model_json_and_the_engine_acce
     assert model["engine"]["executor"] == "scheduler"
     settings = read_settings(tmp_path / "repository")
     assert settings.vllm == {"dtype": "float32", "max_model_len": 256}
+
+
+def test_a_reference_and_determinism_reach_model_json(tmp_path):
+    from tritonembed_engine.settings import DETERMINISTIC_BATCH_TOKENS, read_settings
+
+    _, model = rendered(tmp_path, reference="off", deterministic=True)
+    assert (model["engine"]["reference"], model["engine"]["deterministic"]) == ("off", True)
+    # A budget that is measured would change shapes from start to start.
+    assert read_settings(tmp_path / "repository").engine.max_batch_tokens == DETERMINISTIC_BATCH_TOKENS
+
+
+def test_a_reference_contradicts_none(tmp_path):
+    with pytest.raises(StartError, match="--reference and --no-reference"):
+        resolve_reference(tmp_path / "reference.npz", True)
+    assert resolve_reference(None, False) is None
+    assert resolve_reference(None, True) == "off"
 
 
 def test_what_was_not_given_stays_as_committed(tmp_path):

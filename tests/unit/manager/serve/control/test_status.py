@@ -13,6 +13,9 @@ from typer.testing import CliRunner
 from tritonembed_manager.commands import app
 from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.serve.control import status_command
+from tritonembed_manager.serve.control.plan import ServerPlan
+from tritonembed_manager.serve.control.settings import LaunchSettings, ServeSettings
+from tritonembed_manager.settings import RenderSettings
 
 STATUS = {
     "type": "status",
@@ -106,6 +109,18 @@ def test_it_is_a_table_of_the_servers(manager, monkeypatch, width):
     assert lines[3].split() == ["server-1", "failed", "2", "0", "0.0", "–", "–", "5"]
     assert lines[4].split() == ["in", "all", "1", "ready", "2", "7", "12.5", "1.0", "9.0", "3"]
     assert lines[5] == "server-1 is failed: it broke"
+
+
+def test_it_warns_of_servers_without_a_reference(monkeypatch):
+    warning = "the vectors are not held against a reference (--no-reference)"
+    assert f"warning: {warning}" in show(monkeypatch, {**STATUS, "warnings": [warning]}, 100)
+
+    def settings(reference: str | None) -> ServeSettings:
+        plan = ServerPlan(RenderSettings("m", reference=reference), 1)
+        return ServeSettings("m", LaunchSettings([plan]), None)
+
+    assert settings("off").warnings == [warning]
+    assert settings(None).warnings == []
 
 
 def test_long_names_and_reasons_leave_its_columns_whole_at_80_columns(monkeypatch):
