@@ -2,7 +2,7 @@
 
 vLLM reads sentence-transformers' files too, but not all that they can say, and goes on without what it does not know.
 So it gets none of them: pooling and what follows it are the engine's. Links cost nothing; weights are copied only where
-those of a head have to be left out.
+those of a head have to be left out, or where vLLM knows them by other names.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from pathlib import Path
 from tritonembed_engine.model.architecture import WITH_HEAD, config_for_vllm
 from tritonembed_engine.model.checkpoint import has_prefix, write_without_prefix
 from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.model.native import hub_config, is_native, write_with_hub_names
 
 _LEFT_OUT = ("modules.json", "config_sentence_transformers.json", "config.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
@@ -31,15 +32,18 @@ def vllm_folder(transformer: Path) -> Iterator[Path]:
         folder = Path(parent) / (transformer.resolve().name or "model")
         folder.mkdir()
         headed = bool(prefix) and not config.get("quantization_config") and has_prefix(transformer, prefix)
-        told = config_for_vllm(config)
+        native = is_native(config)
+        told = config_for_vllm(hub_config(config) if native else config)
         if headed:
             told["architectures"] = [encoder]
         for file in transformer.iterdir():
             is_sentence_file = file.name in _LEFT_OUT or file.name.startswith("sentence_")
             is_weights = any(file.match(pattern) for pattern in _WEIGHTS)
-            if file.is_file() and not is_sentence_file and not (headed and is_weights):
+            if file.is_file() and not is_sentence_file and not ((headed or native) and is_weights):
                 (folder / file.name).symlink_to(file.resolve())
         (folder / "config.json").write_text(json.dumps(told))
         if headed:
             write_without_prefix(transformer, folder, prefix)
+        elif native:
+            write_with_hub_names(transformer, folder, str(config["model_type"]))
         yield folder
