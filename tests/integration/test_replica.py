@@ -455,15 +455,17 @@ def no_weights(folder):
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(half_the_weights, "incomplete metadata, file not fully covered"), (no_weights, "Cannot find any model weights")],
+    [(half_the_weights, "incomplete metadata, file not fully covered"), (no_weights, "the model has no weights")],
 )
-def test_what_vllm_cannot_load_is_told_in_its_words_without_paths(replica, bert, tmp_path, damage, reason):
+def test_weights_that_cannot_be_loaded_are_told_in_one_line_without_paths(
+    replica, bert, tmp_path, damage, reason
+):
     model = tmp_path / "my model"
     shutil.copytree(bert, model)
     damage(model)
     code, lines = replica("--model", model, "--device=cpu", "--workers=1").ended(limit=START_LIMIT_S)
     assert code == 2
-    assert lines[-1].startswith("tritonembed-manager: vLLM could not load the model: ")
+    assert lines[-1].startswith("tritonembed-manager: my model: ")
     assert reason in lines[-1]
     assert str(tmp_path) not in lines[-1]
 

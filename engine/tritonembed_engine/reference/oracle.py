@@ -13,9 +13,11 @@ import torch
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.architecture import config_for_reference
+from tritonembed_engine.model.checkpoint import checkpoint_files
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.reasons import reason_of
 from tritonembed_engine.reference.cases import Case, Vectors
 
 MOST_IN_FLOAT32 = 700_000_000
@@ -40,6 +42,7 @@ class Oracle:
         logging.set_verbosity_error()
         folder = weights_folder(model, revision, files.transformer, files.is_local)
         try:
+            checkpoint_files(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
             config_for_reference(config, read_object(folder / "config.json"))
             config.return_dict = True
@@ -50,10 +53,11 @@ class Oracle:
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
-        except ModelError:
-            raise
+        except ModelError as error:
+            raise ModelError(f"{files.name}: {error}") from None
         except Exception as error:
-            reason = f"{files.name}: transformers can't load it for the reference ({type(error).__name__})"
+            said = reason_of(error, str(folder))
+            reason = f"{files.name}: transformers can't load it for the reference: {said}"
             if read_object(folder / "config.json").get("auto_map") and not trust_remote_code:
                 reason += "; its code is its own: --trust-remote-code runs it"
             else:
