@@ -457,9 +457,7 @@ def no_weights(folder):
     ("damage", "reason"),
     [(half_the_weights, "incomplete metadata, file not fully covered"), (no_weights, "the model has no weights")],
 )
-def test_weights_that_cannot_be_loaded_are_told_in_one_line_without_paths(
-    replica, bert, tmp_path, damage, reason
-):
+def test_weights_that_cannot_be_loaded_are_told_in_one_line_without_paths(replica, bert, tmp_path, damage, reason):
     model = tmp_path / "my model"
     shutil.copytree(bert, model)
     damage(model)
