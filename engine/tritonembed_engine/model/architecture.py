@@ -77,13 +77,19 @@ def config_for_vllm(config: Mapping[str, Any]) -> dict[str, Any]:
         told["architectures"] = ["GteNewModel"]
     if kind == "gte":
         told.setdefault("position_embedding_type", "rope")
-    if kind == "nomic_bert" and "rotary_emb_base" in told and "rope_parameters" not in told:
-        # transformers' class, and with it vLLM, takes 1000 whatever the original's key says.
-        told["rope_parameters"] = {"rope_theta": float(told["rotary_emb_base"]), "rope_type": "default"}
+    if rope := _dropped_rope(config):
+        told["rope_parameters"] = rope
     return told
 
 
 def config_for_reference(loaded: Any, config: Mapping[str, Any]) -> None:
     """Mend what transformers' class drops of config.json. loaded: transformers' configuration of it."""
-    if config.get("model_type") == "nomic_bert" and "rotary_emb_base" in config and "rope_parameters" not in config:
-        loaded.rope_parameters = {"rope_theta": float(config["rotary_emb_base"]), "rope_type": "default"}
+    if rope := _dropped_rope(config):
+        loaded.rope_parameters = rope
+
+
+def _dropped_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """NomicBERT's rotary base: transformers' class, and with it vLLM, takes 1000 whatever the original's key says."""
+    if config.get("model_type") != "nomic_bert" or "rotary_emb_base" not in config or "rope_parameters" in config:
+        return None
+    return {"rope_theta": float(config["rotary_emb_base"]), "rope_type": "default"}

@@ -9,6 +9,7 @@ import pytest
 from tests.models import ModelShelf
 from tests.unit.engine.test_reference import executor, reference
 
+from tritonembed_engine import factory
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.factory import _let_through, find_held_against
 from tritonembed_engine.model.files import read_model_files
@@ -28,6 +29,14 @@ def test_wrong_vectors_end_the_start_with_all_that_was_tried(shelf: ModelShelf) 
     assert message.startswith("bert is not served, because its vectors would be wrong: direct executor: case 3")
     assert "scheduler executor: case" in message
     assert "below 0.999900" in message
+
+
+def test_deterministic_is_one_sentence_a_batch(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = read_model_files(str(shelf("bert")))
+    monkeypatch.setattr(factory, "_create", lambda *_: executor(reference().vectors))
+    for deterministic, most in ((True, 1), (False, 64)):
+        settings = ModelSettings.model_validate({"model": "m", "engine": {"deterministic": deterministic}})
+        assert factory.create_executor(settings, files, "cpu").max_batch_sentences == most
 
 
 def test_no_reference_is_made_of_quantized_weights(shelf: ModelShelf, tmp_path: Path) -> None:
