@@ -8,6 +8,9 @@ with EmbeddingClient("localhost:50050") as client:
 Several servers: ``EmbeddingClient(["host1:8001", "host2:8001"])``. For asyncio: ``AsyncEmbeddingClient``.
 """
 
+from tritonembed_protocol.policies import PolicyName
+from tritonembed_protocol.types import EmbeddingType, InputType, Priority, Truncate
+
 from ._aio import AsyncEmbeddingClient
 from ._client import EmbeddingClient
 from ._errors import (
@@ -21,9 +24,7 @@ from ._errors import (
     TritonEmbedError,
     UnavailableError,
 )
-from ._options import EmbeddingType, InputType, Priority, Truncate
 from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
-from .policies import PolicyName
 
 __all__ = [
     "AsyncEmbeddingClient",
@@ -48,7 +49,7 @@ __all__ = [
     "UnavailableError",
 ]
 
-# Errors and results say where they can be imported from, not in which private module they are written.
+# Tracebacks and documentation show the public name of a class, not the private module in which it is written.
 for _name in __all__:
     if isinstance(globals()[_name], type):
         globals()[_name].__module__ = __name__

@@ -1,43 +1,56 @@
-"""The asyncio client."""
+"""The client."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, suppress
+from itertools import chain, islice
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import grpc
-import grpc.aio
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
+
+from tritonembed_protocol.limits import ENDPOINT_PORT
+from tritonembed_protocol.policies import PolicyName
 
 from . import _pipeline_aio
-from ._calls_aio import DirectCalls, RoutedCalls
-from ._channel import ChannelSettings, Pem, targets_of
-from ._collector import Collector, rows_of
-from ._deadline import Deadline
-from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError, error_from_rpc
-from ._metadata import Metadata, Pairs
-from ._options import EmbeddingType, InputType, Options, Priority, Truncate
-from ._request import Call, Request
-from ._results import EmbeddingResult, ModelInfo, ServerInfo
-from ._router import Router
-from ._server_info import model_info, server_info
-from ._settings import ClientSettings
-from ._wire import TokenIds
-from .policies import PolicyName
+from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, targets_of
+from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
+from ._results import Collector, EmbeddingResult, ModelInfo, ServerInfo, model_info, rows_of, server_info
+from ._transport_aio import AsyncTransport, ask
+from .inputs import TokenIds
+from .request import Call, Deadline, Options, Request, VectorOptions
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class AsyncEmbeddingClient:
-    """EmbeddingClient for asyncio: the same parameters, results and errors; see there.
+    """Embeds texts through one Triton server or several, over gRPC.
 
-    Cancelling a task that waits for it cancels its requests. It belongs to the event loop of its first call.
+    ``target``: host:port, or a list of them; all of these servers have the same model. ``model`` takes texts,
+    ``tokens_model`` token ids. ``tls=True`` encrypts. Root certificates (to check the server) and a key with its
+    certificate chain (to prove who the client is) are PEM, as a path or as bytes. ``metadata``: pairs sent with every
+    request, such as ``("authorization", "Bearer …")``. ``max_in_flight``: outstanding requests per call and server.
+    A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;
+    under 300 s a server may take pings for abuse.
+
+    With several servers, ``policy`` chooses one per request: ``least_loaded`` the server with the fewest outstanding
+    bytes of this client's texts, ``round_robin`` each in turn, ``random`` any. If a server breaks, its requests are
+    retried on other servers, within their timeout and never twice on the same server. Retries are limited to 20 % of
+    the last ten seconds' requests, or 3, or one per server, whichever is more; requests that were in flight on a server
+    that broke do not count. Nothing else is retried: neither a wrong request nor an overload. A server that broke or
+    shed load is ejected for 0.25 s, longer each time in a row up to 8 s; then one request tries it.
+
+    The client connects at the first request, and reconnects by itself. The blocking client is safe to use from several
+    threads. The asyncio client belongs to the event loop of its first call, and a cancelled task cancels its requests.
+    Every method raises TritonEmbedError's subclasses for a failed request, and RuntimeError once the client is closed.
     """
 
     def __init__(
         self,
-        target: str | Iterable[str] = "localhost:50050",
+        target: str | Iterable[str] = f"localhost:{ENDPOINT_PORT}",
         *,
         policy: PolicyName = "least_loaded",
         model: str = "embedding",
@@ -51,10 +64,14 @@ class AsyncEmbeddingClient:
         keepalive_time: float = 300.0,
         keepalive_timeout: float = 20.0,
     ) -> None:
-        self._targets = targets_of(target)
-        self._router = Router(self._targets, policy)
-        self._settings = ClientSettings(model, tokens_model, metadata, max_in_flight * len(self._targets))
-        self._channel_settings = ChannelSettings(
+        if max_in_flight < 1:
+            raise ValueError("max_in_flight must be at least 1")
+        targets = targets_of(target)
+        self._model = model
+        self._tokens_model = tokens_model
+        self._metadata = metadata_pairs(metadata)
+        self._max_in_flight = max_in_flight * len(targets)
+        channels = ChannelSettings(
             tls=tls,
             root_certificates=root_certificates,
             private_key=private_key,
@@ -62,10 +79,7 @@ class AsyncEmbeddingClient:
             keepalive_time=keepalive_time,
             keepalive_timeout=keepalive_timeout,
         )
-        self._channels: list[grpc.aio.Channel] = []
-        self._stubs: list[Any] = []
-        self._calls: DirectCalls | RoutedCalls
-        self._closed = False
+        self._transport = AsyncTransport(targets, policy, channels)
 
     async def __aenter__(self) -> AsyncEmbeddingClient:
         return self
@@ -76,176 +90,186 @@ class AsyncEmbeddingClient:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connections; requests that are outstanding in other tasks fail with CancelledError."""
-        self._closed = True
-        self._router.close()
-        channels, self._channels = self._channels, []
-        for channel in channels:
-            await channel.close(None)
+        """Close the connections; outstanding requests of other threads and tasks fail with CancelledError."""
+        await self._transport.close()
 
     async def embed(
         self,
         texts: Iterable[str],
         *,
-        input_type: InputType | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: Truncate | None = None,
-        dimensions: int | None = None,
-        embedding_type: EmbeddingType = "float",
-        normalize: bool | None = None,
-        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
+        **options: Unpack[Options],
     ) -> EmbeddingResult:
-        """The embeddings of any number of texts, in their order; see EmbeddingClient.embed."""
-        options = Options(
-            input_type=input_type,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            truncate=truncate,
-            dimensions=dimensions,
-            embedding_type=embedding_type,
-            normalize=normalize,
-            priority=priority,
-        )
-        call = self._settings.texts(texts, options, batch_size, timeout)
+        """The embeddings of any number of texts, in their order; a single str is a TypeError.
+
+        ``batch_size``: texts per request, 1 to 1024. ``timeout``: seconds for the whole call, None for no limit.
+        ``metadata``: sent in addition to the client's own. Options:
+
+        - ``input_type``: ``query`` or ``passage``, for models that have prompts.
+        - ``prompt_name``: the name of a prompt in the model's config_sentence_transformers.json, to be prepended to
+          every text; an unknown name is an error.
+        - ``prompt``: the string to be prepended to every text; ``""`` turns the model's default prompt off. A call with
+          both is an error; either replaces the prompt that ``input_type`` would choose.
+        - ``truncate``: the end of a long text that is cut, ``END`` or ``START``; ``NONE`` makes a long text an error.
+          The default is the model's own end.
+        - ``dimensions``: keep only the first dimensions of each vector, normalised again. The default is all of them.
+        - ``embedding_type``: ``float`` (the default), ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``; see
+          EmbeddingResult.
+        - ``normalize``: whether vectors have length 1. The default is the model's own way.
+        - ``priority``: ``interactive`` goes ahead of ``bulk`` (the default) in the server's queue; it is for few, small
+          requests.
+
+        The result is ``embeddings`` of shape (n, d) and ``num_tokens`` of shape (n,). No texts give embeddings of shape
+        (0, d); without ``dimensions`` one request to the server finds d. Raises InvalidArgumentError for a parameter
+        that the server refuses.
+        """
+        call = Call.of_texts(self._model, texts, options, batch_size, timeout)
         return await self._collect(call, rows_of(texts), metadata)
 
     def iter_embed(
         self,
         texts: Iterable[str],
         *,
-        input_type: InputType | None = None,
-        prompt_name: str | None = None,
-        prompt: str | None = None,
-        truncate: Truncate | None = None,
-        dimensions: int | None = None,
-        embedding_type: EmbeddingType = "float",
-        normalize: bool | None = None,
-        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
+        **options: Unpack[Options],
     ) -> AsyncGenerator[EmbeddingResult, None]:
-        """The result of each request, in order, for ``async for``; see EmbeddingClient.iter_embed.
+        """As ``embed``, giving the result of each request, in order: for more texts than memory holds.
 
-        Leaving the loop early, close it: ``async with contextlib.aclosing(client.iter_embed(texts)) as results``.
+        Texts are taken as requests go out, at most twice ``max_in_flight`` requests ahead of the results. The clock of
+        ``timeout`` starts now, and also runs while the caller works. No texts give no results.
+
+        Closing the generator cancels the requests in flight. To leave the loop early:
+        ``async with contextlib.aclosing(client.iter_embed(texts)) as results``.
         """
-        options = Options(
-            input_type=input_type,
-            prompt_name=prompt_name,
-            prompt=prompt,
-            truncate=truncate,
-            dimensions=dimensions,
-            embedding_type=embedding_type,
-            normalize=normalize,
-            priority=priority,
-        )
-        call = self._settings.texts(texts, options, batch_size, timeout)
-        return _owned(self._answers(call, metadata))
+        call = Call.of_texts(self._model, texts, options, batch_size, timeout)
+        return _owned(self._answers(call, rows_of(texts), metadata))
 
     async def embed_tokens(
         self,
         sequences: Iterable[TokenIds],
         *,
-        dimensions: int | None = None,
-        embedding_type: EmbeddingType = "float",
-        normalize: bool | None = None,
-        priority: Priority = "bulk",
         batch_size: int = 64,
         timeout: float | None = None,
         metadata: Metadata | None = None,
+        **options: Unpack[VectorOptions],
     ) -> EmbeddingResult:
-        """The embeddings of token id sequences; see EmbeddingClient.embed_tokens."""
-        options = Options(dimensions=dimensions, embedding_type=embedding_type, normalize=normalize, priority=priority)
-        call = self._settings.tokens(sequences, options, batch_size, timeout)
+        """The embeddings of token id sequences, which include their special tokens; nothing is truncated.
+
+        Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize`` and
+        ``priority``.
+        """
+        call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return await self._collect(call, rows_of(sequences), metadata)
 
     async def is_ready(self, *, timeout: float = 5.0) -> bool:
-        """Whether an inference succeeds now; see EmbeddingClient.is_ready."""
+        """Whether an inference succeeds now, on any of the servers.
+
+        Triton's own readiness stays true when a model's process has died.
+        """
         try:
             await self.embed(["ready"], timeout=timeout)
         except TritonEmbedError:
             return False
         return True
 
-    async def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name and version, its models and dimensions; see EmbeddingClient.info."""
-        self._open()
-        deadline, pairs = Deadline(timeout), self._settings.metadata(None)
-        for stub in self._stubs[:-1]:
-            with suppress(UnavailableError):
-                return await self._info(stub, deadline, pairs)
-        return await self._info(self._stubs[-1], deadline, pairs)
+    async def _is_starting(self, timeout: float) -> bool:
+        """Whether a server is there and none can embed yet: each reports that it is not ready, and knows no models.
 
-    async def _info(self, stub: Any, deadline: Deadline, pairs: Pairs) -> ServerInfo:
-        server = await _ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), deadline, pairs)
-        models = [await _model(stub, self._settings.model, deadline, pairs)]
+        A server that ends also reports that it is not ready, while it still answers.
+        """
+        self._transport.open()
+        found = False
+        for stub in self._transport.stubs:
+            try:
+                ready = await ask(stub.ServerReady, service_pb2.ServerReadyRequest(), timeout, self._metadata)
+                if ready.ready:
+                    return False
+            except TritonEmbedError:
+                continue
+            try:
+                await ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout, self._metadata)
+            except UnavailableError:
+                found = True
+            except TritonEmbedError:
+                return False
+            else:
+                return False
+        return found
+
+    async def info(self, *, timeout: float = 5.0) -> ServerInfo:
+        """The server's name, version and models, and the length of its vectors, found by an inference.
+
+        A server without ``tokens_model`` gives only ``model``; a server that cannot embed now gives no dimensions. With
+        several servers, the first that is there.
+        """
+        self._transport.open()
+        deadline = Deadline(timeout)
+        for stub in self._transport.stubs[:-1]:
+            with suppress(UnavailableError):
+                return await self._info(stub, deadline)
+        return await self._info(self._transport.stubs[-1], deadline)
+
+    async def _info(self, stub: Any, deadline: Deadline) -> ServerInfo:
+        request = service_pb2.ServerMetadataRequest()
+        server = await ask(stub.ServerMetadata, request, deadline.left(), self._metadata)
+        models = [await self._model_info(stub, self._model, deadline)]
         with suppress(ModelNotFoundError):
-            models.append(await _model(stub, self._settings.tokens_model, deadline, pairs))
+            models.append(await self._model_info(stub, self._tokens_model, deadline))
         dimensions = None
         with suppress(TritonEmbedError):
-            dimensions = (await self.embed([], timeout=deadline.left())).embeddings.shape[1]
+            result = await self.embed([], timeout=deadline.left())
+            dimensions = result.embeddings.shape[1]
         return server_info(server, models, dimensions)
 
-    def _open(self) -> DirectCalls | RoutedCalls:
-        if self._closed:
-            raise RuntimeError("the client is closed")
-        if not self._channels:
-            # Not in the constructor: a channel takes the event loop that runs when it is opened.
-            self._channels = self._channel_settings.open_aio(self._targets)
-            self._stubs = [service_pb2_grpc.GRPCInferenceServiceStub(channel) for channel in self._channels]
-            several = len(self._stubs) > 1
-            self._calls = RoutedCalls(self._router, self._stubs) if several else DirectCalls(*self._stubs)
-        return self._calls
+    async def _model_info(self, stub: Any, name: str, deadline: Deadline) -> ModelInfo:
+        request, config_request = service_pb2.ModelMetadataRequest(name=name), service_pb2.ModelConfigRequest(name=name)
+        metadata = await ask(stub.ModelMetadata, request, deadline.left(), self._metadata)
+        config = await ask(stub.ModelConfig, config_request, deadline.left(), self._metadata)
+        return model_info(metadata, config)
 
-    def _answers(self, call: Call, metadata: Metadata | None) -> AsyncGenerator[EmbeddingResult, None]:
-        calls = self._open()
-        pairs = self._settings.metadata(metadata)
+    def _answers(
+        self, call: Call, rows: int | None, metadata: Metadata | None
+    ) -> AsyncGenerator[EmbeddingResult, None]:
+        """``rows``: how many inputs there are, if that is known."""
+        self._transport.open()
+        return self._read(call, rows, self._metadata + metadata_pairs(metadata))
+
+    async def _read(self, call: Call, rows: int | None, pairs: Pairs) -> AsyncGenerator[EmbeddingResult, None]:
+        requests = call.requests()
+        # Looking ahead is free if all inputs are there; waiting for inputs to come would delay the first answer.
+        ready = [] if rows is None else list(islice(requests, 2))
+        if len(ready) == 1:
+            [request] = ready
+            yield call.read(request.count, await self._transport.answer(request, pairs))
+            return
 
         def send(request: Request) -> Any:
-            return calls.send(request, pairs)
+            return self._transport.send(request, pairs)
 
-        return _read(call, _pipeline_aio.answers(call.requests(), send, self._settings.max_in_flight))
+        async with aclosing(_pipeline_aio.answers(chain(ready, requests), send, self._max_in_flight)) as answers:
+            async for request, response in answers:
+                yield call.read(request.count, response)
 
     async def _collect(self, call: Call, rows: int | None, metadata: Metadata | None) -> EmbeddingResult:
         collector = Collector(rows)
-        async with aclosing(self._answers(call, metadata)) as answers:
+        async with aclosing(self._answers(call, rows, metadata)) as answers:
             async for answer in answers:
                 collector.add(answer)
         result = collector.result()
-        if result is None:
-            columns = call.columns
-            if columns is None:
-                columns = (await self._collect(call.probe(), 1, metadata)).embeddings.shape[1]
-            result = EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
-        return result
-
-
-async def _read(
-    call: Call, answers: AsyncGenerator[tuple[Request, Any], None]
-) -> AsyncGenerator[EmbeddingResult, None]:
-    async with aclosing(answers):
-        async for request, response in answers:
-            yield call.read(request, response)
+        if result is not None:
+            return result
+        columns = call.columns
+        if columns is None:
+            probe = await self._collect(call.probe(), 1, metadata)
+            columns = probe.embeddings.shape[1]
+        return EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
 
 
 async def _owned(answers: AsyncGenerator[EmbeddingResult, None]) -> AsyncGenerator[EmbeddingResult, None]:
     async with aclosing(answers):
         async for answer in answers:
             yield answer.copy()
-
-
-async def _model(stub: Any, name: str, deadline: Deadline, pairs: Pairs) -> ModelInfo:
-    metadata = await _ask(stub.ModelMetadata, service_pb2.ModelMetadataRequest(name=name), deadline, pairs)
-    config = await _ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=name), deadline, pairs)
-    return model_info(metadata, config)
-
-
-async def _ask(method: Any, request: Any, deadline: Deadline, pairs: Pairs) -> Any:
-    try:
-        return await method(request, timeout=deadline.left(), metadata=pairs)
-    except grpc.RpcError as error:
-        raise error_from_rpc(error) from None

@@ -1,8 +1,9 @@
-"""How the client reaches its servers: addresses, encryption, limits of the connection."""
+"""How the client reaches its servers: addresses, encryption, limits of the connection, and metadata of requests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
 from pathlib import Path
 
@@ -10,35 +11,39 @@ import grpc
 import grpc.aio
 
 Pem = str | PathLike[str] | bytes
+Metadata = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
+Pairs = tuple[tuple[str, str | bytes], ...]
 Option = tuple[str, int]
 
-
-# With several servers, one that comes back is to be found soon, and one whose host is gone is to be given up soon;
-# gRPC's own limits are 120 s and 20 s.
+# Among several servers, a server that comes back should be found soon, and a server whose host is gone should be given
+# up soon; gRPC's own limits are 120 s and 20 s.
 SEVERAL: list[Option] = [
     ("grpc.initial_reconnect_backoff_ms", 250),
     ("grpc.max_reconnect_backoff_ms", 2000),
     ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 
+_NAME = re.compile(r"[0-9a-z_.-]+")
+_VALUE = re.compile(r"[ -~]*")
+
 
 def targets_of(target: str | Iterable[str]) -> list[str]:
-    """The addresses of one server or of several; ValueError for none, one that is there twice, and a port too large."""
+    """The addresses of one server or several. Raises ValueError for none, a repeated address, and a port too large."""
     targets = [target] if isinstance(target, str) else list(target)
     if not targets:
-        raise ValueError("target: there is no server in the list")
+        raise ValueError("target: the list of servers is empty")
     if len(set(targets)) != len(targets):
         raise ValueError("target: a server is in the list twice")
-    for one in targets:
-        _, colon, port = one.rpartition(":")
+    for address in targets:
+        _, colon, port = address.rpartition(":")
         # gRPC would take it modulo 65536.
         if colon and port.isdecimal() and not 0 < int(port) <= 65535:
-            raise ValueError(f"target: {port} is no port")
+            raise ValueError(f"target: {port} is not a port")
     return targets
 
 
 class ChannelSettings:
-    """Everything needed to open gRPC channels; files are read here, once."""
+    """Everything needed to open gRPC channels; files are read once, when it is made."""
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class ChannelSettings:
         ]
 
     def open(self, targets: list[str]) -> list[grpc.Channel]:
-        """A channel to each server, for blocking calls; it connects at the first one."""
+        """A channel to each server, for blocking calls; it connects at the first call."""
         options = self._for(targets)
         if self._credentials is None:
             return [grpc.insecure_channel(target, options) for target in targets]
@@ -90,3 +95,26 @@ def _pem(source: Pem | None) -> bytes | None:
     if source is None or isinstance(source, bytes):
         return source
     return Path(fspath(source)).read_bytes()
+
+
+def metadata_pairs(metadata: Metadata | None) -> Pairs:
+    """The pairs with their names in lower case, as HTTP/2 requires.
+
+    Raises ValueError for a pair that cannot be sent, and names only its key: gRPC's own error would print the value,
+    which may be a secret.
+    """
+    if metadata is None:
+        return ()
+    items = metadata.items() if isinstance(metadata, Mapping) else metadata
+    return tuple(_pair(name.lower(), value) for name, value in items)
+
+
+def _pair(name: str, value: str | bytes) -> tuple[str, str | bytes]:
+    if not _NAME.fullmatch(name) or name.startswith("grpc-"):
+        raise ValueError(f"metadata: {name!r} is not a valid header name")
+    if name.endswith("-bin"):
+        if not isinstance(value, bytes):
+            raise ValueError(f"metadata {name}: a name that ends with -bin needs a value of bytes")
+    elif not isinstance(value, str) or not _VALUE.fullmatch(value):
+        raise ValueError(f"metadata {name}: the value must be a str of printable ASCII characters")
+    return name, value

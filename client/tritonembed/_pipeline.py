@@ -1,16 +1,17 @@
-"""Blocking requests in flight: bounded, answered in order, given up together."""
+# Generated from _pipeline_aio.py by scripts/unasync.py: edit that file, then run `make unasync`.
+"""Requests in flight: bounded, answered in order, given up together."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue as Queue
 from typing import Any
 
 import grpc
 
-from ._errors import error_from_rpc
-from ._request import Request
+from ._errors import error_from_status
+from .request import Request
 
 
 def answers(
@@ -18,18 +19,20 @@ def answers(
 ) -> Generator[tuple[Request, Any], None, None]:
     """Each request with its response, in the order of the requests.
 
-    ``send`` starts a request and gives gRPC's future. At most ``max_in_flight`` are unanswered, and at most as many
-    answers wait for their turn, so a slow request does not idle the server, and memory is bounded. The first error,
-    of whichever request, is raised at once. Whatever ends the generator cancels what is still on its way.
+    ``send`` starts a request and gives gRPC's call. At most ``max_in_flight`` requests are unanswered, and at most as
+    many answers wait for their turn: a slow request does not idle the server, and memory is bounded. The first error,
+    of whichever request, is raised at once. Any end of the generator cancels the requests that are still in flight.
     """
     window: deque[tuple[Request, Any]] = deque()
-    finished: SimpleQueue[Any] = SimpleQueue()
+    finished: Queue[Any] = Queue()
     unanswered = 0
     more = True
-    refill = False  # each answer given out is made up for by a request, however busy the caller is in between
+    refill = False  # each answer given out is replaced by a request, however busy the caller is in between
     try:
         while True:
-            unanswered -= _drain(finished)
+            while not finished.empty():
+                _check(finished.get_nowait())
+                unanswered -= 1
             answered = bool(window) and window[0][1].done()
             room = more and unanswered < max_in_flight and len(window) < 2 * max_in_flight
             if room and (refill or not answered):
@@ -40,11 +43,11 @@ def answers(
                     continue
                 window.append((following, send(following)))
                 unanswered += 1
-                window[-1][1].add_done_callback(finished.put)
+                window[-1][1].add_done_callback(finished.put_nowait)
             elif answered:
-                request, future = window.popleft()
-                _check(future)
-                yield request, future.result()
+                request, call = window.popleft()
+                _check(call)
+                yield request, call.result()
                 refill = True
             elif window:
                 _check(finished.get())
@@ -52,21 +55,16 @@ def answers(
             else:
                 return
     finally:
-        for _, future in window:
-            future.cancel()
+        for _, call in window:
+            call.cancel()
 
 
-def _drain(finished: SimpleQueue[Any]) -> int:
-    """How many more have finished; raises the error of one that failed."""
-    count = 0
-    while True:
-        try:
-            _check(finished.get_nowait())
-        except Empty:
-            return count
-        count += 1
+def _check(call: Any) -> None:
+    """Raise the error of a finished call that failed.
 
-
-def _check(future: Any) -> None:
-    if future.code() is not grpc.StatusCode.OK:
-        raise error_from_rpc(future)
+    It reads the status: the result of a call that ended because the client was closed would raise an error of another
+    kind, as if this caller had been cancelled.
+    """
+    code = call.code()
+    if code is not grpc.StatusCode.OK:
+        raise error_from_status(code, call.details())

@@ -1,8 +1,8 @@
-"""Asyncio requests in flight: bounded, answered in order, given up together (see _pipeline, its blocking twin)."""
+"""Requests in flight: bounded, answered in order, given up together."""
 
 from __future__ import annotations
 
-import asyncio
+from asyncio import Queue
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any
@@ -10,21 +10,23 @@ from typing import Any
 import grpc
 
 from ._errors import error_from_status
-from ._request import Request
+from .request import Request
 
 
 async def answers(
     requests: Iterator[Request], send: Callable[[Request], Any], max_in_flight: int
 ) -> AsyncGenerator[tuple[Request, Any], None]:
-    """Each request with its response, in the order of the requests; ``send`` starts a request and gives its call.
+    """Each request with its response, in the order of the requests.
 
-    Bounds and errors are those of the blocking pipeline. Cancelling the task that waits here cancels the requests.
+    ``send`` starts a request and gives gRPC's call. At most ``max_in_flight`` requests are unanswered, and at most as
+    many answers wait for their turn: a slow request does not idle the server, and memory is bounded. The first error,
+    of whichever request, is raised at once. Any end of the generator cancels the requests that are still in flight.
     """
     window: deque[tuple[Request, Any]] = deque()
-    finished: asyncio.Queue[Any] = asyncio.Queue()
+    finished: Queue[Any] = Queue()
     unanswered = 0
     more = True
-    refill = False  # each answer given out is made up for by a request, however busy the caller is in between
+    refill = False  # each answer given out is replaced by a request, however busy the caller is in between
     try:
         while True:
             while not finished.empty():
@@ -59,8 +61,8 @@ async def answers(
 async def _check(call: Any) -> None:
     """Raise the error of a finished call that failed.
 
-    Its status is asked for, not its result: that would raise asyncio.CancelledError for a call that ended because
-    the channel was closed, as if this task had been cancelled.
+    It reads the status: the result of a call that ended because the client was closed would raise an error of another
+    kind, as if this caller had been cancelled.
     """
     code = await call.code()
     if code is not grpc.StatusCode.OK:

@@ -1,8 +1,8 @@
-"""What the client gives back."""
+"""What the client returns: embeddings, collected from the answers of one call, and facts about a server."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingResult:
-    """The embeddings of n texts, in the order of the texts; ``embeddings, num_tokens = result`` works too.
+    """The embeddings of n texts, in the order of the texts; ``embeddings, num_tokens = result`` works, too.
 
-    ``embeddings`` is (n, d), by embedding_type: ``float`` float32, ``float16`` float16, ``int8`` int8, ``uint8`` uint8
-    with d the number of dimensions; ``binary`` int8 and ``ubinary`` uint8 with d = ceil(dimensions / 8) packed bytes.
-    ``num_tokens`` is int32 (n,): what the model saw of each text, after prompt, truncation and special tokens.
+    ``embeddings`` is (n, d), with the dtype of its embedding_type: float32 for ``float``, float16, int8 or uint8, where
+    d is the number of dimensions; int8 for ``binary`` and uint8 for ``ubinary``, where d = ceil(dimensions / 8) bytes.
+    ``num_tokens`` is int32 (n,): the tokens that the model saw, after prompt, truncation and special tokens.
     """
 
     embeddings: npt.NDArray[Any]
@@ -26,13 +26,13 @@ class EmbeddingResult:
         return iter((self.embeddings, self.num_tokens))
 
     def copy(self) -> EmbeddingResult:
-        """The same in memory of its own."""
+        """A copy that owns its memory."""
         return EmbeddingResult(self.embeddings.copy(), self.num_tokens.copy())
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a model: ``datatype`` as KServe names it (BYTES, INT32, …), -1 in ``shape`` for any size."""
+    """One tensor of a model. ``datatype``: KServe's name (BYTES, INT32, …). -1 in ``shape`` is any size."""
 
     name: str
     datatype: str
@@ -53,7 +53,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class ServerInfo:
-    """The server and those of the client's models that it serves."""
+    """A server, and the client's models that it serves."""
 
     name: str
     version: str
@@ -61,4 +61,70 @@ class ServerInfo:
     models: tuple[ModelInfo, ...]
 
     dimensions: int | None = None
-    """How long the vectors are, from an answer; None where the server gives none now."""
+    """Of the vectors, found by an inference; None if the server cannot embed now."""
+
+
+def rows_of(inputs: Iterable[object]) -> int | None:
+    """The number of inputs; None if they come one by one, as from a generator."""
+    return len(inputs) if isinstance(inputs, Sized) else None
+
+
+class Collector:
+    """Copies answers, in order, into one array, while the next answers are still in flight.
+
+    ``rows``: the number of vectors, if it is known; then the array is allocated once.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self._capacity = rows or 0
+        self._count = 0
+        self._embeddings: npt.NDArray[Any] | None = None
+        self._num_tokens = np.empty(self._capacity, np.int32)
+
+    def add(self, answer: EmbeddingResult) -> None:
+        """Add the next answer; all answers have the same width."""
+        if self._embeddings is None:
+            self._embeddings = np.empty((self._capacity, answer.embeddings.shape[1]), answer.embeddings.dtype)
+        end = self._count + len(answer.num_tokens)
+        if end > self._capacity:
+            self._resize(max(end, 2 * self._capacity))
+        self._embeddings[self._count : end] = answer.embeddings
+        self._num_tokens[self._count : end] = answer.num_tokens
+        self._count = end
+
+    def result(self) -> EmbeddingResult | None:
+        """Everything that was added; None if that is nothing."""
+        if self._embeddings is None:
+            return None
+        if self._capacity > self._count:
+            self._resize(self._count)
+        return EmbeddingResult(self._embeddings, self._num_tokens)
+
+    def _resize(self, rows: int) -> None:
+        # refcheck would fail while a debugger or a profiler looks at the array, which has no other user yet.
+        assert self._embeddings is not None
+        self._embeddings.resize((rows, self._embeddings.shape[1]), refcheck=False)
+        self._num_tokens.resize(rows, refcheck=False)
+        self._capacity = rows
+
+
+def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None) -> ServerInfo:
+    """ServerInfo of a ServerMetadataResponse, its models and the dimensions of its vectors."""
+    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models), dimensions)
+
+
+def model_info(metadata: Any, config: Any) -> ModelInfo:
+    """ModelInfo of a ModelMetadataResponse and a ModelConfigResponse."""
+    parameters = {name: value.string_value for name, value in config.config.parameters.items()}
+    return ModelInfo(
+        name=metadata.name,
+        versions=tuple(metadata.versions),
+        max_batch_size=config.config.max_batch_size,
+        inputs=_tensors(metadata.inputs),
+        outputs=_tensors(metadata.outputs),
+        parameters=parameters,
+    )
+
+
+def _tensors(tensors: Iterable[Any]) -> tuple[TensorInfo, ...]:
+    return tuple(TensorInfo(tensor.name, tensor.datatype, tuple(tensor.shape)) for tensor in tensors)

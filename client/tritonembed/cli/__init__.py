@@ -9,7 +9,7 @@ MISSING = "tritonembed: the command needs more than the client library: pip inst
 
 
 def main() -> None:
-    """Run the command line; without the packages it needs, say in one line which to install."""
+    """Run the command line; if packages are missing, print one line that names the extra to install."""
     try:
         from .app import run
 

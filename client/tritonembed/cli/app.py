@@ -1,4 +1,4 @@
-"""The application: its commands, and how every failure ends it."""
+"""The application: its commands, and the exit code and message of every failure."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
+
+from tritonembed_protocol.printable import printable
 
 from .connection import Connection, with_connection
 from .embed import ARCTIC, embed
@@ -35,7 +37,7 @@ def connect(
 ) -> None:
     """Text embeddings through NVIDIA Triton.
 
-    The options of the connection may stand before or after the command's name.
+    Options of the connection go before or after the command's name.
     """
 
 
@@ -48,7 +50,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 128 + its number for a signal."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - else messages would go to standard output
-    # An exception, unlike the signal's default, lets a half-written file be removed. What is ignored stays so: nohup.
+    # An exception lets a half-written file be removed; the signal's default does not. An ignored signal stays ignored,
+    # as nohup needs it.
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _terminate)
@@ -57,9 +60,9 @@ def run(arguments: list[str] | None = None) -> NoReturn:
     except CommandError as error:
         message, code = str(error), error.exit_code
     except ModuleNotFoundError:
-        raise  # the command's start says what to install
+        raise  # main() names the extra to install
     except Exception as error:
-        # Typer's own errors have no public base class across its versions; this is their interface.
+        # Typer's own errors have no base class that is public in all its versions; this method is their interface.
         known: Any = error
         if hasattr(error, "format_message"):
             message, code = known.format_message(), known.exit_code
@@ -67,8 +70,8 @@ def run(arguments: list[str] | None = None) -> NoReturn:
             message, code = f"unexpected {type(error).__name__}: {error}", 1
     else:
         sys.exit(code or 0)
-    # A server's words and a file's name may hold line breaks.
-    print(f"tritonembed: {' '.join(message.splitlines())}", file=sys.stderr)
+    # A server's message and a file's name may hold line breaks and escape sequences.
+    print(f"tritonembed: {printable(message)}", file=sys.stderr)
     sys.exit(code)
 
 

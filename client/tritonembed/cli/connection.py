@@ -1,6 +1,7 @@
-"""The options of the connection, taken before the command's name, after it, and from the environment.
+"""The connection of a command: its options, and waiting for a server that is starting.
 
-The variables begin with TRITONEMBED_CLIENT_: the servers' own, such as TRITONEMBED_MODEL, mean something else (a model
+Options come before the command's name, after it, and from the environment. The variables begin with
+TRITONEMBED_CLIENT_: servers have variables of their own, such as TRITONEMBED_MODEL, which mean something else (a model
 of the hub, the address to listen on) and are often set on the same machine.
 """
 
@@ -12,16 +13,23 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Annotated, Any
 
 import typer
 
-from tritonembed._client import EmbeddingClient
+from tritonembed import EmbeddingClient
+from tritonembed_protocol.limits import ENDPOINT_PORT
 
-from .failures import UsageError, usage_errors
+from .failures import CommandError, UsageError, usage_errors
 
 PREFIX = "TRITONEMBED_CLIENT_"
 METADATA_VARIABLE = f"{PREFIX}METADATA"
+
+# Of the wait for a server that is starting, in seconds.
+POLL_EVERY = 0.5
+REPORT_EVERY = 15.0
+LONGEST_QUESTION = 5.0
 
 
 def option(name: str, help: str, **more: Any) -> Any:
@@ -31,20 +39,24 @@ def option(name: str, help: str, **more: Any) -> Any:
 
 
 Host = Annotated[str | None, option("--host", "Server's name or address.", show_default="localhost")]
-Port = Annotated[int | None, option("--port", "gRPC port.", min=1, max=65535, show_default="50050")]
-Model = Annotated[str | None, option("--model", "The model that takes texts.", show_default="embedding")]
+Port = Annotated[int | None, option("--port", "gRPC port.", min=1, max=65535, show_default=str(ENDPOINT_PORT))]
+Model = Annotated[str | None, option("--model", "Name of the model that embeds texts.", show_default="embedding")]
 Tls = Annotated[bool | None, option("--tls", "Encrypt the connection.", show_default=False)]
-RootCertificates = Annotated[Path | None, option("--tls-root-certificates", "PEM file of the authorities to trust.")]
+RootCertificates = Annotated[
+    Path | None, option("--tls-root-certificates", "PEM file of the certificate authorities to trust.")
+]
 PrivateKey = Annotated[Path | None, option("--tls-private-key", "PEM file of the client's own key.")]
-CertificateChain = Annotated[Path | None, option("--tls-certificate-chain", "PEM file of its certificate.")]
-Timeout = Annotated[float | None, option("--timeout", "Seconds for everything.", min=0, show_default="no limit")]
-# The variable is read below: typer would split its values, such as "authorization=Bearer …", at the spaces.
+CertificateChain = Annotated[
+    Path | None, option("--tls-certificate-chain", "PEM file of the client's certificate chain.")
+]
+Timeout = Annotated[float | None, option("--timeout", "Seconds for the whole command.", min=0, show_default="no limit")]
+# The variable is read below: typer would split its values, such as "authorization=Bearer …", at spaces.
 MetadataPairs = Annotated[
     list[str] | None,
     typer.Option(
         "--metadata",
         metavar="KEY=VALUE",
-        help=f"Sent with every request, such as a token; repeatable.  [env var: {METADATA_VARIABLE}, a pair a line]",
+        help=f"Sent with each request, such as a token; repeatable.  [env var: {METADATA_VARIABLE}, one pair per line]",
     ),
 ]
 
@@ -62,7 +74,7 @@ OPTIONS: dict[str, Any] = {
 
 
 class Connection:
-    """The options of the connection that were given; the command's own win over those before its name."""
+    """The options of the connection that were given; options after the command's name win over options before it."""
 
     def __init__(self, given: dict[str, Any], outer: Connection | None) -> None:
         chosen = {name: value for name, value in given.items() if value is not None and value != []}
@@ -73,7 +85,7 @@ class Connection:
         """Seconds for the whole command, or None."""
         timeout: float | None = self._given.get("timeout")
         if timeout is not None and not math.isfinite(timeout):
-            raise UsageError("--timeout is a finite number of seconds; leave it out for no limit")
+            raise UsageError("--timeout must be a finite number of seconds; leave it out for no limit")
         return timeout
 
     @property
@@ -81,12 +93,12 @@ class Connection:
         """host:port."""
         host = self._given.get("host", "localhost")
         # An IPv6 address has colons of its own.
-        return f"{f'[{host}]' if ':' in host else host}:{self._given.get('port', 50050)}"
+        return f"{f'[{host}]' if ':' in host else host}:{self._given.get('port', ENDPOINT_PORT)}"
 
     def open(self, servers: list[str] | None = None, **more: Any) -> EmbeddingClient:
-        """The client of the server, or of those ``servers`` (host:port) instead.
+        """The client of the server, or of ``servers`` (host:port) instead.
 
-        UsageError where its settings do not fit together or a file cannot be read.
+        Raises UsageError if settings do not fit together or a file cannot be read.
         """
         names = ("model", "root_certificates", "private_key", "certificate_chain")
         settings = {name: self._given[name] for name in names if name in self._given}
@@ -99,7 +111,7 @@ class Connection:
 
 
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes the options of the connection and gets them as ``connection``."""
+    """Give a command the options of the connection, and their values as ``connection``."""
     signature = inspect.signature(command, eval_str=True)
     own = [parameter for parameter in signature.parameters.values() if parameter.name != "connection"]
 
@@ -109,7 +121,7 @@ def with_connection(command: Callable[..., None]) -> Callable[..., None]:
         if context.obj is None:
             options["metadata"] = options["metadata"] or os.environ.get(METADATA_VARIABLE, "").splitlines()
         else:
-            # The application has read the environment already, and an option before the command's name wins over it.
+            # The application has read the environment; an option before the command's name wins over the environment.
             options = {name: value for name, value in options.items() if not _from_environment(context, name)}
         # Typer hands the object of the outer context, the application's, to the context of the command.
         context.obj = Connection(options, context.obj)
@@ -121,6 +133,36 @@ def with_connection(command: Callable[..., None]) -> Callable[..., None]:
     wrapper.__signature__ = inspect.Signature([*own, *ours])  # type: ignore[attr-defined]
     wrapper.__annotations__ = {parameter.name: parameter.annotation for parameter in [*own, *ours]}
     return wrapper
+
+
+def wait_until_started(
+    client: EmbeddingClient,
+    target: str,
+    timeout: float | None,
+    *,
+    clock: Callable[[], float] = monotonic,
+    pause: Callable[[float], None] = sleep,
+) -> float | None:
+    """Wait while the server is starting, but not for a server that is not there; what is left of ``timeout`` seconds.
+
+    Raises CommandError if the timeout passes before.
+    """
+    start = clock()
+    reported: float | None = None
+    while True:
+        left = None if timeout is None else timeout - (clock() - start)
+        if left is not None and left <= 0:
+            if reported is None:
+                return timeout  # the request will fail for that reason
+            raise CommandError(f"DeadlineExceededError: {target} is still starting; the timeout passed")
+        if not client._is_starting(min(left or LONGEST_QUESTION, LONGEST_QUESTION)):
+            return left
+        now = clock()
+        if reported is None or now - reported >= REPORT_EVERY:
+            passed = "" if reported is None else f" ({now - start:.0f} s)"
+            typer.echo(f"tritonembed: {target} is starting: waiting until it is ready{passed}", err=True)
+            reported = now
+        pause(POLL_EVERY if left is None else min(POLL_EVERY, left))
 
 
 def _from_environment(context: typer.Context, name: str) -> bool:
@@ -135,5 +177,5 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise UsageError("--metadata is KEY=VALUE")
+        raise UsageError("--metadata must be KEY=VALUE")
     return name, value

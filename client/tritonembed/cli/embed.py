@@ -4,67 +4,27 @@ from __future__ import annotations
 
 import sys
 from contextlib import closing
-from enum import Enum
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
 import typer
 
-from tritonembed._client import EmbeddingClient
+from tritonembed import EmbeddingClient
+from tritonembed_protocol.limits import MAX_BATCH_SIZE
+from tritonembed_protocol.policies import PolicyName
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, InputType, Priority, Truncate
 
-from .connection import Connection, option, with_connection
+from .connection import Connection, option, wait_until_started, with_connection
 from .failures import UsageError, failures
-from .progress import ProgressBar
+from .progress import EmbeddingBar
 from .sinks import Sink, open_sink
 from .sources import Arguments, Source, open_source
 
-
-class InputTypeName(str, Enum):
-    """The values of --input-type."""
-
-    query = "query"
-    passage = "passage"
-
-
-class TruncateName(str, Enum):
-    """The values of --truncate."""
-
-    END = "END"
-    START = "START"
-    NONE = "NONE"
-
-
-class EmbeddingTypeName(str, Enum):
-    """The values of --embedding-type."""
-
-    float = "float"
-    float16 = "float16"
-    int8 = "int8"
-    uint8 = "uint8"
-    binary = "binary"
-    ubinary = "ubinary"
-
-
-class PriorityName(str, Enum):
-    """The values of --priority."""
-
-    interactive = "interactive"
-    bulk = "bulk"
-
-
-class PolicyChoice(str, Enum):
-    """The values of --policy."""
-
-    least_loaded = "least_loaded"
-    round_robin = "round_robin"
-    random = "random"
-
-
-# Arctic Inference's documented client has these; its scripts shall run, and say what they no longer do.
+# Arctic Inference's documented client has these options; its scripts run here, too.
 ARCTIC = (
     "For scripts of Arctic Inference's client: --temperature, --top-p, --top-k and --max-tokens are accepted and "
-    "change nothing, an embedding has no sampling; --lora-name is an error, adapters are not served yet."
+    "change nothing, because an embedding has no sampling; --lora-name is an error, adapters are not served yet."
 )
 
 
@@ -76,43 +36,54 @@ def embed(
     source: Annotated[
         str | None,
         typer.Option(
-            "--input", "-i", "-f", help="A .txt (a line a text), .jsonl, .csv or .parquet file; - for lines of stdin."
+            "--input",
+            "-i",
+            "-f",
+            help="A .txt (one text per line), .jsonl, .csv or .parquet file; - for lines of stdin.",
         ),
     ] = None,
     column: Annotated[str, option("--column", "Field of a .jsonl, .csv or .parquet file.")] = "text",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .npy, .jsonl or .parquet file.", show_default="terminal")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an --output that exists already.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Write JSON lines to the terminal as they come.")] = False,
-    input_type: Annotated[InputTypeName | None, option("--input-type", "Prepends the model's prompt.")] = None,
+    input_type: Annotated[
+        InputType | None, option("--input-type", "Prepend the model's prompt for queries or passages.")
+    ] = None,
     prompt_name: Annotated[str | None, option("--prompt-name", "Name of the model's prompt to prepend.")] = None,
     prompt_text: Annotated[
-        str | None, option("--prompt-text", "Prepended to every text, instead of a prompt of the model.")
+        str | None, option("--prompt-text", "Prepend this to every text, instead of a prompt of the model.")
     ] = None,
     truncate: Annotated[
-        TruncateName | None, option("--truncate", "End of a long text that is cut.", show_default="the model's")
+        Truncate | None,
+        option(
+            "--truncate",
+            "Which end of a long text is cut off; with NONE, a long text is an error.",
+            show_default="the model's",
+        ),
     ] = None,
     dimensions: Annotated[
-        int | None, option("--dimensions", "First so many dimensions.", min=1, show_default="the model's")
+        int | None,
+        option("--dimensions", "Keep only the first dimensions of each vector.", min=1, show_default="the model's"),
     ] = None,
     embedding_type: Annotated[
-        EmbeddingTypeName, option("--embedding-type", "Numbers of a vector.")
-    ] = EmbeddingTypeName.float,
+        EmbeddingType, option("--embedding-type", "Type of a vector's numbers.")
+    ] = DEFAULT_OUTPUT_TYPE,
     normalize: Annotated[
-        bool | None, option("--normalize/--no-normalize", "Length 1 or not.", show_default="the model's")
+        bool | None,
+        option("--normalize/--no-normalize", "Scale vectors to length 1, or do not.", show_default="the model's"),
     ] = None,
-    priority: Annotated[
-        PriorityName, option("--priority", "Interactive goes ahead in the server's queue.")
-    ] = PriorityName.bulk,
+    priority: Annotated[Priority, option("--priority", "Interactive goes ahead in the server's queue.")] = "bulk",
     servers: Annotated[
         list[str] | None,
-        option("--server", "One of several servers, instead of --host and --port; repeatable.", metavar="HOST:PORT"),
+        option(
+            "--server", "A server, instead of --host and --port; repeat it for several servers.", metavar="HOST:PORT"
+        ),
     ] = None,
-    policy: Annotated[
-        PolicyChoice, option("--policy", "Which --server gets the next request.")
-    ] = PolicyChoice.least_loaded,
-    batch_size: Annotated[int, option("--batch-size", "Texts a request.", min=1, max=1024)] = 64,
-    max_in_flight: Annotated[int, option("--max-in-flight", "Requests at once, a server.", min=1)] = 8,
+    policy: Annotated[PolicyName, option("--policy", "Which --server gets the next request.")] = "least_loaded",
+    batch_size: Annotated[int, option("--batch-size", "Texts per request.", min=1, max=MAX_BATCH_SIZE)] = 64,
+    max_in_flight: Annotated[int, option("--max-in-flight", "Outstanding requests per server.", min=1)] = 8,
     progress: Annotated[
         bool | None, option("--progress/--no-progress", "Progress bar.", show_default="writing a file")
     ] = None,
@@ -122,27 +93,28 @@ def embed(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", hidden=True)] = None,
     lora_name: Annotated[str | None, typer.Option("--lora-name", hidden=True)] = None,
 ) -> None:
-    """Embed texts given here or read from a file, and print or write their vectors."""
+    """Embed texts of the command line or of a file, and print or write their vectors."""
     if lora_name is not None:
         raise UsageError("--lora-name: adapters are not served yet")
     if any(option is not None for option in (temperature, top_p, top_k, max_tokens)):
         typer.echo("tritonembed: an embedding has no sampling: --temperature, --top-p, … change nothing", err=True)
-    options = {
-        "input_type": input_type and input_type.value,
+    options: dict[str, Any] = {
+        "input_type": input_type,
         "prompt_name": prompt_name,
         "prompt": prompt_text,
-        "truncate": truncate and truncate.value,
+        "truncate": truncate,
         "dimensions": dimensions,
-        "embedding_type": embedding_type.value,
+        "embedding_type": embedding_type,
         "normalize": normalize,
-        "priority": priority.value,
+        "priority": priority,
         "batch_size": batch_size,
-        "timeout": connection.timeout,
     }
     chosen = _source(source, column, [*(texts or []), *(more_texts or [])])
     shown = progress if progress is not None else output is not None and sys.stderr.isatty()
-    opened = connection.open(_addresses(servers or []), policy=policy.value, max_in_flight=max_in_flight)
-    with failures(), opened as client, open_sink(output, stream) as sink:
+    timeout = connection.timeout
+    opened = connection.open(_addresses(servers or []), policy=policy, max_in_flight=max_in_flight)
+    with failures(), opened as client, open_sink(output, stream, force=force) as sink:
+        options["timeout"] = wait_until_started(client, ", ".join(servers or [connection.target]), timeout)
         _run(client, chosen, sink, options, shown, output)
 
 
@@ -151,7 +123,7 @@ def _addresses(servers: list[str]) -> list[str]:
         host, _, port = server.rpartition(":")
         # gRPC would take a port that is too large modulo 65536.
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
-            raise UsageError(f"--server is HOST:PORT, not {server}")
+            raise UsageError(f"--server must be HOST:PORT, not {server}")
     return servers
 
 
@@ -170,7 +142,7 @@ def _run(
 ) -> None:
     start = perf_counter()
     texts = tokens = 0
-    with ProgressBar(source, shown) as bar, closing(client.iter_embed(source.texts(), **options)) as results:
+    with EmbeddingBar(source, shown) as bar, closing(client.iter_embed(source.texts(), **options)) as results:
         for result in results:
             sink.write(result)
             texts += len(result.num_tokens)

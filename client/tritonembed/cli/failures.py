@@ -6,7 +6,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tritonembed._errors import TritonEmbedError
+from tritonembed import TritonEmbedError
 
 
 class CommandError(Exception):
@@ -18,7 +18,7 @@ class CommandError(Exception):
 
 
 class UsageError(CommandError):
-    """The command was called wrongly."""
+    """The command line is wrong."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, 2)
@@ -26,7 +26,7 @@ class UsageError(CommandError):
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """A file that cannot be opened, or a setting that the client refuses, is bad usage."""
+    """Turn a file that cannot be opened, and a setting that the client refuses, into a UsageError."""
     try:
         yield
     except OSError as error:
@@ -37,14 +37,14 @@ def usage_errors() -> Iterator[None]:
 
 @contextmanager
 def failures() -> Iterator[None]:
-    """What went wrong while the command worked, as a CommandError."""
+    """Turn errors of the command's work into a CommandError."""
     try:
         yield
     except TritonEmbedError as error:
         raise CommandError(f"{type(error).__name__}: {error}") from error
     except OSError as error:
         if error.errno == errno.EPIPE:
-            raise  # the reader of our output has gone, which is no failure of ours
+            raise  # the reader of the output is gone, which is not a failure
         raise CommandError(os_message(error)) from error
 
 

@@ -12,32 +12,31 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed._results import EmbeddingResult
+from tritonembed import EmbeddingResult
 
-from .arrow import load_arrow
-from .atomic import AtomicFile
 from .failures import UsageError, usage_errors
+from .files import AtomicFile, load_arrow
 
 SHOWN = 4
-ROWS_A_GROUP = 8192
+ROWS_PER_GROUP = 8192
 
 
 class Sink:
-    """Takes results one after the other."""
+    """Writes results, in order."""
 
     def write(self, result: EmbeddingResult) -> None:
         """Write the next rows."""
         raise NotImplementedError
 
     def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
-        """All rows were written; ``empty`` gives a result without rows, for the shape where none came."""
+        """Complete the output. ``empty`` makes a result without rows, for the shape if there were no rows."""
 
     def close(self) -> None:
-        """Whatever happened, nothing more will come."""
+        """Release resources, also after a failure."""
 
 
 class NpySink(Sink):
-    """One array (n, d). The header is written first for no rows, and again when their number is known."""
+    """One array (n, d). The header is written for zero rows first, and again once the number of rows is known."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -60,14 +59,14 @@ class NpySink(Sink):
     def _header(self, like: npt.NDArray[Any]) -> None:
         self._like = like[:0]
         shape = (self._rows, like.shape[1])
-        # numpy leaves room for a longer first number, so every header of this array has the same length.
+        # numpy leaves room for a longer number of rows, so both headers have the same length.
         numpy_format: Any = np.lib.format  # untyped
         descr = numpy_format.dtype_to_descr(like.dtype)
         numpy_format.write_array_header_1_0(self._file, {"descr": descr, "fortran_order": False, "shape": shape})
 
 
 class JsonLinesSink(Sink):
-    """A JSON object a line: index, num_tokens, embedding (floats with the digits that make them exact)."""
+    """One JSON object per line: index, num_tokens, embedding (floats with as many digits as make them exact)."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -81,7 +80,7 @@ class JsonLinesSink(Sink):
         for row, num_tokens in zip(result.embeddings.tolist(), result.num_tokens.tolist(), strict=True):
             text = line % (self._index, num_tokens, *row)
             if not finite:
-                text = text.replace("nan", "NaN").replace("inf", "Infinity")  # as Python's json spells them
+                text = text.replace("nan", "NaN").replace("inf", "Infinity")  # as Python's json writes them
             self._file.write(text.encode())
             self._index += 1
         self._file.flush()
@@ -100,7 +99,7 @@ class ParquetSink(Sink):
     def write(self, result: EmbeddingResult) -> None:
         self._waiting.append(result)
         self._rows += len(result.num_tokens)
-        if self._rows >= ROWS_A_GROUP:
+        if self._rows >= ROWS_PER_GROUP:
             self._flush()
 
     def finish(self, empty: Callable[[], EmbeddingResult]) -> None:
@@ -110,7 +109,7 @@ class ParquetSink(Sink):
             self._flush()
 
     def close(self) -> None:
-        # Left open it would write its footer when it is collected, to a file that is closed by then.
+        # An open writer writes its footer when it is garbage-collected, to a file that is closed by then.
         if self._writer is not None:
             self._writer.close()
 
@@ -127,7 +126,7 @@ class ParquetSink(Sink):
 
 
 class TerminalSink(Sink):
-    """A short line a text, for people."""
+    """One short line per text, for people."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -148,8 +147,11 @@ FILES: dict[str, Callable[[BinaryIO], Sink]] = {".npy": NpySink, ".jsonl": JsonL
 
 
 @contextmanager
-def open_sink(output: Path | None, stream: bool) -> Iterator[Sink]:
-    """The sink for an output file, by its ending, or for the terminal; the file appears when the block ends well."""
+def open_sink(output: Path | None, stream: bool, *, force: bool = False) -> Iterator[Sink]:
+    """The sink for an output file, by its ending, or for the terminal. The file appears if the block succeeds.
+
+    force: replace an existing file.
+    """
     if output is None:
         if sys.stdout is None:
             raise UsageError("standard output is closed")
@@ -159,7 +161,9 @@ def open_sink(output: Path | None, stream: bool) -> Iterator[Sink]:
         raise UsageError("--stream writes to the terminal: leave out --output, or write a .jsonl file")
     sink = FILES.get(output.suffix.lower())
     if sink is None:
-        raise UsageError(f"{os.fspath(output)}: the output is .npy, .jsonl or .parquet")
+        raise UsageError(f"{os.fspath(output)}: the output must be .npy, .jsonl or .parquet")
+    if output.is_file() and not force:
+        raise UsageError(f"{os.fspath(output)} exists already: --force replaces it")
     with usage_errors():
         atomic = AtomicFile(output)
     with atomic as file, closing(sink(file)) as opened:

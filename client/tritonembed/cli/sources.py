@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .arrow import load_arrow
 from .failures import CommandError, UsageError, usage_errors
+from .files import load_arrow
 
 BATCH_ROWS = 1024
 BOM = b"\xef\xbb\xbf"
 
 
 class Source:
-    """Texts, and how far they have been read: ``position`` of ``total`` (in rows or bytes), None where unknown."""
+    """Texts, and how far they have been read: ``position`` of ``total``, in rows or bytes; None if unknown."""
 
     def __init__(self, total: int | None) -> None:
         self.total = total
@@ -42,7 +42,7 @@ class Arguments(Source):
 
 
 class LineFile(Source):
-    """A file of lines, read with one of the readers below; ``name`` is for messages."""
+    """A file of lines, read by one of the readers below; ``name`` is for messages."""
 
     def __init__(self, file: BinaryIO, name: str, size: int | None, read: Callable[[Iterator[str]], Iterator[str]]):
         super().__init__(size)
@@ -56,7 +56,7 @@ class LineFile(Source):
             with self._file:
                 yield from self._read(self._lines())
         except _RowError as error:
-            # A column that is missing from the header, as from a Parquet file's schema, is a wrong --column.
+            # If the header, or a Parquet file's schema, lacks the column, then --column is wrong.
             kind = UsageError if isinstance(error, _HeaderError) else CommandError
             raise kind(f"{self._name}: line {self._line}: {error}") from None
 
@@ -77,7 +77,7 @@ class ParquetFile(Source):
         arrow = load_arrow()
         with usage_errors():
             file = path.open("rb")
-        # pyarrow's own errors, and those of the text's encoding, do not say which file they are about.
+        # pyarrow's own errors, and those of the text's encoding, do not name the file.
         self._damage = (arrow.ArrowException, OSError, UnicodeDecodeError)
         try:
             self._file = arrow.parquet.ParquetFile(file)
@@ -106,15 +106,15 @@ class ParquetFile(Source):
 
 
 class _RowError(Exception):
-    """Why a line is not a text."""
+    """The reason why a line is not a text."""
 
 
 class _HeaderError(_RowError):
-    """Why no line is."""
+    """The reason why no line of the file is a text."""
 
 
 def open_source(path: str, column: str) -> Source:
-    """The source for a path: by its ending, or lines of standard input for ``-``; UsageError if unreadable."""
+    """The source for a path, by its ending; ``-`` is lines of standard input. Raises UsageError if it is unreadable."""
     if path == "-":
         if sys.stdin is None:
             raise UsageError("standard input is closed")
@@ -129,14 +129,14 @@ def open_source(path: str, column: str) -> Source:
     if suffix == ".parquet":
         return ParquetFile(file, column)
     if suffix not in readers:
-        raise UsageError(f"{path}: the input is .txt, .jsonl, .csv, .parquet or '-'")
+        raise UsageError(f"{path}: the input must be .txt, .jsonl, .csv, .parquet or '-'")
     with usage_errors():
         opened = file.open("rb")
         return LineFile(opened, path, file.stat().st_size, readers[suffix])
 
 
 def _plain(lines: Iterator[str]) -> Iterator[str]:
-    # Every line counts, empty ones too: row n of the output is line n of the input.
+    # Every line counts, also an empty line: row n of the output is line n of the input.
     return (line.removesuffix("\n").removesuffix("\r") for line in lines)
 
 
@@ -160,7 +160,7 @@ def _field(row: Any, column: str) -> str:
 
 def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     csv.field_size_limit(2**31 - 1)
-    # Not strict, a quote that is never closed would make one text of all that follows.
+    # Otherwise a quote that is never closed would turn the rest of the file into one text.
     rows = csv.reader(lines, strict=True)
     try:
         header = next(rows, [])
@@ -174,5 +174,5 @@ def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
                 raise _RowError(f"no column {column!r}")
             yield row[index]
     except csv.Error as error:
-        reason = str(error).partition(" - ")[0]  # what follows is meant for programmers
+        reason = str(error).partition(" - ")[0]  # the rest is advice for programmers
         raise _RowError(f"not CSV: {reason}") from None

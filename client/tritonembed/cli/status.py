@@ -1,4 +1,4 @@
-"""`tritonembed health` and `tritonembed info`: what the server says of itself."""
+"""`tritonembed health` and `tritonembed info`."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from tritonembed._errors import TritonEmbedError
-from tritonembed._results import ModelInfo, ServerInfo, TensorInfo
+from tritonembed import ModelInfo, ServerInfo, TensorInfo, TritonEmbedError
+from tritonembed_protocol.printable import printable
 
 from .connection import Connection, with_connection
 from .failures import CommandError, failures
 
-# A probe that waits for ever tells nothing.
 DEFAULT_TIMEOUT = 5.0
+"""Seconds: a probe must not wait for ever."""
 
 
 @with_connection
@@ -51,16 +51,16 @@ def _show(server: ServerInfo, target: str, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(asdict(server), indent=2))
         return
-    typer.echo(f"server      {server.name} {server.version} at {target}")
+    typer.echo(printable(f"server      {server.name} {server.version} at {target}"))
     if server.dimensions is not None:
         typer.echo(f"dimensions  {server.dimensions}")
     for model in server.models:
-        typer.echo(f"model       {_model(model)}")
+        typer.echo(printable(f"model       {_model(model)}"))
 
 
 def _model(model: ModelInfo) -> str:
     tensors = f"{', '.join(map(_tensor, model.inputs))} -> {', '.join(map(_tensor, model.outputs))}"
-    return f"{model.name} (version {', '.join(model.versions)}, up to {model.max_batch_size} a request): {tensors}"
+    return f"{model.name} (version {', '.join(model.versions)}, up to {model.max_batch_size} per request): {tensors}"
 
 
 def _tensor(tensor: TensorInfo) -> str:

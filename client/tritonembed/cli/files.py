@@ -1,4 +1,4 @@
-"""A file that is there as a whole or not at all."""
+"""Files: written as a whole or not at all, and pyarrow for Parquet files."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ import os
 import secrets
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from .failures import UsageError
 
 
 class AtomicFile:
-    """Written under another name in the same folder; takes its own name (and the place of an older file) at the end.
+    """Written under a temporary name in the same folder; at the end it takes its own name, and replaces an older file.
 
-    Leaving the ``with`` block by an exception, an interrupt included, removes what was written.
+    An exception in the ``with`` block, an interrupt included, removes the temporary file.
     """
 
     def __init__(self, path: Path) -> None:
-        # A link stays a link: the file that it points to is replaced.
+        # A link stays a link: its target is replaced.
         self._path = Path(os.path.realpath(path))
         self._name = str(path)  # the name that the user knows, for messages
         if self._path.is_dir():
@@ -44,7 +46,21 @@ class AtomicFile:
                 os.replace(self._temporary, self._path)
         except OSError as failed:
             if kind is not None and not issubclass(kind, OSError):
-                return  # what ended the block, such as an interrupt, is the news
+                return  # what ended the block, such as an interrupt, is reported instead
             raise OSError(failed.errno, failed.strerror, self._name) from failed
         finally:
             self._temporary.unlink(missing_ok=True)
+
+
+def load_arrow() -> Any:
+    """pyarrow with pyarrow.parquet, imported by Parquet files only. Raises UsageError if it cannot be imported."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise  # main() names the extra to install
+    except ImportError as error:
+        # Recent releases of pyarrow refuse numpy 1, which some servers' environments need.
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"Parquet files need a pyarrow that fits the other packages: {reason}") from error
+    return pyarrow

@@ -1,0 +1,256 @@
+"""One call of the client as KServe requests, and the answers back as embeddings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from operator import index
+from time import monotonic
+from typing import Any, TypedDict
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2
+
+from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
+from tritonembed_protocol.limits import MAX_INT64
+from tritonembed_protocol.types import (
+    DEFAULT_OUTPUT_TYPE,
+    PRIORITY_LEVELS,
+    EmbeddingType,
+    InputType,
+    Priority,
+    Truncate,
+    output_type,
+)
+
+from ._errors import DeadlineExceededError, InvalidArgumentError, ServerError
+from ._results import EmbeddingResult
+from .inputs import TokenIds, batches, check_batch_size, encode_texts, encode_token_ids
+
+OUTPUTS = ("embedding", "num_tokens")
+# The shortest input that every model takes.
+PROBES = {"text": b"a", "token_ids": bytes(4)}
+# Seconds, thirty years: much more would not fit into gRPC's own clock.
+LONGEST = 1e9
+
+
+class VectorOptions(TypedDict, total=False):
+    """What a call asks of its vectors; see EmbeddingClient.embed. What is left out is the server's default."""
+
+    dimensions: int | None
+    embedding_type: EmbeddingType
+    normalize: bool | None
+    priority: Priority
+
+
+class Options(VectorOptions, total=False):
+    """The same for a call with texts."""
+
+    input_type: InputType | None
+    prompt_name: str | None
+    prompt: str | None
+    truncate: Truncate | None
+
+
+class Deadline:
+    """The time limit of a call: ``timeout`` seconds from now on; None is no limit."""
+
+    def __init__(self, timeout: float | None) -> None:
+        if timeout is not None and not math.isfinite(timeout):
+            raise ValueError("timeout must be a finite number of seconds, or None for no limit")
+        self._end = None if timeout is None else monotonic() + min(timeout, LONGEST)
+
+    def left(self) -> float | None:
+        """Seconds left, above 0, or None. Raises DeadlineExceededError once there are none."""
+        if self._end is None:
+            return None
+        left = self._end - monotonic()
+        if left <= 0:
+            message = "the timeout passed before all requests were sent"
+            raise DeadlineExceededError(message, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return left
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One request ready to go. count: inputs. timeout: seconds left of the call's time, or None.
+
+    work: bytes of its input, which is all that a client knows of how long it takes.
+    """
+
+    message: Any
+    count: int
+    work: int
+    timeout: float | None
+    deadline: Deadline
+
+    def renewed(self) -> Request | None:
+        """The same with the time that is left now, once the first is off the wire; None if no time is left."""
+        if self.timeout is None:
+            return self
+        try:
+            timeout = self.deadline.left()
+        except DeadlineExceededError:
+            return None
+        _write_timeout(self.message, timeout)
+        return replace(self, timeout=timeout)
+
+
+class Call:
+    """What one call of the client asks for: the requests, and how their answers are read.
+
+    Raises InvalidArgumentError and TypeError for options that cannot be sent; all other values are left to the server.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        tensor: str,
+        batches: Iterator[list[bytes]],
+        options: Options | VectorOptions,
+        deadline: Deadline,
+    ) -> None:
+        self._model = model
+        self._tensor = tensor
+        self._batches = batches
+        self._options: dict[str, Any] = {**options}
+        self._deadline = deadline
+        self._width: int | None = None
+        _check(self._options)
+        try:
+            self._output = output_type(self._options.get("embedding_type", DEFAULT_OUTPUT_TYPE))
+        except ValueError as error:
+            raise InvalidArgumentError(str(error)) from None
+        self.dtype = self._output.dtype
+
+    @classmethod
+    def of_texts(
+        cls, model: str, texts: Iterable[str], options: Options, batch_size: int, timeout: float | None
+    ) -> Call:
+        """A call that embeds texts; its time runs from now on."""
+        if isinstance(texts, (str, bytes)):
+            # Its letters would be embedded one by one.
+            raise TypeError("texts is a single text: put it into a list")
+        _check_names(options, Options)
+        check_batch_size(batch_size)
+        return cls(model, "text", batches(texts, encode_texts, batch_size), options, Deadline(timeout))
+
+    @classmethod
+    def of_tokens(
+        cls,
+        model: str,
+        sequences: Iterable[TokenIds],
+        options: VectorOptions,
+        batch_size: int,
+        timeout: float | None,
+    ) -> Call:
+        """A call that embeds token ids; its time runs from now on."""
+        _check_names(options, VectorOptions)
+        check_batch_size(batch_size)
+        return cls(model, "token_ids", batches(sequences, encode_token_ids, batch_size), options, Deadline(timeout))
+
+    @property
+    def columns(self) -> int | None:
+        """How many columns the result will have, if ``dimensions`` is given."""
+        dimensions = self._options.get("dimensions")
+        return None if dimensions is None else self._output.columns(dimensions)
+
+    def probe(self) -> Call:
+        """A call with the same options for one short input: its answer has as many columns as all others."""
+        options: Any = self._options
+        return Call(self._model, self._tensor, iter([[PROBES[self._tensor]]]), options, self._deadline)
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, in order, each made when the caller takes it."""
+        for batch in self._batches:
+            timeout = self._deadline.left()
+            content = frame(batch)
+            message = self._message(content, len(batch), timeout)
+            yield Request(message, len(batch), len(content), timeout, self._deadline)
+
+    def _message(self, content: bytes, count: int, timeout: float | None) -> Any:
+        message = service_pb2.ModelInferRequest(model_name=self._model, raw_input_contents=[content])
+        message.inputs.add(name=self._tensor, datatype="BYTES", shape=(count, 1))
+        for output in OUTPUTS:
+            message.outputs.add(name=output)
+        _write(self._options, message.parameters)
+        _write_timeout(message, timeout)
+        return message
+
+    def read(self, count: int, response: Any) -> EmbeddingResult:
+        """The embeddings of the answer to a request with ``count`` inputs: read-only views of its bytes, to be copied.
+
+        Raises ServerError if the answer does not fit the request.
+        """
+        contents = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
+        for output in OUTPUTS:
+            if output not in contents:
+                raise ServerError(f"the answer lacks the raw content of output {output}")
+        num_tokens = contents["num_tokens"]
+        if len(num_tokens) != 4 * count:
+            raise ServerError(f"output num_tokens: {len(num_tokens)} bytes are not {count} INT32 numbers")
+        try:
+            vectors = unframe_vectors(contents["embedding"], count, self.dtype)
+        except FramingError as error:
+            raise ServerError(str(error)) from None
+        self._width = self._width or vectors.shape[1]
+        if vectors.shape[1] != self._width:
+            # Another model was loaded meanwhile.
+            raise ServerError("output embedding: the number of dimensions changed during the call")
+        return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"))
+
+
+def _check_names(options: Iterable[str], known: Any) -> None:
+    for name in options:
+        if name not in known.__optional_keys__:
+            raise TypeError(f"unexpected keyword argument {name!r}")
+
+
+def _check(options: dict[str, Any]) -> None:
+    dimensions = options.get("dimensions")
+    if dimensions is not None and not 1 <= index(dimensions) <= MAX_INT64:
+        raise InvalidArgumentError("dimensions must be at least 1 and at most the model's")
+    if options.get("priority", "bulk") not in PRIORITY_LEVELS:
+        raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
+    for name in ("prompt_name", "prompt"):
+        _check_text(name, options.get(name))
+
+
+def _check_text(name: str, text: Any) -> None:
+    """Raise for what is not a str (TypeError) or has no UTF-8 form (InvalidArgumentError), without its words."""
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise TypeError(f"{name} is {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = error.start
+    else:
+        return
+    # Raised out here, so that no cause carries the text.
+    raise InvalidArgumentError(f"{name}: a lone surrogate at character {place} has no UTF-8 form")
+
+
+def _write(options: dict[str, Any], parameters: Any) -> None:
+    """Put options that differ from the defaults into a request's parameters."""
+    for name in ("input_type", "prompt_name", "prompt", "truncate"):
+        if options.get(name) is not None:
+            parameters[name].string_param = options[name]
+    if options.get("dimensions") is not None:
+        parameters["dimensions"].int64_param = index(options["dimensions"])
+    if options.get("embedding_type", DEFAULT_OUTPUT_TYPE) != DEFAULT_OUTPUT_TYPE:
+        parameters["embedding_type"].string_param = options["embedding_type"]
+    if options.get("normalize") is not None:
+        parameters["normalize"].bool_param = options["normalize"]
+    level = PRIORITY_LEVELS[options.get("priority", "bulk")]
+    if level is not None:
+        parameters["priority"].uint64_param = level
+
+
+def _write_timeout(message: Any, timeout: float | None) -> None:
+    if timeout is not None:
+        # Triton drops a request whose time ran out in its queue; it does not look at gRPC's deadline for that.
+        message.parameters["timeout"].int64_param = max(int(timeout * 1e6), 1)

@@ -1,0 +1,60 @@
+"""The values of the request parameters, and one table of output types.
+
+To add an output type: its name in EmbeddingType, and its row in OUTPUT_TYPES. A new kind of encoder is a function of
+the engine (tritonembed_engine.vectors).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+Truncate = Literal["END", "START", "NONE"]
+InputType = Literal["query", "passage"]
+Priority = Literal["interactive", "bulk"]
+EmbeddingType = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
+
+TRUNCATE: tuple[Truncate, ...] = get_args(Truncate)
+INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
+
+PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
+"""KServe's levels; None is the default of the model repository, its last level."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputType:
+    """How the numbers of a vector travel.
+
+    encoder: ``cast`` keeps the numbers, ``scale`` is round(127 x), ``signs`` is the bits of x > 0; see
+    tritonembed_engine.vectors. packed: eight dimensions share a byte. unit_length: only vectors of length 1 fit.
+    """
+
+    dtype: np.dtype[Any]
+    encoder: Literal["cast", "scale", "signs"] = "cast"
+    packed: bool = False
+    unit_length: bool = False
+
+    def columns(self, dimensions: int) -> int:
+        """Numbers per vector."""
+        return -(-dimensions // 8) if self.packed else dimensions
+
+
+OUTPUT_TYPES: dict[str, OutputType] = {
+    "float": OutputType(np.dtype("<f4")),
+    "float16": OutputType(np.dtype("<f2")),
+    "int8": OutputType(np.dtype(np.int8), "scale", unit_length=True),
+    "uint8": OutputType(np.dtype(np.uint8), "scale", unit_length=True),
+    "binary": OutputType(np.dtype(np.int8), "signs", packed=True),
+    "ubinary": OutputType(np.dtype(np.uint8), "signs", packed=True),
+}
+DEFAULT_OUTPUT_TYPE: EmbeddingType = "float"
+
+
+def output_type(name: str) -> OutputType:
+    """The row of an ``embedding_type``. Raises ValueError, which names the known types."""
+    try:
+        return OUTPUT_TYPES[name]
+    except (KeyError, TypeError):
+        raise ValueError(f"embedding_type must be one of {', '.join(OUTPUT_TYPES)}") from None
