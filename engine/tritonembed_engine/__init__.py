@@ -1,1 +1,1 @@
-"""What Triton's python models run: tokenizing, batching and the vLLM executors. Importable without Triton."""
+"""The code of Triton's python models: tokenizing, batching and the vLLM executors. Imports without Triton."""

@@ -1,8 +1,8 @@
 """`EmbeddingEngine`: requests in, futures of vectors out; one thread at a time keeps the executor busy.
 
-While a GPU runs batch k, the thread prepares and launches k+1, and hands out k-1: no more than the executor's `depth`
-is launched and not collected, so that what waits stays where it can still be dropped or overtaken. It is the engine's
-own thread, or one that has nothing to do but wait for its answer: two switches of threads less.
+While a GPU runs batch k, the thread prepares and launches batch k+1 and delivers the vectors of k-1. At most the
+executor's `depth` of batches is launched and not collected: requests that wait can still be dropped or overtaken. The
+thread is the engine's own, or a caller's that only waits for its answer, which saves two switches of threads.
 """
 
 import logging
@@ -14,7 +14,7 @@ from concurrent.futures import Future
 
 import numpy as np
 
-from tritonembed_engine.batcher import Batch, Batcher, halves
+from tritonembed_engine.batching import Batcher, Pace
 from tritonembed_engine.errors import (
     Abandoned,
     DeadlineExceeded,
@@ -25,14 +25,13 @@ from tritonembed_engine.errors import (
     OutOfMemory,
     Overloaded,
 )
-from tritonembed_engine.estimate import Pace
 from tritonembed_engine.executors.base import Executor, Pending
-from tritonembed_engine.jobs import BatchReport, Job, Request, report
-from tritonembed_engine.token_ids import BYTES_PER_TOKEN
+from tritonembed_engine.request import Batch, BatchReport, Request, report
+from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
 REST_AFTER_S = 1.0
-"""Without work for so long, the executor is told to give back what it only caches."""
+"""After this long without work the executor gives back memory that it only caches."""
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +40,11 @@ class EmbeddingEngine:
     """Runs one executor. `submit` from any thread; `close` ends the thread and frees the model.
 
     max_waiting_sentences, max_waiting_requests: beyond them requests fail with Overloaded. clock: monotonic seconds.
-    on_batch: called with a report of each batch that was computed. on_death: called once the device is lost and
-    everything was answered; the process has to be started again.
+    on_batch: called with a report of each batch that was computed. on_death: called when the device is lost and every
+    request was answered; the process has to be started again.
 
-    A batch that the device has no room for is computed in halves, and later batches have half its tokens at most.
-    Batches of an executor that blocks are kept short (see `estimate`), so that what waits gets in between.
+    A batch that does not fit the device's memory is computed in halves, and later batches have at most half its tokens.
+    Batches of an executor that blocks are kept short (see `Pace`), so that other requests get in between.
     """
 
     def __init__(
@@ -65,60 +64,49 @@ class EmbeddingEngine:
         self._on_batch = on_batch
         self._on_death = on_death
         self._rest_after = rest_after
-        self._batcher: Batcher[Request] = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
+        self._batcher: Batcher = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
         self._pace = Pace(clock)
         self._shorten_batches()
         self._changed = threading.Condition()
         # Held by the thread that launches and collects.
         self._driving = threading.Lock()
         self._closed: EngineDead | None = None
-        self._launched: deque[tuple[Batch[Request], Pending, float]] = deque()
+        self._launched: deque[tuple[Batch, Pending, float]] = deque()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
     @property
     def waiting(self) -> bool:
-        """Whether anything waits for its turn."""
+        """Whether any request waits for its turn."""
         return bool(self._batcher)
 
-    def splits(self, jobs: "Sequence[Job]") -> bool:
+    def splits(self, requests: Sequence[Request]) -> bool:
         """Whether one of these is more than a batch."""
-        most = self._batcher.budget * BYTES_PER_TOKEN
-        return any(sum(map(len, job.sentences)) > most for job in jobs)
+        return any(request.tokens > self._batcher.budget for request in requests)
 
     def submit(
         self, sentences: Sequence[bytes], deadline: float | None = None, normalize: bool = False
     ) -> "Future[Vectors]":
         """Embed the sentences of one request.
 
-        sentences: each its ids as little-endian int32, checked by `token_ids`. deadline: on the engine's clock.
-        normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or raises
-        Overloaded (too much waits already), DeadlineUnreachable (at once), DeadlineExceeded (what is left of the
-        request is then not computed), ExecutionFailed, or EngineDead.
+        sentences: the ids of each as little-endian int32, checked (see `TokenIdLimits`). deadline: on the engine's
+        clock. normalize: whether the vectors come with length 1. The future gives float32 [sentences, dimensions], or
+        raises Overloaded (too much waits), DeadlineUnreachable (at once), DeadlineExceeded (the rest of the request is
+        not computed), ExecutionFailed, or EngineDead.
         """
-        return self.submit_all([Job(sentences, deadline, normalize)])[0]
+        return self.submit_all([Request(TokenIds.join(sentences), deadline, normalize)])[0]
 
-    def submit_all(self, jobs: "Sequence[Job]", *, wait: bool = False) -> "list[Future[Vectors]]":
-        """Like `submit`, for requests that came together, so that they can share the first batch too.
+    def submit_all(self, requests: Sequence[Request], *, wait: bool = False) -> "list[Future[Vectors]]":
+        """Like `submit`, for requests that came together and can share a batch.
 
-        wait: the caller does nothing else before they are answered; its thread then does the work where it may.
+        wait: the caller only waits for the answers; its thread then does the work if the executor allows it.
         """
-        if not all(job.sentences for job in jobs):
+        if not all(request.lengths for request in requests):
             raise ValueError("a request needs at least one sentence")
         now = self._clock()
-        requests = [
-            Request(
-                job.sentences,
-                job.deadline,
-                is_abandoned=job.is_abandoned,
-                normalize=job.normalize,
-                skip=job.skip,
-                arrived=now,
-            )
-            for job in jobs
-        ]
         with self._changed:
             for request in requests:
+                request.arrived = now
                 refusal = self._refusal(request, now)
                 if refusal is None:
                     self._batcher.add(request)
@@ -136,24 +124,24 @@ class EmbeddingEngine:
             self.executor.close()
 
     def _refusal(self, request: Request, now: float) -> EmbedError | None:
-        """Why a request is not taken in, or None."""
+        """Why a request is refused, or None."""
         batcher = self._batcher
         if self._closed:
             return self._closed
-        if batcher.waiting_sentences + len(request.sentences) > self._max_sentences:
+        if batcher.waiting_sentences + len(request.lengths) > self._max_sentences:
             return Overloaded(f"more than {self._max_sentences} sentences are waiting")
         if batcher.waiting_requests >= self._max_requests:
             return Overloaded(f"more than {self._max_requests} requests are waiting")
         if request.deadline is None:
             return None
-        return self._pace.refusal(batcher.tokens_until_done(request.sentences), request.deadline - now)
+        return self._pace.refusal(batcher.tokens_until_done(request.tokens), request.deadline - now)
 
     def _shorten_batches(self) -> None:
         if self.executor.depth == 1:
             self._batcher.soft_tokens = self._pace.slice_tokens()
 
     def _end(self, reason: EngineDead) -> bool:
-        """Take nothing more, and fail what waits; whether it was not ended before."""
+        """Refuse new requests and fail those that wait. False if the engine was ended before."""
         with self._changed:
             if self._closed:
                 return False
@@ -177,8 +165,8 @@ class EmbeddingEngine:
             with self._driving:
                 self._step()
 
-    def _drive(self, requests: "Sequence[Request]") -> bool:
-        """Work on this thread until the requests are answered; False where another one is at it."""
+    def _drive(self, requests: Sequence[Request]) -> bool:
+        """Work on this thread until the requests are answered. False if another thread works."""
         if not self._driving.acquire(blocking=False):
             return False
         try:
@@ -191,7 +179,7 @@ class EmbeddingEngine:
         return True
 
     def _step(self) -> None:
-        """Launch what waits, if anything does, and collect what is far enough."""
+        """Launch the next batch, if any request waits, and collect the oldest one if enough are launched."""
         with self._changed:
             self._shorten_batches()
             now = self._clock()
@@ -211,38 +199,32 @@ class EmbeddingEngine:
     def _has_work(self) -> bool:
         return bool(self._batcher or self._launched or self._closed)
 
-    def _launch(self, batch: "Batch[Request]") -> None:
+    def _launch(self, batch: Batch) -> None:
         start = self._clock()
         try:
-            self._launched.append((batch, self._start(batch), start))
+            self._launched.append((batch, self.executor.launch(batch.join(), batch.skips()), start))
         except Exception as error:
             self._recover(batch, error)
 
-    def _start(self, batch: "Batch[Request]") -> Pending:
-        if not any(piece.request.skip for piece in batch.pieces):
-            return self.executor.launch(batch.sentences)
-        skips = [piece.request.skip for piece in batch.pieces for _ in range(piece.start, piece.stop)]
-        return self.executor.launch(batch.sentences, skips)
-
-    def _collect(self, batch: "Batch[Request]", pending: Pending, start: float) -> None:
+    def _collect(self, batch: Batch, pending: Pending, start: float) -> None:
         try:
             vectors = pending.result()
-            if len(vectors) != len(batch.sentences):
-                raise ExecutionFailed("the executor gave another number of vectors than it got sentences")
+            if len(vectors) != batch.sentences:
+                raise ExecutionFailed("the executor returned a wrong number of vectors")
         except Exception as error:
             self._recover(batch, error)
             return
         try:
-            self._hand_out(batch, vectors, start)
+            self._deliver(batch, vectors, start)
         except Exception as error:
             self._give_up(batch, error)
 
-    def _hand_out(self, batch: "Batch[Request]", vectors: Vectors, start: float) -> None:
+    def _deliver(self, batch: Batch, vectors: Vectors, start: float) -> None:
         budget = self._batcher.budget
         self._pace.batch_done(batch.tokens, budget, start)
         if self._on_batch:
             self._on_batch(report(batch, budget, start, self._clock()))
-        # Once for the whole batch: at one sentence a request, numpy's cost a call is what counts.
+        # Once for the whole batch: at one sentence per request, numpy's cost per call dominates.
         norms = norms_of(vectors)
         unit = normalized(vectors, norms) if any(piece.request.normalize for piece in batch.pieces) else vectors
         finite = np.isfinite(norms)
@@ -254,23 +236,25 @@ class EmbeddingEngine:
                 piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             else:
                 with self._changed:
-                    piece.request.fail(ExecutionFailed("the model gave a vector that is not finite"))
+                    piece.request.fail(ExecutionFailed("the model computed a vector that is not finite"))
             first = last
 
-    def _recover(self, batch: "Batch[Request]", error: Exception) -> None:
-        """Compute the batch in halves if it was too large; else fail it, and all others too if the device is lost."""
+    def _recover(self, batch: Batch, error: Exception) -> None:
+        """Compute the batch in halves if it was too large; else fail it, and all others if the device is lost."""
         try:
             problem = self.executor.explain(error)
         except Exception as unexpected:
             self._give_up(batch, unexpected)
             return
-        if isinstance(problem, OutOfMemory) and len(batch.sentences) > 1:
+        if isinstance(problem, OutOfMemory) and batch.sentences > 1:
             self._batcher.max_tokens = min(self._batcher.max_tokens, max(batch.tokens // 2, 1))
-            logger.warning("out of memory at %d tokens; at most %d from now on", batch.tokens, self._batcher.max_tokens)
-            # What else is on the device has to leave before there is room.
+            logger.warning(
+                "out of memory at %d tokens: later batches have at most %d", batch.tokens, self._batcher.max_tokens
+            )
+            # Other batches on the device have to end before there is room.
             while self._launched:
                 self._collect(*self._launched.popleft())
-            for half in halves(batch):
+            for half in batch.halves():
                 self._launch(half)
                 if self._launched:
                     self._collect(*self._launched.popleft())
@@ -279,14 +263,14 @@ class EmbeddingEngine:
         if isinstance(problem, DeviceLost):
             self._die(problem)
 
-    def _give_up(self, batch: "Batch[Request]", error: Exception) -> None:
-        """A defect of the engine itself: whoever waits is told, and the process starts again."""
+    def _give_up(self, batch: Batch, error: Exception) -> None:
+        """A defect of the engine itself: fail every request, and let the process start again."""
         logger.error("the engine failed", exc_info=error)
         problem = EngineDead(f"the engine failed ({type(error).__name__})")
         self._fail(batch, problem)
         self._die(problem)
 
-    def _fail(self, batch: "Batch[Request]", problem: Exception) -> None:
+    def _fail(self, batch: Batch, problem: Exception) -> None:
         # `_end` may be failing the rest of the same request.
         with self._changed:
             for piece in batch.pieces:

@@ -1,33 +1,45 @@
 """From model.json to a running engine: loads vLLM and chooses the executor."""
 
+import gc
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeviceLost, ModelError
-from tritonembed_engine.executors.agreement import Disagreement, Reference, check_agreement, make_reference
+from tritonembed_engine.executors.agreement import Disagreement, VllmVectors, check_agreement, compute_vllm_vectors
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.loading import (
+    SENTENCES_PER_BATCH,
+    load_vllm,
+    longest_in_vllm,
+    max_batch_tokens,
+    tries_direct,
+)
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.executors.vllm_internals import dtype_of
-from tritonembed_engine.jobs import BatchReport
-from tritonembed_engine.loading import SENTENCES_PER_BATCH, load_vllm, max_batch_tokens
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object
 from tritonembed_engine.model.steps import Steps
-from tritonembed_engine.reference.cases import Reference as HeldAgainst
+from tritonembed_engine.reference.cases import Reference
 from tritonembed_engine.reference.check import Gate, Wrong
-from tritonembed_engine.reference.given import read_reference
-from tritonembed_engine.reference.store import find_reference
+from tritonembed_engine.reference.store import find_reference, read_reference
+from tritonembed_engine.request import BatchReport
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
+from tritonembed_engine.stub.process import announce
 
 if TYPE_CHECKING:
+    from vllm import LLM
+
     from tritonembed_engine.executors.vllm_internals import OpenModel
 
 logger = logging.getLogger(__name__)
+
+NOT_MEASURED = "the model is causal, and the direct executor is not yet measured with it on a GPU (--executor direct)"
 
 
 def create_engine(
@@ -49,10 +61,11 @@ def create_engine(
 
 
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
-    """The direct executor where it serves the model and its vectors are right; else the scheduler; the log says why.
+    """The direct executor if it serves the model and its vectors are right; else the scheduler (reason in the log).
 
-    Right are those that agree with the reference (`reference/`) and, in every shape of a batch, with vLLM's. Raises
-    ModelError where neither executor's are, or where model.json insists on `direct` and it can't be had.
+    The transformers executor serves what vLLM does not have, and any encoder that it knows if model.json asks for it.
+    Vectors are right if they agree with the reference (`reference/`) and, in every shape of a batch, with vLLM's.
+    Raises ModelError if neither executor's vectors are right, or if model.json asks for `direct` and it can't serve.
     """
     executor = _create(settings, files, device)
     if settings.engine.deterministic:
@@ -61,50 +74,124 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
 
 
 def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
+    by_transformers = _serves_in_transformers(settings, files)
     for key in files.unknown:
         logger.warning("%s has no effect", key)
-    held_against = find_held_against(settings, files)
-    if held_against is not None and held_against.unknown:
-        logger.warning("config.json: %s have no effect", ", ".join(held_against.unknown))
-    llm = load_vllm(settings, files, device)
-    gate = Gate(held_against, dtype_of(llm), _is_quantized(settings, files))
-    tokens = max_batch_tokens(settings, files, device)
-    # The steps' weights are read before anything else runs: a fault in them stops the start, not the direct executor.
-    scheduler = SchedulerExecutor(
-        llm, tokens, SENTENCES_PER_BATCH, files.pooling, Steps(files.steps), files.padding_id, files.include_prompt
-    )
-    if settings.engine.executor == "scheduler":
+    reference = choose_reference(settings, files)
+    if reference is not None and reference.unknown:
+        logger.warning("config.json: %s have no effect", ", ".join(reference.unknown))
+    if by_transformers:
+        return _transformers_executor(settings, files, device, reference)
+    longest = longest_in_vllm(settings, files, device)
+    llm = load_vllm(settings, files, device, longest)
+    gate = Gate(reference, dtype_of(llm), _is_quantized(settings, files))
+    scheduler = _scheduler(llm, settings, files, device)
+    if not tries_direct(settings, files, device):
+        if settings.engine.executor == "auto":
+            logger.warning("the scheduler executor serves: %s", NOT_MEASURED)
         return _let_through(scheduler, gate, files, [])
+    found = _try_direct(llm, longest, settings, files, device, scheduler, gate)
+    if not isinstance(found, _Declined):
+        return found
+    if settings.engine.executor == "direct":
+        raise ModelError(f"the direct executor can't serve this model: {found.reason}")
+    logger.warning("the scheduler executor serves: %s", found.reason)
+    if found.spoiled or longest < files.max_length:
+        # vLLM's cache is freed, or too small for the model's longest text.
+        scheduler.close()
+        del llm
+        gc.collect()
+        scheduler = _scheduler(load_vllm(settings, files, device), settings, files, device)
+    return _let_through(scheduler, gate, files, [f"direct executor: {found.reason}"])
+
+
+@dataclass(frozen=True)
+class _Declined:
+    """The direct executor does not serve. spoiled: vLLM as it was loaded can't serve either."""
+
+    reason: str
+    spoiled: bool = False
+
+
+def _scheduler(llm: "LLM", settings: ModelSettings, files: ModelFiles, device: str) -> SchedulerExecutor:
+    # The steps' weights are read here: a fault in them has to stop the start, not only the direct executor.
+    steps = Steps(files.steps)
+    tokens = max_batch_tokens(settings, files, device)
+    return SchedulerExecutor(
+        llm, tokens, SENTENCES_PER_BATCH, files.pooling, steps, files.padding_id, files.include_prompt
+    )
+
+
+def _try_direct(
+    llm: "LLM",
+    longest: int,
+    settings: ModelSettings,
+    files: ModelFiles,
+    device: str,
+    scheduler: SchedulerExecutor,
+    gate: Gate,
+) -> Executor | _Declined:
+    """A direct executor whose vectors are right, or the reason against it. longest: tokens of a text in vLLM."""
     # Imported here: the direct path touches vLLM's internals, which may have moved.
     from tritonembed_engine.executors.vllm_internals import DirectUnavailable, open_model
 
+    spoiled = False
     try:
         model = open_model(llm)
-        # Before the direct executor is made: its kernels go into the same model.
-        reference = make_reference(scheduler, files.vocab_size, files.max_length, model.quantized, files.padding_id)
-        return _direct_executor(model, settings.engine, files, device, scheduler, reference, gate)
+        if model.causal and device == "cuda" and settings.engine.executor == "auto":
+            return _Declined(NOT_MEASURED)
+        announce("computing vLLM's vectors, to compare with")
+        # Before the direct executor is made: it puts its kernels into the same model.
+        expected = compute_vllm_vectors(scheduler, files.vocab_size, longest, model.quantized, files.padding_id)
+        spoiled = model.causal
+        model.free_cache()
+        return _direct_executor(model, settings.engine, files, device, scheduler, expected, gate)
     except (DirectUnavailable, Disagreement, Wrong) as problem:
-        reason = str(problem)
+        return _Declined(str(problem), spoiled)
     except Exception as error:
-        reason = _failure("the direct executor", error)
-    if settings.engine.executor == "direct":
-        raise ModelError(f"the direct executor can't serve this model: {reason}")
-    logger.warning("the scheduler executor serves: %s", reason)
-    return _let_through(scheduler, gate, files, [f"direct executor: {reason}"])
+        return _Declined(_failure("the direct executor", error), spoiled)
 
 
-def find_held_against(settings: ModelSettings, files: ModelFiles) -> HeldAgainst | None:
+def _serves_in_transformers(settings: ModelSettings, files: ModelFiles) -> bool:
+    """Whether the transformers executor serves. Raises ModelError if another is asked for and vLLM can't."""
+    asked, reason = settings.engine.executor, files.reason_against_vllm
+    if asked in ("direct", "scheduler") and reason:
+        raise ModelError(f"{files.name}: the {asked} executor can't serve this model: {reason}")
+    return asked == "transformers" or bool(reason)
+
+
+def _transformers_executor(
+    settings: ModelSettings, files: ModelFiles, device: str, reference: Reference | None
+) -> Executor:
+    """The transformers executor, if its vectors are right. Else raises ModelError."""
+    # Imported here: it needs nothing of vLLM, and the other executors nothing of it.
+    from tritonembed_engine.executors import transformers_executor as own
+
+    model = own.load_encoder(settings, files, device)
+    executor = own.TransformersExecutor(
+        model,
+        Pooler(files.pooling, Steps(files.steps, device)),
+        max_batch_tokens(settings, files, device),
+        SENTENCES_PER_BATCH,
+        own.padding_id(files),
+        own.GROUPING[device],
+    )
+    announce("comparing the vectors with the reference")
+    return _let_through(executor, Gate(reference, own.dtype_name(model), False, padded=True), files, [])
+
+
+def choose_reference(settings: ModelSettings, files: ModelFiles) -> Reference | None:
     """The reference that model.json asks for; None for `off`. Raises ModelError."""
     wanted = settings.engine.reference
     if wanted == "off":
-        logger.warning("the vectors are not held against a reference (reference: off)")
+        logger.warning("the vectors are not compared with a reference (reference: off)")
         return None
     if wanted != "auto":
         return read_reference(Path(wanted), files)
     if read_object(files.transformer / "config.json").get("quantization_config"):
         raise ModelError(
-            f"{files.name} has quantized weights, of which no reference is made; give sentence-transformers' vectors"
-            " (--reference FILE), or serve without (--no-reference)"
+            f"{files.name} has quantized weights, for which no reference can be computed; give sentence-transformers'"
+            " vectors (--reference FILE), or serve without (--no-reference)"
         )
     return find_reference(settings, files)
 
@@ -114,12 +201,12 @@ def _is_quantized(settings: ModelSettings, files: ModelFiles) -> bool:
     return bool(settings.vllm.get("quantization") or stored)
 
 
-def _let_through(executor: SchedulerExecutor, gate: Gate, files: ModelFiles, tried: list[str]) -> Executor:
-    """The last way to serve; raises ModelError, with all that was tried, where its vectors are wrong too."""
+def _let_through(executor: Executor, gate: Gate, files: ModelFiles, tried: list[str]) -> Executor:
+    """The executor, if its vectors are right. Else raises ModelError, which names everything that was tried."""
     try:
         gate.check(executor)
     except Wrong as problem:
-        ways = "; ".join([*tried, f"scheduler executor: {problem}"])
+        ways = "; ".join([*tried, f"{executor.name} executor: {problem}"])
         raise ModelError(f"{files.name} is not served, because its vectors would be wrong: {ways}") from None
     return executor
 
@@ -130,22 +217,27 @@ def _direct_executor(
     files: ModelFiles,
     device: str,
     scheduler: SchedulerExecutor,
-    reference: Reference,
+    expected: VllmVectors,
     gate: Gate,
 ) -> Executor:
-    """Made, and held against vLLM's answers and the gate's; raises whatever is wrong, the model as vLLM made it."""
+    """A direct executor that agrees with vLLM's answers and passes the gate.
+
+    Raises the error of whatever is wrong, and then leaves the model as vLLM made it.
+    """
     tokens = scheduler.max_batch_tokens
     if device == "cpu":
         from tritonembed_engine.executors.direct import DirectExecutor
 
         pooler = Pooler(files.pooling, Steps(files.steps))
         on_cpu = DirectExecutor(model, pooler, tokens, SENTENCES_PER_BATCH, files.padding_id)
-        check_agreement(on_cpu, reference, [])
+        announce("comparing the vectors with vLLM's and with the reference")
+        check_agreement(on_cpu, expected, [])
         gate.check(on_cpu)
         return on_cpu
     from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 
     def make(settings: EngineSettings) -> CudaDirectExecutor:
+        announce("compiling kernels")
         executor = CudaDirectExecutor(
             model,
             settings,
@@ -158,7 +250,8 @@ def _direct_executor(
             files.padding_id,
         )
         try:
-            check_agreement(executor, reference, [graph.bucket for graph in executor.graphs], [executor.uncaptured])
+            announce("comparing the vectors with vLLM's and with the reference")
+            check_agreement(executor, expected, [graph.bucket for graph in executor.graphs], [executor.uncaptured])
             gate.check(executor)
         except BaseException:
             executor.close()
@@ -172,12 +265,12 @@ def _direct_executor(
         except (Disagreement, Wrong) as problem:
             logger.warning("vLLM's kernels serve, not ours: %s", problem)
         except Exception as error:
-            logger.warning("vLLM's kernels serve, not ours: %s", _failure("one", error))
+            logger.warning("vLLM's kernels serve, not ours: %s", _failure("a kernel", error))
     return make(engine.model_copy(update={"kernels": without}))
 
 
 def _failure(what: str, error: Exception) -> str:
-    """In one line; the log has the rest. Raises the error where the device is lost: nothing else would run on it."""
+    """The failure in one line; the log has the rest. Raises the error if the device is lost: nothing runs on it."""
     if isinstance(explain(error), DeviceLost):
         raise error
     logger.warning("%s failed", what, exc_info=error)

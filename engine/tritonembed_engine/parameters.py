@@ -6,35 +6,32 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
-
-TRUNCATE = ("END", "START", "NONE")
-INPUT_TYPES = ("query", "passage")
-EMBEDDING_TYPES = ("float", "float16", "int8", "uint8", "binary", "ubinary")
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
 
 
 @dataclass(frozen=True)
 class EmbedParameters:
-    """What one request asks for; None means the model's own default."""
+    """The parameters of one request; None means the model's own default."""
 
     truncate: str | None = None
     input_type: str | None = None
     prompt_name: str | None = None
     prompt: str | None = None
     dimensions: int | None = None
-    embedding_type: str = "float"
+    embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
 
 
 DEFAULTS = EmbedParameters()
 
 LONGEST_KEPT = 4096
-"""Characters of parameters that are parsed once: a prompt can have megabytes."""
+"""Characters. Longer parameters are not cached: a prompt can have megabytes."""
 
 
 def parse_parameters(raw: str) -> EmbedParameters:
-    """`raw` is what pb_utils' `request.parameters()` gives: a JSON object, or an empty string.
+    """raw: from pb_utils' `request.parameters()`, a JSON object or an empty string.
 
-    Raises InvalidArgument, naming the parameter, for an unknown one, a wrong type or a value that is not allowed.
+    Raises InvalidArgument, which names the parameter, if it is unknown, of a wrong type or has a forbidden value.
     """
     return _kept(raw) if len(raw) <= LONGEST_KEPT else _parse(raw)
 
@@ -49,20 +46,20 @@ def _parse(raw: str) -> EmbedParameters:
         if name not in EmbedParameters.__dataclass_fields__:
             known = ", ".join(EmbedParameters.__dataclass_fields__)
             raise InvalidArgument(_quoted(name), f"unknown parameter; known are {known}")
-    for name, allowed in (("truncate", TRUNCATE), ("input_type", INPUT_TYPES), ("embedding_type", EMBEDDING_TYPES)):
+    for name, allowed in (("truncate", TRUNCATE), ("input_type", INPUT_TYPES), ("embedding_type", tuple(OUTPUT_TYPES))):
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
     for name in ("prompt_name", "prompt"):
         if name in given and not isinstance(given[name], str):
             raise InvalidArgument(name, "must be a string")
     if "prompt_name" in given and "prompt" in given:
-        raise InvalidArgument("prompt", "can't be given beside prompt_name")
+        raise InvalidArgument("prompt", "can't be given together with prompt_name")
     if "dimensions" in given:
         _check_dimensions(given["dimensions"])
     if "normalize" in given and not isinstance(given["normalize"], bool):
         raise InvalidArgument("normalize", "must be a bool")
     parameters = EmbedParameters(**given)
-    if parameters.normalize is False and parameters.embedding_type in ("int8", "uint8"):
+    if parameters.normalize is False and OUTPUT_TYPES[parameters.embedding_type].unit_length:
         raise InvalidArgument("embedding_type", f"{parameters.embedding_type} needs normalize=true")
     return parameters
 

@@ -1,4 +1,4 @@
-"""`model.json`: the one source of what both python models load. Validated once, when a model is initialised."""
+"""`model.json`: the settings of both python models. Validated once, when a model is initialised."""
 
 import json
 import os
@@ -8,29 +8,39 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
 
 MODEL_JSON = "model.json"
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 BATCHES_AHEAD_OF_GPU = 3
-"""By measurement on an H200: with 2 it is busy for 80 % of the time, with 3 for all of it."""
+"""Measured on an H200: with 2 batches it is busy for 80 % of the time, with 3 all the time."""
 
 MOST_BATCH_TOKENS = 262_144
-"""Kernels count elements in 32 bits, up to 8 x 1024 wide; a tenth of it keeps every GPU busy."""
-
+"""Kernels count elements in 32 bits, up to 8 x 1024 wide. A tenth of this keeps every GPU busy."""
 
 DETERMINISTIC_BATCH_TOKENS = 8192
 
 
 class KernelSettings(BaseModel):
-    """Switches of our own CUDA kernels; off leaves vLLM's."""
+    """Switches of our own CUDA kernels; without them vLLM's run."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     attention: bool = True
+    """Attention over sentences of up to 512 tokens."""
+
     add_layer_norm: bool = True
+    """Residual add and LayerNorm as one kernel."""
+
     embed_layer_norm: bool = True
+    """The sum of the embeddings and its LayerNorm as one kernel."""
+
     gelu_epilogue: bool = True
+    """GELU as part of the matrix product before it."""
+
     mean_pool: bool = True
+    """Mean pooling as one kernel."""
+
     fp8: bool = True
     """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""
 
@@ -38,9 +48,11 @@ class KernelSettings(BaseModel):
 class GraphSettings(BaseModel):
     """CUDA graphs, captured when a replica starts."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     enabled: bool = True
+    """Whether small batches replay graphs."""
+
     seconds: float = Field(default=30, ge=0)
     """No further graph is captured after this long."""
 
@@ -49,45 +61,49 @@ class GraphSettings(BaseModel):
 
 
 class EngineSettings(BaseModel):
-    """Settings of our engine, beside vLLM's own arguments."""
+    """Settings of the engine itself, apart from vLLM's arguments."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    executor: Literal["auto", "direct", "scheduler"] = "auto"
-    """Which executor runs the model; auto takes the direct one where it serves the model and agrees with vLLM."""
+    executor: Literal["auto", "direct", "scheduler", "transformers"] = "auto"
+    """Which executor runs the model; auto takes the direct executor if it serves the model and agrees with vLLM. For
+    causal models on a GPU auto takes the scheduler, and for families that vLLM does not have the transformers
+    executor."""
 
     max_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_BATCH_TOKENS, strict=True)
-    """Tokens in one forward pass; None: on a GPU measured when the model is loaded, 4096 on a CPU."""
+    """Tokens per forward pass; None: measured at load on a GPU, 4096 on a CPU."""
 
     reference: str = Field(default="auto", min_length=1)
-    """What the vectors are held against before they are served: `auto`, transformers in float32; `off`, nothing; else
-    a file of sentence-transformers' vectors (see `reference/given.py`)."""
+    """The reference of the check at load: `auto`, transformers in float32; `off`, none; else a file of
+    sentence-transformers' vectors."""
 
     deterministic: bool = False
-    """One sentence a forward pass, in shapes that depend on its length alone: the same text gives the same bits."""
+    """One sentence per forward pass, in shapes that depend on its length alone: the same text gives the same bits."""
 
     kernels: KernelSettings = Field(default_factory=KernelSettings)
     graphs: GraphSettings = Field(default_factory=GraphSettings)
 
-    max_request_bytes: int = Field(default=32 * 1024 * 1024, ge=1)
+    max_request_bytes: int = Field(default=MAX_REQUEST_BYTES, ge=1)
     """Bytes of text in one request."""
 
     batches_ahead: int | None = Field(default=None, ge=0)
     """Triton batches of large requests that a replica takes before the first of them is answered (see `senders`); None:
-    3 on a GPU, 0 on a CPU, which has no time of its own to fill. Requests that are more than one batch always go so."""
+    3 on a GPU, 0 on a CPU, which has no idle time to fill. Requests of more than one batch always use senders."""
 
     queue: Literal["triton", "engine"] = "triton"
-    """Where requests wait for their turn. `engine`: they are taken at once, and what has to wait is answered through
-    response senders; for a repository without limits in Triton."""
+    """Where requests wait for their turn. `engine`: it takes them at once and answers those that wait through response
+    senders; for a repository without limits in Triton."""
 
     max_waiting_requests: int = Field(default=4096, ge=1)
-    max_waiting_sentences: int = Field(default=65536, ge=1024)
-    """What waits in the engine before it sheds load."""
+    """Requests that wait in the engine; it refuses more."""
+
+    max_waiting_sentences: int = Field(default=65536, ge=MAX_BATCH_SIZE)
+    """Sentences that wait in the engine; it refuses more."""
 
     @model_validator(mode="after")
     def _fix_shapes(self) -> "EngineSettings":
         if self.deterministic and self.max_batch_tokens is None:
-            # A budget that is measured would give other CUDA graphs at another start.
+            # A measured budget could give other CUDA graphs at the next start.
             self.max_batch_tokens = DETERMINISTIC_BATCH_TOKENS
         return self
 
@@ -101,7 +117,7 @@ class EngineSettings(BaseModel):
 class ModelSettings(BaseModel):
     """The contents of model.json."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     model: str = Field(min_length=1)
     """A name on the Hugging Face hub, or a folder."""
@@ -116,24 +132,24 @@ class ModelSettings(BaseModel):
     def _check_max_model_len(cls, vllm: dict[str, Any]) -> dict[str, Any]:
         length = vllm.get("max_model_len")
         if length is not None and (type(length) is not int or length < 1):
-            raise ValueError("max_model_len is a number of tokens")
+            raise ValueError("max_model_len must be a number of tokens")
         return vllm
 
     @property
     def max_model_len(self) -> int | None:
-        """The longest text in tokens that vLLM is told to serve, if it is told."""
+        """Tokens of the longest text, if vLLM's arguments limit it."""
         return self.vllm.get("max_model_len")
 
     @property
     def revision(self) -> str | None:
-        """The model's revision on the hub, if vLLM is given one."""
+        """The model's revision on the hub, if vLLM's arguments have one."""
         return self.vllm.get("revision")
 
 
 def read_settings(repository: str | Path) -> ModelSettings:
     """Settings of a model repository; the variable TRITONEMBED_MODEL overrides the model.
 
-    Raises ModelError, with the field at fault, for a file that is missing or wrong.
+    Raises ModelError, which names the wrong field, if the file is missing or wrong.
     """
     try:
         raw = json.loads((Path(repository) / MODEL_JSON).read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
-"""The tensor `token_ids`: each element one sentence's ids as little-endian int32."""
+"""Sentences as token ids: checked, joined and counted once, when a request comes in."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -10,54 +11,122 @@ from tritonembed_engine.errors import InvalidArgument
 BYTES_PER_TOKEN = 4
 
 
-def check_lengths(sentences: Sequence[bytes], max_length: int) -> None:
-    """Raise InvalidArgument, naming the sentence and the limit, for a length that can't be embedded.
+@dataclass(frozen=True, eq=False, slots=True)
+class TokenIds:
+    """Sentences one after the other, without padding. ids: int32 [tokens]. lengths: int32 [sentences], in tokens."""
 
-    The embedder never truncates: what is too long is refused whatever `truncate` says.
+    ids: npt.NDArray[np.int32]
+    lengths: npt.NDArray[np.int32]
+
+    @classmethod
+    def join(cls, elements: Sequence[bytes]) -> "TokenIds":
+        """elements: the ids of each sentence as little-endian int32."""
+        return cls._join(elements, list(map(len, elements)))
+
+    @classmethod
+    def _join(cls, elements: Sequence[bytes], sizes: list[int]) -> "TokenIds":
+        lengths = np.array(sizes, dtype=np.int32) // BYTES_PER_TOKEN
+        return cls(np.frombuffer(b"".join(elements), dtype="<i4"), lengths)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[TokenIds]") -> "TokenIds":
+        """All sentences of all parts; of a single part no copy is made."""
+        if len(parts) == 1:
+            return parts[0]
+        return cls(np.concatenate([part.ids for part in parts]), np.concatenate([part.lengths for part in parts]))
+
+    def __len__(self) -> int:
+        """Number of sentences."""
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[npt.NDArray[np.int32]]:
+        """The ids of each sentence."""
+        start = 0
+        for stop in np.cumsum(self.lengths).tolist():
+            yield self.ids[start:stop]
+            start = stop
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens in all sentences."""
+        return len(self.ids)
+
+    def cut(self, start: int, stop: int) -> "TokenIds":
+        """Sentences start to stop (exclusive), without a copy."""
+        if stop - start == len(self.lengths):
+            return self
+        first = int(self.lengths[:start].sum())
+        lengths = self.lengths[start:stop]
+        return TokenIds(self.ids[first : first + int(lengths.sum())], lengths)
+
+    def split(self, counts: Sequence[int]) -> "list[TokenIds]":
+        """Parts with these numbers of sentences, which add up to all of them, without a copy."""
+        if len(counts) == 1:
+            return [self]
+        ends = np.cumsum(self.lengths).tolist()
+        parts, sentence, token = [], 0, 0
+        for count in counts:
+            next_sentence = sentence + count
+            next_token = ends[next_sentence - 1] if next_sentence else 0
+            parts.append(TokenIds(self.ids[token:next_token], self.lengths[sentence:next_sentence]))
+            sentence, token = next_sentence, next_token
+        return parts
+
+
+ONE_TOKEN = TokenIds(np.ones(1, dtype=np.int32), np.ones(1, dtype=np.int32))
+"""The smallest batch: a sentence of the id 1."""
+
+
+@dataclass(frozen=True)
+class TokenIdLimits:
+    """What the embedder accepts. max_length: tokens per sentence. vocab_size: ids are below it.
+
+    refused_id: an id that the executor would give a wrong position, if there is one.
     """
-    for index, sentence in enumerate(sentences):
-        size = len(sentence)
+
+    max_length: int
+    vocab_size: int
+    refused_id: int | None = None
+
+    def read(self, elements: Sequence[bytes]) -> TokenIds:
+        """The elements of the tensor `token_ids`, each one sentence's ids as little-endian int32.
+
+        Raises InvalidArgument, which names the sentence and the limit. The embedder never truncates: a sentence that is
+        too long is refused whatever `truncate` says.
+        """
+        sizes = list(map(len, elements))
+        if wrong := {size: problem for size in set(sizes) if (problem := self._problem_of(size))}:
+            index = next(index for index, size in enumerate(sizes) if size in wrong)
+            raise _wrong(index, wrong[sizes[index]])
+        sentences = TokenIds._join(elements, sizes)
+        if self.refused_id is not None and (refused := sentences.ids == self.refused_id).any():
+            raise _wrong(_sentence_at(sentences, refused), "has the padding token, which vLLM's scheduler can't place")
+        # One comparison covers both ends: a negative id is a large unsigned one.
+        unsigned = sentences.ids.view(np.uint32)
+        if unsigned.max(initial=0) >= self.vocab_size:
+            index = _sentence_at(sentences, unsigned >= self.vocab_size)
+            raise _wrong(index, f"has an id outside the vocabulary of 0 to {self.vocab_size - 1}")
+        return sentences
+
+    def _problem_of(self, size: int) -> str | None:
+        """What is wrong with a sentence of this many bytes, or None."""
         if size % BYTES_PER_TOKEN:
-            raise _wrong(index, f"has {size} bytes, not a multiple of {BYTES_PER_TOKEN}")
+            return f"has {size} bytes, not a multiple of {BYTES_PER_TOKEN}"
         if size == 0:
-            raise _wrong(index, "has no tokens")
-        if size > max_length * BYTES_PER_TOKEN:
-            raise _wrong(index, f"has {size // BYTES_PER_TOKEN} tokens, over the model's maximum of {max_length}")
-
-
-def in_vocabulary(sentences: Sequence[bytes], vocab_size: int) -> bool:
-    """Whether every id of every sentence is one of the model's; the sentences have passed `check_lengths`."""
-    # One comparison covers both ends: a negative id is a large unsigned one.
-    return bool(join_ids(sentences).view(np.uint32).max(initial=0) < vocab_size)
-
-
-def check_vocabulary(sentences: Sequence[bytes], vocab_size: int) -> None:
-    """Raise InvalidArgument, naming the sentence, for an id that the model does not have."""
-    for index, sentence in enumerate(sentences):
-        if not in_vocabulary([sentence], vocab_size):
-            raise _wrong(index, f"has an id outside the vocabulary of 0 to {vocab_size - 1}")
+            return "has no tokens"
+        if size > self.max_length * BYTES_PER_TOKEN:
+            return f"has {size // BYTES_PER_TOKEN} tokens, over the model's maximum of {self.max_length}"
+        return None
 
 
 def holds(sentence: bytes, token_id: int) -> bool:
-    """Whether a sentence has a certain id."""
+    """Whether a sentence contains an id. sentence: int32, little-endian."""
     return bool((np.frombuffer(sentence, dtype="<i4") == token_id).any())
 
 
-def check_without(sentences: Sequence[bytes], token_id: int) -> None:
-    """Raise InvalidArgument, naming the sentence, for an id that the executor would give a wrong position."""
-    for index, sentence in enumerate(sentences):
-        if holds(sentence, token_id):
-            raise _wrong(index, "has the padding token, which vLLM's scheduler can't place")
-
-
-def join_ids(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
-    """All ids of many sentences, flat: int32 [tokens]."""
-    return np.frombuffer(b"".join(sentences), dtype="<i4")
-
-
-def lengths_of(sentences: Sequence[bytes]) -> npt.NDArray[np.int32]:
-    """Tokens of each sentence: int32 [sentences]."""
-    return np.fromiter(map(len, sentences), dtype=np.int32, count=len(sentences)) // BYTES_PER_TOKEN
+def _sentence_at(sentences: TokenIds, tokens: npt.NDArray[np.bool_]) -> int:
+    """The sentence of the first token that is True."""
+    return int(np.searchsorted(np.cumsum(sentences.lengths), tokens.argmax(), side="right"))
 
 
 def _wrong(index: int, problem: str) -> InvalidArgument:

@@ -5,53 +5,55 @@ need no calibration set: int8 scales by 127, uint8 is int8 + 128.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_protocol.types import OUTPUT_TYPES
 
 Vectors = npt.NDArray[np.float32]
+Encoded = npt.NDArray[np.generic]
 
 
 def dimensions_of(parameters: EmbedParameters, default: int | None) -> int | None:
-    """How many dimensions a request's vectors have, where that is not all. default: the model's `truncate_dim`."""
+    """The number of dimensions of a request's vectors; None: all. default: the model's `truncate_dim`."""
     return default if parameters.dimensions is None else parameters.dimensions
 
 
 def check_dimensions(dimensions: int | None, available: int) -> None:
-    """Raise InvalidArgument where a request asks for more dimensions than the model has."""
+    """Raise InvalidArgument if a request asks for more dimensions than the model has."""
     if dimensions is not None and dimensions > available:
         raise InvalidArgument("dimensions", f"{dimensions} is over the model's {available}")
 
 
 def wants_unit_length(parameters: EmbedParameters, model_normalizes: bool) -> bool:
-    """Whether a request's vectors are normalised: as it says, else as the model does; the integer types always."""
-    if parameters.embedding_type in ("int8", "uint8"):
+    """Whether a request's vectors get length 1: int8 and uint8 always, else by its parameter or the model."""
+    if OUTPUT_TYPES[parameters.embedding_type].unit_length:
         return True
     return model_normalizes if parameters.normalize is None else parameters.normalize
 
 
-def finish(
-    vectors: Vectors, parameters: EmbedParameters, normalize: bool, dimensions: int | None = None
-) -> npt.NDArray[np.generic]:
-    """Vectors as one request asked for them.
+def finish(vectors: Vectors, parameters: EmbedParameters, normalize: bool, dimensions: int | None = None) -> Encoded:
+    """Vectors in the type and number of dimensions that a request asks for.
 
-    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. dimensions: their number where the request
-    names none (the model's `truncate_dim`); None: all. Gives [sentences, n]: float32, float16, int8
-    or uint8; n is the dimensions or, for `binary` and `ubinary`, their eighth, rounded up.
+    vectors: float32 [sentences, dimensions], of length 1 if `normalize`. dimensions: the default of their number (the
+    model's `truncate_dim`); None: all. Returns [sentences, n]: float32, float16, int8 or uint8; n is the number of
+    dimensions or, for `binary` and `ubinary`, an eighth of it, rounded up.
     """
     wanted = dimensions_of(parameters, dimensions)
     if wanted is not None:
         cut = vectors[:, :wanted]
-        # What is cut from a vector of length 1 is shorter; normalising it again gives what cutting first would have.
+        # A part of a vector of length 1 is shorter. Normalising it again gives the same as cutting first.
         vectors = normalized(cut) if normalize else cut
-    return ENCODERS[parameters.embedding_type](vectors)
+    kind = OUTPUT_TYPES[parameters.embedding_type]
+    return ENCODERS[kind.encoder](vectors, kind.dtype)
 
 
 def norms_of(vectors: Vectors) -> Vectors:
-    """Length of each row: float32 [sentences]; not finite where any number of the row is not."""
+    """Length of each row: float32 [sentences]; not finite if any number of the row is not."""
     norms: Vectors = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     return norms
 
@@ -67,35 +69,22 @@ def normalized(vectors: Vectors, norms: Vectors | None = None) -> Vectors:
     return scaled
 
 
-def row_bytes(rows: npt.NDArray[np.generic]) -> list[bytes]:
-    """Each row's little-endian bytes."""
-    data = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).tobytes()
-    width = rows.shape[1] * rows.dtype.itemsize
-    return [data[start : start + width] for start in range(0, len(data), width)]
+def _cast(vectors: Vectors, dtype: np.dtype[Any]) -> Encoded:
+    return vectors.astype(dtype, copy=False)
 
 
-def _int8(vectors: Vectors) -> npt.NDArray[np.int8]:
-    rounded: npt.NDArray[np.int8] = np.clip(np.rint(vectors * 127), -127, 127).astype(np.int8)
+def _scale(vectors: Vectors, dtype: np.dtype[Any]) -> Encoded:
+    scaled = np.clip(np.rint(vectors * 127), -127, 127)
+    if dtype.kind == "u":
+        scaled += 128
+    rounded: Encoded = scaled.astype(dtype)
     return rounded
 
 
-def _uint8(vectors: Vectors) -> npt.NDArray[np.uint8]:
-    return (_int8(vectors).astype(np.int16) + 128).astype(np.uint8)
+def _signs(vectors: Vectors, dtype: np.dtype[Any]) -> Encoded:
+    bits: Encoded = np.packbits(vectors > 0, axis=1)
+    return bits if dtype.kind == "u" else (bits.astype(np.int16) - 128).astype(dtype)
 
 
-def _ubinary(vectors: Vectors) -> npt.NDArray[np.uint8]:
-    return np.packbits(vectors > 0, axis=1)
-
-
-def _binary(vectors: Vectors) -> npt.NDArray[np.int8]:
-    return (_ubinary(vectors).astype(np.int16) - 128).astype(np.int8)
-
-
-ENCODERS: dict[str, Callable[[Vectors], npt.NDArray[np.generic]]] = {
-    "float": lambda vectors: vectors,
-    "float16": lambda vectors: vectors.astype(np.float16),
-    "int8": _int8,
-    "uint8": _uint8,
-    "binary": _binary,
-    "ubinary": _ubinary,
-}
+ENCODERS: dict[str, Callable[[Vectors, np.dtype[Any]], Encoded]] = {"cast": _cast, "scale": _scale, "signs": _signs}
+"""By the name of the encoder in the table of output types."""

@@ -1,1 +1,1 @@
-"""The two ways to run a model: `direct` (the model's forward over a flat batch) and `scheduler` (vLLM's public API)."""
+"""The executors: `direct` (the forward, flat), `scheduler` (vLLM's API), `transformers` (Hugging Face's models)."""

@@ -1,4 +1,4 @@
-"""Before the direct executor serves, its answers are held against vLLM's own."""
+"""The check of the direct executor's vectors against vLLM's own, before it serves."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,34 +7,38 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.executors.base import Executor
-from tritonembed_engine.executors.buckets import Bucket
+from tritonembed_engine.executors.graphs import Bucket
+from tritonembed_engine.token_ids import TokenIds
 
 LARGEST_DISTANCE = 1e-4
-"""1 - cosine. In 16-bit types the same model in another batch shape can differ by more: see `Reference.allowed`."""
+"""1 - cosine. In 16-bit types the same model in another batch shape can differ by more: see `VllmVectors.allowed`."""
 
 NOISE_MARGIN = 4.0
 LARGEST_ALLOWED = 0.01
-"""However much vLLM differs from itself: beyond it nothing could be told from a wrong vector.
+"""The most that is allowed, however much vLLM differs from itself: a larger distance could be a wrong vector.
 
-A model in fp8 is allowed this much anyway: a value that falls to the other side of one of its coarse steps (1/16) moves
-the vector, and vLLM alone and in a batch fall to the same side. Measured on an H200, BERT-base shape: ours and vLLM's
-are 0.003 apart, and each 0.001 to 0.005 from float32.
+A model in fp8 is always allowed this much. A value that is rounded to the other side of a coarse step (1/16) moves the
+vector, and vLLM alone and in a batch round to the same side. Measured on an H200, BERT-base shape: our vectors and
+vLLM's are 0.003 apart, and each 0.001 to 0.005 from float32.
 """
 
 LENGTHS = (1, 2, 7, 16, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
+LONGEST = 8192
+"""Tokens of the longest sentence. The time of attention grows with the square: 32,768 tokens would take minutes."""
+
 Vectors = npt.NDArray[np.float32]
 
 
 class Disagreement(Exception):
-    """Where the two differ, and by how much."""
+    """The two differ; the message has the case and the distance."""
 
 
 @dataclass(frozen=True)
-class Reference:
+class VllmVectors:
     """vLLM's own answers to random sentences, from the shortest to the longest.
 
-    allowed: the distance (1 - cosine) that passes: LARGEST_DISTANCE, or, where rounding alone is larger than that, what
-    vLLM differs from itself between a sentence alone and in a batch, times NOISE_MARGIN; at most LARGEST_ALLOWED.
+    allowed: the distance (1 - cosine) that passes. It is LARGEST_DISTANCE or, if that is more, NOISE_MARGIN times the
+    distance between vLLM's vectors of a sentence alone and in a batch; at most LARGEST_ALLOWED.
     """
 
     sentences: list[bytes]
@@ -43,53 +47,54 @@ class Reference:
     allowed: float
 
 
-def make_reference(
+def compute_vllm_vectors(
     vllm: Executor, vocab_size: int, max_length: int, quantized: bool = False, padding_id: int | None = None
-) -> Reference:
-    """Ask vLLM. quantized: it computes products in fewer than 16 bits.
+) -> VllmVectors:
+    """Compute them. quantized: vLLM computes products in fewer than 16 bits.
 
-    Ids are random: a wrong kernel, mask or position shows on any text. padding_id: one that does not occur in them,
-    because vLLM gives it another position than transformers and the direct executor do.
+    Ids are random: a wrong kernel, mask or position shows on any text. padding_id: an id that does not occur in them,
+    because vLLM's position for it differs from that of transformers and the direct executor.
     """
+    max_length = min(max_length, LONGEST)
     lengths = sorted({length for length in LENGTHS if length < max_length} | {max_length})
     rng = np.random.default_rng(0)
     drawn = [rng.integers(0, vocab_size, n, dtype="<i4") for n in lengths]
     sentences = [np.where(ids == padding_id, 0, ids).astype("<i4").tobytes() for ids in drawn]
-    together = vllm.launch(sentences).result()
-    alone = np.concatenate([vllm.launch([sentence]).result() for sentence in sentences])
+    together = vllm.launch(TokenIds.join(sentences)).result()
+    alone = np.concatenate([vllm.launch(TokenIds.join([sentence])).result() for sentence in sentences])
     allowed = LARGEST_ALLOWED if quantized else max(LARGEST_DISTANCE, NOISE_MARGIN * _distance(alone, together))
-    return Reference(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
+    return VllmVectors(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
 
 
 def check_agreement(
-    direct: Executor, reference: Reference, captured: Sequence[Bucket], uncaptured: Sequence[Bucket] = ()
+    direct: Executor, expected: VllmVectors, captured: Sequence[Bucket], uncaptured: Sequence[Bucket] = ()
 ) -> float:
-    """Compare single sentences, mixed batches and a batch of each shape; gives the largest distance.
+    """Compare single sentences, mixed batches and a batch of each shape. Returns the largest distance.
 
-    captured: what CUDA graphs run. uncaptured: what else is to be looked at. Raises Disagreement where the distance is
-    over what the reference allows.
+    captured: the shapes of CUDA graphs. uncaptured: other shapes. Raises Disagreement if a distance is over the allowed
+    one.
     """
-    cases = [(f"a sentence of {length} tokens", [i]) for i, length in enumerate(reference.lengths)]
-    cases += [("a mixed batch", batch) for batch in _mixed(reference.lengths, direct.max_batch_tokens)]
+    cases = [(f"a sentence of {length} tokens", [i]) for i, length in enumerate(expected.lengths)]
+    cases += [("a mixed batch", batch) for batch in _mixed(expected.lengths, direct.max_batch_tokens)]
     for what, shapes in (("the CUDA graph", captured), ("a batch", uncaptured)):
         cases += [
-            (f"{what} of {shape.tokens} tokens, {shape.longest} at most", _fill(shape, reference.lengths))
+            (f"{what} of {shape.tokens} tokens, {shape.longest} at most", _fill(shape, expected.lengths))
             for shape in shapes
         ]
     largest = 0.0
     for where, chosen in cases:
-        answer = direct.launch([reference.sentences[i] for i in chosen]).result()
-        distance = _distance(answer, reference.vectors[chosen])
-        if distance > reference.allowed:
+        answer = direct.launch(TokenIds.join([expected.sentences[i] for i in chosen])).result()
+        distance = _distance(answer, expected.vectors[chosen])
+        if distance > expected.allowed:
             raise Disagreement(
-                f"{where}: cosine {1 - distance:.6f} to vLLM's own answer, below {1 - reference.allowed:.6f}"
+                f"{where}: cosine {1 - distance:.6f} to vLLM's own answer, below {1 - expected.allowed:.6f}"
             )
         largest = max(largest, distance)
     return largest
 
 
 def _mixed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """All sentences, in as few batches as the budget of tokens allows in their order."""
+    """All sentences in their order, in as few batches as the budget of tokens allows."""
     batches: list[list[int]] = [[]]
     for i, length in enumerate(lengths):
         if sum(lengths[j] for j in batches[-1]) + length > budget:
@@ -99,10 +104,10 @@ def _mixed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 
 
 def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:
-    """Sentences that fill a bucket: the longest that it holds, then round and round while there is room.
+    """Sentences that fill a bucket: the longest that it holds, then others in turn while there is room.
 
-    Where short ones would use up its sentences before its tokens, longer ones are taken: in a bucket that is not filled
-    well enough the batch would not run, and the graph would serve unchecked.
+    If short sentences would fill its rows before its tokens, longer ones are taken. A batch that does not fill the
+    bucket well enough would not run in it, and the graph would serve unchecked.
     """
     allowed = [i for i, length in enumerate(lengths) if length <= min(bucket.longest, bucket.tokens)]
     chosen, room = [allowed[-1]], bucket.tokens - lengths[allowed[-1]]
@@ -122,5 +127,5 @@ def _distance(answer: Vectors, expected: Vectors) -> float:
         return 2.0
     norms = np.linalg.norm(answer, axis=1) * np.linalg.norm(expected, axis=1)
     cosines = np.einsum("ij,ij->i", answer, expected) / np.maximum(norms, 1e-12)
-    # A NaN must not pass as "not larger".
+    # A NaN must not pass: no comparison with it is true.
     return float(1 - np.nan_to_num(cosines, nan=-1.0).min())

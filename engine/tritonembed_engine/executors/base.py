@@ -1,5 +1,6 @@
-"""What the engine asks of an executor."""
+"""The interface between the engine and an executor."""
 
+import ctypes
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.token_ids import TokenIds
 
 
 class Pending(Protocol):
@@ -17,7 +19,7 @@ class Pending(Protocol):
 
 
 class Executor(Protocol):
-    """Runs batches of sentences, each its ids as little-endian int32; called from one thread at a time."""
+    """Runs batches of sentences; called from one thread at a time."""
 
     name: str
     dimensions: int
@@ -26,25 +28,25 @@ class Executor(Protocol):
     max_batch_tokens: int
     max_batch_sentences: int
     depth: int
-    """Batches launched and not collected, at most; 1 where `launch` returns once the batch is done."""
+    """The most batches that are launched and not collected; 1 if `launch` returns when the batch is done."""
 
     refused_id: int | None
-    """A token id whose sentences it can't embed rightly."""
+    """A token id; sentences with it would get wrong vectors."""
 
     on_any_thread: bool
-    """False: always on the engine's own thread, because another one would cost more than it saves."""
+    """Whether any thread may call it; else only the engine's own, because another one would cost more than it saves."""
 
-    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
         """Start a batch; on a GPU this returns while it runs.
 
-        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: none of any.
+        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled.
         """
 
     def explain(self, error: Exception) -> EmbedError:
-        """What an exception of `launch` or `result` was: OutOfMemory, DeviceLost, or ExecutionFailed."""
+        """An exception of `launch` or `result` as OutOfMemory, DeviceLost or ExecutionFailed."""
 
     def rest(self) -> None:
-        """No batch has come for a while: give back memory that is only cached."""
+        """Give back memory that is only cached. Called after a while without a batch."""
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -57,5 +59,11 @@ class Ready:
         self._vectors = vectors
 
     def result(self) -> npt.NDArray[np.float32]:
-        """The vectors, at once."""
+        """The vectors, without waiting."""
         return self._vectors
+
+
+def return_free_memory() -> None:
+    """Return what malloc keeps to the system: after batches of many sizes, up to 40 % of a process can be unused."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
+        trim(0)

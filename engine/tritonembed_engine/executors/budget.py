@@ -1,7 +1,7 @@
 """The token budget of a batch, chosen by a short measurement: the smallest that keeps the GPU at full speed.
 
-Larger batches cost latency and memory, smaller ones leave the GPU waiting for launches; where the two meet depends on
-the model and the GPU.
+Larger batches cost latency and memory; with smaller ones the GPU waits for launches. The best size depends on the model
+and the GPU.
 """
 
 import logging
@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from tritonembed_engine.executors.base import Executor
+from tritonembed_engine.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
 
 CANDIDATES = (4096, 8192, 16384, 32768)
 ENOUGH = 0.97
-"""Of the best candidate's tokens/s; above it a larger batch is not worth its latency."""
+"""Share of the best candidate's tokens/s from which on a larger batch is not worth its latency."""
 
 SENTENCE_TOKENS = 128
 ROUNDS = 4
@@ -25,9 +26,9 @@ LONGEST_MEASUREMENT_S = 5.0
 
 
 def choose_budget(rate: Callable[[int], float], candidates: Sequence[int]) -> tuple[int, dict[int, float]]:
-    """The smallest candidate that reaches ENOUGH of the best, and what was measured.
+    """The smallest candidate that reaches ENOUGH of the best, and the tokens/s of all that were measured.
 
-    rate: tokens/s at a budget. Those larger than one for which there is no memory are not tried.
+    rate: tokens/s at a budget. After a candidate for which there is no memory, larger ones are not tried.
     """
     measured: dict[int, float] = {}
     for candidate in sorted(candidates):
@@ -42,7 +43,7 @@ def choose_budget(rate: Callable[[int], float], candidates: Sequence[int]) -> tu
 
 
 def measure_budget(executor: Executor, max_length: int) -> int:
-    """Run the executor's forward over random ids at each candidate size, and say what was found.
+    """Run the executor at each candidate size, log the tokens/s, and return the best budget.
 
     max_length: the model's, in tokens. No candidate is above the executor's own budget or below one sentence.
     """
@@ -52,7 +53,7 @@ def measure_budget(executor: Executor, max_length: int) -> int:
     started = time.monotonic()
 
     def rate(tokens: int) -> float:
-        batch = [sentence] * min(tokens // length, executor.max_batch_sentences)
+        batch = TokenIds.join([sentence] * min(tokens // length, executor.max_batch_sentences))
         executor.launch(batch).result()
         times: list[float] = []
         while len(times) < ROUNDS and (not times or time.monotonic() - started < LONGEST_MEASUREMENT_S):

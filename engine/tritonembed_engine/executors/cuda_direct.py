@@ -1,7 +1,7 @@
-"""The direct executor on a GPU: pinned buffers, asynchronous copies, CUDA graphs for what is launch-bound.
+"""The direct executor on a GPU: pinned buffers, asynchronous copies, CUDA graphs for launch-bound batches.
 
-The compute stream runs the copy in, the forward and the pooling of batch after batch; answers leave on a stream of
-their own, so that the next forward does not wait for them.
+One stream runs the copy to the device, the forward and the pooling of batch after batch. Answers leave on a second
+stream, so that the next forward does not wait for them.
 """
 
 import logging
@@ -13,12 +13,11 @@ import torch
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending
-from tritonembed_engine.executors.buckets import Bucket
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
-from tritonembed_engine.executors.graphs import CapturedGraph, capture_graphs
+from tritonembed_engine.executors.graphs import Bucket, CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import Pooler, segment_mean
 from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.vllm_internals import OpenModel
@@ -26,18 +25,19 @@ from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
 from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
-from tritonembed_engine.model.modules import PoolingMode
+from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.settings import EngineSettings
+from tritonembed_engine.token_ids import TokenIds
 
 logger = logging.getLogger(__name__)
 
 UNCAPTURED_SHARE = 0.85
-"""Of the budget: too few tokens to fill the graph of the whole budget, too many for the one below."""
+"""Share of the budget: too few tokens to fill the graph of the whole budget, too many for the next smaller graph."""
 
 
 class CudaDirectExecutor:
-    """Runs an encoder-only model; `launch` returns while the GPU works."""
+    """Runs a model on a GPU; `launch` returns while the GPU works."""
 
     name = "direct"
     depth = 2
@@ -52,17 +52,17 @@ class CudaDirectExecutor:
         max_length: int,
         max_batch_tokens: int,
         max_batch_sentences: int,
-        modes: Sequence[PoolingMode] = ("mean",),
+        poolings: Sequence[Pooling] = (Pooling.MEAN,),
         steps: Steps | None = None,
         padding_id: int | None = None,
     ) -> None:
-        """modes, steps: the model's pooling and what follows it. padding_id: see `flatten`."""
+        """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`."""
         self.dimensions = dimensions
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
         mean = mean_pool if settings.kernels.mean_pool else segment_mean
-        self._pooler = Pooler(modes, steps or Steps(()), mean)
+        self._pooler = Pooler(poolings, steps or Steps(()), mean)
         self._padding_id = padding_id
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
@@ -87,12 +87,12 @@ class CudaDirectExecutor:
 
     @property
     def uncaptured(self) -> Bucket:
-        """A large batch that no graph holds, where there are any that none does."""
+        """The shape of a large batch that no graph serves, if there is such a batch."""
         tokens = max(1, int(self.max_batch_tokens * UNCAPTURED_SHARE))
         return Bucket(tokens, self._longest, self.max_batch_sentences)
 
     @torch.inference_mode()
-    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> Pending:
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
         """Start the forward pass of a batch."""
         stage = self._stages.take()
         try:
@@ -103,9 +103,9 @@ class CudaDirectExecutor:
         return _Answer(stage, len(sentences), done, self._stages, pooled)
 
     def _launch(
-        self, sentences: Sequence[bytes], stage: Stage, skips: Sequence[int] | None
+        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None
     ) -> tuple[torch.cuda.Event, torch.Tensor]:
-        """The event after which the stage has the answer, and what it is copied from."""
+        """The event after which the stage has the answer, and the tensor from which it is copied."""
         batch = flatten(sentences, self._padding_id)
         count, longest = len(sentences), batch.longest
         done = stage.done(count)
@@ -119,7 +119,7 @@ class CudaDirectExecutor:
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             if graph:
-                # On this stream too: the answer is small, and the next replay has to wait until it was read.
+                # On the same stream: the answer is small, and the next replay has to wait for this copy.
                 pooled = graph.replay()[:count]
                 stage.answer[:count].copy_(pooled, non_blocking=True)
                 done.record()
@@ -147,14 +147,14 @@ class CudaDirectExecutor:
         torch.cuda.empty_cache()
 
     def _run(self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None) -> torch.Tensor:
-        """Pooled vectors of a batch on the device; captured, so nothing in it may wait for the GPU."""
+        """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU."""
         assert self._model is not None
-        self._kernels.starts, self._kernels.longest = inputs.starts, longest
+        self._kernels.cu_seqlens, self._kernels.longest = inputs.cu_seqlens, longest
         # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
-        starts_cpu = torch.zeros(len(inputs.starts), dtype=torch.int32)
+        cu_seqlens_cpu = torch.zeros(len(inputs.cu_seqlens), dtype=torch.int32)
         positions = inputs.positions.long()
-        hidden = forward(self._model, inputs.ids, positions, inputs.starts, starts_cpu, inputs.lengths, longest)
-        return self._pooler(hidden, inputs.starts, begins)
+        hidden = forward(self._model, inputs.ids, positions, inputs.cu_seqlens, cu_seqlens_cpu, inputs.lengths, longest)
+        return self._pooler(hidden, inputs.cu_seqlens, begins)
 
 
 class _Answer:
@@ -163,12 +163,12 @@ class _Answer:
         self._count = count
         self._done = done
         self._stages = stages
-        # Kept until the copy is done: the next batch may take its memory. `record_stream` would see to that too, but by
-        # asking CUDA when it is freed, where an error ends the process.
+        # Kept until the copy is done: else the next batch could take its memory. `record_stream` would prevent that
+        # too, but it calls CUDA when the tensor is freed, and an error there ends the process.
         self._source = source
 
     def result(self) -> npt.NDArray[np.float32]:
-        """Wait for the GPU, then copy: the stage is used again. Once only."""
+        """Wait for the GPU, then copy, because the stage is used again. To be called once."""
         try:
             self._done.synchronize()
             answer: npt.NDArray[np.float32] = self._stage.answer[: self._count].numpy().copy()

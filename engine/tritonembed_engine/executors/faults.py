@@ -1,4 +1,4 @@
-"""What went wrong on the device: no room for this batch, a lost device, or something else."""
+"""The causes of a failed batch: no room for it, a lost device, or another."""
 
 import torch
 
@@ -6,9 +6,9 @@ from tritonembed_engine.errors import DeviceLost, EmbedError, ExecutionFailed, O
 
 
 def explain(error: Exception) -> EmbedError:
-    """Turn an exception of a forward pass into the engine's own.
+    """The engine's own exception for one of a forward pass.
 
-    The type of the exception alone goes into the message: a message of torch or vLLM can hold paths.
+    Its message has only the exception's type: messages of torch or vLLM can contain paths.
     """
     if isinstance(error, EmbedError):
         return error
@@ -19,7 +19,7 @@ def explain(error: Exception) -> EmbedError:
             # An error poisons the context when even waiting for the device fails (CUDA's "sticky" errors).
             torch.cuda.synchronize()
             if out_of_memory:
-                # Blocks cached for larger batches are in the way of smaller ones.
+                # Cached blocks of larger batches leave no room for smaller ones.
                 torch.cuda.empty_cache()
         except RuntimeError:
             return DeviceLost(f"the GPU is lost to this process ({kind})")

@@ -1,18 +1,66 @@
-"""CUDA graphs of the forward pass, one a bucket, captured when a replica starts."""
+"""CUDA graphs of the forward pass: the shapes that they are captured for (buckets), and their capture at the start."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 
-from tritonembed_engine.executors.buckets import Bucket, buckets
 from tritonembed_engine.executors.staging import Inputs
 from tritonembed_engine.settings import GraphSettings
+from tritonembed_engine.stub.process import announce
 
 logger = logging.getLogger(__name__)
 MIB = 1 << 20
+_ANNOUNCED_EVERY_S = 2.0
+
+LAUNCH_BOUND_TOKENS = 12288
+"""Below it an eager forward takes the same time whatever its size: the CPU launches more slowly than the GPU works."""
+
+TOKENS = (
+    *(64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024),
+    *(1280, 1536, 1792, 2048, 2560, 3072, 3584, 4096, 5120, 6144, 7168, 8192, 9216, 10240, 11264, 12288),
+    *(16384, 32768, 65536),
+)
+TOKENS_PER_SENTENCE = 16
+"""A bucket has room for one sentence per this number of tokens."""
+
+SMALLEST_SENTENCES = 8
+LARGEST_WASTE = 1.1
+"""Above the launch-bound size padding costs time: a graph serves only batches that fill it to 1 / 1.1."""
+
+
+@dataclass(frozen=True, order=True)
+class Bucket:
+    """A graph's shape: room for tokens and sentences, and the longest sentence its attention is launched for."""
+
+    tokens: int
+    longest: int
+    sentences: int
+
+    @property
+    def rows(self) -> int:
+        """Room for sentences and for those of padding, which have `longest` tokens each."""
+        return self.sentences + -(-self.tokens // self.longest)
+
+    def holds(self, tokens: int, sentences: int, longest: int) -> bool:
+        """Whether a batch fits, and fills it well enough to be worth the padding."""
+        fits = tokens <= self.tokens and sentences <= self.sentences and longest <= self.longest
+        return fits and (self.tokens <= LAUNCH_BOUND_TOKENS or tokens * LARGEST_WASTE >= self.tokens)
+
+
+def buckets(max_tokens: int, max_sentences: int, longest: Iterable[int]) -> list[Bucket]:
+    """All shapes up to a batch's budget, smallest first. longest: the lengths that attention distinguishes."""
+    longest = sorted(longest)
+    return sorted(
+        Bucket(tokens, length, max(SMALLEST_SENTENCES, min(tokens // TOKENS_PER_SENTENCE, max_sentences)))
+        for tokens in TOKENS
+        for shorter, length in zip([0, *longest], longest, strict=False)
+        # No sentence is longer than its batch: of the lengths over that, the smallest is enough.
+        if shorter < tokens
+        if tokens <= max(max_tokens, TOKENS[0])
+    )
 
 
 @dataclass(frozen=True)
@@ -36,26 +84,32 @@ def capture_graphs(
     limits: tuple[int, int, list[int]],
     settings: GraphSettings,
 ) -> list[CapturedGraph]:
-    """Capture `run` for every bucket within the budget of time and memory; gives them smallest first.
+    """Capture `run` for every bucket within the limits of time and memory. Returns the graphs, smallest first.
 
     limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
-    one memory pool: they replay one at a time.
+    one memory pool: only one replays at a time.
     """
-    # What eager runs left in the allocator's cache would be given back by the first capture.
+    # The first capture would free what eager runs left in the allocator's cache, and memory would be measured wrong.
     torch.cuda.empty_cache()
     started, reserved = time.monotonic(), torch.cuda.memory_reserved()
     wanted = buckets(*limits)
     pool = torch.cuda.graph_pool_handle()
     captured: list[CapturedGraph] = []
-    # Largest first, so that the pool is sized once; the kernels are compiled by the first eager runs.
+    announced = float("-inf")
+    # Largest first, so that the pool is sized once. The eager runs before compile the kernels.
     for bucket in reversed(wanted):
         used = (torch.cuda.memory_reserved() - reserved) // MIB
         if time.monotonic() - started > settings.seconds or used >= settings.memory_mib:
             break
+        if time.monotonic() - announced >= _ANNOUNCED_EVERY_S:
+            announced = time.monotonic()
+            announce(f"capturing CUDA graphs ({len(captured)} of {len(wanted)})")
         try:
             captured.append(_capture(run, Inputs(buffer, bucket.rows, bucket.tokens), bucket, stream, pool))
         except torch.OutOfMemoryError:
-            logger.warning("no memory for the CUDA graph of %d tokens; such batches run without one", bucket.tokens)
+            logger.warning(
+                "no memory for the CUDA graph of %d tokens: batches of this size run without a graph", bucket.tokens
+            )
     used = (torch.cuda.memory_reserved() - reserved) // MIB
     logger.warning(
         "captured %d of %d CUDA graphs in %.1f s, %d MiB", len(captured), len(wanted), time.monotonic() - started, used
@@ -71,11 +125,11 @@ def _capture(
     stream: torch.cuda.Stream,
     pool: tuple[int, int],
 ) -> CapturedGraph:
-    # As many of the longest sentences as there is room for: a batch that is allowed.
+    # An allowed batch: as many of the longest sentences as there is room for.
     inputs.packed.zero_()
-    starts = torch.arange(bucket.rows + 1, device=inputs.starts.device) * bucket.longest
-    inputs.starts.copy_(starts.clamp_max(bucket.tokens))
-    inputs.lengths.copy_(inputs.starts.diff())
+    cu_seqlens = torch.arange(bucket.rows + 1, device=inputs.cu_seqlens.device) * bucket.longest
+    inputs.cu_seqlens.copy_(cu_seqlens.clamp_max(bucket.tokens))
+    inputs.lengths.copy_(inputs.cu_seqlens.diff())
     with torch.cuda.stream(stream):
         run(inputs, bucket.longest)
     stream.synchronize()

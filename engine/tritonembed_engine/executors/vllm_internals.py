@@ -1,13 +1,13 @@
-"""Every touch of vLLM's internals, in one place. Held against vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
+"""All uses of vLLM's internals, except for its BERT classes in `kernels/`. For vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
 
-What is used: the model runner of an in-process engine, its `model`, `vllm_config`, `device` and `attn_groups`;
-`CommonAttentionMetadata` and each group's metadata builder; `set_forward_context`, `set_current_vllm_config`. Where
-any of it has moved, `open_model` raises DirectUnavailable, or the first batch fails, and vLLM's own scheduler serves.
-And, before a load, the registry of its models' classes.
+Used are the model runner of an in-process engine, its `model`, `vllm_config`, `device`, `attn_groups` and `kv_caches`;
+`CommonAttentionMetadata` and each group's metadata builder; the attention layers and their implementations;
+`set_forward_context`, `set_current_vllm_config`; and, before a load, the registry of model classes. If any of it has
+moved, `open_model` raises DirectUnavailable or the first batch fails, and vLLM's own scheduler serves.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,14 @@ HELD_AGAINST = ("0.25.1", "0.32.0")
 
 
 class DirectUnavailable(Exception):
-    """The direct executor can't run this model; the message says why, in one line."""
+    """The direct executor can't run this model; the message is the reason, in one line."""
 
 
 def inspect_in_this_process(architectures: Sequence[str]) -> None:
-    """Import a model's classes before vLLM loads it: else it looks at them in a process of its own, for seconds.
+    """Import a model's classes before vLLM loads it. Else vLLM inspects them in a child process, which takes seconds.
 
-    It does that to keep CUDA out of this one, and remembers what it saw in ~/.cache/vllm, which a new container lacks.
-    A class that can't be had here is left to vLLM.
+    vLLM does that to keep CUDA out of this process. It caches the result in ~/.cache/vllm, which a new container lacks.
+    A class that can't be imported here is left to vLLM.
     """
     with suppress(Exception):
         from vllm.model_executor.models.registry import ModelRegistry
@@ -37,31 +37,50 @@ def inspect_in_this_process(architectures: Sequence[str]) -> None:
 
 
 def dtype_of(llm: "LLM") -> str:
-    """The type that a model computes in, as torch names it: "float32"."""
+    """The type that a model computes in, by torch's name, such as "float32"."""
     return str(llm.llm_engine.vllm_config.model_config.dtype).removeprefix("torch.")
+
+
+class Exchanged(AbstractContextManager[None]):
+    """Attributes that have other values while it is entered. changes: object, attribute, value."""
+
+    def __init__(self, changes: Sequence[tuple[Any, str, Any]]) -> None:
+        self._changes = [(owner, name, getattr(owner, name), value) for owner, name, value in changes]
+
+    def __enter__(self) -> None:
+        for owner, name, _, value in self._changes:
+            setattr(owner, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, before, _ in self._changes:
+            setattr(owner, name, before)
 
 
 @dataclass(frozen=True)
 class OpenModel:
-    """A model that vLLM loaded, taken out of its scheduler.
+    """A model that vLLM loaded, for use without its scheduler.
 
-    model: called with flat `input_ids` and `positions` [tokens], gives hidden states [tokens, hidden].
-    quantized: whether products are of 8 bits.
+    model: from flat `input_ids` and `positions` [tokens] to hidden states [tokens, hidden]. quantized: whether it
+    computes products in 8 bits. causal: whether a token attends only to itself and the tokens before it.
     """
 
     model: torch.nn.Module
     device: torch.device
     dtype: torch.dtype
     quantized: bool
+    causal: bool
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
+    _without_cache: AbstractContextManager[None]
+    """While it is entered, attention reads the keys and values of the batch, not those of vLLM's cache."""
+    _runner: Any
     _llm: Any
-    """Kept: vLLM takes its layers' registration back when it is collected, and the next forward fails."""
+    """Kept: when it is collected, vLLM unregisters its layers, and the next forward fails."""
 
     def attention(
         self,
-        starts: torch.Tensor,
-        starts_cpu: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        cu_seqlens_cpu: torch.Tensor,
         lengths: torch.Tensor,
         places: torch.Tensor,
         tokens: int,
@@ -69,45 +88,58 @@ class OpenModel:
     ) -> dict[str, Any]:
         """vLLM's attention metadata for a flat batch, by layer.
 
-        starts: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. places: int64
+        cu_seqlens: int32 [sentences + 1], on the device and on the host. lengths: int32 [sentences]. places: int64
         [tokens], of each token in its sentence.
         """
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
         sentences = len(lengths)
-        common = CommonAttentionMetadata(
-            query_start_loc=starts,
-            query_start_loc_cpu=starts_cpu,
-            seq_lens=lengths,
-            num_reqs=sentences,
-            num_actual_tokens=tokens,
-            max_query_len=longest,
-            max_seq_len=longest,
-            # Encoder-only attention has no cache; these two only have to be there.
-            block_table_tensor=torch.zeros((sentences, 1), dtype=torch.int32, device=self.device),
-            slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=self.device),
-            causal=False,
-            positions=places,
-        )
         metadata: dict[str, Any] = {}
         for builder, layers in self._builders:
-            built = builder.build(0, common)
+            common = CommonAttentionMetadata(
+                query_start_loc=cu_seqlens,
+                query_start_loc_cpu=cu_seqlens_cpu,
+                seq_lens=lengths,
+                num_reqs=sentences,
+                num_actual_tokens=tokens,
+                max_query_len=longest,
+                max_seq_len=longest,
+                # There is no cache, but these two have to exist. On a CPU each builder writes its own slots.
+                block_table_tensor=torch.zeros((sentences, 1), dtype=torch.int32, device=self.device),
+                slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=self.device),
+                causal=self.causal,
+                positions=places,
+            )
+            with self._without_cache:
+                built = builder.build(0, common)
             metadata.update(dict.fromkeys(layers, built))
         return metadata
 
     def config(self) -> AbstractContextManager[None]:
-        """What has to be entered around code that asks vLLM for one of its layers' classes."""
+        """The context for code that makes or inspects vLLM's layers."""
         from vllm.config import set_current_vllm_config
 
         context: AbstractContextManager[None] = set_current_vllm_config(self._vllm_config)
         return context
 
-    def forward_context(self, metadata: dict[str, Any], tokens: int) -> AbstractContextManager[None]:
-        """What has to be entered around a call of `model`."""
+    @contextmanager
+    def forward_context(self, metadata: dict[str, Any], tokens: int) -> Iterator[None]:
+        """The context for a call of `model`."""
         from vllm.forward_context import set_forward_context
 
-        context: AbstractContextManager[None] = set_forward_context(metadata, self._vllm_config, num_tokens=tokens)
-        return context
+        # vLLM gets no slots, so it writes nothing into its cache.
+        with self._without_cache, set_forward_context(metadata, self._vllm_config, num_tokens=tokens):
+            yield
+
+    def free_cache(self) -> None:
+        """Free vLLM's KV cache. Its scheduler can't run a causal model afterwards."""
+        if self.causal:
+            for _, layers in self._builders:
+                for name in layers:
+                    _layer(self._runner, name).kv_cache = torch.tensor([])
+            self._runner.kv_caches.clear()
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def open_model(llm: "LLM") -> OpenModel:
@@ -124,26 +156,77 @@ def open_model(llm: "LLM") -> OpenModel:
 
 
 def _open(llm: "LLM") -> OpenModel:
-    from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec
-
     runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
     parallel = runner.vllm_config.parallel_config
     if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
         raise DirectUnavailable("the model is spread over several GPUs")
-    groups = runner.kv_cache_config.kv_cache_groups
-    if not groups or not all(isinstance(group.kv_cache_spec, EncoderOnlyAttentionSpec) for group in groups):
-        raise DirectUnavailable("the model is not encoder-only")
-    builders = [
-        (group.get_metadata_builder(), group.layer_names) for per_cache in runner.attn_groups for group in per_cache
-    ]
+    groups = [group for per_cache in runner.attn_groups for group in per_cache]
+    builders = [(group.get_metadata_builder(), group.layer_names) for group in groups]
+    causal = _is_causal([group.kv_cache_spec for group in groups])
     model_config = runner.vllm_config.model_config
+    changes = _changes_without_cache(runner, builders, model_config.dtype) if causal else []
     return OpenModel(
         model=runner.model,
         device=runner.device,
         dtype=model_config.dtype,
-        # Weights of fewer bits alone are unpacked: such products are of 16 bits.
+        # Weight-only quantization unpacks the weights: its products are of 16 bits.
         quantized=any(weight.dtype in (torch.float8_e4m3fn, torch.int8) for weight in runner.model.parameters()),
+        causal=causal,
         _vllm_config=runner.vllm_config,
         _builders=builders,
+        _without_cache=Exchanged(changes),
+        _runner=runner,
         _llm=llm,
     )
+
+
+def _is_causal(specs: Sequence[Any]) -> bool:
+    """Whether attention is causal, by vLLM's specifications of its caches. Raises DirectUnavailable for other kinds."""
+    from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, FullAttentionSpec, SlidingWindowSpec
+
+    # Subclasses are other kinds: latent attention (MLA), sinks, and more.
+    kinds = {type(spec) for spec in specs}
+    if kinds == {EncoderOnlyAttentionSpec}:
+        return False
+    if kinds and kinds <= {FullAttentionSpec, SlidingWindowSpec}:
+        return True
+    names = ", ".join(sorted(kind.__name__.removesuffix("Spec") for kind in kinds)) or "none"
+    raise DirectUnavailable(f"its attention is not only of the kinds that need no cache here ({names})")
+
+
+def _changes_without_cache(
+    runner: Any, builders: Sequence[tuple[Any, Sequence[str]]], dtype: torch.dtype
+) -> list[tuple[Any, str, Any]]:
+    """The changes (see Exchanged) with which causal attention reads the batch's own keys and values, as an encoder's.
+
+    Raises DirectUnavailable for a layer or a backend for which that is not known to be right.
+    """
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.attention.backend import AttentionType
+
+    changes: list[tuple[Any, str, Any]] = []
+    for builder, names in builders:
+        for name in names:
+            layer = _layer(runner, name)
+            if type(layer) is not Attention or layer.attn_type != AttentionType.DECODER:
+                raise DirectUnavailable(f"a layer of the kind {type(layer).__name__} needs vLLM's cache")
+            if layer.kv_sharing_target_layer_name is not None:
+                raise DirectUnavailable("layers share keys and values through vLLM's cache")
+            if layer.kv_cache_torch_dtype != dtype:
+                raise DirectUnavailable("keys and values are rounded in vLLM's cache (kv_cache_dtype)")
+            changes.append((layer.impl, "attn_type", AttentionType.ENCODER_ONLY))
+            backend = type(layer.impl).__name__
+            if backend == "FlashAttentionImpl":
+                # As an encoder's it is not causal. A window without tokens to the right is; sliding windows have it.
+                if layer.impl.sliding_window == (-1, -1):
+                    changes.append((layer.impl, "sliding_window", (-1, 0)))
+            elif backend != "CPUAttentionBackendImpl":
+                raise DirectUnavailable(f"causal attention without a cache is not known of {backend}")
+        if hasattr(builder, "is_encoder_only_attention"):
+            # On a CPU keys and values go through a cache that each batch makes for itself.
+            changes.append((builder, "is_encoder_only_attention", True))
+    return changes
+
+
+def _layer(runner: Any, name: str) -> Any:
+    return runner.vllm_config.compilation_config.static_forward_context[name]

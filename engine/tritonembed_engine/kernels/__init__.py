@@ -1,1 +1,1 @@
-"""Triton-language kernels for what stands between an encoder's matrix products. Each has a reference in PyTorch."""
+"""Triton-language kernels for the steps between an encoder's matrix products. Each has a reference in PyTorch."""

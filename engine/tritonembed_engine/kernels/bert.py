@@ -1,7 +1,7 @@
 """Put the fused kernels into a BERT-shaped model that vLLM loaded: BERT, RoBERTa, XLM-R.
 
-Only what stands between the matrix products is replaced; vLLM's layers keep their weights. Each kernel has its switch
-in model.json (`engine.kernels`), and the result is held against vLLM's own answer before it serves (`agreement.py`).
+Only the steps between the matrix products are replaced; vLLM's layers keep their weights. Each kernel has its switch in
+model.json (`engine.kernels`), and the result is compared with vLLM's own before it serves (`agreement.py`).
 """
 
 import logging
@@ -13,9 +13,8 @@ import torch
 
 from tritonembed_engine.kernels import short_attention as short
 from tritonembed_engine.kernels import tiled_attention as tiled
-from tritonembed_engine.kernels.add_layer_norm import add_layer_norm
 from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
-from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm
+from tritonembed_engine.kernels.layer_norm import add_layer_norm, embed_layer_norm
 from tritonembed_engine.kernels.quantize import quantize
 from tritonembed_engine.settings import KernelSettings
 
@@ -23,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 class Kernels:
-    """The kernels in a model; `starts` and `longest` describe the batch that runs next.
+    """The kernels in a model; `cu_seqlens` and `longest` describe the batch that runs next.
 
-    starts: int32 [sentences + 1] on the device. longest: tokens of the longest sentence.
+    cu_seqlens: int32 [sentences + 1] on the device. longest: tokens of the longest sentence.
     """
 
     def __init__(self) -> None:
-        self.starts: torch.Tensor | None = None
+        self.cu_seqlens: torch.Tensor | None = None
         self.longest = 0
         self._replaced: list[Any] = []
 
@@ -46,7 +45,7 @@ class Kernels:
 
 
 def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> Kernels:
-    """Replace the forward methods of the layers that the kernels serve, and log which; 16-bit types only.
+    """Replace the forward methods of the layers that the kernels serve, and log them; 16-bit types only.
 
     To be called within vLLM's configuration (`OpenModel.config`).
     """
@@ -64,7 +63,7 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
         norms = [one.LayerNorm for one in model.modules() if type(one) in embeddings]
         return fp8_encoder(module, norms[0], attention_of, dtype) if norms else None
 
-    # Which layer, its switch, and what makes the forward that replaces its own.
+    # The layer, its switch, and a function that makes the forward to replace its own.
     replacements: list[tuple[type, str, Callable[[Any], Any]]] = [
         (bert.BertSelfAttention, "attention", lambda module: _attention(module, kernels)),
         (bert.BertSelfOutput, "add_layer_norm", _output),
@@ -77,8 +76,8 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
     installed: Counter[str] = Counter()
     try:
         for module in model.modules():
-            for kind, switch, replacement in replacements:
-                if getattr(settings, switch) and type(module) is kind and (forward := replacement(module)) is not None:
+            for layer, switch, replacement in replacements:
+                if getattr(settings, switch) and type(module) is layer and (forward := replacement(module)) is not None:
                     kernels.replace(module, forward)
                     installed[switch] += 1
     except BaseException:
@@ -108,19 +107,19 @@ def _serves(module: Any) -> bool:
 def _attend(
     module: Any, kernels: Kernels, ours: bool = True, fp8_scale: float | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From packed queries, keys and values to what is attended to; very long sentences are vLLM's.
+    """Attention from packed queries, keys and values; vLLM's for very long sentences.
 
-    fp8_scale: the result is divided by it and in fp8.
+    fp8_scale: if given, the result is divided by it and in fp8.
     """
 
     def attend(qkv: torch.Tensor) -> torch.Tensor:
-        if not ours or kernels.starts is None or kernels.longest > tiled.LONGEST:
+        if not ours or kernels.cu_seqlens is None or kernels.longest > tiled.LONGEST:
             q, k, v = qkv.split([module.q_size, module.kv_size, module.kv_size], dim=-1)
             attended: torch.Tensor = module.attn(q, k, v)
             return attended if fp8_scale is None else quantize(attended.contiguous(), fp8_scale)
         one_tile = kernels.longest <= short.LONGEST
         attention = short.short_attention if one_tile else tiled.tiled_attention
-        return attention(qkv, kernels.starts, module.num_heads, kernels.longest, module.scaling, fp8_scale)
+        return attention(qkv, kernels.cu_seqlens, module.num_heads, kernels.longest, module.scaling, fp8_scale)
 
     return attend
 
@@ -150,11 +149,13 @@ def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     return forward
 
 
-def _embedding(module: Any, first_place: int) -> Callable[..., torch.Tensor]:
-    words, places = module.word_embeddings.weight, module.position_embeddings.weight
-    kind = module.token_type_embeddings.weight[0]
+def _embedding(module: Any, first_position: int) -> Callable[..., torch.Tensor]:
+    word_embeddings, position_embeddings = module.word_embeddings.weight, module.position_embeddings.weight
+    token_type, norm = module.token_type_embeddings.weight[0], module.LayerNorm
 
     def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **_: object) -> torch.Tensor:
-        return embed_layer_norm(input_ids, position_ids, words, places, kind, module.LayerNorm, first_place)
+        return embed_layer_norm(
+            input_ids, position_ids, word_embeddings, position_embeddings, token_type, norm, first_position
+        )
 
     return forward

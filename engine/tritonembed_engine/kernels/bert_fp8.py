@@ -1,7 +1,7 @@
-"""BERT's encoder over fp8 products: every quantization rides on the kernel before it.
+"""BERT's encoder over fp8 products: every quantization is fused into the kernel before it.
 
-vLLM loads and quantizes the weights (`quantization="fp8"`); a layer here is four products, and between them attention,
-GELU and two residual LayerNorms that hand their result on in fp8, by scales that follow from the weights (`bounds.py`).
+vLLM loads and quantizes the weights (`quantization="fp8"`). A layer here is four products, and between them attention,
+GELU and two residual LayerNorms, whose results are in fp8 with scales that follow from the weights.
 """
 
 from collections.abc import Callable
@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from tritonembed_engine.kernels.bounds import norm_scale, product_scale
 from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_serves
-from tritonembed_engine.kernels.quantize import add_layer_norm_quantize, quantize
+from tritonembed_engine.kernels.layer_norm import add_layer_norm_quantize
+from tritonembed_engine.kernels.quantize import norm_scale, product_scale, quantize
 
 Attend = Callable[[torch.Tensor], torch.Tensor]
 Layer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From hidden states, and the same in fp8, to the next layer's."""
+"""From the hidden states, and the same in fp8, to those of the next layer."""
 
 
 def fp8_encoder(
@@ -24,11 +24,11 @@ def fp8_encoder(
     attention_of: Callable[[Any, float], Attend],
     dtype: torch.dtype,
 ) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """A forward for vLLM's BertEncoder, or None where its layers are not plain fp8 products with exact GELU.
+    """A forward for vLLM's BertEncoder, or None if its layers are not plain fp8 products with exact GELU.
 
-    embedding_norm: gives the hidden states that come in. attention_of: from a BertSelfAttention and a scale, a function
-    from its packed queries, keys and values to what it attends to, divided by the scale, in fp8. dtype: of the hidden
-    states.
+    embedding_norm: the LayerNorm before the first layer. attention_of: from a BertSelfAttention and a scale to a
+    function from packed queries, keys and values to attention's result in fp8, divided by the scale. dtype: of the
+    hidden states.
     """
     layers: list[Layer] = []
     norm = embedding_norm
@@ -51,7 +51,7 @@ def fp8_encoder(
 def _layer(
     layer: Any, norm: torch.nn.LayerNorm, attention_of: Callable[[Any, float], Attend], dtype: torch.dtype
 ) -> Layer:
-    """norm: what the layer's input comes from."""
+    """norm: the LayerNorm before the layer."""
     attention, output = layer.attention, layer.output
     middle_norm, last_norm = attention.output.LayerNorm, output.LayerNorm
     packed, wide = attention.self.qkv_proj, layer.intermediate.dense
@@ -76,7 +76,7 @@ def _layer(
 
 
 def _serves(layer: Any) -> bool:
-    """Whether the weights have the form that vLLM gives them online: no blocks, no input scales of a checkpoint."""
+    """Whether vLLM quantized the weights at load: no blocks, and no input scales of a checkpoint."""
     from vllm.model_executor.layers.activation import get_act_fn
 
     def plain(module: Any) -> bool:
@@ -99,19 +99,19 @@ def _serves(layer: Any) -> bool:
 
 
 def _real(module: Any) -> torch.Tensor:
-    """The weights' values, [inputs, outputs]."""
+    """The weights' real values, [inputs, outputs]."""
     values: torch.Tensor = module.weight.float() * module.weight_scale.float().reshape(1, -1)
     return values
 
 
 def fp8_product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """x W^T + b of an x in fp8 that is worth `scale`; in 16 bits."""
+    """x W^T + b in 16 bits, of an x in fp8 with this scale."""
     weight, bias, weight_scale = module.weight, module.bias, module.weight_scale.float().reshape(1, -1).contiguous()
     input_scale = torch.full((1, 1), scale, device=weight.device)
     by_column = weight_scale.numel() > 1
 
     def product(x: torch.Tensor) -> torch.Tensor:
-        # torch takes one scale for each side, or one for each row and each column.
+        # torch takes one scale per side, or one per row and column.
         scale_a = input_scale.expand(len(x), 1).contiguous() if by_column else input_scale
         out: torch.Tensor = torch._scaled_mm(
             x, weight, scale_a=scale_a, scale_b=weight_scale, bias=bias, out_dtype=dtype, use_fast_accum=True
@@ -122,7 +122,7 @@ def fp8_product(module: Any, scale: float, dtype: torch.dtype) -> Callable[[torc
 
 
 def _widen(module: Any, scale: float, out_scale: float, dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """GELU of the product of an x that is worth `scale`, in fp8 that is worth `out_scale`."""
+    """GELU of the product of an x with this scale, in fp8 with `out_scale`."""
     if module.bias is None or not gelu_product_serves(module.weight.device):
         product = fp8_product(module, scale, dtype)
         return lambda x: quantize(product(x), out_scale, gelu=True)

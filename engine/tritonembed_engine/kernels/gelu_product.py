@@ -1,8 +1,8 @@
 """GELU(x W^T + b) in fp8, from fp8 to fp8: the activation and its quantization in the product's epilogue.
 
-A product of 32,768 x 768 with 3,072 x 768 takes 160 µs on an H100, GELU with quantization as a kernel of its own 101;
-together they take 151 (perf's kernel_speed). One program a multiprocessor takes tile after tile: a warp of its own
-fetches the next tiles' operands (Hopper's tensor memory accelerator) while the others multiply.
+A product of 32,768 x 768 with 3,072 x 768 takes 160 µs on an H100, and GELU with quantization in a kernel of its own
+101 µs. Together they take 151 µs (perf's kernel_speed). One program per multiprocessor takes tile after tile: one warp
+loads the next tiles (with Hopper's tensor memory accelerator) while the others multiply.
 """
 
 import functools
@@ -19,32 +19,45 @@ SMALL_TILE = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 256, "SPECIALIZE": False, "num
 MIDDLE_TILE = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 128, "SPECIALIZE": False, "num_warps": 4, "num_stages": 3}
 LARGE_TILE = {"ROWS": 128, "COLUMNS": 256, "DEPTH": 128, "SPECIALIZE": True, "num_warps": 8, "num_stages": 3}
 SMALL_ROWS, MIDDLE_ROWS = 256, 6144
-"""Up to where the first two are the fastest of seven tried on an H100."""
+"""Up to these rows the first two tiles are the fastest of seven that were tried on an H100."""
 
 TILES_SHARING_WEIGHTS = 8
-"""Tiles of rows that are dealt out together, so that they find a tile's weights in the L2 cache."""
+"""Tiles of rows that run together, so that they share a tile's weights in the L2 cache."""
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _gelu_product(  # type: ignore[no-untyped-def]
-    x, weight, out, scales, bias, inverse, rows, outputs, inputs,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr,
-    SPECIALIZE: tl.constexpr, TANH_UNIT: tl.constexpr,
-):  # fmt: skip
+    x,  # descriptor of [rows, inputs], in blocks of [ROWS, DEPTH]
+    weight,  # descriptor of [outputs, inputs], in blocks of [COLUMNS, DEPTH]
+    out,  # descriptor of [rows, outputs], in blocks of [ROWS, COLUMNS]
+    scales,  # float32 [outputs]
+    bias,  # [outputs]
+    inverse,  # 1 / scale of the result
+    rows,
+    outputs,
+    inputs,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    GROUP: tl.constexpr,  # tiles of rows that run together
+    SPECIALIZE: tl.constexpr,  # a warp of its own loads
+    TANH_UNIT: tl.constexpr,  # use the GPU's tanh instruction
+):
     tiles_down, tiles_across = tl.cdiv(rows, ROWS), tl.cdiv(outputs, COLUMNS)
     for tile in tl.range(
         tl.program_id(0), tiles_down * tiles_across, tl.num_programs(0), flatten=True, warp_specialize=SPECIALIZE
     ):
         group = tile // (GROUP * tiles_across)
         height = tl.minimum(tiles_down - group * GROUP, GROUP)
-        place = tile % (GROUP * tiles_across)
-        row, column = (group * GROUP + place % height) * ROWS, place // height * COLUMNS
+        index = tile % (GROUP * tiles_across)
+        row, column = (group * GROUP + index % height) * ROWS, index // height * COLUMNS
         value = tl.zeros((ROWS, COLUMNS), tl.float32)
         for step in tl.range(0, tl.cdiv(inputs, DEPTH)):
             value = tl.dot(x.load([row, step * DEPTH]), weight.load([column, step * DEPTH]).T, value)
         at = column + tl.arange(0, COLUMNS)
         scale = tl.load(scales + at, at < outputs, other=0.0)
         value = value * scale[None, :] + tl.load(bias + at, at < outputs, other=0.0).to(tl.float32)[None, :]
+        # 0.5 x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))
         if TANH_UNIT:
             half = 0.5 * value
             turn = value * (0.7978845608 + 0.0356774081 * value * value)
@@ -62,7 +75,7 @@ def gelu_product(
 ) -> torch.Tensor:
     """GELU(x W^T * scales + bias) / scale, in the type of x; GELU in its tanh form (see `quantize`).
 
-    x: [rows, inputs]. weight: [outputs, inputs]. scales: float32 [outputs], what a product of x and weight is worth;
+    x: [rows, inputs]. weight: [outputs, inputs]. scales: float32 [outputs], of a product of x and weight.
     bias: [outputs]. x and weight contiguous, `inputs` and `outputs` multiples of 16.
     """
     (rows, inputs), outputs = x.shape, len(weight)
@@ -80,13 +93,13 @@ def gelu_product(
 
 
 def gelu_product_serves(device: torch.device) -> bool:
-    """Whether the device is a Hopper GPU, whose instructions and measurements the tiles are made for."""
+    """Whether the device is a Hopper GPU: the tiles use its instructions and were measured on it."""
     return device.type == "cuda" and bool(torch.cuda.get_device_capability(device)[0] == 9)
 
 
 @functools.cache
 def _programs(device: torch.device) -> int:
-    """Multiprocessors; of the interpreter on a CPU, one."""
+    """Number of multiprocessors; 1 in the interpreter on a CPU."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 

@@ -6,14 +6,22 @@ import triton.language as tl
 
 COLUMNS = 128
 ROWS = 32
-"""A program's tile; narrow, so that a few long sentences still make enough programs to fill a GPU."""
+"""A program's tile. It is narrow, so that a few long sentences are enough programs to fill a GPU."""
 
 
 @triton.jit
-def _mean_pool(hidden, starts, out, stride, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _mean_pool(  # type: ignore[no-untyped-def]
+    hidden,  # [tokens, width], rows stride apart
+    cu_seqlens,  # int32 [sentences + 1]
+    out,  # float32 [sentences, width]
+    stride,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
     sentence = tl.program_id(0)
-    start = tl.load(starts + sentence)
-    length = tl.load(starts + sentence + 1) - start
+    start = tl.load(cu_seqlens + sentence)
+    length = tl.load(cu_seqlens + sentence + 1) - start
     row = tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros([COLUMNS], tl.float32)
@@ -24,14 +32,14 @@ def _mean_pool(hidden, starts, out, stride, width, ROWS: tl.constexpr, COLUMNS: 
     tl.store(out + sentence * width + column, total / tl.maximum(length, 1).to(tl.float32), column < width)
 
 
-def mean_pool(hidden: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
-    """hidden: [tokens, width], rows contiguous, any float type. starts: int32 [sentences + 1].
+def mean_pool(hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
+    """hidden: [tokens, width], rows contiguous, any float type. cu_seqlens: int32 [sentences + 1].
 
-    Gives float32 [sentences, width]; zeros for a sentence without tokens. Its reference is `pooling.segment_mean`.
+    Returns float32 [sentences, width]; zeros for a sentence without tokens. Its reference is `pooling.segment_mean`.
     """
-    sentences, width = len(starts) - 1, hidden.shape[1]
+    sentences, width = len(cu_seqlens) - 1, hidden.shape[1]
     out = torch.empty((sentences, width), dtype=torch.float32, device=hidden.device)
     _mean_pool[(sentences, triton.cdiv(width, COLUMNS))](
-        hidden, starts, out, hidden.stride(0), width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
+        hidden, cu_seqlens, out, hidden.stride(0), width, ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4
     )
     return out

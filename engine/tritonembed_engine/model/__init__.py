@@ -1,1 +1,1 @@
-"""A model's folder: what its files say, and what sentence-transformers would make of them."""
+"""A model's folder: its files, read as sentence-transformers reads them."""

@@ -1,25 +1,32 @@
-"""config.json: which architectures vLLM serves rightly, and what it has to be told so that it does.
+"""config.json: which architectures are served correctly, and the changes that others need in vLLM.
 
-The facts are of vLLM 0.25.1 and 0.32.0 and transformers 5.19. What is refused here is refused by name; whatever else
-vLLM gets wrong is found by the reference (`reference/`).
+The facts are of vLLM 0.25.1 and 0.32.0 and transformers 5.19. Known faults are refused here by name; the reference
+(`reference/`) finds the others.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
 
 AS_ROBERTA = ("camembert", "data2vec-text")
-"""Model types that are RoBERTa in all but name. Under their own, vLLM's fallback begins positions at 0."""
+"""Model types that are RoBERTa under another name. Under that name, vLLM's fallback begins positions at 0."""
 
 OFFSET_UNKNOWN = ("ibert", "longformer", "luke", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
-"""Model types whose positions begin behind padding's, which vLLM does not know of them."""
+"""Model types whose positions begin after padding's, and vLLM begins at 0."""
 
 BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra")
-"""Model types that become decoders by `is_decoder`, which vLLM does not follow."""
+"""Model types that `is_decoder` turns into decoders; vLLM ignores it."""
+
+DECODERS = (
+    *("Falcon", "GPT2", "GPTNeoX", "Gemma", "Gemma2", "Gemma3", "Gemma3Text", "Glm", "Granite", "InternLM2", "Llama"),
+    *("Mistral", "Mixtral", "Olmo", "Olmo2", "Phi", "Phi3", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "StableLm"),
+)
+"""Families of causal language models: their classes without a head are named like these, with `Model` behind."""
 
 WITH_HEAD = {
     "bert": ("bert.", "BertModel"),
@@ -30,21 +37,18 @@ WITH_HEAD = {
     "xlm-roberta": ("roberta.", "XLMRobertaModel"),
     "modernbert": ("model.", "ModernBertModel"),
 }
-"""By model type: what the encoder's weights are prefixed with in a checkpoint with a head, and the class without it."""
+"""By model type: the prefix of the encoder's weights in a checkpoint with a head, and the class without the head."""
 
 
 def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) -> tuple[str, ...]:
-    """The class names of config.json. Raises ModelError for what is no text embedder, or one that vLLM gets wrong.
+    """The class names of config.json. Raises ModelError if it is no text embedder, or one that vLLM gets wrong.
 
-    has_modules: whether the folder is sentence-transformers' own, which says what becomes of a head.
+    has_modules: whether the folder has sentence-transformers' modules.json; then a head does not matter.
     """
     architectures = tuple(config.get("architectures") or ())
     kind = config.get("model_type", "unknown")
-    if (
-        config.get("is_encoder_decoder")
-        or any(key in config for key in _OTHER_INPUTS)
-        or not (architectures or "model_type" in config)
-    ):
+    is_pair = config.get("is_encoder_decoder") and not (has_modules and kind in ENCODERS_OF_PAIRS)
+    if is_pair or any(key in config for key in _OTHER_INPUTS) or not (architectures or "model_type" in config):
         raise ModelError(f"{name} is not a text embedding model (model type {kind})")
     if not has_modules and architectures and architectures[0].endswith(_CLASSIFIERS):
         raise ModelError(f"{name} is not an embedding model but a classifier or reranker ({architectures[0]})")
@@ -54,42 +58,48 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
         raise ModelError(f"{name} is a multi-vector model (ColBERT), not an embedding model")
     if config.get("is_decoder") and kind in BIDIRECTIONAL:
         raise ModelError(f"{name}: is_decoder in config.json makes a {kind} causal, which can't be served")
-    if kind in OFFSET_UNKNOWN:
-        raise ModelError(f"{name}: the positions of a {kind} model begin behind padding's, and vLLM's at 0")
-    if kind == "electra" and config.get("embedding_size", 128) != config.get("hidden_size", 256):
-        raise ModelError(f"{name}: vLLM leaves out ELECTRA's projection from embedding_size to hidden_size")
+    if kind in OFFSET_UNKNOWN and kind not in ENCODERS:
+        raise ModelError(f"{name}: the positions of a {kind} model begin after padding's, but vLLM begins at 0")
     if config.get("lora_adaptations"):
         raise ModelError(f"{name}: its tasks are LoRA adapters (lora_adaptations); adapters are not served")
     return architectures
 
 
+def is_causal(config: Mapping[str, Any]) -> bool:
+    """Whether attention is causal, as far as config.json shows. vLLM knows when it has loaded the model."""
+    if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
+        return False
+    name = str((config.get("architectures") or [""])[0])
+    return name.endswith("ForCausalLM") or name.removesuffix("Model") in DECODERS
+
+
 def config_for_vllm(config: Mapping[str, Any]) -> dict[str, Any]:
-    """config.json as vLLM reads it rightly: the same model in the words of the class that serves it."""
-    told = dict(config)
-    kind = told.get("model_type")
+    """config.json for vLLM: the same model in the words of the class that serves it."""
+    changed = dict(config)
+    kind = changed.get("model_type")
     if kind in AS_ROBERTA:
-        told["architectures"] = ["RobertaModel"]
+        changed["architectures"] = ["RobertaModel"]
     if kind in ("roberta", "xlm-roberta", *AS_ROBERTA):
-        # Written by transformers 5 or before 4: the class reads it.
-        told.setdefault("position_embedding_type", "absolute")
-    if told.get("architectures") == ["NewModel"]:
-        # The class of the hub's code; vLLM's own has another name.
-        told["architectures"] = ["GteNewModel"]
+        # The class reads it, and files of transformers 5 and of releases before 4 lack it.
+        changed.setdefault("position_embedding_type", "absolute")
+    if changed.get("architectures") == ["NewModel"]:
+        # The class in the hub's code; vLLM's class has another name.
+        changed["architectures"] = ["GteNewModel"]
     if kind == "gte":
-        told.setdefault("position_embedding_type", "rope")
+        changed.setdefault("position_embedding_type", "rope")
     if rope := _dropped_rope(config):
-        told["rope_parameters"] = rope
-    return told
+        changed["rope_parameters"] = rope
+    return changed
 
 
 def config_for_reference(loaded: Any, config: Mapping[str, Any]) -> None:
-    """Mend what transformers' class drops of config.json. loaded: transformers' configuration of it."""
+    """Restore what transformers' class drops of config.json. loaded: transformers' configuration."""
     if rope := _dropped_rope(config):
         loaded.rope_parameters = rope
 
 
 def _dropped_rope(config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """NomicBERT's rotary base: transformers' class, and with it vLLM, takes 1000 whatever the original's key says."""
+    """NomicBERT's rotary base: transformers' class, and with it vLLM, ignores the original's key and takes 1000."""
     if config.get("model_type") != "nomic_bert" or "rotary_emb_base" not in config or "rope_parameters" in config:
         return None
     return {"rope_theta": float(config["rotary_emb_base"]), "rope_type": "default"}

@@ -1,9 +1,9 @@
-"""A transformer's weights on disk: which tensors there are, and the encoder's alone where a head came with them."""
+"""A transformer's weights on disk: their tensors, and a copy of the encoder's alone."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError
 
@@ -12,9 +12,12 @@ if TYPE_CHECKING:
 
 SHARD_BYTES = 2 << 30
 
+UNUSED = ("pooler.", "lm_head.", "cls.", "embeddings.position_ids")
+"""Weights that no vector depends on; a checkpoint may lack them."""
+
 
 def checkpoint_files(folder: Path) -> list[Path]:
-    """The files that hold the weights: all shards, of safetensors if there are any. Raises ModelError for none."""
+    """The files of the weights: all shards, of safetensors if there are any. Raises ModelError if there are none."""
     for single, index in (
         ("model.safetensors", "model.safetensors.index.json"),
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
@@ -30,8 +33,24 @@ def checkpoint_files(folder: Path) -> list[Path]:
     raise ModelError("the model has no weights (model.safetensors or pytorch_model.bin)")
 
 
+def check_complete(info: Any) -> None:
+    """Raise ModelError, with their names, if the checkpoint lacks weights that a vector depends on.
+
+    info: transformers' `output_loading_info`.
+    """
+    # In a model with a head the encoder's names have a prefix.
+    missing = sorted(
+        name for name in info.get("missing_keys", ()) if not any(f".{part}" in f".{name}" for part in UNUSED)
+    )
+    mismatched = sorted(str(entry[0]) for entry in info.get("mismatched_keys", ()))
+    for what, names in (("lack", missing), ("have another shape of", mismatched)):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ModelError(f"the model's weights {what} {', '.join(names[:3])}{more}")
+
+
 def tensors_of(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
-    """Every tensor of one file with its name, on the CPU; of safetensors one is in memory at a time."""
+    """Every tensor of one file with its name, on the CPU. Of safetensors only one tensor at a time is in memory."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -45,7 +64,7 @@ def tensors_of(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
 
 
 def names_of(file: Path) -> list[str]:
-    """The names of one file's tensors; of safetensors without reading them."""
+    """The names of one file's tensors. The tensors of safetensors are not read."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 
@@ -55,7 +74,7 @@ def names_of(file: Path) -> list[str]:
 
 
 def has_prefix(folder: Path, prefix: str) -> bool:
-    """Whether the encoder's weights are under a prefix, beside those of a head."""
+    """Whether any weights have this prefix, so that the checkpoint has a head too."""
     return any(name.startswith(prefix) for file in checkpoint_files(folder) for name in names_of(file))
 
 

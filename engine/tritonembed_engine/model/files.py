@@ -1,6 +1,6 @@
-"""What a model's own files say, as sentence-transformers reads them.
+"""A model as its own files describe it, read as sentence-transformers reads them.
 
-Needs neither torch nor vLLM: the manager asks before it starts anything.
+Needs neither torch nor vLLM: the manager reads the files before it starts anything.
 """
 
 import functools
@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
-from tritonembed_engine.model.architecture import check_architecture
+from tritonembed_engine.model.architecture import check_architecture, is_causal
+from tritonembed_engine.model.encoders import ENCODERS_OF_PAIRS, has_relative_positions, reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name
-from tritonembed_engine.model.modules import PoolingMode, Step, find_transformer, read_sentence_modules
+from tritonembed_engine.model.modules import Pooling, Step, find_transformer, read_sentence_modules
 from tritonembed_engine.model.sentence_settings import SentenceSettings, read_sentence_settings
 
 TOKENIZER_FILES = (
@@ -22,6 +23,7 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "sentencepiece.bpe.model",
     "spiece.model",
+    "spm.model",
 )
 OFFSET_POSITIONS = (
     "camembert",
@@ -36,7 +38,7 @@ OFFSET_POSITIONS = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Model types whose first position is `pad_token_id + 1`, so that the rows before it hold no token."""
+"""Model types whose first position is `pad_token_id + 1`; the rows before it are for no token."""
 
 NO_LIMIT = 10**9
 """transformers writes 1e30 for a tokenizer without a limit."""
@@ -52,13 +54,13 @@ class ModelFiles:
     """A model as its files describe it."""
 
     name: str
-    """The last component of its name or folder; messages say no more."""
+    """The last component of its name or folder, for messages."""
 
     folder: Path
-    """The model's folder; for a model of the hub a folder of the hub's cache, without the transformer's weights."""
+    """The model's folder; of a model on the hub, a folder of the hub's cache without the transformer's weights."""
 
     transformer: Path
-    """The transformer's configuration and tokenizer: `folder`, but for the oldest layout (`0_Transformer`)."""
+    """The transformer's configuration and tokenizer: `folder`, except in the oldest layout (`0_Transformer`)."""
 
     is_local: bool
     """Whether the model was given as a folder."""
@@ -66,30 +68,30 @@ class ModelFiles:
     architectures: tuple[str, ...]
     """Class names from config.json, such as "BertModel"."""
 
-    is_decoder: bool
-    """Whether it was built as a causal language model."""
+    is_causal: bool
+    """Whether a token attends only to itself and the tokens before it, as far as config.json shows."""
 
     hidden_size: int
     dimensions: int
     """Length of a vector, Dense modules included."""
 
     vocab_size: int
-    """Rows of the embedding table: ids are below this."""
+    """Rows of the embedding table; ids are below this number."""
 
     max_length: int
-    """Tokens in the longest text that any request may have, special tokens included."""
+    """Tokens of the longest text of any request, special tokens included."""
 
     lengths: Mapping[str | None, int]
-    """Tokens in one text by `input_type`, None among them; no more than `max_length`."""
+    """Tokens of the longest text by `input_type`, which may be None; at most `max_length`."""
 
-    pooling: tuple[PoolingMode, ...]
+    pooling: tuple[Pooling, ...]
     """sentence-transformers' names; the vectors of several stand side by side."""
 
     include_prompt: bool
     """Whether the tokens of a prompt are pooled."""
 
     steps: tuple[Step, ...]
-    """What follows the pooling, but for a normalisation at the end."""
+    """The steps after the pooling, without a normalisation at the end."""
 
     normalize: bool
     """Whether the model's modules end with a normalisation."""
@@ -98,7 +100,7 @@ class ModelFiles:
     """Whether sentence-transformers lowercases before the tokenizer (`do_lower_case`)."""
 
     truncate: str
-    """"END" or "START": which end a text that is too long loses, as the tokenizer's `truncation_side` says."""
+    """The end that a too long text loses, "END" or "START", by the tokenizer's `truncation_side`."""
 
     truncate_dim: int | None
     """The default of `dimensions`."""
@@ -110,21 +112,27 @@ class ModelFiles:
     default_prompt_name: str | None
 
     padding_id: int | None
-    """For a model whose positions begin behind padding's: the id to which transformers gives padding's position."""
+    """If positions begin after padding's: the id that gets padding's position in transformers."""
+
+    model_type: str
+    """The family, as config.json names it."""
+
+    reason_against_vllm: str | None
+    """Why vLLM can't serve the model, but transformers can; None if vLLM can."""
 
     unknown: tuple[str, ...]
-    """Keys of its files that have no effect here or in sentence-transformers, as "file: key"."""
+    """Keys of the files that have no effect, here or in sentence-transformers, as "file: key"."""
 
     def prompt_for(self, input_type: str | None, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """What is prepended to a text: `prompt`, else the one of that name, else the input type's, else the default's.
+        """The prompt of a text: `prompt`, else the one named `prompt_name`, else the input type's, else the default.
 
-        input_type: "query" or "passage" (then sentence-transformers' order is document, passage, corpus); a model
-        without such a prompt gets nothing prepended. Raises InvalidArgument for a name that the model has not.
+        input_type: "query" or "passage" (in sentence-transformers' order: document, passage, corpus); if the model has
+        no such prompt, there is none. Raises InvalidArgument for a name that the model does not have.
         """
         if prompt is not None:
             return prompt
         if prompt_name is not None:
-            # For sentence-transformers every model has these two, empty unless its files say otherwise.
+            # In sentence-transformers every model has these two; they are empty unless its files define them.
             prompts = {"query": "", "document": "", **self.prompts}
             if prompt_name not in prompts:
                 raise InvalidArgument("prompt_name", f"is not one of the model's: {', '.join(sorted(prompts))[:200]}")
@@ -139,8 +147,8 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     """Describe a model; only its configuration and tokenizer files are read or fetched.
 
     model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit). max_length: tokens of the
-    longest text that is to be served, where that is less than the model's own maximum; vLLM's -1 (`auto`) is that one.
-    Raises ModelError, one readable line, for what is missing or can't be served as a text embedder.
+    longest text, if less than the model's own maximum; vLLM's -1 (`auto`) is that maximum. Raises ModelError, one
+    readable line, if a file is missing or the model can't be served as a text embedder.
     """
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
@@ -154,7 +162,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
     if not any((transformer / file).exists() for file in TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer")
     if not has_modules and (tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()):
-        raise ModelError(f"{name} has a chat template, through which sentence-transformers would put every text")
+        raise ModelError(f"{name} has a chat template, which sentence-transformers would apply to every text")
     hidden_size = _number(name, config, "hidden_size")
     vocab_size = _number(name, config, "vocab_size")
     try:
@@ -162,7 +170,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
         modules = read_sentence_modules(folder, hidden_size)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
-    positions = _positions(config)
+    positions = _positions(config, settings)
     lengths = _lengths(name, tokenizer_config, settings, positions, max_length)
     side = settings.tokenizer_options.get("truncation_side", tokenizer_config.get("truncation_side", "right"))
     return ModelFiles(
@@ -171,7 +179,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
         transformer=transformer,
         is_local=is_local,
         architectures=architectures,
-        is_decoder=bool(architectures) and architectures[0].endswith("ForCausalLM"),
+        is_causal=is_causal(config),
         hidden_size=hidden_size,
         dimensions=modules.dimensions,
         vocab_size=vocab_size,
@@ -190,12 +198,14 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
         prompts=settings.prompts,
         default_prompt_name=settings.default_prompt_name,
         padding_id=_padding_id(config) if config.get("model_type") in OFFSET_POSITIONS else None,
+        model_type=str(config.get("model_type", "")),
+        reason_against_vllm=reason_against_vllm(config),
         unknown=settings.unknown + modules.unknown,
     )
 
 
 def _what_it_is(folder: Path) -> str:
-    """For a folder without config.json: what it holds instead, to be put behind the message."""
+    """What a folder without config.json is instead, to append to the message."""
     if (folder / "adapter_config.json").exists():
         return " (it is a LoRA adapter; adapters are not served)"
     if (folder / "0_CLIPModel").exists():
@@ -212,7 +222,7 @@ def _lengths(
     positions: int | None,
     longest: int | None,
 ) -> dict[str | None, int]:
-    """Tokens in one text by input type. positions: that the model has. longest: what was asked for, if anything was."""
+    """Tokens of the longest text by input type. positions: of the model. longest: the limit of the settings."""
     stated = settings.max_seq_length or tokenizer_config.get("model_max_length")
     limits = [limit for limit in (positions, longest if longest and longest > 0 else None) if limit]
     own = min([int(stated)] if stated else [], default=NO_LIMIT)
@@ -223,12 +233,15 @@ def _lengths(
     }
     capped = {kind: min([length, *limits]) for kind, length in lengths.items()}
     if max(capped.values()) >= NO_LIMIT:
-        raise ModelError(f"{name} does not say how many tokens a text may have (max_seq_length)")
+        raise ModelError(f"{name} sets no maximum number of tokens for a text (max_seq_length)")
     return capped
 
 
-def _positions(config: dict[str, Any]) -> int | None:
-    """How many tokens the model has positions for; None where nothing limits them."""
+def _positions(config: dict[str, Any], settings: SentenceSettings) -> int | None:
+    """How many tokens the model has positions for; None: no limit."""
+    if has_relative_positions(config) and (settings.max_seq_length or config["model_type"] in ENCODERS_OF_PAIRS):
+        # sentence-transformers then takes max_position_embeddings only for a model without max_seq_length; T5 has none.
+        return None
     positions = _setting(config, "max_position_embeddings")
     if not isinstance(positions, int) or positions < 1:
         return None
@@ -250,7 +263,7 @@ def _number(name: str, config: dict[str, Any], key: str) -> int:
 
 
 def _setting(config: dict[str, Any], key: str) -> Any:
-    """A value of config.json under any of the names it goes by; what the file leaves out, transformers knows."""
+    """A value of config.json under any of its names, or transformers' default."""
     for name in _NAMES.get(key, (key,)):
         if name in config:
             return config[name]
@@ -259,7 +272,7 @@ def _setting(config: dict[str, Any], key: str) -> Any:
 
 @functools.cache
 def _defaults(model_type: str) -> Any:
-    # Rarely needed (files written by hand, or by very old releases), and it brings in torch.
+    # Imported here: rarely needed (files written by hand or by very old releases), and it imports torch.
     try:
         from transformers import AutoConfig
 

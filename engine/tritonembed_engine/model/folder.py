@@ -1,4 +1,4 @@
-"""Where a model's configuration lies: a folder of this machine, or the Hugging Face hub. Never fetches weights."""
+"""A model's folder on this machine, or fetched from the Hugging Face hub."""
 
 import json
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ CONFIGURATION_FILES = [
     "merges.txt",
     "*.model",
 ]
-"""What is fetched from the hub: patterns of `huggingface_hub`."""
+"""The files to fetch from the hub, as patterns of `huggingface_hub`."""
 
 
 def find_model_folder(model: str, revision: str | None = None) -> tuple[Path, bool]:
@@ -46,7 +46,7 @@ def find_model_folder(model: str, revision: str | None = None) -> tuple[Path, bo
 
 
 def weights_folder(model: str, revision: str | None, transformer: Path, is_local: bool) -> Path:
-    """The transformer's folder with its weights, which are fetched where the model is one of the hub.
+    """The transformer's folder with its weights, which are fetched if the model is on the hub.
 
     transformer: the folder of its configuration. Raises ModelError.
     """
@@ -59,12 +59,14 @@ def weights_folder(model: str, revision: str | None, transformer: Path, is_local
 
 
 def short_name(model: str) -> str:
-    """A model's last name component: what a message may say of it."""
-    return Path(model).name or "/"
+    """A model's name for messages: a folder's last part, or the whole name on the hub."""
+    if _can_only_be_a_folder(model) or Path(model).exists():
+        return Path(model).name or "/"
+    return model
 
 
 def read_json(path: Path) -> Any:
-    """The contents of one JSON file; None where it doesn't exist. Raises ModelError for a file that isn't JSON."""
+    """The contents of one JSON file; None if it does not exist. Raises ModelError if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -74,7 +76,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """As `read_json`, for a file that holds an object; empty where it doesn't exist."""
+    """As `read_json`, for a file with an object; empty if the file does not exist."""
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
         raise ModelError(f"the model's {path.name} is not a JSON object")
@@ -82,12 +84,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def _can_only_be_a_folder(model: str) -> bool:
-    """The hub's names are `name` or `owner/name`."""
+    """Names on the hub are `name` or `owner/name`."""
     return model.startswith(("/", ".", "~")) or model.count("/") > 1 or model.endswith("/")
 
 
 def _fetch(model: str, revision: str | None, weights: Sequence[str] = ()) -> Path:
-    # Imported here: a folder needs no hub client, and it costs a tenth of a second.
+    # Imported here: a folder needs no hub client, and the import takes a tenth of a second.
     from huggingface_hub import errors, snapshot_download
 
     name = short_name(model)
@@ -102,7 +104,7 @@ def _fetch(model: str, revision: str | None, weights: Sequence[str] = ()) -> Pat
     except errors.RevisionNotFoundError:
         raise ModelError(f"the hub has no such revision of {name}") from None
     except Exception as error:
-        # No network, a proxy in the way, a full disk: the client's messages are long and hold URLs and paths.
+        # No network, a proxy, a full disk: the client's messages are long and contain URLs and paths.
         raise ModelError(
             f"{name} is neither a folder nor in the hub's cache, and the hub can't be reached ({type(error).__name__})"
         ) from None

@@ -1,21 +1,42 @@
 """`modules.json`: what sentence-transformers runs after the transformer, as a pooling and a chain of steps.
 
-Held against sentence-transformers 6.2: the files' names, keys and defaults, and what it refuses, are its own.
+Names of files, keys, defaults and refusals are those of sentence-transformers 6.2.
 """
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.folder import read_json, read_object
 
-PoolingMode = Literal["cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
-POOLING_MODES: tuple[PoolingMode, ...] = get_args(PoolingMode)
-"""sentence-transformers' poolings; several stand side by side in the order of the file."""
+
+class Pooling(str, Enum):
+    """sentence-transformers' poolings. A member that lacks its formula is a type error in `pooling.py` and `oracle.py`.
+
+    old_key: the key of a pooling's config.json before `pooling_mode`. vllm: the name in vLLM, if it has this pooling.
+    """
+
+    old_key: str
+    vllm: str | None
+
+    def __new__(cls, value: str, old_key: str = "", vllm: str | None = None) -> "Pooling":
+        member = str.__new__(cls, value)
+        member._value_ = value
+        member.old_key, member.vllm = old_key, vllm
+        return member
+
+    CLS = "cls", "pooling_mode_cls_token", "CLS"
+    MAX = "max", "pooling_mode_max_tokens"
+    MEAN = "mean", "pooling_mode_mean_tokens", "MEAN"
+    MEAN_SQRT_LEN = "mean_sqrt_len_tokens", "pooling_mode_mean_sqrt_len_tokens"
+    WEIGHTED_MEAN = "weightedmean", "pooling_mode_weightedmean_tokens"
+    LAST_TOKEN = "lasttoken", "pooling_mode_lasttoken", "LAST"
+
 
 SENTENCE = "sentence_embedding"
-"""The feature that Pooling writes and that is the answer."""
+"""The feature that Pooling writes; after the last step it is the answer."""
 
 OTHER_FAMILIES = {
     "CrossEncoder": "a reranker (CrossEncoder)",
@@ -26,15 +47,10 @@ OTHER_FAMILIES = {
 
 _NAMESPACE = "sentence_transformers."
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding")
-_OLD_POOLING_KEYS: dict[str, PoolingMode] = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
+_POOLING_KEYS = {
+    *("word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"),
+    *(pooling.old_key for pooling in Pooling),
 }
-_POOLING_KEYS = {"word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"}
 _DENSE_KEYS = {
     "in_features",
     "out_features",
@@ -48,11 +64,11 @@ _DENSE_KEYS = {
 
 @dataclass(frozen=True)
 class Step:
-    """One module after the pooling. kind: "Dense", "LayerNorm" or "Normalize".
+    """One module after the pooling.
 
-    source, target: the features that it reads and writes. folder: where its weights are, if it has any.
-    width, out_width: the length of a vector before and after it. bias, residual: of Dense. activation: of Dense, a
-    class of torch by its full name.
+    source, target: the features that it reads and writes. folder: of its weights, if it has any. width, out_width: the
+    length of a vector before and after it. bias, residual: of Dense. activation: of Dense, the full name of a class of
+    torch.
     """
 
     kind: Literal["Dense", "LayerNorm", "Normalize"]
@@ -70,13 +86,13 @@ class Step:
 class SentenceModules:
     """From token vectors to the sentence's vector.
 
-    transformer: the folder of the transformer's files. pooling: modes whose vectors stand side by side. include_prompt:
-    whether a prompt's tokens are pooled. normalize: whether the last step, which is not among `steps`, normalises.
-    dimensions: of the vector. unknown: keys that have no effect, as "file: key".
+    transformer: the folder of the transformer's files. pooling: the vectors of several stand side by side.
+    include_prompt: whether a prompt's tokens are pooled. normalize: whether the last step normalises; it is not among
+    `steps`. dimensions: of the vector. unknown: keys without effect, as "file: key".
     """
 
     transformer: Path
-    pooling: tuple[PoolingMode, ...]
+    pooling: tuple[Pooling, ...]
     include_prompt: bool
     steps: tuple[Step, ...]
     normalize: bool
@@ -85,7 +101,7 @@ class SentenceModules:
 
 
 def find_transformer(folder: Path) -> Path:
-    """The folder of the transformer's own files: the model's folder, or, in the oldest layout, one inside it."""
+    """The folder of the transformer's own files: the model's folder, or a folder in it in the oldest layout."""
     listed = read_json(folder / "modules.json")
     if listed is None:
         return folder
@@ -96,14 +112,14 @@ def find_transformer(folder: Path) -> Path:
 
 
 def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
-    """The modules of a model's folder. Raises ModelError, naming the module, file or key, for what can't be served.
+    """The modules of a model's folder. Raises ModelError, which names the module, file or key that can't be served.
 
-    hidden_size: of the transformer. A plain transformers encoder has no modules.json: sentence-transformers takes the
-    mean, and does not normalise.
+    hidden_size: of the transformer. For a plain transformers encoder, which has no modules.json, sentence-transformers
+    takes the mean and does not normalise.
     """
     listed = read_json(folder / "modules.json")
     if listed is None:
-        return SentenceModules(folder, ("mean",), True, (), False, hidden_size)
+        return SentenceModules(folder, (Pooling.MEAN,), True, (), False, hidden_size)
     modules = _in_order(listed)
     names = [name for name, _ in modules]
     _refuse_other_kinds(names)
@@ -133,18 +149,18 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
 
 
 def _in_order(listed: Any) -> list[tuple[str, str]]:
-    """(class name, folder) of every module. Releases moved the classes: only the last name component counts."""
+    """(class name, folder) of every module. Releases moved the classes, so only the last part of a name counts."""
     try:
         modules = [(str(module["type"]), str(module["path"])) for module in listed]
         names = [str(module["name"]) for module in listed]
     except (TypeError, KeyError):
         raise ModelError("the model's modules.json is not a list of modules") from None
     if len(set(names)) < len(names) or any(not name or "." in name for name in names):
-        # In sentence-transformers the later module takes the place of the earlier.
+        # In sentence-transformers the later module replaces the earlier.
         raise ModelError("the model's modules.json does not give each module a name of its own")
     for kind, path in modules:
         if not kind.startswith(_NAMESPACE):
-            raise ModelError(f"the module {kind[:80]} is code of the model's own, which is not run")
+            raise ModelError(f"the module {kind[:80]} is the model's own code, which is not run")
         if path.startswith("/") or ".." in Path(path).parts:
             raise ModelError("the model's modules.json names a folder outside the model's")
     return [(kind.rpartition(".")[2], path) for kind, path in modules]
@@ -163,7 +179,7 @@ def _refuse_other_kinds(names: list[str]) -> None:
 
 
 def _config_of(folder: Path, path: str) -> dict[str, Any]:
-    """A module's config.json, which has to be there."""
+    """A module's config.json. Raises ModelError if it is missing or empty."""
     config = read_object(folder / path / "config.json")
     if not config:
         problem = "is empty" if (folder / path / "config.json").exists() else "is missing"
@@ -171,22 +187,25 @@ def _config_of(folder: Path, path: str) -> dict[str, Any]:
     return config
 
 
-def _pooling(config: dict[str, Any], path: str) -> tuple[tuple[PoolingMode, ...], bool]:
+def _pooling(config: dict[str, Any], path: str) -> tuple[tuple[Pooling, ...], bool]:
     where = f"{path}/config.json"
     for key in config:
-        if key not in _POOLING_KEYS and key not in _OLD_POOLING_KEYS:
+        if key not in _POOLING_KEYS:
             raise ModelError(f"{where} has an unknown key: {key[:40]}")
     if "embedding_dimension" not in config and "word_embedding_dimension" not in config:
         raise ModelError(f"{where} has no word_embedding_dimension")
-    # Of the old keys those that are true count; none means the mean.
-    given = config.get("pooling_mode", [mode for key, mode in _OLD_POOLING_KEYS.items() if config.get(key)] or ["mean"])
-    modes = given if isinstance(given, list) else [given]
-    for mode in modes:
-        if mode not in POOLING_MODES:
-            raise ModelError(f"{where}: the pooling {str(mode)[:40]!r} is not one of {', '.join(POOLING_MODES)}")
+    # The old keys that are true count; without any it is the mean.
+    old = [pooling for pooling in Pooling if config.get(pooling.old_key)] or [Pooling.MEAN]
+    given = config.get("pooling_mode", old)
+    modes: list[Pooling] = []
+    for mode in given if isinstance(given, list) else [given]:
+        try:
+            modes.append(Pooling(mode))
+        except ValueError:
+            raise ModelError(f"{where}: the pooling {str(mode)[:40]!r} is not one of {', '.join(Pooling)}") from None
     if not modes:
         raise ModelError(f"{where} names no pooling")
-    return tuple(cast("list[PoolingMode]", modes)), bool(config.get("include_prompt", True))
+    return tuple(modes), bool(config.get("include_prompt", True))
 
 
 def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -> Step:
@@ -239,11 +258,11 @@ def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -
 
 def _check_width(where: str, key: str, value: Any, width: int) -> None:
     if value != width:
-        raise ModelError(f"{where}: {key} is {value}, and the vector before it has {width} dimensions")
+        raise ModelError(f"{where}: {key} is {value}, but the vector before it has {width} dimensions")
 
 
 def _activation(where: str, config: dict[str, Any]) -> str:
-    """A class under torch; sentence-transformers takes Tanh where none is named, or one from elsewhere."""
+    """A class of torch; as in sentence-transformers, Tanh if none is named, or one of another library."""
     name = config.get("activation_function", "torch.nn.modules.activation.Tanh")
     if not isinstance(name, str):
         raise ModelError(f"{where}: activation_function is not a name")

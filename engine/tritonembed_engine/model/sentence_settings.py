@@ -1,6 +1,6 @@
-"""Settings beside the weights: sentence_bert_config.json and config_sentence_transformers.json.
+"""sentence-transformers' settings: sentence_bert_config.json and config_sentence_transformers.json.
 
-Every key of sentence-transformers 2 to 6.2 is followed, known to have no effect on a vector, or refused by name.
+Every key of releases 2 to 6.2 is followed, known to have no effect on a vector, or refused by name.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ SETTINGS_FILES = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
-"""Where sentence-transformers keeps the transformer's settings; older releases named it for the model. The first that
-is not empty counts."""
+"""sentence-transformers' file of the transformer's settings; older releases named it after the model. The first file
+that is not empty counts."""
 
 _OLD_NAMES = {"model_args": "model_kwargs", "tokenizer_args": "processor_kwargs", "config_args": "config_kwargs"}
 _KNOWN = {
@@ -71,13 +71,13 @@ _HARMLESS_CONFIG_OPTIONS = {"use_memory_efficient_attention", "unpad_inputs", "u
 _TEXT_MODALITY = {"method": "forward", "method_output_name": "last_hidden_state"}
 _HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
-    # Others count as tokens of a prompt, or as those of the text.
+    # Other values make padding count as tokens of the prompt or the text.
     "padding": (True, False, "longest", "do_not_pad"),
     "return_attention_mask": (True,),
     "return_token_type_ids": (True, False),
     "truncation": (True, "longest_first", "only_first"),
 }
-"""Arguments of the tokenizer's call, and their values that have no effect on a vector."""
+"""Arguments of the tokenizer's call, and their values without effect on a vector."""
 
 _CONFIG_KEYS = {
     "requirements",
@@ -92,9 +92,9 @@ _CONFIG_KEYS = {
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """What the two files say, with sentence-transformers' defaults.
+    """The contents of the two files, with sentence-transformers' defaults.
 
-    max_seq_length, query_length, document_length: tokens; None where the files don't say. tokenizer_options: arguments
+    max_seq_length, query_length, document_length: tokens; None if the files have none. tokenizer_options: arguments
     of `AutoTokenizer.from_pretrained`. truncate_dim: the default of `dimensions`. unknown: keys without effect.
     """
 
@@ -110,10 +110,10 @@ class SentenceSettings:
 
 
 def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
-    """Both files of a model. Raises ModelError that names the key and its file for what would change a vector.
+    """Both files of a model. Raises ModelError, which names the file and the key, for a key that would change a vector.
 
-    folder: the model's. transformer: its transformer's. sentence-transformers reads neither file where there is no
-    modules.json.
+    folder: of the model. transformer: the folder of its transformer. sentence-transformers reads neither file if there
+    is no modules.json.
     """
     prompts, default, truncate_dim, unknown = _read_config(folder)
     if not (folder / "modules.json").exists():
@@ -137,7 +137,7 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
     options = _section(name, settings, "processor_kwargs")
-    # What the tokenizer is called with wins over the lengths of the tasks, and those over the tokenizer's own.
+    # The arguments of the call win over the lengths of the tasks, and those over the tokenizer's own.
     processing = _processing(name, settings)
     called = _length(name, "max_length", processing.get("max_length"))
     by_task = settings if "max_length" not in processing else {}
@@ -160,7 +160,7 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
     if str(kind) in OTHER_FAMILIES:
         raise ModelError(f"it is {OTHER_FAMILIES[str(kind)]}, not an embedding model")
     if kind != "SentenceTransformer":
-        # sentence-transformers would pass over all its other files.
+        # sentence-transformers would ignore all its other files.
         raise ModelError(f"{name}: the model_type {str(kind)[:40]!r} can't be served")
     given = config.get("prompts", {})
     if not isinstance(given, dict) or not all(text is None or isinstance(text, str) for text in given.values()):
@@ -169,7 +169,7 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
         raise ModelError(f"{name}: requirements can't be checked")
     prompts = {key: text or "" for key, text in given.items()}
     default = config.get("default_prompt_name")
-    # For sentence-transformers every model has these two, empty unless the file says otherwise.
+    # In sentence-transformers every model has these two; they are empty unless the file defines them.
     if default is not None and default not in {*prompts, "query", "document"}:
         raise ModelError(f"the model's default prompt {str(default)[:40]!r} is not among its prompts")
     truncate_dim = _length(name, "truncate_dim", config.get("truncate_dim"))
@@ -219,7 +219,7 @@ def _refuse_others(name: str, settings: dict[str, Any], section: str, allowed: s
 
 
 def _processing(name: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """What the tokenizer is called with: `max_length` is followed, and what only shapes the padding has no effect."""
+    """The arguments of the tokenizer's call: `max_length` is followed; those that shape the padding have no effect."""
     given = _section(name, {"processing_kwargs": settings.get("processing_kwargs") or {}}, "processing_kwargs")
     called: dict[str, Any] = {}
     for part in ("text", "common"):

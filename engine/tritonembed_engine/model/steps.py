@@ -12,17 +12,17 @@ from tritonembed_engine.model.modules import SENTENCE, Step
 
 
 class Steps:
-    """A model's steps on one device. Called with float32 [sentences, width], gives float32 [sentences, dimensions].
+    """A model's steps on one device: from float32 [sentences, width] to float32 [sentences, dimensions].
 
-    No step waits for the host, so that a CUDA graph can hold them.
+    No step waits for the host, so CUDA graphs can capture them.
     """
 
     def __init__(self, steps: Sequence[Step], device: torch.device | str = "cpu") -> None:
-        """Read the weights. Raises ModelError, naming the folder, for weights that are missing or of another shape."""
+        """Read the weights. Raises ModelError, which names the folder, if they are missing or of another shape."""
         self._steps = [(step, _load(step, device)) for step in steps]
 
     def __call__(self, pooled: torch.Tensor) -> torch.Tensor:
-        """Apply all of them; see the class."""
+        """Apply all steps."""
         features = {SENTENCE: pooled}
         for step, modules in self._steps:
             features[step.target] = _apply(step, modules, features[step.source])
@@ -55,7 +55,7 @@ def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
             modules["residual"] = torch.nn.Linear(step.width, step.out_width, bias=False)
     whole = torch.nn.ModuleDict(modules)
     weights = _weights(step.folder)
-    # An activation with a parameter of its own (PReLU) has it under its name in sentence-transformers' Dense.
+    # In sentence-transformers' Dense the parameter of an activation (PReLU) has this prefix.
     weights = {name.replace("activation_function.", "activation."): value for name, value in weights.items()}
     try:
         whole.load_state_dict(weights)
@@ -69,7 +69,7 @@ def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
 
 
 def _check_activation(step: Step, activation: torch.nn.Module, device: torch.device | str) -> None:
-    """Raise ModelError for a class that is no function of one vector, or changes its length (GLU)."""
+    """Raise ModelError if the class does not map a vector to one of the same length (as GLU does not)."""
     probe = torch.ones(2, step.out_width, device=device)
     try:
         shape = getattr(activation(probe), "shape", None)

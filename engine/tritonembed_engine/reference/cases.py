@@ -1,4 +1,4 @@
-"""What is embedded to see whether a model's vectors are right, and the file that keeps the answers."""
+"""The cases that show whether a model's vectors are right, and the file of their vectors."""
 
 import json
 import zipfile
@@ -14,13 +14,13 @@ from tritonembed_engine.errors import ModelError
 Vectors = npt.NDArray[np.float32]
 
 UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
-"""What `numpy.load` and the reading of its arrays raise for a file that is something else, or cut short."""
+"""Exceptions of `numpy.load` and of reading its arrays, for another kind of file or a truncated one."""
 
 LENGTHS = (2, 3, 7, 16, 17, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
 """Tokens: both sides of the lengths that attention and the CUDA graphs distinguish, up to 512."""
 
 LONGEST = 2048
-"""Tokens of the one longer case, if the model takes as many."""
+"""Tokens of one longer case, if the model accepts that many."""
 
 TEXTS = {
     "empty": "",
@@ -45,19 +45,19 @@ TEXTS = {
     "one long word": "antidisestablishmentarianism" * 5,
     "repeated": "spam " * 40,
 }
-"""By name. The words are anybody's; the odd ones are where tokenizers and positions differ."""
+"""By name. The odd texts are those in which tokenizers and positions differ."""
 
 LONG_TEXT = " ".join(
     f"{word} {n}" for n, word in enumerate(["river", "engine", "Montag", "café", "quiet", "7th"] * 600)
 )
-"""What is cut to each of LENGTHS, and what is over every model's maximum."""
+"""A text over every model's maximum; also cut to each of LENGTHS."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One sentence. name: for messages, which hold no text. ids: int32, little-endian. skip: tokens not pooled.
+    """One sentence. name: for messages, which contain no text. ids: int32, little-endian. skip: tokens not pooled.
 
-    text, input_type: what `ids` are of, where they are of a whole text.
+    text, input_type: the origin of `ids`, if they are of a whole text.
     """
 
     name: str
@@ -68,16 +68,16 @@ class Case:
 
     @property
     def tokens(self) -> int:
-        """How many it has."""
+        """Number of tokens."""
         return len(self.ids) // 4
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Cases and their vectors: float32 [cases, dimensions], of any length. source: who computed them.
+    """Cases and their vectors: float32 [cases, dimensions], of any length. source: the library that computed them.
 
-    rounding: 1 - cosine between float32 and a 16-bit type in transformers itself, the largest over the cases, by type.
-    unknown: keys of config.json that transformers does not know, and that change nothing.
+    rounding: by 16-bit type, the largest 1 - cosine between this type and float32 in transformers itself. unknown: keys
+    of config.json that transformers does not know, and that have no effect.
     """
 
     cases: Sequence[Case]
@@ -87,12 +87,12 @@ class Reference:
     unknown: Sequence[str] = ()
 
     def save(self, file: Path) -> None:
-        """Write an .npz; a file appears whole or not at all."""
+        """Write an .npz, whole or not at all."""
         part = file.with_name(f".{file.name}.part.npz")
         np.savez(
             part,
             names=np.array([case.name for case in self.cases]),
-            # numpy's own strings lose a NUL at their end.
+            # numpy's own strings lose trailing NULs.
             texts=np.array(json.dumps([case.text for case in self.cases])),
             input_types=np.array([case.input_type or "" for case in self.cases]),
             skips=np.array([case.skip for case in self.cases]),
@@ -107,7 +107,7 @@ class Reference:
 
 
 def load(file: Path) -> Reference:
-    """What `save` wrote. Raises ModelError."""
+    """A reference from a file of `save`. Raises ModelError."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             ends = np.cumsum(stored["tokens"])

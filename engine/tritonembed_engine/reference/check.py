@@ -1,14 +1,15 @@
-"""Hold an executor against the reference: cosines, and the order of the nearest."""
+"""Compare an executor with the reference: cosines, and the order of the nearest."""
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.executors.base import Executor
-from tritonembed_engine.reference.cases import Reference, Vectors
-from tritonembed_engine.token_ids import holds
+from tritonembed_engine.reference.cases import Case, Reference, Vectors
+from tritonembed_engine.token_ids import TokenIds, holds
 
 logger = logging.getLogger(__name__)
 
@@ -16,26 +17,26 @@ LARGEST_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-4, "float16": 5e-4}
 """1 - cosine, by the type that the model computes in."""
 
 NOISE_MARGIN = 1.5
-"""Our 16-bit rounding and transformers' are two draws of the same noise: the larger of one may pass the other's."""
+"""Our 16-bit rounding and transformers' are two draws of the same noise: ours may be somewhat larger."""
 
 LARGEST_ALLOWED = 0.01
-"""However much transformers rounds: beyond it nothing could be told from a wrong vector."""
+"""The most that is allowed, however much transformers rounds: a larger distance could be a wrong vector."""
 
 NEAREST = 10
 SAME_SCORE = 0.002
-"""Two scores that differ by no more may change places."""
+"""Two scores that differ by at most this may change places."""
 
 
 class Wrong(Exception):
-    """Vectors that are not the reference's; says which case differs, and by how much."""
+    """Vectors differ from the reference's; the message has the case and the distance."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """distances: 1 - cosine of each case; 2 for one that is not finite. worst: the case with the largest.
+    """The result of a comparison.
 
-    allowed: the distance that passes. swaps: pairs among the nearest of a case whose order changed though their scores
-    differ.
+    distances: 1 - cosine per case; 2 if the vector is not finite. worst: the case with the largest distance. allowed:
+    the distance that passes. swaps: pairs among the nearest of a case whose order changed although their scores differ.
     """
 
     distances: npt.NDArray[np.float64]
@@ -45,7 +46,6 @@ class Verdict:
 
     @property
     def largest(self) -> float:
-        """The largest distance."""
         return float(self.distances.max(initial=0.0))
 
     @property
@@ -54,20 +54,50 @@ class Verdict:
         return self.largest <= self.allowed and not self.swaps
 
 
-def compare(executor: Executor, reference: Reference, dtype: str) -> Verdict:
-    """Embed every case alone that the executor takes; raises Wrong where it takes none.
+def compare(executor: Executor, reference: Reference, dtype: str, padded: bool = False) -> Verdict:
+    """Embed, one by one, every case that the executor accepts. Raises Wrong if it accepts none.
 
-    dtype: the type that the model computes in, as torch names it.
+    dtype: the type that the model computes in, by torch's name. padded: whether the executor pads a batch; then every
+    case is also embedded in batches of mixed lengths, and the worse result counts.
     """
     reference = without_refused(reference, executor.refused_id)
     if not reference.cases:
-        raise Wrong(f"the reference ({reference.source}) has no case that the executor takes")
-    rows = [executor.launch([case.ids], [case.skip] if case.skip else None).result() for case in reference.cases]
-    return judge(np.concatenate(rows), reference, dtype)
+        raise Wrong(f"the reference ({reference.source}) has no case that the executor accepts")
+    verdict = judge(_embed(executor, [[case] for case in reference.cases]), reference, dtype)
+    if not padded:
+        return verdict
+    return _worse(verdict, judge(_embed(executor, _batches(reference.cases, executor)), reference, dtype))
+
+
+def _embed(executor: Executor, batches: Iterable[Sequence[Case]]) -> Vectors:
+    rows = []
+    for cases in batches:
+        skips = [case.skip for case in cases]
+        sentences = TokenIds.join([case.ids for case in cases])
+        rows.append(executor.launch(sentences, skips if any(skips) else None).result())
+    return np.concatenate(rows)
+
+
+def _batches(cases: Sequence[Case], executor: Executor) -> list[list[Case]]:
+    """The cases in their order, in batches as the engine makes them."""
+    batches: list[list[Case]] = [[]]
+    room = executor.max_batch_tokens
+    for case in cases:
+        if batches[-1] and (case.tokens > room or len(batches[-1]) == executor.max_batch_sentences):
+            batches.append([])
+            room = executor.max_batch_tokens
+        batches[-1].append(case)
+        room -= case.tokens
+    return batches
+
+
+def _worse(one: Verdict, other: Verdict) -> Verdict:
+    worst = one.worst if one.largest >= other.largest else other.worst
+    return Verdict(np.maximum(one.distances, other.distances), worst, one.allowed, max(one.swaps, other.swaps))
 
 
 def without_refused(reference: Reference, refused: int | None) -> Reference:
-    """The cases that hold no such id."""
+    """The cases without this id."""
     kept = [number for number, case in enumerate(reference.cases) if refused is None or not holds(case.ids, refused)]
     if len(kept) == len(reference.cases):
         return reference
@@ -85,47 +115,48 @@ def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
         return Verdict(np.full(len(reference.cases), 2.0), reference.cases[0].name, allowed, 0)
     ours, theirs = _unit(answers), _unit(reference.vectors)
     cosines = np.einsum("ij,ij->i", ours, theirs)
-    # A random model's end token can be zeros.
+    # In a random model the vector of the end token can be zeros.
     both_zero = ~(answers.any(1) | reference.vectors.any(1))
     distances = np.where(both_zero, 0.0, 1 - cosines)
     distances[~np.isfinite(answers).all(1)] = 2.0
-    # A vector that may turn by so much moves a score by up to the sine of that angle.
+    # A vector that may turn by this angle moves a score by up to its sine.
     same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * min(rounding, LARGEST_ALLOWED))))
     swaps = _swaps(ours @ ours.T, theirs @ theirs.T, same)
     return Verdict(distances, reference.cases[int(distances.argmax())].name, allowed, swaps)
 
 
-def refuse_wrong(executor: Executor, reference: Reference, dtype: str) -> Verdict:
-    """Raise Wrong where the executor's vectors do not pass."""
-    verdict = compare(executor, reference, dtype)
+def refuse_wrong(executor: Executor, reference: Reference, dtype: str, padded: bool = False) -> Verdict:
+    """Raise Wrong if the executor's vectors do not pass. padded: see `compare`."""
+    verdict = compare(executor, reference, dtype, padded)
     if verdict.largest > verdict.allowed:
         raise Wrong(
             f"{verdict.worst}: cosine {1 - verdict.largest:.6f} to the reference ({reference.source}), below"
             f" {1 - verdict.allowed:.6f}{_of_rounding(reference, dtype)}"
         )
     if verdict.swaps:
-        raise Wrong(f"{verdict.swaps} of the nearest change places against the reference ({reference.source})")
+        raise Wrong(f"{verdict.swaps} neighbours are in another order than in the reference ({reference.source})")
     return verdict
 
 
 class Gate:
-    """What an executor has to pass before it serves. reference: None lets everything through."""
+    """The check before an executor serves. reference: None lets everything pass."""
 
-    def __init__(self, reference: Reference | None, dtype: str, quantized: bool) -> None:
-        """dtype: the type that the model computes in. quantized: its weights are of fewer bits, so that it is told how
-        near it comes and not refused."""
+    def __init__(self, reference: Reference | None, dtype: str, quantized: bool, padded: bool = False) -> None:
+        """dtype: the type that the model computes in. quantized: its weights have fewer bits; then a distance is only
+        logged, and not a reason to refuse. padded: see `compare`."""
         self._reference = reference
         self._dtype = dtype
         self._quantized = quantized
+        self._padded = padded
 
     def check(self, executor: Executor) -> None:
-        """Raise Wrong, or log how near the vectors are."""
+        """Raise Wrong, or log the smallest cosine."""
         if self._reference is None:
             return
         check = compare if self._quantized else refuse_wrong
-        verdict = check(executor, self._reference, self._dtype)
+        verdict = check(executor, self._reference, self._dtype, self._padded)
         logger.warning(
-            "%s executor: cosine %.6f and more to the reference (%s), %d cases%s",
+            "%s executor: lowest cosine %.6f to the reference (%s), %d cases%s",
             executor.name,
             1 - verdict.largest,
             self._reference.source,
@@ -135,11 +166,11 @@ class Gate:
 
 
 def _of_rounding(reference: Reference, dtype: str) -> str:
-    """What helps where the type alone turns the vectors too far, to be put behind a message."""
+    """Advice if the type alone turns the vectors too far, to append to a message."""
     rounding = reference.rounding.get(dtype, 0.0)
     if NOISE_MARGIN * rounding <= LARGEST_ALLOWED:
         return ""
-    return f" ({dtype} alone turns vectors of this model to {1 - rounding:.4f}: --dtype float32)"
+    return f" ({dtype} alone changes vectors of this model to a cosine of {1 - rounding:.4f}: use --dtype float32)"
 
 
 def _swaps(ours: Vectors, theirs: Vectors, same: float) -> int:

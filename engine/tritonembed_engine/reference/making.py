@@ -1,4 +1,4 @@
-"""Make a model's reference: choose the cases, tokenize them with transformers' own tokenizer, ask the oracle.
+"""Make a model's reference: choose the cases, tokenize them with transformers' tokenizer, compute the vectors.
 
 Run as `python -m tritonembed_engine.reference.making` in a process of its own, whose memory and threads end with it.
 """
@@ -17,7 +17,7 @@ from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, LONGEST, TEXTS, Case, Reference
 
 LARGE = 1 << 30
-"""Bytes of weights from which fewer and shorter cases are taken."""
+"""Bytes of weights from which on there are fewer and shorter cases."""
 
 FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Japanese, Korean")
 FEW_LENGTHS = (2, 17, 65, 129)
@@ -45,8 +45,8 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
 
 
 def check_tokens(files: ModelFiles, cases: list[Case]) -> None:
-    """Raise ModelError where our tokenizer gives other ids than transformers' for any case's text."""
-    from tritonembed_engine.tokenizing import TextTokenizer
+    """Raise ModelError if our tokenizer's ids of a case's text differ from those of transformers."""
+    from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
     ours = TextTokenizer(files)
     for case in cases:
@@ -59,7 +59,7 @@ def check_tokens(files: ModelFiles, cases: list[Case]) -> None:
 def _cases(files: ModelFiles) -> Iterator[Case]:
     from transformers import AutoTokenizer
 
-    from tritonembed_engine.tokenizer_loading import lowercase_first
+    from tritonembed_engine.tokenizing.loading import lowercase_first
 
     tokenizer: Any = AutoTokenizer.from_pretrained(
         files.transformer,
@@ -87,7 +87,7 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
     if not large:
         lengths.append(min(files.max_length, LONGEST))
     for length in lengths:
-        # The whole text has to have as many: each tokenizer cuts it where it likes, but always to this many.
+        # Every tokenizer cuts the text at another place, but always to this many tokens.
         ids = ids_of(LONG_TEXT, length)
         if ids:
             yield Case(f"{len(ids) // 4} tokens", ids)
@@ -100,7 +100,7 @@ def _of_text(files: ModelFiles, ids_of: Any, name: str, text: str, kind: str | N
         ids = ids_of(prompt + text, limit)
         alone = ids_of(prompt, files.lengths[None]) if prompt and not files.include_prompt else b""
     except Exception:
-        # A Unigram vocabulary without <unk> refuses what it does not know; so does ours.
+        # A Unigram vocabulary without <unk> refuses unknown characters; so does our tokenizer.
         return
     skip = 0
     if alone:
@@ -109,13 +109,13 @@ def _of_text(files: ModelFiles, ids_of: Any, name: str, text: str, kind: str | N
         special = set(AutoTokenizer.from_pretrained(files.transformer).all_special_ids)
         last = int(np.frombuffer(alone, dtype="<i4")[-1])
         skip = len(alone) // 4 - (last in special)
-    # A tokenizer without special tokens has none for an empty text, which is refused.
+    # A tokenizer without special tokens has no ids for an empty text, which is refused.
     if ids:
         yield Case(name, ids, skip, text, kind)
 
 
 def _rounding(oracle: Any, cases: list[Case], expected: Any) -> dict[str, float]:
-    """By type, how far transformers' own 16-bit vectors are from its float32 ones, at most; of a few cases."""
+    """By type, the largest 1 - cosine between transformers' own 16-bit and float32 vectors of a few cases."""
     import torch
 
     few = [index for index, case in enumerate(cases) if case.tokens <= 128][:12]
@@ -130,7 +130,7 @@ def main() -> None:
     """Arguments: one JSON object with those of `make_reference`, and `file`. Exit code 1 with one line for an error."""
     given = json.loads(sys.argv[1])
     file = Path(given.pop("file"))
-    from tritonembed_engine.stub import prepare_process
+    from tritonembed_engine.stub.process import prepare_process
 
     prepare_process(None)
     try:

@@ -1,4 +1,13 @@
-"""A model's reference from the cache, or made: once per contents of its folder, whatever the folder's name."""
+"""A model's reference: from a file that was given, from the cache, or made.
+
+It is made once per contents of the model's folder, whatever the folder's name. A file is one that `Reference.save`
+wrote, or texts and the vectors that sentence-transformers gave for them:
+
+    texts = ["…", …]
+    numpy.savez("reference.npz", texts=texts, vectors=SentenceTransformer(model).encode(texts))
+
+An array `input_types` may have "query", "passage" or "" per text, for `encode_query` and `encode_document`.
+"""
 
 import contextlib
 import fcntl
@@ -15,26 +24,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import weights_folder
-from tritonembed_engine.reference.cases import Reference, load
+from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.reference.cases import UNREADABLE, Case, Reference, load
 from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.stub.child_python import module_command
+from tritonembed_engine.stub.process import announce
+from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
+from tritonembed_protocol.types import INPUT_TYPES
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
-"""Of the cases and the oracle: another one makes all references anew."""
+VERSION = 4
+"""Of the cases and the oracle; another version makes all references anew."""
 
 MOST_SECONDS = 600.0
-"""Estimated; a reference that would take longer is not made unasked."""
+"""Estimated; a reference that would take longer is not made."""
 
 TOKENS = 3_000
 TOKENS_OF_LARGE = 700
-"""About what the cases of a model have in all; see `making.LARGE`."""
+"""About the tokens of all cases of a model; see `making.LARGE`."""
 
 PRODUCTS_PER_CORE = 20e9
-"""Multiplications and additions a second in float32 on one core, from below."""
+"""Multiplications and additions per second in float32 on one core, a low estimate."""
 
 HASHED_AT_ONCE = 1 << 22
 
@@ -42,17 +58,17 @@ HASHED_AT_ONCE = 1 << 22
 def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
     """The reference of a model: from the cache, else made by a process of its own, on the CPU.
 
-    Raises ModelError: what the process said, or that it would take too long.
+    Raises ModelError with the process's error, or if it would take too long.
     """
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     cache = cache_folder()
     if cache is None:
-        logger.warning("the reference is not kept: no folder of a cache can be written (XDG_CACHE_HOME)")
+        logger.warning("the reference is not cached: no cache folder is writable (XDG_CACHE_HOME)")
         with tempfile.TemporaryDirectory() as folder:
             return _make(settings, files, complete, Path(folder) / "reference.npz")
     key = _digest(cache, complete, files, settings)
     file = cache / f"{key}.npz"
-    # Replicas start side by side: the first makes it.
+    # Replicas start at the same time: the first makes it.
     with _lock(cache / f"{key}.lock"):
         if file.exists():
             with contextlib.suppress(ModelError):
@@ -60,12 +76,44 @@ def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
         return _make(settings, files, complete, file)
 
 
+def read_reference(file: Path, files: ModelFiles) -> Reference:
+    """The file as a reference of this model. Raises ModelError if it can't be read or does not fit."""
+    from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            if "ids" in stored.files:
+                return load(file)
+            texts = [str(text) for text in stored["texts"]]
+            vectors = stored["vectors"].astype(np.float32)
+            kinds = (
+                [str(kind) for kind in stored["input_types"]] if "input_types" in stored.files else [""] * len(texts)
+            )
+    except FileNotFoundError:
+        raise ModelError(f"there is no reference {file.name}") from None
+    except UNREADABLE as error:
+        raise ModelError(f"the reference {file.name} has no texts and vectors ({type(error).__name__})") from None
+    if vectors.ndim != 2 or len(vectors) != len(texts) or not len(texts):
+        raise ModelError(f"the reference {file.name} has {len(texts)} texts and vectors of shape {vectors.shape}")
+    if len(kinds) != len(texts) or not {*kinds} <= {"", *INPUT_TYPES}:
+        raise ModelError(f"the reference {file.name}: input_types are not one of query, passage or '' for each text")
+    tokenizer, prompts = TextTokenizer(files), PromptLengths(files)
+    cases = []
+    for number, (text, kind) in enumerate(zip(texts, kinds, strict=True)):
+        parameters = EmbedParameters(input_type=kind or None)
+        answer = tokenizer.encode_requests([([text.encode()], parameters)])[0]
+        if not isinstance(answer, list):
+            raise ModelError(f"the reference {file.name}: text {number}: {answer}")
+        cases.append(Case(f"text {number}", answer[0], prompts.skip(parameters), text, kind or None))
+    return Reference(cases, vectors, file.name, {})
+
+
 def cache_folder() -> Path | None:
-    """Where references are kept; None where nothing can be written."""
+    """The folder of all references; None if it can't be written."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "tritonembed" / "references"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
         return None
     return folder if os.access(folder, os.W_OK) else None
@@ -82,7 +130,8 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
             f"{files.name}: its reference would take about {seconds / 60:.0f} minutes on this machine's CPU; give the"
             " vectors of sentence-transformers (--reference FILE), or serve without (--no-reference)"
         )
-    logger.warning("the model's reference is made, once: transformers in float32 on the CPU")
+    announce("computing the model's reference")
+    logger.warning("computing the model's reference, once per model: transformers in float32 on the CPU")
     started = time.monotonic()
     given = {
         "model": settings.model,
@@ -92,10 +141,10 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
         "file": str(file),
     }
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    # vLLM's settings of this process must not keep the child to one core.
+    # vLLM's settings of this process must not limit the child to one core.
     environment.pop("OMP_NUM_THREADS", None)
     ran = subprocess.run(
-        [_python(), "-m", "tritonembed_engine.reference.making", json.dumps(given)],
+        module_command("tritonembed_engine.reference.making", json.dumps(given), python=_python()),
         capture_output=True,
         text=True,
         env=environment,
@@ -108,23 +157,22 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
             raise ModelError(lines[-1].removeprefix("tritonembed: "))
         logger.error("the reference's process failed:\n%s", ran.stderr[-2000:])
         raise ModelError(
-            f"{files.name}: its reference could not be made (exit code {ran.returncode}); the log says why"
+            f"{files.name}: its reference could not be computed (exit code {ran.returncode}); the log has the reason"
         )
     reference = load(file)
-    logger.warning("the reference has %d cases, made in %.1f s", len(reference.cases), time.monotonic() - started)
+    logger.warning("the reference has %d cases, computed in %.1f s", len(reference.cases), time.monotonic() - started)
     return reference
 
 
 def _python() -> str:
-    """The interpreter. Inside Triton's stub `sys.executable` is not one; its packages are those of the one on PATH."""
+    """The interpreter. Triton's stub has none in `sys.executable`, but it uses the packages of the one on PATH."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
     return shutil.which("python3") or "python3"
 
 
 def _digest(cache: Path, complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
-    """Of all that the reference depends on. Contents are read only where names, sizes and times are new."""
-    import numpy
+    """A digest of all that the reference depends on. Contents are read only if names, sizes or times are new."""
     import transformers
 
     listed = sorted(file for root in {complete, files.folder} for file in root.rglob("*") if file.is_file())
@@ -140,7 +188,7 @@ def _digest(cache: Path, complete: Path, files: ModelFiles, settings: ModelSetti
         part.write_text(contents)
         part.replace(known)
     trust = bool(settings.vllm.get("trust_remote_code"))
-    return _sha([VERSION, contents, transformers.__version__, numpy.__version__, settings.max_model_len, trust])
+    return _sha([VERSION, contents, transformers.__version__, np.__version__, settings.max_model_len, trust])
 
 
 def _sha(value: Any) -> str:
@@ -158,5 +206,9 @@ def _sha_of_file(file: Path) -> str:
 @contextlib.contextmanager
 def _lock(file: Path) -> Iterator[None]:
     with file.open("w") as opened:
-        fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce("waiting for the model's reference, which another replica computes")
+            fcntl.flock(opened, fcntl.LOCK_EX)
         yield

@@ -1,20 +1,20 @@
-"""How many tokens of a sentence are its prompt's, for a pooling that leaves them out (`include_prompt: false`)."""
+"""How many tokens of a sentence belong to its prompt, for a pooling without them (`include_prompt: false`)."""
 
 import functools
 
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
-from tritonembed_engine.tokenizer_loading import load_tokenizer, special_ids
+from tritonembed_engine.tokenizing.loading import load_tokenizer, special_ids
 
 LONGEST_KEPT = 1024
-"""Characters of a prompt whose count is kept: a client's own may have megabytes."""
+"""Characters. The counts of longer prompts are not cached: a client's prompt may have megabytes."""
 
 
 class PromptLengths:
     """Counts as sentence-transformers does: the prompt tokenized alone, without a special token at its end."""
 
     def __init__(self, files: ModelFiles) -> None:
-        """Loads the model's tokenizer, if its pooling asks for it. Raises ModelError."""
+        """Loads the model's tokenizer if its pooling needs it. Raises ModelError."""
         self._files = files
         self._tokenizer = None if files.include_prompt else load_tokenizer(files)
         self._special = frozenset[int]() if files.include_prompt else special_ids(files)
@@ -31,7 +31,7 @@ class PromptLengths:
 
     def _count_tokens(self, prompt: str) -> int:
         assert self._tokenizer is not None
-        # The maximum of a text without an input type, whatever type the request has.
+        # The maximum of a text without an input type, whatever the type of the request.
         direction = "left" if self._files.truncate == "START" else "right"
         self._tokenizer.enable_truncation(self._files.lengths[None], direction=direction)
         ids = self._tokenizer.encode(prompt).ids

@@ -1,12 +1,12 @@
 """Large requests are answered through response senders, so that Triton hands over the next batch meanwhile.
 
-`execute` gives its answers as a list, and Triton waits for it; on a GPU that is then idle for a third of the time, and
-several replicas take turns to fill it. With senders one replica does: at 64 sentences of 50 tokens a request 2,875 K
-tokens/s on an H200 where one replica with lists reaches 1,698 K (without MPS). A sender costs more CPU a request,
-so small requests stay with the list. Triton's statistics then show the hand-over; the engine's metrics the work.
+If `execute` returns its answers as a list, Triton waits for it, and a GPU is idle for a third of the time. With senders
+one replica keeps it busy: 2,875 K tokens/s at 64 sentences of 50 tokens per request on an H200, against 1,698 K with
+lists (without MPS). A sender costs more CPU per request, so small requests use the list. With senders Triton's
+statistics show only the hand-over; the engine's metrics show the work.
 
-A request that is more than one of the engine's batches always goes this way: behind a list nothing could get in between
-its batches.
+A request of more than one of the engine's batches always uses a sender: with a list no other request could get in
+between its batches.
 """
 
 from collections import deque
@@ -16,19 +16,20 @@ from functools import partial
 from typing import Any
 
 LARGE_SENTENCES = 32
-"""Sentences a request, on average over a Triton batch, from which on senders are the cheaper way."""
+"""Sentences per request, on average over a Triton batch, from which on senders are cheaper."""
 
 AHEAD_WHERE_SPLIT = 3
-"""Triton batches with a split request that are let in where senders serve for nothing else."""
+"""The most Triton batches at once if senders are for split requests alone."""
 
 MakeResponse = Callable[[], Any]
 
 
 class Senders:
-    """At most `ahead` Triton batches are here beside the one that `execute` brings. 0: senders are for split requests
-    alone; None: any number, because requests wait here and not in Triton.
+    """Answers through response senders, for a bounded number of Triton batches.
 
-    final: pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL.
+    ahead: the most Triton batches that are unanswered while `execute` takes the next. 0: senders are for split requests
+    alone; None: no bound, because requests wait here and not in Triton. final:
+    pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL.
     """
 
     def __init__(self, ahead: int | None, final: int) -> None:
@@ -37,21 +38,22 @@ class Senders:
         self._batches: deque[Sequence[Future[Any]]] = deque()
 
     def want(self, requests: int, sentences: int, *, waiting: bool, split: bool) -> bool:
-        """Whether a Triton batch of so many requests with so many sentences in all goes this way.
+        """Whether a Triton batch is to be answered through senders.
 
-        waiting: whether others wait here already. split: whether one of them is more than a batch of the engine.
+        requests, sentences: how many it has. waiting: whether other requests wait in the engine. split: whether one of
+        the requests is more than a batch of the engine.
         """
         if split:
             return True
         if self._ahead is None:
-            # With nobody before or, the batch being small, behind it, a list holds up nobody and is the cheaper way.
+            # A small batch with no request before it delays no other request: the list is cheaper.
             return requests > 0 and (waiting or sentences >= LARGE_SENTENCES)
         return self._ahead > 0 and requests > 0 and sentences >= LARGE_SENTENCES * requests
 
     def hand_over(
         self, requests: Sequence[Any], futures: "Sequence[Future[Any]]", responses: Sequence[MakeResponse]
     ) -> None:
-        """Answer each request with what its `make` gives, once its future is done; waits while too much is ahead.
+        """Send each request's response when its future is done. Waits until at most `ahead` batches are unanswered.
 
         Waiting here keeps the queue in Triton, where requests can be overtaken, time out and are counted.
         """
@@ -66,7 +68,7 @@ class Senders:
             wait(self._batches.popleft())
 
     def finish(self) -> None:
-        """Wait for what is here."""
+        """Wait until every batch is answered."""
         while self._batches:
             wait(self._batches.popleft())
 

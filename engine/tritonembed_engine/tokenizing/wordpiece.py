@@ -1,7 +1,7 @@
-"""A short way to the ids of ASCII text under BERT's WordPiece: the same ids as `tokenizers`, some ten times sooner.
+"""Ids of ASCII text under BERT's WordPiece: the same as those of `tokenizers`, about ten times faster.
 
-Most of the time of `tokenizers` goes into normalising character by character with the alignments to the original kept.
-For ASCII that is one `lower` and one `translate`, and a word's ids depend on nothing but the word: they are looked up.
+`tokenizers` spends most of its time on normalising each character and keeping its alignment to the original. For ASCII
+that is one `lower` and one `translate`, and a word's ids depend on the word alone: they are looked up.
 
 * BertNormalizer on ASCII: control characters other than tab, newline and carriage return are deleted, letters lowered
   (if the model says so); accents and Chinese characters do not occur.
@@ -25,26 +25,26 @@ for _kept in b"\t\n\r":
 
 LARGEST_CACHE = 200_000
 LONGEST_CACHED_WORD = 64
-"""Characters; bounds the memory that unusual text can take."""
+"""Characters; bounds the memory that unusual texts can take."""
 
 LONG_TEXT = 1 << 14
-"""Characters; longer text is read word by word, to stop where the model's maximum is reached."""
+"""Characters; longer text is read word by word, up to the model's maximum."""
 
 
 class AsciiWordPiece:
-    """Ids of ASCII text, without special tokens; None for text that is not its business."""
+    """Ids of ASCII text, without special tokens; None for other text."""
 
     def __init__(self, tokenizer: Tokenizer, lowercase: bool, added: list[str]) -> None:
         self._model = tokenizer.model
         self._lowercase = lowercase
-        # Looked for after lowering, whichever way a token is matched: at worst `tokenizers` is asked needlessly.
+        # Searched after lowering, however a token is matched: at worst `tokenizers` is called needlessly.
         self._added = [token.lower() for token in added]
         vocabulary = tokenizer.get_vocab(with_added_tokens=False)
         self._ids = {w: (i,) for w, i in vocabulary.items() if w.isascii() and _WORD.fullmatch(w) and len(w) <= 64}
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "AsciiWordPiece | None":
-        """For a tokenizer of the kind that the module's reasons hold for; None for any other."""
+        """For a tokenizer that the module's docstring describes; None for any other."""
         spec = json.loads(tokenizer.to_str())
         normalizer, pre_tokenizer, model = (spec.get(key) or {} for key in ("normalizer", "pre_tokenizer", "model"))
         kinds = (normalizer.get("type"), pre_tokenizer.get("type"), model.get("type"))
@@ -52,14 +52,14 @@ class AsciiWordPiece:
             return None
         if model.get("max_input_chars_per_word", 0) < LONGEST_CACHED_WORD:
             return None
-        # Such a token is matched after normalisation: in a text that does not hold it as it is written.
+        # Such a token is matched after normalisation, so it can match a text that does not contain it literally.
         if any(token["normalized"] for token in spec["added_tokens"]):
             return None
-        # With a lowering normalizer in front (sentence-transformers' do_lower_case) the type is Sequence: not served.
+        # With a lowering normalizer in front (sentence-transformers' do_lower_case) the type is Sequence, not served.
         return cls(tokenizer, bool(normalizer.get("lowercase")), [token["content"] for token in spec["added_tokens"]])
 
     def encode(self, text: str, at_most: int | None) -> list[int] | None:
-        """Ids of an ASCII text. at_most: only so many from its beginning are wanted (the answer may hold more)."""
+        """Ids of an ASCII text. at_most: how many of its first ids are needed (the result may have more)."""
         lowered = text.lower()
         if any(token in lowered for token in self._added):
             return None

@@ -1,6 +1,6 @@
-"""Hold a model against its reference and report every case: what `tritonembed-manager verify` runs.
+"""Compare a model with its reference and report every case, for `tritonembed-manager verify`.
 
-A process of its own, `python -m tritonembed_engine.reference.verify`: vLLM prints a lot and frees little.
+It runs in a process of its own, `python -m tritonembed_engine.verify`: vLLM prints a lot and frees little.
 """
 
 import json
@@ -15,23 +15,23 @@ from tritonembed_engine.errors import ModelError
 def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> dict[str, Any]:
     """The report: executor, source, allowed, swaps, and rows of case, tokens and distance (1 - cosine).
 
-    settings_json: the contents of model.json. write: where the reference goes. Raises ModelError.
+    settings_json: the contents of model.json. write: a file for the reference. Raises ModelError.
     """
-    from tritonembed_engine.factory import create_executor, find_held_against
+    from tritonembed_engine.factory import choose_reference, create_executor
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.reference.check import compare, without_refused
     from tritonembed_engine.settings import ModelSettings
 
     settings = ModelSettings.model_validate(settings_json)
     files = read_model_files(settings.model, settings.revision, settings.max_model_len)
-    reference = find_held_against(settings, files)
+    reference = choose_reference(settings, files)
     assert reference is not None
     if write is not None:
         reference.save(write)
     unchecked = settings.engine.model_copy(update={"reference": "off"})
     executor = create_executor(settings.model_copy(update={"engine": unchecked}), files, device)
     dtype = str(settings.vllm.get("dtype", "float32" if device == "cpu" else "bfloat16"))
-    verdict = compare(executor, reference, dtype)
+    verdict = compare(executor, reference, dtype, padded=executor.name == "transformers")
     cases = without_refused(reference, executor.refused_id).cases
     rows = [
         {"case": case.name, "tokens": case.tokens, "distance": float(distance)}
@@ -51,7 +51,7 @@ def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> di
 def main() -> None:
     """Arguments: one JSON object of `settings`, `device`, `write`, `report` (a file). Exit code 1 for a ModelError."""
     given = json.loads(sys.argv[1])
-    from tritonembed_engine.stub import prepare_process
+    from tritonembed_engine.stub.process import prepare_process
 
     prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if given["device"] == "cuda" else None)
     write = Path(given["write"]) if given["write"] else None
@@ -62,7 +62,7 @@ def main() -> None:
     Path(given["report"]).write_text(json.dumps(report))
     sys.stdout.flush()
     sys.stderr.flush()
-    # vLLM's own end takes seconds.
+    # vLLM's own shutdown takes seconds.
     os._exit("error" in report)
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from tokenizers import Encoding, Tokenizer
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
-from tritonembed_engine.long_text import SafeCuts
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
-from tritonembed_engine.tokenizer_loading import load_tokenizer
-from tritonembed_engine.wordpiece import AsciiWordPiece
+from tritonembed_engine.tokenizing.loading import load_tokenizer
+from tritonembed_engine.tokenizing.long_text import SafeCuts
+from tritonembed_engine.tokenizing.wordpiece import AsciiWordPiece
 
 FIRST_PART = 8
-"""Characters per token of the maximum that a long text is first cut to; doubled until that is enough."""
+"""A long text is first cut to this many characters per token of the maximum; doubled until that is enough."""
 
 LONG = 2 * FIRST_PART
 """A text is long from this many characters per token of the maximum; shorter ones are tokenized whole."""
@@ -26,7 +26,7 @@ Job = tuple[Sequence[bytes], EmbedParameters]
 
 @dataclass
 class _Text:
-    """One text on its way. `index` is its place in its request, `limit` the most tokens that it may have."""
+    """One text. request, index: the number of its request, and its own in that request. limit: the most tokens."""
 
     request: int
     index: int
@@ -35,10 +35,10 @@ class _Text:
 
 
 class TextTokenizer:
-    """Tokenizes as the model's own tokenizer does, special tokens and truncation included. For one thread at a time."""
+    """Tokenizes as the model's own tokenizer, with special tokens and truncation. For one thread at a time."""
 
     def __init__(self, files: ModelFiles) -> None:
-        """Raises ModelError where the tokenizer can't be loaded."""
+        """Raises ModelError if the tokenizer can't be loaded."""
         self._files = files
         self._tokenizer = load_tokenizer(files)
         self._cuts = SafeCuts(self._tokenizer)
@@ -47,14 +47,14 @@ class TextTokenizer:
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
         self.sentences = 0
-        """How many texts were tokenized so far."""
+        """Texts that were tokenized so far."""
         self.truncated = 0
-        """How many of them lost tokens to the maximum length."""
+        """Texts that lost tokens to the maximum length."""
 
     def encode_requests(self, jobs: Sequence[Job]) -> list[list[bytes] | InvalidArgument]:
-        """Each request's sentences as little-endian int32 ids, or what is wrong with that request alone.
+        """Per request: the ids of its sentences as little-endian int32, or its error.
 
-        Texts of all requests that share prompt and truncation are tokenized in one call.
+        The texts of all requests with the same prompt and truncation are tokenized in one call.
         """
         answers: list[list[bytes] | InvalidArgument] = []
         groups: dict[tuple[str, str, int], list[_Text]] = defaultdict(list)
@@ -79,7 +79,7 @@ class TextTokenizer:
         return answers
 
     def _accept_ascii(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> bool:
-        """The short way; False where it does not serve the text."""
+        """Tokenize by `AsciiWordPiece`. False if it does not serve the text."""
         answer = answers[text.request]
         if isinstance(answer, InvalidArgument):
             return True
@@ -102,7 +102,7 @@ class TextTokenizer:
         return True
 
     def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: _Text, truncate: str, room: int) -> list[int] | None:
-        """Ids of the text, or of as much of it as shows that there is no room for all."""
+        """Ids of the text, or of a part of it that is more than there is room for."""
         if truncate != "START":
             return ascii_ids.encode(text.text, room + 1)
         characters = FIRST_PART * text.limit
@@ -124,7 +124,7 @@ class TextTokenizer:
             encodings = self._tokenizer.encode_batch_fast([text.text for text in short])
             alone = [text for text in group if len(text.text) > longest]
         except Exception:
-            # Some tokenizers refuse a text (a character outside a Unigram vocabulary without <unk>): find out which.
+            # Some tokenizers refuse a text (a character outside a Unigram vocabulary without <unk>): find that text.
             short, encodings, alone = [], [], group
         for text, encoding in zip(short, encodings, strict=True):
             self._accept(text, encoding, truncate, False, answers)
@@ -150,9 +150,9 @@ class TextTokenizer:
             self._tokenizer.enable_truncation(limit, direction=direction)
 
     def _encode_long(self, text: str, truncate: str, limit: int) -> tuple[Encoding, bool]:
-        """The encoding of a part of the text that is long enough to decide, and whether it is less than the whole."""
+        """The encoding of a long enough part of the text, and whether it is less than the whole."""
         cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
-        # Under NONE one token over the maximum is already an error; otherwise truncation has to have had its fill.
+        # Under NONE one token over the maximum is an error; else the part has to fill the maximum.
         enough = limit + (truncate == "NONE")
         characters = FIRST_PART * limit
         while True:
@@ -174,7 +174,7 @@ class TextTokenizer:
         answer = answers[text.request]
         if isinstance(answer, InvalidArgument):
             return
-        # array is the fastest way from a list of ints to bytes; every machine that Triton runs on is little-endian.
+        # array is the fastest way from ints to bytes. Every machine that Triton runs on is little-endian.
         ids = array("i", encoding.ids)
         maximum = text.limit
         if len(ids) > maximum:
@@ -188,14 +188,14 @@ class TextTokenizer:
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What stands before and after a single text's own ids."""
+    """The special tokens before and after a text's own ids."""
     encoding = tokenizer.encode("a")
-    own = [place for place, special in enumerate(encoding.special_tokens_mask) if not special]
+    own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]
     return (encoding.ids[: own[0]], encoding.ids[own[-1] + 1 :]) if own else (encoding.ids, [])
 
 
 def _too_long(index: int, count: int | None, maximum: int) -> InvalidArgument:
-    """count: the text's tokens, where they were counted to the end."""
+    """count: the tokens of the whole text, if they were counted."""
     has = f"more tokens than the model's maximum of {maximum}"
     if count is not None:
         has = f"{count} tokens, over the model's maximum of {maximum}"

@@ -2,19 +2,19 @@
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors.scheduler import VLLM_POOLINGS, pools_in_vllm
-from tritonembed_engine.model.folder import weights_folder
+from tritonembed_engine.errors import ModelError, reason_of
+from tritonembed_engine.executors.scheduler import pooling_in_vllm
+from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.vllm_folder import vllm_folder
-from tritonembed_engine.reasons import reason_of
 from tritonembed_engine.settings import ModelSettings
-from tritonembed_engine.stub import imports_that_stay
+from tritonembed_engine.stub.process import announce, imports_that_stay
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -28,11 +28,35 @@ TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
 """Defaults: on a CPU larger batches gain nothing and cost latency; on an H200 BERT-base is at full speed from here."""
 
 
-def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM":
-    """The model in vLLM. device: "cpu" or "cuda".
+LONGEST_IN_CACHE = 1024
+"""Tokens of the longest text that vLLM has a KV cache for, if the direct executor is to serve a causal model. The cache
+is only for the check. For 32,768 tokens Qwen3-Embedding-0.6B would need 7 GiB in float32."""
 
-    Raises ModelError, in one line, for what vLLM refuses.
+
+def tries_direct(settings: ModelSettings, files: "ModelFiles", device: str) -> bool:
+    """Whether the direct executor is to serve, as far as the files show. device: "cpu" or "cuda"."""
+    if settings.engine.executor != "auto":
+        return settings.engine.executor == "direct"
+    # On a GPU the direct executor is not measured with causal models.
+    return device == "cpu" or not files.is_causal
+
+
+def longest_in_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> int:
+    """Tokens of the longest text that vLLM has to run itself."""
+    if not files.is_causal or not tries_direct(settings, files, device):
+        return files.max_length
+    if "longrope" in json.dumps(read_object(files.transformer / "config.json")):
+        # vLLM chooses the positions' scale by the longest text.
+        return files.max_length
+    return min(files.max_length, LONGEST_IN_CACHE)
+
+
+def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest: int | None = None) -> "LLM":
+    """The model in vLLM. device: "cpu" or "cuda". longest: tokens of the longest text that vLLM itself has to run.
+
+    Raises ModelError, in one line, if vLLM refuses it.
     """
+    announce("importing vLLM")
     with imports_that_stay():
         from vllm import LLM
         from vllm.config import PoolerConfig
@@ -41,35 +65,39 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> "LLM
 
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device)
-    # What vLLM does not have, it is not asked for: see SchedulerExecutor.
-    if pools_in_vllm(files.pooling, files.include_prompt):
-        pooler = PoolerConfig(task="embed", pooling_type=VLLM_POOLINGS[files.pooling[0]], use_activation=False)
+    if longest is not None and longest < files.max_length:
+        arguments["max_model_len"] = longest
+    # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
+    if pooling := pooling_in_vllm(files.pooling, files.include_prompt):
+        pooler = PoolerConfig(task="embed", pooling_type=pooling, use_activation=False)
     else:
         pooler = PoolerConfig(task="token_embed", use_activation=False)
     arguments["pooler_config"] = pooler
+    announce("fetching the weights")
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     try:
         with vllm_folder(complete) as folder, _turn(device):
             arguments["model"] = str(folder)
+            announce("loading the weights")
             return LLM(**arguments)
     except ModelError:
         raise
     except TypeError as error:
         raise ModelError(f"vLLM refuses an engine argument: {error}") from None
     except Exception as error:
-        # The log has all that vLLM says; the message says why in one line.
+        # The log has all of vLLM's message, the error its reason in one line.
         logger.exception("vLLM could not load the model")
         reason = reason_of(error, str(arguments["model"]))
         raise ModelError(f"vLLM could not load the model: {reason}{_advice(reason, arguments)}") from error
 
 
 def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) -> int:
-    """Token budget of a batch: what model.json says, at least one sentence of the model's maximum."""
+    """Token budget of a batch: model.json's, but at least the longest sentence."""
     return max(settings.engine.max_batch_tokens or TOKENS_PER_BATCH[device], files.max_length)
 
 
 def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dict[str, Any]:
-    """LLM's arguments: ours, then what model.json says on top."""
+    """LLM's arguments: our own, overridden by those of model.json."""
     tokens = max_batch_tokens(settings, files, device)
     ours: dict[str, Any] = {
         "runner": "pooling",
@@ -82,20 +110,20 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
         "disable_log_stats": True,
         "seed": 0,
     }
-    if device == "cpu" or (settings.engine.executor != "scheduler" and not files.is_decoder):
+    if device == "cpu" or tries_direct(settings, files, device):
         # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
-        # products and captures its own graphs; a model that vLLM has compiled would not call them.
+        # products and captures its own graphs; a model that vLLM compiled would not call the kernels.
         ours["enforce_eager"] = True
-    # The folder is at hand by then, in the revision that was asked for.
+    # The folder already has the right revision.
     return ours | {name: value for name, value in settings.vllm.items() if name != "revision"}
 
 
 def _advice(reason: str, arguments: dict[str, Any]) -> str:
-    """What helps against a refusal of vLLM's, to be put behind it."""
+    """Advice for a refusal of vLLM's, to append to it."""
     if not arguments.get("trust_remote_code") and any(word in reason for word in ("custom code", "repository content")):
         return "; the model has code of its own: --trust-remote-code runs it"
     if "KV cache" in reason:
-        return "; a smaller --max-model-len needs less"
+        return "; a smaller --max-model-len needs less memory"
     return ""
 
 
@@ -103,8 +131,8 @@ def _advice(reason: str, arguments: dict[str, Any]) -> str:
 def _turn(device: str) -> Iterator[None]:
     """One load at a time on a GPU: vLLM measures free memory while it loads, and another load would spoil that.
 
-    What follows, the direct executor's making, goes on beside the next load: in turn too, three replicas took 47 s
-    instead of 17 until they served.
+    The direct executor is made after its turn, while the next replica loads: three replicas serve after 17 s; with the
+    direct executors in turn too it was 47 s.
     """
     if device == "cpu":
         yield
@@ -112,5 +140,9 @@ def _turn(device: str) -> Iterator[None]:
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "-")
     lock = os.path.join(tempfile.gettempdir(), f"tritonembed-load-{os.getuid()}-{gpus}.lock")
     with open(lock, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce("waiting for its turn: another replica loads on this GPU")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

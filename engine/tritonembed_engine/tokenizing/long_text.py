@@ -1,25 +1,25 @@
-"""Where a very long text may be cut before it is tokenized, so that the ids that are kept stay the same.
+"""Where a very long text may be cut before it is tokenized without a change of the ids that are kept.
 
-Truncation keeps the first (END) or the last (START) `max_length` ids, so a text of a megabyte is tokenized for nothing
-but its first few thousand characters. Cutting is allowed only at the one space of `x y`, where x and y are upper- or
-lower-case letters or decimal digits (Unicode Lu, Ll, Nd), and the space goes to the right part. There, for the kinds of
-tokenizer listed below and no others, ids(left + right) = ids(left) + ids(right), special tokens aside:
+Truncation keeps the first (END) or the last (START) `max_length` ids, so of a text of a megabyte only a few thousand
+characters have to be tokenized. A cut is allowed only at the one space of `x y`, where x and y are upper- or lower-case
+letters or decimal digits (Unicode Lu, Ll, Nd). The space goes to the right part. There, for the kinds of tokenizer
+listed below and no others, ids(left + right) = ids(left) + ids(right), special tokens aside:
 
-- Added tokens are found first. None of them can lie across the cut: `_crosses` refuses tokenizers that have one with a
-  single space in it, or one that swallows the space beside it. (One of two spaces or more can't match a single one.)
+- Added tokens are found first. None of them can lie across the cut: `_crosses` refuses tokenizers with an added token
+  that contains a single space, or that takes in the space next to it. (Two spaces or more can't match a single space.)
 - Normalizers of these kinds look at single characters, at combining sequences or at grapheme clusters. A space starts a
   new one of each, and so does a letter or a digit after it: neither is a combining mark nor extends a cluster. What
-  precedes x must be ASCII or plain too, because a prepended mark would join x's cluster. As a character map can hold
-  anything, each x and y is asked of the normalizer itself (`_is_plain`): alone it must stay letters and digits, and
-  with a space between it must give the same on both sides.
-- Pre-tokenizers of these kinds then split at the space: nothing that has begun in x can go on into white space, and
-  every pattern begins a new match at a space after a letter or digit. Their only look-ahead is within white space.
-  Whatever stands later in a sequence sees one piece at a time. Rules for the beginning of a text (add_prefix_space,
-  Metaspace's prepend) don't touch a part that begins with a space.
+  precedes x must be ASCII or plain too, because a prepended mark would join x's cluster. A character map can contain
+  anything, so each x and y is passed to the normalizer itself (`_is_plain`): alone it must stay letters and digits, and
+  with a space between two of it the result must be the same on both sides.
+- Pre-tokenizers of these kinds then split at the space: no match that begins in x continues into white space, and every
+  pattern begins a new match at a space after a letter or digit. Their only look-ahead is within white space. Later
+  pre-tokenizers of a sequence see one piece at a time. Rules for the beginning of a text (add_prefix_space, Metaspace's
+  prepend) don't change a part that begins with a space.
 - The models see one piece at a time (BPE dropout would be random, and is refused).
 
-So if a left part alone has at least as many tokens as truncation keeps, they are the first of the whole text; the right
-part mirrors it.
+So if a left part alone has at least as many tokens as truncation keeps, they are the first tokens of the whole text.
+The same holds for a right part and the last tokens.
 """
 
 import json
@@ -53,7 +53,7 @@ _LONE_SPACE = re.compile(r"(?<!\s) (?!\s)")
 
 
 class SafeCuts:
-    """Finds places where a text may be cut for one tokenizer; none where the tokenizer isn't of a known kind."""
+    """Finds safe cuts of a text for one tokenizer; none if the tokenizer is not of a known kind."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._normalizer = tokenizer.normalizer
@@ -68,14 +68,14 @@ class SafeCuts:
         )
 
     def prefix(self, text: str, at_least: int) -> str:
-        """The shortest safe beginning of `text` with `at_least` characters or more; the whole where there is none."""
+        """The shortest safe beginning of `text` with at least `at_least` characters, or the whole text."""
         space = text.find(" ", at_least) if self.possible else -1
         while space != -1 and not self._is_safe(text, space):
             space = text.find(" ", space + 1)
         return text if space == -1 else text[:space]
 
     def suffix(self, text: str, at_least: int) -> str:
-        """The shortest safe end of `text` with `at_least` characters or more; the whole where there is none."""
+        """The shortest safe end of `text` with at least `at_least` characters, or the whole text."""
         space = text.rfind(" ", 0, max(0, len(text) - at_least + 1)) if self.possible else -1
         while space != -1 and not self._is_safe(text, space):
             space = text.rfind(" ", 0, space)
@@ -113,7 +113,7 @@ class SafeCuts:
 
 
 def _parts(component: Any, key: str) -> list[dict[str, Any]]:
-    """A tokenizer's component as the JSON of its parts, nested sequences laid flat."""
+    """The parts of a tokenizer's component as JSON, with nested sequences flattened."""
     return [] if component is None else _flat(json.loads(component.__getstate__()), key)
 
 
@@ -130,7 +130,7 @@ def _is_known_normalizer(part: dict[str, Any]) -> bool:
         pattern = part["pattern"]
         if "Regex" in pattern:
             return bool(pattern["Regex"] == " {2,}")
-        # What has neither a space nor a letter or digit in it can't reach the cut.
+        # A pattern without a space, letter or digit can't reach the cut.
         return not any(c.isspace() or c.isalnum() for c in pattern["String"])
     return str(part["type"]) in _NORMALIZERS
 

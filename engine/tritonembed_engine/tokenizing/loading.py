@@ -1,4 +1,4 @@
-"""The Rust tokenizer of a model, equal to what transformers' `AutoTokenizer` gives."""
+"""The Rust tokenizer of a model, equal to that of transformers' `AutoTokenizer`."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ PROBES = (
 def load_tokenizer(files: ModelFiles) -> Tokenizer:
     """The model's tokenizer, without truncation and padding. Raises ModelError, in one line.
 
-    transformers' tokenizer classes rebuild what they read (normalizer, post-processor, added tokens), so tokenizer.json
-    alone is not always what the model was trained with.
+    transformers' tokenizer classes change what they read (normalizer, post-processor, added tokens). So tokenizer.json
+    alone is not always the tokenizer that the model was trained with.
     """
     from transformers import AutoTokenizer
 
@@ -31,7 +31,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
         raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
     side = "left" if files.truncate == "START" else "right"
     if getattr(tokenizer, "truncation_side", side) != side:
-        # tokenizer.json can say so too.
+        # tokenizer.json can have a side too.
         raise ModelError(f"{files.name}: its tokenizer.json truncates on another side than its tokenizer_config.json")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
@@ -39,7 +39,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     backend.no_truncation()
     backend.no_padding()
     if not all(_agree(tokenizer, backend, text) for text in PROBES):
-        raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) does more than its fast form")
+        raise ModelError(f"{files.name}: its tokenizer ({type(tokenizer).__name__}) gives other ids than its fast form")
     if files.lowercase:
         lowercase_first(backend)
     return backend
@@ -57,13 +57,13 @@ def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:
     try:
         expected = tokenizer(text).input_ids
     except Exception:
-        # A Unigram vocabulary without <unk> refuses what it does not know; so will the Rust tokenizer.
+        # A Unigram vocabulary without <unk> refuses unknown characters; the Rust tokenizer refuses them too.
         return True
     return bool(expected == backend.encode(text).ids)
 
 
 def lowercase_first(tokenizer: Tokenizer) -> None:
-    """What sentence-transformers does where a model's settings say `do_lower_case`."""
+    """Lowercase before the normalizer, as sentence-transformers does under `do_lower_case`."""
     present = tokenizer.normalizer
     if present is None:
         tokenizer.normalizer = normalizers.Lowercase()

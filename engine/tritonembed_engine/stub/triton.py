@@ -1,4 +1,4 @@
-"""Between Triton's python backend and the engine: tensors, error codes, start-up. Imported inside a stub only."""
+"""Tensors, error codes and the start, between Triton's python backend and the engine. For use inside a stub only."""
 
 import atexit
 import contextlib
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import bytes_tensors, errors
-from tritonembed_engine.stub import end_at_once
+from tritonembed_engine import errors
+from tritonembed_engine.stub import bytes_tensors
+from tritonembed_engine.stub.process import end_at_once
 
 bytes_tensors.install(pb_utils)
 
@@ -27,7 +28,7 @@ CODES = {
     errors.DeviceLost: "UNAVAILABLE",
     errors.ExecutionFailed: "INTERNAL",
 }
-"""Names in pb_utils.TritonError, which the stub fills only after it has imported the model."""
+"""Names in pb_utils.TritonError, which has them only after the stub imported the model."""
 
 SECONDS_TO_ANSWER = 0.5
 EXIT_CODE = 70
@@ -36,21 +37,21 @@ EXIT_CODE = 70
 
 @contextlib.contextmanager
 def start_up() -> Iterator[None]:
-    """Whatever stops `initialize` becomes one line that starts with `tritonembed: `, for the manager to find."""
+    """Turn any error of `initialize` into one line that begins with `tritonembed: `, for the manager to find."""
     atexit.register(end_at_once)
     try:
         yield
     except errors.ModelError as error:
         raise pb_utils.TritonModelException(f"tritonembed: {error}") from None
     except Exception as error:
-        # Its text can be long and hold paths: it goes to the log.
+        # Its text can be long and contain paths: it goes to the log.
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         problem = f"the model could not be loaded ({type(error).__name__}); the server's log has the reason"
         raise pb_utils.TritonModelException(f"tritonembed: {problem}") from None
 
 
 def repository_of(args: dict[str, str]) -> Path:
-    """The folder that holds this model's folder, and model.json."""
+    """The model repository: the folder with this model's folder and model.json."""
     return Path(args["model_repository"]).parent
 
 
@@ -75,19 +76,19 @@ def answer(*tensors: Any) -> Any:
 
 
 def end_process_soon() -> None:
-    """End this process once the answers that are on their way have left it.
+    """End this process after a time for its last answers to leave.
 
-    Whoever runs the server sees the process end (`tritonembed-manager` watches it) and starts it again; a process that
-    stayed would go on refusing.
+    `tritonembed-manager` sees the process end and restarts the server. If the process stayed, it would go on refusing
+    requests.
     """
-    pb_utils.Logger.log_error("tritonembed: the GPU is lost to this process; it ends")
+    pb_utils.Logger.log_error("tritonembed: the GPU is lost to this process, which ends now")
     timer = threading.Timer(SECONDS_TO_ANSWER, os._exit, (EXIT_CODE,))
     timer.daemon = True
     timer.start()
 
 
 def refusal(error: Exception) -> Any:
-    """The response for an error; anything unexpected is INTERNAL, with its type alone."""
+    """The response for an error. An unexpected error becomes INTERNAL with its type alone."""
     code = CODES.get(type(error), "INTERNAL")
     message = str(error) if isinstance(error, errors.EmbedError) else f"unexpected {type(error).__name__}"
     if code == "INTERNAL":

@@ -1,10 +1,10 @@
-"""Whether a request's client is gone, asked of Triton seldom enough to cost nothing."""
+"""Whether a request's client is gone. Triton is asked so seldom that it costs nothing."""
 
 import time
 from collections.abc import Callable
 
 EVERY_SECONDS = 0.5
-"""The question crosses from the stub to the server and back, between two batches."""
+"""The question goes from the stub to the server and back, between two batches."""
 
 
 class Abandonment:
@@ -18,7 +18,7 @@ class Abandonment:
         self._next = clock() + EVERY_SECONDS
 
     def __call__(self) -> bool:
-        """As last heard; not asked within EVERY_SECONDS of the request's arrival or of the last question."""
+        """False without a question within EVERY_SECONDS of the request's arrival or of the last question."""
         now = self._clock()
         if now < self._next:
             return False

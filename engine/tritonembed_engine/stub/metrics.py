@@ -1,7 +1,7 @@
 """The engine's own metrics on Triton's metrics port.
 
-A call of `MetricFamily` crosses from the stub to the server and back, so counts are kept here and handed over once a
-period by a thread of their own.
+A call of `MetricFamily` goes from the stub to the server and back. So counts are collected here, and a thread hands
+them over once per period.
 """
 
 import threading
@@ -65,7 +65,7 @@ class EngineMetrics:
         """Hand over what is left and stop."""
         self._stop.set()
         self._thread.join()
-        # They live in memory that Triton takes back before the interpreter ends: freed only then, the process crashes.
+        # Triton takes their memory back before the interpreter ends; freeing them after that would crash the process.
         self._metrics.clear()
         self._info = None
         self._families.clear()

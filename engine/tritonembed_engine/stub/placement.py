@@ -1,8 +1,8 @@
 """Which GPUs a model instance uses.
 
 Triton numbers the GPUs that its own process sees, so an inherited CUDA_VISIBLE_DEVICES (numbers or UUIDs) has to be
-applied once more: Triton's GPU i is the i-th entry of that list. The result goes into CUDA_VISIBLE_DEVICES of the stub
-before anything touches CUDA, so that everything in it sees its own GPU as number 0.
+applied once more: Triton's GPU i is the i-th entry of that list. The result becomes CUDA_VISIBLE_DEVICES of the stub
+before anything touches CUDA, so that the stub sees its own GPU as number 0.
 """
 
 import json
@@ -34,7 +34,7 @@ def visible_devices(instance: Mapping[str, str], model_config: Mapping[str, Any]
     missing = [device for device in wanted if device >= len(entries)]
     if missing:
         raise ModelError(
-            f"instance group asks for GPU {missing[0]}, but CUDA_VISIBLE_DEVICES shows {len(entries)} GPU(s)"
+            f"the instance group needs GPU {missing[0]}, but CUDA_VISIBLE_DEVICES shows {len(entries)} GPU(s)"
         )
     return ",".join(entries[device] for device in wanted)
 

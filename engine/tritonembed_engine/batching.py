@@ -1,0 +1,220 @@
+"""Batches by token budget, and how fast the executor is: what waits is taken at once, large requests are split.
+
+Pure: no thread, no clock of its own. `engine.py` drives it.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from tritonembed_engine.errors import DeadlineUnreachable
+from tritonembed_engine.request import Batch, Piece, Request
+
+_SMALL = 0.5
+"""Requests of up to this part of a batch are the smallest class."""
+_CLASS_RATIO = 8
+"""The largest size of a class, in multiples of that of the class before."""
+
+SLICE_SECONDS = 0.5
+"""A batch that blocks the executor takes at most about this long: other requests get in between two batches."""
+LEAST_SLICE_TOKENS = 256
+"""Smaller batches are slower per token."""
+FRESH_SECONDS = 60.0
+"""An older measurement refuses no request: the machine may have been busy with other work then."""
+CLEARLY = 1.5
+"""A request is refused if it would take this many times the time that it has left."""
+_WEIGHT_OF_A_SLOWER_BATCH = 0.2
+_FULL = 0.5
+
+
+class Batcher:
+    """First come, first served among requests of about one size; a small one need not wait for all of a huge one.
+
+    The class of a request depends on its tokens: up to half a batch, up to 8 times that, up to 64 times, and so on.
+    While requests of several classes wait, half of the work is for the oldest request of all, so that none starves, and
+    the other half for the oldest one of the smallest class.
+
+    max_tokens: the budget of one batch; a single sentence that is longer goes alone. max_sentences: the most sentences
+    of a batch (the executor's buffers). soft_tokens: a smaller budget, if there is one for the moment.
+    """
+
+    def __init__(self, max_tokens: int, max_sentences: int) -> None:
+        self.max_tokens = max_tokens
+        self.max_sentences = max_sentences
+        self.soft_tokens: int | None = None
+        self.waiting_sentences = 0
+        self._queues: dict[int, deque[Request]] = {}
+        """By class, the smallest first; none is empty."""
+        self._tokens: dict[int, int] = {}
+        """Tokens that wait, by class."""
+        self._came = 0
+        self._debt = 0
+        """Tokens of smaller requests that went ahead of the oldest one, less what it got since."""
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    @property
+    def budget(self) -> int:
+        """Tokens of the next batch."""
+        return min(self.max_tokens, self.soft_tokens or self.max_tokens)
+
+    @property
+    def waiting_requests(self) -> int:
+        """Number of requests that wait, including one that is partly done."""
+        return sum(map(len, self._queues.values()))
+
+    def add(self, request: Request) -> None:
+        """Queue a request that has at least one sentence."""
+        self._came += 1
+        request.order, request.size_class = self._came, self._class_of(request.tokens)
+        if request.size_class not in self._queues:
+            self._queues[request.size_class] = deque()
+            self._queues = dict(sorted(self._queues.items()))
+        self._queues[request.size_class].append(request)
+        self._tokens[request.size_class] = self._tokens.get(request.size_class, 0) + request.tokens
+        self.waiting_sentences += len(request.lengths)
+
+    def tokens_until_done(self, tokens: int) -> int:
+        """The least number of tokens that are computed until a request of `tokens` tokens, if it came now, is done."""
+        limit = self._class_of(tokens)
+        return tokens + sum(waiting for key, waiting in self._tokens.items() if key <= limit)
+
+    def take(self, now: float) -> tuple[Batch | None, list[Request]]:
+        """The next batch, or None if nothing waits, and the requests that are given up.
+
+        A request is given up if its deadline passed or its client is gone, also if a part of it was computed.
+        """
+        pieces: list[Piece] = []
+        given_up: list[Request] = []
+        sentences, budget = 0, self.budget
+        room = budget
+        while self._queues and sentences < self.max_sentences:
+            request, share = self._next()
+            if request.is_over(now):
+                self._drop(request)
+                if not request.failed:
+                    given_up.append(request)
+                continue
+            start = request.taken
+            tokens = self._take_from(request, room, share, sentences)
+            if request.taken == start:
+                break
+            room -= tokens
+            sentences += request.taken - start
+            pieces.append(Piece(request, start, request.taken))
+            if request.taken == len(request.lengths):
+                self._leave(request)
+        return (Batch(pieces, sentences, budget - room) if pieces else None), given_up
+
+    def drain(self) -> list[Request]:
+        """Give up everything that waits, oldest first."""
+        waiting = sorted((one for queue in self._queues.values() for one in queue), key=lambda one: one.order)
+        self._queues.clear()
+        self._tokens.clear()
+        self.waiting_sentences = self._debt = 0
+        return waiting
+
+    def _class_of(self, tokens: int) -> int:
+        number, limit = 0, self.budget * _SMALL
+        while tokens > limit:
+            number, limit = number + 1, limit * _CLASS_RATIO
+        return number
+
+    def _next(self) -> tuple[Request, float | None]:
+        """The request that gets the next part of a batch, and how many tokens of it; None: as many as there is room."""
+        if len(self._queues) == 1:
+            self._debt = 0
+            return next(iter(self._queues.values()))[0], None
+        heads = [queue[0] for queue in self._queues.values()]
+        smallest, oldest = heads[0], min(heads, key=lambda request: request.order)
+        if smallest is oldest:
+            self._debt = 0
+            return oldest, None
+        share = self.budget * _SMALL - self._debt
+        return (smallest, share) if share > 0 else (oldest, None)
+
+    def _take_from(self, request: Request, room: int, share: float | None, already: int) -> int:
+        """Take the sentences of a request that fit, up to the one that completes its share; returns their tokens.
+
+        already: sentences that the batch has. A sentence over the budget is taken if it is the first.
+        """
+        start = stop = request.taken
+        last = min(len(request.lengths), start + self.max_sentences - already)
+        tokens = 0
+        while stop < last and (share is None or tokens < share):
+            longer = tokens + request.lengths[stop]
+            if longer > room and (already or stop > start):
+                break
+            tokens, stop = longer, stop + 1
+        request.taken = stop
+        self.waiting_sentences -= stop - start
+        self._tokens[request.size_class] -= tokens
+        self._debt = max(0, self._debt - tokens) if share is None else self._debt + tokens
+        return tokens
+
+    def _drop(self, request: Request) -> None:
+        self.waiting_sentences -= len(request.lengths) - request.taken
+        self._tokens[request.size_class] -= sum(request.lengths[request.taken :])
+        self._leave(request)
+
+    def _leave(self, request: Request) -> None:
+        queue = self._queues[request.size_class]
+        queue.popleft()
+        if not queue:
+            del self._queues[request.size_class], self._tokens[request.size_class]
+
+
+class Pace:
+    """Tokens per second, measured on batches that are at least half full.
+
+    Small batches are mostly overhead, so a slower batch counts only if it is full. A faster batch counts at once: too
+    high a pace only refuses too few requests. clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._rate: float | None = None
+        self._measured = 0.0
+        self._finished = 0.0
+
+    def batch_done(self, tokens: int, budget: int, started: float) -> None:
+        """To be called when a batch that was launched at `started` has its result. budget: its token budget."""
+        now = self._clock()
+        # If batches overlap, the first part of a batch's time belongs to the batch before.
+        seconds = now - max(started, self._finished)
+        self._finished = now
+        if seconds <= 0:
+            return
+        rate, full = tokens / seconds, tokens >= budget * _FULL
+        if self._rate is not None and rate > self._rate:
+            self._rate = rate
+        elif full:
+            before = rate if self._rate is None else self._rate
+            self._rate = before + _WEIGHT_OF_A_SLOWER_BATCH * (rate - before)
+        if full:
+            self._measured = now
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """None before the first measurement, and if the last is older than FRESH_SECONDS."""
+        return self._rate if self._clock() - self._measured <= FRESH_SECONDS else None
+
+    def slice_tokens(self) -> int:
+        """Tokens of a batch that takes SLICE_SECONDS; LEAST_SLICE_TOKENS before the first measurement."""
+        return max(LEAST_SLICE_TOKENS, int((self._rate or 0) * SLICE_SECONDS))
+
+    def seconds(self, tokens: int) -> float | None:
+        """How long this many tokens take; None if that is not known."""
+        rate = self.tokens_per_second
+        return tokens / rate if rate else None
+
+    def refusal(self, tokens: int, left: float) -> DeadlineUnreachable | None:
+        """A refusal if a request that ends after `tokens` clearly misses its deadline in `left` seconds."""
+        estimate = self.seconds(tokens)
+        if estimate is None or estimate <= left * CLEARLY:
+            return None
+        # "deadline passed" is how clients tell deadlines from servers that are gone.
+        return DeadlineUnreachable(
+            f"it would end after its deadline passed: about {estimate:.1f} s of work at {tokens / estimate:,.0f} "
+            f"tokens per second, and {max(left, 0.0):.1f} s are left"
+        )

@@ -1,0 +1,169 @@
+"""The transformers executor: Hugging Face's own model, over groups of sentences of similar length.
+
+For encoder families that vLLM does not have. Batches, padding, pooling and the steps after it are the engine's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tritonembed_engine.errors import EmbedError, ModelError, reason_of
+from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
+from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.padding import Grouping, PaddedGroup
+from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
+from tritonembed_engine.model.encoders import ENCODERS
+from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.folder import read_object, weights_folder
+from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.stub.process import announce, imports_that_stay
+from tritonembed_engine.token_ids import ONE_TOKEN, TokenIds
+
+GROUPING = {"cpu": Grouping(64, 1024), "cuda": Grouping(4096, 65536)}
+"""On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of few tokens takes
+as long as one of thousands."""
+
+_DTYPES = {
+    "float32": torch.float32,
+    "float": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "half": torch.float16,
+}
+"""By vLLM's names."""
+
+_CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "pipeline_parallel_size")
+
+
+class TransformersExecutor:
+    """Runs an encoder of transformers; `launch` returns when the batch is done."""
+
+    name = "transformers"
+    depth = 1
+    refused_id: int | None = None
+    # See DirectExecutor.
+    on_any_thread = False
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        pooler: Pooler,
+        max_batch_tokens: int,
+        max_batch_sentences: int,
+        padding_id: int,
+        grouping: Grouping,
+    ) -> None:
+        """padding_id: fills rows; any id of the vocabulary does, because padding is masked."""
+        self._model: torch.nn.Module | None = model
+        self._device = next(model.parameters()).device
+        self._pooler = pooler
+        self._padding_id = padding_id
+        self._grouping = grouping
+        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_sentences = max_batch_sentences
+        self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
+
+    @torch.inference_mode()
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
+        """Compute the batch, one forward pass per group."""
+        groups = list(self._grouping.groups(sentences, self._padding_id))
+        parts = [self._embed(group, skips) for group in groups]
+        vectors = torch.empty((len(sentences), parts[0].shape[1]), dtype=torch.float32)
+        for group, part in zip(groups, parts, strict=True):
+            vectors[torch.from_numpy(group.rows)] = part.cpu()
+        return Ready(vectors.numpy())
+
+    def _embed(self, group: PaddedGroup, skips: Sequence[int] | None) -> torch.Tensor:
+        """float32 [sentences of the group, dimensions], on the model's device."""
+        assert self._model is not None
+        mask = torch.from_numpy(group.mask)
+        output: Any = self._model(
+            input_ids=torch.from_numpy(group.ids).to(self._device),
+            attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
+        )
+        hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)
+        if group.has_padding:
+            hidden = hidden[mask.flatten().nonzero()[:, 0].to(self._device)]
+        cu_seqlens = torch.from_numpy(group.cu_seqlens)
+        begins = None
+        if skips is not None:
+            begins = (cu_seqlens[:-1] + torch.tensor([skips[row] for row in group.rows], dtype=torch.int32)).to(
+                self._device
+            )
+        return self._pooler(hidden, cu_seqlens.to(self._device), begins)
+
+    def explain(self, error: Exception) -> EmbedError:
+        """See `faults`."""
+        return explain(error)
+
+    def rest(self) -> None:
+        """Return freed memory to the system."""
+        return_free_memory()
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self._model = None
+
+
+def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> torch.nn.Module:
+    """The model in transformers, in the type that the settings ask for. device: "cpu" or "cuda".
+
+    Raises ModelError, in one line, if transformers' own classes can't serve it as the settings ask.
+    """
+    config = read_object(files.transformer / "config.json")
+    class_name = ENCODERS.get(files.model_type)
+    if class_name is None:
+        raise ModelError(f"{files.name}: the transformers executor does not know {files.model_type} models")
+    if config.get("quantization_config"):
+        raise ModelError(f"{files.name}: the transformers executor has no quantized weights")
+    for argument in _CHANGES_THE_MODEL:
+        if settings.vllm.get(argument) not in (None, 1, {}):
+            raise ModelError(f"{files.name}: the transformers executor has no {argument}")
+    announce("importing transformers")
+    with imports_that_stay():
+        import transformers
+
+        model_class: Any = getattr(transformers, class_name)
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    announce("fetching the weights")
+    folder = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
+    announce("loading the weights")
+    try:
+        checkpoint_files(folder)
+        model, info = model_class.from_pretrained(
+            folder, dtype=_dtype(settings, config, device), output_loading_info=True, local_files_only=True
+        )
+        check_complete(info)
+    except ModelError as error:
+        raise ModelError(f"{files.name}: {error}") from None
+    except Exception as error:
+        raise ModelError(f"transformers could not load the model: {reason_of(error, str(folder))}") from error
+    model.config.return_dict = True
+    loaded: torch.nn.Module = model.eval().requires_grad_(False).to(device)
+    return loaded
+
+
+def dtype_name(model: torch.nn.Module) -> str:
+    """The type that a model computes in, by torch's name, such as "float32"."""
+    return str(next(model.parameters()).dtype).removeprefix("torch.")
+
+
+def padding_id(files: ModelFiles) -> int:
+    """The id that fills rows: the model's own, or 0."""
+    given = read_object(files.transformer / "config.json").get("pad_token_id")
+    return given if isinstance(given, int) and 0 <= given < files.vocab_size else 0
+
+
+def _dtype(settings: ModelSettings, config: dict[str, Any], device: str) -> torch.dtype:
+    """As vLLM: `auto` is the checkpoint's type if it has 16 bits."""
+    default = torch.float32 if device == "cpu" else torch.bfloat16
+    name = str(settings.vllm.get("dtype", "")).removeprefix("torch.")
+    if name == "auto":
+        stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), default)
+        return default if stored == torch.float32 else stored
+    if name and name not in _DTYPES:
+        raise ModelError(f"the transformers executor has no dtype {name[:40]}")
+    return _DTYPES.get(name, default)

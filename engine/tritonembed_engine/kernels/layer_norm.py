@@ -1,0 +1,187 @@
+"""LayerNorm in one pass, fused with what comes before it (a residual add, BERT's embeddings) and after it (fp8).
+
+Each program normalizes a few whole rows: every row is read once and written once. Sums are in float32.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from tritonembed_engine.kernels.grids import rows_per_program
+
+
+@triton.jit
+def _layer_norm(  # type: ignore[no-untyped-def]
+    value,  # float32 [ROWS, BLOCK], 0 outside of the rows and the width
+    inside,  # bool [ROWS, BLOCK]
+    column,  # int [BLOCK]
+    weight,  # [width]
+    bias,  # [width]
+    width,
+    eps,
+):
+    """float32 [ROWS, BLOCK]."""
+    mean = tl.sum(value, 1) / width
+    centred = tl.where(inside, value - mean[:, None], 0.0)
+    scale = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
+    gain = tl.load(weight + column, column < width, other=0.0).to(tl.float32)
+    shift = tl.load(bias + column, column < width, other=0.0).to(tl.float32)
+    return centred * scale[:, None] * gain[None, :] + shift[None, :]
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_layer_norm(  # type: ignore[no-untyped-def]
+    x,  # [rows, width]
+    residual,  # [rows, width]
+    weight,  # [width]
+    bias,  # [width]
+    out,  # [rows, width]
+    rows,
+    width,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
+    value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
+    result = _layer_norm(value, inside, column, weight, bias, width, eps)
+    tl.store(out + at, result.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _add_layer_norm_quantize(  # type: ignore[no-untyped-def]
+    x,  # [rows, width]
+    residual,  # [rows, width]
+    weight,  # [width]
+    bias,  # [width]
+    out,  # [rows, width]
+    quantized,  # fp8 [rows, width]
+    rows,
+    width,
+    eps,
+    inverse,  # 1 / scale of `quantized`
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
+    value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
+    result = _layer_norm(value, inside, column, weight, bias, width, eps)
+    tl.store(out + at, result.to(out.dtype.element_ty), inside)
+    tl.store(quantized + at, (result * inverse).to(quantized.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _embed_layer_norm(  # type: ignore[no-untyped-def]
+    ids,  # int [rows]
+    positions,  # int [rows]
+    word_embeddings,  # [vocabulary, width]
+    position_embeddings,  # [positions, width]
+    token_type,  # [width]
+    weight,  # [width]
+    bias,  # [width]
+    out,  # [rows, width]
+    rows,
+    width,
+    first_position,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    word = tl.load(ids + row, row < rows, other=0)
+    position = tl.load(positions + row, row < rows, other=0) + first_position
+    of_word, of_position = word[:, None] * width + column[None, :], position[:, None] * width + column[None, :]
+    value = tl.load(word_embeddings + of_word, inside, other=0.0).to(tl.float32)
+    value += tl.load(position_embeddings + of_position, inside, other=0.0).to(tl.float32)
+    value += tl.load(token_type + column, column < width, other=0.0).to(tl.float32)[None, :]
+    result = _layer_norm(value, inside, column, weight, bias, width, eps)
+    tl.store(out + row[:, None] * width + column[None, :], result.to(out.dtype.element_ty), inside)
+
+
+def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
+    """LayerNorm(x + residual) over the last dimension; x, residual: contiguous [tokens, width], any float type."""
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    per_program = rows_per_program(block)
+    _add_layer_norm[(triton.cdiv(rows, per_program),)](
+        x, residual, norm.weight, norm.bias, out, rows, width, norm.eps, ROWS=per_program, BLOCK=block, num_warps=4
+    )
+    return out
+
+
+def add_layer_norm_reference(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
+    """The same in PyTorch, in float32."""
+    weight, bias = norm.weight.float(), norm.bias.float()
+    summed = x.float() + residual.float()
+    return torch.nn.functional.layer_norm(summed, (x.shape[1],), weight, bias, norm.eps).to(x.dtype)
+
+
+def add_layer_norm_quantize(
+    x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """LayerNorm(x + residual) in the type of x, and the same divided by the scale as float8_e4m3fn.
+
+    x, residual: contiguous [tokens, width].
+    """
+    rows, width = x.shape
+    out, quantized = torch.empty_like(x), torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    block = triton.next_power_of_2(width)
+    per_program = rows_per_program(block)
+    _add_layer_norm_quantize[(triton.cdiv(rows, per_program),)](
+        x, residual, norm.weight, norm.bias, out, quantized, rows, width, norm.eps, 1 / scale,
+        ROWS=per_program, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out, quantized
+
+
+def embed_layer_norm(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    word_embeddings: torch.Tensor,
+    position_embeddings: torch.Tensor,
+    token_type: torch.Tensor,
+    norm: torch.nn.LayerNorm,
+    first_position: int,
+) -> torch.Tensor:
+    """LayerNorm(word_embeddings[ids] + position_embeddings[positions + first_position] + token_type).
+
+    ids, positions: int [tokens]. word_embeddings: [vocabulary, width]. position_embeddings: [positions, width].
+    token_type: [width], the row of type 0. first_position: 0 for BERT, padding id + 1 for RoBERTa. Returns
+    [tokens, width] in the type of `word_embeddings`.
+    """
+    rows, width = len(ids), word_embeddings.shape[1]
+    out = torch.empty((rows, width), dtype=word_embeddings.dtype, device=word_embeddings.device)
+    block = triton.next_power_of_2(width)
+    per_program = rows_per_program(block)
+    _embed_layer_norm[(triton.cdiv(rows, per_program),)](
+        ids, positions, word_embeddings, position_embeddings, token_type, norm.weight, norm.bias, out,
+        rows, width, first_position, norm.eps, ROWS=per_program, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def embed_layer_norm_reference(
+    ids: torch.Tensor,
+    positions: torch.Tensor,
+    word_embeddings: torch.Tensor,
+    position_embeddings: torch.Tensor,
+    token_type: torch.Tensor,
+    norm: torch.nn.LayerNorm,
+    first_position: int,
+) -> torch.Tensor:
+    """The same in PyTorch, in float32."""
+    words, places = word_embeddings[ids.long()].float(), position_embeddings[positions.long() + first_position].float()
+    weight, bias, width = norm.weight.float(), norm.bias.float(), word_embeddings.shape[1]
+    summed = words + places + token_type.float()
+    return torch.nn.functional.layer_norm(summed, (width,), weight, bias, norm.eps).to(word_embeddings.dtype)

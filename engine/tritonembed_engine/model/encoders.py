@@ -1,0 +1,59 @@
+"""The encoder families of Hugging Face's transformers that its executor serves, by config.json's `model_type`.
+
+The class is always transformers' own: code that lies in a model's folder is not run.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+ENCODERS = {
+    "albert": "AlbertModel",
+    "bert": "BertModel",
+    "camembert": "CamembertModel",
+    "data2vec-text": "Data2VecTextModel",
+    "deberta": "DebertaModel",
+    "deberta-v2": "DebertaV2Model",
+    "distilbert": "DistilBertModel",
+    "electra": "ElectraModel",
+    "ernie": "ErnieModel",
+    "megatron-bert": "MegatronBertModel",
+    "modernbert": "ModernBertModel",
+    "mpnet": "MPNetModel",
+    "mt5": "MT5EncoderModel",
+    "roberta": "RobertaModel",
+    "roberta-prelayernorm": "RobertaPreLayerNormModel",
+    "roformer": "RoFormerModel",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "xlm-roberta": "XLMRobertaModel",
+    "xlm-roberta-xl": "XLMRobertaXLModel",
+}
+"""The class of each family. A batch's padding does not change its vectors."""
+
+ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
+"""Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""
+
+_MISSING_IN_VLLM = (
+    *("albert", "deberta", "deberta-v2", "distilbert", "megatron-bert", "mpnet", "roformer"),
+    *ENCODERS_OF_PAIRS,
+)
+_POSITIONS_AFTER_PADDING = ("roberta-prelayernorm", "xlm-roberta-xl")
+
+
+def reason_against_vllm(config: Mapping[str, Any]) -> str | None:
+    """Why vLLM can't serve a family of ENCODERS, in 0.25.1 and 0.32.0; None if it can. config: config.json."""
+    kind = config.get("model_type")
+    if kind in _MISSING_IN_VLLM:
+        return f"vLLM has no {kind} models"
+    if kind in _POSITIONS_AFTER_PADDING:
+        return f"the positions of a {kind} model begin after padding's, but vLLM begins at 0"
+    if kind == "electra" and config.get("embedding_size", 128) != config.get("hidden_size", 256):
+        return "vLLM leaves out ELECTRA's projection from embedding_size to hidden_size"
+    return None
+
+
+def has_relative_positions(config: Mapping[str, Any]) -> bool:
+    """Whether the model has no table of positions, so that none limits the length of a text."""
+    if config.get("model_type") in ENCODERS_OF_PAIRS:
+        return True
+    return config.get("model_type") in ("deberta", "deberta-v2") and not config.get("position_biased_input", True)

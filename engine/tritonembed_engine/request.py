@@ -1,0 +1,156 @@
+"""One request from its arrival to its answer, and the batches that are made of requests."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.vectors import Vectors
+
+
+@dataclass(eq=False)
+class Request:
+    """What one request asks for, how much of it is done, and its answer. Times are on the engine's clock."""
+
+    sentences: TokenIds
+    deadline: float | None = None
+    normalize: bool = False
+    """Whether the vectors come with length 1."""
+    is_abandoned: Callable[[], bool] | None = None
+    """Whether its client is gone; asked on the engine's thread before each batch that it would be part of."""
+    skip: int = 0
+    """Tokens at the start of each sentence that are not pooled."""
+
+    future: "Future[Vectors]" = field(default_factory=Future)
+    """float32 [sentences, dimensions], or an error."""
+    failed: bool = False
+    """The answer is an error already: the rest is not computed."""
+    arrived: float = 0.0
+    launched: float = 0.0
+    """The launch of the batch with its first sentence; set when that batch has its result."""
+
+    order: int = 0
+    """Its number among all requests that came."""
+    size_class: int = 0
+    """0 for the smallest requests; see `Batcher`."""
+    lengths: list[int] = field(init=False)
+    """Tokens of each sentence."""
+    tokens: int = field(init=False)
+    """Tokens of all sentences."""
+    taken: int = 0
+    """Sentences that were taken into batches."""
+    reported: int = 0
+    """Sentences in batches that were reported; a batch can have two pieces of one request."""
+    placed: int = 0
+    """Sentences whose vectors are there."""
+    vectors: Vectors | None = None
+
+    def __post_init__(self) -> None:
+        self.lengths = self.sentences.lengths.tolist()
+        self.tokens = self.sentences.tokens
+        # A running future can't be cancelled: an answer that finds its future cancelled would end the engine's thread.
+        self.future.set_running_or_notify_cancel()
+
+    def is_over(self, now: float) -> bool:
+        """Whether nothing more is to be computed for it."""
+        if self.failed or (self.deadline is not None and self.deadline <= now):
+            return True
+        return self.is_abandoned is not None and self.is_abandoned()
+
+    def place(self, vectors: Vectors, start: int) -> None:
+        """Take the vectors of the sentences from `start` on; the last ones complete the answer."""
+        if self.failed:
+            return
+        if len(vectors) == len(self.lengths):
+            self.future.set_result(vectors)
+            return
+        if self.vectors is None:
+            self.vectors = np.empty((len(self.lengths), vectors.shape[1]), dtype=np.float32)
+        self.vectors[start : start + len(vectors)] = vectors
+        self.placed += len(vectors)
+        if self.placed == len(self.lengths):
+            self.future.set_result(self.vectors)
+
+    def fail(self, error: Exception) -> None:
+        """Answer with an error, unless it was answered; its sentences that still wait are skipped."""
+        if not self.failed:
+            self.failed = True
+            if not self.future.done():
+                self.future.set_exception(error)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Sentences start to stop (exclusive) of one request."""
+
+    request: Request
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pieces for one forward pass. sentences, tokens: how many there are in all pieces."""
+
+    pieces: list[Piece]
+    sentences: int
+    tokens: int
+
+    def join(self) -> TokenIds:
+        """The sentences of all pieces."""
+        return TokenIds.concatenate([piece.request.sentences.cut(piece.start, piece.stop) for piece in self.pieces])
+
+    def skips(self) -> list[int] | None:
+        """Tokens at the start of each sentence that are not pooled; None if all tokens are."""
+        if not any(piece.request.skip for piece in self.pieces):
+            return None
+        return [piece.request.skip for piece in self.pieces for _ in range(piece.start, piece.stop)]
+
+    def halves(self) -> "list[Batch]":
+        """A batch of two sentences or more as two, of about as many sentences each."""
+        middle = self.sentences // 2
+        parts: list[Batch] = []
+        for low, high in ((0, middle), (middle, self.sentences)):
+            pieces, first = [], 0
+            for piece in self.pieces:
+                start, stop = max(low - first, 0), min(high - first, piece.stop - piece.start)
+                if start < stop:
+                    pieces.append(Piece(piece.request, piece.start + start, piece.start + stop))
+                first += piece.stop - piece.start
+            tokens = sum(sum(piece.request.lengths[piece.start : piece.stop]) for piece in pieces)
+            parts.append(Batch(pieces, high - low, tokens))
+        return parts
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
+
+    requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,
+    and request_compute_seconds, from then to its vectors.
+    """
+
+    sentences: int
+    tokens: int
+    capacity: int
+    compute_seconds: float
+    requests: int
+    queue_seconds: float
+    request_compute_seconds: float
+
+
+def report(batch: Batch, capacity: int, start: float, now: float) -> BatchReport:
+    """The report of a batch that was launched at `start` and has its result now. To be called once per batch."""
+    requests, waited, computed = 0, 0.0, 0.0
+    for piece in batch.pieces:
+        request = piece.request
+        if piece.start == 0:
+            request.launched = start
+        request.reported += piece.stop - piece.start
+        if request.reported == len(request.lengths) and not request.failed:
+            requests += 1
+            waited += request.launched - request.arrived
+            computed += now - request.launched
+    return BatchReport(batch.sentences, batch.tokens, capacity, now - start, requests, waited, computed)

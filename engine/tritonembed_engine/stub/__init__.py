@@ -1,0 +1,1 @@
+"""The engine's side of Triton's python backend. Imports neither torch nor vLLM."""

@@ -1,0 +1,1 @@
+"""Texts to token ids, by the model's own tokenizer. Imports no torch."""
