@@ -2,14 +2,17 @@
 
 import sys
 
+from tritonembed_manager.server.current_folder import leave_current_folder
+
 
 def main() -> None:
-    """Run the command line; without the packages it needs, say in one line which to install."""
+    """Run the command line. If its packages are missing, exit with a line that names the package to install."""
+    leave_current_folder()
     try:
         import typer  # noqa: F401
     except ModuleNotFoundError:
         sys.exit("tritonembed-manager needs more than the client library: pip install 'tritonembed[manager]'")
-    from tritonembed_manager.commands import app
-    from tritonembed_manager.engine_arguments import with_dashes
+    from tritonembed_manager.commands.app import app
+    from tritonembed_manager.server.vllm_arguments import one_value_each, with_dashes
 
-    app(args=[with_dashes(argument) for argument in sys.argv[1:]])
+    app(args=one_value_each([with_dashes(argument) for argument in sys.argv[1:]]))

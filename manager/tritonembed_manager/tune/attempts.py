@@ -1,11 +1,66 @@
-"""What was measured: runs of a load, attempts with a candidate, and the ledger that keeps them all."""
+"""Candidates, what was measured with them, and whether a difference is a gain or noise.
+
+Rates are compared by their medians, on a logarithmic scale, against how much they scatter.
+"""
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
-from tritonembed_manager.tune.candidate import Candidate
+
+@dataclass(frozen=True)
+class Candidate:
+    """Settings that one server is started with."""
+
+    tokenizer_instances: int
+    replicas: int
+    """Embedder instances a GPU (or a group of GPUs)."""
+    max_batch_tokens: int
+    """Tokens in one forward pass."""
+
+    def __str__(self) -> str:
+        tokenizers = _counted(self.tokenizer_instances, "tokenizer")
+        return f"{tokenizers}, {_counted(self.replicas, 'replica')}, {self.max_batch_tokens} tokens per batch"
+
+    def with_value(self, setting: str, value: int) -> "Candidate":
+        """The same but for one setting."""
+        return replace(self, **{setting: value})
+
+
+SETTINGS = tuple(field.name for field in fields(Candidate))
+"""The settings, in the order in which the search tries them."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """The values to choose from, ascending and without repetition."""
+
+    tokenizer_instances: Sequence[int]
+    replicas: Sequence[int]
+    max_batch_tokens: Sequence[int]
+
+    def values(self, setting: str) -> Sequence[int]:
+        """Of one of SETTINGS."""
+        found: Sequence[int] = getattr(self, setting)
+        return found
+
+    def nearest(self, wanted: Candidate) -> Candidate:
+        """The candidate of this space that is closest to `wanted`, which may lie outside."""
+        return Candidate(**{name: _closest(self.values(name), getattr(wanted, name)) for name in SETTINGS})
+
+    @property
+    def has_choice(self) -> bool:
+        """False if every setting has one value."""
+        return any(len(self.values(name)) > 1 for name in SETTINGS)
+
+
+def _closest(values: Sequence[int], wanted: int) -> int:
+    return min(values, key=lambda value: (abs(value - wanted), value))
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 @dataclass(frozen=True)
@@ -30,7 +85,7 @@ class Attempt:
     """How long it took, start and end of the server included."""
 
     def rates(self) -> dict[str, list[float]]:
-        """Tokens a second of its runs, by load."""
+        """Tokens per second of its runs, by load."""
         return {load: [run.tokens_per_second for run in runs] for load, runs in self.runs.items()}
 
 
@@ -53,7 +108,7 @@ class Ledger:
         return sum(attempt.candidate == candidate for attempt in self.attempts)
 
     def works(self, candidate: Candidate) -> bool:
-        """Tried, and no attempt failed: a candidate that starts only sometimes is none to choose."""
+        """Tried, and no attempt failed: a candidate that starts only sometimes can't be chosen."""
         mine = [attempt for attempt in self.attempts if attempt.candidate == candidate]
         return bool(mine) and all(attempt.failure is None for attempt in mine)
 
@@ -63,7 +118,7 @@ class Ledger:
         return next(filter(None, found), None)
 
     def rates(self, candidate: Candidate) -> dict[str, list[float]]:
-        """Tokens a second of all its runs, by load."""
+        """Tokens per second of all its runs, by load."""
         rates: dict[str, list[float]] = {}
         for attempt in self.attempts:
             if attempt.candidate == candidate:
@@ -83,3 +138,67 @@ class Ledger:
     def mean_seconds(self) -> float:
         """How long an attempt takes; 0 when there was none."""
         return sum(attempt.seconds for attempt in self.attempts) / len(self.attempts) if self.attempts else 0.0
+
+
+LEAST_GAIN = 0.02
+"""A smaller gain is not worth a setting of its own, however sure it is."""
+LEAST_SCATTER = 0.005
+"""A few runs can agree by chance more closely than the machine does."""
+STANDARD_ERRORS = 2.0
+"""The difference of two medians counts from this many standard errors on."""
+MEDIAN_EFFICIENCY = math.pi / 2
+"""Variance of a median over that of a mean, for normal scatter."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One candidate against another. Both as ratios: 0.05 is 5 % more tokens per second."""
+
+    gain: float
+    needed: float
+    """What a gain must exceed to be told from noise."""
+
+    @property
+    def is_gain(self) -> bool:
+        """Faster, and by more than noise."""
+        return self.gain > self.needed
+
+    @property
+    def is_promising(self) -> bool:
+        """Not told from noise, but worth another attempt."""
+        return self.gain > max(LEAST_GAIN, self.needed / 2)
+
+    @property
+    def is_clear(self) -> bool:
+        """So much faster that one attempt is enough to believe it."""
+        return self.gain > 3 * self.needed
+
+    def __str__(self) -> str:
+        return f"{self.gain:+.1%} (noise: up to {self.needed:.1%})"
+
+
+def scatter(groups: Iterable[Sequence[float]]) -> float:
+    """Standard deviation of ln(rate) within groups of equal settings, pooled over the groups."""
+    squares, freedom = 0.0, 0
+    for group in groups:
+        if len(group) > 1:
+            logs = [math.log(rate) for rate in group]
+            mean = statistics.fmean(logs)
+            squares += sum((value - mean) ** 2 for value in logs)
+            freedom += len(group) - 1
+    return max(math.sqrt(squares / freedom) if freedom else 0.0, LEAST_SCATTER)
+
+
+def compare(
+    challenger: Mapping[str, Sequence[float]], holder: Mapping[str, Sequence[float]], sigma: float
+) -> Comparison:
+    """Rates by load, each load with the same weight. sigma: what `scatter` gave."""
+    loads = holder.keys() & challenger.keys()
+    if not loads:
+        raise ValueError("nothing was measured on both")
+    difference = statistics.fmean(
+        math.log(statistics.median(challenger[load]) / statistics.median(holder[load])) for load in loads
+    )
+    variance = sum(1 / len(challenger[load]) + 1 / len(holder[load]) for load in loads) * MEDIAN_EFFICIENCY * sigma**2
+    error = math.sqrt(variance) / len(loads)
+    return Comparison(math.expm1(difference), max(LEAST_GAIN, math.expm1(STANDARD_ERRORS * error)))

@@ -1,33 +1,40 @@
 """One attempt for real: render the candidate, start its server, run the loads against it."""
 
+import asyncio
 import dataclasses
-import json
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from tritonembed_manager import repository
-from tritonembed_manager.machine import usable_cores
-from tritonembed_manager.settings import RenderSettings
-from tritonembed_manager.signals import SignalPipe
-from tritonembed_manager.tune.attempts import Attempt, Run
-from tritonembed_manager.tune.candidate import Candidate
-from tritonembed_manager.tune.child import Child, wait
-from tritonembed_manager.tune.load_process import WARM_UP_S, LoadJob
-from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_manager.tune.report import Stage
-from tritonembed_manager.tune.server import CandidateFailedError, CandidateServer, ServerOptions, candidate_server
+from tritonembed_manager.server import repository
+from tritonembed_manager.server.machine import usable_cores
+from tritonembed_manager.server.run_folder import RunFolder
+from tritonembed_manager.server.settings import RenderSettings
+from tritonembed_manager.server.tritonserver import Installation
+from tritonembed_manager.tune.attempts import Attempt, Candidate, Run
+from tritonembed_manager.tune.loadgen.clients import Interrupt, run_closed_loop
+from tritonembed_manager.tune.loadgen.load import LoadError, Outcome
+from tritonembed_manager.tune.loads import RUNS, WARM_UP_S, LoadShape
+from tritonembed_manager.tune.output import Stage
+from tritonembed_manager.tune.server import (
+    CandidateFailedError,
+    CandidateServer,
+    ServerOptions,
+    candidate_server,
+    run_interruptible,
+)
 
-RUNS = 3
-"""Runs of each load against one server: a median needs three."""
 _GRACE_S = 60.0
 """What starting clients and answering the last requests may take in a run, on top of its seconds."""
-
 _LAST_WORDS_S = 2.0
 """A server whose python process has died ends within this."""
+_STAGE_EVERY_S = 0.2
+
+_REQUESTS_PER_PROCESS = 171
+"""About how many requests a client process keeps in flight before its own CPU is the limit."""
+_CORES_PER_PROCESS = 4
+_MOST_PROCESSES = 6
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,13 @@ class Workbench:
     settings: RenderSettings
     """The options that all candidates share."""
     default_batch_tokens: int
-    """What the engine takes where model.json names no budget."""
-    work: Path
-    """A folder of ours."""
+    """The engine's budget if model.json names none."""
+    folder: RunFolder
+    installation: Installation
     options: ServerOptions
     seconds: float
     """Of one run."""
     requests: Mapping[LoadShape, list[bytes]]
-    signals: SignalPipe
 
     def rendering(self, candidate: Candidate) -> RenderSettings:
         """What `repository.render` takes for a candidate; the default budget is left out, as it is without `tune`."""
@@ -62,63 +68,90 @@ class Workbench:
         limit: seconds until its server has to be ready.
         """
         began = time.monotonic()
-        runs: dict[str, list[Run]] = {}
-        failure = None
-        folder = self.work / "model_repository"
         options = self.options
         if limit < options.startup_timeout:
-            options = dataclasses.replace(options, startup_timeout=limit, limited_by="--budget-minutes")
+            options = dataclasses.replace(options, startup_timeout=round(limit, 1), startup_limit="--budget-minutes")
+        runs: dict[str, list[Run]] = {}
+        failure = None
         try:
-            repository.render(folder, self.rendering(candidate))
-            with candidate_server(folder, options, self.signals, lambda: stage("starting")) as server:
-                runs = self._run_loads(server, loads, stage)
-                stage("stopping")
+            repository.render(self.folder.path / "model_repository", self.rendering(candidate))
+            runs = run_interruptible(self._attempt(options, loads, stage))
         except CandidateFailedError as error:
             failure = str(error)
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-        return Attempt(candidate, {} if failure else runs, failure, time.monotonic() - began)
+            shutil.rmtree(self.folder.path / "model_repository", ignore_errors=True)
+        return Attempt(candidate, runs, failure, time.monotonic() - began)
 
-    def _run_loads(self, server: CandidateServer, loads: Sequence[LoadShape], stage: Stage) -> dict[str, list[Run]]:
-        prepared = [(load, self.requests[load]) for load in loads]
-        job = LoadJob(server.target, prepared, RUNS, self.seconds, usable_cores())
-        file = self.work / "load.json"
-        file.write_text(job.to_json())
+    async def _attempt(self, options: ServerOptions, loads: Sequence[LoadShape], stage: Stage) -> dict[str, list[Run]]:
+        doing = ["starting"]
+        showing = asyncio.create_task(_keep_showing(stage, doing))
+        rendered = self.folder.path / "model_repository"
         runs: dict[str, list[Run]] = {str(load): [] for load in loads}
-        total = RUNS * len(loads)
-        deadline = time.monotonic() + total * (self.seconds + WARM_UP_S + _GRACE_S)
-        with Child([sys.executable, "-m", "tritonembed_manager.tune.load_process", str(file)]) as clients:
-            while (done := sum(map(len, runs.values()))) < total:
-                stage(f"run {done + 1} of {total}")
-                wait(self.signals)
-                ended = clients.exit_code is not None
-                lines = clients.new_lines()
-                try:
-                    _take(lines, runs)
-                except CandidateFailedError:
-                    # Where the server has died, its own reason says more than the errors of requests.
-                    self._wait_for_end(server, _LAST_WORDS_S)
-                    raise
-                server.check()
-                if ended and sum(map(len, runs.values())) < total:
-                    raise CandidateFailedError("the clients of the load ended early")
-                if time.monotonic() > deadline:
-                    raise CandidateFailedError("the load did not end: the server does not answer")
+        try:
+            async with candidate_server(rendered, options, self.installation, self.folder) as server:
+                for number, load in enumerate(list(loads) * RUNS, 1):
+                    doing[0] = f"run {number} of {RUNS * len(loads)}"
+                    runs[str(load)].append(await run_load(server, load, self.requests[load], self.seconds))
+                doing[0] = "stopping"
+        finally:
+            showing.cancel()
         return runs
 
-    def _wait_for_end(self, server: CandidateServer, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+
+async def _keep_showing(stage: Stage, doing: Sequence[str]) -> None:
+    while True:
+        stage(doing[-1])
+        await asyncio.sleep(_STAGE_EVERY_S)
+
+
+async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[bytes], seconds: float) -> Run:
+    """One run. Raises CandidateFailedError if the server breaks, requests fail or the load does not end."""
+    interrupt = Interrupt()
+    processes = client_processes(load.at_once, usable_cores())
+    running = asyncio.create_task(
+        asyncio.to_thread(
+            run_closed_loop, server.target, requests, load.at_once, processes, seconds, WARM_UP_S, interrupt
+        )
+    )
+    limit = seconds + WARM_UP_S + _GRACE_S
+    try:
+        await asyncio.wait({running, server.over}, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+        server.check()
+        if not running.done():
+            raise CandidateFailedError("the load did not end: the server does not answer")
+        try:
+            return figures(load, running.result(), seconds)
+        except (LoadError, CandidateFailedError) as error:
+            # If the server has died, its own reason explains more than the errors of requests.
+            await asyncio.wait({server.over}, timeout=_LAST_WORDS_S)
             server.check()
-            wait(self.signals)
+            raise CandidateFailedError(f"{load}: {error}" if isinstance(error, LoadError) else str(error)) from None
+    finally:
+        interrupt.abandoned = True
+        await asyncio.gather(running, return_exceptions=True)
 
 
-def _take(lines: Sequence[str], runs: dict[str, list[Run]]) -> None:
-    """The load process's answers, among whatever else it wrote."""
-    for line in lines:
-        if not line.startswith('{"load"'):
-            continue
-        answer = json.loads(line)
-        if "error" in answer:
-            raise CandidateFailedError(answer["error"])
-        runs[answer["load"]].append(Run(**answer["run"]))
+def figures(load: LoadShape, outcome: Outcome, seconds: float) -> Run:
+    """The figures of a run. Raises CandidateFailedError if requests failed or none was answered."""
+    if outcome.part.errors:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(outcome.part.errors.items()))
+        raise CandidateFailedError(f"requests of {load} failed: {counts}")
+    if not outcome.requests:
+        raise CandidateFailedError(f"no request of {load} was answered within {seconds:g} s (--seconds)")
+    rate = requests_per_second(outcome.part.latencies.tolist(), load.at_once)
+    return Run(rate * load.sentences * load.tokens, outcome.latency_ms(50), outcome.latency_ms(99))
+
+
+def client_processes(at_once: int, cores: int) -> int:
+    """Enough processes that the clients are not the limit, and no more cores of the server's than needed."""
+    wanted = max(-(-at_once // _REQUESTS_PER_PROCESS), min(4, cores // _CORES_PER_PROCESS), 1)
+    return min(wanted, _MOST_PROCESSES, at_once)
+
+
+def requests_per_second(latencies: Sequence[float], at_once: int) -> float:
+    """The rate of a closed loop from its latencies in seconds (Little's law).
+
+    A server answers in bursts, a batch at a time: counted in a short window, the requests would depend on how many
+    bursts happen to end in it. Each client sends its next request at once, so that no time is lost between two.
+    """
+    return at_once / (sum(latencies) / len(latencies))

@@ -1,79 +1,152 @@
-"""`tritonembed-manager tune`: prepare, measure, write what won."""
+"""`tritonembed-manager tune`: one tuning, from the first attempt to the verdict and the folder that it writes."""
 
 import sys
-import tempfile
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tritonembed_manager import repository
-from tritonembed_manager.errors import StartError
-from tritonembed_manager.machine import check_gpu
-from tritonembed_manager.model_check import check_model
-from tritonembed_manager.signals import SignalPipe
-from tritonembed_manager.tritonserver import find_tritonserver
-from tritonembed_manager.tune.child import wait
-from tritonembed_manager.tune.measuring import RUNS, Workbench
-from tritonembed_manager.tune.record import write_record
-from tritonembed_manager.tune.report import Progress, Table, describe
-from tritonembed_manager.tune.session import Session
-from tritonembed_manager.tune.texts import RequestMaker
-from tritonembed_manager.tune.tune_options import TuneOptions, make_plan
+from tritonembed_manager.errors import ManagerError, StartError
+from tritonembed_manager.server import repository
+from tritonembed_manager.server.machine import check_gpu, raise_limit
+from tritonembed_manager.server.repository import check_model
+from tritonembed_manager.server.run_folder import run_folder
+from tritonembed_manager.server.signals import uninterruptible
+from tritonembed_manager.server.tritonserver import find_tritonserver
+from tritonembed_manager.tune.attempts import Attempt, Candidate, Ledger
+from tritonembed_manager.tune.loads import RUNS, LoadShape, RequestMaker
+from tritonembed_manager.tune.measuring import Workbench
+from tritonembed_manager.tune.output import Progress, Stage, Table, describe, gains_over, write_record
+from tritonembed_manager.tune.plan import Plan, TuneSettings, make_plan
+from tritonembed_manager.tune.search import ATTEMPTS, Search, Verdict, check_choice, no_gain
 
 if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
 
+MeasureLoads = Callable[[Candidate, Sequence[LoadShape], float, Stage], Attempt]
+"""Measures a candidate under loads; the number is the seconds until its server has to be ready."""
 
-def run_tune(options: TuneOptions) -> None:
-    """Measure, write OUT and OUT/tune.json, and say what was decided.
+
+@dataclass
+class Session:
+    """One tuning with everything that it learns."""
+
+    plan: Plan
+    measure: MeasureLoads
+    title: str
+    """Over the table of the search."""
+    ends: float
+    """When the budget ends, on the monotonic clock."""
+    table: Table
+    progress: Progress
+    searched: Ledger = field(default_factory=Ledger)
+    checked: Ledger = field(default_factory=Ledger)
+
+    def run(self) -> tuple[Candidate, Verdict]:
+        """What to write, and why. Raises ManagerError when no server works, Interrupted at a stop signal."""
+        plan = self.plan
+        self.table.title(self.title)
+        search = Search(plan.space, plan.defaults, self._search_attempt, self._time_for_more, self.searched)
+        self._search = search
+        choice = search.run()
+        if not self.searched.works(choice):
+            raise ManagerError(f"no server worked; with the defaults: {self.searched.failure(plan.defaults)}")
+        verdict = self._judge(choice)
+        return (choice if verdict.beats_defaults else plan.defaults), verdict
+
+    def _judge(self, choice: Candidate) -> Verdict:
+        defaults = self.plan.defaults
+        if choice == defaults:
+            return no_gain(self._search)
+        second = str(self.plan.second)
+        self.table.title(f"Check on a second load: {second}, the defaults and the choice in turn")
+        verdict = check_choice(choice, defaults, second, self._check_attempt, self._time_for_one, self.checked)
+        if verdict.beats_defaults or self.searched.works(defaults) or self.checked.works(defaults):
+            return verdict
+        # The defaults have never worked: there is nothing to keep.
+        reason = self.searched.failure(defaults)
+        if self.checked.failure(choice) is not None:
+            raise ManagerError(f"{verdict.sentence.partition(';')[0]}, and the defaults do not work: {reason}")
+        return Verdict(True, f"the defaults do not work here ({reason}); the choice does, unchecked on a second load")
+
+    def _search_attempt(self, candidate: Candidate) -> Attempt:
+        to_come = self._search.untried() + ATTEMPTS
+        return self._attempt(candidate, self.plan.loads, self.searched, to_come)
+
+    def _check_attempt(self, candidate: Candidate) -> Attempt:
+        return self._attempt(candidate, [self.plan.second], self.checked, ATTEMPTS - len(self.checked.attempts))
+
+    def _attempt(self, candidate: Candidate, loads: Sequence[LoadShape], ledger: Ledger, to_come: int) -> Attempt:
+        mean = ledger.mean_seconds() or self.searched.mean_seconds()
+        left, how_sure = (min(to_come * mean, self._left()), "about") if mean else (self._left(), "at most")
+        self.progress.begin(describe(candidate, self.plan.defaults), left, how_sure)
+        attempt = self.measure(candidate, loads, max(self._left(), 1.0), self.progress.stage)
+        self.progress.clear()
+        # What came before it: the first row of the defaults has nothing to be compared with.
+        self.table.row(attempt, gains_over(attempt, ledger.rates(self.plan.defaults)))
+        return attempt
+
+    def _time_for_more(self) -> bool:
+        """Is there time for another attempt, and after it for the check on the second load?"""
+        return self._left() > (1 + ATTEMPTS) * self.searched.mean_seconds()
+
+    def _time_for_one(self) -> bool:
+        return self._left() > self.searched.mean_seconds()
+
+    def _left(self) -> float:
+        return self.ends - time.monotonic()
+
+
+def run_tune(options: TuneSettings) -> None:
+    """Measure, write OUT and OUT/tune.json, and print the decision.
 
     Raises StartError for what is wrong from the start, ManagerError when nothing works; OUT is then as it was.
     """
     if options.settings.device == "cuda":
         check_gpu("--device cuda")
+    raise_limit()
     ends = time.monotonic() + options.budget_minutes * 60
-    with SignalPipe() as signals, tempfile.TemporaryDirectory(prefix="tritonembed-tune-") as folder:
-        find_tritonserver(options.server.tritonserver, Path(folder))
+    with run_folder() as run:
+        installation = find_tritonserver(options.server.tritonserver, run.path)
         files, default_batch_tokens = _model(options)
         plan = make_plan(options, files, default_batch_tokens)
-        wait(signals, 0)
         progress = Progress()
         progress.begin("preparing the load", None)
         maker = RequestMaker(files)
         requests = {load: maker.requests("--load", load) for load in plan.loads}
         requests[plan.second] = maker.requests("--second-load", plan.second)
-        wait(signals, 0)
         bench = Workbench(
             settings=options.settings,
             default_batch_tokens=default_batch_tokens,
-            work=Path(folder),
+            folder=run,
+            installation=installation,
             options=options.server,
             seconds=options.seconds,
             requests=requests,
-            signals=signals,
         )
         title = f"{' '.join(map(str, plan.loads))}, {RUNS} runs of {options.seconds:g} s each"
         if plan.limited:
-            title = f"The defaults, as far as the lists given allow: {plan.defaults}\n{title}"
+            title = f"The defaults, as far as the given lists allow: {plan.defaults}\n{title}"
         session = Session(plan, bench.measure, title, ends, Table(sys.stdout), progress)
         try:
             written, verdict = session.run()
         finally:
             progress.clear()
-        repository.render(options.out, bench.rendering(written), force=options.force)
-        write_record(options, plan, session.searched, session.checked, written, verdict)
+        with uninterruptible():
+            repository.render(options.out, bench.rendering(written), force=options.force)
+            write_record(options, plan, session.searched, session.checked, written, verdict)
     print(f"{verdict.sentence[0].upper()}{verdict.sentence[1:]}.")
     print(f"Written: {describe(written, plan.defaults)}")
-    print(f"tritonserver --model-repository={options.out}")
+    print(repository.tritonserver_line(options.out))
 
 
-def _model(options: TuneOptions) -> tuple["ModelFiles", int]:
-    """The model's files, and the tokens a batch holds by default."""
+def _model(options: TuneSettings) -> tuple["ModelFiles", int]:
+    """The model's files, and the default budget of a batch in tokens."""
     try:
         import tokenizers  # noqa: F401
 
         from tritonembed_engine.errors import ModelError
-        from tritonembed_engine.loading import max_batch_tokens
+        from tritonembed_engine.executors.loading import max_batch_tokens
         from tritonembed_engine.model.files import read_model_files
         from tritonembed_engine.settings import ModelSettings
     except ImportError as error:

@@ -1,11 +1,12 @@
-"""The search: from the defaults, one setting at a time, as far as it helps. It never tries the full product."""
+"""The search: from the defaults, one setting at a time, as far as it helps. It never tries the full product.
+
+Then the verdict: whether the choice beats the defaults on a load that the search has not seen.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tritonembed_manager.tune.attempts import Attempt, Ledger
-from tritonembed_manager.tune.candidate import SETTINGS, Candidate, Space
-from tritonembed_manager.tune.noise import Comparison, compare, scatter
+from tritonembed_manager.tune.attempts import SETTINGS, Attempt, Candidate, Comparison, Ledger, Space, compare, scatter
 
 PASSES = 3
 """Times each setting gets its turn at most: a setting may gain only once another has moved."""
@@ -54,13 +55,13 @@ class Search:
         return sum(not self.ledger.count(candidate) for candidate in near)
 
     def closest(self) -> tuple[Candidate, Comparison] | None:
-        """Which other candidate came out best against the start, and how; None where none can be compared."""
+        """Which other candidate came out best against the start, and how; None if none can be compared."""
         found = [(c, self.comparison(c, self.start)) for c in self.ledger.candidates() if c != self.start]
         compared = [(candidate, comparison) for candidate, comparison in found if comparison is not None]
         return max(compared, key=lambda pair: pair[1].gain, default=None)
 
     def comparison(self, candidate: Candidate, holder: Candidate) -> Comparison | None:
-        """How a candidate compares with another; None where one of the two does not work.
+        """How a candidate compares with another; None if one of the two does not work.
 
         Of the candidate its slowest attempt counts: a gain that a second server does not show again was none.
         """
@@ -70,7 +71,7 @@ class Search:
         return compare(self.ledger.slowest(candidate), self.ledger.rates(holder), sigma)
 
     def _walk(self, setting: str) -> None:
-        """Upwards while that helps; where it does not at all, downwards."""
+        """Upwards while that helps; if it never does, downwards."""
         values = list(self.space.values(setting))
         for step in (1, -1):
             origin = self.best
@@ -89,7 +90,7 @@ class Search:
             return self.ledger.works(candidate)
         if found.is_clear or not found.is_promising or self.ledger.count(candidate) > 1:
             return found.is_gain
-        # Close to noise: another start tells.
+        # Close to noise: another start decides.
         return self._attempt_if_time(candidate) and self._is_better(candidate)
 
     def _is_better(self, candidate: Candidate) -> bool:
@@ -115,3 +116,60 @@ class Search:
 
     def _attempt(self, candidate: Candidate) -> None:
         self.ledger.add(self.measure(candidate))
+
+
+ROUNDS = 2
+"""Defaults, choice, defaults, choice: what drifts on the machine meets both."""
+ATTEMPTS = 2 * ROUNDS
+TOO_NOISY = 0.2
+"""If noise hides gains of this size, the measurements prove little."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the choice is written, and the sentence that says why."""
+
+    beats_defaults: bool
+    sentence: str
+    comparison: Comparison | None = None
+    """On the second load; None if there is nothing to compare."""
+
+
+OUT_OF_TIME = Verdict(False, "the budget ended before the choice was compared with the defaults; the defaults are kept")
+
+
+def no_gain(search: Search) -> Verdict:
+    """The search came back to the defaults."""
+    kept = "nothing tried beats the defaults by more than noise; the defaults are kept"
+    closest = search.closest()
+    detail = "" if closest is None else f" (the best of the others, {closest[0]}: {closest[1]})"
+    if closest is not None and closest[1].needed > TOO_NOISY:
+        detail += "; equal settings differed too much for a verdict (is the machine busy with something else?)"
+    return Verdict(False, f"the budget ended the search: {kept}{detail}" if search.ran_out else kept + detail)
+
+
+def check_choice(
+    choice: Candidate, defaults: Candidate, load: str, measure: Measure, may_go_on: Callable[[], bool], ledger: Ledger
+) -> Verdict:
+    """Measure both in turn on the second load. `ledger` takes the attempts; it begins empty.
+
+    A candidate that failed once is not started again.
+    """
+    for _ in range(ROUNDS):
+        for candidate in (defaults, choice):
+            if ledger.failure(candidate) is None:
+                if not may_go_on():
+                    return OUT_OF_TIME
+                ledger.add(measure(candidate))
+    return _judge(choice, defaults, load, ledger)
+
+
+def _judge(choice: Candidate, defaults: Candidate, load: str, ledger: Ledger) -> Verdict:
+    if not ledger.works(choice):
+        return Verdict(False, f"the choice fails on {load} ({ledger.failure(choice)}); the defaults are kept")
+    if not ledger.works(defaults):
+        return Verdict(True, f"the defaults do not work here ({ledger.failure(defaults)}); the choice does")
+    found = compare(ledger.rates(choice), ledger.rates(defaults), scatter(ledger.all_rates()))
+    if found.is_gain:
+        return Verdict(True, f"the choice beats the defaults on {load} too: {found}", found)
+    return Verdict(False, f"the choice does not beat the defaults on {load}: {found}; the defaults are kept", found)

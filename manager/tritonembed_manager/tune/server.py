@@ -1,24 +1,27 @@
-"""The server of one candidate: `tritonembed-manager replica` on free loopback ports."""
+"""The server of one candidate: a tritonserver on free loopback ports, which ends with its attempt."""
 
+import asyncio
 import os
-import re
 import signal
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from tritonembed_manager.signals import SignalPipe
-from tritonembed_manager.tune.child import Child, wait
+from tritonembed_manager.errors import ManagerError
+from tritonembed_manager.server.ports import FIRST_PORT, HeldPorts
+from tritonembed_manager.server.process import ServerProcess
+from tritonembed_manager.server.run_folder import RunFolder, new_region_prefix
+from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
+from tritonembed_manager.server.signals import Interrupted, handled, ignore
+from tritonembed_manager.server.started import StartedServer
+from tritonembed_manager.server.tritonserver import Installation, command_and_environment
 
-DRAIN_S = 10
-HOST = "127.0.0.1"
-STARTS = 3
-"""A port that was free may be taken a moment later: then once more, on others."""
-_SAID = "tritonembed-manager: "
-_PORT_TAKEN = re.compile(r"port \d+ is taken|already in use")
+_DRAIN_S = 10.0
+"""Never used: a candidate's server is killed, because nothing is in flight that anybody waits for."""
+_Result = TypeVar("_Result")
 
 
 class CandidateFailedError(Exception):
@@ -32,82 +35,104 @@ class ServerOptions:
     startup_timeout: float
     """Seconds until it is ready."""
     tritonserver: Path | None = None
-    limited_by: str = "--startup-timeout"
+    startup_limit: str = "--startup-timeout"
     """The option that sets the timeout."""
 
 
 class CandidateServer:
-    """A server that is ready. Ended by the context manager that made it."""
+    """A server that is ready."""
 
-    def __init__(self, child: Child, port: int, lines: list[str]) -> None:
-        self._child = child
-        self._lines = lines
-        self.target = f"{HOST}:{port}"
+    def __init__(self, server: StartedServer, address: str) -> None:
+        self._server = server
+        self.target = address
+        self.over = server.over
+        """Done once the server broke."""
 
     def check(self) -> None:
-        """Raises CandidateFailedError when it has ended."""
-        if self._child.exit_code is not None:
-            raise CandidateFailedError(_reason(self._child, self._lines))
+        """Raise CandidateFailedError if it broke."""
+        if self.over.done() and (error := self.over.exception()) is not None:
+            raise CandidateFailedError(str(error))
 
 
-@contextmanager
-def candidate_server(
-    repository: Path, options: ServerOptions, signals: SignalPipe, tick: Callable[[], None]
-) -> Iterator[CandidateServer]:
-    """Start it and wait until an inference has succeeded; at the end nothing of it is left.
+@asynccontextmanager
+async def candidate_server(
+    repository: Path, options: ServerOptions, installation: Installation, run: RunFolder
+) -> AsyncIterator[CandidateServer]:
+    """Start a server and wait until an inference has succeeded. At the end nothing of it is left.
 
-    tick: called several times a second while waiting.
-    Raises CandidateFailedError when it does not become ready, Interrupted when a stop signal comes.
+    Raises CandidateFailedError if it does not become ready.
     """
-    for start in range(1, STARTS + 1):
-        port, command = _command(repository, options)
-        with Child(command, _environment()) as child:
-            lines: list[str] = []
-            deadline = time.monotonic() + options.startup_timeout
-            while not _is_ready(lines) and child.exit_code is None:
-                wait(signals)
-                tick()
-                if time.monotonic() > deadline:
-                    raise CandidateFailedError(
-                        f"not ready after {options.startup_timeout:.3g} s ({options.limited_by})"
-                    )
-                lines += child.new_lines()
-            if _is_ready(lines):
-                # From now on what it starts is known, whichever of them ends first.
-                child.members()
-                yield CandidateServer(child, port, lines)
-                return
-            reason = _reason(child, lines)
-        if start == STARTS or not _PORT_TAKEN.search(reason):
-            raise CandidateFailedError(reason)
+    with closing(HeldPorts(LOOPBACK, FIRST_PORT, 3)) as held, tempfile.TemporaryDirectory(dir=run.path) as folder:
+        settings = _settings(held.ports, options)
+        command, environment = command_and_environment(
+            installation, repository, settings, inherited_environment(), Path(folder)
+        )
+
+        def start() -> ServerProcess:
+            prefix = new_region_prefix()
+            return ServerProcess(command(prefix), environment, prefix, home=run.home(), keep_open=[run.lock])
+
+        async with StartedServer(settings, start) as server:
+            try:
+                await server.until_ready()
+            except ManagerError as error:
+                raise CandidateFailedError(str(error)) from None
+            yield CandidateServer(server, settings.local_address)
 
 
-def _command(repository: Path, options: ServerOptions) -> tuple[int, list[str]]:
-    from tritonembed_perf.server import free_ports
+def _settings(ports: list[int], options: ServerOptions) -> ServerSettings:
+    grpc, http, metrics = ports
+    return ServerSettings(
+        host=LOOPBACK,
+        grpc_port=grpc,
+        http_port=http,
+        metrics_port=metrics,
+        http_host=LOOPBACK,
+        metrics_host=LOOPBACK,
+        model_control_mode="none",
+        tritonserver=options.tritonserver,
+        mps=True,
+        startup_timeout=options.startup_timeout,
+        startup_limit=options.startup_limit,
+        drain_timeout=_DRAIN_S,
+        log_verbose=False,
+        log_requests=False,
+    )
 
-    grpc, http, metrics = free_ports(3)
-    command = [sys.executable, "-m", "tritonembed_manager", "replica", f"--model-repository={repository}"]
-    command += [f"--host={HOST}", f"--port={grpc}", f"--http-port={http}", f"--metrics-port={metrics}"]
-    # Our own deadline is earlier; it is the one that is told.
-    command += [f"--startup-timeout={options.startup_timeout + 60:g}", f"--drain-timeout={DRAIN_S}"]
-    if options.tritonserver is not None:
-        command.append(f"--tritonserver={options.tritonserver}")
-    return grpc, command
 
-
-def _environment() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """Ours without the options in it: they have been read, and TRITONEMBED_MODEL would win over model.json."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TRITONEMBED_")}
 
 
-def _is_ready(lines: list[str]) -> bool:
-    return any(line.startswith("READY ") for line in lines)
+def run_interruptible(work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Run a coroutine in a loop of its own. A stop signal cancels it. Raises Interrupted once it has ended then.
+
+    Main thread only.
+    """
+    return asyncio.run(_until_signal(work))
 
 
-def _reason(child: Child, lines: list[str]) -> str:
-    """What the manager said last, once it has ended."""
-    code = child.exit_code
-    if code is not None and code < 0:
-        return f"the server was ended by {signal.Signals(-code).name}"
-    said = [line.removeprefix(_SAID) for line in [*lines, *child.new_lines()] if line.startswith(_SAID)]
-    return said[-1] if said else "the server ended without a word"
+async def _until_signal(work: Coroutine[Any, Any, _Result]) -> _Result:
+    task = asyncio.create_task(work)
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        # Once only: a second signal must not interrupt the cleaning up.
+        if not received:
+            task.cancel()
+        received.append(number)
+
+    loop = asyncio.get_running_loop()
+    with handled(ignore) as signals:
+        for number in signals:
+            loop.add_signal_handler(number, stop, number)
+        await asyncio.wait([task])
+        for number in signals:
+            loop.remove_signal_handler(number)
+    error = None if task.cancelled() else task.exception()
+    if received:
+        raise Interrupted(signal.Signals(received[0]))
+    if error is not None:
+        raise error
+    return task.result()

@@ -1,0 +1,1 @@
+"""The commands of `tritonembed-manager`: their options, and what they resolve to."""

@@ -1,0 +1,158 @@
+"""The typer commands. Each imports its implementation only when it runs, so that `--help` is quick."""
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tritonembed_manager.commands.options import (
+    Force,
+    ListenOptions,
+    Model,
+    ModelRepository,
+    OutFolder,
+    RepositoryOptions,
+    RunOptions,
+    check_out_folder,
+)
+from tritonembed_manager.commands.serve import serve
+from tritonembed_manager.commands.signature import on_command_line, with_options
+from tritonembed_manager.commands.status import status
+from tritonembed_manager.commands.tune import tune
+from tritonembed_manager.commands.verify import verify
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.errors import one_line_errors as _one_line_errors
+from tritonembed_manager.server.signals import abandonable_start, interruptible
+from tritonembed_manager.server.vllm_arguments import did_you_mean, missing_model, own_options
+
+if TYPE_CHECKING:
+    from tritonembed_manager.server.settings import RenderSettings
+
+# Any option that is not ours is vLLM's.
+TAKES_VLLM_ARGUMENTS = {"allow_extra_args": True, "ignore_unknown_options": True}
+VLLM_EPILOG = (
+    "Any further option is a vLLM engine argument, as `vllm serve` takes them: --dtype, --max-model-len, … "
+    "(or TRITONEMBED_DTYPE, TRITONEMBED_MAX_MODEL_LEN, …)."
+)
+
+app = typer.Typer(
+    name="tritonembed-manager",
+    help="Runs Triton servers that embed text.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"tritonembed-manager {version('tritonembed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Runs Triton servers that embed text."""
+
+
+@app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)
+@with_options
+def render(context: typer.Context, out: OutFolder, model: Model, repository: RepositoryOptions, force: Force) -> None:
+    """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
+    with _one_line_errors(), interruptible():
+        check_out_folder(context, out)
+        if model is None:
+            raise missing_model(context)
+        from tritonembed_manager.server.repository import check_model, is_folder, tritonserver_line
+        from tritonembed_manager.server.repository import render as write
+
+        settings = _render_settings(context, model, repository)
+        # A name on the hub is not checked, so that a repository can be rendered without a network.
+        if is_folder(settings.model):
+            check_model(settings.model, None, settings.vllm.get("max_model_len"))
+        write(out, settings, force=force)
+        print(tritonserver_line(out))
+
+
+@app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)
+@with_options
+def replica(
+    context: typer.Context,
+    model: Model,
+    model_repository: ModelRepository,
+    listen: ListenOptions,
+    repository: RepositoryOptions,
+    run: RunOptions,
+) -> None:
+    """Run one Triton server in the foreground. READY is printed once an inference has succeeded."""
+    with _one_line_errors(), abandonable_start():
+        from tritonembed_manager.server.foreground import run_replica
+        from tritonembed_manager.server.settings import ServerSettings
+
+        server = ServerSettings(
+            host=listen.host,
+            grpc_port=listen.port,
+            http_port=listen.http_port,
+            metrics_port=listen.metrics_port,
+            http_host=listen.http_host,
+            metrics_host=listen.metrics_host,
+            model_control_mode=run.model_control_mode,
+            tritonserver=run.tritonserver,
+            mps=run.mps,
+            startup_timeout=run.startup_timeout,
+            drain_timeout=run.drain_timeout,
+            log_verbose=run.log_verbose,
+            log_requests=not run.disable_log_request,
+        )
+        if model_repository is not None:
+            _refuse_what_render_would_use(context)
+            run_replica(server, repository=model_repository, work_dir=run.work_dir)
+            return
+        if model is None:
+            raise missing_model(context, " (or --model-repository, for one that is rendered already)")
+        run_replica(server, render=_render_settings(context, model, repository), work_dir=run.work_dir)
+
+
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
+app.command()(status)
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(verify)
+app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
+
+
+def _render_settings(context: typer.Context, model: str, options: RepositoryOptions) -> "RenderSettings":
+    from tritonembed_manager.server import settings
+    from tritonembed_manager.server import vllm_arguments as engine_arguments
+
+    device = settings.resolve_device(options.device)
+    return settings.RenderSettings(
+        model=settings.model_reference(model),
+        device=device,
+        tokenizer_instances=settings.resolve_tokenizer_instances(options.tokenizer_instances, device),
+        replicas=options.replicas,
+        gpus=settings.parse_gpus(options.gpus),
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_batch_tokens=options.max_batch_tokens,
+        executor=options.executor,
+        queue_limits=options.queue_limits,
+        reference=settings.resolve_reference(options.reference, options.no_reference),
+        deterministic=options.deterministic,
+        vllm=engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context)),
+    )
+
+
+def _refuse_what_render_would_use(context: typer.Context) -> None:
+    """Raise StartError for an option that shapes a repository: a rendered repository runs unchanged."""
+    shaping = {"model", *(field.name for field in fields(RepositoryOptions))}
+    for name, given in on_command_line(context).items():
+        if name in shaping:
+            raise StartError(f"{given} goes with rendering; --model-repository runs a repository unchanged")
+    if context.args:
+        given, meant = context.args[0], did_you_mean(context.args[0], own_options(context))
+        raise StartError(f"{given} goes with rendering; --model-repository runs a repository unchanged{meant}")

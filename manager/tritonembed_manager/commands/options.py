@@ -1,0 +1,168 @@
+"""The options that several commands share. Each is declared once, with its default; see signature.py for the names."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.server import machine
+from tritonembed_manager.server.settings import LOOPBACK, ControlMode, RenderSettings
+from tritonembed_manager.server.vllm_arguments import did_you_mean, own_options
+from tritonembed_protocol.limits import SERVER_HTTP_PORT, SERVER_METRICS_PORT, SERVER_PORT
+
+MODEL_HELP = "Name on the Hugging Face hub, or a folder."
+
+OutFolder = Annotated[Path, typer.Argument(help="The folder to write.")]
+Model = Annotated[str | None, typer.Option(None, help=MODEL_HELP)]
+Device = Annotated[
+    machine.Device | None, typer.Option(None, help="Device of the model; by default the one that this machine has.")
+]
+Gpus = Annotated[str | None, typer.Option(None, help="GPU numbers such as 0,1; by default every GPU.")]
+TensorParallelSize = Annotated[
+    int, typer.Option(RenderSettings.tensor_parallel_size, min=1, help="GPUs that share one replica.")
+]
+MaxBatchTokens = Annotated[int | None, typer.Option(None, min=1, help="Tokens in one batch.")]
+Executor = Annotated[
+    Literal["auto", "direct", "scheduler", "transformers"] | None,
+    typer.Option(None, help="Executor of the model; by default auto."),
+]
+QueueLimits = Annotated[
+    bool | None,
+    typer.Option(
+        None,
+        "--queue-limits/--no-queue-limits",
+        help="Bounded queues, priorities and deadlines in Triton. Without them its batcher does not hold up bursts. "
+        "On by default with a GPU; off for `serve`, which bounds requests itself.",
+        show_default=False,
+    ),
+]
+Reference = Annotated[
+    Path | None,
+    typer.Option(
+        None,
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        help="Compare the vectors with these of sentence-transformers (.npz: texts, vectors) instead of "
+        "transformers in float32.",
+    ),
+]
+NoReference = Annotated[bool, typer.Option(False, help="Serve without comparing the vectors with a reference.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        False,
+        help="The same text gives the same bits, whatever else is served: one sentence per batch. Costs throughput.",
+    ),
+]
+Force = Annotated[bool, typer.Option(False, help="Write into a folder that holds something else, too.")]
+
+ModelRepository = Annotated[
+    Path | None,
+    typer.Option(None, exists=True, file_okay=False, resolve_path=True, help="Run this rendered repository unchanged."),
+]
+Host = Annotated[str, typer.Option("0.0.0.0", help="Address to listen on with gRPC.")]
+Port = Annotated[int, typer.Option(SERVER_PORT, min=1, max=65535, help="gRPC port.")]
+HttpPort = Annotated[int, typer.Option(SERVER_HTTP_PORT, min=1, max=65535, help="HTTP port.")]
+WorkDir = Annotated[
+    Path | None,
+    typer.Option(
+        None,
+        file_okay=False,
+        resolve_path=True,
+        help="Folder for the rendered repository; by default a temporary one.",
+    ),
+]
+Tritonserver = Annotated[
+    Path | None,
+    typer.Option(
+        None, help="The server's program; by default on PATH, in /opt/tritonserver, or in the nvidia-pytriton wheel."
+    ),
+]
+Mps = Annotated[
+    bool,
+    typer.Option(
+        True, "--mps/--no-mps", help="NVIDIA's MPS, if it is installed: replicas that share a GPU run at the same time."
+    ),
+]
+StartupTimeout = Annotated[float, typer.Option(1800.0, min=1, help="Seconds until READY.")]
+DrainTimeout = Annotated[float, typer.Option(30.0, min=1, help="Seconds for requests in flight at the end.")]
+LogVerbose = Annotated[bool, typer.Option(False, help="Show all of Triton's log.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryOptions:
+    """Options that shape a model repository, in addition to the model and vLLM's arguments."""
+
+    device: Device
+    tokenizer_instances: Annotated[
+        int | None,
+        typer.Option(
+            None,
+            "--tokenizer-instances",
+            "--workers",
+            min=1,
+            help="Tokenizer instances on the CPU; by default 8 with a GPU, 2 without, at most one per core.",
+        ),
+    ]
+    replicas: Annotated[int, typer.Option(RenderSettings.replicas, min=1, help="Embedder replicas per GPU.")]
+    gpus: Gpus
+    tensor_parallel_size: TensorParallelSize
+    max_batch_tokens: MaxBatchTokens
+    executor: Executor
+    queue_limits: QueueLimits
+    reference: Reference
+    no_reference: NoReference
+    deterministic: Deterministic
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenOptions:
+    """Where one server listens."""
+
+    host: Host
+    port: Port
+    http_port: HttpPort
+    http_host: Annotated[str, typer.Option(LOOPBACK, help="Address of Triton's own HTTP, which has no access control.")]
+    metrics_host: Annotated[
+        str,
+        typer.Option(
+            LOOPBACK,
+            help="Address of the metrics; a manager or a Prometheus on another host needs one that it can reach.",
+        ),
+    ]
+    metrics_port: Annotated[int, typer.Option(SERVER_METRICS_PORT, min=1, max=65535, help="Prometheus port.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How one server runs."""
+
+    model_control_mode: Annotated[
+        ControlMode,
+        typer.Option(
+            "none", help="Triton's: none, poll, or explicit (load and unload by request; all are loaded at the start)."
+        ),
+    ]
+    work_dir: WorkDir
+    tritonserver: Tritonserver
+    mps: Mps
+    startup_timeout: StartupTimeout
+    drain_timeout: DrainTimeout
+    log_verbose: LogVerbose
+    disable_log_request: Annotated[
+        bool,
+        typer.Option(
+            False,
+            help="With --log-verbose: leave out Triton's lines per request. Without it requests are never logged.",
+        ),
+    ]
+
+
+def check_out_folder(context: typer.Context, out: Path) -> None:
+    """Raise StartError if an unknown option stands in the place of the folder."""
+    if str(out).startswith("-"):
+        meant = did_you_mean(str(out), own_options(context))
+        raise StartError(f"the folder to write comes first, before {out}{meant}")

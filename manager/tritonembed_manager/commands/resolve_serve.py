@@ -1,0 +1,113 @@
+"""Turns the options of `serve` into its settings. Applies the machine's defaults and refuses contradictions."""
+
+from typing import Any
+
+import typer
+
+from tritonembed_manager.commands.serve import Mark, ServeOptions
+from tritonembed_manager.commands.signature import marked, on_command_line
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
+from tritonembed_manager.router.control.health import HealthSettings
+from tritonembed_manager.router.control.plan import plan_servers
+from tritonembed_manager.router.control.restarts import RestartLimits
+from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
+from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
+from tritonembed_manager.server import vllm_arguments as engine_arguments
+from tritonembed_manager.server.settings import (
+    RenderSettings,
+    model_reference,
+    resolve_device,
+    resolve_reference,
+    resolve_tokenizer_instances,
+)
+
+
+def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
+    """Return the settings. Raises StartError if options contradict each other."""
+    attaching = next((name for name in marked(ServeOptions, Mark.ATTACHED) if getattr(options, name)), None)
+    model = options.model
+    if not model and not attaching:
+        raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
+    names = served_names(model or ENSEMBLE, options.served_model_name or ())
+    return ServeSettings(
+        model=names.model,
+        more_ids=names.ids[1:],
+        other_names=names.others,
+        attach=_attach(context, options, attaching) if attaching else None,
+        launch=_launch(context, options, model) if model and not attaching else None,
+        host=options.host,
+        port=options.port,
+        http_port=options.http_port,
+        workers=options.workers,
+        policy=options.load_balancing,
+        health=HealthSettings(options.health_interval, options.health_timeout),
+        forward_timeout=options.forward_timeout,
+        startup_timeout=options.startup_timeout,
+        lame_duck=options.lame_duck,
+        drain_timeout=options.drain_timeout,
+        max_in_flight=options.max_in_flight,
+        max_in_flight_per_server=options.max_in_flight_per_server,
+        log_format=options.log_format,
+        http_header_timeout=options.http_header_timeout,
+        receive_timeout=options.receive_timeout,
+        min_receive_rate=options.min_receive_rate,
+        max_connections_per_peer=options.max_connections_per_peer,
+        admin=options.admin,
+    )
+
+
+def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> AttachSettings:
+    option = f"--{attaching.replace('_', '-')}"
+    for name, given in on_command_line(context).items():
+        if name in marked(ServeOptions, Mark.LAUNCHED):
+            raise StartError(f"{given} is for servers that are launched; {option} attaches to others")
+    if context.args:
+        meant = engine_arguments.did_you_mean(context.args[0], engine_arguments.own_options(context))
+        raise StartError(f"{context.args[0]} is for servers that are launched; {option} attaches to others{meant}")
+    dns = options.servers_dns
+    if dns:
+        parse_servers([dns], "--servers-dns")
+    return AttachSettings(
+        servers=parse_servers(options.server or (), "--server"),
+        file=ServersFile(options.servers_file) if options.servers_file else None,
+        dns=ServersDns(dns) if dns else None,
+    )
+
+
+def _launch(context: typer.Context, options: ServeOptions, model: str) -> LaunchSettings:
+    device = resolve_device(options.device)
+    if device == "cpu":
+        for name, given in on_command_line(context).items():
+            if name in marked(ServeOptions, Mark.ON_A_GPU):
+                raise StartError(f"{given} needs --device cuda")
+    vllm: dict[str, Any] = engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context))
+    base = RenderSettings(
+        model=model_reference(model),
+        device=device,
+        tokenizer_instances=resolve_tokenizer_instances(options.tokenizer_instances, device),
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_batch_tokens=options.max_batch_tokens,
+        reference=resolve_reference(options.reference, options.no_reference),
+        deterministic=options.deterministic,
+        executor=options.executor,
+        queue_limits=options.queue_limits,
+        vllm={**vllm, "gpu_memory_utilization": options.gpu_memory_utilization} if device == "cuda" else vllm,
+    )
+    plans = plan_servers(
+        base,
+        num_replicas=options.num_replicas,
+        num_gpus=options.num_gpus,
+        assignment=options.gpu_assignment,
+        servers=options.servers,
+    )
+    return LaunchSettings(
+        plans=plans,
+        host=options.replica_host,
+        start_port=options.start_port,
+        tritonserver=options.tritonserver,
+        mps=options.mps,
+        work_dir=options.work_dir,
+        limits=RestartLimits(limit=options.max_restarts, window=options.restart_window),
+        log_verbose=options.log_verbose,
+    )

@@ -1,0 +1,166 @@
+"""`tritonembed-manager status`: shows the servers behind a running manager, as a table or as JSON."""
+
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.errors import ManagerError, one_line_errors
+from tritonembed_protocol.limits import ENDPOINT_HTTP_PORT
+from tritonembed_protocol.printable import printable, printable_json
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+_STYLES = {
+    "ready": "green",
+    "starting": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "refused": "red",
+    "failed": "bold red",
+}
+_NUMBERS = ("replicas", "in flight", "rate /s", "p50 ms", "p99 ms", "restarts")
+
+
+def table(status: dict[str, Any]) -> "Group":
+    """The status as a table for 80 columns.
+
+    It has a row per server and one for all. Below follow tokens, errors and why a server is not ready.
+    """
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    status = printable_json(status)
+    rows = Table(box=None, pad_edge=False, show_footer=True)
+    totals = status["totals"]
+    # If there is not enough room, only the names are broken.
+    rows.add_column("server", "in all", overflow="fold")
+    rows.add_column("state", f"{totals['ready']} ready", no_wrap=True)
+    for name, total in zip(_NUMBERS, _numbers(totals), strict=True):
+        rows.add_column(name, total, justify="right", no_wrap=True)
+    for server in status["servers"]:
+        state = server["state"]
+        rows.add_row(
+            Text(server["id"]),
+            Text(state, style=_STYLES.get(state, "")),
+            *_numbers(server),
+        )
+    reasons = [f"{server['id']} is {server['state']}: {server['why']}" for server in status["servers"] if server["why"]]
+    workers = status["workers"]
+    draining = ", draining" if status["draining"] else ", ending (--lame-duck)" if status.get("lame_duck") else ""
+    running = f"{workers['ready']} of {workers['count']} workers, up {_duration(status['uptime_s'])}{draining}"
+    head = f"{status['model']}: {status['policy']} over {totals['servers']} servers, {running}"
+    warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
+    return Group(Text(head), *warnings, rows, *(Text(line) for line in (*_of_all(totals), *reasons)))
+
+
+def _of_all(totals: dict[str, Any]) -> list[str]:
+    """Totals without a column, because they would not fit into 80."""
+    lines = [f"{totals['token_rate']:,.0f} tokens/s"] if totals.get("tokens") else []
+    for whose in ("service", "client"):
+        codes = totals.get(f"{whose}_errors", {})
+        if codes:
+            lines.append(f"{whose} errors: {', '.join(f'{code} {count:,}' for code, count in codes.items())}")
+    return lines
+
+
+def _numbers(counted: dict[str, Any]) -> list[str]:
+    """The numbers of a server, or of all servers, in the order of `_NUMBERS`."""
+    return [
+        str(counted["replicas"]),
+        str(counted["in_flight"]),
+        f"{counted['rate']:.1f}",
+        _ms(counted["p50_ms"]),
+        _ms(counted["p99_ms"]),
+        str(counted["restarts"]),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+_EVERY_S = 1.0
+_TIMEOUT_S = 5.0
+
+
+@with_options
+def status(
+    manager: Annotated[
+        str,
+        typer.Option(f"127.0.0.1:{ENDPOINT_HTTP_PORT}", help="HTTP address of the manager, host:port."),
+    ],
+    watch: Annotated[bool, typer.Option(False, help="Show it again every second, until Ctrl-C.")],
+    as_json: Annotated[
+        bool, typer.Option(False, "--json", help="All of it as one JSON object; with --watch, one per line.")
+    ],
+) -> None:
+    """Show the servers: state, model, replicas, in flight, rate, latency, restarts."""
+    with one_line_errors():
+        if as_json:
+            _print_json(manager, watch)
+        elif watch:
+            _watch(manager)
+        else:
+            from rich.console import Console
+
+            Console().print(table(fetch(manager)))
+
+
+def fetch(manager: str) -> dict[str, Any]:
+    """The manager's status. Raises ManagerError if it does not answer."""
+    import http.client
+    import urllib.error
+    import urllib.request
+
+    url = f"{manager if '://' in manager else f'http://{manager}'}/status"
+    try:
+        # The manager is near, so a proxy for the web is not used.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(
+            urllib.request.Request(url, headers={"Accept": "application/json"}), timeout=_TIMEOUT_S
+        ) as answer:
+            found: dict[str, Any] = json.load(answer)
+            return found
+    except (json.JSONDecodeError, UnicodeDecodeError, http.client.BadStatusLine, http.client.LineTooLong):
+        # The texts of these errors hold what was received, such as the bytes of gRPC.
+        why = "the program there is not a manager, or this is not its --http-port"
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or error
+        why = getattr(reason, "strerror", None) or str(reason)
+    raise ManagerError(f"no manager answers at {manager}: {why}")
+
+
+def _print_json(manager: str, watch: bool) -> None:
+    print(json.dumps(fetch(manager), indent=None if watch else 2), flush=True)
+    while watch:
+        time.sleep(_EVERY_S)
+        try:
+            print(json.dumps(fetch(manager)), flush=True)
+        except ManagerError as error:
+            # The manager may be restarting: try again.
+            print(f"tritonembed-manager: {printable(str(error))}", file=sys.stderr, flush=True)
+
+
+def _watch(manager: str) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(table(fetch(manager)), auto_refresh=False) as live:
+        while True:
+            time.sleep(_EVERY_S)
+            try:
+                live.update(table(fetch(manager)), refresh=True)
+            except ManagerError as error:
+                live.update(Text(printable(str(error)), style="red"), refresh=True)

@@ -1,0 +1,116 @@
+"""`tritonembed-manager verify`: checks whether a model's vectors are right on this machine."""
+
+import json
+import os
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tritonembed_engine.stub.child_python import module_command
+from tritonembed_manager.commands import options
+from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.errors import StartError, one_line_errors
+from tritonembed_manager.server.signals import interruptible
+
+WRONG = 1
+"""Exit code if vectors are wrong."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerifyOptions:
+    """The options, in the order of `--help`."""
+
+    device: options.Device
+    executor: options.Executor
+    reference: options.Reference
+    write_reference: Annotated[
+        Path | None,
+        typer.Option(
+            None,
+            envvar=[],
+            dir_okay=False,
+            resolve_path=True,
+            help="Keep the reference, for --reference elsewhere.",
+        ),
+    ]
+    json: Annotated[bool, typer.Option(False, envvar=[], help="The report as JSON.")]
+    log_verbose: options.LogVerbose
+
+
+@with_options
+def verify(
+    context: typer.Context, model: Annotated[str, typer.Argument(help=options.MODEL_HELP)], given: VerifyOptions
+) -> None:
+    """Hold a model's vectors against transformers in float32, or --reference, and print every case.
+
+    Exit code 1 if they are wrong or the model can't be served.
+    """
+    with one_line_errors(), interruptible():
+        from tritonembed_manager.server import settings
+        from tritonembed_manager.server import vllm_arguments as engine_arguments
+        from tritonembed_manager.server.repository import check_model
+
+        if model.startswith("-"):
+            raise StartError(f"the model comes first, before {model}")
+        name = settings.model_reference(model)
+        vllm = engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context))
+        check_model(name, vllm.get("revision"), vllm.get("max_model_len"))
+        where = settings.resolve_device(given.device)
+        if where == "cuda":
+            vllm.setdefault("gpu_memory_utilization", 0.3)
+        engine: dict[str, Any] = {"executor": given.executor or "auto"}
+        if given.reference is not None:
+            engine["reference"] = str(given.reference)
+        asked = {"settings": {"model": name, "vllm": vllm, "engine": engine}, "device": where}
+        write = str(given.write_reference) if given.write_reference else None
+        report = _run({**asked, "write": write}, given.log_verbose)
+        if "error" in report:
+            raise StartError(report["error"])
+        print(json.dumps(report, indent=2)) if given.json else _print(report)
+        if not report["right"]:
+            raise typer.Exit(WRONG)
+
+
+def _run(asked: dict[str, Any], show_log: bool) -> dict[str, Any]:
+    from rich.console import Console
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.json"
+        arguments = json.dumps({**asked, "report": str(file)})
+        command = module_command("tritonembed_engine.verify", arguments)
+        output = None if show_log else subprocess.PIPE
+        with Console(stderr=True).status("embedding the reference's texts, with transformers and with vLLM"):
+            ran = subprocess.run(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(os.environ), check=False
+            )
+        if not file.exists():
+            code = ran.returncode
+            raise StartError(f"the model could not be verified (exit code {code}); --log-verbose shows the reason")
+        report: dict[str, Any] = json.loads(file.read_text())
+        return report
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", "tokens", "cosine", "")
+    for column in table.columns[1:3]:
+        column.justify = "right"
+    for row in report["rows"]:
+        right = row["distance"] <= report["allowed"]
+        table.add_row(row["case"], str(row["tokens"]), f"{1 - row['distance']:.7f}", "" if right else "WRONG")
+    console = Console()
+    console.print(table)
+    least = 1 - max(row["distance"] for row in report["rows"])
+    verdict = "right" if report["right"] else "WRONG"
+    console.print(
+        f"{verdict}: {report['executor']} executor, {report['dtype']}, {len(report['rows'])} cases against"
+        f" {report['source']}: cosine {least:.7f} and more (at least {1 - report['allowed']:.4f} is asked),"
+        f" {report['swaps']} neighbours in another order",
+        soft_wrap=True,
+    )

@@ -1,0 +1,1 @@
+"""`serve`: one endpoint over many Triton servers."""

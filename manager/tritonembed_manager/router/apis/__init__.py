@@ -1,0 +1,1 @@
+"""The APIs of a worker, over gRPC and HTTP."""

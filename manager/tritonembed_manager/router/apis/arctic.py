@@ -1,0 +1,199 @@
+"""Arctic Inference's own gRPC API on the dispatcher, for clients that already use it.
+
+As in Arctic's server, a bad request gets status OK and an answer with its `error` set. A failure that is not the
+request's fault (no server, overload, a deadline) is a gRPC status, as for all other clients of this endpoint.
+
+Messages are converted to KServe's and back without parsing vectors. In both formats, a batch of vectors is a sequence
+of records of one size, each with a header of a few bytes. So an answer is converted as one matrix whose header columns
+are replaced, without a step per vector.
+"""
+
+import logging
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+
+from tritonembed import ServerError
+from tritonembed.inputs import encode_texts
+from tritonembed_manager.router.apis.arctic_aborts import Aborted, Aborts
+from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
+from tritonembed_manager.router.apis.grpc_arrivals import refuse
+from tritonembed_manager.router.apis.grpc_health import outage
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.protobuf import varint
+from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
+from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
+from tritonembed_protocol.status import status_of
+from tritonembed_protocol.types import OUTPUT_TYPES
+
+SERVICE = "arctic_inference.InferenceService"
+_TASK = "embed"
+_log = logging.getLogger(__name__)
+_FLOAT32 = OUTPUT_TYPES["float"].dtype
+_VECTOR_TAG = bytes([arctic.EncodeResponse.EMBEDDING_BYTES_FP32_FIELD_NUMBER << 3 | 2])
+"""First byte of a bytes field; its length follows."""
+
+
+class Settings(Protocol):
+    """The part of a WorkerConfig that this API reads."""
+
+    @property
+    def names(self) -> ServedNames:
+        """Names that requests may have as model_name; GetReplicaInfo sends the first."""
+
+
+def add_arctic(
+    server: grpc.aio.Server,
+    dispatcher: Dispatcher,
+    settings: Settings,
+    is_serving: Callable[[], bool],
+    aborts: Aborts | None = None,
+) -> None:
+    """Add arctic_inference.InferenceService to a server.
+
+    is_serving: False from the moment the worker ends. aborts: calls in flight, shared with the other workers.
+    """
+    service = _Service(dispatcher, settings.names, is_serving, Aborts() if aborts is None else aborts)
+    handlers = {
+        # Bytes in both directions: the answer is built without protobuf.
+        "Encode": grpc.unary_unary_rpc_method_handler(service.encode),
+        "Abort": _handler(service.abort, arctic.AbortRequest),
+        "GetReplicaInfo": _handler(service.replica_info, arctic.ReplicaInfoRequest),
+        "HealthCheck": _handler(service.health_check, arctic.HealthCheckRequest),
+    }
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+
+
+def _handler(method: Callable[[Any, Any], Awaitable[Any]], request: Any) -> Any:
+    return grpc.unary_unary_rpc_method_handler(
+        method,
+        request_deserializer=request.FromString,
+        response_serializer=lambda response: response.SerializeToString(),
+    )
+
+
+class _Service:
+    def __init__(
+        self, dispatcher: Dispatcher, names: ServedNames, is_serving: Callable[[], bool], aborts: Aborts
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._names = names
+        self._is_serving = is_serving
+        self._aborts = aborts
+
+    async def encode(self, message: bytes, context: Any) -> bytes:
+        request_id = ""
+        try:
+            request = _read_encode(message)
+            request_id = request.request_id
+            infer = _to_infer_request(request, self._names)
+            with self._aborts.in_flight(request_id):
+                answer = await self._dispatcher.infer(
+                    infer, timeout=context.time_remaining(), metadata=context.invocation_metadata()
+                )
+            return _to_encode_response(request, answer)
+        except BadRequest as error:
+            self._dispatcher.refused(grpc.StatusCode.INVALID_ARGUMENT)
+            return _to_error_response(request_id, str(error))
+        except Aborted:
+            return _to_error_response(request_id, "aborted")
+        except DispatchError as error:
+            if status_of(error.code.name).request_fault:
+                return _to_error_response(request_id, error.message)
+            return await refuse(context, error)
+        except ServerError as error:
+            _log.error("a server's answer cannot be passed on: %s", error.message)
+            return await refuse(context, DispatchError(grpc.StatusCode.INTERNAL, error.message))
+
+    async def abort(self, request: arctic.AbortRequest, _context: Any) -> arctic.AbortResponse:
+        if not request.request_id:
+            return arctic.AbortResponse(success=False, message="request_id is empty")
+        found = await self._aborts.abort_everywhere(request.request_id)
+        return arctic.AbortResponse(
+            success=found, message="aborted" if found else "no request is in flight under that request_id"
+        )
+
+    async def replica_info(self, _request: arctic.ReplicaInfoRequest, _context: Any) -> arctic.ReplicaInfoResponse:
+        serving = set(self._dispatcher.serving())
+        ready = [server.id in serving for server in self._dispatcher.servers() for _replica in range(server.replicas)]
+        infos = [
+            arctic.SingleReplicaInfoResponse(model_name=self._names.model, task=_TASK, ready=is_ready)
+            for is_ready in ready
+        ]
+        return arctic.ReplicaInfoResponse(replica_infos=infos, n_replicas=len(ready), n_healthy_replicas=sum(ready))
+
+    async def health_check(self, _request: arctic.HealthCheckRequest, _context: Any) -> arctic.HealthCheckResponse:
+        why = outage(self._dispatcher, self._is_serving)
+        return arctic.HealthCheckResponse(healthy=not why, message=why)
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered. The message is for its sender."""
+
+
+def _read_encode(message: bytes) -> arctic.EncodeRequest:
+    """The EncodeRequest in those bytes; without a request_id it gets a new one. Raises BadRequest."""
+    try:
+        request: arctic.EncodeRequest = arctic.EncodeRequest.FromString(message)
+    except DecodeError:
+        raise BadRequest("these bytes are not a valid EncodeRequest, or a text in it is not UTF-8") from None
+    if not request.request_id:
+        request.request_id = str(uuid.uuid4())
+    return request
+
+
+def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> bytes:
+    """The encoded ModelInferRequest for `embedding`, or for `embedder` if there are token ids. Raises BadRequest.
+
+    names: the names that model_name may have; it may also be empty.
+    """
+    if request.model_name and request.model_name not in names:
+        raise BadRequest("model_name: this server has no such model; GetReplicaInfo names it")
+    by_ids = bool(request.token_id_bytes_i32)
+    given = len(request.token_id_bytes_i32 if by_ids else request.prompts)
+    if given != request.n_prompts:
+        what = "token_id_bytes_i32" if by_ids else "prompts"
+        raise BadRequest(f"n_prompts is {request.n_prompts}, and {what} has {given}")
+    if not given:
+        raise BadRequest("there are no prompts")
+    elements = list(request.token_id_bytes_i32) if by_ids else encode_texts(list(request.prompts))
+    infer = service_pb2.ModelInferRequest(
+        model_name="embedder" if by_ids else "embedding",
+        id=request.request_id,
+        raw_input_contents=[frame(elements)],
+    )
+    infer.inputs.add(name="token_ids" if by_ids else "text", datatype="BYTES", shape=(given, 1))
+    infer.outputs.add(name="embedding")
+    return bytes(infer.SerializeToString())
+
+
+def _to_encode_response(request: arctic.EncodeRequest, answer: bytes) -> bytes:
+    """The encoded EncodeResponse for an encoded ModelInferResponse. Raises ServerError if that has no vectors."""
+    try:
+        response = service_pb2.ModelInferResponse.FromString(answer)
+        place = [output.name for output in response.outputs].index("embedding")
+        content = response.raw_output_contents[place]
+    except (DecodeError, ValueError, IndexError):
+        raise ServerError("the server's answer has no output embedding") from None
+    try:
+        vectors = unframe_vectors(content, request.n_prompts, _FLOAT32)
+    except FramingError as error:
+        raise ServerError(str(error)) from None
+    count, dimensions = vectors.shape
+    header = _VECTOR_TAG + varint(dimensions * _FLOAT32.itemsize)
+    records = np.empty((count, len(header) + dimensions * _FLOAT32.itemsize), np.uint8)
+    records[:, : len(header)] = np.frombuffer(header, np.uint8)
+    records[:, len(header) :] = vectors.view(np.uint8)
+    head = arctic.EncodeResponse(request_id=request.request_id, n_prompts=count, embedding_dim=dimensions)
+    return b"".join((head.SerializeToString(), records.data))
+
+
+def _to_error_response(request_id: str, why: str) -> bytes:
+    """The encoded EncodeResponse with the reason why there are no vectors."""
+    return bytes(arctic.EncodeResponse(request_id=request_id, error=why).SerializeToString())

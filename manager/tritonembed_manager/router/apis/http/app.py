@@ -1,0 +1,147 @@
+"""The manager's HTTP API as one aiohttp application."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any, Protocol
+
+import aiohttp
+from aiohttp import web
+
+from tritonembed_manager.router.apis.grpc_health import outage
+from tritonembed_manager.router.apis.http.bodies import MAX_BODY, Bodies
+from tritonembed_manager.router.apis.http.connections import (
+    IDLE_S,
+    Connections,
+    HalfClosingRunner,
+    HttpLimits,
+    note_answer,
+    note_request,
+)
+from tritonembed_manager.router.apis.http.converter import Converter
+from tritonembed_manager.router.apis.http.errors import Handler, answer_errors, counting
+from tritonembed_manager.router.apis.http.kserve import KServe
+from tritonembed_manager.router.apis.http.kserve_admin import KServeAdmin
+from tritonembed_manager.router.apis.http.openai import OpenAI
+from tritonembed_manager.router.apis.http.prometheus import Metrics
+from tritonembed_manager.router.apis.http.status_page import History, StatusPage
+from tritonembed_manager.router.data.admission import Memory
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.tracing import Tracing, from_environment
+from tritonembed_manager.router.interfaces import Dispatcher
+
+CONNECTIONS = web.AppKey("connections", Connections)
+
+
+class Settings(Protocol):
+    """The part of a WorkerConfig that the HTTP API reads."""
+
+    @property
+    def names(self) -> ServedNames:
+        """The names of the model."""
+
+    @property
+    def admin(self) -> bool:
+        """Whether requests may change servers."""
+
+
+def make_app(
+    dispatcher: Dispatcher,
+    settings: Settings,
+    status: Callable[[], dict[str, Any]],
+    is_serving: Callable[[], bool] = lambda: True,
+    tracing: Tracing | None = None,
+    history: History | None = None,
+    *,
+    limits: HttpLimits,
+    memory: Memory | None = None,
+) -> web.Application:
+    """The application, to be run by `make_runner`.
+
+    status: returns the parent's last snapshot, {} before the first.
+    is_serving: False from the moment this worker ends.
+    tracing: by default as the environment configures it.
+    """
+    tracing = from_environment() if tracing is None else tracing
+    sessions: list[aiohttp.ClientSession] = []
+    history = history or History(status)
+    bodies = Bodies(limits, memory=memory)
+    converter = Converter()
+
+    def reason() -> str:
+        return outage(dispatcher, lambda: is_serving() and not status().get("draining"))
+
+    async def around(_app: web.Application) -> AsyncIterator[None]:
+        # There is no proxy between here and a server, whatever the environment sets for HTTP.
+        async with aiohttp.ClientSession(trust_env=False) as session:
+            sessions.append(session)
+            keeping = [asyncio.ensure_future(work) for work in (history.keep(), bodies.keep(), app[CONNECTIONS].keep())]
+            yield
+            for task in keeping:
+                task.cancel()
+            await asyncio.gather(*keeping, converter.close(), return_exceptions=True)
+        await asyncio.to_thread(tracing.close)
+
+    middlewares = [note_request, _traced(tracing), answer_errors, counting(dispatcher.refused)]
+    app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
+    app.on_response_prepare.append(note_answer)
+    app[CONNECTIONS] = Connections(limits)
+    traced = tracing.over(dispatcher)
+    for part in (
+        OpenAI(traced, settings.names, bodies, converter),
+        KServe(traced, reason, bodies, settings.names, converter),
+        KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
+        Metrics(dispatcher.servers, lambda: sessions[0]),
+        StatusPage(reason, status, history),
+    ):
+        app.add_routes(with_trailing_slashes(part.routes()))
+    app.cleanup_ctx.append(around)
+    return app
+
+
+def make_runner(app: web.Application, shutdown_timeout: float) -> web.AppRunner:
+    """Runs the application. shutdown_timeout: seconds for answers that are still being written at the end."""
+    return HalfClosingRunner(
+        app,
+        app[CONNECTIONS],
+        keepalive_timeout=IDLE_S,
+        # Seconds to receive the rest of a refused request.
+        lingering_time=2.0,
+        access_log=None,
+        # If a client goes away, its request is cancelled and its slot is free.
+        handler_cancellation=True,
+        handle_signals=False,
+        shutdown_timeout=shutdown_timeout,
+        # `Bodies` decompresses.
+        auto_decompress=False,
+    )
+
+
+def with_trailing_slashes(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+    """The routes, and each again with a trailing slash, because some clients join URLs that way; not for files."""
+    both = []
+    for route in routes:
+        both.append(route)
+        last = route.path.rpartition("/")[2]
+        if last and "." not in last:
+            both.append(web.route(route.method, f"{route.path}/", route.handler))
+    return both
+
+
+def _traced(tracing: Tracing) -> Any:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = request.match_info.route.resource
+        path = "" if route is None else route.canonical
+        # Spans of probes and pages would hide those of requests.
+        if tracing.provider is None or request.method != "POST":
+            return await handler(request)
+        with tracing.serving(f"{request.method} {path}", request.headers) as span:
+            answer = await handler(request)
+            span.set_attribute("http.request.method", request.method)
+            span.set_attribute("http.route", path)
+            span.set_attribute("http.response.status_code", answer.status)
+            if answer.status >= 500:
+                tracing.failed(span)
+            return answer
+
+    return middleware

@@ -1,0 +1,107 @@
+"""Errors as HTTP answers: OpenAI's JSON form under /v1, KServe's everywhere else."""
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from aiohttp import web
+
+from tritonembed import ServerError
+from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_manager.router.log import place
+from tritonembed_protocol.status import code_of_refusal, status_of
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_CODE = grpc.StatusCode
+_VECTORS = ("/infer", "/embeddings")
+"""Endings of the paths that answer with vectors."""
+_SERVER_ERROR = 500
+LONE_SURROGATE = "a string of the request has a lone surrogate, which has no UTF-8 form"
+_log = logging.getLogger(__name__)
+
+
+class BadRequest(Exception):
+    """A request that cannot be answered. The message is one line for its sender.
+
+    parameter: the field that is wrong. status: HTTP's. code: OpenAI's short word, if it has one.
+    """
+
+    is_counted = False
+    """Whether a dispatcher has received and counted the request."""
+
+    def __init__(self, message: str, parameter: str | None = None, status: int = 400, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.parameter = parameter
+        self.status = status
+        self.code = code
+
+
+@web.middleware
+async def answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into an answer in its client's form. Unexpected errors are logged without their message."""
+    try:
+        return await handler(request)
+    except BadRequest as error:
+        return _answer(request, error)
+    except DispatchError as error:
+        return _dispatch_error(request, error)
+    except UnicodeEncodeError:
+        return _answer(request, BadRequest(LONE_SURROGATE))
+    except ServerError as error:
+        _log.error("a server's answer cannot be passed on: %s", error.message)
+        return _answer(request, BadRequest(error.message, status=_SERVER_ERROR))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        allow = {name: error.headers[name] for name in ("Allow",) if name in error.headers}
+        return _answer(
+            request, BadRequest(f"{request.method} of this path: {error.reason}", status=error.status), allow
+        )
+    except (asyncio.CancelledError, ConnectionError):
+        raise
+    except Exception as error:
+        # Its message and the lines of its traceback may hold a request's text.
+        _log.error("%s in %s: this is a bug", type(error).__name__, place(error.__traceback__))
+        return _answer(request, BadRequest("internal error of the manager", status=_SERVER_ERROR))
+
+
+def counting(refused: Callable[[grpc.StatusCode], None]) -> Any:
+    """A middleware inside answer_errors: counts requests for vectors that are refused before a dispatcher has them."""
+
+    @web.middleware
+    async def count(request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            if not error.is_counted and request.method == "POST" and request.path.rstrip("/").endswith(_VECTORS):
+                refused(grpc.StatusCode[code_of_refusal(error.status)])
+            raise
+
+    return count
+
+
+def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:
+    headers = {}
+    if error.retry_after is not None:
+        # Retry-After has whole seconds; OpenAI's clients also read Retry-After-Ms.
+        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        headers["Retry-After-Ms"] = str(round(error.retry_after * 1000))
+    status = status_of(error.code.name).http
+    code = "rate_limit_exceeded" if error.code is _CODE.RESOURCE_EXHAUSTED else None
+    return _answer(request, BadRequest(error.message, status=status, code=code), headers)
+
+
+def _answer(request: web.Request, error: BadRequest, headers: dict[str, str] | None = None) -> web.Response:
+    form = _openai_form(error) if request.path.startswith("/v1/") else error.message
+    return web.json_response({"error": form}, status=error.status, headers=headers)
+
+
+def _openai_form(error: BadRequest) -> dict[str, Any]:
+    kind = "server_error" if error.status >= _SERVER_ERROR else "invalid_request_error"
+    if error.code == "rate_limit_exceeded":
+        kind = "rate_limit_error"
+    return {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}

@@ -1,0 +1,164 @@
+"""KServe v2 over HTTP: inference, health and models; checks the model and version in a request's path.
+
+The routes are Triton's. They use the same calls as KServe over gRPC, so requests are routed, counted and retried alike,
+and no server needs an HTTP port.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+from aiohttp import web
+from tritonclient.grpc import service_pb2
+
+from tritonembed_manager.router.apis.http.bodies import Bodies
+from tritonembed_manager.router.apis.http.converter import Converted, Converter
+from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.kserve_json import HEADER_LENGTH, InferRequest, to_answer, to_json
+from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
+from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
+from tritonembed_manager.router.data.tracing import metadata_of
+from tritonembed_manager.router.interfaces import Dispatcher
+
+
+class ModelPath(NamedTuple):
+    """A model in a route; name and version are empty if the route has none.
+
+    name: Triton's name of the model.
+    alias: the name that was asked for, if it is another.
+    """
+
+    name: str
+    version: str
+    alias: str
+
+
+def model_pattern(names: ServedNames) -> str:
+    """A model's part of a route. Hub names and folder paths have slashes, which clients may leave unencoded."""
+    slashed = [re.escape(name) for name in (*names.ids, *names.others) if "/" in name and not {"{", "}"} & set(name)]
+    return f"{{model:(?:{'|'.join(('[^{}/]+', *slashed))})}}" if slashed else "{model}"
+
+
+def read_model(request: web.Request, names: ServedNames) -> ModelPath:
+    """The model in a request's path. Raises BadRequest and DispatchError (both are 400)."""
+    try:
+        # Invalid UTF-8 would stay percent-encoded, as if the name had a percent sign.
+        unquote_to_bytes(request.rel_url.raw_path).decode()
+    except UnicodeDecodeError:
+        raise BadRequest("the path is not UTF-8") from None
+    asked, version = request.match_info.get("model", ""), request.match_info.get("version", "")
+    name = names.to_model(asked)
+    if "model" in request.match_info:
+        check_name(name, version)
+    return ModelPath(name, version, "" if name == asked else asked)
+
+
+_NOT_READY = 400
+"""Triton's status; KServe asks for a 4xx."""
+
+
+class KServe:
+    """Inference, and questions about models; kserve_admin.py has the routes that change servers.
+
+    outage: the reason why requests can't be served now, empty if they can. names: aliases of the ensemble.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        outage: Callable[[], str],
+        bodies: Bodies,
+        names: ServedNames,
+        converter: Converter | None = None,
+    ) -> None:
+        self._converter = converter or Converter()
+        self._dispatcher = dispatcher
+        self._names = names
+        self._outage = outage
+        self._bodies = bodies
+
+    def routes(self) -> list[web.RouteDef]:
+        model = f"/v2/models/{model_pattern(self._names)}"
+        both = (model, f"{model}/versions/{{version:[0-9]+}}")
+        return [
+            web.get("/v2", self.server),
+            web.get("/v2/health/live", self.live),
+            web.get("/v2/health/ready", self.ready),
+            web.get("/v2/models/stats", self.stats),
+            *(web.get(path, self.model) for path in both),
+            *(web.get(f"{path}/ready", self.model_ready) for path in both),
+            *(web.get(f"{path}/config", self.config) for path in both),
+            *(web.get(f"{path}/stats", self.stats) for path in both),
+            *(web.post(f"{path}/infer", self.infer) for path in both),
+        ]
+
+    async def live(self, _request: web.Request) -> web.Response:
+        """200: this process answers."""
+        return web.Response()
+
+    async def ready(self, _request: web.Request) -> web.Response:
+        """200 if requests have a server to go to and this worker does not drain."""
+        return web.Response(status=_NOT_READY if self._outage() else 200)
+
+    async def server(self, _request: web.Request) -> web.Response:
+        """Name, version and extensions of the servers."""
+        encoded = await self._dispatcher.call("ServerMetadata", b"", timeout=None)
+        return web.json_response(to_json(service_pb2.ServerMetadataResponse.FromString(encoded)))
+
+    async def model(self, request: web.Request) -> web.Response:
+        """A model's inputs and outputs."""
+        return web.json_response(to_json(await self._call("ModelMetadata", read_model(request, self._names))))
+
+    async def config(self, request: web.Request) -> web.Response:
+        asked = read_model(request, self._names)
+        answer = await self._call("ModelConfig", asked)
+        return web.json_response(to_json(answer.config))
+
+    async def model_ready(self, request: web.Request) -> web.Response:
+        """200 if a server is ready and has the model ready."""
+        if not self._outage() and (await self._call("ModelReady", read_model(request, self._names))).ready:
+            return web.Response()
+        raise BadRequest("Model version not ready", status=_NOT_READY)
+
+    async def stats(self, request: web.Request) -> web.Response:
+        """Statistics of one model or of all models, added up over the servers."""
+        name, version, alias = read_model(request, self._names)
+        asked = service_pb2.ModelStatisticsRequest(name=name, version=version).SerializeToString()
+        # Servers that have just broken are left out.
+        answers = await call_all(self._dispatcher, "ModelStatistics", asked, timeout=None, or_unavailable=True)
+        total = service_pb2.ModelStatisticsResponse.FromString(add_up_statistics(answers))
+        if alias:
+            name_as_asked(total, alias)
+        return web.json_response(to_json(total, unset=True))
+
+    async def infer(self, request: web.Request) -> web.Response:
+        """An inference, with JSON or the binary extension in both directions."""
+        model = read_model(request, self._names)
+        async with self._bodies.read_chunks(request) as chunks:
+            asked = await self._read(request, chunks, model)
+            [message] = asked.messages
+            answer = await self._dispatcher.infer(message, timeout=None, metadata=metadata_of(request.headers))
+        return to_answer(InferRequest(None, **asked.info), answer, model.alias)
+
+    async def _read(self, request: web.Request, chunks: list[bytes], model: ModelPath) -> Converted:
+        length = request.headers.get(HEADER_LENGTH)
+        if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20):
+            raise BadRequest(f"{HEADER_LENGTH} must be a number")
+        if length is not None and int(length) == 0:
+            metadata = await self._call("ModelMetadata", ModelPath(model.name, model.version, ""))
+            encoded = metadata.SerializeToString().hex()
+            return await self._converter.convert("raw", chunks, json_size=0, metadata=encoded, version=model.version)
+        size = None if length is None else int(length)
+        return await self._converter.convert(
+            "kserve", chunks, json_size=size, header_length=size, model=model.name, version=model.version
+        )
+
+    async def _call(self, method: str, model: ModelPath) -> Any:
+        """The answer of any server, with the model's name as it was asked for."""
+        asked = getattr(service_pb2, f"{method}Request")(name=model.name, version=model.version)
+        encoded = await self._dispatcher.call(method, asked.SerializeToString(), timeout=None)
+        answer = getattr(service_pb2, f"{method}Response").FromString(encoded)
+        if model.alias:
+            name_as_asked(answer, model.alias)
+        return answer

@@ -1,0 +1,152 @@
+"""Reads and checks the body of a request to OpenAI's /v1/embeddings, and makes requests of it that servers accept."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from tritonembed import InvalidArgumentError
+from tritonembed.inputs import batches, encode_texts, encode_token_ids
+from tritonembed.request import Call, Deadline, Options
+from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
+
+MAX_INPUTS = 32 * 1024
+MAX_PROMPT = 64 * 1024
+"""Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
+_MAX_BYTES = 4 * 1024 * 1024
+"""Bytes of a request with more than one element: each copy of a larger request would delay others."""
+_OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
+_PROMPT_FIELDS = ("prompt_name", "prompt")
+"""sentence-transformers' names; Text Embeddings Inference also has `prompt_name`."""
+_TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
+"""NVIDIA NIM's names for `input_type` and `truncate`."""
+_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, "normalize")
+
+_FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")
+"""How servers' errors begin: Triton's with the ensemble, the engine's with the tensor or the parameter."""
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
+_TENSORS = {"text": "input", "token_ids": "input"}
+
+
+@dataclass(frozen=True)
+class EmbeddingsRequest:
+    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids)."""
+
+    elements: list[bytes]
+    by_ids: bool
+    as_base64: bool
+    options: Options
+
+
+def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
+    """Check a body. Raises BadRequest, which names the field. names: of the model."""
+    for name in body:
+        if name not in _FIELDS:
+            raise _unknown_field(name)
+    _check_model(body.get("model"), names)
+    encoding = body.get("encoding_format")
+    if encoding not in (None, "float", "base64"):
+        raise BadRequest("encoding_format must be float or base64", "encoding_format")
+    elements, by_ids = _read_input(body.get("input"))
+    options = _read_options(body)
+    if by_ids:
+        for name in _PROMPT_FIELDS:
+            if body.get(name) is not None:
+                raise BadRequest(f"{name} applies to texts, but input has token ids", name)
+    return EmbeddingsRequest(elements, by_ids, encoding == "base64", options)
+
+
+def field_at_fault(message: str) -> str | None:
+    """The field of an OpenAI request that a server's INVALID_ARGUMENT is about, or None."""
+    found = _FAULT.match(message)
+    name = found and (_TENSORS.get(found[1]) or found[1])
+    return name if name in _FIELDS else None
+
+
+def _unknown_field(name: str) -> BadRequest:
+    known = ", ".join(_FIELDS)
+    if not _FIELD_NAME.fullmatch(name):
+        # The name may be a text in the wrong place, and is not repeated.
+        return BadRequest(f"the request has an unknown field; known fields are {known}", code="unknown_parameter")
+    close = get_close_matches(name, _FIELDS, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"there are {known}"
+    return BadRequest(f"{name}: there is no such field; {meant}", name, code="unknown_parameter")
+
+
+def _check_model(asked: Any, names: ServedNames) -> None:
+    if asked is not None and not isinstance(asked, str):
+        raise BadRequest("model must be a string", "model")
+    if asked and asked not in names:
+        raise BadRequest(
+            "model: this server has no such model; GET /v1/models names it", "model", 404, "model_not_found"
+        )
+
+
+def _read_input(given: Any) -> tuple[list[bytes], bool]:
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise BadRequest(
+            "input must be a string, a list of strings, a list of token ids, or a list of such lists, and not empty",
+            "input",
+        )
+    first = given[0]
+    by_ids = not isinstance(first, str)
+    if by_ids and not isinstance(first, list):
+        given = [given]
+    if len(given) > MAX_INPUTS:
+        raise BadRequest(f"input has {len(given)} elements; at most {MAX_INPUTS} are allowed", "input")
+    try:
+        return (encode_token_ids(given) if by_ids else encode_texts(given)), by_ids
+    except (InvalidArgumentError, TypeError) as error:
+        raise BadRequest(f"input: {error}", "input") from None
+
+
+def _read_options(body: dict[str, Any]) -> Options:
+    dimensions = body.get("dimensions")
+    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= MAX_INT64):
+        raise BadRequest("dimensions must be a whole number of at least 1", "dimensions")
+    for name in _TEXT_FIELDS:
+        if not isinstance(body.get(name), str | None):
+            raise BadRequest(f"{name} must be a string", name)
+    for name in _PROMPT_FIELDS:
+        _check_prompt(name, body.get(name))
+    if body.get("prompt_name") is not None and body.get("prompt") is not None:
+        raise BadRequest("prompt_name and prompt exclude each other", "prompt_name")
+    normalize = body.get("normalize")
+    if not isinstance(normalize, bool | None):
+        raise BadRequest("normalize must be true or false", "normalize")
+    return Options(
+        input_type=body.get("input_type"),
+        prompt_name=body.get("prompt_name"),
+        prompt=body.get("prompt"),
+        truncate=body.get("truncate"),
+        dimensions=dimensions,
+        normalize=normalize,
+    )
+
+
+def _check_prompt(name: str, prompt: str | None) -> None:
+    # A lone surrogate raises UnicodeEncodeError, which errors.py answers for all strings.
+    size = len(prompt.encode()) if prompt else 0
+    if size > MAX_PROMPT:
+        raise BadRequest(f"{name} has {size} bytes; at most {MAX_PROMPT} are allowed", name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """message: an encoded ModelInferRequest. count: its sentences."""
+
+    message: bytes
+    count: int
+
+
+def prepare(elements: list[bytes], *, by_ids: bool, options: Options) -> Iterator[Prepared]:
+    """Texts (UTF-8) or token ids (little-endian int32) as requests that a server accepts."""
+    model, tensor = ("embedder", "token_ids") if by_ids else ("embedding", "text")
+    parts = batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
+    for request in Call(model, tensor, parts, options, Deadline(None)).requests():
+        yield Prepared(request.message.SerializeToString(), request.count)

@@ -1,0 +1,184 @@
+"""/metrics: the workers' counts, the servers' states, and every server's own metrics, in one scrape.
+
+The texts of many servers are merged into one in Prometheus' format: each metric once, followed by all its samples.
+"""
+
+import asyncio
+import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from tritonembed_manager.router.interfaces import ServerState, ServerView
+
+_SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})?( [^{}]+)")
+_SUFFIXES = re.compile(r"_(?:bucket|sum|count|total|created)$")
+
+
+@dataclass
+class _Family:
+    comments: list[str] = field(default_factory=list)
+    """HELP and TYPE, from the first text that has them."""
+    samples: list[str] = field(default_factory=list)
+
+
+class Merged:
+    """Merges texts that are added one by one. Lines that are neither samples nor HELP or TYPE are left out."""
+
+    def __init__(self) -> None:
+        self._families: dict[str, _Family] = {}
+
+    def add(self, text: str, server: str | None = None) -> None:
+        """server: if given, every sample gets this value as the label `server`."""
+        label = None if server is None else f'server="{_escaped(server)}"'
+        for line in text.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                self._comment(line)
+            elif found := _SAMPLE.fullmatch(line):
+                name, labels, value = found.groups()
+                known = ",".join(part for part in (label, (labels or "").rstrip(",")) if part)
+                self._of(name).samples.append(f"{name}{{{known}}}{value}" if known else f"{name}{value}")
+
+    def text(self) -> str:
+        """The merged text."""
+        lines = [line for family in self._families.values() for line in (*family.comments, *family.samples)]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _comment(self, line: str) -> None:
+        _, kind, name, *_ = line.split(" ", 3)
+        family = self._families.setdefault(name, _Family())
+        if not any(comment.startswith(f"# {kind} ") for comment in family.comments):
+            family.comments.append(line)
+
+    def _of(self, sample: str) -> _Family:
+        """The metric that a sample belongs to: its own, or that of a histogram or summary."""
+        if sample not in self._families:
+            whole = _SUFFIXES.sub("", sample)
+            if whole in self._families:
+                return self._families[whole]
+        return self._families.setdefault(sample, _Family())
+
+
+def _escaped(value: str) -> str:
+    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+_PATIENCE_S = 2.0
+"""Seconds for a server's metrics: a scrape must not fail because one server hangs."""
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+class Metrics:
+    """servers: returns their current state. session: returns the client that scrapes them."""
+
+    def __init__(self, servers: Callable[[], list[ServerView]], session: Callable[[], aiohttp.ClientSession]) -> None:
+        self._servers = servers
+        self._session = session
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/metrics", self.metrics)]
+
+    async def metrics(self, _request: web.Request) -> web.Response:
+        """Prometheus' text format; a server's own metrics have its id as the label `server`."""
+        servers = self._servers()
+        asked = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
+        ours, theirs = await asyncio.gather(
+            asyncio.to_thread(_ours, servers),
+            asyncio.gather(*(self._fetch(server.metrics_address or "") for server in asked)),
+        )
+        scraped = {server.id: text for server, text in zip(asked, theirs, strict=True)}
+        # A server may have many lines, so another thread merges them.
+        body = await asyncio.to_thread(_merged, ours, scraped)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
+    async def _fetch(self, address: str) -> str | None:
+        """The text of a server's metrics; None if it does not arrive in time, or is too long."""
+        try:
+            async with self._session().get(
+                f"http://{address}/metrics", timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)
+            ) as answer:
+                if answer.status != 200:
+                    return None
+                return await _text(answer)
+        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+            return None
+
+
+def _merged(ours: str, scraped: dict[str, str | None]) -> bytes:
+    """scraped: texts by server id; None if there is none."""
+    merged = Merged()
+    merged.add(ours)
+    for server, text in scraped.items():
+        merged.add(text or "", server)
+    answered = {server: text is not None for server, text in scraped.items()}
+    merged.add(generate_latest(_registry(_Answered(answered))).decode())
+    return merged.text().encode()
+
+
+async def _text(answer: aiohttp.ClientResponse) -> str | None:
+    found = bytearray()
+    async for chunk in answer.content.iter_any():
+        found += chunk
+        if len(found) > _MAX_BYTES:
+            return None
+    return found.decode(errors="replace")
+
+
+class _Standing:
+    """Metrics of what the parent reports about the servers."""
+
+    def __init__(self, servers: list[ServerView]) -> None:
+        self._servers = servers
+
+    def collect(self) -> Iterable[Metric]:
+        state = GaugeMetricFamily(
+            "tritonembed_server_state", "1 for the state a server is in.", labels=["server", "state"]
+        )
+        restarts = CounterMetricFamily(
+            "tritonembed_server_restarts", "Times the manager started a server again.", labels=["server"]
+        )
+        replicas = GaugeMetricFamily(
+            "tritonembed_server_replicas", "Replicas of the model in a server.", labels=["server"]
+        )
+        for server in self._servers:
+            for known in ServerState:
+                state.add_metric([server.id, known.value], float(server.state is known))
+            restarts.add_metric([server.id], server.restarts)
+            replicas.add_metric([server.id], server.replicas)
+        return state, restarts, replicas
+
+
+class _Answered:
+    def __init__(self, answered: dict[str, bool]) -> None:
+        self._answered = answered
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "tritonembed_server_scraped", "1 when a server gave its own metrics to this scrape.", labels=["server"]
+        )
+        for server, answered in self._answered.items():
+            family.add_metric([server], float(answered))
+        return (family,)
+
+
+def _ours(servers: list[ServerView]) -> str:
+    if os.environ.get(_FOLDER):
+        counted = CollectorRegistry()
+        MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
+    else:
+        counted = REGISTRY
+    return (generate_latest(counted) + generate_latest(_registry(_Standing(servers)))).decode()
+
+
+def _registry(collector: _Standing | _Answered) -> CollectorRegistry:
+    registry = CollectorRegistry()
+    registry.register(collector)
+    return registry

@@ -1,0 +1,1 @@
+"""The parent process of `serve`: it runs the servers, their health checks and the workers."""

@@ -1,0 +1,212 @@
+"""Discovery of attached servers: the command line, a watched file and a DNS name list them.
+
+The file and the name are read again and again while the manager runs.
+"""
+
+import asyncio
+import os
+import re
+import socket
+import stat
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.data.load_table import SLOTS
+from tritonembed_manager.router.log import log, warn
+
+_FORM = re.compile(r"^(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d+)(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$")
+_TRITON_PORTS = (8001, 8000, 8002)
+"""Triton's default ports: gRPC, HTTP, metrics."""
+_MOST_BYTES = 1 << 20
+"""Limit for the size of a servers file."""
+_SHOWN = 60
+
+
+@dataclass(frozen=True)
+class Address:
+    """The address of a running server: host:port of gRPC, and of HTTP and metrics if known."""
+
+    grpc: str
+    http: str | None = None
+    metrics: str | None = None
+
+
+def parse_address(text: str) -> Address:
+    """`host:port`, or `host:port/http_port/metrics_port`; port 8001 implies 8000 and 8002. Raises ValueError."""
+    # Printable only, because the address is the server's name in the log and on the status page.
+    found = _FORM.match(text.strip()) if text.strip().isprintable() else None
+    ports = [int(port) for port in found.group("port", "http", "metrics") if port] if found else []
+    if found is None or not all(0 < port < 65536 for port in ports):
+        shown = text.strip()
+        shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+        raise ValueError(f"{shown!r} is not host:port or host:port/http_port/metrics_port")
+    if ports == [_TRITON_PORTS[0]]:
+        ports = list(_TRITON_PORTS)
+    return Address(*(f"{found['host']}:{port}" for port in ports))
+
+
+def parse_servers(texts: Iterable[str], option: str) -> list[Address]:
+    """The addresses of an option, without duplicates. Raises StartError, which names the option."""
+    try:
+        return list(dict.fromkeys(parse_address(text) for text in texts))
+    except ValueError as error:
+        raise StartError(f"{option}: {error}") from None
+
+
+class ServersFile:
+    """A file with one address per line. Blank lines and comments, which begin with #, are ignored."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def read(self) -> list[Address]:
+        """The addresses in the file now. Raises ValueError, in one line, if it can't be read, is wrong or empty."""
+        try:
+            # Editors on Windows begin UTF-8 with a byte order mark.
+            lines = self._bytes().decode("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise ValueError(f"--servers-file {self._path.name} cannot be read: {reason}") from None
+        texts = [text for line in lines if (text := line.partition("#")[0].strip())]
+        try:
+            found = list(dict.fromkeys(parse_address(text) for text in texts))
+        except ValueError as error:
+            raise ValueError(f"--servers-file {self._path.name}: {error}") from None
+        if not found:
+            raise ValueError(f"--servers-file {self._path.name} names no server")
+        return found
+
+    def _bytes(self) -> bytes:
+        # Opening a pipe would block, and reading a device might never end.
+        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise OSError(0, "not a file")
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise OSError(0, "larger than 1 MiB")
+        return content
+
+
+class ServersDns:
+    """The servers at all addresses of a DNS name."""
+
+    def __init__(self, name: str) -> None:
+        self._target = parse_address(name)
+        self._host, _, _ = self._target.grpc.rpartition(":")
+
+    async def read(self) -> list[Address]:
+        """The addresses of the name now. Raises ValueError, in one line, if it does not resolve."""
+        host = self._host.strip("[]")
+        try:
+            found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ValueError(f"--servers-dns {self._host} does not resolve: {error.strerror}") from None
+        except UnicodeError:
+            # Python raises it for invalid names, such as an empty label.
+            raise ValueError(f"--servers-dns {self._host} is not a host name") from None
+        hosts = sorted({str(entry[4][0]) for entry in found})
+        if not hosts:
+            raise ValueError(f"--servers-dns {self._host} has no address")
+        return [self._at(f"[{host}]" if ":" in host else host) for host in hosts]
+
+    def _at(self, host: str) -> Address:
+        target = self._target
+        ports = (text and f"{host}:{text.rpartition(':')[2]}" for text in (target.grpc, target.http, target.metrics))
+        grpc, http, metrics = ports
+        return Address(grpc or "", http, metrics)
+
+
+FILE_EVERY_S = 0.5
+DNS_EVERY_S = 5.0
+
+
+class ServerLists:
+    """The servers of the command line, a file and a DNS name. `follow` gets all of them whenever they change.
+
+    If a list can't be read, is empty or is too long, the previous list stays in force, and a warning is logged. A file
+    counts once two reads in a row gave the same, because a file that is being written may end in half an address.
+    """
+
+    def __init__(
+        self,
+        given: Sequence[Address],
+        file: ServersFile | None,
+        dns: ServersDns | None,
+        follow: Callable[[list[Address]], None],
+        *,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._given = list(given)
+        self._file = file
+        self._dns = dns
+        self._follow = follow
+        self._pause = pause
+        self._found: dict[str, list[Address]] = {}
+        self._complaints: dict[str, str] = {}
+
+    async def first(self) -> list[Address]:
+        """Read all lists. Raises StartError if a list can't be read or has too many servers."""
+        try:
+            if self._file is not None:
+                self._found["file"] = self._file.read()
+            if self._dns is not None:
+                self._found["dns"] = await self._dns.read()
+        except ValueError as error:
+            raise StartError(str(error)) from None
+        if len(self.all()) > SLOTS:
+            raise StartError(f"{len(self.all())} servers are listed: no more than {SLOTS} at a time")
+        return self.all()
+
+    def all(self) -> list[Address]:
+        """All servers as last read, without duplicates."""
+        return list({a.grpc: a for part in (self._given, *self._found.values()) for a in part}.values())
+
+    async def run(self) -> None:
+        """Follow the lists until cancelled."""
+        await asyncio.gather(self._watch_file(), self._watch_dns())
+
+    async def _watch_file(self) -> None:
+        # Reading the file is as cheap as checking for changes, and notices every way of replacing a file.
+        before: list[Address] | str | None = None
+        while self._file is not None:
+            await self._pause(FILE_EVERY_S)
+            found: list[Address] | str
+            try:
+                found = self._file.read()
+            except ValueError as error:
+                found = str(error)
+            if found == before:
+                self._take_or_complain("file", found)
+            before = found
+
+    async def _watch_dns(self) -> None:
+        while self._dns is not None:
+            await self._pause(DNS_EVERY_S)
+            try:
+                self._take_or_complain("dns", await self._dns.read())
+            except ValueError as error:
+                self._complain("dns", str(error))
+
+    def _take_or_complain(self, source: str, found: list[Address] | str) -> None:
+        """found: the listed servers, or the reason why they are unknown."""
+        if isinstance(found, str):
+            self._complain(source, found)
+        elif len(found) > SLOTS:
+            self._complain(source, f"{len(found)} servers are listed: no more than {SLOTS} at a time")
+        else:
+            self._take(source, found)
+
+    def _take(self, source: str, found: list[Address]) -> None:
+        self._complaints.pop(source, None)
+        if found != self._found.get(source):
+            self._found[source] = found
+            log("servers_listed", f"{len(self.all())} servers are listed now")
+            self._follow(self.all())
+
+    def _complain(self, source: str, error: str) -> None:
+        if self._complaints.get(source) != error:
+            self._complaints[source] = error
+            warn("servers_not_listed", f"{error}; the list of servers does not change")

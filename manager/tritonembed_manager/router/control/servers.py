@@ -1,0 +1,187 @@
+"""The servers, and the tasks of each server: its process, its health checks and its removal."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+
+from tritonembed_manager.router.control.discovery import Address
+from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
+from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry
+from tritonembed_manager.router.control.status import Traffic
+from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.router.log import warn
+from tritonembed_manager.server.probe import GrpcProbe, Probe
+
+_LEAVE_POLL_S = 0.1
+LEAST_LEAVE_S = 1.0
+"""Within this time, workers learn that a server leaves, and the load table shows their requests to it."""
+
+
+class Servers:
+    """Launched and attached servers. `close` ends their tasks.
+
+    leave_timeout: seconds for the requests of a server that is no longer listed. cleared: called with the id of a
+    suspected server that a check found well.
+    """
+
+    def __init__(
+        self,
+        registry: UpstreamRegistry,
+        traffic: Traffic,
+        table: LoadTable,
+        health: HealthSettings,
+        *,
+        leave_timeout: float,
+        cleared: Callable[[str], None] = lambda _: None,
+        make_probe: Callable[[str], Probe] = GrpcProbe,
+    ) -> None:
+        self.registry = registry
+        self.launched: dict[str, LaunchedServer] = {}
+        self._traffic = traffic
+        self._table = table
+        self._health = health
+        self._leave_timeout = leave_timeout
+        self._cleared = cleared
+        self._make_probe = make_probe
+        self._watches: dict[str, HealthWatch] = {}
+        self._tasks: dict[str, list[asyncio.Task[None]]] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._runs: list[asyncio.Task[None]] = []
+
+    def launch(self, id: str, spec: LaunchSpec, address: Address, replicas: int) -> LaunchedServer:
+        """Start a server and keep it running. Raises ValueError if no slot is free."""
+        upstream = self.registry.add(
+            id,
+            address.grpc,
+            http_address=address.http,
+            metrics_address=address.metrics,
+            launched=True,
+            replicas=replicas,
+        )
+        server = self.launched[id] = LaunchedServer(spec, self.registry, upstream)
+        self._watch(upstream, broken=server.broken)
+        run = asyncio.create_task(server.run())
+        run.add_done_callback(lambda task: self._run_ended(upstream, task))
+        self._runs.append(run)
+        return server
+
+    def follow(self, addresses: Iterable[Address], *, first: bool = False) -> None:
+        """Follow the list of attached servers: new servers join, missing servers leave when nothing is in flight.
+
+        first: this is the list at the start. The vectors of its servers are compared before any of them is READY.
+        """
+        wanted = {address.grpc: address for address in addresses}
+        for id, upstream in list(self.registry.members.items()):
+            if not upstream.launched and id not in wanted and id not in self._leaving:
+                self._leaving[id] = asyncio.create_task(self._leave(upstream))
+        for id, address in wanted.items():
+            if id in self._leaving:
+                self._leaving.pop(id).cancel()
+                self.registry.set_state(self.registry.members[id], ServerState.UNHEALTHY, "back on the list")
+                self._watches[id].check_now()
+            elif id not in self.registry.members:
+                self._attach(id, address, first)
+
+    def suspect(self, id: str, why: str) -> None:
+        """A worker suspects the server: check it at once."""
+        upstream = self.registry.members.get(id)
+        if upstream is not None:
+            self.registry.suspected(upstream, why)
+            self._watches[id].check_now()
+
+    def ejected(self, id: str, reason: str, seconds: float) -> None:
+        """A worker ejected the server for `seconds`, although its checks succeed."""
+        upstream = self.registry.members.get(id)
+        if upstream is not None:
+            self.registry.ejected(upstream, reason, seconds)
+            warn("ejected", f"ejected for {seconds:g} s: {reason}", server=id)
+
+    def forgive(self, id: str) -> None:
+        """Don't count a server's last death: a request caused it that is refused from now on."""
+        if id in self.launched:
+            self.launched[id].forgive()
+
+    def changed(self) -> None:
+        """Call it when states may have changed."""
+        for server in self.launched.values():
+            server.upstream_changed()
+        for watch in self._watches.values():
+            watch.upstream_changed()
+
+    def retire(self) -> None:
+        """Restart no server from now on."""
+        for server in self.launched.values():
+            server.retire()
+
+    async def stop_launched(self, timeout: float) -> None:
+        """Ask launched servers to end, and kill those that still run after `timeout` seconds."""
+        for tasks in self._tasks.values():
+            for task in tasks:
+                task.cancel()
+        for server in self.launched.values():
+            server.terminate()
+        if self._runs and timeout > 0:
+            await asyncio.wait(self._runs, timeout=timeout)
+        await self.close()
+
+    async def close(self) -> None:
+        """End all tasks, and with them the launched servers."""
+        tasks = [*self._runs, *self._leaving.values(), *(task for tasks in self._tasks.values() for task in tasks)]
+        for task in tasks:
+            task.cancel()
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                warn("internal", f"{type(result).__name__} while ending: {result}")
+
+    def _run_ended(self, upstream: Upstream, run: "asyncio.Task[None]") -> None:
+        error = None if run.cancelled() else run.exception()
+        if error is not None:
+            self.registry.down(upstream, ServerState.FAILED, f"{type(error).__name__} while running it: {error}")
+
+    def _attach(self, id: str, address: Address, first: bool) -> None:
+        try:
+            upstream = self.registry.add(
+                id, address.grpc, http_address=address.http, metrics_address=address.metrics, awaited=first
+            )
+        except ValueError as error:
+            warn("server_ignored", str(error), server=id)
+            return
+        self._watch(upstream, broken=None)
+
+    def _watch(self, upstream: Upstream, broken: Callable[[str], None] | None) -> None:
+        seen = 0
+
+        def alive() -> bool:
+            nonlocal seen
+            before, seen = seen, self._traffic.answered(upstream.id)
+            return seen > before
+
+        probe = self._make_probe(upstream.address)
+        watch = HealthWatch(
+            self.registry,
+            upstream,
+            probe,
+            self._health,
+            alive=alive,
+            progress=MetricsProgress(upstream.metrics_address),
+            broken=broken,
+            cleared=self._cleared,
+        )
+        self._watches[upstream.id] = watch
+        self._tasks[upstream.id] = [asyncio.create_task(watch.run())]
+
+    async def _leave(self, upstream: Upstream) -> None:
+        self.registry.set_state(upstream, ServerState.DRAINING, "no longer listed")
+        began = time.monotonic()
+        while (passed := time.monotonic() - began) < self._leave_timeout:
+            if passed >= LEAST_LEAVE_S and not self._table.in_flight(upstream.slot):
+                break
+            await asyncio.sleep(_LEAVE_POLL_S)
+        self._leaving.pop(upstream.id, None)
+        del self._watches[upstream.id]
+        for task in self._tasks.pop(upstream.id):
+            task.cancel()
+        self.registry.remove(upstream.id)
+        self._traffic.forget(upstream.id)

@@ -1,0 +1,141 @@
+"""The settings of `serve`, resolved and checked, and the parts of --drain-timeout."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.control.discovery import Address, ServersDns, ServersFile
+from tritonembed_manager.router.control.health import HealthSettings
+from tritonembed_manager.router.control.plan import ServerPlan
+from tritonembed_manager.router.control.restarts import RestartLimits
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_protocol.policies import PolicyName
+
+SERVERS_END_S = 5.0
+"""The most time for launched servers to end, once nothing is in flight."""
+_CLOSING_S = 3.0
+"""A second each for late calls, for gRPC's last answers and for HTTP's last answers."""
+
+
+@dataclass(frozen=True)
+class DrainTime:
+    """The parts of a drain in seconds, in their order. Their sum is --drain-timeout."""
+
+    work: float
+    """Requests in flight may finish."""
+    closing: float
+    """Workers refuse the cut requests, and end."""
+    ending: float
+    """Launched servers end; 0 if there are none."""
+
+    @classmethod
+    def of(cls, timeout: float, *, launches: bool) -> "DrainTime":
+        """Divide a --drain-timeout. timeout: seconds. launches: whether there are launched servers."""
+        closing = min(_CLOSING_S, timeout / 3)
+        ending = min(SERVERS_END_S, timeout / 4) if launches else 0.0
+        return cls(timeout - closing - ending, closing, ending)
+
+    @property
+    def killing(self) -> float:
+        """The part of `ending` for killing servers that don't end by themselves."""
+        return self.ending / 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchSettings:
+    """Servers to launch. Times in seconds."""
+
+    plans: list[ServerPlan]
+    host: str
+    start_port: int
+    tritonserver: Path | None
+    mps: bool
+    work_dir: Path | None
+    limits: RestartLimits
+    log_verbose: bool
+
+
+@dataclass(frozen=True)
+class AttachSettings:
+    """Servers that already run, and the lists with more of them."""
+
+    servers: list[Address] = field(default_factory=list)
+    file: ServersFile | None = None
+    dns: ServersDns | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """The settings of an endpoint. Either `launch` or `attach` gives its servers. Times in seconds."""
+
+    model: str
+    """The model's name for clients."""
+    launch: LaunchSettings | None
+    attach: AttachSettings | None
+    host: str
+    port: int
+    http_port: int
+    workers: int
+    policy: PolicyName
+    health: HealthSettings
+    forward_timeout: float
+    startup_timeout: float
+    lame_duck: float
+    drain_timeout: float
+    max_in_flight: int
+    max_in_flight_per_server: int
+    log_format: str
+    http_header_timeout: float
+    receive_timeout: float
+    min_receive_rate: float
+    max_connections_per_peer: int
+    admin: bool
+    more_ids: tuple[str, ...] = ()
+    other_names: tuple[str, ...] = ()
+    """See data/model_names.py."""
+
+    def __post_init__(self) -> None:
+        if (self.launch is None) == (self.attach is None):
+            raise StartError("--model is missing (or --server, --servers-file, --servers-dns, to attach)")
+        if self.port == self.http_port:
+            raise StartError(f"--port and --http-port are both {self.port}")
+
+    @property
+    def names(self) -> ServedNames:
+        """All names of the model, for clients."""
+        return ServedNames((self.model, *self.more_ids), self.other_names)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Warnings about the settings, for `status`."""
+        plans = self.launch.plans if self.launch else []
+        if any(plan.render.reference == "off" for plan in plans):
+            return ["the vectors are not compared with a reference (--no-reference)"]
+        return []
+
+    def worker_config(self, slots: int, drain: DrainTime) -> WorkerConfig:
+        """The workers' settings. slots: columns of the load table."""
+        return WorkerConfig(
+            index=0,
+            workers=self.workers,
+            slots=slots,
+            host=self.host,
+            port=self.port,
+            http_port=self.http_port,
+            model=self.model,
+            more_ids=self.more_ids,
+            other_names=self.other_names,
+            policy=self.policy,
+            forward_timeout=self.forward_timeout,
+            drain_timeout=drain.work,
+            closing_timeout=drain.closing,
+            max_in_flight=self.max_in_flight,
+            max_in_flight_per_server=self.max_in_flight_per_server,
+            log_format=self.log_format,
+            http_header_timeout=self.http_header_timeout,
+            receive_timeout=self.receive_timeout,
+            min_receive_rate=self.min_receive_rate,
+            max_connections_per_peer=self.max_connections_per_peer,
+            admin=self.admin,
+        )

@@ -1,0 +1,156 @@
+"""The start of `serve`: prepares the servers of the plan, and judges whether everything has started.
+
+Servers get repositories, ports and command lines.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonembed_manager.errors import ManagerError, StartError
+from tritonembed_manager.router.control.discovery import Address
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
+from tritonembed_manager.router.control.plan import ServerPlan
+from tritonembed_manager.router.control.registry import UpstreamRegistry
+from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
+from tritonembed_manager.router.control.workers import WorkerPool
+from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.router.log import log, warn
+from tritonembed_manager.server.ports import HeldPorts
+from tritonembed_manager.server.repository import MODEL_VARIABLE, check_model, render
+from tritonembed_manager.server.run_folder import RunFolder, warning, work_folder
+from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
+from tritonembed_manager.server.tritonserver import Installation, command_and_environment, find_tritonserver
+
+_SHOWS_MORE = "(--log-verbose shows more)"
+
+
+class StartJudge:
+    """Judges by the servers and the workers whether the manager is ready."""
+
+    def __init__(self, registry: UpstreamRegistry, launched: Mapping[str, LaunchedServer], workers: WorkerPool) -> None:
+        self._registry = registry
+        self._launched = launched
+        self._workers = workers
+
+    def started(self) -> bool:
+        """Whether every worker listens, a server is READY, and no other server is still starting.
+
+        Raises ManagerError if that can't happen any more: no worker can listen, or no launched server starts.
+        """
+        if self._workers.outage is not None:
+            raise StartError(self._workers.outage)
+        if not self._registry.ready():
+            self._raise_if_hopeless()
+            return False
+        return self._workers.ready and not any(self._is_starting(id) for id in self._registry.members)
+
+    def why(self) -> str:
+        """The reason why it has not started, in one line."""
+        if not self._workers.ready:
+            return "a worker does not listen yet"
+        reasons = [f"{upstream.id}: {upstream.why}" for upstream in self._registry.members.values() if upstream.why]
+        return reasons[0] if reasons else "no server is known"
+
+    def _is_starting(self, id: str) -> bool:
+        if id in self._launched and self._launched[id].failed_first_start.is_set():
+            return False
+        return self._registry.members[id].state is ServerState.STARTING
+
+    def _raise_if_hopeless(self) -> None:
+        launched = list(self._launched.values())
+        for server in launched:
+            if server.our_reason is not None:
+                raise StartError(f"{server.our_reason} {_SHOWS_MORE}")
+        if launched and all(server.failed_first_start.is_set() for server in launched):
+            raise ManagerError(f"{launched[0].first_failure} {_SHOWS_MORE}")
+
+
+_PORTS_EACH = 3
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A server that is ready to be launched."""
+
+    id: str
+    spec: LaunchSpec
+    address: Address
+    replicas: int
+
+
+def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, stack: ExitStack) -> list[Prepared]:
+    """Write the repositories and hold the ports until `stack` closes. Raises StartError, in one line."""
+    model = launch.plans[0].render
+    check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
+    installation = find_tritonserver(launch.tritonserver, run.path)
+    work = work_folder(launch.work_dir, run)
+    if line := warning(launch.work_dir):
+        warn("work_dir", line)
+    own = (settings.port, settings.http_port)
+    held = stack.enter_context(closing(HeldPorts(launch.host, launch.start_port, _PORTS_EACH * len(launch.plans), own)))
+    ports, skipped = held.ports, held.skipped
+    if skipped:
+        log("ports_skipped", f"--start-port: skipped {_listed(skipped)}, which are in use", ports=skipped)
+    prepared = []
+    for index, plan in enumerate(launch.plans):
+        id = f"server-{index}"
+        repository = work / id / "model_repository"
+        render(repository, plan.render)
+        repository.chmod(0o700)
+        grpc, http, metrics = ports[_PORTS_EACH * index : _PORTS_EACH * (index + 1)]
+        server = ServerSettings(
+            host=launch.host,
+            grpc_port=grpc,
+            http_port=http,
+            metrics_port=metrics,
+            http_host=LOOPBACK,
+            metrics_host=LOOPBACK,
+            model_control_mode="none",
+            tritonserver=launch.tritonserver,
+            mps=launch.mps,
+            startup_timeout=settings.startup_timeout,
+            drain_timeout=settings.drain_timeout,
+            log_verbose=launch.log_verbose,
+            log_requests=False,
+        )
+        address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
+        prepared.append(
+            Prepared(id, _spec(launch, plan, server, installation, repository, run), address, plan.replicas)
+        )
+    return prepared
+
+
+def _spec(
+    launch: LaunchSettings,
+    plan: ServerPlan,
+    server: ServerSettings,
+    installation: Installation,
+    repository: Path,
+    run: RunFolder,
+) -> LaunchSpec:
+    environment = dict(os.environ)
+    # The variable would override the model in model.json.
+    environment.pop(MODEL_VARIABLE, None)
+    devices = plan.visible_devices(environment.get("CUDA_VISIBLE_DEVICES"))
+    if devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = devices
+    # Not in --work-dir, whose path may be too long for a socket.
+    folder = run.path / repository.parent.name
+    folder.mkdir(mode=0o700, exist_ok=True)
+    command, environment = command_and_environment(installation, repository, server, environment, folder)
+    return LaunchSpec(
+        command=command,
+        environment=environment,
+        startup_timeout=server.startup_timeout,
+        limits=launch.limits,
+        log_everything=launch.log_verbose,
+        home=run.home(),
+        keep_open=[run.lock],
+    )
+
+
+def _listed(ports: Sequence[int]) -> str:
+    return ", ".join(map(str, ports[:8])) + (f" and {len(ports) - 8} more" if len(ports) > 8 else "")

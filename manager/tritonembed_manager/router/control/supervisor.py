@@ -1,0 +1,290 @@
+"""The supervisor: the parent process of `serve`, from the start of servers and workers to the end of the drain."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tritonembed_manager.errors import ManagerError
+from tritonembed_manager.router.control.discovery import ServerLists
+from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
+from tritonembed_manager.router.control.registry import UpstreamRegistry
+from tritonembed_manager.router.control.servers import Servers
+from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
+from tritonembed_manager.router.control.start import Prepared, StartJudge, prepare
+from tritonembed_manager.router.control.status import Snapshots, Traffic
+from tritonembed_manager.router.control.worker_process import Command, worker_command
+from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
+from tritonembed_manager.router.data.failover import Quarantine
+from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.link import TO_ALL_WORKERS
+from tritonembed_manager.router.log import log, set_up, warn
+from tritonembed_manager.server.machine import check_gpu, raise_limit
+from tritonembed_manager.server.ports import check_ports
+from tritonembed_manager.server.run_folder import RunFolder, run_folder
+from tritonembed_manager.server.signals import stop_signals
+
+STATUS_EVERY_S = 1.0
+_ECHO_S = 0.25
+
+
+class Supervisor:
+    """Create and run it inside an event loop, in the main thread. servers: the servers to launch."""
+
+    def __init__(
+        self,
+        settings: ServeSettings,
+        servers: Sequence[Prepared],
+        metrics_folder: Path,
+        *,
+        worker_command: Command = worker_command,
+    ) -> None:
+        self._settings = settings
+        self._prepared = servers
+        self._began = time.monotonic()
+        self._table = LoadTable.create(settings.workers)
+        self._traffic = Traffic(time.monotonic)
+        self._registry = UpstreamRegistry(
+            self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
+        )
+        self._drain_time = DrainTime.of(settings.drain_timeout, launches=bool(servers))
+        self._servers = Servers(
+            self._registry,
+            self._traffic,
+            self._table,
+            settings.health,
+            leave_timeout=settings.drain_timeout,
+            cleared=lambda id: self._workers.send({"type": "cleared", "server": id}),
+        )
+        self._scrapes = ScrapeWatch(self._registry)
+        self._snapshots = Snapshots(
+            self._registry,
+            self._traffic,
+            self._table,
+            model=settings.model,
+            policy=settings.policy,
+            warnings=settings.warnings,
+            more_warnings=self._scrapes.warnings,
+        )
+        environment = {
+            # gRPC's core would write its own lines to stderr.
+            "GRPC_VERBOSITY": "NONE",
+            **os.environ,
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder),
+        }
+        self._workers = WorkerPool(
+            settings.worker_config(self._table.slots, self._drain_time),
+            self._table,
+            first=lambda: [self._servers_line(), self._status_line(), self._quarantine_line()],
+            receive=self._handle,
+            gone=lambda _, pid: mark_dead(pid, metrics_folder),
+            command=worker_command,
+            environment=environment,
+        )
+        self._quarantine = Quarantine()
+        self._draining = self._lame_duck = False
+        self._seen = 0
+        """Signals that have had their effect. Another signal forces the next step."""
+        self._dirty = False
+        self._news = self._workers.news
+        self._signals: list[signal.Signals] = []
+        self._told = 0.0
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def run(self) -> None:
+        """Serve until a signal stops it. Raises ManagerError if it can't start, was forced to stop, or cut requests."""
+        loop = asyncio.get_running_loop()
+        for number in stop_signals():
+            loop.add_signal_handler(number, self._stop_requested, number)
+        try:
+            if await self._start():
+                await self._wait(lambda: bool(self._signals))
+                await self._be_a_lame_duck()
+                await self._drain()
+        finally:
+            self._workers.kill()
+            await self._servers.close()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._table.close()
+
+    async def _start(self) -> bool:
+        """Start everything. Returns whether it started; if not, there is nothing to drain."""
+        self._background(self._workers.run())
+        for server in self._prepared:
+            self._servers.launch(server.id, server.spec, server.address, server.replicas)
+        attach = self._settings.attach
+        if attach is not None:
+            self._background(self._scrapes.run())
+            lists = ServerLists(attach.servers, attach.file, attach.dns, self._servers.follow)
+            self._servers.follow(await lists.first(), first=True)
+            self._background(lists.run())
+        self._background(self._send_status())
+        judge = StartJudge(self._registry, self._servers.launched, self._workers)
+        await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
+        if self._signals:
+            log("stopped", f"{self._signals[-1].name}: start abandoned")
+            return False
+        if not judge.started():
+            limit = f"{self._settings.startup_timeout:g} s (--startup-timeout)"
+            raise ManagerError(f"not ready after {limit}: {judge.why()}")
+        at, settings = self._settings.host, self._settings
+        addresses = f"grpc {at}:{settings.port} http {at}:{settings.http_port} metrics {at}:{settings.http_port}"
+        print(f"READY {addresses} in {time.monotonic() - self._began:.1f} s", flush=True)
+        return True
+
+    async def _be_a_lame_duck(self) -> None:
+        """Report negative health to load balancers, and still answer their requests."""
+        seconds = self._settings.lame_duck
+        if not seconds:
+            return
+        self._lame_duck, name = True, self._signals[-1].name
+        log(
+            "lame_duck",
+            f"{name}: health is negative, and requests are answered for {seconds:g} s more (signal again to drain)",
+        )
+        self._workers.be_lame_ducks()
+        self._workers.send(self._status_line())
+        self._seen = len(self._signals)
+        await self._wait(self._is_forced, seconds)
+
+    async def _drain(self) -> None:
+        self._draining, self._seen = True, len(self._signals)
+        parts, until = self._drain_time, time.monotonic() + self._settings.drain_timeout
+        log("draining", f"{self._signals[-1].name}: finishing requests in flight (signal again to kill)")
+        self._servers.retire()
+        self._workers.send(self._status_line())
+        self._workers.drain()
+        workers = self._tasks[0]
+        await self._wait(lambda: workers.done() or self._is_forced(), parts.work + parts.closing)
+        self._stop_if_forced()
+        unfinished = self._unfinished(workers_ended=workers.done())
+        self._workers.kill()
+        # Nothing is in flight at the servers, so slow ends are not waited for.
+        left = until - time.monotonic() - parts.killing
+        stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
+        await self._wait(lambda: stopping.done() or self._is_forced())
+        self._stop_if_forced()
+        if unfinished:
+            raise ManagerError(unfinished)
+        log("stopped", "stopped; no request was in flight any more")
+
+    def _unfinished(self, *, workers_ended: bool) -> str | None:
+        """The requests that were lost in the drain, in one line; None if there are none."""
+        pool, late = self._workers, f"did not finish within {self._settings.drain_timeout:g} s (--drain-timeout)"
+        if pool.cut:
+            return f"{pool.cut} request{'s' if pool.cut > 1 else ''} {late}: cut"
+        if not workers_ended:
+            return f"requests in flight {late}: killed"
+        return pool.died and f"{pool.died} before its requests in flight were finished"
+
+    def _is_forced(self) -> bool:
+        return len(self._signals) > self._seen
+
+    def _stop_if_forced(self) -> None:
+        if self._is_forced():
+            raise ManagerError(f"{self._signals[-1].name} while stopping: killed")
+
+    async def _wait(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
+        """Wait until the condition holds; it is checked at each news. Raises the error of a failed background task."""
+        until = None if timeout is None else time.monotonic() + timeout
+        while not condition():
+            self._news.clear()
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            await event_or_time(self._news, left)
+            for task in self._tasks:
+                if task.done() and not task.cancelled():
+                    task.result()
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._news.set())
+        self._tasks.append(task)
+        return task
+
+    def _stop_requested(self, number: int) -> None:
+        now = time.monotonic()
+        # `timeout` and some supervisors send a signal to the process and to its group. Count both as one.
+        if not self._signals or self._signals[-1] != number or now - self._told > _ECHO_S:
+            self._signals.append(signal.Signals(number))
+        self._told = now
+        self._news.set()
+
+    def _changed(self) -> None:
+        if not self._dirty:
+            self._dirty = True
+            asyncio.get_running_loop().call_soon(self._broadcast)
+
+    def _broadcast(self) -> None:
+        self._dirty = False
+        self._servers.changed()
+        self._workers.send(self._servers_line())
+        # At once, so that a status right after READY shows the ready servers.
+        self._workers.send(self._status_line(), may_drop=True)
+        self._news.set()
+
+    def _handle(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
+        if line["type"] == "suspect":
+            self._servers.suspect(str(line["server"]), str(line["why"]))
+        elif line["type"] == "ejected":
+            self._servers.ejected(str(line["server"]), str(line["why"]), float(line["seconds"]))
+            self._workers.send(dict(line))
+        elif line["type"] == "quarantined":
+            self._quarantine_request(str(line["digest"]), line["servers"])
+        elif line["type"] == "stats":
+            self._traffic.add(line)
+        elif line["type"] in TO_ALL_WORKERS:
+            self._workers.send(dict(line))
+
+    def _quarantine_request(self, digest: str, servers: Sequence[str]) -> None:
+        self._quarantine.add(digest)
+        for server in servers:
+            self._servers.forgive(server)
+        warn(
+            "quarantined",
+            f"{' and '.join(servers)} died with the same request in flight: requests like it are refused now",
+        )
+        self._workers.send(self._quarantine_line())
+
+    def _quarantine_line(self) -> dict[str, Any]:
+        return {"type": "quarantine", "until": self._quarantine.entries()}
+
+    async def _send_status(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            self._workers.send(self._status_line(), may_drop=True)
+
+    def _servers_line(self) -> dict[str, Any]:
+        return {"type": "servers", "servers": [view.to_json() for view in self._registry.views()]}
+
+    def _status_line(self) -> dict[str, Any]:
+        return self._snapshots.take(draining=self._draining, lame_duck=self._lame_duck, workers=self._workers.figures())
+
+
+def run_serve(settings: ServeSettings) -> None:
+    """Serve until a signal stops it. Raises ManagerError if it can't start, was forced to stop, or cut requests."""
+    launch = settings.launch
+    if launch and launch.plans[0].render.device == "cuda":
+        check_gpu("--device cuda")
+    set_up(settings.log_format)
+    if (few := raise_limit()) is not None:
+        warn("few_descriptors", few)
+    # Workers listen with SO_REUSEPORT, so they would silently share a port with another manager.
+    check_ports(settings.host, {"--port": settings.port, "--http-port": settings.http_port})
+    with run_folder() as run:
+        asyncio.run(_run(settings, run))
+
+
+async def _run(settings: ServeSettings, run: RunFolder) -> None:
+    metrics = run.path / "metrics"
+    metrics.mkdir(mode=0o700)
+    with ExitStack() as stack:
+        servers = prepare(settings, settings.launch, run, stack) if settings.launch else []
+        await Supervisor(settings, servers, metrics).run()

@@ -1,0 +1,1 @@
+"""A worker's path of a request: admission, routing, failover."""

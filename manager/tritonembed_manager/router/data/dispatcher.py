@@ -1,0 +1,301 @@
+"""Sends requests to servers: admission, policy, deadlines, and failover if a server breaks."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import grpc
+import grpc.aio
+
+from tritonembed_manager.router.data.admission import AdmissionControl
+from tritonembed_manager.router.data.failover import MOST_SERVERS, REASON, VERDICT_S, Break, Quarantine, digest
+from tritonembed_manager.router.data.metrics import Meter
+from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
+from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.data.request import (
+    EXPIRED,
+    BrokenAnswer,
+    Request,
+    forwarded,
+    prepare,
+    read,
+    read_answer,
+    seconds,
+)
+from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
+from tritonembed_manager.router.interfaces import Admission, DispatchError, Metadata, ServerView
+from tritonembed_protocol.policies import Policy
+from tritonembed_protocol.status import Outcome, classify, is_about_models, status_of, unreachable_deadline
+
+_MOST_SERVERS = 4
+"""Servers that may break under one request before it is given up: the request may be the cause."""
+_SPARE_S, _SPARE_PART = 0.02, 0.1
+"""Give up on a waiting request this long before its deadline: the smaller of 20 ms and 10 % of its time."""
+_LOOK_FOR_A_LANE_S = 0.01
+_LOOK_AGAIN_S = 0.1
+"""Poll interval while every server is full: slots freed by other workers are not signalled."""
+_CODE = grpc.StatusCode
+
+
+class TritonDispatcher:
+    """The Dispatcher of a worker; interfaces.py describes its methods.
+
+    quarantined: called with the digest of a query of death and the ids of the servers that died with it.
+    """
+
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        policy: Policy,
+        admission: AdmissionControl,
+        forward_timeout: float,
+        meter: Meter | None = None,
+        quarantine: Quarantine | None = None,
+        quarantined: Callable[[str, list[str]], None] = lambda _digest, _servers: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.pool = pool
+        self.admission = admission
+        self.meter = meter or Meter()
+        self._policy = policy
+        self._forward_timeout = forward_timeout
+        self.quarantine = quarantine or Quarantine()
+        self._quarantined = quarantined
+        self._clock = clock
+
+    def servers(self) -> list[ServerView]:
+        """All servers, as the parent last reported them."""
+        return self.pool.views()
+
+    def serving(self) -> list[str]:
+        """Ids of the servers that receive requests; see interfaces.py."""
+        return [server.key for server in self.pool.serving]
+
+    async def infer(
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata,
+        admitted: Admission | None = None,
+    ) -> bytes:
+        """Send an encoded ModelInferRequest to one of the servers; see interfaces.py."""
+        # A request whose metadata can't be forwarded is refused before it takes a slot.
+        try:
+            forwards = forwarded(metadata) if metadata else None
+        except DispatchError as error:
+            if admitted is None:
+                self.refused(error.code)
+            raise
+        if admitted is not None:
+            return await self._answer(self._prepare(request, forwards, admitted))
+        with self.admitted(len(request), timeout=timeout) as own:
+            return await self._answer(self._prepare(request, forwards, own))
+
+    @contextmanager
+    def admitted(self, size: int, *, timeout: float | None) -> Iterator[Admission]:
+        """Admit a request that is sent to the servers in parts; see interfaces.py."""
+        began = self._clock()
+        code = _CODE.CANCELLED
+        try:
+            self.admission.enter(size)
+            try:
+                yield Admission(began + seconds(timeout, self._forward_timeout))
+                code = _CODE.OK
+            finally:
+                self.admission.leave(size)
+        except Exception as error:
+            code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
+            raise
+        finally:
+            self.meter.request(code, self._clock() - began)
+
+    def refused(self, code: grpc.StatusCode) -> None:
+        """Count a request that an endpoint refused; see interfaces.py."""
+        self.meter.request(code, 0.0)
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
+        """Call another unary method, on any ready server or on the server with that id; see interfaces.py."""
+        deadline = self._clock() + seconds(timeout, self._forward_timeout)
+        tried: list[Incarnation] = []
+        while True:
+            found = self.pool.get(server) if server is not None else next(iter(self.pool.usable(tried)), None)
+            if found is None:
+                raise DispatchError(_CODE.UNAVAILABLE, "no server is ready" if server is None else "no such server")
+            tried.append(found.incarnation)
+            left = deadline - self._clock()
+            if left <= 0:
+                raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+            try:
+                return await found.forward.call(method, request, left)
+            except grpc.aio.AioRpcError as error:
+                code, details = error.code(), error.details()
+                if code is _CODE.UNAVAILABLE and server is None and self.pool.usable(tried):
+                    continue
+                # gRPC's details about a connection contain addresses.
+                broken = classify(code.name, details) is Outcome.BROKEN and not is_about_models(details)
+                raise DispatchError(code, "the server broke" if broken else details or code.name) from None
+
+    def cut(self) -> None:
+        """The drain timeout is over: every request that waits or is in flight ends with UNAVAILABLE now."""
+        self.admission.cut()
+        self.pool.move_all()
+
+    def _prepare(self, message: bytes, metadata: Metadata | None, admitted: Admission) -> Request:
+        """Raises DispatchError for a request that no server may receive."""
+        envelope = read(message)
+        if self.quarantine.holds(message, envelope.own):
+            raise DispatchError(_CODE.INTERNAL, REASON)
+        return prepare(message, envelope, metadata, self._clock(), admitted)
+
+    async def _answer(self, request: Request) -> bytes:
+        while True:
+            server = self._choose(request) or await self._wait(request)
+            attempt = self._begin(request, server)
+            now = attempt.began
+            code = _CODE.CANCELLED
+            charged = False
+            try:
+                if await attempt.done:
+                    answer: bytes = await attempt.call
+                    code = _CODE.DATA_LOSS
+                    tokens = read_answer(answer, request.envelope.rows)
+                    code = _CODE.OK
+                    self._answered(server, attempt)
+                    self.meter.tokens(server.key, tokens)
+                    return answer
+                self.admission.raise_if_cut()
+                code = _CODE.ABORTED
+            except BrokenAnswer as error:
+                charged = True
+                self.pool.broke(server, f"it sent {error}", move=False)
+            except grpc.aio.AioRpcError as error:
+                code = error.code()
+                charged = self._broke(error, server, attempt)
+            finally:
+                if code is _CODE.CANCELLED:
+                    attempt.call.cancel()
+                self.pool.end(server, attempt)
+                self.meter.attempt(server.key, code, self._clock() - now)
+            await self._send_again(request, server, attempt, charged=charged)
+
+    def _choose(self, request: Request) -> Upstream | None:
+        candidates = self.pool.candidates(request.tried)
+        request.alone = request.is_suspected
+        while candidates:
+            place = self._policy.choose(candidates)
+            if not request.alone or candidates[place].take_lane():
+                return candidates[place]
+            candidates = [*candidates[:place], *candidates[place + 1 :]]
+        return None
+
+    def _begin(self, request: Request, server: Upstream) -> Attempt:
+        now = self._clock()
+        try:
+            message = request.timed_message(now)
+            left, work = request.admitted.deadline - now, len(request.message)
+            attempt = server.begin(message, left, request.metadata, work, alone=request.alone)
+        except BaseException:
+            if request.alone:
+                server.leave_lane()
+            raise
+        request.admitted.started = True
+        self.pool.begin(server, attempt)
+        return attempt
+
+    def _answered(self, server: Upstream, attempt: Attempt) -> None:
+        server.answered(attempt)
+        if server.outlier.trial:
+            self.pool.recovered(server)
+
+    async def _wait(self, request: Request) -> Upstream:
+        """Wait for a server with room. If all are full, a new request is refused; one that was sent before waits."""
+        if not request.admitted.started and self.pool.is_full():
+            raise self.admission.overload("every server has its maximum of requests")
+        now = self._clock()
+        # If the caller's own clock runs out first, the caller does not receive the reason.
+        until = request.start_by - min(_SPARE_S, (request.start_by - now) * _SPARE_PART)
+        turns, is_turn = self.pool.turns, False
+        try:
+            while True:
+                left = until - self._clock()
+                self._raise_if_hopeless(request, left, waited=until > now)
+                request.alone = request.is_suspected
+                if request.alone and not is_turn:
+                    is_turn = turns.take()
+                    if not is_turn:
+                        await turns.wait(left)
+                        continue
+                is_full = bool(self.pool.usable(request.tried))
+                look_again = _LOOK_FOR_A_LANE_S if request.alone else _LOOK_AGAIN_S
+                await self.pool.waiters.wait(min(left, look_again) if is_full else left, request.tried)
+                server = self._choose(request)
+                if server is not None:
+                    return server
+        finally:
+            if is_turn:
+                turns.give()
+
+    def _raise_if_hopeless(self, request: Request, left: float, *, waited: bool) -> None:
+        self.admission.raise_if_cut()
+        if self.pool.exhausted(request.tried):
+            raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
+        if left <= 0:
+            if waited and not self.pool.usable(request.tried):
+                raise DispatchError(_CODE.UNAVAILABLE, "no server became ready before the deadline")
+            raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
+
+    def _broke(self, error: grpc.aio.AioRpcError, server: Upstream, attempt: Attempt) -> bool:
+        """Raises the error for the client. If another server can answer, returns whether to charge the retry budget."""
+        code, details = error.code(), error.details()
+        outcome = classify(code.name, details)
+        if outcome.is_broken:
+            attempt.died = True
+            if attempt.incarnation != server.incarnation or attempt.seen_breaks != server.breaks:
+                return False  # the request was in flight when this break was found
+            self.meter.ejected(server.key)
+            self.pool.broke(server, f"{code.name}: {outcome.value}", move=outcome is Outcome.STUB_DIED)
+            return True
+        if code is _CODE.DEADLINE_EXCEEDED:
+            waited_in_vain = server.outlier.last_answer < attempt.began
+            if waited_in_vain and self._clock() - attempt.began >= LEAST_WAIT_S:
+                self.pool.failed(server)
+        elif outcome is Outcome.ANSWERED and status_of(code.name).suspicious:
+            self.pool.failed(server)
+        else:
+            self._answered(server, attempt)
+        if outcome is Outcome.OVERLOAD:
+            raise self.admission.overload("the server's queue is full")
+        if outcome is Outcome.NO_ROOM:
+            raise self.admission.overload("the server's shared memory (/dev/shm) is full")
+        if outcome is Outcome.EXPIRED:
+            raise DispatchError(_CODE.DEADLINE_EXCEEDED, unreachable_deadline(details) or EXPIRED)
+        raise DispatchError(code, details or code.name)
+
+    async def _send_again(self, request: Request, server: Upstream, attempt: Attempt, *, charged: bool) -> None:
+        """Prepare to send the request to another server. Raises DispatchError if it must not be sent again."""
+        self.admission.raise_if_cut()
+        request.tried.append(attempt.incarnation)
+        if attempt.died:
+            request.breaks.append(Break(server, attempt.seen_deaths, attempt.seen_clears))
+            await self._quarantine_if_deadly(request)
+        if len(request.tried) >= _MOST_SERVERS:
+            raise DispatchError(_CODE.UNAVAILABLE, f"{_MOST_SERVERS} servers broke while they worked on the request")
+        if charged and not server.budget.take():
+            raise DispatchError(_CODE.UNAVAILABLE, "a server broke; too many requests are retried already")
+        self.meter.again(charged=charged)
+
+    async def _quarantine_if_deadly(self, request: Request) -> None:
+        """Quarantine the request and raise DispatchError if MOST_SERVERS servers died with it in flight."""
+        until = self._clock() + VERDICT_S
+        while len(request.open_breaks()) >= MOST_SERVERS:
+            died = [found.server.key for found in request.breaks if found.died]
+            if len(died) >= MOST_SERVERS:
+                name = digest(request.message, request.envelope.own)
+                self.quarantine.add(name)
+                self._quarantined(name, died)
+                raise DispatchError(_CODE.INTERNAL, REASON)
+            if self._clock() >= until:
+                return
+            await asyncio.sleep(_LOOK_FOR_A_LANE_S)

@@ -1,0 +1,138 @@
+"""The names of the served model, and checks of the model names and versions that clients send.
+
+To Triton, every name of the served model is the ensemble `embedding`. `check_name` applies to every route of every
+protocol: `http/kserve.py` calls it for HTTP, `request.py` for ModelInfer and `kserve_calls.py` for gRPC's other
+calls. Triton reads names and versions as C strings: `embedding\\0x` as `embedding`, and `1abc` as version 1.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.data.protobuf import field
+from tritonembed_manager.router.interfaces import DispatchError
+
+ENSEMBLE = "embedding"
+OF_TRITON = (ENSEMBLE, "embedder", "tokenizer")
+"""Names of the repository's own models. None of them can be an alias."""
+MAX_NAME = 255
+"""Bytes of a name. A model is a folder of Triton's repository, so its name is a file name."""
+_MAX_PATH = 4096
+"""Bytes. The path of a model is one of its names."""
+_NAME = 1
+"""The field in ModelInferRequest and in ModelInferResponse."""
+_NAME_TAG = b"\x0a"
+_PLAIN = field(_NAME, ENSEMBLE.encode())
+"""First bytes of nearly every request."""
+
+
+@dataclass(frozen=True)
+class ServedNames:
+    """ids: the names in OpenAI's list; the first is in every answer. others: further names that requests may have."""
+
+    ids: tuple[str, ...] = (ENSEMBLE,)
+    others: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> str:
+        """The name in every answer."""
+        return self.ids[0]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.ids or name in self.others or name == ENSEMBLE
+
+    def to_model(self, name: str) -> str:
+        """Triton's name of a model: the ensemble for a served name, any other name unchanged."""
+        return ENSEMBLE if name in self and name not in OF_TRITON else name
+
+    async def infer(self, request: bytes, infer: Callable[[bytes], Awaitable[bytes]]) -> bytes:
+        """Send an encoded ModelInferRequest with `infer`; the answer repeats the name that the request has.
+
+        Only the first field is read: every client puts the name there.
+        """
+        if request.startswith(_PLAIN):
+            return await infer(request)
+        name, end = _front(request)
+        model = self.to_model(name) if name else name
+        if model == name:
+            return await infer(request)
+        answer = await infer(field(_NAME, model.encode()) + request[end:])
+        answered, end = _front(answer)
+        return field(_NAME, name.encode()) + answer[end:] if answered == model else answer
+
+
+def name_as_asked(answer: Any, alias: str) -> None:
+    """Write the alias into a ModelMetadata-, ModelConfig- or ModelStatisticsResponse about the ensemble."""
+    for part in (answer, getattr(answer, "config", None), *getattr(answer, "model_stats", ())):
+        if getattr(part, "name", None) == ENSEMBLE:
+            part.name = alias
+
+
+def served_names(model: str, given: Sequence[str]) -> ServedNames:
+    """model: --model, or its substitute. given: --served-model-name; if there are any, they are the only names.
+
+    The name of a folder is the last part of its path. The path is a valid name too, as written and in full. Raises
+    StartError.
+    """
+    for name in given:
+        if not name or not name.isprintable() or len(name.encode()) > MAX_NAME:
+            raise StartError(f"--served-model-name: a name has 1 to {MAX_NAME} bytes, all of them printable")
+        if name in OF_TRITON and name != ENSEMBLE:
+            raise StartError(f"--served-model-name: {name} is the name of one of Triton's own models")
+    if given:
+        return ServedNames(tuple(dict.fromkeys(given)))
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return ServedNames((model,))
+    full = folder.resolve()
+    return ServedNames((full.name or model,), (model, str(full)))
+
+
+def _front(message: bytes) -> tuple[str, int]:
+    """The model's name if it is the first field (else empty), and the index at which that field ends."""
+    if message[:1] != _NAME_TAG or len(message) < 3:
+        return "", 0
+    # A length of two bytes is enough for every name.
+    size, at = message[1], 2
+    if size & 0x80:
+        size, at = size & 0x7F | message[2] << 7, 3
+    end = at + size
+    try:
+        return (message[at:end].decode(), end) if size <= _MAX_PATH and end <= len(message) else ("", 0)
+    except UnicodeDecodeError:
+        return "", 0
+
+
+_MAX_VERSION = 2**63 - 1
+
+
+def check_name(name: str, version: str = "") -> None:
+    """Raises DispatchError (INVALID_ARGUMENT) if no server may receive this name. version: empty for none."""
+    reason = _wrong_name(name) or _wrong_version(version)
+    if reason:
+        # The error leaves the name out, which may hold anything.
+        raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, reason)
+
+
+def _wrong_name(name: str) -> str:
+    if not name:
+        return "the model's name is empty"
+    if not name[: MAX_NAME + 1].isprintable():
+        return "the model's name has a character that can't be printed"
+    if len(name) > MAX_NAME or len(name.encode()) > MAX_NAME:
+        return f"the model's name has more than {MAX_NAME} bytes"
+    if "/" in name or "\\" in name or name in (".", ".."):
+        return "the model's name is a path: it must be the name of one folder"
+    return ""
+
+
+def _wrong_version(version: str) -> str:
+    if version and not (
+        version.isascii() and version.isdigit() and len(version) <= MAX_NAME and int(version) <= _MAX_VERSION
+    ):
+        return "the model's version must be a whole number"
+    return ""

@@ -1,0 +1,150 @@
+"""OpenTelemetry: a span per request, whose context is sent to Triton as `traceparent`.
+
+Tracing is on if OpenTelemetry's SDK is installed (the extra `tracing`) and its own variables name an exporter:
+OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT, or OTEL_TRACES_EXPORTER (otlp, console). Otherwise
+tracing costs nothing, and a caller's `traceparent` is forwarded unchanged.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from tritonembed_manager.router.interfaces import Admission, Dispatcher, DispatchError, Metadata, ServerView
+
+HEADERS = ("traceparent", "tracestate")
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+_NAME = "tritonembed_manager"
+_log = logging.getLogger(__name__)
+
+
+def metadata_of(headers: Mapping[str, str]) -> Metadata:
+    """An HTTP request's headers that are sent to Triton, as gRPC metadata."""
+    return [(name, headers[name]) for name in HEADERS if name in headers]
+
+
+class Tracing:
+    """Spans of one provider; without a provider, no spans."""
+
+    def __init__(self, provider: Any = None) -> None:
+        self.provider = provider
+        if provider is not None:
+            from opentelemetry import propagate, trace
+
+            self._propagate, self._trace = propagate, trace
+            self._tracer = provider.get_tracer(_NAME)
+
+    @contextmanager
+    def serving(self, name: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        """Yields the span of a client's request, a child of the client's span; None without a provider."""
+        if self.provider is None:
+            yield None
+            return
+        parent = self._propagate.extract({key.lower(): value for key, value in headers.items()})
+        with self._span(name, parent, self._trace.SpanKind.SERVER) as span:
+            yield span
+
+    def over(self, dispatcher: Dispatcher) -> Dispatcher:
+        """The dispatcher, wrapped so that each request has a span."""
+        return dispatcher if self.provider is None else _Traced(dispatcher, self)
+
+    @contextmanager
+    def dispatching(self, metadata: Metadata) -> Iterator[tuple[Any, Metadata]]:
+        """Yields the span of a request to the servers, and the metadata with its context instead of the caller's."""
+        current = self._trace.get_current_span()
+        parent = None
+        if not current.get_span_context().is_valid:
+            parent = self._propagate.extract({key: value for key, value in metadata if isinstance(value, str)})
+        with self._span("inference.GRPCInferenceService/ModelInfer", parent, self._trace.SpanKind.CLIENT) as span:
+            carrier: dict[str, str] = {}
+            self._propagate.inject(carrier)
+            kept = [pair for pair in metadata if pair[0] not in (*HEADERS, *carrier)]
+            yield span, [*kept, *carrier.items()]
+
+    def failed(self, span: Any) -> None:
+        """Mark the span of a failed request."""
+        span.set_status(self._trace.StatusCode.ERROR)
+
+    def _span(self, name: str, parent: Any, kind: Any) -> Any:
+        # An exception's message and traceback may hold a request's text: they stay out of the span.
+        return self._tracer.start_as_current_span(
+            name, parent, kind=kind, record_exception=False, set_status_on_exception=False
+        )
+
+    def close(self) -> None:
+        """Send the spans that are left."""
+        if self.provider is not None:
+            self.provider.shutdown()
+
+
+class _Traced:
+    def __init__(self, dispatcher: Dispatcher, tracing: Tracing) -> None:
+        self._dispatcher = dispatcher
+        self._tracing = tracing
+        self.call = dispatcher.call
+        self.admitted = dispatcher.admitted
+        self.refused = dispatcher.refused
+
+    async def infer(
+        self, request: bytes, *, timeout: float | None, metadata: Metadata, admitted: Admission | None = None
+    ) -> bytes:
+        with self._tracing.dispatching(metadata) as (span, extended):
+            span.set_attribute("rpc.system", "grpc")
+            span.set_attribute("rpc.request.size", len(request))
+            try:
+                return await self._dispatcher.infer(request, timeout=timeout, metadata=extended, admitted=admitted)
+            except DispatchError as error:
+                span.set_attribute("rpc.grpc.status_code", error.code.value[0])
+                self._tracing.failed(span)
+                raise
+
+    def servers(self) -> list[ServerView]:
+        return self._dispatcher.servers()
+
+    def serving(self) -> list[str]:
+        return self._dispatcher.serving()
+
+
+def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:
+    """Tracing as OpenTelemetry's variables configure it. Logs a warning if that is not possible."""
+    exporter = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(environment.get, _ENDPOINTS)) else "none")
+    if exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return Tracing()
+    try:
+        return Tracing(_provider(exporter, environment))
+    except ImportError:
+        _log.warning("no traces: OTEL_… turns them on, but the extra tritonembed[tracing] is not installed")
+    except ValueError as error:
+        _log.warning("no traces: %s", error)
+    return Tracing()
+
+
+def _provider(exporter: str, environment: Mapping[str, str]) -> Any:
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+
+    sender: SpanExporter
+    if exporter == "console":
+        sender = ConsoleSpanExporter()
+    elif exporter == "otlp":
+        sender = _otlp(environment)
+    else:
+        raise ValueError("OTEL_TRACES_EXPORTER must be otlp, console or none")
+    name = environment.get("OTEL_SERVICE_NAME") or "tritonembed-manager"
+    # `create` reads the other attributes from the variables.
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+    provider.add_span_processor(BatchSpanProcessor(sender))
+    return provider
+
+
+def _otlp(environment: Mapping[str, str]) -> Any:
+    protocol = environment.get("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL") or environment.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if protocol == "grpc":
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter as OverGrpc
+
+        return OverGrpc()
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter as OverHttp
+
+    return OverHttp()

@@ -1,0 +1,125 @@
+"""The interfaces of `serve`: the types through which its parts know servers and requests.
+
+The parent process (control/) keeps the list of servers and their states. Workers route requests to these servers.
+Endpoints (KServe gRPC and HTTP, OpenAI, Arctic) are adapters over one `Dispatcher`.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+import grpc
+
+Metadata = Sequence[tuple[str, str | bytes]]
+"""gRPC's metadata: names and values."""
+
+
+class ServerState(str, Enum):
+    """The state of a server.
+
+    Only READY servers get requests. If there is none, UNHEALTHY servers that answered their last request get them.
+    """
+
+    STARTING = "starting"
+    READY = "ready"
+    UNHEALTHY = "unhealthy"
+    REFUSED = "refused"
+    """Its vectors differ from those of the other servers."""
+    DRAINING = "draining"
+    FAILED = "failed"
+    """It broke too often and stays down."""
+
+
+@dataclass(frozen=True)
+class ServerView:
+    """A Triton server as workers see it. slot: its column in the load table, never reused while in use."""
+
+    id: str
+    slot: int
+    address: str
+    """host:port of gRPC."""
+    http_address: str | None
+    metrics_address: str | None
+    state: ServerState
+    launched: bool
+    restarts: int = 0
+    replicas: int = 1
+    why: str = ""
+    """The reason for a state other than READY, in one line."""
+    deaths: int = 0
+    """How often it died or stopped answering while READY."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for the line to the workers and for `status --json`."""
+        return {**asdict(self), "state": self.state.value}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ServerView":
+        """The reverse of `to_json`."""
+        return cls(**{**data, "state": ServerState(data["state"])})
+
+
+class DispatchError(Exception):
+    """A request that was not answered with vectors.
+
+    code: gRPC status of the answer. message: safe to show. retry_after: seconds to wait before a retry (overload).
+    """
+
+    def __init__(self, code: grpc.StatusCode, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.retry_after = retry_after
+
+
+@dataclass(slots=True)
+class Admission:
+    """A caller's request that was let in. It may be sent to the servers in parts."""
+
+    deadline: float
+    """The deadline of all parts, in seconds of the dispatcher's clock."""
+    started: bool = False
+    """Whether a part was sent to a server. The other parts then wait for a place instead of being refused."""
+
+
+class Dispatcher(Protocol):
+    """Sends requests to the servers: policy, admission, retries, deadlines."""
+
+    async def infer(
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata,
+        admitted: Admission | None = None,
+    ) -> bytes:
+        """Send an encoded ModelInferRequest to a server. Returns the encoded ModelInferResponse.
+
+        timeout: the caller's remaining seconds; None means the manager's --forward-timeout. admitted: the admission of
+        which this request is a part; its deadline then counts. Raises DispatchError. Cancelling the task frees its
+        place at once.
+        """
+
+    def admitted(self, size: int, *, timeout: float | None) -> AbstractContextManager[Admission]:
+        """Admit a caller's request of `size` bytes that is sent in several parts. It ends with the `with` block.
+
+        All parts are admitted, timed and counted as one request, and a drain waits for it. timeout: as for `infer`.
+        Raises DispatchError.
+        """
+
+    def refused(self, code: grpc.StatusCode) -> None:
+        """Count a request that an endpoint refused before it called `infer` or `admitted`."""
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
+        """Call another unary method of inference.GRPCInferenceService; request and answer are encoded messages.
+
+        server: the id of a server; None means any ready server. Raises DispatchError.
+        """
+
+    def servers(self) -> list[ServerView]:
+        """All servers, as the parent last sent them."""
+
+    def serving(self) -> list[str]:
+        """Ids of the servers that get requests. The endpoint is ready while the list is not empty."""

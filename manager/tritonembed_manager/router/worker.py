@@ -1,0 +1,232 @@
+"""A worker: the process that serves requests. It handles its parent's lines, sends figures, and drains.
+
+`serve` starts it with `python -m tritonembed_manager.router.worker`. link.py describes its command line and the lines
+that it exchanges with its parent.
+"""
+
+import argparse
+import asyncio
+import gc
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from typing import Any
+
+from tritonembed_manager.router.data.admission import AdmissionControl
+from tritonembed_manager.router.data.dispatcher import TritonDispatcher
+from tritonembed_manager.router.data.failover import Quarantine
+from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.metrics import WorkerMetrics, stats_line
+from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.endpoints import Endpoints, PortError
+from tritonembed_manager.router.interfaces import ServerView
+from tritonembed_manager.router.link import TO_ALL_WORKERS, Link, WorkerConfig
+from tritonembed_manager.router.log import set_up
+from tritonembed_protocol.policies import make_policy
+
+EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
+"""EXIT_ALONE: the parent has died. EXIT_CANNOT: a port is taken. EXIT_CUT: requests were cut after drain_timeout."""
+_STATS_EVERY_S = 1.0
+_LOOK_FOR_STALLS_S = 0.5
+_ALIVE_EVERY_S = 0.5
+_OLD_S = 5.0
+"""From this age on, a status is shown with a warning. The parent sends a status once per second."""
+_MAX_BYTES = 1 << 30
+"""Limit for all requests that are waiting or in flight, in all workers."""
+
+
+class Worker:
+    """A worker on the running event loop. It ends when it has drained, or when its parent has died."""
+
+    def __init__(
+        self,
+        config: WorkerConfig,
+        table: LoadTable,
+        link: Link,
+        metrics: WorkerMetrics | None = None,
+    ) -> None:
+        self._config = config
+        self._link = link
+        self._row = table.row(config.index)
+        self._pool = UpstreamPool(
+            self._row,
+            config.max_in_flight_per_server,
+            # Lines are dropped only after thousands that the parent has not read.
+            lambda server, why: link.report("suspect", may_drop=True, server=server, why=why),
+            ejected=lambda server, why, seconds: link.report("ejected", server=server, why=why, seconds=seconds),
+        )
+        self._quarantine = Quarantine()
+        self._admission = AdmissionControl(self._row, config.max_in_flight, _MAX_BYTES)
+        self.dispatcher = TritonDispatcher(
+            self._pool,
+            make_policy(config.policy),
+            self._admission,
+            config.forward_timeout,
+            quarantine=self._quarantine,
+            quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
+        )
+        self._metrics = metrics or WorkerMetrics()
+        self._is_lame_duck = False
+        self._status: dict[str, Any] = {}
+        self._status_came = 0.0
+        self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._tasks: list[asyncio.Future[None]] = []
+        self._endpoints = Endpoints(
+            config,
+            self.dispatcher,
+            status=self._status_now,
+            send=link.send,
+            is_serving=lambda: not (self._is_lame_duck or self._admission.draining),
+        )
+        self._pool.changed = self._endpoints.refresh
+
+    async def run(self) -> int:
+        """Serve until the end. Returns the exit code."""
+        beating = asyncio.ensure_future(self._beat())
+        try:
+            # Before the endpoints, so that the first requests find servers.
+            self._in_background(self._receive())
+            await self._endpoints.start()
+            self._link.report("ready")
+            self._in_background(self._count())
+            self._in_background(self._eject_stalled())
+            return await self._over
+        except PortError as error:
+            self._link.report("failed", why=str(error))
+            return EXIT_CANNOT
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await self._close()
+            beating.cancel()
+
+    def drain(self) -> None:
+        """Accept nothing new. The worker ends when the requests in flight have finished."""
+        if not self._admission.draining:
+            self._admission.drain()
+            self._endpoints.refresh()
+            self._in_background(self._drain())
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        task.add_done_callback(self._check)
+        self._tasks.append(task)
+
+    def _check(self, task: asyncio.Future[None]) -> None:
+        """End the worker if a background task failed: it would work only in part. The parent starts another worker."""
+        if not task.cancelled() and (error := task.exception()) is not None and not self._over.done():
+            self._over.set_exception(error)
+
+    def _end(self, code: int) -> None:
+        if not self._over.done():
+            self._over.set_result(code)
+
+    async def _receive(self) -> None:
+        while (line := await self._link.receive()) is not None:
+            self._handle(line)
+        self._end(EXIT_ALONE)
+
+    def _handle(self, line: dict[str, Any]) -> None:
+        kind = line["type"]
+        if kind == "servers":
+            self._pool.update([ServerView.from_json(server) for server in line["servers"]])
+        elif kind == "status":
+            self._status, self._status_came = line, time.monotonic()
+        elif kind == "cleared":
+            self._pool.cleared(line["server"])
+        elif kind == "lame_duck":
+            self._is_lame_duck = True
+            self._endpoints.refresh()
+        elif kind == "ejected":
+            self._pool.eject_for(line["server"], line["why"], line["seconds"])
+        elif kind == "quarantine":
+            for digest, until in line["until"].items():
+                self._quarantine.add(digest, until)
+        elif kind == "drain":
+            self.drain()
+        elif kind in TO_ALL_WORKERS:
+            self._endpoints.aborts.receive(line)
+
+    def _status_now(self) -> dict[str, Any]:
+        """The parent's last status, with a warning if it is old; {} before the first."""
+        age = time.monotonic() - self._status_came
+        if not self._status or age < _OLD_S:
+            return self._status
+        old = f"these figures are {age:.0f} s old: the manager's parent process does not run"
+        return {**self._status, "age_s": round(age, 1), "warnings": [*self._status.get("warnings", ()), old]}
+
+    async def _drain(self) -> None:
+        try:
+            await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
+        except asyncio.TimeoutError:
+            self._link.report("cut", requests=self._row.admitted())
+            self.dispatcher.cut()
+            await self._admission.drained()
+            self._end(EXIT_CUT)
+        self._end(EXIT_DRAINED)
+
+    async def _beat(self) -> None:
+        while True:
+            self._link.report("alive", may_drop=True)
+            await asyncio.sleep(_ALIVE_EVERY_S)
+
+    async def _eject_stalled(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_FOR_STALLS_S)
+            self._pool.eject_stalled()
+
+    async def _count(self) -> None:
+        while True:
+            await asyncio.sleep(_STATS_EVERY_S)
+            self._collect()
+
+    def _collect(self) -> None:
+        tallies = self.dispatcher.meter.collect()
+        servers = self._pool.servers()
+        in_flight, waiting = self._row.admitted(), self._pool.waiting
+        self._metrics.take(tallies, in_flight=in_flight, waiting=waiting, servers=servers)
+        self._link.report("stats", may_drop=True, **stats_line(tallies, in_flight, waiting, servers))
+
+    async def _close(self) -> None:
+        await self._endpoints.stop(self._config.closing_timeout / 3)
+        await self._pool.close()
+        self._collect()
+        await self._link.close()
+
+
+_GC_THRESHOLDS = 10_000, 20, 20
+"""Requests leave few reference cycles, and frequent collections cost latency."""
+
+
+async def serve(control_fd: int, table_fd: int) -> int:
+    """Run a worker on these descriptors. Returns its exit code."""
+    link = await Link.open(control_fd)
+    first = await link.receive()
+    if first is None:
+        return EXIT_ALONE
+    config = WorkerConfig.from_json(first)
+    set_up(config.log_format)
+    worker = Worker(config, LoadTable(table_fd), link)
+    # SIGTERM is meant for this worker alone. SIGINT and SIGHUP are ignored: the parent sends `drain` instead.
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, worker.drain)
+    # What exists now stays: collections can skip it.
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
+    return await worker.run()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a worker from its command line. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="tritonembed_manager.router.worker")
+    parser.add_argument("--control-fd", type=int, required=True)
+    parser.add_argument("--table-fd", type=int, required=True)
+    options = parser.parse_args(arguments)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    return asyncio.run(serve(options.control_fd, options.table_fd))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,1 +1,0 @@
-"""One endpoint over many Triton servers: `tritonembed-manager serve`."""

@@ -1,1 +1,0 @@
-"""The parent process of `serve`: it launches, finds and judges the servers, and keeps the workers running."""

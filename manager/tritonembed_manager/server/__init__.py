@@ -1,0 +1,1 @@
+"""One tritonserver: its settings, its model repository, its processes."""

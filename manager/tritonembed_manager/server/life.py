@@ -1,0 +1,209 @@
+"""The life of a launched tritonserver, from its start until it ends or a part of it breaks."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from enum import Enum
+
+from tritonembed_manager.server.log import ServerLog
+from tritonembed_manager.server.machine import MemoryKills
+from tritonembed_manager.server.process import Process, ServerProcess
+from tritonembed_manager.server.process_watch import StartWatch, StubWatch
+
+_LOOK_WHILE_STARTING_S = 0.25
+_LOOK_EVERY_S = 5.0
+_SHOW_EVERY_S, _SHOW_AT_MOST_EVERY_S = 5.0, 1.0
+_PATIENCE_WITH_A_FAILED_START_S = 5.0
+_READ_BYTES = 65536
+
+
+class Cause(Enum):
+    """Why a life ended."""
+
+    EXIT = "tritonserver ended"
+    STUB = "one of its python processes ended"
+    NO_STUB = "one of its python processes could not start"
+    HUNG = "the start made no progress: another start may"
+    OTHER = "its owner found it useless"
+
+
+class Life:
+    """Watches a server that was just started. Main thread, running event loop.
+
+    show: receives the log lines that are worth showing. During the start they are held back, because only the reason
+    of a failed start matters.
+    doing: receives the current step of the start and its time, at each step and every five seconds.
+    is_missed: receives the model of a stub that ended, and how many stubs of the model still run. It returns whether
+    the server misses the stub. By default the server misses every stub.
+    look_every: seconds between two looks at the processes of a ready server. A look finds the stubs that are new.
+    """
+
+    def __init__(
+        self,
+        server: ServerProcess,
+        *,
+        show: Callable[[str], None],
+        doing: Callable[[str], None] = lambda _: None,
+        is_missed: Callable[[str, int], Awaitable[bool]] | None = None,
+        look_every: float = _LOOK_EVERY_S,
+        everything: bool = False,
+    ) -> None:
+        self._look_every = look_every
+        self._is_missed = is_missed
+        self._server = server
+        self._show = show
+        self._doing = doing
+        self._everything = everything
+        self._log = ServerLog(everything=everything)
+        self._held_back: list[str] = []
+        self._ready = False
+        self._loop = asyncio.get_running_loop()
+        self._stubs = StubWatch(self._stub_ended)
+        self._start = StartWatch()
+        self._memory = MemoryKills()
+        self._began = time.monotonic()
+        self._shown: tuple[str, float] = ("", self._began)
+        self._over: asyncio.Future[str] = self._loop.create_future()
+        self._timers: list[asyncio.TimerHandle] = []
+        self._questions: set[asyncio.Task[None]] = set()
+        self._lost_while_starting = ""
+        self.terminating = False
+        self.our_reason: str | None = None
+        """The reason that one of our own models gave for a failed start."""
+        self.cause: Cause | None = None
+        """None while the server lives."""
+
+    async def until_over(self) -> str:
+        """Wait until the server breaks or ends, and return the reason. Processes may still run: call `end`."""
+        output = self._server.output.fileno()
+        os.set_blocking(output, False)
+        self._loop.add_reader(output, self._read_log)
+        self._loop.add_reader(self._server.pidfd, self._ended)
+        look = asyncio.create_task(self._look())
+        try:
+            return await self._over
+        finally:
+            look.cancel()
+            for timer in self._timers:
+                timer.cancel()
+            for question in self._questions:
+                question.cancel()
+            self._loop.remove_reader(output)
+            self._loop.remove_reader(self._server.pidfd)
+            self._stubs.close()
+
+    def became_ready(self) -> None:
+        """The server infers: from now on its log is shown, and the end of a stub breaks it."""
+        self._stubs.look(self._server.members())
+        self._ready = True
+        if self._lost_while_starting:
+            self.broken(self._lost_while_starting, Cause.STUB)
+        self.show_held_back()
+
+    def show_held_back(self) -> None:
+        """Show the log lines that were held back during the start."""
+        for line in self._held_back:
+            self._show(line)
+        self._held_back.clear()
+
+    @property
+    def step(self) -> str:
+        """The current step of the start."""
+        return self._log.step
+
+    def last_words(self) -> str:
+        """The log line that best explains why the server ended."""
+        return self._log.reason()
+
+    def broken(self, why: str, cause: Cause = Cause.OTHER) -> None:
+        """End this life, because the server has become useless."""
+        if not self._over.done():
+            self.cause = cause
+            self._over.set_result(why)
+
+    def terminate(self) -> None:
+        """Ask the server to finish what is in flight and end."""
+        self.terminating = True
+        self._server.terminate()
+
+    async def end(self) -> None:
+        """Kill the remaining processes and remove their shared memory."""
+        # Kill the server itself first: its requests in flight break at once and fail over to another server.
+        if self._server.exit_status() is None:
+            os.kill(self._server.pid, signal.SIGKILL)
+        await asyncio.to_thread(self._server.close)
+
+    async def _look(self) -> None:
+        before = time.monotonic()
+        while True:
+            members = self._server.members()
+            self._stubs.look(members)
+            self._memory.look()
+            if not self._ready:
+                now = time.monotonic()
+                self._look_at_the_start(members, now, now - before)
+                before = now
+                if self._stubs.never_ran(self._server.ended_children):
+                    self._read_log()
+                    why = f"a python process of the server could not start: {self._log.why_no_stub()}"
+                    self.broken(why, Cause.NO_STUB)
+            await asyncio.sleep(self._look_every if self._ready else _LOOK_WHILE_STARTING_S)
+
+    def _look_at_the_start(self, members: list[Process], now: float, passed: float) -> None:
+        step, (shown, at) = self._log.step, self._shown
+        if now - at >= (_SHOW_EVERY_S if step == shown else _SHOW_AT_MOST_EVERY_S):
+            self._shown = step, now
+            self._doing(f"{step} ({now - self._began:.0f} s)")
+        why = self._start.look(members, passed, logged=self._log.size, models=self._stubs.watched)
+        if why is not None and not self.terminating:
+            self.broken(f"{why}; it was {step}", Cause.HUNG)
+
+    def _stub_ended(self, pid: int) -> None:
+        model = self._stubs.forget(pid)
+        why = f"a python process of the model {model!r} died (pid {pid}){self._memory.hint()}"
+        if self.terminating:
+            return
+        if not self._ready:
+            # A server that can't start ends its other stubs, then itself. Wait for that: then its log has the reason.
+            self._lost_while_starting = self._lost_while_starting or why
+            later = self._loop.call_later(_PATIENCE_WITH_A_FAILED_START_S, self.broken, why, Cause.STUB)
+            self._timers.append(later)
+        elif self._is_missed is None:
+            self.broken(why, Cause.STUB)
+        else:
+            question = asyncio.create_task(self._break_if_missed(model, why))
+            self._questions.add(question)
+            question.add_done_callback(self._questions.discard)
+
+    async def _break_if_missed(self, model: str, why: str) -> None:
+        self._stubs.look(self._server.members())
+        running = sum(other == model for other in self._stubs.watched.values())
+        if self._is_missed is not None and await self._is_missed(model, running):
+            self.broken(why, Cause.STUB)
+
+    def _ended(self) -> None:
+        self._read_log()
+        self._loop.remove_reader(self._server.pidfd)
+        status = self._server.exit_status()
+        how = f"signal {-status}" if status is not None and status < 0 else f"exit code {status}"
+        if self._ready:
+            self.broken(f"tritonserver ended by itself ({how}){self._memory.hint()}", Cause.EXIT)
+            return
+        self.our_reason = self._log.our_reason()
+        why = f"tritonserver did not start ({how}{self._memory.hint()}): {self._log.reason()}"
+        self.broken(self.our_reason or why, Cause.EXIT)
+
+    def _read_log(self) -> None:
+        try:
+            while data := os.read(self._server.output.fileno(), _READ_BYTES):
+                lines = self._log.take(data)
+                if self._ready or self._everything:
+                    for line in lines:
+                        self._show(line)
+                else:
+                    self._held_back += lines
+        except BlockingIOError:
+            return
+        self._loop.remove_reader(self._server.output.fileno())

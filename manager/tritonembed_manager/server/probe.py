@@ -1,0 +1,181 @@
+"""Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+import numpy as np
+from numpy.typing import NDArray
+from tritonclient.grpc import service_pb2
+
+from tritonembed_protocol.framing import HEADER, frame, unframe_vectors
+from tritonembed_protocol.types import OUTPUT_TYPES
+
+SENTENCES = (
+    "ready?",
+    "The vectors of this sentence tell one model from another.",
+    "A longer one shows how its tokens are pooled: the first, the last, or the mean of all of them, in any language.",
+)
+"""Short, because every server embeds them at each check."""
+
+Vectors = NDArray[np.float32]
+"""[sentence, dimension]"""
+
+
+_SERVICE = "/inference.GRPCInferenceService"
+_MICROSECONDS = 1_000_000
+_MODEL = "embedding"
+_REPLICATED_MODEL = "embedder"
+_OPTIONS = (
+    # Reconnect soon to a restarted server: gRPC's own backoff grows to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Otherwise the channels of one process to one address share a connection and its backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+# In the errors of Triton and of the engine for an expired request, and in Triton's error for a full queue.
+_EXPIRED = ("timeout expired", "deadline passed")
+_FULL = "maximum queue size"
+_FIRST = 1
+"""KServe's priority of a check: ahead of waiting requests, if Triton's queues have priorities."""
+# Errors of gRPC itself.
+_NO_CONNECTION = "failed to connect"
+_NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
+
+
+class ProbeError(Exception):
+    """A probe failed. why: the reason, in one line.
+
+    answered: the server itself answered with an error; otherwise it is not reachable (yet). timed_out: the time was
+    over. busy: the server's queue is full.
+    """
+
+    def __init__(self, why: str, *, answered: bool = False, timed_out: bool = False, busy: bool = False) -> None:
+        super().__init__(why)
+        self.why = why
+        self.answered = answered
+        self.timed_out = timed_out
+        self.busy = busy
+
+
+class Probe(Protocol):
+    """What health checks need from a server."""
+
+    async def vectors(self, timeout: float) -> Vectors:
+        """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
+
+    async def replicas(self, timeout: float) -> int:
+        """How many embedders the server runs; 1 if it does not answer."""
+
+    async def close(self) -> None:
+        """Close the connection."""
+
+
+class GrpcProbe:
+    """A probe over its own connection, so that a worker's full queue does not look like a sick server."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._connect()
+
+    def _connect(self) -> None:
+        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        self._infer = self._channel.unary_unary(
+            f"{_SERVICE}/ModelInfer", None, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
+        self._ready = self._channel.unary_unary(
+            f"{_SERVICE}/ModelReady", None, response_deserializer=service_pb2.ModelReadyResponse.FromString
+        )
+        self._config = self._channel.unary_unary(
+            f"{_SERVICE}/ModelConfig", None, response_deserializer=service_pb2.ModelConfigResponse.FromString
+        )
+
+    async def vectors(self, timeout: float) -> Vectors:
+        """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
+        return _vectors(await self._embed(SENTENCES, timeout))
+
+    async def infers(self, timeout: float) -> None:
+        """Check that the server embeds a sentence within `timeout` seconds. Raises ProbeError."""
+        content = await self._embed(SENTENCES[:1], timeout)
+        if len(content) <= HEADER:
+            raise ProbeError("it answered without a vector", answered=True)
+
+    async def _embed(self, sentences: Sequence[str], timeout: float) -> bytes:
+        try:
+            answer = await self._infer(_infer_request(sentences, timeout), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                # A network device may have dropped the connection silently. Then not even an error would arrive.
+                await self._channel.close(None)
+                self._connect()
+            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
+            if output.name == "embedding":
+                return bytes(content)
+        raise ProbeError("it answered without an embedding", answered=True)
+
+    async def replicas(self, timeout: float) -> int:
+        """How many embedders the server runs; 1 if it does not answer."""
+        request = _model_request(service_pb2.ModelConfigRequest, _REPLICATED_MODEL)
+        try:
+            answer = await self._config(request, timeout=timeout)
+        except grpc.aio.AioRpcError:
+            return 1
+        return max(1, _count_instances(answer))
+
+    async def instances(self, model: str, timeout: float) -> int | None:
+        """The configured number of a model's instances; None if the model is not loaded. Raises ProbeError."""
+        try:
+            ready = await self._ready(_model_request(service_pb2.ModelReadyRequest, model), timeout=timeout)
+            if not ready.ready:
+                return None
+            answer = await self._config(_model_request(service_pb2.ModelConfigRequest, model), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        return _count_instances(answer)
+
+    async def close(self) -> None:
+        """Close the connection."""
+        await self._channel.close(None)
+
+
+def _model_request(kind: Any, model: str) -> bytes:
+    encoded: bytes = kind(name=model).SerializeToString()
+    return encoded
+
+
+def _count_instances(answer: Any) -> int:
+    return sum(int(group.count) * max(len(group.gpus), 1) for group in answer.config.instance_group)
+
+
+def _infer_request(sentences: Sequence[str], timeout: float) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name=_MODEL)
+    request.inputs.add(name="text", datatype="BYTES", shape=[len(sentences), 1])
+    request.outputs.add(name="embedding")
+    request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
+    request.parameters["priority"].uint64_param = _FIRST
+    request.raw_input_contents.append(frame([sentence.encode() for sentence in sentences]))
+    encoded: bytes = request.SerializeToString()
+    return encoded
+
+
+def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED or any(words in details for words in _EXPIRED):
+        return ProbeError(f"no answer within {timeout:g} s", timed_out=True)
+    if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
+        return ProbeError("nothing listens there")
+    return ProbeError(details or code.name, answered=code not in _NOT_AN_ANSWER, busy=_FULL in details)
+
+
+def _vectors(content: bytes) -> Vectors:
+    try:
+        return unframe_vectors(content, len(SENTENCES), OUTPUT_TYPES["float"].dtype).copy()
+    except Exception:
+        raise ProbeError("its answer does not have a vector for each sentence", answered=True) from None
+
+
+def _one_line(text: str | None) -> str:
+    return text.splitlines()[0][:300] if text else ""

@@ -1,0 +1,230 @@
+"""The model repository: checks a model's files, and renders configurations and model.json for a model and a machine.
+
+The committed repository is the template. Configurations are Triton's (config.pbtxt).
+"""
+
+import json
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.server.settings import RenderSettings
+
+
+def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> None:
+    """Raise StartError if this is no embedding model with a tokenizer, or if it can't take `max_model_len` tokens.
+
+    max_model_len: vLLM's engine argument; None if it was not given.
+    """
+    try:
+        from tritonembed_engine.errors import ModelError
+        from tritonembed_engine.model.files import read_model_files
+        from tritonembed_engine.model.folder import read_object
+    except ImportError:
+        # Only the manager is installed, without the packages that read a model. The server will check the model.
+        return
+    try:
+        files = read_model_files(model, revision)
+        # Otherwise only Triton's processes would find half a tokenizer.json, as an interrupted download leaves it.
+        read_object(files.folder / "tokenizer.json")
+    except ModelError as error:
+        raise StartError(f"--model: {error}") from None
+    if max_model_len is not None and max_model_len > files.max_length:
+        raise StartError(f"--max-model-len: {max_model_len} tokens, but {files.name} takes at most {files.max_length}")
+
+
+def is_folder(model: str) -> bool:
+    """Whether `model` is a local folder, not a name on the hub."""
+    return Path(model).is_dir()
+
+
+ModelConfig = Any
+"""The protobuf message inference.ModelConfig. Its generated module has no types."""
+
+_DEVICES_PARAMETER = "devices"
+"""Parameter of `embedder`: {instance group: [GPU, …]} as JSON. Triton gives a KIND_MODEL instance no device."""
+
+
+def parse_config(text: str) -> ModelConfig:
+    """Parse the text of a config.pbtxt. Raises google.protobuf.text_format.ParseError."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+_CPU_PREFERRED_BATCH = 64
+"""Sentences that Triton sends to an instance at once on a CPU, if more wait. The templates have the number for a GPU.
+
+Triton picks by priority when it forms such a batch, and answers when the whole batch is done. So a smaller batch gives
+urgent requests an earlier answer.
+"""
+
+QUEUE_FIELDS = ("priority_levels", "default_priority_level", "default_queue_policy", "priority_queue_policy")
+"""With any of these fields, Triton's batcher does not prefetch (`PriorityQueue::SupportPrefetching`).
+
+Then it waits for a free instance. It is woken just before the instance counts as free (`Payload::Execute`), and may
+look again only after 500 ms.
+"""
+
+
+def _set_tokenizer(config: ModelConfig, settings: RenderSettings) -> None:
+    """Set the batching of `tokenizer` and its instances, on the CPU."""
+    _set_batching(config, settings)
+    del config.instance_group[:]
+    config.instance_group.add(kind=model_config_pb2.ModelInstanceGroup.KIND_CPU, count=settings.tokenizer_instances)
+
+
+def _set_embedder(config: ModelConfig, settings: RenderSettings) -> None:
+    """Set the batching of `embedder`, its instances and their devices."""
+    groups = model_config_pb2.ModelInstanceGroup
+    _set_batching(config, settings)
+    del config.instance_group[:]
+    if _DEVICES_PARAMETER in config.parameters:
+        del config.parameters[_DEVICES_PARAMETER]
+    if settings.device == "cpu":
+        config.instance_group.add(kind=groups.KIND_CPU, count=settings.replicas)
+    elif settings.tensor_parallel_size == 1:
+        config.instance_group.add(kind=groups.KIND_GPU, count=settings.replicas, gpus=settings.gpus)
+    else:
+        devices: dict[str, list[int]] = {}
+        for gpus in settings.gpu_groups():
+            for _ in range(settings.replicas):
+                name = f"{config.name}_tp{len(devices)}"
+                config.instance_group.add(name=name, kind=groups.KIND_MODEL, count=1)
+                devices[name] = gpus
+        config.parameters[_DEVICES_PARAMETER].string_value = json.dumps(devices)
+
+
+def _set_batching(config: ModelConfig, settings: RenderSettings) -> None:
+    if settings.device == "cpu":
+        config.dynamic_batching.preferred_batch_size[:] = [_CPU_PREFERRED_BATCH]
+    if not settings.limits_in_triton:
+        for field in QUEUE_FIELDS:
+            config.dynamic_batching.ClearField(field)
+
+
+def instance_kinds(configs: Iterable[ModelConfig]) -> set[str]:
+    """The kinds of the models' instances, by Triton's names. An ensemble has no instances."""
+    name = model_config_pb2.ModelInstanceGroup.Kind.Name
+    return {name(group.kind) for config in configs for group in config.instance_group}
+
+
+def share_a_gpu(configs: Iterable[ModelConfig]) -> bool:
+    """Whether several instances of a model run on the same GPU."""
+    gpu = model_config_pb2.ModelInstanceGroup.KIND_GPU
+    return any(group.kind == gpu and group.count > 1 for config in configs for group in config.instance_group)
+
+
+def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, Any]:
+    """The committed model.json, which both python models load, adapted to a model and a machine.
+
+    Engine settings that were not given stay.
+    """
+    vllm = {**template.get("vllm", {}), **settings.vllm}
+    for machine_argument in ("gpu_memory_utilization", "tensor_parallel_size"):
+        vllm.pop(machine_argument, None)
+    if settings.device == "cuda":
+        vllm["gpu_memory_utilization"] = settings.gpu_memory_share()
+        if settings.tensor_parallel_size > 1:
+            vllm["tensor_parallel_size"] = settings.tensor_parallel_size
+    engine = dict(template.get("engine", {}))
+    if settings.device == "cpu" and not settings.limits_in_triton:
+        engine["queue"] = "engine"
+    if settings.executor is not None:
+        engine["executor"] = settings.executor
+    if settings.max_batch_tokens is not None:
+        engine["max_batch_tokens"] = settings.max_batch_tokens
+    if settings.reference is not None:
+        engine["reference"] = settings.reference
+    if settings.deterministic:
+        engine["deterministic"] = True
+    return {**template, "model": settings.model, "vllm": vllm, "engine": engine}
+
+
+MARKER = ".rendered-by-tritonembed"
+CONFIG = "config.pbtxt"
+MODEL_JSON = "model.json"
+MODEL_VARIABLE = "TRITONEMBED_MODEL"
+"""Overrides the model in model.json. The engine has it too; its module would bring pydantic along."""
+MODELS = ("tokenizer", "embedder", "embedding")
+
+_SETTERS: dict[str, Callable[..., None]] = {
+    "tokenizer": _set_tokenizer,
+    "embedder": _set_embedder,
+}
+
+
+def template_folder() -> Path:
+    """The committed model repository. A wheel has it in this package, a checkout at its root."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "model_repository", here.parents[1] / "model_repository"):
+        if (folder / MODEL_JSON).is_file():
+            return folder
+    raise StartError("this installation of tritonembed has no model repository; install it again")
+
+
+def render(out: Path, settings: RenderSettings, *, force: bool = False) -> None:
+    """Write the repository `out`, completely or not at all.
+
+    force: write even if `out` holds files that were not rendered. Files that are not part of a repository stay there.
+    Raises StartError if `out` is in use for something else or can't be written.
+    """
+    out = Path(out)
+    ours = (out / MARKER).is_file()
+    in_use = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if in_use and not ours and not (force and out.is_dir()):
+        raise StartError(f"{out} was not written by render; choose another folder, or --force to write into it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            written = Path(scratch) / "new"
+            _write(written, settings)
+            if in_use and not ours:
+                _replace_entries(written, out)
+            else:
+                _replace_folder(written, out, Path(scratch) / "old")
+    except OSError as error:
+        raise StartError(f"cannot write {out}: {error.strerror}") from None
+
+
+def tritonserver_line(repository: Path) -> str:
+    """The shell command that starts a server on a repository."""
+    return shlex.join(["tritonserver", f"--model-repository={repository}"])
+
+
+def read_configs(repository: Path) -> dict[str, ModelConfig]:
+    """The configurations of a repository's models, by name."""
+    paths = sorted(Path(repository).glob(f"*/{CONFIG}"))
+    return {path.parent.name: parse_config(path.read_text()) for path in paths}
+
+
+def _write(folder: Path, settings: RenderSettings) -> None:
+    template = template_folder()
+    for name in MODELS:
+        shutil.copytree(template / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        config = parse_config((template / name / CONFIG).read_text())
+        if name in _SETTERS:
+            _SETTERS[name](config, settings)
+        (folder / name / CONFIG).write_text(str(text_format.MessageToString(config)))
+    content = model_json(json.loads((template / MODEL_JSON).read_text()), settings)
+    (folder / MODEL_JSON).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / MARKER).write_text("Written by tritonembed-manager render, which replaces this folder as a whole.\n")
+
+
+def _replace_folder(new: Path, out: Path, old: Path) -> None:
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+
+
+def _replace_entries(new: Path, out: Path) -> None:
+    for entry in new.iterdir():
+        target = out / entry.name
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        entry.replace(target)

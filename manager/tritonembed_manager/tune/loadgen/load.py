@@ -1,0 +1,210 @@
+"""A load on a server: what is sent, how it is sent, and what came back."""
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+SATURATED = 0.9
+"""A thread that ran, or waited for a core, for more than this share of the time is a limit of its own."""
+
+
+class LoadError(Exception):
+    """The load could not be run to its end; the message is one line. `exit_code`: of a command that fails with it."""
+
+    exit_code = 1
+
+
+class RequestFailedError(Exception):
+    """No answer, or an error instead. kind: a few words to count it under; the message is the server's."""
+
+    def __init__(self, kind: str, message: str = "") -> None:
+        super().__init__(message or kind)
+        self.kind = kind
+
+
+class Transport(Protocol):
+    """Open connections to a server, in one event loop."""
+
+    async def send(self, payload: bytes, number: int) -> bytes:
+        """Return the answer's bytes. number: of the request, to spread requests over connections.
+
+        Raises RequestFailedError.
+        """
+
+    async def close(self) -> None:
+        """Drop the connections at once."""
+
+
+class Sender(Protocol):
+    """How payloads reach a server; small enough to be pickled to the client processes."""
+
+    def connections(self, concurrency: int | None) -> int:
+        """For so many requests in flight; None: an open loop, where any number may be."""
+
+    def open(self, connections: int, timeout: float) -> Transport:
+        """Call it inside the event loop that will use it. timeout: seconds per request."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests that can be sent.
+
+    tokens: of each request. find_fault: what is wrong with the answer to a request, by its number; empty if nothing;
+    None: answers are not looked at. compared: numbers of the requests whose vectors it compares.
+    """
+
+    sender: Sender
+    payloads: Sequence[bytes]
+    tokens: Sequence[int] = ()
+    find_fault: Callable[[int, bytes], str] | None = None
+    compared: Container[int] = ()
+
+
+@dataclass(frozen=True)
+class Load:
+    """How requests are sent, by all processes together or (share) by one of them.
+
+    Closed loop: `concurrency` in flight. Open loop: `rate` per second, at random moments, whatever comes back.
+    Either `requests` are measured, or those of `duration` seconds. warm_up: seconds before that, not measured.
+    timeout: seconds per request.
+    """
+
+    concurrency: int | None
+    rate: float | None
+    requests: int | None
+    duration: float | None
+    warm_up: float
+    timeout: float
+    seed: int
+
+    def shares(self, processes: int) -> list["Load"]:
+        """One for each process."""
+
+        def part(total: int | None, number: int) -> int | None:
+            return None if total is None else total // processes + (number < total % processes)
+
+        return [
+            Load(
+                part(self.concurrency, number),
+                None if self.rate is None else self.rate / processes,
+                part(self.requests, number),
+                self.duration,
+                self.warm_up,
+                self.timeout,
+                self.seed * 1000 + number,
+            )
+            for number in range(processes)
+        ]
+
+
+@dataclass(frozen=True)
+class ThreadUse:
+    """A process over the measured time. busy: of its busiest thread, the share of time that it ran or waited to run."""
+
+    cpu_seconds: float
+    busy: float
+
+
+@dataclass
+class Part:
+    """What one process saw, or all of them. finished: moments on the machine's monotonic clock; latencies: seconds.
+
+    late: seconds between the moment a request of an open loop was due and the moment it was sent.
+    faults: what was wrong with answers, a few of them in words, all of them counted in `wrong`.
+    """
+
+    finished: npt.NDArray[np.float64]
+    latencies: npt.NDArray[np.float64]
+    late: npt.NDArray[np.float64]
+    tokens: int = 0
+    errors: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
+    wrong: int = 0
+    faults: list[str] = field(default_factory=list)
+    compared: int = 0
+    use: tuple[ThreadUse, ...] = ()
+
+    @staticmethod
+    def merged(parts: Sequence["Part"]) -> "Part":
+        """All of them as one."""
+        whole = Part(
+            np.concatenate([part.finished for part in parts]),
+            np.concatenate([part.latencies for part in parts]),
+            np.concatenate([part.late for part in parts]),
+        )
+        for part in parts:
+            whole.tokens += part.tokens
+            whole.wrong += part.wrong
+            whole.compared += part.compared
+            whole.faults += part.faults
+            whole.use += part.use
+            for kind, count in part.errors.items():
+                whole.errors[kind] = whole.errors.get(kind, 0) + count
+            whole.messages |= part.messages
+        return whole
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """seconds: of the measured time. part: what all client processes saw in it."""
+
+    part: Part
+    seconds: float
+
+    @staticmethod
+    def of(part: Part, begin: float, end: float, load: Load) -> "Outcome":
+        """begin, end: of the measured time, on the machine's monotonic clock.
+
+        A number of requests lasts until the last answer; so does an open loop, which also waits for all that was due.
+        """
+        last = float(part.finished.max()) if len(part.finished) else end
+        if load.rate is not None:
+            return Outcome(part, max(last, min(end, begin + (load.duration or 0))) - begin)
+        return Outcome(part, max((last if load.requests is not None else end) - begin, 1e-9))
+
+    @property
+    def requests(self) -> int:
+        """Answered requests."""
+        return len(self.part.latencies)
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether anything came back: answers or errors in the measured time, or a wrong answer at any time."""
+        return bool(self.requests or self.part.errors or self.part.wrong)
+
+    @property
+    def requests_per_second(self) -> float:
+        """Of the answered requests."""
+        return self.requests / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of the answered requests, counted by the tokenizer."""
+        return self.part.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def latency_ms(self, percent: float) -> float:
+        """A percentile; 100 is the maximum."""
+        return float(np.percentile(self.part.latencies, percent)) * 1e3 if self.requests else float("nan")
+
+    @property
+    def late_p99_ms(self) -> float:
+        """How late an open loop sent its requests."""
+        return float(np.percentile(self.part.late, 99)) * 1e3 if len(self.part.late) else 0.0
+
+    @property
+    def client_cpu_seconds(self) -> float:
+        """Of all client processes."""
+        return sum(use.cpu_seconds for use in self.part.use)
+
+    @property
+    def busiest_client(self) -> float:
+        """The share of time in which the busiest thread of any client process ran or waited for a core."""
+        return max((use.busy for use in self.part.use), default=0.0)
+
+    @property
+    def is_client_saturated(self) -> bool:
+        """Whether the figures may be the client's own limit."""
+        return self.busiest_client >= SATURATED
