@@ -3,7 +3,8 @@
 import sys
 from typing import Any
 
-from tritonembed_perf.termination import exit_on_sigterm
+from tritonembed_perf.signals import exit_on_sigterm
+from tritonembed_protocol.printable import printable
 
 INTERRUPTED = 130
 
@@ -11,7 +12,7 @@ INTERRUPTED = 130
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 130 for Ctrl-C, 143 for SIGTERM.
 
-    Without the packages it needs it says in one line which to install.
+    A missing package is one line that names what to install.
     """
     try:
         from tritonembed_perf.commands import app
@@ -23,15 +24,15 @@ def main(arguments: list[str] | None = None) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("tritonembed"):
             raise
-        said = "pip install 'tritonembed[perf]', and to start servers what they run on"
-        print(f"tritonembed-bench: {error.name} is not installed: {said}", file=sys.stderr)
+        install = "pip install 'tritonembed[perf]', and to start servers what they run on"
+        print(f"tritonembed-bench: {error.name} is not installed: {install}", file=sys.stderr)
         code = 2
     except Exception as error:
         # Typer's own errors have no public base class across its versions; this is their interface.
         known: Any = error
         if not hasattr(error, "format_message"):
             raise
-        print(f"tritonembed-bench: {' '.join(known.format_message().split())}", file=sys.stderr)
+        print(f"tritonembed-bench: {printable(' '.join(known.format_message().split()))}", file=sys.stderr)
         code = known.exit_code
     sys.exit(code or 0)
 

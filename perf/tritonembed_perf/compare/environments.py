@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tritonembed_perf.compare.peer import Bench, CannotRunError
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.run.environment import installed_versions
+from tritonembed_perf.reports import installed_versions
 
 PROGRAMS = Path(__file__).parent / "programs"
 DONE = ".installed"
@@ -33,7 +33,7 @@ print(json.dumps([[name for name in modules if importlib.util.find_spec(name) is
 def own_python(bench: Bench, name: str, requirements: Sequence[str], modules: Sequence[str]) -> str:
     """The Python of an environment of the peer's own. name: as --python has it; modules: what it has to import.
 
-    Raises CannotRunError where something is missing or can't be installed.
+    Raises CannotRunError if something is missing or can't be installed.
     """
     if name in bench.pythons or not bench.install:
         return this_python(bench, name, modules)
@@ -41,7 +41,7 @@ def own_python(bench: Bench, name: str, requirements: Sequence[str], modules: Se
 
 
 def this_python(bench: Bench, name: str, modules: Sequence[str]) -> str:
-    """Of a peer that shares this project's packages. Raises CannotRunError where one is missing."""
+    """The Python of a peer that shares this project's packages. Raises CannotRunError if one is missing."""
     python = bench.pythons.get(name, sys.executable)
     missing, _ = _ask(python, modules, ())
     if missing:
@@ -101,7 +101,7 @@ def virtual_environment(bench: Bench, name: str, requirements: Sequence[str]) ->
 
 
 def _install_torch(pip: list[str], torch: str) -> None:
-    """From where pip looks, else from PyTorch's own index, which has the CPU builds."""
+    """From pip's own index, else from PyTorch's, which has the CPU builds."""
     try:
         _run([*pip, torch])
     except CannotRunError:
@@ -121,5 +121,6 @@ def _ask(python: str, modules: Sequence[str], packages: Sequence[str]) -> tuple[
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()[-1:]
-        raise CannotRunError(f"it can't be installed: {(said or ['?'])[-1][:LINE_LENGTH]}")
+        lines = done.stderr.splitlines()
+        errors = [line for line in lines if line.startswith("ERROR")] or lines[-1:] or ["?"]
+        raise CannotRunError(f"it can't be installed: {errors[-1][:LINE_LENGTH]}")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 
-from tritonembed_perf.compare.deferred_signals import deferred_signals
-from tritonembed_perf.run.wire import RequestFailedError, WireProtocol, WrongAnswerError
+from tritonembed_manager.tune.loadgen.load import RequestFailedError
+from tritonembed_perf.loadgen.protocol import WireProtocol, WrongAnswerError
+from tritonembed_perf.signals import deferred_signals
 
 START_LIMIT_S = 900.0
 ATTEMPT_S = 30.0
@@ -63,7 +64,7 @@ def _wait(process: "subprocess.Popen[bytes]", protocol: WireProtocol, log_path: 
 
 
 async def _answers(protocol: WireProtocol) -> bool:
-    transport = protocol.open(1, ATTEMPT_S)
+    transport = protocol.sender().open(1, ATTEMPT_S)
     try:
         protocol.decode(await transport.send(protocol.encode(["ready?"]), 0), 1)
     except (RequestFailedError, WrongAnswerError):

@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 
+from tritonembed_manager.tune.loadgen.clients import Interrupt, run_clients
+from tritonembed_manager.tune.loadgen.load import Load
 from tritonembed_perf.compare.peer import CannotRunError, Endpoint, InProcess
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Sample
 from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.run.clients import Interrupt, Watcher, run_clients
-from tritonembed_perf.run.job import Load, Work
-from tritonembed_perf.run.wire import Answer
-from tritonembed_perf.without_paths import without_paths
+from tritonembed_perf.loadgen.answers import Answer
+from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.reports import without_paths
 
 TIMEOUT_S = 120.0
 PROGRAM_LIMIT_S = 600.0
-"""Beyond the time asked for: loading the model, and the first call."""
+"""Beyond the measured time: loading the model, and the first call."""
 MAX_CLIENT_PROCESSES = 8
 CORES_PER_CLIENT_PROCESS = 2.67
-"""Six clients for sixteen cores, where four would be saturated by 1024 single sentences at one time."""
+"""Six clients for sixteen cores: four would be saturated by 1024 single sentences at a time."""
 
 
 class InterruptedMeasurement(Exception):
@@ -38,7 +39,7 @@ def take_sample(
     processes: int | None,
     interrupt: Interrupt,
 ) -> Sample | None:
-    """None where the trial is nothing for this peer: a program in process has no offered rate.
+    """None for a trial that this peer can't run: a program in process has no offered rate.
 
     processes: of the client; None for what suits this machine. Raises CannotRunError, InterruptedMeasurement, and
     BenchError when a client process dies.
@@ -46,21 +47,15 @@ def take_sample(
     if isinstance(endpoint, InProcess):
         return None if trial.rate is not None else _run_program(endpoint, trial, materials, seconds, warm_up)
     material = materials.of(trial)
-    work = Work(
-        endpoint,
-        tuple(endpoint.encode(request.texts) for request in material.requests),
-        trial.sentences,
-        tuple(request.tokens for request in material.requests),
-        materials.check(trial),
-    )
+    work = make_work(endpoint, material.requests, materials.check(trial))
     load = Load(trial.concurrency, trial.rate, None, seconds, warm_up, TIMEOUT_S, seed=1)
     with interrupt.catching():
-        outcome = run_clients(work, load, client_processes(trial, processes), Watcher(), interrupt)
+        outcome = run_clients(work, load, client_processes(trial, processes), interrupt=interrupt)
     if interrupt.happened:
         raise InterruptedMeasurement
     part = outcome.part
     p50, p90, p99 = (outcome.latency_ms(percent) if outcome.requests else 0.0 for percent in (50, 90, 99))
-    faults = dict.fromkeys([*part.faults, *(f"{kind}: {said}" for kind, said in part.messages.items())])
+    faults = dict.fromkeys([*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())])
     return Sample(
         outcome.tokens_per_second,
         outcome.requests_per_second,
@@ -76,7 +71,7 @@ def take_sample(
 
 
 def client_processes(trial: Trial, wanted: int | None) -> int:
-    """Few where there are few cores, because the server needs them; the same for every peer."""
+    """Few on few cores, because the server needs them; the same for every peer."""
     cores = len(os.sched_getaffinity(0))
     most = wanted or max(1, min(int(cores / CORES_PER_CLIENT_PROCESS), MAX_CLIENT_PROCESSES))
     return most if trial.concurrency is None else min(most, trial.concurrency)
@@ -96,17 +91,17 @@ def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, second
             raise CannotRunError(f"it did not end within {limit:.0f} s") from None
         if done.returncode:
             raise CannotRunError((done.stderr.strip().splitlines() or ["it failed"])[-1][:160])
-        said: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        found = np.load(vectors)
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        vectors_found = np.load(vectors)
     check = materials.check(trial)
     rows = range(0, len(texts), trial.sentences)
     faults = [
-        check.find_fault(number % len(requests), Answer(found[start : start + trial.sentences]))
+        check.find_fault(number % len(requests), Answer(vectors_found[start : start + trial.sentences]))
         for number, start in enumerate(rows)
     ]
     wrong = tuple(fault for fault in faults if fault)
-    calls = said["calls"] / said["seconds"]
-    p50, p90, p99 = np.percentile(np.array(said["latencies"]) * 1e3, (50, 90, 99)).tolist()
+    calls = found["calls"] / found["seconds"]
+    p50, p90, p99 = np.percentile(np.array(found["latencies"]) * 1e3, (50, 90, 99)).tolist()
     return Sample(
         calls * sum(request.tokens for request in at_once),
         calls * len(at_once),

@@ -1,4 +1,4 @@
-"""What a system that is compared has to know about itself."""
+"""The interface of a system that is compared."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Protocol
 
 from tritonembed_perf.compare.launching import launched
-from tritonembed_perf.run.wire import WireProtocol
-from tritonembed_perf.server import free_ports
+from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.loadgen.protocol import WireProtocol
 
 
 class CannotRunError(Exception):
@@ -17,7 +17,7 @@ class CannotRunError(Exception):
 
 @dataclass(frozen=True)
 class Bench:
-    """What all peers have in common. model: a folder. work: where virtual environments and logs are kept.
+    """What all peers have in common. model: a folder. work: the folder of virtual environments and logs.
 
     pythons: of peers by name, to be used as they are. install: whether environments are made for the others.
     """
@@ -39,7 +39,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Config:
-    """One way to run a peer. flags: as they are typed; environment: variables beside the inherited ones."""
+    """One way to run a peer. flags: as they are typed; environment: variables added to the inherited ones."""
 
     flags: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Peer(Protocol):
 
     @property
     def note(self) -> str:
-        """What a reader of the table has to know; may be empty."""
+        """A remark for the table; may be empty."""
 
     def prepare(self, bench: Bench) -> None:
         """Install what it needs, once. Raises CannotRunError."""
@@ -88,10 +88,9 @@ class ServerPeer:
     note = ""
 
     def prepare(self, bench: Bench) -> None:
-        """As Peer says."""
+        """Nothing is installed."""
 
     def configs(self, bench: Bench) -> Sequence[Config]:  # noqa: ARG002
-        """As Peer says."""
         return [Config()]
 
     def settings(self, bench: Bench) -> dict[str, str]:  # noqa: ARG002
@@ -103,12 +102,11 @@ class ServerPeer:
         raise NotImplementedError
 
     def endpoint(self, bench: Bench, port: int) -> WireProtocol:
-        """How it is asked."""
+        """How requests reach it."""
         raise NotImplementedError
 
     @contextmanager
     def running(self, bench: Bench, config: Config) -> Iterator[Endpoint]:
-        """As Peer says."""
         [port] = free_ports(1)
         command = [*self.command(bench, port), *config.flags]
         endpoint = self.endpoint(bench, port)

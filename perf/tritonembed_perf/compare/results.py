@@ -1,13 +1,41 @@
-"""What is known of each system: kept as JSON, and read again to make one report of several runs."""
+"""The figures of each system: kept as JSON, and read again to make one report of several runs."""
 
+import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from tritonembed_perf.compare.sample import Sample, median
 from tritonembed_perf.compare.trials import Trial
 
-Samples = dict[str, list[Sample]]
+
+@dataclass(frozen=True)
+class Sample:
+    """What came back in one measurement. Latencies in milliseconds; of a program in process those of its calls.
+
+    errors: requests that failed; wrong: answers that were; faults: both in words. client_cores: CPU of the clients.
+    """
+
+    tokens_per_second: float
+    requests_per_second: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    errors: int
+    wrong: int
+    faults: tuple[str, ...]
+    client_cores: float
+    client_saturated: bool
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether every request was answered, and rightly."""
+        return not (self.errors or self.wrong) and self.tokens_per_second > 0
+
+
+def median(samples: Sequence[Sample]) -> Sample:
+    """The sample of the median tokens/s; of an even number the lower of the two."""
+    middle = statistics.median_low([sample.tokens_per_second for sample in samples])
+    return next(sample for sample in samples if sample.tokens_per_second == middle)
 
 
 @dataclass
@@ -15,8 +43,8 @@ class Result:
     """One system. Trials are named as Trial.name has it, configurations by their flags.
 
     why_not: empty, or why it has no figures. troubles: what went wrong on the way. sweep: of each configuration and
-    trial a short sample; chosen: the best configuration of each trial. rounds: no sample for a trial that is nothing
-    for this system. by_replicas: of each count, as text.
+    trial a short sample; chosen: the best configuration of each trial. rounds: no sample for a trial that this
+    system can't run. by_replicas: of each count, as text.
     """
 
     system: str
@@ -25,8 +53,8 @@ class Result:
     troubles: list[str] = field(default_factory=list)
     sweep: dict[str, dict[str, Sample]] = field(default_factory=dict)
     chosen: dict[str, str] = field(default_factory=dict)
-    rounds: Samples = field(default_factory=dict)
-    by_replicas: Samples = field(default_factory=dict)
+    rounds: dict[str, list[Sample]] = field(default_factory=dict)
+    by_replicas: dict[str, list[Sample]] = field(default_factory=dict)
 
     def of(self, trial: Trial) -> Sample | None:
         """The median of the rounds so far."""
@@ -45,18 +73,17 @@ class Result:
 
     @staticmethod
     def from_json(entry: Mapping[str, Any]) -> "Result":
-        """Of what `dataclasses.asdict` made. Raises TypeError and KeyError for anything else."""
-        read = Sample.from_json
-        return Result(
-            str(entry["system"]),
-            str(entry["note"]),
-            str(entry["why_not"]),
-            list(entry["troubles"]),
-            {config: {name: read(one) for name, one in of.items()} for config, of in entry["sweep"].items()},
-            dict(entry["chosen"]),
-            {name: [read(one) for one in many] for name, many in entry["rounds"].items()},
-            {count: [read(one) for one in many] for count, many in entry["by_replicas"].items()},
-        )
+        """Of what `dataclasses.asdict` made. Raises TypeError, KeyError and AttributeError for anything else."""
+
+        def read(one: Mapping[str, Any]) -> Sample:
+            return Sample(**{**one, "faults": tuple(one["faults"])})
+
+        sweep = {config: {name: read(one) for name, one in of.items()} for config, of in entry["sweep"].items()}
+        lists = {
+            key: {name: [read(one) for one in many] for name, many in entry[key].items()}
+            for key in ("rounds", "by_replicas")
+        }
+        return Result(**{**entry, "sweep": sweep, **lists})
 
     def add(self, other: "Result") -> None:
         """What another run found out about the same system: more rounds, more configurations."""
@@ -73,18 +100,12 @@ class Result:
             self.why_not = ""
 
 
-def to_json(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One entry a system, with every sample of the sweep and of the rounds."""
-    return [asdict(result) for result in results]
-
-
 def merge(runs: Sequence[Sequence[Result]]) -> list[Result]:
-    """One result a system, in the order in which they first come."""
+    """One result per system, in the order in which they first come."""
     merged: dict[str, Result] = {}
-    for results in runs:
-        for result in results:
-            if result.system in merged:
-                merged[result.system].add(result)
-            else:
-                merged[result.system] = result
+    for result in (result for results in runs for result in results):
+        if result.system in merged:
+            merged[result.system].add(result)
+        else:
+            merged[result.system] = result
     return list(merged.values())

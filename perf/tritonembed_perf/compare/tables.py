@@ -1,18 +1,18 @@
-"""A comparison's results in words: tables for a terminal, Markdown for a page."""
+"""A comparison's results as tables: for a terminal, and in Markdown."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from tritonembed_perf.compare.results import Result
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Result, Sample
 from tritonembed_perf.compare.trials import Trial
+from tritonembed_perf.reports import print_table
 
 OURS = "tritonembed"
 HEADER = ("system", "tokens/s", "least – most", "requests/s", "p50 ms", "p99 ms", f"{OURS} is", "failed / wrong")
 
 
 def rows_of(trial: Trial, results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """A row for each system, the fastest first, of an open loop the least p99; one without figures says why."""
+    """A row for each system, the fastest first, of an open loop the least p99; without figures the reason."""
     ours = _ours(trial, results)
     ranked = sorted(results, key=lambda result: _rank(trial, result.of(trial)))
     return [_row(result, trial, ours) for result in ranked]
@@ -41,25 +41,14 @@ def _row(result: Result, trial: Trial, ours: Sample | None) -> tuple[str, ...]:
 
 
 def _is_idle(result: Result, trial: Trial) -> bool:
-    """Whether it had its turn, and can't be asked at a rate."""
+    """Whether it had its turn, but has no offered rate."""
     return trial.rate is not None and trial.name in result.rounds
 
 
 def show(trials: Sequence[Trial], results: Sequence[Result]) -> None:
     """On standard output."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=140)
     for trial in trials:
-        table = Table(title=trial.name, title_justify="left")
-        for number, name in enumerate(HEADER):
-            table.add_column(name, justify="left" if number in (0, 2) else "right")
-        for row in rows_of(trial, results):
-            table.add_row(*row)
-        console.print(table)
+        print_table(HEADER, rows_of(trial, results), left=(0, 2), title=trial.name)
     for line in [*verdicts(trials, results), *remarks(results)]:
         print(line)
 
@@ -79,8 +68,8 @@ def markdown(report: dict[str, Any], trials: Sequence[Trial], results: Sequence[
 
 
 def verdicts(trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
-    """Where another system is faster, plainly."""
-    said = []
+    """A line for each load and system that is faster."""
+    lines = []
     for trial in trials:
         ours = _ours(trial, results)
         for result in results:
@@ -89,30 +78,30 @@ def verdicts(trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
                 continue
             if theirs.tokens_per_second > ours.tokens_per_second:
                 faster = theirs.tokens_per_second / max(ours.tokens_per_second, 1e-9)
-                said.append(f"{trial.name}: {result.system} is faster than {OURS}: {faster:.2f} x")
-    return said
+                lines.append(f"{trial.name}: {result.system} is faster than {OURS}: {faster:.2f} x")
+    return lines
 
 
 def remarks(results: Sequence[Result]) -> list[str]:
-    """Each system's flags and what has to be known of it."""
-    said = []
+    """Each system's flags, notes and troubles."""
+    lines = []
     for result in results:
         note = f" ({result.note})" if result.note else ""
         if result.why_not and not result.rounds:
-            said.append(f"{result.system}{note}: {result.why_not}")
+            lines.append(f"{result.system}{note}: {result.why_not}")
             continue
         flags: dict[str, list[str]] = {}
         for trial, config in result.chosen.items():
             flags.setdefault(config, []).append(trial)
         chosen = "; ".join(f"`{text}` for {', '.join(names)}" for text, names in flags.items())
-        said.append(f"{result.system}{note}: {chosen or 'not measured'}")
+        lines.append(f"{result.system}{note}: {chosen or 'not measured'}")
         tried = [config for config in result.sweep if config not in flags]
         if tried:
-            said.append(f"{result.system}: no better were {', '.join(f'`{config}`' for config in tried)}")
-        said += [f"{result.system}: {trouble}" for trouble in [*result.troubles, *result.faults]]
+            lines.append(f"{result.system}: no better were {', '.join(f'`{config}`' for config in tried)}")
+        lines += [f"{result.system}: {trouble}" for trouble in [*result.troubles, *result.faults]]
     if any(one.client_saturated for result in results for one in result.every_sample):
-        said.append("* the client's own CPU was saturated in some round: the system may do more")
-    return said
+        lines.append("* the client's own CPU was saturated in some round: the system may do more")
+    return lines
 
 
 def _ours(trial: Trial, results: Sequence[Result]) -> Sample | None:

@@ -1,4 +1,4 @@
-"""The loads that every peer is put under, with their texts and right vectors made once."""
+"""The loads for every peer, with their texts and right vectors made once."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,18 +9,20 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tritonembed_engine.model.files import ModelFiles
-from tritonembed_perf.run.checks import AnswerCheck, Reference
-from tritonembed_perf.run.corpus import PooledRequest, WordTexts, make_requests, requests_to_prepare
-from tritonembed_perf.run.reference import embed_with_transformers, make_references
-from tritonembed_perf.shape_load import ShapeLoad
-
-MIN_COSINE = {"float32": 0.999}
-MIN_COSINE_16_BITS = 0.99
+from tritonembed_manager.tune.loads import LoadShape, WordTexts
+from tritonembed_perf.loadgen.answers import (
+    AnswerCheck,
+    Reference,
+    embed_with_transformers,
+    make_references,
+    min_cosine,
+)
+from tritonembed_perf.loadgen.requests import PooledRequest, make_requests, requests_to_prepare
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Requests of one shape: `concurrency` at once, or `rate` a second at random moments."""
+    """Requests of one shape: `concurrency` at once, or `rate` per second at random moments."""
 
     tokens: int
     sentences: int
@@ -28,9 +30,9 @@ class Trial:
     rate: float | None = None
 
     @staticmethod
-    def of(load: ShapeLoad) -> "Trial":
+    def of(load: LoadShape) -> "Trial":
         """A closed loop."""
-        return Trial(load.tokens, load.sentences, load.concurrency)
+        return Trial(load.tokens, load.sentences, load.at_once)
 
     @staticmethod
     def parse(name: str) -> "Trial":
@@ -66,11 +68,11 @@ class Materials:
     def __init__(self, files: ModelFiles, tokenizer: Tokenizer, dtype: str) -> None:
         self._files = files
         self._words = WordTexts(tokenizer)
-        self._min_cosine = MIN_COSINE.get(dtype, MIN_COSINE_16_BITS)
+        self._min_cosine = min_cosine(dtype)
         self._made: dict[tuple[int, int], Material] = {}
 
     def of(self, trial: Trial) -> Material:
-        """Made when first asked for."""
+        """Made at the first use."""
         if trial.shape not in self._made:
             count = requests_to_prepare(trial.sentences, trial.tokens, None) * trial.sentences
             lengths = [trial.tokens] * count

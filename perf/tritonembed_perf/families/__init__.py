@@ -1,4 +1,4 @@
-"""Every family of models: written small, embedded by sentence-transformers and by our engine, and compared.
+"""Families of models. Each is written small, embedded by sentence-transformers and by our engine, and compared.
 
 python -m tritonembed_perf.families --only "bert_*" --out results
 """

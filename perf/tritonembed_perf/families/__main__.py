@@ -62,7 +62,7 @@ def _options() -> Any:
 
 
 def _run_all(cases: list[Case], work: Path, options: Any) -> Iterator[Row]:
-    """Rows as they come. Each worker has a process of its own for either side."""
+    """Yield rows as cases finish. Each worker has one process for the reference and one for the engine."""
     with ExitStack() as stack:
         free: SimpleQueue[tuple[Zygote, Zygote]] = SimpleQueue()
         for _ in range(min(options.jobs, len(cases))):
@@ -84,7 +84,7 @@ def _run(case: Case, work: Path, zygotes: tuple[Zygote, Zygote], options: Any) -
     place = work / case.name
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
-    # The engine's messages name the last part.
+    # The engine's messages name the last part of the path: the case.
     folder = place / case.name
     expected, found = place / "reference.npz", place / "served.npz"
     job = {"case": case.name, "folder": str(folder), "vectors": str(expected)}

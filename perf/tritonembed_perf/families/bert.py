@@ -1,4 +1,4 @@
-"""BERT: poolings, the files that old and new releases write, number types."""
+"""BERT: poolings, files as old and new releases write them, number types."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +25,7 @@ FAMILY = "BERT"
 
 
 def bert_config(**changes: Any) -> dict[str, Any]:
-    """config.json as bert-base-uncased has it, but small."""
+    """config.json of bert-base-uncased, with smaller sizes."""
     config = {
         "architectures": ["BertModel"],
         "attention_probs_dropout_prob": 0.1,
@@ -53,21 +53,23 @@ def bert_config(**changes: Any) -> dict[str, Any]:
 
 
 def bert(model_class: str = "BertModel", **changes: Any) -> Model:
-    """A small BERT. changes: of config.json."""
+    """A small BERT. changes: keys of config.json."""
     config = bert_config(**changes)
     tokenizer, settings = vocabularies.bert(config["max_position_embeddings"])
     return Model(config, random_state(model_class, config), tokenizer, settings)
 
 
 def write_bert(folder: Path, *modes: str, more: Mapping[str, Any] | None = None, **sentence: Any) -> None:
-    """A whole folder. modes: poolings, "mean" if none. more: keys of the pooling. sentence: of write_sentence_files."""
+    """Write a whole folder. modes: poolings, "mean" by default. more: keys of the pooling's file. sentence: for
+    write_sentence_files.
+    """
     bert().write(folder)
     modules = [transformer(), pooling(WIDTH, *(modes or ("mean",)), **(more or {})), normalize()]
     write_sentence_files(folder, sentence.pop("modules", modules), **sentence)
 
 
 def mean_modules(*after: Module) -> list[Module]:
-    """Transformer, mean pooling, and what follows."""
+    """Transformer, mean pooling and the given modules."""
     return [transformer(), pooling(WIDTH, "mean"), *after]
 
 
@@ -113,7 +115,7 @@ def bert_clsmaxmean_dense(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_clsmean_list(folder: Path) -> None:
-    """As sentence-transformers 6 saves it."""
+    """Two poolings as a list, as sentence-transformers 6 saves them."""
     write_bert(folder, more={"pooling_mode": ["cls", "mean"]})
 
 
@@ -124,7 +126,7 @@ def bert_noinclude(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_noinclude_prompts(folder: Path) -> None:
-    """Prompts that the pooling leaves out, as Instructor and NV-Embed do."""
+    """The pooling leaves out the prompts, as in Instructor and NV-Embed."""
     write_bert(folder, more={"include_prompt": False}, prompts=QUERY)
 
 
@@ -135,7 +137,7 @@ def bert_noinclude_wmean(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_no_pooling_folder(folder: Path) -> None:
-    """A CLS model whose download left out 1_Pooling: sentence-transformers has no default for it."""
+    """A CLS model without its folder 1_Pooling. sentence-transformers has no default for it."""
     write_bert(folder, "cls")
     (folder / "1_Pooling" / "config.json").unlink()
     (folder / "1_Pooling").rmdir()
@@ -149,7 +151,7 @@ def bert_empty_pooling(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_pooling_width_only(folder: Path) -> None:
-    """No mode at all: the mean."""
+    """No pooling mode: the default is the mean."""
     write_bert(folder, "cls")
     write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": WIDTH})
 
@@ -178,28 +180,28 @@ def bert_relu(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_eps(folder: Path) -> None:
-    """Another epsilon, as MiniLM's relatives have it."""
+    """Another epsilon of LayerNorm, as in MiniLM's relatives."""
     bert(layer_norm_eps=0.05).write(folder)
     write_sentence_files(folder, mean_modules(normalize()))
 
 
 @case(FAMILY, must_refuse=True)
 def bert_relpos(folder: Path) -> None:
-    """Relative positions: transformers 5 drops them, so that the reference is not the model that was trained."""
+    """Relative positions. transformers 5 drops them, so its vectors are not those of the trained model."""
     bert(position_embedding_type="relative_key").write(folder)
     write_sentence_files(folder, mean_modules(normalize()))
 
 
 @case(FAMILY)
 def bert_decoder(folder: Path) -> None:
-    """`is_decoder`: each token sees only those before it."""
+    """`is_decoder`: a token attends only to itself and the tokens before it."""
     bert(is_decoder=True).write(folder)
     write_sentence_files(folder, mean_modules(normalize()))
 
 
 @case(FAMILY, must_refuse=True)
 def bert_missing_weight(folder: Path) -> None:
-    """Without one weight; transformers makes up a random one and says so in its log only."""
+    """One weight is missing. transformers replaces it with a random one and only logs that."""
     model = bert()
     del model.state["encoder.layer.1.output.dense.weight"]
     model.write(folder)

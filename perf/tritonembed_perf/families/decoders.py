@@ -1,4 +1,4 @@
-"""Decoders: Qwen, Llama, Mistral, Gemma; causal, and made to see both ways."""
+"""Decoders: Qwen, Llama, Mistral and Gemma, with causal and with bidirectional attention."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: n
 def decoder(
     model_class: str, model_type: str, vocabulary: Callable[[], Vocabulary] = vocabularies.qwen, **changes: Any
 ) -> Model:
-    """A small decoder, in the words that Llama and its relatives share. changes: of config.json."""
+    """A small decoder with the config.json keys of Llama and its relatives. changes: of those keys."""
     tokenizer, settings = vocabulary()
     end = tokenizer.token_to_id(settings["eos_token"])
     config = {
@@ -62,12 +62,12 @@ def decoder(
 
 
 def write(folder: Path, model: Model, mode: str = "lasttoken", *after: Module, **sentence: Any) -> None:
-    """As `write_model`: the vector of the last token, texts longer than the windows."""
+    """Like `write_model`, with last-token pooling and texts longer than the attention windows."""
     write_model(folder, model, mode, *after, **{"max_length": LENGTH, **sentence})
 
 
 def to_dtype(model: Model, dtype: str) -> Model:
-    """The weights in 16 bits."""
+    """Convert the weights. dtype: torch's name of a 16-bit type."""
     import torch
 
     model.state = {name: tensor.to(getattr(torch, dtype)) for name, tensor in model.state.items()}
@@ -76,7 +76,7 @@ def to_dtype(model: Model, dtype: str) -> Model:
 
 
 def without_prefix(model: Model) -> Model:
-    """The body's weights without `model.`, as sentence-transformers saves them."""
+    """Remove the prefix `model.` from the body's weights, as sentence-transformers saves them."""
     model.state = {name.removeprefix("model."): tensor for name, tensor in model.state.items()}
     return model
 
@@ -88,13 +88,13 @@ def _qwen3(model_class: str = "Qwen3ForCausalLM", **changes: Any) -> Model:
 
 @case("Qwen3")
 def qwen3_emb(folder: Path) -> None:
-    """bf16, last token, instruction as the query's prompt."""
+    """bf16 weights, last-token pooling, the instruction as the query prompt."""
     write(folder, to_dtype(_qwen3(), "bfloat16"), prompts=QWEN_PROMPTS)
 
 
 @case("Qwen3")
 def qwen3_emb_basenames(folder: Path) -> None:
-    """Qwen3-Embedding-0.6B: Qwen3ForCausalLM, weights without `model.`."""
+    """Qwen3-Embedding-0.6B: Qwen3ForCausalLM, but weights without the prefix `model.`."""
     write(folder, without_prefix(_qwen3()), prompts=QWEN_PROMPTS)
 
 
@@ -110,13 +110,13 @@ def qwen3_mean(folder: Path) -> None:
 
 @case("Qwen3")
 def qwen3_wmean(folder: Path) -> None:
-    """SGPT's pooling over a decoder."""
+    """A decoder with SGPT's weighted mean."""
     write(folder, _qwen3("Qwen3Model"), "weightedmean")
 
 
 @case("Qwen3")
 def qwen3_noinclude(folder: Path) -> None:
-    """A mean that leaves out the prompt."""
+    """Mean pooling that leaves out the prompt."""
     _qwen3("Qwen3Model").write(folder)
     modules = [transformer(), pooling(WIDTH, "mean", include_prompt=False), normalize()]
     write_sentence_files(folder, modules, prompts=QWEN_PROMPTS, max_length=LENGTH)
@@ -124,7 +124,7 @@ def qwen3_noinclude(folder: Path) -> None:
 
 @case("Qwen3")
 def qwen3_bidirectional(folder: Path) -> None:
-    """`is_causal` false."""
+    """Bidirectional attention: `is_causal` is false."""
     write(folder, _qwen3("Qwen3Model", is_causal=False), "mean")
 
 
@@ -147,7 +147,7 @@ def _real_kv() -> Model:
 
 @case("Qwen3")
 def qwen3_realkv(folder: Path) -> None:
-    """The keys and values of Qwen3-Embedding-0.6B: 7 GiB at its maximum of 32,768 tokens."""
+    """A KV cache as large as that of Qwen3-Embedding-0.6B: 7 GiB for its maximum of 32,768 tokens."""
     write(folder, _real_kv(), prompts=QWEN_PROMPTS, max_length=32_768)
 
 
@@ -158,7 +158,7 @@ def qwen3_realkv_short(folder: Path) -> None:
 
 @case("Qwen3")
 def qwen3_st6_chat(folder: Path) -> None:
-    """A chat model that sentence-transformers 6 made an embedder: it renders texts through the chat template."""
+    """A chat model that sentence-transformers 6 saved as an embedder. It applies the chat template to texts."""
     output = {"method": "forward", "method_output_name": "last_hidden_state"}
     settings = {
         "transformer_task": "feature-extraction",
@@ -175,7 +175,7 @@ def qwen3_st6_chat(folder: Path) -> None:
 
 @case("Qwen3")
 def qwen3_nomodules(folder: Path) -> None:
-    """A plain causal model: sentence-transformers takes its last token, if it has no chat template."""
+    """A causal model without modules.json. sentence-transformers pools the last token if there is no chat template."""
     _qwen3().write(folder)
 
 
@@ -186,7 +186,7 @@ def _qwen2(model_class: str = "Qwen2Model", **changes: Any) -> Model:
 
 @case("Qwen2")
 def gte_qwen2(folder: Path) -> None:
-    """gte-Qwen2: its own code, `is_causal` false."""
+    """gte-Qwen2: code of its own; `is_causal` is false."""
     model = _qwen2("Qwen2ForCausalLM", is_causal=False, tie_word_embeddings=False)
     model.state.pop("lm_head.weight", None)
     model = without_prefix(model)
@@ -199,7 +199,7 @@ def gte_qwen2(folder: Path) -> None:
 
 @case("Qwen2")
 def stella_15b(folder: Path) -> None:
-    """stella_en_1.5B_v5: the same, mean, Dense."""
+    """stella_en_1.5B_v5: like gte-Qwen2, with mean pooling and Dense."""
     model = _qwen2(is_causal=False)
     prompts = {"s2p_query": INSTRUCT, "s2s_query": "Instruct: Retrieve semantically similar text.\nQuery: "}
     write(folder, model, "mean", dense(WIDTH, 64, IDENTITY), prompts=prompts)
@@ -222,7 +222,7 @@ def llama_causal_mean(folder: Path) -> None:
 
 @case("Llama and Mistral")
 def llama3_rope(folder: Path) -> None:
-    """Llama 3's scaled positions."""
+    """Llama 3's scaling of rotary positions."""
     scaling = {
         "factor": 4.0,
         "high_freq_factor": 4.0,
@@ -235,19 +235,19 @@ def llama3_rope(folder: Path) -> None:
 
 @case("Llama and Mistral")
 def e5_mistral(folder: Path) -> None:
-    """fp16, a window over the whole text."""
+    """fp16 weights, and a window that covers the whole text."""
     write(folder, to_dtype(_mistral(4096), "float16"), prompts={"web_search_query": INSTRUCT})
 
 
 @case("Llama and Mistral")
 def mistral_smallwindow(folder: Path) -> None:
-    """A window of 24 tokens."""
+    """An attention window of 24 tokens."""
     write(folder, _mistral(24))
 
 
 @case("Llama and Mistral")
 def mistral_noeos(folder: Path) -> None:
-    """The tokenizer appends nothing."""
+    """The tokenizer appends no end token."""
     write(folder, _mistral(None, end=False))
 
 
@@ -292,19 +292,19 @@ def _write_nemotron(folder: Path) -> None:
 
 @case("Llama and Mistral", reference=_llama_bidirectional)
 def nemotron_embed_untrusted(folder: Path) -> None:
-    """Its own code, which may not be run."""
+    """Code of the model's own, which may not be run."""
     _write_nemotron(folder)
 
 
 @case("Llama and Mistral", trusted=True, reference=_llama_bidirectional)
 def nemotron_embed(folder: Path) -> None:
-    """llama-embed-nemotron: Llama that sees both ways."""
+    """llama-embed-nemotron: Llama with bidirectional attention."""
     _write_nemotron(folder)
 
 
 @case("Llama and Mistral")
 def nvembed(folder: Path) -> None:
-    """NV-Embed: its own architecture, and a pooling that leaves out the prompt."""
+    """NV-Embed: an architecture of its own, and a pooling that leaves out the prompt."""
     model = _mistral(None)
     model.config.update(
         architectures=["NVEmbedModel"],
@@ -317,7 +317,7 @@ def nvembed(folder: Path) -> None:
 
 
 def _gemma3(bidirectional: bool, **changes: Any) -> Model:
-    """A window of 32 tokens in every layer but each third."""
+    """Gemma 3 with a window of 32 tokens, except in every third layer."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
     more = {
         "_sliding_window_pattern": 3,
@@ -345,13 +345,13 @@ def _write_embeddinggemma(folder: Path, model: Model) -> None:
 
 @case("Gemma")
 def embeddinggemma_hubcfg(folder: Path) -> None:
-    """embeddinggemma-300m as the hub has it, two Dense modules."""
+    """embeddinggemma-300m with the hub's config.json, and two Dense modules."""
     _write_embeddinggemma(folder, _gemma3(True))
 
 
 @case("Gemma")
 def embeddinggemma(folder: Path) -> None:
-    """The same as transformers 5 saves it."""
+    """embeddinggemma-300m as transformers 5 saves it."""
     rope = {
         "full_attention": {"rope_theta": 1000000.0, "rope_type": "default"},
         "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
@@ -367,7 +367,7 @@ def gemma3_causal(folder: Path) -> None:
 
 @case("Gemma")
 def bge_gemma2(folder: Path) -> None:
-    """bge-multilingual-gemma2: fp16, soft caps, a window of 48 in every other layer."""
+    """bge-multilingual-gemma2: fp16 weights, soft caps, a window of 48 tokens in every other layer."""
     more = {
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,

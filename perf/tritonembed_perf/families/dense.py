@@ -1,4 +1,4 @@
-"""Dense modules: every activation and type name, residuals, missing weights."""
+"""Dense modules: all activations and type names, residuals, missing weights."""
 
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,14 @@ class Dense(Base):
 
 
 def write_dense(folder: Path, *modules: Module, **sentence: Any) -> None:
-    """BERT, mean, these modules."""
+    """Write BERT with mean pooling and the given modules."""
     bert().write(folder)
     write_sentence_files(folder, mean_modules(*modules), **sentence)
 
 
 @case(FAMILY)
 def labse(folder: Path) -> None:
-    """CLS, tanh, normalised."""
+    """LaBSE: CLS, Dense with tanh, normalised."""
     bert().write(folder)
     modules = [transformer(), pooling(WIDTH, "cls"), dense(WIDTH, WIDTH), normalize()]
     write_sentence_files(folder, modules)
@@ -73,7 +73,7 @@ def dense_two_norm(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_two_normalize(folder: Path) -> None:
-    """Normalised between two Dense modules, and at the end."""
+    """Vectors are normalised between two Dense modules and at the end."""
     write_dense(folder, dense(WIDTH, 128), normalize(), dense(128, 48, seed=200), normalize())
 
 
@@ -124,13 +124,13 @@ def dense_softplus(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_softmax(folder: Path) -> None:
-    """Not element by element."""
+    """An activation that does not work element by element."""
     write_dense(folder, dense(WIDTH, 32, f"{ACTIVATION}.Softmax"), normalize())
 
 
 @case(FAMILY)
 def dense_prelu(folder: Path) -> None:
-    """A class with a weight of its own, 0.25 as torch makes it."""
+    """An activation with a weight, which is torch's initial 0.25."""
     write_dense(folder, dense(WIDTH, 32, f"{ACTIVATION}.PReLU"), normalize())
 
 
@@ -141,25 +141,25 @@ def dense_short_path(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_not_a_module(folder: Path) -> None:
-    """A function: sentence-transformers refuses it."""
+    """A function instead of a module: sentence-transformers refuses it."""
     write_dense(folder, dense(WIDTH, 32, "torch.tanh"), normalize())
 
 
 @case(FAMILY)
 def dense_transformers_act(folder: Path) -> None:
-    """Outside torch: sentence-transformers takes Tanh instead."""
+    """An activation outside torch: sentence-transformers uses Tanh instead."""
     write_dense(folder, dense(WIDTH, 32, "transformers.activations.NewGELUActivation"), normalize())
 
 
 @case(FAMILY)
 def dense_st_identity(folder: Path) -> None:
-    """An identity of an old sentence-transformers, outside torch too."""
+    """The identity of an old sentence-transformers, which is outside torch, too."""
     write_dense(folder, dense(WIDTH, 32, "sentence_transformers.util.Identity"), normalize())
 
 
 @case(FAMILY)
 def dense_noact(folder: Path) -> None:
-    """No `activation_function`: Tanh."""
+    """No `activation_function`: the default is Tanh."""
     write_dense(folder, dense(WIDTH, 32, None), normalize())
 
 
@@ -172,13 +172,13 @@ def bert_st6_dense(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_type_long(folder: Path) -> None:
-    """A type that vLLM knows and sentence-transformers 6 does not."""
+    """A type name that vLLM knows and sentence-transformers 6 does not."""
     write_dense(folder, dense(WIDTH, 32, type="sentence_transformers.models.Dense.Dense"), normalize())
 
 
 @case(FAMILY)
 def dense_othertype(folder: Path) -> None:
-    """The model's own class, and code may not be run."""
+    """A class of the model's own, whose code may not be run."""
     write_dense(folder, dense(WIDTH, 32, type="custom_st.Dense"), normalize())
     (folder / "custom_st.py").write_text(CUSTOM_CODE)
 
@@ -191,7 +191,7 @@ def dense_othertype_trusted(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_same_othertype(folder: Path) -> None:
-    """The same, as wide as the transformer."""
+    """A class of the model's own, with vectors as wide as the transformer's."""
     write_dense(folder, dense(WIDTH, WIDTH, type="custom_st.Dense"), normalize())
     (folder / "custom_st.py").write_text(CUSTOM_CODE)
 
@@ -204,19 +204,19 @@ def bert_st6_residual(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_residual_projected(folder: Path) -> None:
-    """Another width: the residual has a matrix of its own."""
+    """Input and output differ in width, so the residual has a matrix."""
     write_dense(folder, dense(WIDTH, 32, use_residual=True), normalize())
 
 
 @case(FAMILY)
 def dense_other_output(folder: Path) -> None:
-    """The result goes where nobody reads it: the vector stays as it was."""
+    """The result has a name that no module reads, so the vector does not change."""
     write_dense(folder, dense(WIDTH, 32, module_output_name="other"), normalize())
 
 
 @case(FAMILY)
 def dense_via_other_name(folder: Path) -> None:
-    """From one Dense to the next under another name, and back."""
+    """The first Dense writes under another name, from which the second reads."""
     first = dense(WIDTH, 96, module_output_name="between")
     second = dense(96, 32, seed=200, module_input_name="between", module_output_name="sentence_embedding")
     write_dense(folder, first, second, normalize())
@@ -224,7 +224,7 @@ def dense_via_other_name(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_token_embeddings(folder: Path) -> None:
-    """Applied to every token, before the pooling."""
+    """Dense is applied to every token, before the pooling."""
     bert().write(folder)
     per_token = dense(WIDTH, 32, module_input_name="token_embeddings")
     write_sentence_files(folder, [transformer(), per_token, pooling(32, "mean"), normalize()])
@@ -250,7 +250,7 @@ def dense_nofolder(folder: Path) -> None:
 
 @case(FAMILY)
 def dense_wrong_shape(folder: Path) -> None:
-    """config.json says 48, the weights are for 32."""
+    """config.json has 48 outputs, the weights have 32."""
     from tritonembed_perf.families.writing import edit_json
 
     write_dense(folder, dense(WIDTH, 32), normalize())

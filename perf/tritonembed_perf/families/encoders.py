@@ -23,7 +23,7 @@ IDENTITY = "torch.nn.modules.linear.Identity"
 
 
 def bert_like(model_class: str, **changes: Any) -> Model:
-    """A relative of BERT with BERT's tokenizer. changes: of BERT's config.json."""
+    """A relative of BERT with BERT's tokenizer. changes: keys of BERT's config.json."""
     config = bert_config(architectures=[model_class], **changes)
     tokenizer, settings = vocabularies.bert(config["max_position_embeddings"])
     return Model(config, random_state(model_class, config), tokenizer, settings)
@@ -55,7 +55,7 @@ def ernie(folder: Path) -> None:
 
 @case("BERT's relatives")
 def ernie_tasks(folder: Path) -> None:
-    """With a table of tasks, whose first row is added to every token."""
+    """ERNIE with a table of tasks. Its first row is added to every token."""
     write_model(folder, bert_like("ErnieModel", model_type="ernie", use_task_id=True, task_type_vocab_size=3), "cls")
 
 
@@ -114,7 +114,7 @@ def distilbert(folder: Path) -> None:
 
 @case("DistilBERT")
 def distilbert_maskedlm(folder: Path) -> None:
-    """config.json says DistilBertForMaskedLM, the weights are the body's."""
+    """config.json names DistilBertForMaskedLM, but the weights are the body's alone."""
     model = _distilbert()
     model.config["architectures"] = ["DistilBertForMaskedLM"]
     write_model(folder, model)
@@ -154,13 +154,13 @@ def _electra(model_class: str = "ElectraModel", embedding: int = 32) -> Model:
 
 @case("ELECTRA")
 def electra_same(folder: Path) -> None:
-    """Embeddings as wide as the layers."""
+    """ELECTRA whose embeddings are as wide as the layers."""
     write_model(folder, _electra(embedding=WIDTH))
 
 
 @case("ELECTRA")
 def electra(folder: Path) -> None:
-    """ELECTRA small: narrower embeddings, projected."""
+    """ELECTRA small: embeddings are narrower than the layers, and projected."""
     write_model(folder, _electra())
 
 
@@ -175,7 +175,7 @@ def electra_posids(folder: Path) -> None:
 
 @case("ELECTRA")
 def electra_disc(folder: Path) -> None:
-    """google/electra-small-discriminator: under `electra.`, with its head."""
+    """google/electra-small-discriminator: weights under `electra.`, and a head."""
     write_model(folder, _electra("ElectraForPreTraining"))
 
 
@@ -221,7 +221,7 @@ def deberta_v3(folder: Path) -> None:
 
 @case("DeBERTa")
 def deberta_v2_conv(folder: Path) -> None:
-    """DeBERTa-v2 xlarge has a convolution beside its first layer."""
+    """DeBERTa-v2 xlarge: a convolution next to the first layer."""
     write_model(folder, _deberta_v2(conv_kernel_size=3, conv_act="gelu"))
 
 
@@ -267,7 +267,7 @@ def _t5(**changes: Any) -> Model:
 
 @case("T5")
 def sentence_t5(folder: Path) -> None:
-    """sentence-t5, gtr-t5: mean, Dense without bias, normalised."""
+    """sentence-t5 and gtr-t5: mean, Dense without bias, normalised."""
     _t5().write(folder)
     modules = [transformer(), pooling(WIDTH, "mean"), dense(WIDTH, 48, IDENTITY, bias=False), normalize()]
     write_sentence_files(folder, modules)
@@ -275,7 +275,7 @@ def sentence_t5(folder: Path) -> None:
 
 @case("T5")
 def instructor(folder: Path) -> None:
-    """The prompt is not pooled."""
+    """Instructor: the pooling leaves out the prompt."""
     _t5().write(folder)
     first = pooling(WIDTH, "mean", include_prompt=False)
     modules = [transformer(), first, dense(WIDTH, 48, IDENTITY, bias=False), normalize()]
@@ -284,5 +284,5 @@ def instructor(folder: Path) -> None:
 
 @case("T5")
 def t5_nomodules(folder: Path) -> None:
-    """An encoder alone, and no modules.json."""
+    """An encoder without modules.json."""
     _t5(is_encoder_decoder=False).write(folder)

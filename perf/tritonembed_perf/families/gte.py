@@ -56,7 +56,7 @@ def _gte_native(rope: Mapping[str, Any], **changes: Any) -> Model:
 
 
 def _gte_hub(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> Model:
-    """As Alibaba-NLP's own code reads it. code: of auto_map, before the class's name."""
+    """config.json as Alibaba-NLP's code reads it. code: prefix of the class names in auto_map."""
     model = _gte_native({"rope_theta": 1.0, "rope_type": "default"})
     state = joined(joined(model.state, QKV, "qkv"), ("up_proj", "gate_proj"), "up_gate")
     model.state = renamed(state, GTE_NAMES)
@@ -86,7 +86,7 @@ def _gte_hub(code: str, model_class: str, rope: Mapping[str, Any], prefix: str =
 
 NTK = {"rope_scaling": {"factor": 8.0, "type": "ntk"}, "rope_theta": 20000}
 NTK_NATIVE = {"rope_type": "linear", "factor": 8.0 ** (2 / 32), "rope_theta": 160000.0}
-"""The same frequencies: base * factor, divided by factor ** (2 / head size)."""
+"""The same frequencies for transformers: base * factor, divided by factor ** (2 / head size)."""
 
 
 def _write_gte_reference(folder: Path) -> None:
@@ -95,13 +95,13 @@ def _write_gte_reference(folder: Path) -> None:
 
 @case("gte", reference=_write_gte_reference)
 def gte_multilingual(folder: Path) -> None:
-    """gte-multilingual-base: code that lies in another repository."""
+    """gte-multilingual-base: the code is in another repository."""
     write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", NTK), "cls")
 
 
 @case("gte", reference=_write_gte_reference)
 def gte_multilingual_prefixed(folder: Path) -> None:
-    """Under `new.`, as NewForTokenClassification saves it."""
+    """Weights under `new.`, as NewForTokenClassification saves them."""
     write(folder, _gte_hub(f"{NEW_CODE}--", "NewForTokenClassification", NTK, "new."), "cls")
 
 
@@ -112,20 +112,20 @@ def gte_multilingual_prefixed(folder: Path) -> None:
     reference=_write_gte_reference,
 )
 def gte_multilingual_local(folder: Path) -> None:
-    """The same with the code at hand."""
+    """gte-multilingual-base with its code in the folder."""
     write(folder, _gte_hub("", "NewModel", NTK), "cls")
     (folder / "configuration.py").write_text(STUB)
 
 
 @case("gte", reference=lambda folder: write(folder, _gte_native({"rope_theta": 500000.0, "rope_type": "default"})))
 def gte_en(folder: Path) -> None:
-    """gte-base-en-v1.5, stella_en_400M: another theta, no scaling."""
+    """gte-base-en-v1.5 and stella_en_400M: another theta, no scaling."""
     write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
 
 
 @case("gte")
 def gte_native(folder: Path) -> None:
-    """As transformers 5 has it."""
+    """gte as transformers 5 saves it."""
     write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
 
 
@@ -136,7 +136,7 @@ def _arctic_m_v2_reference(folder: Path) -> None:
 
 @case("gte", reference=_arctic_m_v2_reference)
 def arctic_m_v2(folder: Path) -> None:
-    """arctic-embed-m-v2.0: the same weights, `gte`, code in the folder."""
+    """arctic-embed-m-v2.0: gte's weights, model type `gte`, code in the folder."""
     rope = {"rope_scaling": None, "rope_theta": 160000}
     model = _gte_hub("", "GteModel", rope, model_type="gte", torch_dtype="float32")
     model.config["auto_map"] = {
@@ -182,7 +182,7 @@ def _jina_v3_native() -> Model:
 
 
 def _jina_v3_hub() -> Model:
-    """jinaai/jina-embeddings-v3: every matrix with five adapters beside it."""
+    """jinaai/jina-embeddings-v3: every matrix has five adapters."""
     import torch
 
     model = _jina_v3_native()
@@ -195,7 +195,7 @@ def _jina_v3_hub() -> Model:
             continue
         stem = f"roberta.{name.removesuffix('.weight')}.parametrizations.weight"
         rows, columns = tensor.shape
-        # Of the table of words the first factor has the rows, of a matrix the second.
+        # The first factor has the rows of the table of words. For other matrices the second factor has the rows.
         shapes = [(rows, 4), (4, columns)] if "word_embeddings" in name else [(4, columns), (rows, 4)]
         result[f"{stem}.original"] = tensor
         for factor, shape in zip("AB", shapes, strict=True):
@@ -229,7 +229,7 @@ def _jina_v3_hub() -> Model:
 
 @case("jina")
 def jina_v3(folder: Path) -> None:
-    """jina-embeddings-v3: its own code, with adapters by task."""
+    """jina-embeddings-v3: code of its own, with one adapter per task."""
     _jina_v3_hub().write(folder)
     first = transformer("custom_st.Transformer")
     write_sentence_files(folder, [first, pooling(WIDTH, "mean"), normalize()], prompts=PROMPTS)
@@ -247,7 +247,7 @@ class XLMRobertaFlashConfig(PretrainedConfig):
 
 @case("jina", trusted=True, reference=lambda folder: write(folder, _jina_v3_native(), prompts=PROMPTS))
 def jina_v3_local(folder: Path) -> None:
-    """The same with the code at hand; the reference is the base model, as for a request without a task."""
+    """jina-embeddings-v3, code in the folder. The reference is the base model, as for a request without a task."""
     model = _jina_v3_hub()
     model.config["auto_map"] = {"AutoConfig": "configuration_xlm_roberta.XLMRobertaFlashConfig"}
     write(folder, model, prompts=PROMPTS)
@@ -256,13 +256,13 @@ def jina_v3_local(folder: Path) -> None:
 
 @case("jina")
 def jina_v3_native(folder: Path) -> None:
-    """jina-embeddings-v3-hf: as transformers 5 has it, without adapters."""
+    """jina-embeddings-v3-hf: as transformers 5 saves it, without adapters."""
     write(folder, _jina_v3_native())
 
 
 @case("jina", must_refuse=True)
 def jina_v2(folder: Path) -> None:
-    """jina-embeddings-v2: ALiBi, its own code, which is not at hand."""
+    """jina-embeddings-v2: ALiBi, and code of its own, which is missing."""
     model = bert(architectures=["JinaBertForMaskedLM"], position_embedding_type="alibi", feed_forward_type="geglu")
     model.config["auto_map"] = {
         "AutoConfig": "jinaai/jina-bert-implementation--configuration_bert.JinaBertConfig",

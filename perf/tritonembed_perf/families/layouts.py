@@ -1,4 +1,4 @@
-"""BERT in the layouts of old releases, under prefixes, with heads, with other vocabularies."""
+"""BERT in other layouts: files of old releases, prefixes of weights, heads, vocabularies."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def bert_vocab_only(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_padded_vocab(folder: Path) -> None:
-    """More rows than tokens."""
+    """The table of words has more rows than there are tokens."""
     bert(vocab_size=vocabularies.BERT_VOCABULARY + 6).write(folder)
     write_sentence_files(folder, mean_modules(normalize()))
 
@@ -57,7 +57,7 @@ def bert_maskedlm_modules(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_maskedlm_nomodules(folder: Path) -> None:
-    """bert-base-uncased itself."""
+    """bert-base-uncased as the hub has it."""
     _masked_lm().write(folder)
 
 
@@ -88,7 +88,7 @@ def bert_prefixed(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_prefixed_model(folder: Path) -> None:
-    """Weights under `bert.` although config.json says BertModel."""
+    """Weights under `bert.`, although config.json names BertModel."""
     model = bert()
     model.prefix("bert.")
     model.write(folder)
@@ -117,13 +117,13 @@ def bert_no_architectures(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_old_0transformer(folder: Path) -> None:
-    """The transformer in a folder of its own."""
+    """The transformer is in a folder of its own."""
     _in_a_folder(folder, "Transformer", "sentence_transformers.models.Transformer")
 
 
 @case(FAMILY)
 def bert_old_0bert(folder: Path) -> None:
-    """The oldest: a module BERT."""
+    """The oldest layout: a module named BERT."""
     _in_a_folder(folder, "BERT", "sentence_transformers.models.BERT")
 
 
@@ -162,7 +162,7 @@ def _masked_lm() -> Model:
 
 
 def with_head(model_class: str) -> Model:
-    """All weights of a class with a head, under the names that it saves."""
+    """All weights of a class with a head, under the names with which it saves them."""
     model = bert(architectures=[model_class])
     model.state = random_state(model_class, model.config)
     return model

@@ -1,4 +1,4 @@
-"""ModernBERT and EuroBERT: rotary positions, windows."""
+"""ModernBERT and EuroBERT: rotary positions and attention windows."""
 
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,13 @@ from tritonembed_perf.families.sentence import dense, write_model
 from tritonembed_perf.families.writing import Model, random_state
 
 LENGTH = 96
-"""Tokens of a text: over the windows of the models that have windows."""
+"""Tokens of a text: more than an attention window holds."""
 
 NOMIC_PROMPTS = {"query": "search_query: ", "document": "search_document: "}
 
 
 def write(folder: Path, model: Model, mode: str = "mean", **sentence: Any) -> None:
-    """As `write_model`, with texts longer than the windows."""
+    """Like `write_model`, with texts longer than the attention windows."""
     write_model(folder, model, mode, **{"max_length": LENGTH, **sentence})
 
 
@@ -58,24 +58,24 @@ def modernbert(model_class: str = "ModernBertModel", **changes: Any) -> Model:
 
 
 THETAS: dict[str, Any] = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
-"""As transformers 4 wrote them."""
+"""Rotary thetas under the names of transformers 4."""
 
 
 @case("ModernBERT")
 def modernbert_gte(folder: Path) -> None:
-    """gte-modernbert-base: CLS."""
+    """gte-modernbert-base: CLS pooling."""
     write(folder, modernbert(**THETAS), "cls")
 
 
 @case("ModernBERT")
 def modernbert_nomic(folder: Path) -> None:
-    """modernbert-embed-base: mean, with prompts."""
+    """modernbert-embed-base: mean pooling, and prompts."""
     write(folder, modernbert(**THETAS), prompts=NOMIC_PROMPTS)
 
 
 @case("ModernBERT")
 def modernbert_oldcfg(folder: Path) -> None:
-    """Thetas that differ from what a reader would assume."""
+    """Thetas that differ from the defaults."""
     write(folder, modernbert(global_rope_theta=40000.0, local_rope_theta=5000.0))
 
 
@@ -95,7 +95,7 @@ def modernbert_biases(folder: Path) -> None:
 
 @case("ModernBERT")
 def modernbert_maskedlm(folder: Path) -> None:
-    """ModernBERT-base itself: under `model.`, with its head."""
+    """ModernBERT-base as the hub has it: weights under `model.`, and a head."""
     write(folder, modernbert("ModernBertForMaskedLM", **THETAS))
 
 

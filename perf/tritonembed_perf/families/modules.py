@@ -1,4 +1,4 @@
-"""Modules beside Transformer, Pooling, Dense and Normalize."""
+"""Modules other than Transformer, Pooling, Dense and Normalize."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ FAMILY = "BERT, other modules"
 
 
 def layer_norm(width: int) -> Module:
-    """sentence-transformers' LayerNorm, over the vector."""
+    """sentence-transformers' LayerNorm over the sentence vector."""
 
     def write(folder: Path) -> None:
         import torch
@@ -25,7 +25,7 @@ def layer_norm(width: int) -> Module:
 
 
 def dropout() -> Module:
-    """Does nothing outside training."""
+    """Dropout, which has no effect outside training."""
     return Module("Dropout", f"{OLD}Dropout", lambda folder: write_json(folder / "config.json", {"dropout": 0.2}))
 
 
@@ -55,7 +55,7 @@ def bert_normalize_twice(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_without_pooling(folder: Path) -> None:
-    """Token vectors only: there is no sentence vector to normalise."""
+    """No pooling: there are token vectors only, and no sentence vector to normalise."""
     bert().write(folder)
     write_sentence_files(folder, [transformer(), normalize()])
 
@@ -68,7 +68,7 @@ def bert_transformer_only(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_poolings_in_a_row(folder: Path) -> None:
-    """The second overwrites what the first made."""
+    """Two poolings in a row: the second overwrites the vector of the first."""
     bert().write(folder)
     write_sentence_files(folder, [transformer(), pooling(WIDTH, "cls"), pooling(WIDTH, "mean"), normalize()])
 
@@ -81,7 +81,7 @@ def bert_no_modules_listed(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_unknown_module(folder: Path) -> None:
-    """A class of the model's own, without its code."""
+    """A class of the model's own, whose code is missing."""
     bert().write(folder)
     write_sentence_files(folder, mean_modules(Module("Whitening", "custom_st.Whitening"), normalize()))
 

@@ -1,4 +1,4 @@
-"""nomic-embed-text and its relatives: BERT with rotary positions and a gated layer, described in GPT-2's words."""
+"""nomic-embed-text and its relatives: BERT with rotary positions and a gated MLP; config.json has GPT-2's keys."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ NOMIC_NAMES = {
 
 
 FULL = {"width": 768, "layers": 12}
-"""The shape of every nomic model of version 1, which transformers assumes: it does not read GPT-2's words."""
+"""The shape of all nomic models of version 1. transformers assumes it and does not read GPT-2's keys."""
 
 SMALL = {"width": WIDTH, "layers": 2}
 
@@ -46,7 +46,7 @@ def _nomic_native(theta: float = 1000.0, *, width: int, layers: int) -> Model:
 
 
 def _nomic_hub(theta: float = 1000.0, *, width: int, layers: int) -> Model:
-    """config.json in GPT-2's words, as nomic-ai/nomic-embed-text-v1.5 has it."""
+    """A model whose config.json has GPT-2's keys, as nomic-ai/nomic-embed-text-v1.5 does."""
     model = _nomic_native(theta, width=width, layers=layers)
     model.state = renamed(joined(model.state, QKV, "qkv"), NOMIC_NAMES)
     code = "nomic-ai/nomic-bert-2048"
@@ -105,19 +105,19 @@ def _nomic_hub(theta: float = 1000.0, *, width: int, layers: int) -> Model:
 
 @case("nomic", reference=lambda folder: write(folder, _nomic_native(**FULL), prompts=NOMIC_PROMPTS))
 def nomic_v15(folder: Path) -> None:
-    """nomic-embed-text-v1.5, of full size."""
+    """nomic-embed-text-v1.5 in full size."""
     write(folder, _nomic_hub(**FULL), prompts=NOMIC_PROMPTS)
 
 
 @case("nomic", reference=lambda folder: write(folder, _nomic_native(10000.0, **FULL)))
 def nomic_base10k(folder: Path) -> None:
-    """`rotary_emb_base` 10000: the reference is a native model of that theta."""
+    """`rotary_emb_base` is 10000. The reference is a native model with that theta."""
     write(folder, _nomic_hub(10000.0, **FULL))
 
 
 @case("nomic", reference=lambda folder: write(folder, _nomic_native(**SMALL)))
 def nomic_2l(folder: Path) -> None:
-    """Another shape, which only GPT-2's words in config.json tell."""
+    """A shape that only GPT-2's keys in config.json describe."""
     write(folder, _nomic_hub(**SMALL))
 
 

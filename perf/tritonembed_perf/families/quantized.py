@@ -1,4 +1,4 @@
-"""Weights in 4 bits, packed by hand as AutoGPTQ and AutoAWQ lay them out. The reference is the same, unpacked."""
+"""Weights of 4 bits, packed here in the layouts of AutoGPTQ and AutoAWQ. The reference has them unpacked."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 FAMILY = "Weights in 4 bits"
 GROUP = 128
-"""Inputs that share a scale."""
+"""Number of inputs that share a scale."""
 
 AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight values lies in which four bits."""
+"""Place i, of four bits each, holds the value of column AWQ_ORDER[i]."""
 
 IN_16_BITS = {"dtype": "bfloat16"}
 BF16_COSINE = 0.999
-"""vLLM has no 4-bit product in float32; rounding to bfloat16 alone costs this much."""
+"""Least cosine. vLLM has no 4-bit product in float32, and rounding to bfloat16 alone costs this much."""
 
 
 def _split(weight: "torch.Tensor", symmetric: bool) -> tuple["torch.Tensor", "torch.Tensor", "torch.Tensor"]:
-    """A matrix [outputs, inputs] as integers 0 to 15 [inputs, outputs], scales and zeros [groups, outputs].
+    """Quantize a matrix [outputs, inputs]: integers 0 to 15 [inputs, outputs], scales and zeros [groups, outputs].
 
     symmetric: whether 8 stands for zero in every group.
     """
@@ -46,7 +46,7 @@ def _split(weight: "torch.Tensor", symmetric: bool) -> tuple["torch.Tensor", "to
 
 
 def _unpacked(weight: "torch.Tensor", symmetric: bool) -> "torch.Tensor":
-    """What the integers stand for: float32 [outputs, inputs]."""
+    """The matrix for which the integers stand: float32 [outputs, inputs]."""
     values, scales, zeros = _split(weight, symmetric)
     grouped = values.reshape(-1, GROUP, weight.shape[0])
     result: torch.Tensor = ((grouped - zeros.unsqueeze(1)) * scales.unsqueeze(1)).reshape(-1, weight.shape[0]).t()
@@ -54,14 +54,14 @@ def _unpacked(weight: "torch.Tensor", symmetric: bool) -> "torch.Tensor":
 
 
 def _pack(values: "torch.Tensor", order: tuple[int, ...]) -> "torch.Tensor":
-    """Eight columns into one int32."""
+    """Pack each eight columns into one int32."""
     import torch
 
     eights = values.reshape(values.shape[0], -1, 8)
     packed = torch.zeros(eights.shape[:2], dtype=torch.int64)
     for place, column in enumerate(order):
         packed |= eights[:, :, column].long() << (4 * place)
-    # To the signed range, as int32 has it.
+    # Convert to the signed range of int32.
     return torch.where(packed >= 2**31, packed - 2**32, packed).int()
 
 
@@ -80,7 +80,7 @@ def _gptq(name: str, weight: "torch.Tensor") -> "State":
     values, scales, zeros = _split(weight, symmetric=True)
     return {
         f"{name}.qweight": _pack(values.t().contiguous(), tuple(range(8))).t().contiguous(),
-        # AutoGPTQ stores one less.
+        # AutoGPTQ stores zeros minus one.
         f"{name}.qzeros": _pack(torch.remainder(zeros - 1, 16), tuple(range(8))),
         f"{name}.scales": scales.half(),
         f"{name}.g_idx": (torch.arange(weight.shape[1]) // GROUP).int(),
@@ -128,7 +128,7 @@ GPTQ = {
 
 @case(FAMILY, reference=_write_unpacked)
 def qwen3_awq_float32(folder: Path) -> None:
-    """As it comes on a CPU, in float32."""
+    """The dtype is float32, the default on a CPU."""
     _write_packed(folder, _awq, AWQ)
 
 

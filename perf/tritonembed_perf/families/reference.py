@@ -1,4 +1,4 @@
-"""sentence-transformers' own vectors: the independent reference. Nothing of our engine is imported here."""
+"""The reference: vectors by sentence-transformers. It is independent, so nothing of our engine is imported here."""
 
 import os
 import warnings
@@ -16,8 +16,8 @@ Rows = list[npt.NDArray[np.float32] | None]
 
 
 def prepare() -> None:
-    """Import what every case needs."""
-    # One thread: the models are tiny, and threads that wait for each other are slow on a busy machine.
+    """Import the libraries that every case needs."""
+    # One thread is enough for tiny models. Several would wait for each other on a busy machine.
     os.environ.update(CUDA_VISIBLE_DEVICES="", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     warnings.filterwarnings("ignore")
     import sentence_transformers  # noqa: F401
@@ -29,7 +29,7 @@ def prepare() -> None:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Write a case's folder, then embed the texts. job: "case", "folder" (to write), "vectors" (.npz to write).
 
-    Gives {"refused": why} if sentence-transformers can't load the model or embeds no text at all.
+    Returns {"refused": why} if sentence-transformers can't load the model or embeds no text at all.
     """
     case = load_cases()[job["case"]]
     folder = Path(job["folder"])
@@ -69,13 +69,13 @@ def _load(folder: Path, trusted: bool) -> Any:
         device="cpu",
         trust_remote_code=trusted,
         local_files_only=True,
-        # Without it weights in 16 bits are computed in 16 bits.
+        # Without this, weights of 16 bits are computed in 16 bits.
         model_kwargs={"dtype": torch.float32},
     )
 
 
 def _embed(model: Any) -> tuple[dict[str, Rows], str]:
-    """Each text alone, so that nothing depends on padding. Also gives the last problem."""
+    """Embed each text alone, so that nothing depends on padding. Returns the vectors and the last problem."""
     methods = {"plain": model.encode, "query": model.encode_query, "passage": partial(model.encode_document)}
     # sentence-transformers gives every model an empty prompt `document`, and prefers it to `passage` and `corpus`. A
     # request that asks for `passage` means the prompt of that name.
@@ -88,7 +88,7 @@ def _embed(model: Any) -> tuple[dict[str, Rows], str]:
         rows[kind] = []
         for text in texts:
             try:
-                # A request's `dimensions`, of which truncate_dim is the default, normalise again.
+                # The engine normalises again after a request's `dimensions`, whose default is truncate_dim.
                 again = model.truncate_dim is not None and type(model[-1]).__name__ == "Normalize"
                 vector = np.asarray(
                     methods[kind](text, show_progress_bar=False, normalize_embeddings=again), np.float32

@@ -1,7 +1,7 @@
 """Folders that hold no dense text embedder: rerankers, sparse and multi-vector models, tables, images, adapters.
 
-sentence-transformers loads many of them and takes the mean of their tokens; that is not what they were trained for, so
-that the engine has to refuse them.
+sentence-transformers loads many of them and takes the mean of their tokens. They were not trained for that, so the
+engine has to refuse them.
 """
 
 from pathlib import Path
@@ -53,13 +53,13 @@ def ce_modernbert(folder: Path) -> None:
 
 @case(RERANKERS, must_refuse=True)
 def ce_qwen3(folder: Path) -> None:
-    """Qwen3-Reranker: a causal model that says yes or no."""
+    """Qwen3-Reranker: a causal model that generates yes or no."""
     decoder("Qwen3ForCausalLM", "qwen3").write(folder)
 
 
 @case(RERANKERS, must_refuse=True)
 def ce_st6(folder: Path) -> None:
-    """As sentence-transformers 6 saves a CrossEncoder."""
+    """A CrossEncoder as sentence-transformers 6 saves it."""
     _classifier(bert(), "BertForSequenceClassification").write(folder)
     output = {"text": {"method": "forward", "method_output_name": "logits"}}
     settings = {
@@ -74,7 +74,7 @@ def ce_st6(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def splade(folder: Path) -> None:
-    """SPLADE: a weight per word of the vocabulary."""
+    """SPLADE: one weight per token of the vocabulary."""
     with_head("BertForMaskedLM").write(folder)
     place = "sentence_transformers.sparse_encoder.models"
     sparse = Module(
@@ -91,7 +91,7 @@ def splade(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def colbert_hf(folder: Path) -> None:
-    """ColBERT's own layout: a vector per token."""
+    """ColBERT's own layout: one vector per token."""
     import torch
 
     model = bert(architectures=["HF_ColBERT"])
@@ -111,7 +111,7 @@ def colbert_pylate(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def colbert_st6(folder: Path) -> None:
-    """As sentence-transformers 6 saves a MultiVectorEncoder."""
+    """A MultiVectorEncoder as sentence-transformers 6 saves it."""
     bert().write(folder)
     linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, module_input_name="token_embeddings")
     config = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
@@ -130,14 +130,14 @@ def _table(folder: Path, name: str) -> None:
 
 @case(OTHERS, must_refuse=True)
 def static_st(folder: Path) -> None:
-    """StaticEmbedding: a vector per word, no transformer."""
+    """StaticEmbedding: one vector per token, and no transformer."""
     first = Module("StaticEmbedding", f"{OLD}StaticEmbedding", lambda place: _table(place, "embedding.weight"))
     write_sentence_files(folder, [first, normalize()], max_length=None)
 
 
 @case(OTHERS, must_refuse=True)
 def model2vec(folder: Path) -> None:
-    """potion: the same in model2vec's layout."""
+    """potion: static embeddings in model2vec's layout."""
     _table(folder, "embeddings")
     write_json(folder / "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 32})
     first = Module("", f"{OLD}StaticEmbedding")
@@ -173,13 +173,13 @@ def clip_text(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def lora_folder(folder: Path) -> None:
-    """An adapter alone, its base model named."""
+    """An adapter alone, which names its base model."""
     _adapter(folder, "sentence-transformers/all-MiniLM-L6-v2")
 
 
 @case(OTHERS, must_refuse=True)
 def lora_with_config(folder: Path) -> None:
-    """config.json of the base model beside the adapter."""
+    """An adapter and the base model's config.json."""
     _adapter(folder, "sentence-transformers/all-MiniLM-L6-v2")
     model = bert()
     write_json(folder / "config.json", model.config)
@@ -188,7 +188,7 @@ def lora_with_config(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def lora_with_base(folder: Path) -> None:
-    """The base model's weights in the same folder: transformers adds the adapter to them, if peft is installed."""
+    """An adapter and the base model's weights. transformers adds the adapter to them if peft is installed."""
     bert().write(folder)
     _adapter(folder, str(folder))
 
@@ -219,7 +219,7 @@ def _adapter(folder: Path, base: str) -> None:
 
 @case(OTHERS, must_refuse=True)
 def empty_folder(folder: Path) -> None:
-    """Nothing at all."""
+    """A folder without files."""
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -238,7 +238,7 @@ def no_tokenizer(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def broken_config(folder: Path) -> None:
-    """config.json cut in the middle, as a broken download leaves it."""
+    """config.json is cut in the middle, as after a broken download."""
     bert().write(folder)
     whole = (folder / "config.json").read_text()
     (folder / "config.json").write_text(whole[: len(whole) // 2])
@@ -246,7 +246,7 @@ def broken_config(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def broken_weights(folder: Path) -> None:
-    """Half of the weights' file."""
+    """Only half of the weights' file."""
     bert().write(folder)
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
@@ -255,6 +255,6 @@ def broken_weights(folder: Path) -> None:
 
 @case(OTHERS, must_refuse=True)
 def not_of_the_hub(folder: Path) -> None:
-    """A model type that nobody knows."""
+    """An unknown model type."""
     bert().write(folder)
     edit_json(folder / "config.json", model_type="made_up", architectures=["MadeUpModel"])

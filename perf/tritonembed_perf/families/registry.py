@@ -38,16 +38,16 @@ class Case:
     """Whether both sides may run code that lies in the folder (`trust_remote_code`)."""
 
     vllm: dict[str, Any] = field(default_factory=dict)
-    """vLLM engine arguments beside it."""
+    """Further vLLM engine arguments."""
 
     must_refuse: bool = False
-    """Whether the engine has to refuse it although sentence-transformers makes vectors of it."""
+    """Whether the engine has to refuse the model, although sentence-transformers makes vectors with it."""
 
     cosine: float = 0.9999
     """The least cosine that counts as right; lower for a case that can't be served in float32."""
 
     reference: Writer | None = None
-    """Writes the same weights as sentence-transformers can load them, if it can't load the folder itself."""
+    """If sentence-transformers can't load the folder: writes the same weights in a form that it can load."""
 
     @property
     def engine_arguments(self) -> dict[str, Any]:

@@ -18,11 +18,11 @@ from tritonembed_perf.families.writing import Model, edit_json, random_state
 
 FAMILY = "RoBERTa"
 POSITIONS = 130
-"""Rows of the table of positions: two of them belong to no token."""
+"""Rows of the table of positions. Tokens use all but two of them."""
 
 
 def roberta_config(**changes: Any) -> dict[str, Any]:
-    """config.json as roberta-base has it, but small."""
+    """config.json of roberta-base, with smaller sizes."""
     config = {
         "architectures": ["RobertaModel"],
         "attention_probs_dropout_prob": 0.1,
@@ -51,7 +51,7 @@ def roberta_config(**changes: Any) -> dict[str, Any]:
 
 
 def roberta(model_class: str = "RobertaModel", *, unigram: bool = False, **changes: Any) -> Model:
-    """A small RoBERTa or relative. unigram: XLM-R's tokenizer. changes: of config.json."""
+    """A small RoBERTa or relative. unigram: use XLM-R's tokenizer. changes: keys of config.json."""
     config = roberta_config(**{"architectures": [model_class], **changes})
     tokenizer, settings = (vocabularies.xlm_roberta if unigram else vocabularies.roberta)(POSITIONS - 2)
     config["vocab_size"] = tokenizer.get_vocab_size()
@@ -64,7 +64,7 @@ def xlm_roberta(model_class: str = "XLMRobertaModel", **changes: Any) -> Model:
 
 
 def with_position_ids(model: Model) -> Model:
-    """Add the buffer that old releases saved."""
+    """Add the buffer `position_ids`, which old releases saved."""
     import torch
 
     model.state["embeddings.position_ids"] = torch.arange(POSITIONS).unsqueeze(0)
@@ -84,7 +84,7 @@ def roberta_full_length(folder: Path) -> None:
 
 @case(FAMILY)
 def roberta_too_long(folder: Path) -> None:
-    """max_seq_length as the table of positions, as all-distilroberta-v1 once had it: two over."""
+    """max_seq_length is the number of rows of positions, two too many, as all-distilroberta-v1 once had it."""
     write_model(folder, roberta(), max_length=POSITIONS)
 
 
@@ -95,7 +95,7 @@ def roberta_posids(folder: Path) -> None:
 
 @case(FAMILY)
 def roberta_maskedlm(folder: Path) -> None:
-    """all-distilroberta-v1: config.json says RobertaForMaskedLM, the weights are the body's."""
+    """all-distilroberta-v1: config.json names RobertaForMaskedLM, but the weights are the body's alone."""
     model = roberta()
     model.config["architectures"] = ["RobertaForMaskedLM"]
     write_model(folder, model, max_length=POSITIONS - 2)
@@ -103,7 +103,7 @@ def roberta_maskedlm(folder: Path) -> None:
 
 @case(FAMILY)
 def roberta_maskedlm_head(folder: Path) -> None:
-    """roberta-base itself: body under `roberta.`, with its head."""
+    """roberta-base as the hub has it: the body's weights under `roberta.`, and a head."""
     write_model(folder, roberta("RobertaForMaskedLM"))
 
 
@@ -121,7 +121,7 @@ def roberta_tf5(folder: Path) -> None:
 
 @case("XLM-RoBERTa")
 def bge_m3(folder: Path) -> None:
-    """`.bin` only, CLS, other heads beside it."""
+    """bge-m3: weights as `.bin`, CLS pooling, further heads in the folder."""
     import torch
 
     xlm_roberta().write(folder, "bin")
@@ -132,7 +132,7 @@ def bge_m3(folder: Path) -> None:
 
 @case("XLM-RoBERTa")
 def me5(folder: Path) -> None:
-    """multilingual-e5: mean, prompts by hand."""
+    """multilingual-e5: mean pooling; callers add the prompts themselves."""
     write_model(folder, xlm_roberta(), prompts=PROMPTS)
 
 
@@ -184,7 +184,7 @@ def camembert_posids(folder: Path) -> None:
 
 @case("CamemBERT")
 def camembert_roberta(folder: Path) -> None:
-    """config.json says RobertaModel."""
+    """config.json names RobertaModel."""
     model = _camembert()
     model.config.update(architectures=["RobertaModel"], model_type="roberta")
     write_model(folder, model)
@@ -214,7 +214,7 @@ def xmod(folder: Path) -> None:
 
 @case("RoBERTa's relatives")
 def longformer(folder: Path) -> None:
-    """A window of 8 tokens on either side."""
+    """An attention window of 8 tokens on either side."""
     write_model(folder, roberta("LongformerModel", model_type="longformer", attention_window=[16, 16], sep_token_id=2))
 
 
@@ -235,7 +235,7 @@ def roberta_prelayernorm(folder: Path) -> None:
 
 @case("RoBERTa's relatives")
 def mpnet(folder: Path) -> None:
-    """all-mpnet-base-v2: config.json says MPNetForMaskedLM, the weights are the body's."""
+    """all-mpnet-base-v2: config.json names MPNetForMaskedLM, but the weights are the body's alone."""
     model = _mpnet()
     model.config["architectures"] = ["MPNetForMaskedLM"]
     write_model(folder, model)
@@ -247,7 +247,7 @@ def mpnet_model(folder: Path) -> None:
 
 
 def _mpnet() -> Model:
-    """MPNet's WordPiece, with its own special tokens."""
+    """MPNet, whose WordPiece has special tokens of its own."""
     model = roberta("MPNetModel", model_type="mpnet", relative_attention_num_buckets=32)
     model.tokenizer_config = {key: value for key, value in model.tokenizer_config.items() if key != "add_prefix_space"}
     model.tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -256,6 +256,6 @@ def _mpnet() -> Model:
 
 @case("RoBERTa's relatives")
 def roberta_lower(folder: Path) -> None:
-    """`do_lower_case` over byte-level BPE."""
+    """`do_lower_case` with byte-level BPE."""
     write_model(folder, roberta())
     edit_json(folder / "sentence_bert_config.json", do_lower_case=True)

@@ -9,7 +9,7 @@ from typing import Any
 from tritonembed_perf.families.writing import Model, write_json, write_weights
 
 OLD = "sentence_transformers.models."
-"""Where the module classes lay until sentence-transformers 5; most of the hub's models say so."""
+"""Package of the module classes until sentence-transformers 5. Most of the hub's models name it."""
 
 MAX_LENGTH = 64
 """Tokens of a text, in most cases."""
@@ -25,7 +25,7 @@ _POOLING_KEYS = {
 
 
 def _no_files(folder: Path) -> None:
-    """Some modules have none; sentence-transformers still wants their folder."""
+    """For a module without files. sentence-transformers still needs its folder."""
     folder.mkdir(parents=True, exist_ok=True)
 
 
@@ -34,7 +34,7 @@ class Module:
     """One entry of modules.json."""
 
     kind: str
-    """The end of its folder's name, such as "Pooling"; the transformer, "", lies in the model's own folder."""
+    """The end of the name of its folder, such as "Pooling"; "" for the transformer, which is in the model's folder."""
 
     type: str
     """The class, as modules.json names it."""
@@ -44,18 +44,18 @@ class Module:
 
 
 def transformer(type: str = f"{OLD}Transformer", kind: str = "") -> Module:
-    """The first module."""
+    """The transformer, which is the first module."""
     return Module(kind, type)
 
 
 def pooling(width: int, *modes: str, **more: Any) -> Module:
-    """A pooling, or several side by side. more: further keys of its configuration."""
+    """A pooling with one mode or several. more: further keys of its configuration."""
     config = {"word_embedding_dimension": width, **{key: mode in modes for mode, key in _POOLING_KEYS.items()}, **more}
     return Module("Pooling", f"{OLD}Pooling", lambda folder: write_json(folder / "config.json", config))
 
 
 def normalize() -> Module:
-    """Vectors of length 1."""
+    """Normalize: vectors of length 1."""
     return Module("Normalize", f"{OLD}Normalize")
 
 
@@ -70,7 +70,7 @@ def dense(
     seed: int = 100,
     **more: Any,
 ) -> Module:
-    """A linear layer. activation: None leaves the key out. form: of the weights. more: further configuration keys."""
+    """A linear layer. activation: None leaves out the key. form: of the weights' file. more: further keys."""
     keys = {} if activation is None else {"activation_function": activation}
     config = {"in_features": inputs, "out_features": outputs, "bias": bias, **keys, **more}
     return Module("Dense", type, partial(_write_dense, config=config, form=form, seed=seed))
@@ -91,7 +91,7 @@ def _write_dense(folder: Path, config: dict[str, Any], form: str, seed: int) -> 
 
 
 def write_model(folder: Path, model: Model, mode: str = "mean", *after: Module, **sentence: Any) -> None:
-    """The most common folder: a transformer, a pooling, what follows it, normalised. sentence: as below."""
+    """Write the most common folder: transformer, pooling, `after`, Normalize. sentence: for `write_sentence_files`."""
     model.write(folder)
     write_sentence_files(folder, [transformer(), pooling(model.width, mode), *after, normalize()], **sentence)
 
@@ -105,7 +105,7 @@ def write_sentence_files(
     prompts: Mapping[str, str] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the files for a model that already lies in the folder.
+    """Write sentence-transformers' files for a model that is already in the folder.
 
     max_length: `max_seq_length`; None leaves out sentence_bert_config.json unless there are settings. settings: its
     other keys. config: further keys of config_sentence_transformers.json.

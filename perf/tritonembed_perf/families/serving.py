@@ -1,4 +1,4 @@
-"""The engine's vectors of one model folder, as a server would compute them.
+"""The engine's vectors for one model folder, computed as in a server.
 
 python -m tritonembed_perf.families.serving FOLDER vectors.npz
 """
@@ -17,10 +17,10 @@ from tritonembed_perf.families.texts import KINDS
 
 
 def prepare() -> None:
-    """Import vLLM, without starting a thread that computes: OpenMP's would be missing in a fork."""
-    # One thread, as in `reference`; and no hub in any case.
+    """Import vLLM without starting threads that compute. A fork would lack OpenMP's."""
+    # One thread, as in `reference`, and never the hub.
     os.environ.update(OMP_NUM_THREADS="1", VLLM_CPU_OMP_THREADS_BIND="nobind", HF_HUB_OFFLINE="1")
-    from tritonembed_engine.stub import imports_that_stay, prepare_process
+    from tritonembed_engine.stub.process import imports_that_stay, prepare_process
 
     prepare_process(None)
     with imports_that_stay():
@@ -30,17 +30,17 @@ def prepare() -> None:
 def run(job: dict[str, Any]) -> dict[str, Any]:
     """Load a folder and embed the texts. job: "folder", "vllm" (engine arguments), "vectors" (.npz to write).
 
-    Gives {"executor": its name, "texts": what was refused about a single text}, or {"refused": the engine's message}.
+    Returns {"executor": its name, "texts": reasons why texts were refused} or {"refused": the engine's message}.
     """
-    from tritonembed_engine.stub import prepare_process
+    from tritonembed_engine.stub.process import prepare_process
 
     prepare_process(None)
     from tritonembed_engine.errors import ModelError
     from tritonembed_engine.factory import create_executor
     from tritonembed_engine.model.files import read_model_files
-    from tritonembed_engine.prompt_lengths import PromptLengths
     from tritonembed_engine.settings import ModelSettings
-    from tritonembed_engine.tokenizing import TextTokenizer
+    from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
+    from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
     settings = ModelSettings.model_validate({"model": job["folder"], "vllm": job["vllm"]})
     try:
@@ -66,9 +66,10 @@ def _embed(
     prompts: Any,
     problems: list[str],
 ) -> list[npt.NDArray[np.float32] | None]:
-    """One request per text, many texts in a batch."""
+    """Embed the texts: one request per text, many texts in a batch."""
     from tritonembed_engine import vectors
     from tritonembed_engine.parameters import EmbedParameters
+    from tritonembed_engine.token_ids import TokenIds
 
     parameters = EmbedParameters(input_type=None if kind == "plain" else kind)
     answers = tokenizer.encode_requests([([text.encode()], parameters) for text in texts])
@@ -81,7 +82,7 @@ def _embed(
         good, [len(answer[0]) // 4 for answer in answers if not isinstance(answer, Exception)], executor
     ):
         skips = [skip] * len(batch) if skip else None
-        computed = executor.launch([answers[place][0] for place in batch], skips).result()
+        computed = executor.launch(TokenIds.join([answers[place][0] for place in batch]), skips).result()
         finished = vectors.finish(
             vectors.normalized(computed) if unit else computed, parameters, unit, files.truncate_dim
         )

@@ -1,4 +1,4 @@
-"""Settings beside the weights: lengths, prompts, arguments of the tokenizer, other outputs than the last layer."""
+"""Settings: lengths, prompts, arguments of the tokenizer, and outputs other than the last layer's."""
 
 from pathlib import Path
 from typing import Any
@@ -16,33 +16,33 @@ NEW_STYLE: dict[str, Any] = {"transformer_task": "feature-extraction", "module_o
 
 
 def write_settings(folder: Path, max_length: int | None = 64, **settings: Any) -> None:
-    """BERT, mean pooling; settings: of sentence_bert_config.json."""
+    """Write BERT with mean pooling. settings: keys of sentence_bert_config.json."""
     write_bert(folder, settings=settings, max_length=max_length)
 
 
 @case(FAMILY)
 def bert_longer_seq(folder: Path) -> None:
-    """max_seq_length over the positions: sentence-transformers fails on long texts."""
+    """max_seq_length exceeds the positions: sentence-transformers fails on long texts."""
     write_settings(folder, max_length=512)
 
 
 @case(FAMILY)
 def bert_noseq(folder: Path) -> None:
-    """No sentence_bert_config.json: the tokenizer's limit."""
+    """No sentence_bert_config.json: the tokenizer's limit holds."""
     write_settings(folder, max_length=None)
     edit_json(folder / "tokenizer_config.json", model_max_length=64)
 
 
 @case(FAMILY)
 def bert_nolimit(folder: Path) -> None:
-    """No limit anywhere: the positions."""
+    """No limit is set: the number of positions is the limit."""
     write_settings(folder, max_length=None)
     edit_json(folder / "tokenizer_config.json", model_max_length=...)
 
 
 @case(FAMILY)
 def bert_null_seq(folder: Path) -> None:
-    """`max_seq_length` null, as saved without a limit."""
+    """`max_seq_length` is null, as if saved without a limit."""
     write_settings(folder, max_length=None, max_seq_length=None, do_lower_case=False)
 
 
@@ -55,13 +55,13 @@ def bert_tokargs_len(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_tokargs_both(folder: Path) -> None:
-    """Two limits: the tokenizer's arguments win."""
+    """Two limits: the one in the tokenizer's arguments holds."""
     write_settings(folder, tokenizer_args={"model_max_length": 24})
 
 
 @case(FAMILY)
 def bert_tokargs_case(folder: Path) -> None:
-    """The tokenizer is told not to lowercase."""
+    """The tokenizer's arguments turn off lowercasing."""
     write_settings(folder, tokenizer_args={"do_lower_case": False})
 
 
@@ -72,7 +72,7 @@ def bert_prockw_case(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_tokargs_left(folder: Path) -> None:
-    """The tokenizer is told to cut at the start."""
+    """The tokenizer's arguments cut long texts at the start."""
     write_settings(folder, tokenizer_args={"truncation_side": "left"})
 
 
@@ -88,7 +88,7 @@ def bert_prockw_short(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_prockw_longer(folder: Path) -> None:
-    """Over max_seq_length, within the positions: it wins."""
+    """A maximum above max_seq_length, within the positions: it holds."""
     write_settings(folder, processing_kwargs={"text": {"max_length": 100}})
 
 
@@ -99,13 +99,13 @@ def bert_no_special_tokens(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_padding(folder: Path) -> None:
-    """Padded to the maximum; padding is masked, so that nothing changes."""
+    """Texts are padded to the maximum. Padding is masked, so the vectors do not change."""
     write_settings(folder, processing_kwargs={"text": {"padding": "max_length"}})
 
 
 @case(FAMILY)
 def bert_no_truncation(folder: Path) -> None:
-    """Long texts are over the positions."""
+    """No truncation: long texts exceed the positions."""
     write_settings(folder, processing_kwargs={"text": {"truncation": False}})
 
 
@@ -116,19 +116,19 @@ def bert_common_kwargs(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_doclen(folder: Path) -> None:
-    """Other maxima for queries and documents."""
+    """Queries and documents have maxima of their own."""
     write_settings(folder, query_length=16, document_length=32)
 
 
 @case(FAMILY)
 def bert_querylen_longer(folder: Path) -> None:
-    """A query may be longer than a text without a type."""
+    """A query may be longer than a text without an input type."""
     write_settings(folder, max_length=24, query_length=100)
 
 
 @case(FAMILY)
 def bert_config_args(folder: Path) -> None:
-    """The configuration is changed when it is loaded: one layer."""
+    """Arguments change config.json at load to one layer."""
     write_settings(folder, config_args={"num_hidden_layers": 1})
 
 
@@ -139,21 +139,21 @@ def bert_model_args(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_hiddenstates(folder: Path) -> None:
-    """The last layer but one."""
+    """The output of the last layer but one."""
     text = {"method": "forward", "method_output_name": ["hidden_states", -2]}
     write_settings(folder, modality_config={"text": text}, **NEW_STYLE)
 
 
 @case(FAMILY)
 def bert_hiddenstates_last(folder: Path) -> None:
-    """The last layer by its other name."""
+    """The output of the last layer, under its other name."""
     text = {"method": "forward", "method_output_name": ["hidden_states", -1]}
     write_settings(folder, modality_config={"text": text}, **NEW_STYLE)
 
 
 @case(FAMILY)
 def bert_pooler_output(folder: Path) -> None:
-    """BERT's own pooler: already one vector per text."""
+    """The output of BERT's pooler, which is already one vector per text."""
     text = {"method": "forward", "method_output_name": "pooler_output"}
     settings = {"modality_config": {"text": text}, **NEW_STYLE, "module_output_name": "sentence_embedding"}
     bert().write(folder)
@@ -162,27 +162,27 @@ def bert_pooler_output(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_truncleft(folder: Path) -> None:
-    """Of a long text the end is kept."""
+    """A long text keeps its end."""
     write_bert(folder)
     edit_json(folder / "tokenizer_config.json", truncation_side="left")
 
 
 @case(FAMILY)
 def bert_truncleft_prompts(folder: Path) -> None:
-    """A long text loses its prompt."""
+    """A long text keeps its end and loses its prompt."""
     write_bert(folder, prompts=PROMPTS)
     edit_json(folder / "tokenizer_config.json", truncation_side="left")
 
 
 @case(FAMILY)
 def bert_st6_truncdim(folder: Path) -> None:
-    """Cut to 32 dimensions after the last module: not of length 1 any more."""
+    """Vectors are cut to 32 dimensions after the last module, so their length is not 1."""
     write_bert(folder, config={"truncate_dim": 32})
 
 
 @case(FAMILY)
 def bert_default_prompt(folder: Path) -> None:
-    """Prompts query, document and passage at once, and a default."""
+    """Prompts for query, document and passage, and a default prompt."""
     prompts = {"query": "query: ", "document": "document: ", "passage": "a passage: "}
     write_bert(folder, prompts=prompts, config={"default_prompt_name": "query"})
 
@@ -214,7 +214,7 @@ def bert_cased(folder: Path) -> None:
 
 @case(FAMILY)
 def bert_cased_lower(folder: Path) -> None:
-    """`do_lower_case` over a tokenizer that keeps case."""
+    """`do_lower_case` with a tokenizer that keeps case."""
     _write_cased(folder, do_lower_case=True)
 
 
@@ -226,6 +226,6 @@ def _write_cased(folder: Path, **settings: Any) -> None:
 
 
 def keep_case(model: Model) -> None:
-    """Change a BERT tokenizer to one that keeps case, as bert-base-cased has it."""
+    """Make a BERT tokenizer keep case, as bert-base-cased's does."""
     model.tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     model.tokenizer_config.update(do_lower_case=False)

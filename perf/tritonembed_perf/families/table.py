@@ -21,20 +21,21 @@ model hub, no GPU. Every case is a folder in the layout of the hub's models, wit
   sentence-transformers does not load it either. `WRONG`: a vector differs, or the engine serves what
   sentence-transformers refuses.
 * **Cosine.** The least over about 40 texts, from empty to far over the maximum, and over queries and passages.
-* **Executor.** What served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own.
+* **Executor.** What served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own,
+  `transformers` is Hugging Face's model for families that vLLM lacks.
 * **Arguments.** vLLM engine arguments that the case needs.
 
 """
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many cases have which result, in one line."""
+    """The number of cases per result, in one line."""
     counts = Counter(row.verdict for row in rows)
     return ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]) or "no cases"
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The page: a head that says what the columns mean, and a table per family."""
+    """The page: a head that explains the columns, and one table per family."""
     parts = [_HEAD, f"{len(rows)} cases: {summary(rows)}.\n"]
     for family in dict.fromkeys(row.family for row in rows):
         parts.append(
@@ -52,7 +53,7 @@ def write_results(rows: Sequence[Row], folder: Path) -> None:
 
 
 def cosine_text(row: Row) -> str:
-    """The least cosine, cut and not rounded: 0.99996 must not read as 1."""
+    """The least cosine, cut instead of rounded: 0.99996 must not become 1."""
     return "" if row.cosine is None or row.cosine != row.cosine else f"{int(row.cosine * 1e5) / 1e5:.5f}"
 
 

@@ -48,7 +48,7 @@ TEXTS: tuple[str, ...] = (
 )
 
 PROMPTED: tuple[str, ...] = tuple(TEXTS[i] for i in (0, 4, 5, 6, 9, 13, 14, 22, 28, 37, 39))
-"""Those that are embedded again as a query and as a passage: prompts do not need all of them."""
+"""The texts that are also embedded as queries and as passages. These are enough to test prompts."""
 
 KINDS: dict[str, tuple[str, ...]] = {"plain": TEXTS, "query": PROMPTED, "passage": PROMPTED}
-"""The texts of each input type; "plain" is a request without one."""
+"""The texts per input type; "plain" is a request without an input type."""

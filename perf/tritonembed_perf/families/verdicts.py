@@ -1,4 +1,4 @@
-"""What the comparison of two sets of vectors says about a case."""
+"""Verdicts: the result of a case, from the comparison of two sets of vectors."""
 
 import re
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 LARGEST_RATIO = 1e-3
-"""How much the norms of two vectors may differ, relative to the reference's."""
+"""Allowed difference of two vectors' norms, relative to the reference's norm."""
 
 _PATH = re.compile(r"(?:(?<=\s)|(?<=['\"(])|^)(?:/[\w.+-]+)+/")
 _LONGEST = 200
@@ -19,8 +19,6 @@ Vectors = dict[str, npt.NDArray[np.float32]]
 
 
 class Verdict(str, Enum):
-    """The result of one case."""
-
     RIGHT = "right"
     REFUSED = "refused"
     NO_REFERENCE = "no reference"
@@ -38,7 +36,7 @@ class Row:
     """The engine's message, or what is wrong."""
 
     cosine: float | None = None
-    """The least over all texts."""
+    """The least cosine over all texts."""
 
     executor: str = ""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +46,7 @@ class Row:
 
 
 def judge(reference: dict[str, Any], served: dict[str, Any], must_refuse: bool) -> tuple[Verdict, str] | None:
-    """The verdict that needs no vectors: somebody refused or crashed. None: compare the vectors.
+    """The verdict if a side refused or crashed; None if the vectors have to be compared.
 
     reference, served: the answers of `reference.run` and `serving.run`, or {"crashed": why}.
     """
@@ -66,10 +64,10 @@ def judge(reference: dict[str, Any], served: dict[str, Any], must_refuse: bool) 
 
 
 def compare(reference: Vectors, served: Vectors, least: float) -> tuple[Verdict, str, float]:
-    """Hold the engine's vectors against the reference's; also gives the least cosine.
+    """Compare the engine's vectors with the reference's. Returns verdict, faults and least cosine.
 
-    reference, served: by input type, float32 [texts, dimensions], NaN for a text without a vector. A text that the
-    reference can't embed is left out. least: the cosine that counts as right.
+    reference, served: by input type, float32 [texts, dimensions], NaN for a text without a vector. Texts that
+    the reference can't embed are left out. least: the cosine that counts as right.
     """
     worst, problems = 1.0, []
     for kind, expected in reference.items():
@@ -98,12 +96,12 @@ def clean(message: str) -> str:
 
 
 def _which(texts: npt.NDArray[np.intp]) -> str:
-    """How many, and if they are few also which, by their places in `texts.KINDS`."""
+    """The number of texts. If they are few, also their places in `texts.KINDS`."""
     return f"{len(texts)} ({', '.join(f'#{place}' for place in texts)})" if len(texts) <= _LISTED else f"{len(texts)}"
 
 
 def _cosines(expected: npt.NDArray[np.float32], found: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """A vector of zeros agrees with a vector of zeros only; a NaN agrees with nothing (-1)."""
+    """Cosines [texts], with two conventions: 1 for two vectors of zeros, -1 for a vector with NaN."""
     a, b = expected.astype(np.float64), found.astype(np.float64)
     norms = np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1)
     both_zero = (norms[0] < 1e-6) & (norms[1] < 1e-6)

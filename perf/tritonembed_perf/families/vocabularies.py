@@ -1,4 +1,4 @@
-"""Tokenizers with the tokenizer_config.json that the hub's models have beside them."""
+"""Tokenizers, each with a tokenizer_config.json as the hub's models have it."""
 
 import json
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
 from tokenizers.processors import TemplateProcessing
 
-from tritonembed_perf import generated_tokenizers as generated
+from tritonembed_perf.families import generated_tokenizers as generated
 from tritonembed_perf.models import BERT_TOKENIZER
 
 VOCABULARY = 1500
-"""Pieces of a generated tokenizer."""
+"""Number of tokens of a generated tokenizer."""
 
 BERT_VOCABULARY = 30_522
 
@@ -29,7 +29,7 @@ def bert(length: int = 512) -> Vocabulary:
 
 
 def roberta(length: int = 512) -> Vocabulary:
-    """Byte-level BPE."""
+    """Byte-level BPE, as in RoBERTa."""
     settings = {"tokenizer_class": "RobertaTokenizer", "add_prefix_space": False, "trim_offsets": True}
     return generated.roberta_tokenizer(VOCABULARY, 0), {**settings, "model_max_length": length, **_angle_tokens()}
 
@@ -56,7 +56,7 @@ def qwen(length: int = 131_072) -> Vocabulary:
 
 
 def llama(length: int = 32_768, end: bool = True) -> Vocabulary:
-    """BPE with byte fallback and without words, as Llama and Mistral have it. end: whether </s> is appended."""
+    """BPE with byte fallback and without splitting into words, as in Llama and Mistral. end: append </s>."""
     tokenizer = _byte_fallback(["<unk>", "<s>", "</s>"])
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     single, special = ("<s> $A </s>", [("<s>", 1), ("</s>", 2)]) if end else ("<s> $A", [("<s>", 1)])
@@ -67,7 +67,7 @@ def llama(length: int = 32_768, end: bool = True) -> Vocabulary:
 
 
 def gemma(length: int = 2048) -> Vocabulary:
-    """BPE with byte fallback as Gemma has it: <pad> 0, <eos> 1, <bos> 2, <unk> 3."""
+    """BPE with byte fallback, as in Gemma. Ids: <pad> 0, <eos> 1, <bos> 2, <unk> 3."""
     tokenizer = _byte_fallback(["<pad>", "<eos>", "<bos>", "<unk>"])
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.post_processor = TemplateProcessing(single="<bos> $A <eos>", special_tokens=[("<bos>", 2), ("<eos>", 1)])
@@ -85,12 +85,12 @@ def _byte_fallback(special: list[str]) -> Tokenizer:
         initial_alphabet=["▁"],
         show_progress=False,
     )
-    # Lines, split at blanks: a whole line as one word would take long and learn nothing.
+    # Split lines at blanks: training on a whole line as one word takes long and learns nothing.
     words = [f"▁{word}" for line in generated.training_corpus(0) for word in line.split()]
     tokenizer.train_from_iterator(words, trainer)
     learned = json.loads(tokenizer.to_str())
     vocabulary = learned["model"]["vocab"]
-    # The bytes come right after the special tokens, as in Llama's own vocabulary.
+    # The bytes follow the special tokens, as in Llama's own vocabulary.
     names = [*special, *(f"<0x{byte:02X}>" for byte in range(256))]
     rest = [piece for piece in sorted(vocabulary, key=vocabulary.__getitem__) if piece not in special]
     learned["model"]["vocab"] = {piece: place for place, piece in enumerate([*names, *rest])}

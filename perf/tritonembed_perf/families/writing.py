@@ -1,4 +1,4 @@
-"""Model folders from parts: configuration, random weights, tokenizer, each as the hub's models have them."""
+"""Writes model folders: configuration, random weights and tokenizer, in the layout of the hub's models."""
 
 import json
 import re
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     State = dict[str, torch.Tensor]
 
 WEIGHT_SCALE = 1.2
-"""Weights are normal with this over the square root of their inputs: larger than trained ones, so that a small fault
-shows."""
+"""Standard deviation of the weights, times the square root of their inputs. Trained weights are smaller; with these, a
+small fault shows."""
 
 VECTOR_SPREAD = 0.3
-"""Standard deviation of biases, and of LayerNorm weights around 1: a swapped or missing one shows."""
+"""Standard deviation of biases, and of LayerNorm weights around 1, so that a swapped or missing tensor shows."""
 
 QKV = ("q_proj", "k_proj", "v_proj")
-"""Parts of attention that many models keep in one matrix."""
+"""Projections of attention, which many models keep in one matrix."""
 
 
 @dataclass
 class Model:
-    """A transformer and its tokenizer, not yet written; cases change what they test."""
+    """A transformer and its tokenizer before they are written. Cases change the parts that they test."""
 
     config: dict[str, Any]
-    """config.json."""
+    """The content of config.json."""
 
     state: "State"
     tokenizer: "Tokenizer"
@@ -37,7 +37,7 @@ class Model:
 
     @property
     def width(self) -> int:
-        """Values of a token's vector, by whichever name config.json has for it."""
+        """Dimensions of a token's vector, under any name that config.json may have for them."""
         return next(int(self.config[key]) for key in ("hidden_size", "dim", "d_model", "n_embd") if key in self.config)
 
     def write(self, folder: Path, form: str = "safetensors") -> None:
@@ -53,7 +53,7 @@ class Model:
 
 
 def random_state(model_class: str, config: Mapping[str, Any], seed: int = 0) -> "State":
-    """Random float32 weights of a class of transformers. config: config.json, with its model_type."""
+    """Random float32 weights for a class of transformers. config: config.json, including model_type."""
     import torch
     import transformers
 
@@ -64,7 +64,7 @@ def random_state(model_class: str, config: Mapping[str, Any], seed: int = 0) -> 
 
 
 def _own_tensors(model: Any) -> Iterable[tuple[str, Any]]:
-    """What the model saves, each tensor once: tied weights are in the file under one name."""
+    """The tensors that the model saves. Tied weights come once, under one name."""
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     return [(name, tensor) for name, tensor in model.state_dict().items() if name not in tied]
 
@@ -74,7 +74,7 @@ def _random(name: str, like: Any, seed: int) -> "torch.Tensor":
 
     generator = torch.Generator().manual_seed(seed)
     if not like.is_floating_point():
-        # Only `position_ids` buffers.
+        # A buffer `position_ids`: no other tensors are integers.
         return torch.arange(like.numel()).reshape(like.shape)
     noise = torch.randn(like.shape, generator=generator)
     if like.dim() < 2:
@@ -85,7 +85,7 @@ def _random(name: str, like: Any, seed: int) -> "torch.Tensor":
 
 
 def renamed(state: "State", names: Mapping[str, str]) -> "State":
-    """Tensors under other names. names: regular expressions and what replaces them."""
+    """Rename tensors. names: regular expressions and their replacements."""
     result = {}
     for name, tensor in state.items():
         for old, new in names.items():
@@ -140,7 +140,7 @@ def write_tokenizer(folder: Path, tokenizer: "Tokenizer", config: Mapping[str, A
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file, and the folder that it lies in."""
+    """Write a JSON file, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,9 +1,9 @@
-"""A process that imports once and forks for every job: the imports take longer than most cases.
+"""A process that imports once and forks for every job, because the imports take longer than most cases.
 
     python -m tritonembed_perf.families.zygote reference
 
-Reads one job per line from standard input, a JSON object, and answers each with one line. The module named on the
-command line has `prepare()`, which imports, and `run(job)`, which a fork of its own runs.
+It reads one job per line from standard input, as a JSON object, and writes one line per answer. The module that the
+command line names has `prepare()`, which imports, and `run(job)`, which runs in a fork.
 """
 
 import json
@@ -18,23 +18,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from tritonembed_engine.stub.child_python import module_command
+
 Answer = dict[str, Any]
 POLL_SECONDS = 0.02
 
 
 class Zygote:
-    """The process, as its parent uses it. For one thread at a time."""
+    """The parent's handle of the process. For one thread at a time."""
 
     def __init__(self, module: str) -> None:
         """module: "reference" or "serving"."""
-        command = [sys.executable, "-m", __name__, module]
+        command = module_command(__name__, module)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True)
 
     def ask(self, job: dict[str, Any], log: Path, seconds: float) -> Answer:
         """Run a job in a fork. log: the file for what it prints.
 
-        Gives the dict that `run` returned, or {"crashed": why}. Raises RuntimeError if the process itself has ended.
+        Returns the dict of `run`, or {"crashed": why}. Raises RuntimeError if the process itself has ended.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -59,7 +61,7 @@ class Zygote:
 def main() -> None:
     """Serve jobs until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    # What the imported libraries print must not reach the answers.
+    # Output of the imported libraries must not mix with the answers.
     os.dup2(2, 1)
     module = import_module(f"{__package__}.{sys.argv[1]}")
     module.prepare()
@@ -92,7 +94,7 @@ def _fork(run: Callable[[Any], Answer], job: Any, log: str, seconds: float) -> A
 
 
 def _run_and_exit(run: Callable[[Any], Answer], job: Any, log: str, answer: TextIO) -> None:
-    """In the child: never returns, and skips the interpreter's own end, which takes seconds."""
+    """Run the job in the child. It never returns, and it skips the interpreter's shutdown, which takes seconds."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(file, 1)
     os.dup2(file, 2)

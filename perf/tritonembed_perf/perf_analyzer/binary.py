@@ -1,4 +1,4 @@
-"""Finds perf_analyzer, or unpacks it from a tritonclient wheel together with the libraries it lacks."""
+"""Find perf_analyzer, or unpack it from a tritonclient wheel together with the libraries it lacks."""
 
 import ctypes
 import importlib.util
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonembed_perf.failures import UsageError
+from tritonembed_perf.reports import cache_folder
 
 PROGRAM = "perf_analyzer"
 WHEELS = (((2, 38), "2.60.0"), ((2, 17), "2.50.0"))
@@ -24,33 +25,28 @@ LIBRARIES = ("libb64.so.0d", "libcudart.so.12")
 
 @dataclass(frozen=True)
 class Program:
-    """A perf_analyzer that starts. environment: variables it needs beside the inherited ones."""
+    """A perf_analyzer that starts. environment: variables it needs in addition to the inherited ones."""
 
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def find_program(given: Path | None, cache: Path | None = None) -> Program:
-    """`given`, else on PATH, else in `cache`, where it is unpacked from a wheel that pip fetches once.
+def find_program(given: Path | None) -> Program:
+    """`given`, else on PATH, else in the cache, where it is unpacked from a wheel that pip fetches once.
 
-    cache: by default tritonembed's in the user's cache folder. Raises UsageError, in one line, when there is none.
+    Raises UsageError if there is none.
     """
-    if given is not None:
-        found = shutil.which(given)
-        if found is None:
-            raise UsageError(f"--perf-analyzer: {given} is not a program")
+    found = shutil.which(given or PROGRAM)
+    if found is not None:
         return Program(Path(found))
-    on_path = shutil.which(PROGRAM)
-    if on_path is not None:
-        return Program(Path(on_path))
+    if given is not None:
+        raise UsageError(f"--perf-analyzer: {given} is not a program")
     version = wheel_for(platform.libc_ver()[1])
-    folder = (cache or default_cache()) / f"{PROGRAM}-{version}"
-    program = folder / PROGRAM
-    if not program.exists():
+    folder = cache_folder() / f"{PROGRAM}-{version}"
+    if not (folder / PROGRAM).exists():
         _unpack(version, folder)
-    libraries = _link_libraries(folder / "lib")
-    inherited = [os.environ["LD_LIBRARY_PATH"]] if os.environ.get("LD_LIBRARY_PATH") else []
-    return Program(program, {"LD_LIBRARY_PATH": ":".join([str(libraries), *inherited])})
+    libraries = [str(_link_libraries(folder / "lib")), os.environ.get("LD_LIBRARY_PATH", "")]
+    return Program(folder / PROGRAM, {"LD_LIBRARY_PATH": ":".join(filter(None, libraries))})
 
 
 def wheel_for(glibc: str) -> str:
@@ -63,28 +59,22 @@ def wheel_for(glibc: str) -> str:
     raise UsageError(f"no {PROGRAM} on PATH, and no wheel has one for this C library: name one with --perf-analyzer")
 
 
-def default_cache() -> Path:
-    """By the XDG rules."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonembed"
-
-
 def _unpack(version: str, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        fetched = subprocess.run(
-            [*command, "--dest", scratch, f"tritonclient=={version}"], capture_output=True, text=True
-        )
+        command += ["--dest", scratch, f"tritonclient=={version}"]
+        fetched = subprocess.run(command, capture_output=True, text=True)
         wheels = list(Path(scratch).glob("*.whl"))
         if fetched.returncode or not wheels:
             raise UsageError(
                 f"no {PROGRAM} on PATH, and pip can't fetch tritonclient {version}, whose wheel has one: "
                 "name one with --perf-analyzer"
             )
+        target = Path(scratch) / "new"
+        target.mkdir()
         with zipfile.ZipFile(wheels[0]) as wheel:
             member = next(name for name in wheel.namelist() if name.endswith(f"/{PROGRAM}"))
-            target = Path(scratch) / "new"
-            target.mkdir()
             (target / PROGRAM).write_bytes(wheel.read(member))
         (target / PROGRAM).chmod(0o755)
         try:

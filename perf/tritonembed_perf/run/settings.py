@@ -1,129 +1,129 @@
-"""What a run is asked to do, checked before anything is started."""
+"""The options of `tritonembed-bench run`, each declared once, and what they come to."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from typer import Option
+
+from tritonembed_manager.tune.loadgen.load import Load
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.run.presets import PRESETS
 
-PROTOCOLS = ("kserve", "openai", "arctic")
-DISTRIBUTIONS = ("fixed", "uniform", "normal")
-ENCODINGS = ("base64", "float", "bytes")
-REFERENCES = ("server", "model")
 DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8080"}
-"""Where our manager listens."""
+"""The addresses of our manager by default."""
 
-BATCH_SIZES = (1, 16, 64)
-REQUESTS = 1024
-CONCURRENCY = 16
-PROMPT_LENGTH = 50
+DAY_S = 86_400
 MAX_CLIENT_PROCESSES = 8
 CORES_PER_CLIENT_PROCESS = 4
+CONTRADICTIONS = (
+    ("rate", "concurrency"),
+    ("duration", "requests"),
+    ("dataset", "prompt_length"),
+    ("dataset", "distribution"),
+)
+MODEL_HELP = (
+    "What the server serves. kserve: the folder or the hub's name of the model, whose tokenizer counts the tokens, or "
+    "a Triton model's name (then --tokenizer too). openai, arctic: the name at the server; by default the one it has."
+)
+REFERENCE_HELP = "Right vectors: the server's for each text alone, or transformers' (float32)."
 
 
 @dataclass(frozen=True)
 class Settings:
-    """One run: a row of results for each of `batch_sizes`.
+    """One run: a row of results per batch size."""
 
-    requests, duration (seconds): exactly one is set. concurrency, rate (requests a second): exactly one is set.
-    """
-
-    server: str
-    model: str | None
-    tokenizer: str | None
-    protocol: str
-    encoding: str
-    batch_sizes: tuple[int, ...]
-    requests: int | None
-    duration: float | None
-    concurrency: int | None
-    rate: float | None
-    prompt_length: int
-    distribution: str
-    dataset: Path | None
-    processes: int
-    warm_up: float
-    timeout: float
-    reference: str
-    min_cosine: float
-    seed: int
-    preset: str | None
-
-
-def make_settings(given: dict[str, Any]) -> Settings:
-    """Settings of the options that were given; what is None was not.
-
-    Raises UsageError for options that contradict each other or make no sense.
-    """
-    _refuse_contradictions(given)
-    chosen = dict(given)
-    if given.get("preset"):
-        preset = PRESETS[given["preset"]]
-        chosen |= {
-            name: getattr(preset, name)
-            for name in ("requests", "prompt_length", "concurrency", "batch_sizes", "distribution")
-        }
-    rate, duration = chosen.get("rate"), chosen.get("duration")
-    concurrency = None if rate is not None else _or(chosen.get("concurrency"), CONCURRENCY)
-    processes = chosen.get("processes")
-    if processes is None:
-        cores = len(os.sched_getaffinity(0))
-        processes = max(1, min(cores // CORES_PER_CLIENT_PROCESS, MAX_CLIENT_PROCESSES, concurrency or cores))
-    elif concurrency is not None and processes > concurrency:
-        raise UsageError(f"--processes {processes} is more than --concurrency {concurrency}")
-    server = chosen.get("server")
-    return Settings(
-        server=DEFAULT_SERVERS[chosen["protocol"]] if server is None else server,
-        model=chosen.get("model"),
-        tokenizer=chosen.get("tokenizer"),
-        protocol=chosen["protocol"],
-        encoding=chosen.get("encoding") or "base64",
-        batch_sizes=chosen.get("batch_sizes") or BATCH_SIZES,
-        requests=None if duration is not None else _or(chosen.get("requests"), REQUESTS),
-        duration=duration,
-        concurrency=concurrency,
-        rate=rate,
-        prompt_length=_or(chosen.get("prompt_length"), PROMPT_LENGTH),
-        distribution=chosen.get("distribution") or "fixed",
-        dataset=chosen.get("dataset"),
-        processes=processes,
-        warm_up=chosen["warm_up"],
-        timeout=chosen["timeout"],
-        reference=chosen["reference"],
-        min_cosine=chosen["min_cosine"],
-        seed=chosen["seed"],
-        preset=chosen.get("preset"),
+    server: Annotated[
+        str | None, Option(help="host:port, or a URL.", show_default="localhost:50050; openai: :8080")
+    ] = None
+    model: Annotated[str | None, Option(help=MODEL_HELP)] = None
+    tokenizer: Annotated[str | None, Option(help="Folder or hub's name of the model, if --model is neither.")] = None
+    protocol: Annotated[Literal["kserve", "openai", "arctic"], Option()] = "kserve"
+    encoding: Annotated[Literal["base64", "float", "bytes"], Option(help="openai only; bytes is vLLM's.")] = "base64"
+    batch_sizes: Annotated[str, Option(help="Sentences per request; a row each.")] = "1,16,64"
+    requests: Annotated[int, Option(min=1, help="Measured for each batch size.")] = 1024
+    duration: Annotated[
+        float | None, Option(min=0.1, max=DAY_S, help="Seconds for each batch size instead of --requests.")
+    ] = None
+    concurrency: Annotated[int, Option(min=1, help="Requests in flight, closed loop.")] = 16
+    rate: Annotated[
+        float | None, Option(min=0.001, max=1e6, help="Requests per second instead, open loop, Poisson.")
+    ] = None
+    prompt_length: Annotated[int, Option(min=1, help="Tokens, special ones included.")] = 50
+    distribution: Annotated[Literal["fixed", "uniform", "normal"], Option(help="Of lengths up to --prompt-length.")] = (
+        "fixed"
     )
+    dataset: Annotated[Path | None, Option(help="Texts of a .txt, .jsonl, .csv or .parquet file instead.")] = None
+    processes: Annotated[
+        int | None, Option(min=1, max=256, help="Of the client.", show_default="a quarter of the cores")
+    ] = None
+    warm_up: Annotated[float, Option(min=0, max=DAY_S, help="Seconds before the clock starts.")] = 1.0
+    timeout: Annotated[float, Option(min=0.001, max=DAY_S, help="Seconds for one request.")] = 60.0
+    reference: Annotated[Literal["server", "model"], Option(help=REFERENCE_HELP)] = "server"
+    min_cosine: Annotated[float, Option(min=0, max=1, help="To the right vector.")] = 0.999
+    seed: Annotated[int, Option(help="Of texts and arrivals.")] = 0
+    json_path: Annotated[Path | None, Option(None, "--json", help="Write the results here.")] = None
 
+    @property
+    def address(self) -> str:
+        """Of the server."""
+        return DEFAULT_SERVERS[self.protocol] if self.server is None else self.server
 
-def parse_batch_sizes(text: str) -> tuple[int, ...]:
-    """`1,16,64`; each size once. Raises UsageError."""
-    parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"--batch-sizes is numbers from 1 on, with commas between them, not {text!r}")
-    return tuple(dict.fromkeys(int(part) for part in parts))
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The batch sizes, each once. Raises UsageError."""
+        parts = [part.strip() for part in self.batch_sizes.split(",")]
+        if not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise UsageError(f"--batch-sizes is numbers from 1 on, with commas between them, not {self.batch_sizes!r}")
+        return tuple(dict.fromkeys(int(part) for part in parts))
 
+    @property
+    def load(self) -> Load:
+        """A closed loop, or an open loop with --rate; a number of requests, or --duration."""
+        return Load(
+            self.concurrency if self.rate is None else None,
+            self.rate,
+            self.requests if self.duration is None else None,
+            self.duration,
+            self.warm_up,
+            self.timeout,
+            self.seed,
+        )
 
-def _refuse_contradictions(given: dict[str, Any]) -> None:
-    shape = ("prompt_length", "distribution")
-    load = ("batch_sizes", "requests", "concurrency", "duration", "rate")
-    pairs = [("rate", ("concurrency",)), ("duration", ("requests",)), ("dataset", shape)]
-    pairs.append(("preset", (*shape, *load, "dataset")))
-    for one, others in pairs:
-        for other in others:
-            if given.get(one) is not None and given.get(other) is not None:
+    @property
+    def client_processes(self) -> int:
+        """A quarter of the cores, and at least one, if nothing else was asked for."""
+        if self.processes is not None:
+            return self.processes
+        cores = len(os.sched_getaffinity(0))
+        at_once = cores if self.rate is not None else self.concurrency
+        return max(1, min(cores // CORES_PER_CLIENT_PROCESS, MAX_CLIENT_PROCESSES, at_once))
+
+    def check(self) -> None:
+        """Raises UsageError for options that contradict each other or make no sense."""
+        for one, other in CONTRADICTIONS:
+            if getattr(self, one) is not None and getattr(self, other) != getattr(Settings, other):
                 raise UsageError(f"{_option(one)} and {_option(other)} contradict each other")
-    server = given.get("server")
-    if server is not None and not _is_address(server, given["protocol"]):
-        what = "host:port or a URL" if given["protocol"] == "openai" else "host:port"
-        raise UsageError(f"--server is {what} for --protocol {given['protocol']}, not {server!r}")
-    if given.get("encoding") is not None and given["protocol"] != "openai":
-        raise UsageError("--encoding goes with --protocol openai")
-    if given.get("preset") is not None and given["preset"] not in PRESETS:
-        raise UsageError(f"--preset is one of {', '.join(PRESETS)}")
+        if not _is_address(self.address, self.protocol):
+            what = "host:port or a URL" if self.protocol == "openai" else "host:port"
+            raise UsageError(f"--server is {what} for --protocol {self.protocol}, not {self.address!r}")
+        if self.encoding != Settings.encoding and self.protocol != "openai":
+            raise UsageError("--encoding goes with --protocol openai")
+        if self.rate is None and self.processes is not None and self.processes > self.concurrency:
+            raise UsageError(f"--processes {self.processes} is more than --concurrency {self.concurrency}")
+        assert self.sizes
+
+    def as_json(self) -> dict[str, Any]:
+        """Every option, also those that were left to their defaults; of files their names without folders."""
+        values = asdict(self)
+        del values["json_path"]
+        values |= {"server": self.address, "batch_sizes": self.sizes, "processes": self.client_processes}
+        values |= {"concurrency": self.load.concurrency, "requests": self.load.requests}
+        for name in ("model", "tokenizer", "dataset"):
+            if values[name] is not None:
+                values[name] = Path(values[name]).name if Path(values[name]).exists() else str(values[name])
+        return values
 
 
 def _is_address(server: str, protocol: str) -> bool:
@@ -139,7 +139,3 @@ def _is_address(server: str, protocol: str) -> bool:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _or(value: Any, default: int) -> int:
-    return default if value is None else int(value)

@@ -1,4 +1,4 @@
-"""sentence-transformers in a program: encodes texts for a while and says how fast it was.
+"""sentence-transformers in a program: encodes texts for a while and prints how fast it was.
 
     python in_process.py --model FOLDER --dtype float32 --device cpu --batch-size 64 JOB.json
 

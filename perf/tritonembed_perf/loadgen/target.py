@@ -1,0 +1,142 @@
+"""The server to be measured: does it answer, has it the model, does it take the requests?"""
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.files import ModelFiles, read_model_files
+from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE
+from tritonembed_manager.tune.loadgen.load import RequestFailedError
+from tritonembed_manager.tune.loads import NoTextError, WordTexts
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.loadgen.answers import Answer
+from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
+from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.protocol import Served, WireProtocol, WrongAnswerError
+from tritonembed_perf.run.settings import Settings
+from tritonembed_protocol.limits import MAX_BATCH_SIZE
+
+QUESTION_TIMEOUT_S = 10.0
+AT_ONCE = 16
+
+Shapes = Sequence[tuple[str, int, int]]
+"""Of each: the name that goes into an error, tokens, sentences."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A server that answers. files: of the model whose tokenizer counts."""
+
+    protocol: WireProtocol
+    served: Served
+    files: ModelFiles
+    tokenizer: Tokenizer
+
+
+def find_target(settings: Settings) -> Target:
+    """Find out what the server has, and read the model's tokenizer. Raises UsageError."""
+    protocol = _protocol(settings)
+    served = ask_server(protocol)
+    source = settings.tokenizer or (settings.model if protocol.name == "kserve" else served.model)
+    if source is None or (source == served.model and not _may_be_files(source)):
+        raise UsageError("--tokenizer is missing: the model's folder or its name on the hub, to count tokens with")
+    return Target(replace(protocol, model=served.model), served, *read_tokenizer(source))
+
+
+def ask_server(protocol: WireProtocol) -> Served:
+    """What the server has. Raises UsageError if it does not answer or lacks the model."""
+    return asyncio.run(protocol.describe(QUESTION_TIMEOUT_S))
+
+
+def check_shapes(shapes: Shapes, files: ModelFiles, words: WordTexts, server: str | None = None) -> None:
+    """Texts of each shape can be made, and the server, if it runs already, serves this model and takes them.
+
+    Raises UsageError.
+    """
+    limit = MAX_BATCH_SIZE
+    for name, tokens, _ in shapes:
+        check_length(name, tokens, words, files.max_length)
+    if server is not None:
+        limit = ask_server(KServe(server)).max_batch_size or limit
+    for name, _, sentences in shapes:
+        if sentences > limit:
+            raise UsageError(f"{name}: the server takes {limit} sentences a request")
+    if server is not None:
+        texts = words.of_lengths([min(tokens for _, tokens, _ in shapes)], random.Random(0))
+        refuse_other_dimensions(embed_alone(KServe(server), texts, QUESTION_TIMEOUT_S).shape[1], files)
+
+
+def check_length(name: str, tokens: int, words: WordTexts, longest: int) -> None:
+    """Texts of `tokens` tokens can be made and served. Raises UsageError, which begins with `name`."""
+    if tokens > longest:
+        raise UsageError(f"{name}: the model takes at most {longest} tokens")
+    try:
+        words.of_lengths([tokens], random.Random(0))
+    except NoTextError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+def refuse_other_dimensions(found: int, files: ModelFiles) -> None:
+    """Of a server's vectors: another model's tokenizer would count wrongly. Raises UsageError."""
+    if found != files.dimensions:
+        raise UsageError(
+            f"the server's vectors have {found} dimensions, those of {files.name} {files.dimensions}: "
+            "another model's tokenizer would count wrongly"
+        )
+
+
+def read_tokenizer(source: str) -> tuple[ModelFiles, Tokenizer]:
+    """Of a folder or a name on the hub. Raises UsageError."""
+    try:
+        files = read_model_files(source)
+        from tritonembed_engine.tokenizing.loading import load_tokenizer
+
+        return files, load_tokenizer(files)
+    except ModelError as error:
+        raise UsageError(f"the tokenizer of {source}: {error}") from None
+
+
+def embed_alone(protocol: WireProtocol, texts: Sequence[str], timeout: float) -> npt.NDArray[np.float32]:
+    """Each text in a request of its own. Raises UsageError with the server's message if it refuses one."""
+    answers = asyncio.run(_ask_all(protocol, texts, timeout))
+    return np.concatenate([answer.vectors for answer in answers])
+
+
+async def _ask_all(protocol: WireProtocol, texts: Sequence[str], timeout: float) -> list[Answer]:
+    transport = protocol.sender().open(1, timeout)
+    turns = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int, text: str) -> Answer:
+        async with turns:
+            return protocol.decode(await transport.send(protocol.encode([text]), number), 1)
+
+    try:
+        return await asyncio.gather(*(one(number, text) for number, text in enumerate(texts)))
+    except RequestFailedError as error:
+        message = "" if str(error) == error.kind else f": {error}"
+        raise UsageError(f"the server refuses a request of the load with {error.kind}{message}") from None
+    except WrongAnswerError as error:
+        raise UsageError(f"the server's answer to a request of the load: {error}") from None
+    finally:
+        await transport.close()
+
+
+def _protocol(settings: Settings) -> KServe | OpenAI | Arctic:
+    server, model = settings.address, settings.model
+    if settings.protocol == "openai":
+        return OpenAI(server, model, settings.encoding)
+    if settings.protocol == "arctic":
+        return Arctic(server, model)
+    # A Triton model has no slash in its name; a folder or a model of the hub has, and names the tokenizer.
+    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model)
+
+
+def _may_be_files(name: str) -> bool:
+    return "/" in name or Path(name).is_dir()

@@ -1,0 +1,1 @@
+"""Measurements of one thing each, run with `python -m tritonembed_perf.scripts.NAME`."""

@@ -1,0 +1,123 @@
+"""Each of our GPU kernels alone: time, and the bytes that it must move per second.
+
+    python -m tritonembed_perf.scripts.kernel_speed [--tokens 32768] [--width 768] [--json FILE]
+
+The floor of a kernel is what it must read and write; an H200's memory moves 4.3 TB/s at most (measured by copying).
+"""
+
+import statistics
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from tritonembed_perf.options import script_parser
+from tritonembed_perf.reports import describe_script, write_report
+from tritonembed_perf.scripts.executor import check_gpu
+
+ROUNDS = 7
+REPEAT = 20
+HEADS = 12
+SENTENCE_TOKENS = (50, 128, 256, 512)
+SCALE = 0.02
+"""Of fp8."""
+
+TOKENS_PER_ROW = 16
+"""A CUDA graph has a row per so many tokens; rows that a batch does not need are empty."""
+
+
+def main() -> None:
+    """Print a row per kernel; medians of ROUNDS."""
+    parser = script_parser(__doc__, model=False)
+    parser.add_argument("--tokens", type=int, default=32768)
+    parser.add_argument("--width", type=int, default=768)
+    options = parser.parse_args()
+    check_gpu()
+    environment = describe_script("kernel_speed")
+    rows = measure(options.tokens, options.width)
+    print(f"{options.tokens} tokens, {options.width} wide, bf16")
+    for row in rows:
+        print(f"{row['kernel']:>40}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
+    write_report(options.json, {**environment, "rows": rows})
+
+
+def measure(tokens: int, width: int) -> list[dict[str, Any]]:
+    """Time and bytes/s of every kernel at one size."""
+    import torch
+
+    from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_serves
+    from tritonembed_engine.kernels.layer_norm import add_layer_norm, add_layer_norm_quantize, embed_layer_norm
+    from tritonembed_engine.kernels.mean_pool import mean_pool
+    from tritonembed_engine.kernels.quantize import quantize
+    from tritonembed_engine.kernels.short_attention import LONGEST, short_attention
+    from tritonembed_engine.kernels.tiled_attention import tiled_attention
+
+    def random(*shape: int) -> "torch.Tensor":
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    x, residual, wide, qkv = (random(tokens, size) for size in (width, width, 4 * width, 3 * width))
+    words, places = random(30_522, width), random(512, width)
+    norm = torch.nn.LayerNorm(width, device="cuda", dtype=torch.bfloat16)
+    ids = torch.randint(0, len(words), (tokens,), device="cuda", dtype=torch.int32)
+    positions = torch.arange(tokens, device="cuda") % 50
+    x8, weight = x.to(torch.float8_e4m3fn), random(4 * width, width).to(torch.float8_e4m3fn)
+    one, scales, bias = torch.ones((), device="cuda"), torch.full((4 * width,), 0.01, device="cuda"), random(4 * width)
+    row = tokens * width
+    # Bytes: of bf16 two per element, of fp8 one, of the embedding's gathered rows two each.
+    cases: list[tuple[str, int, Callable[[], object]]] = [
+        ("copy (the memory's limit)", 4 * row, lambda: x.clone()),
+        ("add + LayerNorm", 6 * row, lambda: add_layer_norm(x, residual, norm)),
+        (
+            "embeddings + LayerNorm",
+            6 * row,
+            lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0),
+        ),
+        ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm, SCALE)),
+        ("fp8", 3 * row, lambda: quantize(x, SCALE)),
+        ("GELU + fp8", 12 * row, lambda: quantize(wide, SCALE, gelu=True)),
+        ("product in fp8", 9 * row, lambda: torch._scaled_mm(x8, weight.t(), one, one, bias, out_dtype=x.dtype)),
+    ]
+    if gelu_product_serves(x.device):
+        cases.append(("product + GELU + fp8", 5 * row, lambda: gelu_product(x8, weight, scales, bias, SCALE)))
+    for length, in_graph in ((length, in_graph) for length in SENTENCE_TOKENS for in_graph in (False, True)):
+        ends = list(range(0, tokens - tokens % length + 1, length))
+        ends += ends[-1:] * (tokens // TOKENS_PER_ROW if in_graph else 0)
+        cu_seqlens = torch.tensor(ends, device="cuda", dtype=torch.int32)
+
+        attention = short_attention if length <= LONGEST else tiled_attention
+        attend = partial(attention, qkv, cu_seqlens, HEADS, length, (width // HEADS) ** -0.5)
+
+        where = ", graph's rows" if in_graph else ""
+        cases += [
+            (f"attention, {length} tokens{where}", 8 * row, attend),
+            (f"attention + fp8, {length} tokens{where}", 7 * row, partial(attend, SCALE)),
+            (f"mean pooling, {length} tokens{where}", 2 * row, partial(mean_pool, x, cu_seqlens)),
+        ]
+    with torch.inference_mode():
+        return [_row(name, size, run) for name, size, run in cases]
+
+
+def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
+    import torch
+
+    for _ in range(3):
+        run()
+    # As a graph: launched from Python one by one, the shorter ones would wait for their launches.
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(REPEAT):
+            run()
+    graph.replay()
+    times = []
+    for _ in range(ROUNDS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / REPEAT * 1e3)
+    microseconds = statistics.median(times)
+    return {"kernel": name, "microseconds": microseconds, "terabytes_per_second": size / microseconds / 1e6}
+
+
+if __name__ == "__main__":
+    main()
