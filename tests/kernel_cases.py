@@ -1,27 +1,35 @@
-"""Parity of each kernel with its reference: the same cases on a GPU and, through Triton's interpreter, on a CPU.
+"""Parity of each kernel with its reference: the same cases on a GPU and, in Triton's interpreter, on a CPU.
 
-TRITON_INTERPRET=1 python -m tests.kernel_cases      runs all of them on the CPU; exits non-zero at the first difference
+TRITON_INTERPRET=1 python -m tests.kernel_cases      runs all cases on the CPU; exits non-zero at the first difference
+TRITON_INTERPRET=1 python -m tests.kernel_cases few  runs attention with every length and every head, not with each pair
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle, product
 from types import SimpleNamespace
 
 import torch
 
 from tritonembed_engine.executors.pooling import segment_mean
-from tritonembed_engine.kernels.add_layer_norm import add_layer_norm, add_layer_norm_reference
 from tritonembed_engine.kernels.bert_fp8 import fp8_product
-from tritonembed_engine.kernels.embed_layer_norm import embed_layer_norm, embed_layer_norm_reference
 from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_reference, gelu_product_serves
+from tritonembed_engine.kernels.layer_norm import (
+    add_layer_norm,
+    add_layer_norm_quantize,
+    add_layer_norm_reference,
+    embed_layer_norm,
+    embed_layer_norm_reference,
+)
 from tritonembed_engine.kernels.mean_pool import mean_pool
-from tritonembed_engine.kernels.quantize import LARGEST, add_layer_norm_quantize, quantize
+from tritonembed_engine.kernels.quantize import LARGEST, quantize
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
 from tritonembed_engine.kernels.tiled_attention import tiled_attention
 
 Attention = Callable[[torch.Tensor, torch.Tensor, int, int, float, float | None], torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-"""Largest difference: a rounding or two of values around 1 to 4."""
+"""Largest difference: one or two roundings of values around 1 to 4."""
 
 
 def check_add_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
@@ -31,33 +39,33 @@ def check_add_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int)
     _same(add_layer_norm(x, residual, norm), add_layer_norm_reference(x, residual, norm))
 
 
-def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int, first_place: int) -> None:
-    """BERT (first_place 0) and RoBERTa (2)."""
+def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int, first_position: int) -> None:
+    """BERT (first_position 0) and RoBERTa (2)."""
     words, places = (torch.randn(n, width, device=device, dtype=dtype) for n in (50, 40))
     ids = torch.randint(0, 50, (rows,), device=device, dtype=torch.int32)
-    positions = torch.randint(0, 40 - first_place, (rows,), device=device)
-    arguments = (ids, positions, words, places, words[3], _norm(width, device, dtype), first_place)
+    positions = torch.randint(0, 40 - first_position, (rows,), device=device)
+    arguments = (ids, positions, words, places, words[3], _norm(width, device, dtype), first_position)
     _same(embed_layer_norm(*arguments), embed_layer_norm_reference(*arguments))
 
 
 def check_attention(
     attention: Attention, device: str, dtype: torch.dtype, lengths: list[int], heads: int, head_size: int
 ) -> None:
-    """Sentences of different lengths; empty ones pad a CUDA graph's batch, and tokens after the last belong to none."""
+    """Sentences of different lengths. Empty sentences and tokens after the last sentence pad a CUDA graph's batch."""
     ends = torch.tensor([0, *lengths]).cumsum(0)
     tokens = int(ends[-1])
     qkv = torch.randn(tokens + 3, 3 * heads * head_size, device=device, dtype=dtype)
-    starts = ends.to(device=device, dtype=torch.int32)
+    cu_seqlens = ends.to(device=device, dtype=torch.int32)
     scale = head_size**-0.5
-    expected = short_attention_reference(qkv, starts, heads, scale)[:tokens]
-    _same(attention(qkv, starts, heads, max(lengths), scale, None)[:tokens], expected)
+    expected = short_attention_reference(qkv, cu_seqlens, heads, scale)[:tokens]
+    _same(attention(qkv, cu_seqlens, heads, max(lengths), scale, None)[:tokens], expected)
     fp8_scale = 5 / LARGEST
-    attended = attention(qkv, starts, heads, max(lengths), scale, fp8_scale)[:tokens]
+    attended = attention(qkv, cu_seqlens, heads, max(lengths), scale, fp8_scale)[:tokens]
     _same_fp8(attended, expected, fp8_scale, TOLERANCE[dtype] * max(1.0, expected.float().abs().max().item()))
 
 
 def check_quantize(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
-    """Alone, after GELU, and after residual and LayerNorm; values beyond the scale saturate."""
+    """Quantization alone, after GELU, and after residual and LayerNorm. Values beyond the scale saturate."""
     x, residual = (torch.randn(rows, width, device=device, dtype=dtype) for _ in range(2))
     x[0] = residual[0] = 0
     norm = _norm(width, device, dtype)
@@ -71,7 +79,7 @@ def check_quantize(device: str, dtype: torch.dtype, rows: int, width: int) -> No
 
 
 def check_gelu_product(device: str, dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
-    """One tile and many, sizes that are no multiple of a tile; in fp8 on a GPU, in float16 through the interpreter."""
+    """One tile and many, and sizes that are no multiple of a tile. fp8 on a GPU, float16 in the interpreter."""
     x = (2 * torch.randn(rows, inputs, device=device)).to(dtype)
     weight = (2 * torch.randn(outputs, inputs, device=device)).to(dtype)
     scales = torch.rand(outputs, device=device) / (4 * inputs**0.5)
@@ -86,7 +94,7 @@ def check_gelu_product(device: str, dtype: torch.dtype, rows: int, inputs: int, 
 
 
 def check_fp8_product(device: str, dtype: torch.dtype, rows: int, inputs: int, outputs: int) -> None:
-    """With vLLM's one scale a weight matrix, and with one a column."""
+    """With vLLM's one scale per weight matrix, and with one scale per column."""
     x = torch.randn(rows, inputs, device=device).to(torch.float8_e4m3fn)
     weight = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn).t()
     bias = torch.randn(outputs, device=device, dtype=dtype)
@@ -97,22 +105,29 @@ def check_fp8_product(device: str, dtype: torch.dtype, rows: int, inputs: int, o
 
 
 def check_mean_pool(device: str, dtype: torch.dtype, lengths: list[int], width: int) -> None:
-    """Sentences of no token, of one, and of more than a tile; widths that are no multiple of a tile."""
+    """Sentences of no token, of one token and of more than a tile; widths that are no multiple of a tile."""
     ends = torch.tensor([0, *lengths]).cumsum(0)
-    starts = ends.to(device=device, dtype=torch.int32)
+    cu_seqlens = ends.to(device=device, dtype=torch.int32)
     hidden = torch.randn(int(ends[-1]) + 3, width, device=device, dtype=dtype)
-    _same(mean_pool(hidden, starts), segment_mean(hidden[: int(ends[-1])], starts))
+    _same(mean_pool(hidden, cu_seqlens), segment_mean(hidden[: int(ends[-1])], cu_seqlens))
 
 
-def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
-    """Run every case."""
+SHORT = ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65], [100, *[3] * 40, 0, 0])
+"""If there are many short or empty sentences, one program computes several."""
+LONG = ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 20, 0, 0])
+HEADS = ((2, 32), (3, 64), (1, 16), (1, 128))
+"""Numbers and sizes of heads."""
+
+
+def all_cases(device: str, dtypes: list[torch.dtype], few: bool = False) -> None:
+    """Run every case. few: attention only with every batch and every head, not with each pair."""
     torch.manual_seed(0)
     for dtype in dtypes:
         for rows, width in ((1, 16), (7, 384), (33, 768), (5, 1000)):
             check_add_layer_norm(device, dtype, rows, width)
             check_quantize(device, dtype, rows, width)
-            for first_place in (0, 2):
-                check_embed_layer_norm(device, dtype, rows, width, first_place)
+            for first_position in (0, 2):
+                check_embed_layer_norm(device, dtype, rows, width, first_position)
         for width in (16, 200, 768):
             check_mean_pool(device, dtype, [1, 0, 33, 300, 2, 0, 0], width)
         if device == "cpu" and dtype is torch.bfloat16:
@@ -120,17 +135,19 @@ def all_cases(device: str, dtypes: list[torch.dtype]) -> None:
         if device == "cpu" or gelu_product_serves(torch.device(device)):
             for rows, inputs, outputs in ((3, 64, 48), (300, 160, 272)):
                 check_gelu_product(device, dtype if device == "cpu" else torch.float8_e4m3fn, rows, inputs, outputs)
-        # With many short sentences, or rows without any, a program takes several.
-        for lengths in ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65], [100, *[3] * 40, 0, 0]):
-            for heads, head_size in ((2, 32), (3, 64), (1, 16), (1, 128)):
-                check_attention(short_attention, device, dtype, lengths, heads, head_size)
+        for lengths, (heads, head_size) in _shapes(SHORT, few):
+            check_attention(short_attention, device, dtype, lengths, heads, head_size)
         if device != "cpu" and gelu_product_serves(torch.device(device)):
             for rows in (1, 257, 6_145, 40_000):
                 check_gelu_product(device, torch.float8_e4m3fn, rows, 768, 3072)
                 check_fp8_product(device, dtype, rows, 768, 2304)
-        for lengths in ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 20, 0, 0]):
-            for heads, head_size in ((2, 32), (3, 64), (1, 16), (1, 128)):
-                check_attention(tiled_attention, device, dtype, lengths, heads, head_size)
+        for lengths, (heads, head_size) in _shapes(LONG, few):
+            check_attention(tiled_attention, device, dtype, lengths, heads, head_size)
+
+
+def _shapes(batches: Sequence[list[int]], few: bool) -> Iterator[tuple[list[int], tuple[int, int]]]:
+    """Lengths of a batch's sentences, with heads."""
+    return zip(batches, cycle(HEADS), strict=False) if few else product(batches, HEADS)
 
 
 def _norm(width: int, device: str, dtype: torch.dtype) -> torch.nn.LayerNorm:
@@ -147,24 +164,24 @@ def _same(got: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 def _same_fp8(got: torch.Tensor, value: torch.Tensor, scale: float, tolerance: float = 1e-3) -> None:
-    """To e4m3's rounding (3 bits of mantissa: 1/16 of a value; steps of 2^-9 near zero) and the tolerance."""
+    """Equal up to e4m3's rounding (3 bits of mantissa: 1/16 of a value; steps of 2^-9 near zero) and the tolerance."""
     assert got.dtype == torch.float8_e4m3fn
     tolerance += 2**-9 * scale
     expected = value.float().clamp(-LARGEST * scale, LARGEST * scale)
     difference = (got.float() * scale - expected).abs()
     if got.device.type == "cpu":
         # The interpreter's conversion to e4m3 loses the carry of the mantissa (127 becomes 64, not 128), and does not
-        # saturate: values just below a power of two and beyond the range say nothing.
+        # saturate, so values just below a power of two and beyond the range are left out.
         ratio, unsure = value.float().abs() / scale, tolerance / scale
         below, above = (ratio - unsure).clamp_min(2**-10), (ratio + unsure) * 16 / 15
         carries = torch.log2(below).floor() < torch.log2(above).floor()
         difference = torch.where(carries | (above >= LARGEST), 0, difference)
     assert (difference <= expected.abs() / 15 + tolerance).all()
-    # Not truncated, which would be within that too.
+    # Truncated values would pass the check above, but not this one.
     assert difference.norm() <= 0.04 * expected.norm() + tolerance
 
 
 if __name__ == "__main__":
     with torch.inference_mode():
-        all_cases("cpu", [torch.float32, torch.float16, torch.bfloat16])
+        all_cases("cpu", [torch.float32, torch.float16, torch.bfloat16], few="few" in sys.argv[1:])
     print("all kernels agree with their references")

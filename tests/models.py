@@ -1,9 +1,10 @@
-"""Random-weight models for the tests, each written once a session and only when a test asks for it."""
+"""Random-weight models for the tests, each written once per session, when a test first uses it."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests import other_models
 
 from tritonembed_perf import models
 
@@ -20,12 +21,12 @@ WRITERS: dict[str, Callable[[Path], Path]] = {
     "bert-cls": lambda folder: models.write_bert(
         folder, layers=2, hidden=64, heads=2, intermediate=128, pooling="cls", normalize=False
     ),
-    # Weights as transformers initialises them: larger ones amplify fp8's rounding.
+    # The weights are as small as transformers initialises them: larger weights amplify fp8's rounding.
     "bert-calm": lambda folder: models.write_bert(folder, layers=3, hidden=256, heads=4, weight_std=0.02),
-    "roberta": lambda folder: models.write_roberta(folder, hidden=128, max_length=64),
-    "xlm-roberta": lambda folder: models.write_xlm_roberta(folder, hidden=128, max_length=64),
-    "modernbert": lambda folder: models.write_modernbert(folder, hidden=128, max_length=64),
-    "qwen3": lambda folder: models.write_qwen3(folder, hidden=128, max_length=64),
+    "roberta": lambda folder: other_models.write_roberta(folder, hidden=128, max_length=64),
+    "xlm-roberta": lambda folder: other_models.write_xlm_roberta(folder, hidden=128, max_length=64),
+    "modernbert": lambda folder: other_models.write_modernbert(folder, hidden=128, max_length=64),
+    "qwen3": lambda folder: other_models.write_qwen3(folder, hidden=128, max_length=64),
 }
 
 

@@ -1,20 +1,21 @@
 """A worker's dispatcher over fake servers, in the event loop of a test."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
 
 from tests.fakes.triton import FakeTriton, infer_request
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.serve.admission import Admission
-from tritonembed_manager.serve.dispatcher import TritonDispatcher
-from tritonembed_manager.serve.load_table import LoadTable
-from tritonembed_manager.serve.model import ServerState, ServerView
-from tritonembed_manager.serve.pool import ServerPool
+from tritonembed_manager.router.data.admission import AdmissionControl
+from tritonembed_manager.router.data.dispatcher import TritonDispatcher
+from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.interfaces import ServerState, ServerView
 
 
 class InTurn:
-    """A policy: always the first candidate, unless a test says which key it wants."""
+    """A policy that chooses the first candidate, or the server whose key a test sets in `prefer`."""
 
     def __init__(self) -> None:
         self.prefer = None
@@ -25,53 +26,63 @@ class InTurn:
 
 
 class DataPlane:
-    """Fakes "0", "1", …, their views as a parent would send them, and the dispatcher."""
+    """Fake servers "0", "1", …, their views as the supervisor would send them, and the dispatcher."""
 
     def __init__(self, fakes, *, policy=None, max_in_flight=100, per_server=100, max_bytes=1 << 30, **options):
         self.fakes = fakes
         self.table = LoadTable.create(options.pop("workers", 1), 16)
         self.row = self.table.row(0)
         self.suspects = []
-        pool_options = {"suspension": options.pop("suspension", 60.0)}
-        self.pool = ServerPool(self.row, per_server, lambda *what: self.suspects.append(what), **pool_options)
+        pool_options = {"first_pause": options.pop("first_pause", 60.0)}
+        self.ejections = []
+        pool_options |= {
+            "ejected": lambda *what: self.ejections.append(what),
+            "clock": options.get("clock", time.monotonic),
+        }
+        budget = options.pop("budget", None)
+        self.quarantined = []
+        options["quarantined"] = lambda *what: self.quarantined.append(what)
+        self.pool = UpstreamPool(self.row, per_server, lambda *what: self.suspects.append(what), **pool_options)
         self.policy = policy or InTurn()
-        self.admission = Admission(self.row, max_in_flight, max_bytes)
+        self.admission = AdmissionControl(self.row, max_in_flight, max_bytes)
         self.dispatcher = TritonDispatcher(
             self.pool, self.policy, self.admission, options.pop("timeout", 20), **options
         )
         self.views = [view(str(slot), slot, fake.address) for slot, fake in enumerate(fakes)]
         self.pool.update(self.views)
+        for server in self.pool.servers() if budget is not None else ():
+            server.budget = budget
 
-    def say(self, server: int, state=ServerState.READY, **changes):
-        """The parent's word on one of them."""
+    def report(self, server: int, state=ServerState.READY, **changes):
+        """Change the view of a server, as if the supervisor had sent it."""
         self.views[server] = ServerView(**{**vars(self.views[server]), "state": state, **changes})
         self.pool.update(self.views)
 
     async def infer(self, *sentences, timeout=10.0, metadata=(), **parameters):
-        """One request; its decoded answer."""
+        """Send one request; return the decoded answer."""
         message = infer_request(*(sentences or (b"a text",)), **parameters).SerializeToString()
         answer = await self.dispatcher.infer(message, timeout=timeout, metadata=metadata)
         return service_pb2.ModelInferResponse.FromString(answer)
 
     def start(self, count=1, **options):
-        """So many requests in tasks of their own."""
+        """Start `count` requests, each in a task of its own."""
         return [asyncio.ensure_future(self.infer(**options)) for _ in range(count)]
 
     def is_idle(self):
-        """Whether every counter is back at zero."""
-        cells = [self.table.admitted(), self.table.admitted_bytes(), len(self.pool.waiters)]
+        """Whether every counter is zero."""
+        cells = [self.table.admitted(), self.table.admitted_bytes(), self.pool.waiting]
         cells += [count(slot) for slot in range(16) for count in (self.table.work, self.table.in_flight)]
         return not any(cells)
 
 
 def view(key, slot, address, state=ServerState.READY, **more):
-    """A server as the parent describes it."""
+    """A server's view, as the supervisor sends it."""
     return ServerView(key, slot, address, None, None, state, launched=False, **more)
 
 
 @asynccontextmanager
 async def data_plane(count=2, **options):
-    """So many fakes and a dispatcher over them; on leaving, nothing may be outstanding."""
+    """`count` fake servers and a dispatcher over them. On leaving, every counter has to be zero."""
     fakes = [FakeTriton() for _ in range(count)]
     for fake in fakes:
         await fake.start()

@@ -1,4 +1,4 @@
-"""A fake Triton in a thread of its own, for managers that are processes."""
+"""A fake Triton in a thread of its own, for tests whose manager is a process."""
 
 import asyncio
 import threading
@@ -7,16 +7,19 @@ from contextlib import contextmanager
 
 from tests.fakes.triton import FakeTriton
 
+_LOOPS: dict[FakeTriton, asyncio.AbstractEventLoop] = {}
+
 
 @contextmanager
 def fake_triton(prepare: Callable[[FakeTriton], None] = lambda _: None) -> Iterator[FakeTriton]:
-    """One that listens. prepare: sets its switches in time. Its lists can be read at any time."""
+    """A fake that listens. prepare: sets its switches before the test begins. Its lists can be read at any time."""
     fakes: list[FakeTriton] = []
     listening, over = threading.Event(), threading.Event()
 
     async def run() -> None:
         async with FakeTriton() as fake:
             prepare(fake)
+            _LOOPS[fake] = asyncio.get_running_loop()
             fakes.append(fake)
             listening.set()
             await asyncio.to_thread(over.wait)
@@ -29,3 +32,15 @@ def fake_triton(prepare: Callable[[FakeTriton], None] = lambda _: None) -> Itera
     finally:
         over.set()
         thread.join()
+        del _LOOPS[fakes[0]]
+
+
+def start_anew(fake: FakeTriton, down_s: float) -> None:
+    """Crash the fake, and let it listen again after `down_s` seconds."""
+
+    async def run() -> None:
+        await fake.crash()
+        await asyncio.sleep(down_s)
+        await fake.come_back()
+
+    asyncio.run_coroutine_threadsafe(run(), _LOOPS[fake]).result(down_s + 10)

@@ -1,17 +1,18 @@
-"""A fake Triton server for the mechanisms: in this event loop, on a free loopback port, with switches for faults.
+"""A fake Triton server, in the test's event loop, on a free loopback port, with switches for faults.
 
     async with FakeTriton() as fake:
         fake.fail_first = 1
         channel = grpc.aio.insecure_channel(fake.address)
 
-Its vectors depend on the text alone, so all fakes agree (until `vector_sign` says otherwise). Between the port and the
-gRPC server lies a pump for bytes, through which connections are reset and a crash is had as a client sees it.
+Vectors depend on the text alone, so all fakes agree unless `vector_sign` differs. A `Front` forwards bytes between the
+port and the gRPC server. It can reset connections, and imitates a crash as clients see it.
 """
 
 import asyncio
 import hashlib
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 
 import grpc
@@ -31,19 +32,19 @@ NOT_LOADED = "Request for unknown model: 'embedding' has no available versions"
 
 
 def vector(text: bytes) -> np.ndarray:
-    """The vector of a text, of length 1."""
+    """The vector of a text: float32 [DIMENSIONS], of length 1."""
     seed = int.from_bytes(hashlib.sha256(text).digest()[:8], "little")
     values = np.random.default_rng(seed).standard_normal(DIMENSIONS).astype("<f4")
     return values / np.linalg.norm(values)
 
 
 def texts(request: service_pb2.ModelInferRequest) -> list[bytes]:
-    """The elements of a request's one input."""
+    """The elements of a request's only input."""
     return [bytes(element) for element in deserialize_bytes_tensor(request.raw_input_contents[0])]
 
 
 def infer_request(*sentences: bytes, **parameters: object) -> service_pb2.ModelInferRequest:
-    """A request as clients send it; parameters are KServe's, int, bool or str."""
+    """A request as clients send it. parameters: KServe's request parameters, of type int, bool or str."""
     array = np.array(sentences, dtype=np.object_)
     content = serialize_byte_tensor(array).item() if sentences else b""
     request = service_pb2.ModelInferRequest(model_name="embedding", raw_input_contents=[content])
@@ -66,35 +67,37 @@ def infer_response(vectors: list[np.ndarray], num_tokens: list[int]) -> service_
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Set the switches at any time; they hold for the requests that come after."""
+    """Switches can be set at any time and hold for later requests."""
 
     def __init__(self) -> None:
         self.fail_first = 0
-        """So many requests fail with `failure`, then all is well."""
+        """Number of requests that fail with `failure` before requests succeed."""
         self.failure = (grpc.StatusCode.UNAVAILABLE, "the fake fails")
         self.unhealthy_after: int | None = None
-        """After so many more requests every one fails as with a dead python stub."""
+        """After this many more requests, all fail as if the python stub were dead."""
         self.latency = 0.0
-        """Seconds."""
+        """Seconds before an answer."""
         self.overloaded = False
-        """Answer as when Triton's queue is full."""
+        """Answer as if Triton's queue were full."""
         self.loaded = True
-        """False: the server listens, its models are not there yet (a slow start)."""
+        """False: the server listens, but its models are not loaded yet (a slow start)."""
+        self.spoil: Callable[[service_pb2.ModelInferResponse], object] = lambda _: None
+        """Changes each answer before it is sent, including answers to health checks."""
         self.vector_sign = 1.0
-        """-1: another vector than that of the other fakes."""
+        """-1: vectors differ from those of the other fakes."""
         self.dimensions = DIMENSIONS
         self.repository_failure: tuple[grpc.StatusCode, str] | None = None
-        """How models fail to be loaded and unloaded, as where --model-control-mode is not explicit."""
+        """Error when models are loaded or unloaded, as if --model-control-mode were not explicit."""
         self.requests: list[service_pb2.ModelInferRequest] = []
-        """Every ModelInfer, with its metadata and the seconds left to it in the two lists that follow."""
+        """All ModelInfer requests. `metadata` and `time_left` (seconds to the deadline) have one entry for each."""
         self.metadata: list[dict[str, str | bytes]] = []
         self.time_left: list[float | None] = []
         self.calls: list[str] = []
-        """The other methods, in order."""
+        """Calls of other methods, in order."""
         self.inside = 0
-        """Requests that are being worked on."""
+        """Number of requests in progress."""
         self.cancelled = 0
-        """Requests whose caller went away."""
+        """Number of requests that their caller cancelled."""
         self.statistics = service_pb2.ModelStatisticsResponse()
         self._released = asyncio.Event()
         self._released.set()
@@ -116,39 +119,38 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{self._front.port}"
 
     async def start(self) -> None:
-        """Listen."""
         behind = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         await self._front.listen(behind)
 
     async def stop(self) -> None:
-        """For good."""
+        """Stop for good."""
         self.release()
         await self._front.crash()
         await self._server.stop(None)
 
     def reset(self) -> None:
-        """Reset every connection; new ones are taken."""
+        """Reset every connection. New connections are accepted."""
         self._front.reset()
 
     async def crash(self) -> None:
-        """Reset every connection and listen no more, as when the process is killed."""
+        """Reset every connection and stop listening, as if the process were killed."""
         await self._front.crash()
 
     async def come_back(self) -> None:
-        """After a crash: listen on the same port again."""
+        """Listen on the same port again after a crash."""
         await self._front.listen(self._front.behind)
 
     def hang(self) -> None:
-        """Hold every request from now on that is not to fail, until `release`."""
+        """Hold later requests until `release`, except those that are set to fail."""
         self._released.clear()
 
     def release(self) -> None:
-        """Let them go."""
+        """Answer the requests that `hang` holds."""
         self._released.set()
 
     async def wait_inside(self, count: int) -> None:
-        """Until so many requests are being worked on (exactly)."""
+        """Wait until exactly `count` requests are in progress. Raises TimeoutError after 20 s."""
         async with self._changed:
             await asyncio.wait_for(self._changed.wait_for(lambda: self.inside == count), 20)
 
@@ -186,7 +188,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the fake wants one input, text, as raw content")
         found = texts(request)
         vectors = [self.vector_sign * np.resize(vector(text), self.dimensions) for text in found]
-        return infer_response(vectors, [len(text.split()) for text in found])
+        response = infer_response(vectors, [len(text.split()) for text in found])
+        response.id = request.id
+        self.spoil(response)
+        return response
 
     async def _count(self, change: int) -> None:
         self.inside += change
@@ -260,7 +265,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 class Front:
-    """A port whose bytes are pumped to another one, and back."""
+    """A port whose bytes are forwarded to another port, and back."""
 
     def __init__(self) -> None:
         self.port = 0

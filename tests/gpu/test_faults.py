@@ -1,4 +1,4 @@
-"""What a real GPU does to the engine when memory runs out, a kernel fails, and its context is poisoned."""
+"""The engine on a real GPU if memory runs out, a kernel fails, or the CUDA context is poisoned."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ PREPARE = """
 import sys
 import threading
 import numpy as np
-from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.stub.process import prepare_process
 prepare_process("0")
 import torch
 """
@@ -75,7 +75,7 @@ os._exit(0)
 
 
 def run(shelf: ModelShelf, script: str, before: str = "") -> "subprocess.CompletedProcess[str]":
-    """In a process of its own: a poisoned context is not cured. before: what is done before the model is loaded."""
+    """Runs in a new process, because a poisoned context stays so. before: code that runs before the model's load."""
     command = [sys.executable, "-c", PREPARE + before + LOAD + script, str(shelf("bert"))]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
@@ -83,15 +83,15 @@ def run(shelf: ModelShelf, script: str, before: str = "") -> "subprocess.Complet
     return done
 
 
-def test_a_batch_without_room_is_computed_in_smaller_ones(shelf: ModelShelf) -> None:
+def test_a_batch_without_room_is_computed_in_smaller_batches(shelf: ModelShelf) -> None:
     assert "recovered" in run(shelf, RUN_OUT_OF_MEMORY).stdout
 
 
-def test_vllms_kernels_serve_where_one_of_ours_fails(shelf: ModelShelf) -> None:
-    """LOAD sees that it is still the direct executor, which was held against vLLM's answers."""
+def test_vllms_kernels_serve_if_one_of_ours_fails(shelf: ModelShelf) -> None:
+    """LOAD checks that the direct executor still serves, after its comparison with vLLM's answers."""
     done = run(shelf, COMPUTE, BREAK_A_KERNEL)
     assert "computed" in done.stdout
-    assert "vLLM's kernels serve, not ours: one failed (RuntimeError)" in done.stderr
+    assert "vLLM's kernels serve, not ours: a kernel failed (RuntimeError)" in done.stderr
 
 
 def test_a_poisoned_context_fails_every_request_and_asks_for_the_end(shelf: ModelShelf) -> None:

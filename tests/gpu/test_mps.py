@@ -1,4 +1,4 @@
-"""Replicas that share a GPU run through an MPS daemon of their server's own, which ends with it however it ends."""
+"""Replicas that share a GPU use their server's own MPS daemon, which ends with the server, however that ends."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from tests.integration.reference import cosines, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient
-from tritonembed_manager.processes import Process, family, process_table
+from tritonembed_manager.server.process import Process, family, process_table
 from tritonembed_perf.server import running_server
 
 pytestmark = pytest.mark.gpu
@@ -39,13 +39,13 @@ def wait_until_gone(processes: list[Process]) -> None:
     raise AssertionError(f"still there: {[process.name for process in left]}")
 
 
-def test_two_replicas_answer_through_it_and_nothing_is_left(shelf: ModelShelf) -> None:
+def test_two_replicas_answer_through_a_daemon_and_nothing_is_left(shelf: ModelShelf) -> None:
     folder = shelf("bert")
     with running_server(str(folder), SHARING) as server, EmbeddingClient(server.target) as client:
         started = members(server.process.pid)
         vectors = [client.embed(TEXTS).embeddings for _ in range(8)]
         log = server.read_log()
-    # The daemon and the process behind it, which the first context brought about.
+    # The daemon, and its server process, which the first context starts.
     assert len(daemons(started)) == 2, [process.name for process in started]
     assert "MPS does not start" not in log
     assert "the scheduler executor serves" not in log
@@ -55,12 +55,12 @@ def test_two_replicas_answer_through_it_and_nothing_is_left(shelf: ModelShelf) -
     wait_until_gone(started)
 
 
-def test_without_mps_there_is_none(shelf: ModelShelf) -> None:
+def test_with_no_mps_there_is_no_daemon(shelf: ModelShelf) -> None:
     with running_server(str(shelf("bert")), [*SHARING, "--no-mps"]) as server:
         assert not daemons(members(server.process.pid))
 
 
-def test_a_killed_stub_ends_all_of_it(shelf: ModelShelf) -> None:
+def test_a_killed_stub_ends_the_server_and_its_daemon(shelf: ModelShelf) -> None:
     with running_server(str(shelf("bert")), SHARING) as server, EmbeddingClient(server.target) as client:
         client.embed(TEXTS)
         started = members(server.process.pid)

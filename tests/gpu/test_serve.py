@@ -1,4 +1,4 @@
-"""`tritonembed-manager serve` on the GPUs that are there: replicas share them, and no death is seen by a client."""
+"""`tritonembed-manager serve` on all GPUs of the machine: replicas share them, and clients notice no death."""
 
 import os
 import signal
@@ -15,10 +15,10 @@ from tritonembed import EmbeddingClient
 pytestmark = pytest.mark.gpu
 TEXTS = [" ".join(["some words that fill a sentence"] * n) for n in range(1, 20)]
 REPLICAS = 2
-"""On each GPU."""
+"""Replicas per GPU."""
 
 LEAST_MIB = 500
-"""Of memory that a GPU with replicas has in use: CUDA alone takes as much."""
+"""Memory in use on a GPU with replicas. CUDA alone takes this much."""
 
 
 def used_mib() -> list[int]:
@@ -38,7 +38,7 @@ def test_every_gpu_has_a_server_with_its_replicas(shelf: ModelShelf) -> None:
             # Round robin: every server answers.
             vectors = [client.embed(TEXTS).embeddings for _ in range(2 * gpus)]
         assert all(used - idle > LEAST_MIB for used, idle in zip(used_mib(), before, strict=True))
-        # Of each server the daemon, and the process behind it that holds the GPU.
+        # Per server: the daemon, and its process that holds the GPU.
         assert sum(process.name.startswith("nvidia-cuda-mp") for process in manager.family()) == 2 * gpus
         log = manager.log()
         manager.process.send_signal(signal.SIGTERM)

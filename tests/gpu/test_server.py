@@ -12,7 +12,8 @@ from tests.integration.reference import cosines, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.server import free_ports, running_server
+from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import running_server
 
 pytestmark = pytest.mark.gpu
 TEXTS = [" ".join(["some words that fill a sentence"] * n) for n in range(1, 20)]
@@ -32,7 +33,7 @@ def test_bf16_vectors_are_those_of_float32_transformers(
 
 
 def test_fp8_vectors_are_near_those_of_float32_transformers(shelf: ModelShelf) -> None:
-    """0.995 is what e4m3's three bits of mantissa leave: vLLM's own products give the same (perf/README.md)."""
+    """e4m3's three bits of mantissa allow 0.995. vLLM's own products reach the same (perf/README.md)."""
     folder = shelf("bert-calm")
     command = ["--device", "cuda", "--quantization", "fp8"]
     with running_server(str(folder), command) as server, EmbeddingClient(server.target) as client:
@@ -44,9 +45,9 @@ def test_fp8_vectors_are_near_those_of_float32_transformers(shelf: ModelShelf) -
     assert "vLLM's kernels serve" not in log
 
 
-def test_the_committed_repository_loads_as_it_is(shelf: ModelShelf, tmp_path: Path) -> None:
-    """`tritonserver --model-repository model_repository`, the model overridden by TRITONEMBED_MODEL."""
-    from tritonembed_manager.tritonserver import find_tritonserver
+def test_the_committed_repository_loads_unchanged(shelf: ModelShelf, tmp_path: Path) -> None:
+    """Runs `tritonserver --model-repository model_repository` with the model in TRITONEMBED_MODEL."""
+    from tritonembed_manager.server.tritonserver import find_tritonserver
 
     grpc_port, http_port, metrics_port = free_ports(3)
     found = find_tritonserver(None, tmp_path)

@@ -1,34 +1,41 @@
-"""Loads a model with the direct path broken: `python -m tests.integration.broken_direct FOLDER wrong|raises`.
+"""Creates a model's executor with a broken direct executor: `python -m tests.integration.broken_direct FOLDER`.
 
-Prints the executor that serves, and its vectors of two sentences, as JSON.
+Prints one line of JSON per fault: the executor that serves, and its vectors of two sentences. vLLM loads the model only
+once, because that takes most of the time.
 """
 
 import json
 import sys
 
-from tritonembed_engine.stub import prepare_process
+from tritonembed_engine.stub.process import prepare_process
 
 if __name__ == "__main__":
     prepare_process(visible_gpus=None)
     import numpy as np
 
+    from tritonembed_engine import factory
     from tritonembed_engine.executors import direct
-    from tritonembed_engine.factory import create_executor
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
+    from tritonembed_engine.token_ids import TokenIds
 
     right = direct.forward
 
     def one_position_off(model, ids, positions, *rest):  # type: ignore[no-untyped-def]
-        """What a change inside vLLM could do: plausible vectors that are wrong."""
+        """Plausible but wrong vectors, as after a change inside vLLM."""
         return right(model, ids, (positions + 1) % 64, *rest)
 
     def raises(*_):  # type: ignore[no-untyped-def]
-        """What a kernel does that can't be compiled, or a name that has moved."""
+        """An error like that of a kernel that can't be compiled, or of a name that has moved."""
         raise ImportError("gone")
 
-    direct.forward = {"wrong": one_position_off, "raises": raises}[sys.argv[2]]
-    executor = create_executor(ModelSettings(model=sys.argv[1]), read_model_files(sys.argv[1]), "cpu")
+    settings, files = ModelSettings(model=sys.argv[1]), read_model_files(sys.argv[1])
+    llm = factory.load_vllm(settings, files, "cpu")
+    factory.load_vllm = lambda *_: llm
     sentences = [np.arange(1000, 1000 + n, dtype="<i4").tobytes() for n in (5, 40)]
-    print(json.dumps({"executor": executor.name, "vectors": executor.launch(sentences).result().tolist()}))
+    for broken in (one_position_off, raises):
+        direct.forward = broken
+        executor = factory.create_executor(settings, files, "cpu")
+        vectors = executor.launch(TokenIds.join(sentences)).result().tolist()
+        print(json.dumps({"how": broken.__name__, "executor": executor.name, "vectors": vectors}))
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Vectors by Hugging Face transformers alone, in float32: pooling and normalising by hand, no code of the engine."""
+"""Reference vectors by Hugging Face transformers, in float32. They use no code of the engine, not even for pooling."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoTokenizer
 def reference_vectors(
     folder: Path, texts: Sequence[str], pooling: str, normalize: bool, max_length: int
 ) -> "np.ndarray":  # type: ignore[type-arg]
-    """float32 [texts, hidden size], each text on its own, so that nothing depends on padding."""
+    """float32 [texts, hidden size]. Each text is embedded alone, so that nothing depends on padding."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
     rows = []
@@ -26,7 +26,7 @@ def reference_vectors(
 
 
 def cosines(left: "np.ndarray", right: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
-    """Row by row, in float64; 1 where both are zero (a random model's end token can be)."""
+    """Cosines [rows], in float64; 1 if both rows are zero, as a random model's end token can be."""
     left, right = left.astype(np.float64), right.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     both_zero = ~(left.any(axis=1) | right.any(axis=1))

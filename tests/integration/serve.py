@@ -1,35 +1,39 @@
-"""A running `tritonembed-manager serve`, what belongs to it, and clients that keep it busy."""
+"""A running `tritonembed-manager serve`, its processes, and clients that keep it busy."""
 
 import asyncio
 import json
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError, UnavailableError
-from tritonembed_manager.processes import Process, family, process_table
-from tritonembed_manager.tritonserver import STUB
-from tritonembed_perf.server import free_ports
+from tests.processes import command, model_stubs
 
+from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError, UnavailableError
+from tritonembed_engine.stub.child_python import module_command
+from tritonembed_manager.server.process import Process, family, process_table
+from tritonembed_perf.free_ports import free_ports
+
+MANAGER = tuple(module_command("tritonembed_manager"))
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")
 ON_ITS_WAY_S = 0.25
-"""From a request's beginning here to its arrival at a manager on the same busy cores."""
+"""Seconds that a request may take to reach a manager on the same busy cores."""
 
 
 class Serve:
-    """The manager's process and how it stands."""
+    """The manager's process and its state."""
 
-    def __init__(self, *arguments: object, **environment: str) -> None:
+    def __init__(
+        self, *arguments: object, program: Sequence[str] = MANAGER, folder: Path | None = None, **environment: str
+    ) -> None:
         self.port, self.http_port, start_port = free_ports(3)
         launches = any(str(argument) == "--model" for argument in arguments)
         self.target = f"127.0.0.1:{self.port}"
@@ -38,8 +42,9 @@ class Serve:
         if launches:
             options.append(f"--start-port={start_port}")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "tritonembed_manager", "serve", "--host=127.0.0.1", *options, *map(str, arguments)],
-            # On a machine with few cores the servers must not fight over all of them.
+            [*program, "serve", "--host=127.0.0.1", *options, *map(str, arguments)],
+            cwd=folder,
+            # On a machine with few cores, the servers must not compete for all of them.
             env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -49,12 +54,12 @@ class Serve:
         self._seen: list[Process] = []
 
     def log(self) -> str:
-        """All that it wrote."""
+        """Everything that the manager wrote to stdout and stderr."""
         self._log.seek(0)
         return self._log.read()
 
     def until(self, condition: Callable[[], Any], limit: float = START_LIMIT_S) -> Any:
-        """Wait for it; the value of the condition."""
+        """Wait until the condition is true; return its value. limit: in seconds."""
         end = time.monotonic() + limit
         while not (value := condition()):
             assert time.monotonic() < end, f"it took too long; the log:\n{self.log()}"
@@ -62,12 +67,12 @@ class Serve:
         return value
 
     def wait_ready(self) -> None:
-        """Until READY is printed."""
+        """Wait until the manager prints READY."""
         self.until(lambda: self.process.poll() is not None or "READY grpc " in self.log())
         assert self.process.poll() is None, self.log()
 
     def status(self) -> dict[str, Any]:
-        """What /status says; {} while nobody answers."""
+        """The answer of /status; {} if there is none."""
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.http_port}/status", timeout=5) as answer:
                 found: dict[str, Any] = json.load(answer)
@@ -76,19 +81,19 @@ class Serve:
             return {}
 
     def server(self, id: str) -> dict[str, Any]:
-        """One of its servers."""
+        """A server's part of /status."""
         return next(server for server in self.status()["servers"] if server["id"] == id)
 
     def is_full(self) -> bool:
-        """Whether 64 requests and more are at its servers."""
+        """Whether at least 64 requests are in flight."""
         return bool(self.status().get("totals", {}).get("in_flight", 0) >= 64)
 
     def states(self) -> list[str]:
-        """Of the servers, in order."""
+        """The servers' states, in order."""
         return [server["state"] for server in self.status().get("servers", ())]
 
     def serves(self) -> bool:
-        """Whether it embeds."""
+        """Whether the manager answers a request."""
         try:
             with EmbeddingClient(self.target) as client:
                 return len(client.embed(["a sentence"], timeout=5).embeddings) == 1
@@ -96,36 +101,37 @@ class Serve:
             return False
 
     def family(self) -> list[Process]:
-        """Everything that lives of it, also what has lost its parent since the last call."""
+        """The manager's living processes, including those that have lost their parent since the last call."""
         self._seen = family(self.process.pid, process_table(), self._seen)
         return self._seen
 
     def tritonservers(self) -> dict[str, int]:
-        """Their pids by the servers' ids."""
+        """Pids of the tritonservers by the servers' ids."""
         found = {}
         for process in self.family():
             if process.name == "tritonserver":
-                repository = next(word for word in _command(process.pid) if word.startswith("--model-repository="))
+                repository = next(word for word in command(process.pid) if word.startswith("--model-repository="))
                 found[Path(repository.partition("=")[2]).parent.name] = process.pid
         return found
 
     def stub(self, id: str, model: str) -> int:
-        """The pid of a server's python process for a model."""
+        """The pid of a server's python stub for a model."""
         leader = self.tritonservers()[id]
-        stubs = [process.pid for process in self.family() if process.name == STUB[:15] and process.session == leader]
-        return next(pid for pid in stubs if any(f"/{model}/" in word for word in _command(pid)))
+        [pid] = model_stubs((process for process in self.family() if process.session == leader), f"{model}/")
+        return pid
 
     def workers(self) -> list[int]:
-        """Their pids."""
-        return [process.pid for process in self.family() if "tritonembed_manager.serve.worker" in _command(process.pid)]
+        """Pids of the workers."""
+        module = "tritonembed_manager.router.worker"
+        return [process.pid for process in self.family() if module in command(process.pid)]
 
     def regions(self) -> list[Path]:
-        """Its regions of shared memory, by the manager's pid, which their names hold."""
+        """The manager's regions of shared memory. Their names hold its pid."""
         mine = f"tritonembed_{self.process.pid}_"
         return [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(mine)]
 
     def end(self) -> None:
-        """Whatever a test left of it."""
+        """End the manager, kill the processes that are left, and remove its regions."""
         self.family()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -142,9 +148,11 @@ class Serve:
 
 
 @contextmanager
-def serving(*arguments: object, **environment: str) -> Iterator[Serve]:
-    """A manager that is ready, ended at the end whatever happens."""
-    manager = Serve(*arguments, **environment)
+def serving(
+    *arguments: object, program: Sequence[str] = MANAGER, folder: Path | None = None, **environment: str
+) -> Iterator[Serve]:
+    """A manager that is ready, and is ended in any case. folder: its working directory."""
+    manager = Serve(*arguments, program=program, folder=folder, **environment)
     try:
         manager.wait_ready()
         yield manager
@@ -152,15 +160,8 @@ def serving(*arguments: object, **environment: str) -> Iterator[Serve]:
         manager.end()
 
 
-def _command(pid: int) -> list[str]:
-    try:
-        return [os.fsdecode(word) for word in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")]
-    except OSError:
-        return []
-
-
 class Load:
-    """Clients that send one request after the other until the end of the `with`; between two they rest."""
+    """Clients that send one request after the other until the end of the `with`. rest_s: between two requests."""
 
     def __init__(self, target: str, clients: int = 96, *, rest_s: float = 0.0, connections: int = 4) -> None:
         self._target = target
@@ -182,14 +183,14 @@ class Load:
         self._thread.join()
 
     def answers(self, count: int, limit: float = 60) -> None:
-        """Wait for so many more."""
+        """Wait for `count` more answers."""
         until, end = self.done + count, time.monotonic() + limit
         while self.done < until:
             assert time.monotonic() < end, f"{until - self.done} answers are missing; {self.errors[:3]}"
             time.sleep(0.01)
 
     def manager_ends(self) -> None:
-        """From now on new requests may be refused, as UNAVAILABLE and nothing else; those begun before are answered."""
+        """From now on, new requests may fail, but only with UNAVAILABLE. Earlier requests have to be answered."""
         self._told_at = time.monotonic()
 
     def _may_be_refused(self, began: float) -> bool:
@@ -197,7 +198,7 @@ class Load:
 
     async def _run(self) -> None:
         async with AsyncExitStack() as stack:
-            # Several connections, as from several clients.
+            # Several connections, as if from several programs.
             clients = [AsyncEmbeddingClient(self._target) for _ in range(self._connections)]
             shared = [await stack.enter_async_context(client) for client in clients]
             await asyncio.gather(*(self._send(shared[index % len(shared)], index) for index in range(self._clients)))

@@ -1,17 +1,17 @@
-"""Bad input gets INVALID_ARGUMENT that says what was wrong; good requests beside it are answered; nothing is lost."""
+"""Bad input gets INVALID_ARGUMENT with the reason. Good requests in the same batch are answered; nothing is lost."""
 
 import struct
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 import grpc
 import pytest
+from tests.processes import model_stubs
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.memory import server_memory_mib
-from tritonembed_perf.server import RunningServer
+from tritonembed_manager.server.process import family, process_table
+from tritonembed_perf.server import RunningServer, server_memory_mib
 
 Request = service_pb2.ModelInferRequest
 
@@ -79,7 +79,7 @@ def infer(server: RunningServer):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input_is_refused_and_says_why_while_good_requests_beside_it_are_answered(infer, case: str) -> None:
+def test_bad_input_is_refused_with_the_reason_while_good_requests_are_answered(infer, case: str) -> None:
     make, said = CASES[case]
     bad = make()
     good = [infer.future(request([GOOD])) for _ in range(8)]
@@ -95,7 +95,7 @@ def test_bad_input_is_refused_and_says_why_while_good_requests_beside_it_are_ans
         assert len(response.raw_output_contents[place]) == 4 + 64 * 4
 
 
-def test_after_all_bad_input_the_server_answers_its_stubs_live_and_its_memory_has_not_grown(
+def test_after_all_bad_input_the_server_answers_with_the_same_stubs_and_memory(
     infer, server: RunningServer, client: EmbeddingClient
 ) -> None:
     cases = [make() for name, (make, _) in CASES.items() if name != "more bytes than the limit"]
@@ -114,16 +114,11 @@ def test_after_all_bad_input_the_server_answers_its_stubs_live_and_its_memory_ha
 
 
 def stub_pids(server: RunningServer) -> set[int]:
-    tree = {server.process.pid}
-    for _ in range(3):
-        for pid in list(tree):
-            for children in Path(f"/proc/{pid}/task").glob("*/children"):
-                tree |= {int(child) for child in children.read_text().split()}
-    return {pid for pid in tree if "python_backend" in Path(f"/proc/{pid}/cmdline").read_text()}
+    return set(model_stubs(family(server.process.pid, process_table())))
 
 
 def test_a_flood_gets_unavailable_quickly_and_accepted_requests_are_answered(server: RunningServer) -> None:
-    """More requests at once than may wait: none hangs, each is answered or refused, and a refusal does not queue."""
+    """Sends more requests than may wait. None hangs, each is answered or refused, and refusals do not wait."""
     outcomes: list[str] = []
     done, lock = threading.Event(), threading.Lock()
     total = 6000
@@ -147,7 +142,7 @@ def test_a_flood_gets_unavailable_quickly_and_accepted_requests_are_answered(ser
 
 
 def test_a_request_whose_deadline_passed_in_the_queue_is_never_computed(server: RunningServer, infer) -> None:
-    """The server is kept busy; what waits behind it with a short timeout is refused and not counted as embedded."""
+    """The server is busy. Waiting requests with a short timeout are refused and not counted as embedded."""
     before = sentences_embedded(server)
     busy = [infer.future(request([LONG] * 512)) for _ in range(4)]
     late = [infer.future(request([GOOD] * 3, timeout=1000)) for _ in range(50)]
@@ -159,7 +154,7 @@ def test_a_request_whose_deadline_passed_in_the_queue_is_never_computed(server: 
 
 
 def sentences_embedded(server: RunningServer) -> int:
-    """The engine's own count, once it has stopped moving (it is handed over twice a second)."""
+    """The engine's own count, once it no longer changes (it is updated twice per second)."""
     import time
     import urllib.request
 

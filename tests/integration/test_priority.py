@@ -1,6 +1,6 @@
-"""KServe's `priority`, where Triton's queues have limits.
+"""KServe's `priority`, if Triton's queues have limits.
 
-1 goes ahead of what else waits (2, the default), and what else waits still has its turn.
+Requests of priority 1 go ahead of waiting requests of priority 2, the default, which still have their turn.
 """
 
 import threading
@@ -19,7 +19,7 @@ BULK_REQUESTS = 16
 
 @pytest.fixture(scope="module")
 def triton(second_server: Callable[[], RunningServer]) -> Iterator[InferenceServerClient]:
-    """Asks a server whose queues know priorities, as those of a GPU do."""
+    """A client of a server whose queues have priorities, as on a GPU."""
     with InferenceServerClient(second_server().target) as connected:
         yield connected
 
@@ -31,10 +31,10 @@ def infer(triton: InferenceServerClient, texts: list[str], priority: int = 0) ->
 
 
 def bulk_left_when_one_is_answered(triton: InferenceServerClient, texts: list[str], priority: int) -> int:
-    """How many of BULK_REQUESTS that were sent before it are unanswered when a request of these texts is answered."""
+    """Sends BULK_REQUESTS, then these texts. Returns the unanswered bulk requests when the texts are answered."""
     with ThreadPoolExecutor(BULK_REQUESTS + 1) as pool:
         bulk = [pool.submit(infer, triton, BULK) for _ in range(BULK_REQUESTS)]
-        # Once one is answered, the others have reached the queue.
+        # Once one bulk request is answered, the others have reached the queue.
         next(as_completed(bulk))
         infer(triton, texts, priority)
         left = sum(not request.done() for request in bulk)
@@ -45,7 +45,7 @@ def bulk_left_when_one_is_answered(triton: InferenceServerClient, texts: list[st
 
 def test_an_interactive_request_does_not_wait_for_the_bulk_before_it(triton: InferenceServerClient) -> None:
     assert bulk_left_when_one_is_answered(triton, ["hello"], priority=1) >= BULK_REQUESTS // 2
-    # A small one gets in anyway, between the batches: what is as large as the others shows the priority alone.
+    # A small request gets in between batches anyway. A request of the others' size shows the effect of priority.
     left = bulk_left_when_one_is_answered(triton, BULK, priority=1)
     assert left > bulk_left_when_one_is_answered(triton, BULK, priority=2)
 

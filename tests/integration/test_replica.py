@@ -1,9 +1,10 @@
-"""`tritonembed-manager replica` on real tritonservers: ready when it infers, and nothing left when it ends.
+"""`tritonembed-manager replica` on real tritonservers: it is ready when it infers, and leaves nothing when it ends.
 
-Most of it needs no model that embeds: a python model that echoes its text under the name `embedding` starts at once.
+Most tests need no model that embeds. Their `embedding` is a python model that echoes its text and starts at once.
 """
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests import hostile_folder
+from tests.processes import model_stubs
 from tritonclient.grpc import InferenceServerClient, InferInput
 
-from tritonembed_manager.processes import family, process_table
-from tritonembed_manager.repository import render
-from tritonembed_manager.settings import RenderSettings
-from tritonembed_manager.tritonserver import STUB
-from tritonembed_perf.models import write_bert
-from tritonembed_perf.server import free_ports
+from tritonembed_manager.server.process import family, process_table
+from tritonembed_manager.server.repository import render
+from tritonembed_manager.server.settings import RenderSettings
+from tritonembed_perf.free_ports import free_ports
 
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")
@@ -63,7 +64,7 @@ class TritonPythonModel:
 
 @pytest.fixture
 def echo(tmp_path):
-    """A repository whose `embedding` gives back its text."""
+    """A repository whose `embedding` returns its text."""
     folder = tmp_path / "repository" / "embedding"
     (folder / "1").mkdir(parents=True)
     (folder / "config.pbtxt").write_text(ECHO_CONFIG)
@@ -72,7 +73,7 @@ def echo(tmp_path):
 
 
 class Manager:
-    """`tritonembed-manager replica` as a process, and what it started."""
+    """`tritonembed-manager replica` as a process, and its child processes."""
 
     def __init__(self, *arguments, **environment):
         self.port, http_port, metrics_port = free_ports(3)
@@ -89,7 +90,7 @@ class Manager:
         self.seen = []
 
     def family(self):
-        """Everything that lives of it, also what has lost its parent since the last call."""
+        """Its living processes, including those that have lost their parent since the last call."""
         self.seen = family(self.process.pid, process_table(), self.seen)
         return self.seen
 
@@ -107,15 +108,15 @@ class Manager:
         return line
 
     def stubs(self):
-        return [process.pid for process in self.family() if process.name == STUB[:15]]
+        return model_stubs(self.family())
 
     def regions(self):
-        """Those of this server, by its manager's pid, which their names hold."""
+        """This server's regions of shared memory. Their names hold the manager's pid."""
         mine = f"tritonembed_{self.process.pid}_"
         return [path for path in SHARED_MEMORY.iterdir() if path.name.startswith(mine)]
 
     def ended(self, limit=30):
-        """Exit code and stderr, once it has ended; nothing of it may be left then."""
+        """Waits for its end, and checks that nothing is left. Returns its exit code and the lines of stderr."""
         _, stderr = self.process.communicate(timeout=limit)
         assert self.family() == []
         assert self.regions() == []
@@ -130,7 +131,7 @@ class Manager:
 
 @pytest.fixture
 def replica(tmp_path):
-    """Starts managers; ends whatever a failed test left of them."""
+    """Starts managers. Ends the processes that a failed test has left."""
     managers = []
 
     def start(*arguments, **environment):
@@ -147,8 +148,8 @@ def replica(tmp_path):
             region.unlink()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_with_exit_code_0_and_nothing_is_left(replica, echo, number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_ends_the_manager_with_exit_code_0_and_nothing_is_left(replica, echo, number):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
     assert len(manager.stubs()) == 2
@@ -159,24 +160,28 @@ def test_a_signal_ends_it_with_exit_code_0_and_nothing_is_left(replica, echo, nu
     assert any(number.name in line for line in lines)
 
 
-def test_what_is_in_flight_is_answered_before_it_ends(replica, echo):
+def test_sigterm_ends_the_manager_with_exit_code_0_after_requests_in_flight_are_answered(replica, echo):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
+    assert len(manager.stubs()) == 2
+    assert manager.regions()
     tensor = InferInput("text", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[b"slow"]], dtype=object))
     answers = []
     with InferenceServerClient(f"127.0.0.1:{manager.port}") as client:
         client.async_infer("embedding", [tensor], lambda result, error: answers.append((result, error)))
-        time.sleep(0.3)  # The request has to be inside the model; nothing tells when it is.
+        time.sleep(0.3)  # The request has to be inside the model, which nothing reports.
         manager.process.send_signal(signal.SIGTERM)
-        assert manager.ended()[0] == 0
+        code, lines = manager.ended()
+        assert code == 0
+        assert any("SIGTERM" in line for line in lines)
         manager.until(lambda: answers, limit=5)
     [(result, error)] = answers
     assert error is None
     assert result.as_numpy("embedding")[0, 0] == b"slow"
 
 
-def test_a_manager_that_is_killed_takes_its_server_along(replica, echo):
+def test_a_killed_manager_ends_its_server(replica, echo):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
     manager.family()
@@ -186,9 +191,57 @@ def test_a_manager_that_is_killed_takes_its_server_along(replica, echo):
     manager.until(lambda: not manager.regions(), limit=5)
 
 
-def test_a_dead_stub_ends_the_server_within_two_seconds(replica, echo):
+def test_the_next_start_removes_a_killed_managers_leftovers(replica, echo, tmp_path):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
+    # All are killed at once, so that none can clean up.
+    for process in [*manager.family()]:
+        os.kill(process.pid, signal.SIGKILL)
+    manager.process.wait()
+    manager.until(lambda: not manager.family(), limit=5)
+    left = list(tmp_path.glob("tritonembed-*"))
+    assert left
+    assert manager.regions()
+    following = replica("--model-repository", echo)
+    following.wait_ready()
+    assert not any(folder.exists() for folder in left)
+    assert manager.regions() == []
+    assert following.regions()
+
+
+@pytest.mark.parametrize("character", [" ", ";$(touch x)'\"&"])
+def test_a_server_starts_whatever_the_characters_of_its_paths(replica, echo, tmp_path, monkeypatch, character):
+    here = tmp_path / f"current{character}folder"
+    mark = hostile_folder.fill(here)
+    monkeypatch.chdir(here)
+    repository = echo.rename(tmp_path / f"a{character}repository")
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    manager = replica("--model-repository", repository, TMPDIR=str(here))
+    manager.wait_ready()
+    assert manager.infer(b"a text") == b"a text"
+    assert not mark.exists(), mark.read_text()
+    assert not (here / "x").exists()
+
+
+def test_a_python_process_that_cannot_start_is_one_line_within_seconds(replica, echo, tmp_path):
+    program = tmp_path / "bin" / "bash"
+    program.parent.mkdir()
+    ran = tmp_path / "ran"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\necho 'bash: /a/stub: Permission denied' >&2\nexit 126\n")
+    program.chmod(0o755)
+    manager = replica("--model-repository", echo, PATH=f"{program.parent}:{os.environ['PATH']}")
+    code, lines = manager.ended(limit=60)
+    assert code == 1
+    # The time begins at the attempt, which a busy machine reaches late.
+    assert time.time() - ran.stat().st_mtime < 8
+    assert lines[-1] == ("tritonembed-manager: a python process of the server could not start: bash: Permission denied")
+
+
+def test_a_dead_stub_ends_the_server_within_two_seconds_with_the_children_of_all_stubs(replica, echo):
+    """The children include processes in a session of their own."""
+    manager = replica("--model-repository", echo, ECHO_MODE="with-child")
+    manager.wait_ready()
+    assert [process.name for process in manager.family()].count("sleep") == 2
     victim = manager.stubs()[0]
     began = time.monotonic()
     os.kill(victim, signal.SIGKILL)
@@ -198,15 +251,7 @@ def test_a_dead_stub_ends_the_server_within_two_seconds(replica, echo):
     assert lines[-1].endswith(f"a python process of the model 'embedding' died (pid {victim}): the server is stopped")
 
 
-def test_children_of_a_stub_end_too_also_those_in_a_session_of_their_own(replica, echo):
-    manager = replica("--model-repository", echo, ECHO_MODE="with-child")
-    manager.wait_ready()
-    assert [process.name for process in manager.family()].count("sleep") == 2
-    os.kill(manager.stubs()[0], signal.SIGKILL)
-    assert manager.ended()[0] == 1
-
-
-def test_a_server_that_is_killed_is_reported_and_cleaned_up_after(replica, echo):
+def test_a_killed_server_is_reported_and_its_leftovers_are_removed(replica, echo):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
     [server] = [process.pid for process in manager.family() if process.name == "tritonserver"]
@@ -216,7 +261,7 @@ def test_a_server_that_is_killed_is_reported_and_cleaned_up_after(replica, echo)
     assert any("signal 9" in line or "died" in line for line in lines)
 
 
-def test_a_signal_while_starting_ends_it_at_once(replica, echo):
+def test_a_signal_during_the_start_ends_the_manager_at_once(replica, echo):
     manager = replica("--model-repository", echo, ECHO_MODE="slow-start")
     manager.until(manager.stubs)
     manager.process.send_signal(signal.SIGTERM)
@@ -226,7 +271,7 @@ def test_a_signal_while_starting_ends_it_at_once(replica, echo):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_vllms_parser_runs_ends_it_at_once_with_the_same_exit_code(replica, number):
+def test_a_signal_while_vllms_parser_runs_ends_the_manager_at_once_with_the_same_exit_code(replica, number):
     manager = replica("--model", "a/model", "--device=cpu", "--seed=1")
     manager.until(lambda: len(manager.family()) > 1)
     manager.process.send_signal(number)
@@ -246,7 +291,7 @@ def test_a_render_that_a_signal_ends_is_a_failure(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_model_that_says_why_it_cannot_start_is_quoted_in_one_line(replica, echo):
+def test_a_models_own_reason_why_it_cannot_start_is_one_line(replica, echo):
     code, lines = replica("--model-repository", echo, ECHO_MODE="our-error").ended()
     assert code == 2
     assert len(lines) == 2
@@ -274,13 +319,11 @@ def test_a_model_that_loads_but_refuses_to_infer_is_not_ready(replica, echo):
     assert "ValueError: no vector today" in lines[-1]
 
 
-def test_a_taken_port_is_named_before_anything_starts(replica, echo):
-    first = replica("--model-repository", echo)
-    first.wait_ready()
-    second = replica("--model-repository", echo, f"--http-port={first.port}")
-    code, lines = second.ended()
+def test_a_taken_port_is_named_before_anything_starts(replica, echo, server):
+    code, lines = replica("--model-repository", echo, f"--http-port={server.grpc_port}").ended()
     assert code == 2
-    assert lines == [f"tritonembed-manager: --http-port: port {first.port} is taken; choose another with --http-port"]
+    taken = f"port {server.grpc_port} is taken; choose another with --http-port"
+    assert lines == [f"tritonembed-manager: --http-port: {taken}"]
 
 
 def test_two_servers_on_one_host_leave_each_other_alone(replica, echo):
@@ -293,7 +336,7 @@ def test_two_servers_on_one_host_leave_each_other_alone(replica, echo):
     assert second.infer(b"still here") == b"still here"
 
 
-def test_a_model_that_is_unloaded_or_reloaded_is_no_dead_stub(replica, echo):
+def test_an_unloaded_or_reloaded_model_is_no_dead_stub(replica, echo):
     manager = replica("--model-repository", echo, "--model-control-mode=explicit")
     manager.wait_ready()
     with InferenceServerClient(f"127.0.0.1:{manager.port}") as client:
@@ -304,14 +347,14 @@ def test_a_model_that_is_unloaded_or_reloaded_is_no_dead_stub(replica, echo):
         client.load_model("embedding")
     assert manager.infer(b"back") == b"back"
     assert manager.process.poll() is None
-    time.sleep(1)  # The new stubs are looked for twice a second.
+    time.sleep(1)  # The manager looks for new stubs twice per second.
     os.kill(manager.stubs()[0], signal.SIGKILL)
     assert manager.ended()[0] == 1
 
 
 @pytest.fixture
 def fake_server(tmp_path):
-    """A program in the place of tritonserver, for faults that the real one does not show on request."""
+    """Writes a program in place of tritonserver, for faults that the real tritonserver does not show on request."""
 
     def write(script):
         path = tmp_path / "fake" / "bin" / "tritonserver"
@@ -330,21 +373,21 @@ def test_a_server_that_exits_at_once_is_one_line(replica, echo, fake_server):
     assert "tritonserver did not start (exit code 3): unknown option --weird" in lines[-1]
 
 
-def test_a_server_that_never_answers_is_killed_with_all_it_started(replica, echo, fake_server):
+def test_a_server_that_never_answers_is_killed_with_its_children(replica, echo, fake_server):
     path = fake_server("trap '' TERM; setsid sleep 600 & while true; do sleep 0.1; done")
     code, lines = replica("--model-repository", echo, "--tritonserver", path, "--startup-timeout=1").ended(limit=10)
     assert code == 1
     assert "it does not listen yet" in lines[-1]
 
 
-def test_a_second_signal_does_not_wait_for_what_is_in_flight(replica, echo):
+def test_a_second_signal_does_not_wait_for_requests_in_flight(replica, echo):
     manager = replica("--model-repository", echo)
     manager.wait_ready()
-    # Stopped, the server can't react to SIGTERM: as if it hung.
+    # The stopped server can't react to SIGTERM, as if it hung.
     [server] = [process.pid for process in manager.family() if process.name == "tritonserver"]
     os.kill(server, signal.SIGSTOP)
     manager.process.send_signal(signal.SIGTERM)
-    while "finishing what is in flight" not in manager.process.stderr.readline():
+    while "finishing requests in flight" not in manager.process.stderr.readline():
         pass
     began = time.monotonic()
     manager.process.send_signal(signal.SIGINT)
@@ -365,22 +408,14 @@ def test_a_server_that_does_not_drain_in_time_is_killed(replica, echo):
     assert "did not stop within 1 s" in lines[-1]
 
 
-@pytest.fixture(scope="module")
-def bert(tmp_path_factory):
-    """A small BERT with random weights."""
-    return write_bert(
-        tmp_path_factory.mktemp("models") / "bert", layers=2, hidden=64, heads=2, intermediate=128, max_length=128
-    )
-
-
 def vector_of(answer):
     return np.frombuffer(answer, "<f4")
 
 
-def test_a_real_model_is_served_and_nothing_is_left_of_it(replica, bert, tmp_path):
-    manager = replica(
-        "--model", bert, "--device=cpu", "--workers=1", "--work-dir", tmp_path / "work", "--dtype=float32"
-    )
+def test_a_real_model_is_served_and_nothing_is_left_of_it(replica, model, tmp_path):
+    options = ["--device=cpu", "--workers=1", "--work-dir", tmp_path / "work", "--dtype=float32", "--no-reference"]
+    # The variable names another model. The command line wins.
+    manager = replica("--model", model, *options, TRITONEMBED_MODEL="/no/such/model")
     manager.wait_ready()
     vector = vector_of(manager.infer(b"a sentence"))
     assert vector.shape == (64,)
@@ -390,18 +425,6 @@ def test_a_real_model_is_served_and_nothing_is_left_of_it(replica, bert, tmp_pat
     code, lines = manager.ended(limit=60)
     assert code == 0
     assert [line for line in lines if not line.startswith("tritonembed")] == []
-
-
-def test_a_dead_embedder_ends_the_server_within_two_seconds(replica, bert):
-    # The variable names another model: what the command line says wins.
-    manager = replica("--model", bert, "--device=cpu", "--workers=1", TRITONEMBED_MODEL="/no/such/model")
-    manager.wait_ready()
-    [embedder] = [pid for pid in manager.stubs() if "/embedder/" in Path(f"/proc/{pid}/cmdline").read_text()]
-    began = time.monotonic()
-    os.kill(embedder, signal.SIGKILL)
-    code, lines = manager.ended(limit=10)
-    assert time.monotonic() - began < 2
-    assert (code, "'embedder' died" in lines[-1]) == (1, True)
 
 
 def without_tokenizer(bert, folder):
@@ -422,8 +445,8 @@ def missing(_, folder):
 
 
 @pytest.mark.parametrize("damage", [without_tokenizer, of_another_kind, empty, missing])
-def test_a_folder_that_is_no_embedding_model_stops_start_up_with_one_line(replica, bert, tmp_path, damage):
-    damage(bert, tmp_path / "model")
+def test_a_folder_that_is_no_embedding_model_stops_start_up_with_one_line(replica, model, tmp_path, damage):
+    damage(model, tmp_path / "model")
     code, lines = replica("--model", tmp_path / "model", "--device=cpu").ended()
     assert code == 2
     assert len(lines) == 1
@@ -431,50 +454,42 @@ def test_a_folder_that_is_no_embedding_model_stops_start_up_with_one_line(replic
     assert "Traceback" not in lines[0]
 
 
-def test_a_model_that_goes_bad_after_rendering_is_told_in_one_line_by_the_server(replica, bert, tmp_path):
-    model = tmp_path / "model"
-    shutil.copytree(bert, model)
-    render(tmp_path / "repository", RenderSettings(model=str(model), tokenizer_instances=1))
-    shutil.rmtree(model)
+def test_a_stub_that_is_lost_while_its_server_starts_ends_the_start_within_seconds(replica, echo):
+    """The stub is killed, as by the OOM killer, or stopped. Triton alone would wait for the whole start limit."""
+    cases = {
+        signal.SIGKILL: r"a python process of the model 'embedding' died \(pid \d+\): the server is stopped$",
+        signal.SIGSTOP: r"the python process of the model 'embedding' is stopped \(SIGSTOP, pid \d+\)",
+    }
+    managers = {number: replica("--model-repository", echo, ECHO_MODE="slow-start") for number in cases}
+    for number, manager in managers.items():
+        stubs = manager.until(lambda manager=manager: len(found := manager.stubs()) == 2 and found)
+        time.sleep(1)  # By then, the manager has noticed the stub.
+        os.kill(stubs[0], number)
+    for number, manager in managers.items():
+        code, lines = manager.ended(limit=20)
+        assert code == 1
+        assert re.search(cases[number], lines[-1])
+
+
+def test_a_model_that_breaks_after_rendering_is_reported_by_the_server_in_one_line(replica, model, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model, folder)
+    render(tmp_path / "repository", RenderSettings(model=str(folder), tokenizer_instances=1))
+    shutil.rmtree(folder)
     code, lines = replica("--model-repository", tmp_path / "repository").ended(limit=START_LIMIT_S)
     assert code == 2
-    # A busy machine takes long enough for a line that says so.
+    # On a slow start, the log also has "still starting".
     assert len([line for line in lines if "still starting" not in line]) == 2
     assert lines[-1].startswith("tritonembed-manager: ")
     assert "model folder" in lines[-1]
 
 
-def half_the_weights(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1000])
-
-
-def no_weights(folder):
+def test_a_folder_without_weights_is_reported_in_one_line_without_paths(replica, model, tmp_path):
+    folder = tmp_path / "my model"
+    shutil.copytree(model, folder)
     (folder / "model.safetensors").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "reason"),
-    [(half_the_weights, "incomplete metadata, file not fully covered"), (no_weights, "the model has no weights")],
-)
-def test_weights_that_cannot_be_loaded_are_told_in_one_line_without_paths(replica, bert, tmp_path, damage, reason):
-    model = tmp_path / "my model"
-    shutil.copytree(bert, model)
-    damage(model)
-    code, lines = replica("--model", model, "--device=cpu", "--workers=1").ended(limit=START_LIMIT_S)
+    code, lines = replica("--model", folder, "--device=cpu", "--workers=1").ended(limit=START_LIMIT_S)
     assert code == 2
     assert lines[-1].startswith("tritonembed-manager: my model: ")
-    assert reason in lines[-1]
+    assert "the model has no weights" in lines[-1]
     assert str(tmp_path) not in lines[-1]
-
-
-def test_a_length_that_the_model_does_not_take_stops_start_up_before_triton(replica, bert):
-    code, lines = replica("--model", bert, "--device=cpu", "--max-model-len=100k").ended(limit=60)
-    assert code == 2
-    assert lines == ["tritonembed-manager: --max-model-len: 100000 tokens, but bert takes at most 128"]
-
-
-def test_a_misspelt_argument_stops_start_up_with_its_name(replica, bert):
-    code, lines = replica("--model", bert, "--device=cpu", "--max-model-length=512").ended(limit=60)
-    assert code == 2
-    assert lines == ["tritonembed-manager: unknown option --max-model-length; did you mean --max-model-len?"]

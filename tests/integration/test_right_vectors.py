@@ -1,7 +1,6 @@
-"""A folder gives sentence-transformers' vectors through a real server, or does not start, with the reason in a line."""
+"""Through a real server, a folder gives sentence-transformers' vectors, or the start fails with a one-line reason."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tests.integration.preloaded import Preloaded
 from tests.integration.reference import cosines
+from tests.other_models import write_roberta
 
 from tritonembed import EmbeddingClient, InvalidArgumentError
 from tritonembed_perf import models
@@ -29,7 +30,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What vLLM would misread in silence, all at once."""
+    """A model with all the settings that vLLM would silently misread."""
     folder = tmp_path_factory.mktemp("rich") / "rich-model"
     shape = {"layers": 2, "hidden": WIDTH, "heads": 2, "intermediate": 128, "max_length": 64}
     models.write_bert(folder, **shape, prompts={"query": "find: ", "passage": "text: ", "title": "title: "})
@@ -92,12 +93,12 @@ def test_a_folder_that_vllm_would_misread_gives_sentence_transformers_vectors(fo
             client.embed(TEXTS, prompt_name="unheard of")
         with pytest.raises(InvalidArgumentError, match="prompt"):
             client.embed(TEXTS, prompt_name="title", prompt="free: ")
-    assert "direct executor: cosine 1.0" in log, log
+    assert "direct executor: lowest cosine 1.0" in log, log
 
 
-def test_verify_tells_right_from_wrong(tmp_path: Path) -> None:
-    """CamemBERT is right although vLLM alone begins its positions at 0; another model's reference is not its own."""
-    folder = models.write_roberta(tmp_path / "camembert", hidden=128, max_length=64)
+def test_verify_distinguishes_right_from_wrong(preloaded: Preloaded, tmp_path: Path) -> None:
+    """CamemBERT is right, although vLLM alone begins its positions at 0. With another model's reference it is wrong."""
+    folder = write_roberta(tmp_path / "camembert", hidden=128, max_length=64)
     config = json.loads((folder / "config.json").read_text())
     write_json(folder / "config.json", {**config, "model_type": "camembert", "architectures": ["CamembertModel"]})
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -108,30 +109,27 @@ def test_verify_tells_right_from_wrong(tmp_path: Path) -> None:
     vectors = theirs.encode(texts)
     np.savez(right, texts=texts, vectors=vectors)
     np.savez(wrong, texts=texts, vectors=np.roll(vectors, 1, axis=1))
-    assert _verify(folder, right)["right"]
-    report = _verify(folder, wrong)
+    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(folder), "--device=cpu", "--json"]
+    ran = subprocess.run([*command, f"--reference={right}"], capture_output=True, text=True, timeout=240)
+    assert (ran.returncode, json.loads(ran.stdout)["right"]) == (0, True), ran.stderr
+    # This runs only the command's engine process. A unit test checks the exit code for its report.
+    asked = {"settings": {"model": str(folder), "engine": {"reference": str(wrong)}}, "device": "cpu", "write": None}
+    done = preloaded.run("tritonembed_engine.verify", json.dumps({**asked, "report": str(tmp_path / "report")}))
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report").read_text())
     assert not report["right"]
     assert max(row["distance"] for row in report["rows"]) > 0.01
 
 
-def _verify(folder: Path, reference: Path) -> Any:
-    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(folder), "--device=cpu", "--json"]
-    ran = subprocess.run(
-        [*command, f"--reference={reference}"], capture_output=True, text=True, timeout=240, env=dict(os.environ)
-    )
-    report = json.loads(ran.stdout)
-    assert ran.returncode == (0 if report["right"] else 1)
-    return report
-
-
-def test_a_checkpoint_that_lacks_a_weight_does_not_start_and_names_it(folder: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_a_weight_does_not_start_and_names_it(preloaded: Preloaded, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     models.write_bert(broken, layers=2, hidden=WIDTH, heads=2, intermediate=128)
     weights = load_file(broken / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(broken), "--device=cpu"]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert ran.returncode not in (0, None)
-    assert "encoder.layer.1.output.dense.weight" in ran.stderr
-    assert str(tmp_path) not in ran.stderr
+    asked = {"settings": {"model": str(broken)}, "device": "cpu", "write": None, "report": str(tmp_path / "report")}
+    done = preloaded.run("tritonembed_engine.verify", json.dumps(asked))
+    assert done.returncode == 1
+    reason = json.loads((tmp_path / "report").read_text())["error"]
+    assert "encoder.layer.1.output.dense.weight" in reason
+    assert str(tmp_path) not in reason

@@ -1,4 +1,4 @@
-"""Arctic Inference's API on the manager, with messages of its own definition, on a real server."""
+"""Arctic Inference's API of a manager with a real server, and messages of Arctic's own definition."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,14 +10,13 @@ import pytest
 from tests.integration.serve import Serve
 
 from tritonembed import EmbeddingClient
-from tritonembed_manager.serve.arctic_pb import arctic_inference_pb2 as arctic
+from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 
 TEXTS = ["a sentence of a client", "zwei Wörter", "a much longer sentence that says nothing at all " * 5]
 
 
 class Stub:
-    """What the code that is generated from its definition makes of a channel. Every call has its own connection,
-    so that the two workers share them."""
+    """Like the stub generated from Arctic's definition, but with a connection per call, to reach both workers."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -32,21 +31,21 @@ class Stub:
         return channel.unary_unary(path, lambda message: message.SerializeToString(), answer)
 
     def close(self) -> None:
-        """Hang up."""
+        """Closes all connections."""
         for channel in self._channels:
             channel.close()
 
 
 @pytest.fixture
 def stub(manager: Serve) -> Iterator[Stub]:
-    """On the manager."""
+    """A stub for the manager."""
     made = Stub(manager.target)
     yield made
     made.close()
 
 
 def vectors(answer: Any) -> Any:
-    """Of an EncodeResponse."""
+    """The vectors of an EncodeResponse."""
     assert (answer.error, answer.n_prompts) == ("", len(answer.embedding_bytes_fp32))
     return np.stack([np.frombuffer(row, "<f4").reshape(answer.embedding_dim) for row in answer.embedding_bytes_fp32])
 
@@ -55,7 +54,7 @@ def test_encode_gives_the_vectors_of_kserve(manager: Serve, stub: Stub, model: P
     with EmbeddingClient(manager.target) as client:
         expected = client.embed(TEXTS).embeddings
         by_ids = client.embed_tokens([[2, 5, 3], [2, 3]]).embeddings
-    for name in ("", str(model)):
+    for name in ("", str(model), model.name):
         request = arctic.EncodeRequest(request_id="mine", n_prompts=len(TEXTS), prompts=TEXTS, model_name=name)
         answer = stub.Encode(request, timeout=30)
         assert answer.request_id == "mine"
@@ -82,11 +81,11 @@ def test_a_bad_request_is_answered_ok_with_the_reason(stub: Stub, request_of: di
     assert (answer.request_id, list(answer.embedding_bytes_fp32)) == ("bad", [])
 
 
-def test_replica_info_and_health_check_tell_the_true_replicas(stub: Stub, model: Path) -> None:
+def test_replica_info_and_health_check_report_the_true_replicas(stub: Stub, model: Path) -> None:
     info = stub.GetReplicaInfo(arctic.ReplicaInfoRequest(), timeout=10)
     assert (info.n_replicas, info.n_healthy_replicas) == (2, 2)
     found = [(each.model_name, each.task, each.ready) for each in info.replica_infos]
-    assert found == [(str(model), "embed", True)] * 2
+    assert found == [(model.name, "embed", True)] * 2
     assert stub.HealthCheck(arctic.HealthCheckRequest(), timeout=10).healthy
 
 
@@ -94,7 +93,7 @@ def test_abort_ends_the_wait_and_frees_the_place_from_any_worker(manager: Serve,
     long = arctic.EncodeRequest(request_id="long", n_prompts=1024, prompts=["many words " * 30] * 1024)
     waiting = [stub.Encode.future(long, timeout=60) for _ in range(8)]
     asked = arctic.AbortRequest(request_id="long")
-    # The calls reach their workers some time after they were sent.
+    # The calls reach their workers some time after they are sent.
     answers = manager.until(lambda: all(call.done() for call in waiting) or stub.Abort(asked, timeout=10).success)
     assert answers
     manager.until(lambda: stub.Abort(asked, timeout=10).success is False)
@@ -103,7 +102,7 @@ def test_abort_ends_the_wait_and_frees_the_place_from_any_worker(manager: Serve,
     assert manager.serves()
 
 
-def test_abort_of_what_is_not_in_flight_says_so(stub: Stub) -> None:
+def test_abort_of_an_unknown_request_is_reported(stub: Stub) -> None:
     answer = stub.Abort(arctic.AbortRequest(request_id="never seen"), timeout=10)
     assert not answer.success
     assert "no request" in answer.message

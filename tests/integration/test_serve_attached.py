@@ -1,6 +1,6 @@
 """A real manager that is attached to servers: found by DNS, named by variables, with other vectors, and traced.
 
-The servers are fakes: what they compute does not matter here.
+The servers are fakes, because their vectors do not matter here.
 """
 
 import json
@@ -16,17 +16,18 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.threaded import fake_triton
+from tests.fakes.threaded import fake_triton, start_anew
 from tests.fakes.triton import FakeTriton
-from tests.integration.serve import serving
+from tests.integration.serve import Load, Serve, serving
 
 from tritonembed import EmbeddingClient, UnavailableError
 
 
-def test_servers_behind_a_name_are_found_and_variables_do_for_options() -> None:
+def test_servers_behind_a_name_are_found_and_variables_replace_options() -> None:
     with fake_triton() as server:
         variables = {
             "TRITONEMBED_SERVERS_DNS": f"localhost:{server.address.rpartition(':')[2]}",
@@ -45,7 +46,7 @@ def test_servers_behind_a_name_are_found_and_variables_do_for_options() -> None:
             assert (status["model"], status["policy"], status["workers"]["count"]) == ("called-so", "random", 2)
 
 
-def test_a_server_with_other_vectors_is_refused_and_status_says_why() -> None:
+def test_a_server_with_other_vectors_is_refused_and_status_has_the_reason() -> None:
     def other(fake: FakeTriton) -> None:
         fake.vector_sign = -1.0
 
@@ -59,7 +60,7 @@ def test_a_server_with_other_vectors_is_refused_and_status_says_why() -> None:
         with EmbeddingClient(manager.target) as client:
             rows = client.embed([f"sentence {number}" for number in range(20)], batch_size=1).embeddings
         assert len(rows) == 20
-        # Nothing but the checks, which are of three sentences.
+        # Only checks, which have three sentences.
         assert all(request.inputs[0].shape[0] == 3 for request in odd.requests[asked:])
         command = [sys.executable, "-m", "tritonembed_manager", "status", "--manager", f"127.0.0.1:{manager.http_port}"]
         shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "220"}, timeout=60)
@@ -76,7 +77,7 @@ def test_if_all_servers_look_bad_requests_still_go_to_them() -> None:
         fake_triton() as second,
         serving("--server", first.address, "--server", second.address, *checks) as manager,
     ):
-        # Slower than a check may be, and not too slow for a request.
+        # Too slow for a check, but not for a request.
         first.latency = second.latency = 0.5
         manager.until(lambda: manager.states() == ["unhealthy"] * 2, limit=30)
         with EmbeddingClient(manager.target) as client:
@@ -85,26 +86,53 @@ def test_if_all_servers_look_bad_requests_still_go_to_them() -> None:
         manager.until(lambda: manager.states() == ["ready"] * 2, limit=30)
 
 
-def test_a_drain_takes_nothing_new_and_a_second_signal_forces() -> None:
+def list_servers(manager: Serve, file: Path, *servers: str) -> None:
+    """Writes the servers file, and waits until the manager has exactly these servers, all of them ready."""
+    file.write_text("".join(f"{server}\n" for server in servers))
+    manager.until(lambda: [s["id"] for s in manager.status().get("servers", ())] == list(servers))
+    manager.until(lambda: manager.states() == ["ready"] * len(servers))
+
+
+def test_all_servers_are_replaced_under_load_through_the_servers_file(tmp_path: Path) -> None:
+    """Each server crashes and comes back while it is not listed. tests/slow does this with real servers."""
+    listed = tmp_path / "servers"
+    with fake_triton() as one, fake_triton() as other:
+        first, second = one.address, other.address
+        listed.write_text(f"{first}\n")
+        with serving("--servers-file", listed, "--health-interval=0.5") as manager:
+            with Load(manager.target, clients=16, rest_s=0.1) as load:
+                load.answers(32)
+                list_servers(manager, listed, first, second)
+                list_servers(manager, listed, second)
+                start_anew(one, down_s=0.5)
+                list_servers(manager, listed, second, first)
+                list_servers(manager, listed, first)
+                start_anew(other, down_s=0.5)
+                list_servers(manager, listed, first, second)
+                load.answers(32)
+            assert load.errors == []
+
+
+def test_a_drain_admits_nothing_new_and_a_second_signal_forces() -> None:
     with fake_triton() as server, serving("--server", server.address, "--health-interval=3600") as manager:
         server.latency = 3600.0
         with EmbeddingClient(manager.target) as client, ThreadPoolExecutor() as threads:
             held = threads.submit(client.embed, ["a text"], timeout=60)
             manager.until(lambda: manager.status()["totals"]["in_flight"] == 1, limit=30)
             manager.process.send_signal(signal.SIGTERM)
-            manager.until(lambda: "finishing what is in flight" in manager.log(), limit=30)
+            manager.until(lambda: "finishing requests in flight" in manager.log(), limit=30)
             with EmbeddingClient(manager.target) as late:
-                manager.until(lambda: _error(late) == "the manager is draining: it takes no new requests", limit=30)
+                manager.until(lambda: _error(late) == "the manager is draining: it accepts no new requests", limit=30)
             assert not held.done()
-            # The same signal once more within a quarter of a second would count as an echo of the first.
+            # The same signal within a quarter of a second would count as an echo of the first.
             manager.process.send_signal(signal.SIGINT)
             assert manager.process.wait(30) == 1
             assert isinstance(held.exception(30), UnavailableError)
         assert manager.log().splitlines()[-1].endswith("SIGINT while stopping: killed")
 
 
-def test_what_a_drain_cuts_is_told_so_over_grpc_and_http_and_the_exit_code_says_it() -> None:
-    # Answers that come late enough are those of a server that hangs.
+def test_requests_cut_by_a_drain_fail_with_the_reason_over_grpc_and_http_and_the_exit_code_is_1() -> None:
+    # The answers are so late that the server seems hung.
     options = "--health-interval=3600", "--drain-timeout=2", "--workers=2"
     with fake_triton() as server, serving("--server", server.address, *options) as manager:
         server.latency = 3600.0
@@ -121,7 +149,7 @@ def test_what_a_drain_cuts_is_told_so_over_grpc_and_http_and_the_exit_code_says_
             assert status == 503
             assert "--drain-timeout" in body
             assert manager.process.wait(30) == 1
-            # And a little for the process to end.
+            # This includes some time for the process to end.
             assert time.monotonic() - began < 3
         last = manager.log().splitlines()[-1]
         assert last == "tritonembed-manager: 2 requests did not finish within 2 s (--drain-timeout): cut"
@@ -163,7 +191,7 @@ def test_status_watch_follows_until_ctrl_c() -> None:
 
 
 class Collector(HTTPServer):
-    """What takes OTLP over HTTP."""
+    """A server that receives OTLP over HTTP."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Take)
@@ -179,12 +207,12 @@ class _Take(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 @contextmanager
 def collector() -> Iterator[Collector]:
-    """One that listens."""
+    """A collector that listens."""
     with Collector() as listening:
         thread = threading.Thread(target=listening.serve_forever)
         thread.start()
@@ -195,7 +223,7 @@ def collector() -> Iterator[Collector]:
             thread.join()
 
 
-def test_traces_are_exported_and_go_on_to_triton_without_any_text() -> None:
+def test_traces_are_exported_and_passed_on_to_triton_without_any_text() -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 

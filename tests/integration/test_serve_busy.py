@@ -1,8 +1,6 @@
-"""A server that computes one huge request is busy, not hung: it answers others meanwhile and is not restarted."""
+"""A server that computes a huge request is busy, not hung: it answers others meanwhile and is not restarted."""
 
 import json
-import os
-import signal
 import threading
 import time
 import urllib.error
@@ -17,16 +15,16 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonembed_perf.models import write_bert
 
 LIMIT_S = 20.0
-"""--forward-timeout: what a request has that does not say."""
+"""--forward-timeout: the time of a request that sets none."""
 HUGE = ["word " * 500] * 40
 LONG = 400
 """Tokens of a sentence."""
 PROMPT_S = 3.0
-"""A small request waits for the batch in flight, about half a second, and for its own; the machine may be busy."""
+"""A small request takes two batches of about half a second, and the machine may be busy."""
 
 
 def embed(manager: Serve, texts: Sequence[str]) -> int:
-    """How many vectors /v1/embeddings gives. Raises HTTPError."""
+    """The number of vectors in the answer of /v1/embeddings. Raises HTTPError."""
     body = json.dumps({"input": list(texts), "encoding_format": "base64"}).encode()
     url = f"http://127.0.0.1:{manager.http_port}/v1/embeddings"
     with urllib.request.urlopen(urllib.request.Request(url, body), timeout=600) as answer:
@@ -34,7 +32,7 @@ def embed(manager: Serve, texts: Sequence[str]) -> int:
 
 
 class Huge(threading.Thread):
-    """A request that is sent at once; `seconds` and `vectors` are there after the join."""
+    """A request that is sent at once. `seconds` and `vectors` are known after the join."""
 
     def __init__(self, manager: Serve, texts: Sequence[str]) -> None:
         super().__init__()
@@ -50,7 +48,7 @@ class Huge(threading.Thread):
 
 @pytest.fixture(scope="module")
 def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
-    """Its one replica needs half a second for each batch, and its checks are impatient."""
+    """A manager of one replica that needs half a second per batch, with impatient checks."""
     model = write_bert(tmp_path_factory.mktemp("slow") / "model")
     options = ["--num-replicas=1", "--tokenizer-instances=1", "--no-reference", f"--forward-timeout={LIMIT_S}"]
     with serving(
@@ -69,7 +67,7 @@ def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serv
         time.sleep(0.1)
     huge.join()
     assert huge.vectors == len(HUGE)
-    # Longer than three checks.
+    # This is longer than three checks.
     assert huge.seconds > 2.0
     assert slowest < PROMPT_S
     assert manager.server("server-0")["restarts"] == 0
@@ -83,7 +81,7 @@ def computed(manager: Serve) -> float:
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("tritonembed_tokens_total{"))
 
 
-def test_what_a_client_of_the_embedder_cancels_is_not_computed_further(manager: Serve) -> None:
+def test_a_request_cancelled_by_a_client_of_the_embedder_is_not_computed_further(manager: Serve) -> None:
     sentence = np.array([101, *[2000] * (LONG - 2), 102], "<i4").tobytes()
     ids = InferInput("token_ids", [len(HUGE), 1], "BYTES")
     ids.set_data_from_numpy(np.array([[sentence]] * len(HUGE), dtype=np.object_))
@@ -92,15 +90,15 @@ def test_what_a_client_of_the_embedder_cancels_is_not_computed_further(manager: 
         call = triton.async_infer("embedder", [ids], callback=lambda result, error: None)
         manager.until(lambda: computed(manager) > before)
         call.cancel()
-    # Long enough for all of it; checks are computed meanwhile.
+    # This is long enough for the whole request. Checks are computed meanwhile.
     time.sleep(5.0)
     assert computed(manager) < before + 0.7 * len(HUGE) * LONG
 
 
-def test_what_cannot_be_done_in_time_is_refused_at_once(manager: Serve) -> None:
+def test_a_request_that_cannot_meet_its_deadline_is_refused_at_once(manager: Serve) -> None:
     began = time.monotonic()
     with pytest.raises(urllib.error.HTTPError) as caught:
-        # At the speed of the test before this would take minutes.
+        # At the speed of the earlier test, this would take minutes.
         embed(manager, HUGE * 25)
     assert caught.value.code == 504
     message = json.loads(caught.value.read())["error"]["message"]
@@ -110,9 +108,13 @@ def test_what_cannot_be_done_in_time_is_refused_at_once(manager: Serve) -> None:
     assert embed(manager, ["still here"]) == 1
 
 
-def test_a_server_that_hangs_while_it_computes_is_restarted(manager: Serve) -> None:
-    stub = manager.stub("server-0", "embedder")
-    os.kill(stub, signal.SIGSTOP)
-    manager.until(lambda: manager.server("server-0")["restarts"] == 1)
-    manager.until(lambda: manager.states() == ["ready"])
-    assert embed(manager, ["after it"]) == 1
+def test_a_killed_manager_ends_its_servers_and_workers(manager: Serve) -> None:
+    """This is the last test, because it ends the manager."""
+    names = {process.name for process in manager.family()}
+    assert "tritonserver" in names
+    assert manager.workers()
+    assert manager.regions()
+    manager.process.kill()
+    manager.process.wait()
+    manager.until(lambda: not manager.family(), limit=30)
+    manager.until(lambda: not manager.regions(), limit=5)

@@ -1,4 +1,4 @@
-"""The clients that people have, on the manager's gRPC port: tritonclient, perf_analyzer, health probes, reflection."""
+"""Existing clients on the manager's gRPC port: tritonclient, perf_analyzer, health probes, reflection."""
 
 import asyncio
 import csv
@@ -6,7 +6,7 @@ import json
 import os
 import queue
 import subprocess
-from collections.abc import Iterator
+import urllib.request
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
-from tests.integration.serve import Serve, serving
-from tests.models import ModelShelf
+from tests.integration.conftest import MAX_MODEL_LEN
+from tests.integration.serve import Serve
 from tritonclient.utils import InferenceServerException
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient
@@ -30,30 +30,25 @@ from tritonembed_perf.perf_analyzer.binary import find_program
 
 TEXTS = ["a sentence of a client", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 MARK = "mxyzptlk"
-"""In every text of a request here that fails or is kept long, and nowhere in the manager's log."""
-MAX_MODEL_LEN = 48
-"""The model itself would take 64."""
+"""A word in the texts of requests that fail here. It must not be in the manager's log."""
 MODELS = {"embedding", "embedder", "tokenizer"}
 
 
 @pytest.fixture(scope="module")
-def manager(shelf: ModelShelf) -> Iterator[Serve]:
-    """Two servers behind two workers, which share the port. An argument of vLLM comes as a variable."""
-    arguments = ["--model", shelf("bert"), "--device=cpu", "--servers=2", "--num-replicas=2", "--tokenizer-instances=1"]
-    options = ["--workers=2", "--log-format=json", "--health-interval=3600"]
-    with serving(*arguments, *options, TRITONEMBED_MAX_MODEL_LEN=str(MAX_MODEL_LEN)) as started:
-        yield started
+def manager(two_servers: Serve) -> Serve:
+    """Two servers behind two workers, which share the port."""
+    return two_servers
 
 
 @pytest.fixture(scope="module")
 def addresses(manager: Serve) -> list[str]:
-    """Of the servers' own gRPC ports."""
+    """The addresses of the servers' own gRPC ports."""
     return [server["address"] for server in manager.until(manager.status)["servers"]]
 
 
 @pytest.fixture(scope="module")
 def expected(addresses: list[str]) -> Any:
-    """The vectors and token counts that a server itself gives."""
+    """The vectors and token counts of a server itself."""
     with EmbeddingClient(addresses[0]) as client:
         return client.embed(TEXTS)
 
@@ -66,7 +61,7 @@ def tensor(texts: list[str]) -> Any:
 
 
 def check(answer: Any, expected: Any, row: int | None = None) -> None:
-    """Whether it holds the expected vectors, or the one of a row."""
+    """The answer holds the expected vectors, or the vector of one row."""
     rows = slice(None) if row is None else slice(row, row + 1)
     found = np.stack([np.frombuffer(vector, "<f4") for vector in answer.as_numpy("embedding").reshape(-1)])
     np.testing.assert_allclose(found, expected.embeddings[rows], atol=1e-5)
@@ -78,7 +73,7 @@ def test_tritons_blocking_client_gets_a_servers_vectors(manager: Serve, expected
         answer = client.infer("embedding", [tensor(TEXTS)], request_id="mine", client_timeout=30)
         check(answer, expected)
         assert answer.get_response().id == "mine"
-        # Both ways beyond gRPC's usual four megabytes.
+        # Request and response are larger than gRPC's usual four megabytes.
         large = client.infer("embedding", [tensor(["word " * 1200] * 1024)], client_timeout=120)
         assert large.as_numpy("num_tokens").sum() == 1024 * MAX_MODEL_LEN
         for wrong, words in (
@@ -91,7 +86,7 @@ def test_tritons_blocking_client_gets_a_servers_vectors(manager: Serve, expected
             assert MARK not in str(refused.value)
 
 
-def test_tritons_blocking_client_is_told_about_models_as_by_a_server(manager: Serve, addresses: list[str]) -> None:
+def test_tritons_blocking_client_gets_the_same_metadata_as_from_a_server(manager: Serve, addresses: list[str]) -> None:
     with (
         tritonclient.grpc.InferenceServerClient(manager.target) as client,
         tritonclient.grpc.InferenceServerClient(addresses[0]) as server,
@@ -111,8 +106,28 @@ def test_tritons_blocking_client_is_told_about_models_as_by_a_server(manager: Se
                 each.get_model_metadata("another")
             with pytest.raises(InferenceServerException, match="load / unload is not allowed"):
                 each.load_model("embedding")
-        with pytest.raises(InferenceServerException, match="stands before many"):
+        with pytest.raises(InferenceServerException, match="this endpoint has several"):
             client.register_system_shared_memory("region", "/region", 64)
+
+
+def test_a_served_name_is_the_ensembles_on_every_endpoint(manager: Serve, expected: Any) -> None:
+    with tritonclient.grpc.InferenceServerClient(manager.target) as client:
+        answer = client.infer("minilm", [tensor(TEXTS)], client_timeout=30)
+        assert answer.get_response().model_name == "minilm"
+        check(answer, expected)
+        assert client.is_model_ready("minilm")
+        assert client.get_model_metadata("minilm").name == client.get_model_config("minilm").config.name == "minilm"
+    with urllib.request.urlopen(f"http://127.0.0.1:{manager.http_port}/v1/models", timeout=10) as listed:
+        assert [model["id"] for model in json.load(listed)["data"]] == ["minilm"]
+    assert manager.status()["model"] == "minilm"
+
+
+def test_a_load_may_not_contain_code(manager: Serve) -> None:
+    files = {"file:1/model.py": b"raise SystemExit"}
+    with tritonclient.grpc.InferenceServerClient(manager.target) as client:
+        for brought in ({"config": "{}"}, {"config": "{}", "files": files}):
+            with pytest.raises(InferenceServerException, match="may not contain files"):
+                client.load_model("tokenizer", **brought)
 
 
 def test_statistics_are_those_of_all_servers(manager: Serve, addresses: list[str]) -> None:
@@ -160,8 +175,8 @@ async def test_tritons_asyncio_client_infers_and_streams(manager: Serve, expecte
         assert row == len(TEXTS)
 
 
-async def test_requests_of_very_mixed_sizes_get_each_its_own_vectors(manager: Serve, addresses: list[str]) -> None:
-    """1 to 1024 sentences of 1 to 47 words, all at once, from clients of several connections."""
+async def test_requests_of_mixed_sizes_each_get_their_own_vectors(manager: Serve, addresses: list[str]) -> None:
+    """The requests have 1 to 1024 sentences of 1 to 47 words. They are sent at once over several connections."""
     sizes = [1, 1, 2, 700, 3, 1, 64, 1024, 16, 1, 256, 5] * 2
     requests = [
         [" ".join(["word", str(number), *["more"] * ((row * 7 + number) % 46)]) for row in range(size)]
@@ -181,7 +196,7 @@ async def test_requests_of_very_mixed_sizes_get_each_its_own_vectors(manager: Se
 @pytest.mark.parametrize(
     "way", [["-i", "grpc", "--async"], ["-i", "grpc", "--streaming"], ["-i", "http"]], ids=["grpc", "stream", "http"]
 )
-def test_perf_analyzer_measures_the_manager_as_it_does_a_server(manager: Serve, tmp_path: Path, way: list[str]) -> None:
+def test_perf_analyzer_can_measure_the_manager(manager: Serve, tmp_path: Path, way: list[str]) -> None:
     try:
         program = find_program(None)
     except UsageError as error:
@@ -190,18 +205,18 @@ def test_perf_analyzer_measures_the_manager_as_it_does_a_server(manager: Serve, 
     texts.write_text(json.dumps({"data": [{"text": [text]} for text in ("a text", "another text, a little longer")]}))
     address = manager.target if "grpc" in way else f"127.0.0.1:{manager.http_port}"
     command = [program.path, "-m", "embedding", *way, "-u", address, "-b", "2", "--input-data", texts]
-    # Three windows of any spread: the figures are not the point, that it comes to some is.
+    # Three windows of any spread are enough: the test checks that there are figures, not the figures.
     command += ["--concurrency-range", "4", "-p", "500", "-s", "999", "-r", "10", "-f", export, "--verbose-csv"]
     environment = os.environ | program.environment
     done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     [row] = csv.DictReader(export.read_text().splitlines())
     assert float(row["Inferences/Second"]) > 0
-    # What it subtracts from the second of two ModelStatistics.
+    # perf_analyzer computes this from the difference of two ModelStatistics.
     assert float(row["Server Compute Infer"]) > 0
 
 
-def test_a_health_probe_hears_that_it_serves(manager: Serve) -> None:
+def test_health_probes_report_serving(manager: Serve) -> None:
     with grpc.insecure_channel(manager.target) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         for service in ("", "inference.GRPCInferenceService", "arctic_inference.InferenceService"):
@@ -214,7 +229,7 @@ def test_a_health_probe_hears_that_it_serves(manager: Serve) -> None:
 
 
 def test_reflection_is_enough_to_call_every_service(manager: Serve) -> None:
-    """As grpcurl does: no .proto and no generated code."""
+    """Like grpcurl, this uses no .proto file and no generated code."""
     with grpc.insecure_channel(manager.target) as channel:
         database = ProtoReflectionDescriptorDatabase(channel)
         pool = DescriptorPool(database)
@@ -232,7 +247,7 @@ def test_reflection_is_enough_to_call_every_service(manager: Serve) -> None:
 
 
 def test_the_log_is_json_and_holds_no_text_of_a_request(manager: Serve) -> None:
-    """The last one: after everything that was sent here."""
+    """This is the last test, after all requests of this file."""
     for line in filter(None, manager.log().splitlines()):
         if not line.startswith("READY "):
             assert {"time", "level", "message"} <= json.loads(line).keys()

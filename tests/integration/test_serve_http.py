@@ -1,13 +1,13 @@
-"""The manager's HTTP side on a real tritonserver, with the clients that people use."""
+"""The manager's HTTP port with a real tritonserver, and existing clients."""
 
 import json
 import re
+import shlex
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import numpy as np
@@ -19,6 +19,7 @@ from tests.integration.serve import Serve
 
 from tritonembed import EmbeddingClient
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXTS = ["a sentence", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 PROBES = ["/v2/health/live", "/v2/health/ready", "/v2/models/embedding/ready", "/v2/models/embedding/versions/1/ready"]
 SAME = [
@@ -36,14 +37,14 @@ SAME = [
 
 @pytest.fixture(scope="module")
 def http(manager: Serve) -> Iterator[httpx.Client]:
-    """Of the manager."""
+    """A client of the manager."""
     with httpx.Client(base_url=f"http://127.0.0.1:{manager.http_port}", timeout=30) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def triton(manager: Serve) -> Iterator[httpx.Client]:
-    """Of the server behind it."""
+    """A client of the manager's server."""
     address = manager.until(manager.status)["servers"][0]["http_address"]
     with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
         yield client
@@ -51,18 +52,33 @@ def triton(manager: Serve) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected(manager: Serve) -> Any:
-    """The vectors as gRPC has them, and the tokens."""
+    """The vectors and numbers of tokens over gRPC."""
     with EmbeddingClient(manager.target) as client:
         return client.embed(TEXTS)
 
 
-def test_the_readmes_block_runs_as_written(manager: Serve) -> None:
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    [block] = [block for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "OpenAI" in block]
-    block = block.replace("localhost:8080", f"127.0.0.1:{manager.http_port}")
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("2 ")
+def test_the_openai_block_of_the_docs_runs_as_written(manager: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (DOCS / "guides" / "openai.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block.replace("localhost:8080", f"127.0.0.1:{manager.http_port}"), {})
+    assert capsys.readouterr().out.startswith("2 ")
+
+
+@pytest.mark.parametrize(
+    ("page", "mark"),
+    [
+        ("../README.md", '"embedding":['),
+        ("quick-start.md", '"embedding":['),
+        ("reference/http.md", '"binary_data_size"'),
+    ],
+)
+def test_a_curl_line_of_the_docs_is_answered(http: httpx.Client, page: str, mark: str) -> None:
+    [line] = re.findall(r"^(curl .*?)\n```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    words = shlex.split(line)
+    [address] = [word for word in words if word.startswith("http://localhost:8080/")]
+    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+    answer = http.post(urlsplit(address).path, content=words[words.index("-d") + 1], headers=headers)
+    assert answer.status_code == 200, answer.text
+    assert mark.encode() in answer.content
 
 
 def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) -> None:
@@ -95,7 +111,7 @@ def test_tritons_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
     assert answer.get_response()["id"] == "mine"
 
 
-def test_every_route_answers_as_tritons_own(http: httpx.Client, triton: httpx.Client) -> None:
+def test_every_route_answers_like_tritons_own(http: httpx.Client, triton: httpx.Client) -> None:
     for path in SAME:
         ours, theirs = http.get(path), triton.get(path)
         found = ours.json()
@@ -111,7 +127,35 @@ def test_every_route_answers_as_tritons_own(http: httpx.Client, triton: httpx.Cl
     assert http.post("/v2/repository/index").json() == triton.post("/v2/repository/index").json()
 
 
-def test_inference_answers_as_tritons_own(http: httpx.Client, triton: httpx.Client) -> None:
+def test_a_folder_is_named_by_its_last_part(http: httpx.Client, triton: httpx.Client, model: Path) -> None:
+    assert [listed["id"] for listed in http.get("/v1/models").json()["data"]] == [model.name]
+    for name in (model.name, str(model)):
+        answer = http.post("/v1/embeddings", json={"input": "a", "model": name})
+        assert (answer.status_code, answer.json()["model"]) == (200, model.name)
+        config = http.get(f"/v2/models/{name}/config").json()
+        assert config["name"] == name
+        assert config["platform"] == "ensemble"
+
+
+def test_without_admin_no_request_changes_a_server(http: httpx.Client, triton: httpx.Client) -> None:
+    before = triton.get("/v2/logging").json()
+    for path in ("/v2/logging", "/v2/trace/setting", "/v2/repository/models/embedding/unload"):
+        answer = http.post(path, content='{"log_info": false}', headers={"Content-Type": "text/plain", "Origin": "a"})
+        assert answer.status_code == 403
+        assert "--admin" in answer.json()["error"]
+    assert triton.get("/v2/logging").json() == before
+    assert http.get("/v2/models/embedding/ready").status_code == 200
+
+
+def test_a_name_that_triton_would_cut_is_400(http: httpx.Client) -> None:
+    tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["one"]}
+    body = {"inputs": [tensor], "parameters": {"binary_data_output": True}}
+    answer = http.post("/v2/models/embedding%00x/infer", json=body)
+    assert answer.status_code == 400
+    assert "the model's name" in answer.json()["error"]
+
+
+def test_inference_answers_like_tritons_own(http: httpx.Client, triton: httpx.Client) -> None:
     tensor = {"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": ["one", "two"]}
     binary = {"inputs": [tensor], "parameters": {"binary_data_output": True}, "id": "7"}
     mixed = {"inputs": [tensor], "outputs": [{"name": "num_tokens"}]}
@@ -129,7 +173,7 @@ def test_inference_answers_as_tritons_own(http: httpx.Client, triton: httpx.Clie
     assert "binary" in refused.json()["error"]
 
 
-def test_bad_requests_are_as_bad_as_at_triton(http: httpx.Client, triton: httpx.Client) -> None:
+def test_bad_requests_get_the_same_status_as_from_triton(http: httpx.Client, triton: httpx.Client) -> None:
     tensor = {"name": "text", "shape": [1, 1], "datatype": "BYTES", "data": ["one"]}
     parameters = {"binary_data_output": True}
     for body in (
@@ -157,7 +201,7 @@ def test_one_scrape_has_the_managers_and_the_servers_metrics(manager: Serve, htt
     assert {(sample.labels["server"], sample.labels["model"]) for sample in samples} >= {("server-0", "embedder")}
 
 
-def test_health_and_the_page_are_there(http: httpx.Client) -> None:
+def test_health_page_and_history_are_served(http: httpx.Client) -> None:
     assert http.get("/health").json() == {"status": "ok"}
     assert "<h1>tritonembed</h1>" in http.get("/").text
     points = http.get("/status/history").json()["points"]
@@ -172,7 +216,7 @@ def test_dimensions_that_the_model_lacks_are_named(http: httpx.Client) -> None:
     assert "65 is over the model's 64" in error["message"]
 
 
-def test_a_client_that_closes_its_half_gets_its_answer(manager: Serve) -> None:
+def test_a_client_that_half_closes_its_connection_gets_its_answer(manager: Serve) -> None:
     body = b'{"input": "a sentence"}'
     with socket.create_connection(("127.0.0.1", manager.http_port), timeout=30) as client:
         client.sendall(b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))

@@ -1,66 +1,90 @@
-"""The vectors that come out of the ensemble are the model's, whatever travels beside them."""
+"""The ensemble's vectors are the model's, whatever the other texts of a batch."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from tests.integration.preloaded import Preloaded
 from tests.integration.reference import cosines, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError
-from tritonembed_perf.server import running_server
+
+Array = npt.NDArray[Any]
 
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "naïve", "Ünïcödé", "中文", "text", "😀"]
 LONGEST = 64
 
 
 def texts_of_many_lengths(count: int) -> list[str]:
-    """From empty to over the maximum."""
+    """Texts from empty to longer than the maximum."""
     rng = np.random.default_rng(3)
     return ["", *(" ".join(rng.choice(WORDS, n)) for n in rng.integers(1, 90, count - 1))]
 
 
-@pytest.mark.parametrize(
-    ("name", "pooling", "normalize"),
-    [
-        ("bert-cls", "cls", False),
-        ("roberta", "mean", True),
-        ("xlm-roberta", "cls", True),
-        ("modernbert", "cls", True),
-        ("qwen3", "last", True),
-    ],
-)
+KINDS = [
+    ("bert-cls", "cls", False),
+    ("modernbert", "cls", True),
+    ("qwen3", "last", True),
+]
+"""Kinds of models, their pooling, and whether their vectors are normalised. tests/slow has more kinds."""
+
+
+@pytest.mark.parametrize(("name", "pooling", "normalize"), KINDS)
 def test_every_kind_of_model_gives_the_vectors_of_transformers(
-    shelf: ModelShelf, name: str, pooling: str, normalize: bool
+    shelf: ModelShelf, preloaded: Preloaded, tmp_path: Path, name: str, pooling: str, normalize: bool
 ) -> None:
+    """This runs tokenizer and engine alone. tests/slow compares their vectors through Triton."""
     folder = shelf(name)
-    maximum = 512 if name == "bert-cls" else LONGEST
-    options = ["--device", "cpu", "--workers", "1"]
-    with running_server(str(folder), options) as server, EmbeddingClient(server.target) as client:
-        check_vectors(client, folder, pooling, normalize, maximum)
-        log = server.read_log()
-    # Nobody has to ask which executor it is: where it is not the fast one, the log says so and why.
-    why = "tritonembed: embedder_0_0: the scheduler executor serves: the model is not encoder-only"
-    assert ("the scheduler executor serves" in log) == (why in log) == (name == "qwen3"), log
+    (tmp_path / "texts.json").write_text(json.dumps(texts_for(name)))
+    done = preloaded.run("tests.integration.engine_vectors", folder, tmp_path / "texts.json", tmp_path / "found.npz")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = np.load(tmp_path / "found.npz")
+    check_vectors(found["together"], found["num_tokens"], found["alone"], name, folder, pooling, normalize)
+    check_executor(done.stderr)
 
 
 def test_a_mean_pooled_model_gives_the_vectors_of_transformers(client: EmbeddingClient, model: Path) -> None:
-    check_vectors(client, model, "mean", True, LONGEST)
+    check_vectors_of_a_server(client, "bert", model, "mean", True)
 
 
-def check_vectors(client: EmbeddingClient, folder: Path, pooling: str, normalize: bool, maximum: int) -> None:
-    """Those of transformers at every length, and the same alone as beside others."""
-    # For each of the tokenizers "a" is one token.
-    texts = [" ".join("a" * n) for n in range(maximum + 1)] + texts_of_many_lengths(24)
+def maximum_of(name: str) -> int:
+    """The longest text of a model on the shelf, in tokens."""
+    return 512 if name == "bert-cls" else LONGEST
+
+
+def texts_for(name: str) -> list[str]:
+    """Texts of every number of tokens up to the maximum. For all of these tokenizers, "a" is one token."""
+    return [" ".join("a" * n) for n in range(maximum_of(name) + 1)] + texts_of_many_lengths(24)
+
+
+def check_vectors_of_a_server(client: EmbeddingClient, name: str, folder: Path, pooling: str, normalize: bool) -> None:
+    """Checks a server's vectors for a model on the shelf."""
+    texts = texts_for(name)
     together, num_tokens = client.embed(texts)
+    alone = client.embed(texts, batch_size=1).embeddings
+    check_vectors(together, num_tokens, alone, name, folder, pooling, normalize)
+
+
+def check_vectors(
+    together: Array, num_tokens: Array, alone: Array, name: str, folder: Path, pooling: str, normalize: bool
+) -> None:
+    """The vectors equal transformers' at every length, and do not depend on the other texts of a batch."""
+    maximum = maximum_of(name)
     assert set(num_tokens) >= set(range(2, maximum + 1))
     assert num_tokens.max() == maximum
-    expected = reference_vectors(folder, texts, pooling, normalize, maximum)
+    expected = reference_vectors(folder, texts_for(name), pooling, normalize, maximum)
     assert cosines(together, expected).min() >= 0.99999
     assert np.abs(together - expected).max() <= 1e-4
-    alone = client.embed(texts, batch_size=1).embeddings
     assert np.abs(together - alone).max() <= 1e-5
+
+
+def check_executor(log: str) -> None:
+    """The direct executor serves. If the scheduler serves instead, the log has the reason."""
+    assert "the scheduler executor serves" not in log, log
 
 
 def test_any_number_of_texts_comes_back_in_order(client: EmbeddingClient) -> None:
@@ -116,14 +140,14 @@ def test_truncate_start_keeps_the_end_of_a_text(client: EmbeddingClient) -> None
     assert not np.allclose(client.embed([long], truncate="END").embeddings, kept, atol=1e-2)
 
 
-def test_dimensions_cut_and_normalise_again(client: EmbeddingClient) -> None:
+def test_dimensions_shorten_and_then_normalise_again(client: EmbeddingClient) -> None:
     whole = client.embed(["one text"]).embeddings
     for dimensions in (1, 13, 64):
         cut = whole[:, :dimensions] / np.linalg.norm(whole[:, :dimensions], axis=1, keepdims=True)
         assert np.allclose(client.embed(["one text"], dimensions=dimensions).embeddings, cut, atol=1e-6)
 
 
-def test_every_embedding_type_is_what_numpy_makes_of_the_floats(client: EmbeddingClient) -> None:
+def test_every_embedding_type_equals_numpys_conversion_of_the_floats(client: EmbeddingClient) -> None:
     texts = texts_of_many_lengths(12)
     x = client.embed(texts, dimensions=60).embeddings
     bits = np.packbits(x > 0, axis=1)

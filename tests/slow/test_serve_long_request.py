@@ -1,4 +1,4 @@
-"""One request that keeps a CPU server busy for longer than three checks, at the settings that `serve` has by itself."""
+"""A request that keeps a CPU server busy for longer than three checks, with the defaults of `serve`."""
 
 import time
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.integration.test_serve_busy import Huge, embed
 from tritonembed_perf.models import write_bert
 
 LONG_S = 40.0
-"""Three checks of ten seconds and what is between them."""
+"""Three checks of ten seconds and the time between them."""
 
 
 @pytest.mark.timeout(1800)
@@ -21,7 +21,7 @@ def test_a_request_of_most_of_a_minute_is_answered_and_others_meanwhile(tmp_path
         texts = ["word " * 500] * 24
         first = Huge(manager, texts)
         first.join()
-        # As many as it takes on this machine.
+        # The number of texts depends on this machine's speed.
         texts *= 1 + int(1.5 * LONG_S / first.seconds)
         huge, slowest = Huge(manager, texts), 0.0
         while huge.is_alive():

@@ -11,7 +11,7 @@ def server():
     fake = FakeServer()
     yield fake
     while Gate.made:
-        Gate.made.pop().open()  # no thread of the server waits on
+        Gate.made.pop().open()  # so that no thread of the server keeps waiting
     fake.close(grace=10)
 
 

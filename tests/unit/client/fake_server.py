@@ -1,7 +1,7 @@
 """A small KServe server in this process, on a free port of the loopback, for faults and order.
 
-It embeds the text "17" as the vector [17, 17, …] and counts a token a character. What a test wants to be different it
-sets: ``infer`` is called for every ModelInfer, with the request and gRPC's context.
+It embeds the text "17" as the vector [17, 17, …] and counts one token per character. A test changes this through
+``infer``, which is called for every ModelInfer with the request and gRPC's context.
 """
 
 import struct
@@ -29,7 +29,7 @@ def parameters(request):
 
 
 def respond(vectors, num_tokens):
-    """An answer with these vectors (bytes each) and token counts, written by Triton's own client library."""
+    """A response with these vectors (bytes each) and token counts, written by Triton's own client library."""
     response = service_pb2.ModelInferResponse(model_name="embedding", model_version="1")
     response.outputs.add(name="num_tokens", datatype="INT32", shape=(len(vectors), 1))
     response.outputs.add(name="embedding", datatype="BYTES", shape=(len(vectors), 1))
@@ -64,6 +64,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.metadata = []
         self.time_left = []
         self.models = ["embedding", "embedder"]
+        self.ready, self.has_servers = True, True  # not while a manager starts or ends
+        self.asked = 0
         self.cancelled = 0
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(threads)
@@ -81,9 +83,9 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{self.port}"
 
     def close(self, grace=None):
-        """Break what is in flight, or let it finish within so many seconds.
+        """Break the requests in flight, or let them finish within `grace` seconds.
 
-        A client whose connection is closing at that moment may log the break, into the output of the next test.
+        A client whose connection is just closing may log the break into the output of the next test.
         """
         self._server.stop(grace).wait()
         self._pool.shutdown()
@@ -95,7 +97,13 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
             self.time_left.append(context.time_remaining())
         return self.infer(request, context)
 
-    def ServerMetadata(self, _request, _context):
+    def ServerReady(self, _request, _context):
+        self.asked += 1
+        return service_pb2.ServerReadyResponse(ready=self.ready)
+
+    def ServerMetadata(self, _request, context):
+        if not self.has_servers:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no server is ready")
         return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0", extensions=["classification"])
 
     def ModelMetadata(self, request, context):
@@ -109,13 +117,13 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, _context):
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=1024)
         if request.name == "embedder":
-            # Of another model, as a repository that was made by hand may say.
+            # Another model's width, as in a repository written by hand.
             config.parameters["dimensions"].string_value = "7"
         return service_pb2.ModelConfigResponse(config=config)
 
 
 class Gate:
-    """An ``infer`` that holds every request until it is opened, and knows how many were cancelled meanwhile."""
+    """An ``infer`` that holds every request until `open`, and counts the requests that were cancelled meanwhile."""
 
     made: ClassVar[list] = []
 
@@ -132,7 +140,7 @@ class Gate:
         if not self._hold(request):
             return embed(request)
         if not context.add_callback(self._end):
-            self._end()  # it is over already
+            self._end()  # The RPC is over already.
         with self._changed:
             self.inside += 1
             self.most = max(self.most, self.inside)
@@ -155,6 +163,6 @@ class Gate:
             assert self._changed.wait_for(lambda: self.inside >= count, 20)
 
     def wait_ended(self, count):
-        """Wait until so many RPCs are over for the server: answered, cancelled or past their deadline."""
+        """Wait until `count` RPCs are over for the server: answered, cancelled or past their deadline."""
         with self._changed:
             assert self._changed.wait_for(lambda: self.ended >= count, 20)

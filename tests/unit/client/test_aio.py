@@ -39,7 +39,7 @@ def test_both_clients_take_the_same_parameters(name):
 
 
 @pytest.mark.parametrize("texts", [numbers(100), []])
-async def test_it_gives_what_the_blocking_client_gives(aclient, client, texts):
+async def test_results_equal_the_blocking_clients(aclient, client, texts):
     ours = await aclient.embed(iter(texts), batch_size=7)
     theirs = client.embed(texts, batch_size=7)
     assert np.array_equal(ours.embeddings, theirs.embeddings)
@@ -47,7 +47,7 @@ async def test_it_gives_what_the_blocking_client_gives(aclient, client, texts):
     assert ours.embeddings.shape == (len(texts), DIMENSIONS)
 
 
-async def test_it_sends_what_the_blocking_client_sends(aclient, client, server):
+async def test_requests_equal_the_blocking_clients(aclient, client, server):
     asked = {"input_type": "query", "prompt": "find: ", "truncate": "START", "dimensions": 4, "normalize": False}
     for more in (asked, {"prompt_name": "query", "embedding_type": "int8", "priority": "interactive"}):
         await aclient.embed(["1"], **more)
@@ -70,7 +70,7 @@ async def test_a_client_without_a_server_is_not_ready(aclient, server):
     assert not await aclient.is_ready()
 
 
-async def test_order_is_kept_when_later_requests_are_answered_first(aclient, server):
+async def test_order_is_kept_if_later_requests_are_answered_first(aclient, server):
     later = threading.Event()
 
     def infer(request, _context):
@@ -116,7 +116,7 @@ async def test_the_first_error_is_raised_at_once_and_cancels_the_rest(server):
     gate.open()
 
 
-async def test_leaving_a_stream_early_cancels_what_is_on_its_way(aclient, server):
+async def test_leaving_a_stream_early_cancels_its_requests(aclient, server):
     server.infer = gate = Gate(hold=lambda request: first_number(request) > 0)
     async with aclosing(aclient.iter_embed(numbers(5), batch_size=1)) as results:
         async for result in results:
@@ -127,13 +127,13 @@ async def test_leaving_a_stream_early_cancels_what_is_on_its_way(aclient, server
     await asyncio.to_thread(gate.wait_ended, sent)
 
 
-async def test_results_stream_in_order_one_a_request(aclient):
+async def test_results_stream_in_order_one_per_request(aclient):
     results = [result async for result in aclient.iter_embed(iter(numbers(10)), batch_size=4)]
     assert [value for result in results for value in result.embeddings[:, 0].tolist()] == list(range(10))
     assert [len(result.num_tokens) for result in results] == [4, 4, 2]
 
 
-async def test_closing_the_client_fails_what_is_outstanding_and_cancels_no_task(server):
+async def test_closing_the_client_fails_outstanding_calls_and_cancels_no_task(server):
     server.infer = gate = Gate()
     client = AsyncEmbeddingClient(server.target)
     task = asyncio.create_task(client.embed(numbers(3), batch_size=1))
@@ -149,7 +149,8 @@ async def test_the_deadline_ends_a_call_and_its_requests(aclient, server):
     server.infer = gate = Gate()
     with pytest.raises(DeadlineExceededError):
         await aclient.embed(numbers(3), batch_size=1, timeout=0.3)
-    await asyncio.to_thread(gate.wait_ended, len(server.requests))  # on a busy machine some never got there
+    # On a busy machine some requests never reach the server.
+    await asyncio.to_thread(gate.wait_ended, len(server.requests))
     assert all(0 < parameters(request)["timeout"] <= 300_000 for request in server.requests)
 
 

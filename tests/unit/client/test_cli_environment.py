@@ -11,7 +11,7 @@ from tritonembed.cli.app import run
 
 @pytest.fixture
 def command(capfd):
-    """Runs the command line as it is: exit code, standard output, standard error."""
+    """Runs the unchanged command line. Returns its exit code, standard output and standard error."""
 
     def call(*arguments):
         with pytest.raises(SystemExit) as caught:
@@ -23,7 +23,7 @@ def command(capfd):
 
 @pytest.fixture
 def environment(server, monkeypatch):
-    """Variables that lead to the fake server, and a way to set more."""
+    """Sets variables for the fake server. Returns a function that sets more."""
 
     def give(**variables):
         for name, value in variables.items():
@@ -80,7 +80,7 @@ def test_help_names_the_variables_and_keeps_sampling_options_out_of_the_list(com
     assert "--lora-name" in rest
 
 
-def test_what_a_request_asks_for_is_taken_from_the_environment(command, server, environment):
+def test_request_options_are_taken_from_the_environment(command, server, environment):
     environment(INPUT_TYPE="query", TRUNCATE="NONE", DIMENSIONS=4, EMBEDDING_TYPE="int8", PRIORITY="interactive")
     environment(NORMALIZE="true", PROMPT_NAME="question", PROMPT_TEXT="find: ")
     assert command("embed", "1")[0] == 0
@@ -116,7 +116,7 @@ def test_several_servers_are_separated_by_blanks(command, two, environment, monk
     assert settings.call_args.kwargs["policy"] == "round_robin"
 
 
-def test_health_uses_them_too(command, server, environment):
+def test_health_uses_the_environment_too(command, server, environment):
     environment(MODEL="a")
     code, out, _ = command("health")
     assert (code, "is ready" in out) == (0, True)

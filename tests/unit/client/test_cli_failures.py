@@ -1,4 +1,4 @@
-"""What nobody plans for: damaged files, full disks, closed streams. One line, an exit code, nothing left behind."""
+"""Damaged files, full disks, closed streams: one line, an exit code, and no file left behind."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ COMMAND = [sys.executable, "-c", "from tritonembed.cli import main; main()"]
 
 @pytest.fixture
 def command(server, capfd, tmp_path, monkeypatch):
-    """Runs the command in an empty folder against the fake server: exit code, and the one line it says."""
+    """Runs the command in an empty folder against the fake server. Returns its exit code and its one line."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments):
@@ -85,7 +85,7 @@ def test_an_output_that_leads_to_a_pipe_or_device_is_refused_and_kept(command, s
 def test_an_endless_timeout_is_bad_usage(command, server, arguments):
     code, err = command(*arguments, "--timeout", "inf")
     assert code == 2
-    assert "--timeout is a finite number" in err
+    assert "--timeout must be a finite number" in err
     assert server.requests == []
 
 
@@ -95,7 +95,7 @@ def test_a_message_of_many_lines_is_one_line(command, server):
     assert command("embed", "-i", "a\nb.txt") == (2, "tritonembed: a b.txt: No such file or directory\n")
 
 
-def test_what_was_never_thought_of_is_one_line_too(command, monkeypatch):
+def test_an_unexpected_error_is_one_line_too(command, monkeypatch):
     def broken(*_arguments):
         raise LookupError("no idea")
 
@@ -104,7 +104,7 @@ def test_what_was_never_thought_of_is_one_line_too(command, monkeypatch):
 
 
 def test_a_full_disk_leaves_nothing(server, tmp_path):
-    # It limits itself: a fork of this process, with gRPC's threads in it, may die before it becomes another program.
+    # The command sets its own limit: a fork of this process, with gRPC's threads, may die before it calls exec.
     limited = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200)); " + COMMAND[-1]
     run = subprocess.run(
         [sys.executable, "-c", limited, "--port", str(server.port), "embed", *map(str, range(50)), "-o", "out.npy"],

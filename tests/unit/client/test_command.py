@@ -28,7 +28,7 @@ def parquet(name):
 
 @pytest.fixture
 def command(server, capfdbinary, monkeypatch):
-    """Runs the command against the fake server: exit code, standard output, standard error."""
+    """Runs the command against the fake server. Returns its exit code, standard output and standard error."""
 
     def call(*arguments, stdin=b"", port=server.port):
         monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -45,7 +45,7 @@ def numbers(count):
 
 
 def write_input(path, texts):
-    """A file of the texts, in the form of its ending, and the options that read it."""
+    """Writes the texts in the format of the file's ending. Returns the options that read them."""
     if path.suffix == ".txt":
         path.write_text("".join(f"{text}\n" for text in texts))
     elif path.suffix == ".jsonl":
@@ -59,7 +59,7 @@ def write_input(path, texts):
 
 
 def read_output(path):
-    """The embeddings and token counts (None where the form has none) of an output file."""
+    """The embeddings and token counts (None if the format has none) of an output file."""
     if path.suffix == ".npy":
         return np.load(path), None
     if path.suffix == ".jsonl":
@@ -134,7 +134,7 @@ def test_the_npy_header_leaves_room_for_any_number_of_rows(tmp_path):
         assert np.frombuffer(file.read(), "<f4").tolist() == [1.0] * 6
 
 
-def test_lines_of_standard_input_are_texts_and_empty_ones_count(command, server):
+def test_lines_of_standard_input_are_texts_and_empty_lines_count(command, server):
     code, _, _ = command("embed", "-f", "-", stdin=b"\xef\xbb\xbf1\r\n\n\xc3\xa9\xe2\x80\xa8x")
     assert code == 0
     assert elements(server.requests[0]) == [b"1", b"", "é\u2028x".encode()]
@@ -179,7 +179,7 @@ def test_a_prompt_is_an_option(command, server):
     assert elements(server.requests[1]) == [b"1", b"2"]
 
 
-def test_the_options_of_the_connection_may_stand_on_either_side_and_the_later_wins(command, server):
+def test_connection_options_may_stand_before_or_after_the_command_and_the_later_wins(command, server):
     code, _, _ = command("--model", "a", "--metadata", "token=1=2", "embed", "1", "--model", "b", port=server.port)
     assert code == 0
     assert server.requests[0].model_name == "b"
@@ -195,7 +195,7 @@ def test_texts_are_spread_over_several_servers(command, two):
     assert all(fake.requests for fake in two)
 
 
-def test_sampling_options_are_answered_with_one_line(command):
+def test_sampling_options_are_refused_with_one_line(command):
     code, out, err = command("embed", "1", *["--temperature", "0", "--top-p", "1", "--top-k", "3", "--max-tokens", "5"])
     assert code == 0
     assert out.startswith("0  1 token ")
@@ -224,8 +224,8 @@ def test_sampling_options_are_answered_with_one_line(command):
         (["embed", "1", "--metadata", "grpc-x=1"], "grpc-x"),
         (["embed", "1", "--priority", "1"], "interactive"),
         (["embed", "1", "--policy", "first"], "round_robin"),
-        (["embed", "1", "--server", "host1"], "--server is HOST:PORT"),
-        (["embed", "1", "--server", "127.0.0.1:65537"], "--server is HOST:PORT"),
+        (["embed", "1", "--server", "host1"], "--server must be HOST:PORT"),
+        (["embed", "1", "--server", "127.0.0.1:65537"], "--server must be HOST:PORT"),
         (["embed", "1", "--server", "a:1", "--server", "a:1"], "twice"),
         (["wrong"], "wrong"),
         ([], "command"),
@@ -273,7 +273,7 @@ def test_a_csv_file_that_lacks_the_column_is_bad_usage(command, tmp_path):
 
 
 @needs_arrow
-def test_a_parquet_file_that_is_none_or_lacks_the_column_is_bad_usage(command, tmp_path):
+def test_a_parquet_file_that_is_not_parquet_or_lacks_the_column_is_bad_usage(command, tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"not parquet")
     assert command("embed", "-f", tmp_path / "a.parquet")[0] == 2
     path = write_input(tmp_path / "b.parquet", ["1"])
@@ -297,20 +297,33 @@ def test_a_failure_of_the_server_is_one_line_exit_code_1_and_keeps_the_old_outpu
     server.infer = infer
     path = write_input(tmp_path / "in.txt", numbers(200))
     (tmp_path / "out.npy").write_bytes(b"old")
-    code, out, err = command("embed", "-f", path, "-o", tmp_path / "out.npy", "--batch-size", "10")
+    code, out, err = command("embed", "-f", path, "-o", tmp_path / "out.npy", "--batch-size", "10", "--force")
     assert (code, out, err) == (1, "", "tritonembed: ServerError: it broke\n")
     assert (tmp_path / "out.npy").read_bytes() == b"old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.txt", "out.npy"]
 
 
-def test_a_progress_bar_is_drawn_when_it_is_asked_for(command, tmp_path):
+def test_a_progress_bar_is_drawn_on_request(command, tmp_path):
     path = write_input(tmp_path / "in.txt", numbers(100))
     code, _, err = command("embed", "-f", path, "-o", tmp_path / "out.npy", "--progress")
     assert code == 0
     assert "100 texts" in err
     assert "100%" in err
     assert "texts/s" in err
-    assert "%" not in command("embed", "-f", path, "-o", tmp_path / "out.npy")[2]
+    assert "%" not in command("embed", "-f", path, "-o", tmp_path / "out.npy", "--force")[2]
+
+
+@pytest.mark.parametrize("target", ["out.npy", "out.jsonl", "link.npy"])
+def test_an_output_that_exists_is_kept_without_force(command, server, tmp_path, target):
+    (tmp_path / "out.npy").write_bytes(b"old")
+    (tmp_path / "out.jsonl").write_bytes(b"old")
+    (tmp_path / "link.npy").symlink_to("out.npy")
+    path = tmp_path / target
+    assert command("embed", "1", "-o", path) == (2, "", f"tritonembed: {path} exists already: --force replaces it\n")
+    assert path.read_bytes() == b"old"
+    assert server.requests == []
+    assert command("embed", "1", "-o", path, "--force")[0] == 0
+    assert len(read_output(path)[0]) == 1
 
 
 def test_health_is_the_exit_code(command, server):
@@ -333,7 +346,7 @@ def test_info_shows_server_and_models(command):
 
 
 @pytest.mark.parametrize("missing", ["typer", "rich", "pyarrow"])
-def test_what_is_missing_is_one_line_that_says_how_to_install_it(missing, tmp_path):
+def test_a_missing_package_is_one_line_with_the_command_that_installs_it(missing, tmp_path):
     script = f"import sys; sys.modules[{missing!r}] = None; from tritonembed.cli import main; main()"
     arguments = ["embed", "-f", str(tmp_path / "in.parquet")]
     run = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)

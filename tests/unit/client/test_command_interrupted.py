@@ -14,20 +14,32 @@ COMMAND = [sys.executable, "-c", "from tritonembed.cli import main; main()"]
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 @pytest.mark.parametrize("suffix", ["npy", "jsonl", pytest.param("parquet", marks=needs_arrow)])
 def test_an_interrupted_run_leaves_no_half_written_file(server, tmp_path, number, code, suffix):
-    # The first requests are answered, so that rows are written; the later ones never.
+    # The first requests are answered, so that rows are written. The later requests never are.
     server.infer = gate = Gate(hold=lambda request: int(elements(request)[0]) >= 50)
     (tmp_path / "in.txt").write_text("".join(f"{number}\n" for number in range(1000)))
     output = tmp_path / f"out.{suffix}"
     output.write_bytes(b"old")
     process = subprocess.Popen(
-        [*COMMAND, "--port", str(server.port), "embed", "-f", tmp_path / "in.txt", "-o", output, "--batch-size", "10"],
+        [
+            *COMMAND,
+            "--port",
+            str(server.port),
+            "embed",
+            "-f",
+            tmp_path / "in.txt",
+            "-o",
+            output,
+            "--force",
+            "--batch-size",
+            "10",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
         gate.wait_inside(1)
-        assert len(list(tmp_path.iterdir())) == 3  # the input, the old output, the one being written
+        assert len(list(tmp_path.iterdir())) == 3  # The input, the old output and the unfinished output.
         process.send_signal(number)
         out, err = process.communicate(timeout=20)
     finally:
@@ -37,7 +49,7 @@ def test_an_interrupted_run_leaves_no_half_written_file(server, tmp_path, number
     assert (out, err) == ("", "")
     assert output.read_bytes() == b"old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["in.txt", output.name]
-    gate.wait_ended(1)  # the server was told, too
+    gate.wait_ended(1)  # The server's requests were cancelled too.
 
 
 def test_rows_are_streamed_as_they_come(server):

@@ -21,7 +21,7 @@ def keys(tmp_path_factory):
 @pytest.fixture(scope="module")
 def secure(keys):
     key, certificate = (path.read_bytes() for path in keys)
-    # It wants a certificate from its clients too.
+    # The server requires a certificate from its clients too.
     credentials = grpc.ssl_server_credentials([(key, certificate)], certificate, require_client_auth=True)
     server = FakeServer(credentials)
     yield server
@@ -81,5 +81,5 @@ def test_metadata_that_cannot_be_sent_is_refused_without_showing_its_value(pair)
 
 @pytest.mark.parametrize("name", ["", "two words", "grpc-timeout", "naïve"])
 def test_metadata_names_that_http2_forbids_are_refused(name):
-    with pytest.raises(ValueError, match="no name of a header"):
+    with pytest.raises(ValueError, match="not a valid header name"):
         EmbeddingClient(metadata={name: "value"})

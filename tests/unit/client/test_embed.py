@@ -69,18 +69,18 @@ def test_every_embedding_type_has_its_dtype_and_width(client, kind, dtype, colum
             assert result.num_tokens.shape == (len(texts),)
 
 
-def test_no_texts_with_dimensions_ask_no_server(client, server):
+def test_no_texts_with_dimensions_need_no_server(client, server):
     assert client.embed([], dimensions=9, embedding_type="binary").embeddings.shape == (0, 2)
     assert server.requests == []
 
 
-def test_no_texts_and_no_dimensions_take_the_width_of_the_servers_answer(client, server):
+def test_no_texts_without_dimensions_have_the_servers_width(client, server):
     assert client.embed(iter([])).embeddings.shape == (0, DIMENSIONS)
     assert client.embed_tokens([]).embeddings.shape == (0, DIMENSIONS)
     assert [request.inputs[0].shape for request in server.requests] == [[1, 1], [1, 1]]
 
 
-def test_every_parameter_travels_under_its_name(client, server):
+def test_every_parameter_is_sent_under_its_name(client, server):
     client.embed(
         ["1"], input_type="query", truncate="NONE", dimensions=4, embedding_type="int8", normalize=True, timeout=50
     )
@@ -96,14 +96,14 @@ def test_every_parameter_travels_under_its_name(client, server):
 
 
 @pytest.mark.parametrize("asked", [{"prompt_name": "query"}, {"prompt": "find: "}, {"prompt": ""}])
-def test_a_prompt_travels_with_every_request(client, server, asked):
+def test_a_prompt_is_sent_with_every_request(client, server, asked):
     client.embed(["1", "2"], batch_size=1, **asked)
     list(client.iter_embed(["1"], input_type="passage", **asked))
     assert [parameters(request) for request in server.requests] == [asked, asked, {"input_type": "passage", **asked}]
 
 
 @pytest.mark.parametrize("name", ["prompt_name", "prompt"])
-def test_a_prompt_that_cannot_be_sent_is_refused_without_its_words(client, server, name):
+def test_a_prompt_that_cannot_be_sent_is_refused_without_showing_it(client, server, name):
     with pytest.raises(InvalidArgumentError, match=f"^{name}: a lone surrogate at character 6 ") as caught:
         client.embed(["1"], **{name: "secret\ud800"})
     assert "secret" not in str(caught.value)
@@ -118,7 +118,7 @@ def test_parameters_that_were_not_given_are_not_sent(client, server):
     assert parameters(server.requests[0]) == {}
 
 
-def test_an_interactive_request_says_so_as_kserves_highest_priority(client, server):
+def test_an_interactive_request_is_sent_with_kserves_highest_priority(client, server):
     client.embed(["1"], priority="interactive")
     client.embed_tokens([[1]], priority="interactive")
     client.embed(["1"], priority="bulk")
@@ -139,7 +139,7 @@ def test_another_priority_is_refused_before_anything_is_sent(client, server, pri
     assert server.requests == []
 
 
-def test_the_request_is_the_wire_contract(client, server):
+def test_a_request_follows_the_wire_contract(client, server):
     client.embed(["één", ""])
     request = server.requests[0]
     assert request.model_name == "embedding"
@@ -150,7 +150,7 @@ def test_the_request_is_the_wire_contract(client, server):
     assert elements(request) == ["één".encode(), b""]
 
 
-def test_token_ids_go_straight_to_the_embedder(client, server):
+def test_token_ids_are_sent_directly_to_the_embedder(client, server):
     result = client.embed_tokens([[5, 6], np.array([7])])
     assert result.embeddings[:, 0].tolist() == [11, 7]
     assert result.num_tokens.tolist() == [2, 1]
@@ -158,7 +158,7 @@ def test_token_ids_go_straight_to_the_embedder(client, server):
     assert server.requests[0].inputs[0].name == "token_ids"
 
 
-def test_models_of_other_names_are_asked(server):
+def test_models_of_other_names_are_used(server):
     with EmbeddingClient(server.target, model="mine", tokens_model="other") as client:
         client.embed(["1"])
         client.embed_tokens([[1]])
@@ -178,7 +178,7 @@ def test_dimensions_that_cannot_be_are_refused_before_anything_is_sent(client, s
     assert server.requests == []
 
 
-def test_an_answer_larger_than_grpcs_usual_limit_arrives(client, server):
+def test_a_response_larger_than_grpcs_usual_limit_arrives(client, server):
     row = bytes(4 * 4096)
     server.infer = lambda *_: respond([row] * 1024, [1] * 1024)  # 16 MiB
     assert client.embed(["1"] * 1024, batch_size=1024).embeddings.shape == (1024, 4096)
@@ -195,13 +195,13 @@ def test_a_request_never_holds_more_than_32_mib_of_text(client, server):
     assert sorted(len(request.raw_input_contents[0]) >> 20 for request in server.requests) == [12, 24]
 
 
-def test_an_answer_for_another_number_of_texts_is_a_server_error(client, server):
+def test_a_response_for_another_number_of_texts_is_a_server_error(client, server):
     server.infer = lambda *_: respond([bytes(8)], [1])
     with pytest.raises(ServerError, match="num_tokens"):
         client.embed(["1", "2"])
 
 
-def test_an_answer_without_an_output_is_a_server_error(client, server):
+def test_a_response_without_an_output_is_a_server_error(client, server):
     def lacking(*_):
         response = respond([bytes(8)], [1])
         del response.outputs[1], response.raw_output_contents[1]
@@ -225,7 +225,7 @@ def test_ready_means_that_an_inference_succeeded(client, server):
     assert not client.is_ready()
 
 
-def test_info_tells_of_server_models_and_dimensions(client):
+def test_info_has_the_server_its_models_and_dimensions(client):
     info = client.info()
     assert (info.name, info.version, info.dimensions) == ("triton", "2.51.0", DIMENSIONS)
     assert [model.name for model in info.models] == ["embedding", "embedder"]
@@ -234,7 +234,7 @@ def test_info_tells_of_server_models_and_dimensions(client):
     assert info.models[1].parameters == {"dimensions": "7"}
 
 
-def test_info_of_a_server_that_does_not_show_its_embedder_is_that_of_the_ensemble(client, server):
+def test_info_of_a_server_with_a_hidden_embedder_is_that_of_the_ensemble(client, server):
     server.models = ["embedding"]
     info = client.info()
     assert [model.name for model in info.models] == ["embedding"]
@@ -247,7 +247,7 @@ def test_info_of_a_server_that_cannot_embed_has_no_dimensions(client, server):
     assert (info.name, info.dimensions) == ("triton", None)
 
 
-def test_a_closed_client_says_so(server):
+def test_a_closed_client_raises_that_it_is_closed(server):
     client = EmbeddingClient(server.target)
     client.close()
     client.close()
@@ -255,7 +255,7 @@ def test_a_closed_client_says_so(server):
         client.embed(["1"])
 
 
-def test_the_target_is_localhost_50050_unless_told(monkeypatch):
+def test_the_default_target_is_localhost_50050(monkeypatch):
     seen = []
     monkeypatch.setattr("grpc.insecure_channel", lambda target, _options: seen.append(target))
     monkeypatch.setattr("tritonclient.grpc.service_pb2_grpc.GRPCInferenceServiceStub", lambda _channel: Mock())
@@ -267,3 +267,10 @@ def test_results_are_frozen():
     result = EmbeddingResult(np.empty((0, 1)), np.empty(0, np.int32))
     with pytest.raises(AttributeError):
         result.embeddings = None
+
+
+def test_an_unknown_option_is_a_type_error(client):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dimension'"):
+        client.embed(["1"], dimension=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'truncate'"):
+        client.embed_tokens([[1]], truncate="END")

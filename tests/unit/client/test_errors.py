@@ -45,7 +45,7 @@ FAILURES = [code for code in Code if code is not Code.OK]
 
 @pytest.fixture(scope="module")
 def failing():
-    """A server that fails with the status that the text names."""
+    """A server that fails with the status named in the text."""
     server = FakeServer()
 
     def fail(request, context):
@@ -88,11 +88,11 @@ async def test_every_status_of_a_server_becomes_its_error_in_asyncio(failing, co
         ("Request for unknown model: 'embedding' has no available versions", UnavailableError),
     ],
 )
-def test_tritons_unavailable_is_told_apart_by_its_words(message, kind):
+def test_tritons_unavailable_is_classified_by_its_message(message, kind):
     assert type(error_from_status(Code.UNAVAILABLE, message)) is kind
 
 
-def test_a_status_without_a_message_still_says_something():
+def test_a_status_without_a_message_gets_a_message():
     assert "INTERNAL" in str(error_from_status(Code.INTERNAL, None))
 
 

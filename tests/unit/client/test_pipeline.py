@@ -19,7 +19,7 @@ def numbers(count):
 
 
 def hold_all_but_the_first(server):
-    """Holds every request but the first, which is answered when another one is there."""
+    """Holds every request but the first, which is answered as soon as a second request has arrived."""
     gate = Gate()
 
     def infer(request, context):
@@ -32,12 +32,12 @@ def hold_all_but_the_first(server):
     return gate
 
 
-def test_order_is_kept_when_later_requests_are_answered_first(client, server):
+def test_order_is_kept_if_later_requests_are_answered_first(client, server):
     later = threading.Event()
 
     def infer(request, _context):
         if first_number(request) == 0:
-            assert later.wait(20)  # the first answer comes only after the second
+            assert later.wait(20)  # The first response comes only after the second.
         if first_number(request) == 10:
             later.set()
         return embed(request)
@@ -92,19 +92,19 @@ def test_a_slow_first_request_holds_back_neither_the_server_nor_more_than_the_bo
             time.sleep(0.001)
         gate.open()
         thread.join()
-        # Twice the bound, and what was sent while the first answer was on its way out.
+        # Twice the bound, and one request that was sent while the first response was being returned.
         assert next(taken) <= 7
         results.close()
 
 
-def test_results_stream_in_order_one_a_request(client):
+def test_results_stream_in_order_one_per_request(client):
     results = list(client.iter_embed(numbers(10), batch_size=4))
     assert [len(result.num_tokens) for result in results] == [4, 4, 2]
     assert [value for result in results for value in result.embeddings[:, 0].tolist()] == list(range(10))
-    results[0].embeddings[:] = 0  # writable: memory of its own
+    results[0].embeddings[:] = 0  # Writable, so the array has its own memory.
 
 
-def test_a_stream_of_no_texts_gives_nothing(client, server):
+def test_a_stream_of_no_texts_has_no_results(client, server):
     assert list(client.iter_embed([])) == []
     assert server.requests == []
 
@@ -118,7 +118,7 @@ def test_a_stream_takes_texts_only_as_it_is_read(client):
     assert next(taken) <= 2 + 16
 
 
-def test_a_streams_bad_arguments_are_errors_at_once(client):
+def test_bad_arguments_of_a_stream_are_errors_at_once(client):
     with pytest.raises(InvalidArgumentError):
         client.iter_embed(["1"], embedding_type="double")
     with pytest.raises(ValueError, match="batch_size"):
@@ -137,7 +137,7 @@ def test_the_first_error_of_any_request_is_raised_at_once_and_cancels_the_rest(s
 
     server.infer = infer
     with EmbeddingClient(server.target, max_in_flight=4) as client:
-        with pytest.raises(ServerError, match="broken"):  # though requests 0 to 2 before it are never answered
+        with pytest.raises(ServerError, match="broken"):  # although requests 0 to 2 before it are never answered
             client.embed(numbers(20), batch_size=1)
         gate.wait_ended(3)
         assert len(server.requests) == 4
@@ -157,7 +157,7 @@ def test_an_error_of_the_source_of_texts_passes_through_and_cancels_the_rest(cli
     gate.wait_ended(3)
 
 
-def test_closing_a_stream_cancels_what_is_on_its_way(client, server):
+def test_closing_a_stream_cancels_its_requests(client, server):
     gate = hold_all_but_the_first(server)
     results = client.iter_embed(numbers(5), batch_size=1)
     next(results)
@@ -167,7 +167,7 @@ def test_closing_a_stream_cancels_what_is_on_its_way(client, server):
     gate.wait_ended(sent)
 
 
-def test_a_stream_that_is_forgotten_cancels_what_is_on_its_way(client, server):
+def test_a_stream_that_is_forgotten_cancels_its_requests(client, server):
     gate = hold_all_but_the_first(server)
     results = client.iter_embed(numbers(5), batch_size=1)
     next(results)
@@ -179,7 +179,7 @@ def test_a_stream_that_is_forgotten_cancels_what_is_on_its_way(client, server):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_closing_the_client_fails_what_is_outstanding(server, count):
+def test_closing_the_client_fails_outstanding_calls(server, count):
     server.infer = gate = Gate()
     client = EmbeddingClient(server.target)
     caught = []
@@ -203,7 +203,7 @@ def test_the_deadline_ends_a_call_and_its_requests(client, server, count):
     server.infer = gate = Gate()
     with pytest.raises(DeadlineExceededError):
         client.embed(numbers(count), batch_size=1, timeout=0.3)
-    gate.wait_ended(len(server.requests))  # on a busy machine some never got there
+    gate.wait_ended(len(server.requests))  # On a busy machine some requests never reach the server.
 
 
 def test_the_deadline_is_for_the_whole_call_not_for_each_request(client, server):
@@ -217,7 +217,7 @@ def test_the_deadline_is_for_the_whole_call_not_for_each_request(client, server)
     assert len(server.requests) <= 1
 
 
-def test_the_time_left_goes_out_as_grpc_deadline_and_as_kserve_timeout(client, server):
+def test_the_remaining_time_is_sent_as_grpc_deadline_and_as_kserve_timeout(client, server):
     client.embed((text for text in numbers(3)), batch_size=1, timeout=20)
     sent = [parameters(request)["timeout"] for request in server.requests]
     assert all(15e6 < microseconds < 20e6 for microseconds in sent)
@@ -273,8 +273,8 @@ def test_max_in_flight_below_one_is_a_value_error():
 def test_closing_does_not_wait_for_ever_for_a_request_that_grpc_lost(server, monkeypatch):
     never = threading.Event()
     client = EmbeddingClient(server.target)
-    [channel] = client._channels
-    monkeypatch.setattr("tritonembed._client.LONGEST_CLOSE", 0.05)
+    [channel] = client._transport._channels
+    monkeypatch.setattr("tritonembed._transport.LONGEST_CLOSE", 0.05)
     monkeypatch.setattr(channel, "close", never.wait)
     client.close()
     assert not never.is_set()

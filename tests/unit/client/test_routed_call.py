@@ -1,18 +1,17 @@
-"""A request on its way to several servers, at the moments that no real server can be made to hit."""
+"""A request to several servers, at moments that a real server can't be made to hit."""
 
 from concurrent.futures import Future
 from unittest.mock import Mock
 
 import grpc
 
-from tritonembed._deadline import Deadline
-from tritonembed._request import Request
-from tritonembed._routed_call import RoutedCall
-from tritonembed._router import Router
+from tritonembed._routing import Router
+from tritonembed._transport import RoutedCall
+from tritonembed.request import Deadline, Request
 
 
 class Answer(Future):
-    """gRPC's future, as far as it is used."""
+    """The part of gRPC's future that is used."""
 
     def __init__(self, code=None):
         super().__init__()
@@ -28,7 +27,7 @@ class Answer(Future):
 
 
 def routed(*sends):
-    """A request to as many servers as there are functions that give the future of a request sent there."""
+    """A request to one server per function. Each function returns the future of a request to its server."""
     router = Router([str(number) for number in range(len(sends))], "round_robin")
     left = list(sends)
     infer = [Mock(future=lambda *_, **__: left.pop(0)()) for _ in sends]
@@ -39,17 +38,17 @@ def broken():
     return Answer(grpc.StatusCode.UNAVAILABLE)
 
 
-def test_a_failure_that_is_known_at_once_is_sent_again_at_once():
+def test_a_request_that_fails_at_once_is_retried_at_once():
     router, call = routed(broken, lambda: Answer(grpc.StatusCode.OK))
     call.start()
     done = []
     call.add_done_callback(done.append)
     assert done == [call]
     assert (call.code(), call.result()) == (grpc.StatusCode.OK, "the answer")
-    assert [server.load for server in router.servers] == [0, 0]
+    assert [server.load for server in router.upstreams] == [0, 0]
 
 
-def test_a_cancel_while_it_is_sent_again_reaches_the_second_server():
+def test_a_cancel_during_a_retry_reaches_the_second_server():
     second = Answer()
 
     def cancelled_meanwhile():
@@ -60,10 +59,10 @@ def test_a_cancel_while_it_is_sent_again_reaches_the_second_server():
     call.start()
     assert second.cancelled()
     assert call.done()
-    assert [server.load for server in router.servers] == [0, 0]
+    assert [server.load for server in router.upstreams] == [0, 0]
 
 
-def test_a_channel_that_is_closed_before_it_is_sent_again_leaves_the_first_failure():
+def test_a_channel_that_closes_before_a_retry_leaves_the_first_failure():
     def closed():
         raise ValueError("Cannot invoke RPC on closed channel!")
 
@@ -71,4 +70,4 @@ def test_a_channel_that_is_closed_before_it_is_sent_again_leaves_the_first_failu
     call.start()
     assert call.done()
     assert (call.code(), call.details()) == (grpc.StatusCode.UNAVAILABLE, "Socket closed")
-    assert [server.load for server in router.servers] == [0, 0]
+    assert [server.load for server in router.upstreams] == [0, 0]

@@ -1,4 +1,4 @@
-"""A client of several servers: spread, order, loads, and what happens when one breaks."""
+"""A client of several servers: spread, order, loads, and failover."""
 
 import threading
 import time
@@ -31,11 +31,11 @@ def client(two):
 
 
 def loads(client):
-    return [server.load for server in client._router.servers]
+    return [server.load for server in client._transport._router.upstreams]
 
 
 def wait_for_no_load(client):
-    """gRPC tells of what was cancelled from its own thread, a moment later."""
+    """gRPC reports cancelled requests from its own thread, a moment later."""
     end = time.monotonic() + 20
     while loads(client) != [0, 0]:
         assert time.monotonic() < end, loads(client)
@@ -47,7 +47,7 @@ def numbers(count):
 
 
 def fail(code, words, times=10**6):
-    """An ``infer`` that fails so often, and works after that."""
+    """An ``infer`` that fails `times` times and works after that."""
     left = [None] * times
 
     def infer(request, context):
@@ -87,9 +87,9 @@ def test_the_bound_of_requests_in_flight_is_for_each_server(two):
 
 @pytest.mark.parametrize("count", [1, 6])
 @pytest.mark.parametrize("failure", [STUB_DIED, RESET, (Code.CANCELLED, "the server shuts down")])
-def test_what_a_broken_server_fails_is_answered_by_the_other(two, client, count, failure):
+def test_requests_that_fail_on_a_broken_server_are_answered_by_the_other(two, client, count, failure):
     two[0].infer = fail(*failure)
-    for _ in range(2):  # round robin: at least one of two requests meets it first
+    for _ in range(2):  # With round robin, at least one of two requests is sent to the broken server first.
         assert client.embed(numbers(count), batch_size=1).embeddings[:, 0].tolist() == list(range(count))
     assert two[0].requests
     assert len(two[1].requests) == 2 * count
@@ -116,7 +116,7 @@ def test_a_server_that_goes_away_with_requests_in_it_is_not_noticed(two, client,
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_a_request_that_breaks_every_server_was_at_each_once(two, client, count):
+def test_a_request_that_breaks_every_server_is_sent_to_each_once(two, client, count):
     for fake in two:
         fake.infer = fail(*RESET)
     with pytest.raises(UnavailableError, match="Connection reset"):
@@ -138,7 +138,7 @@ def test_a_request_that_breaks_every_server_was_at_each_once(two, client, count)
         (Code.INTERNAL, "the batch failed on the device", ServerError),
     ],
 )
-def test_what_another_server_cannot_make_good_is_not_sent_again(two, client, code, words, kind, count):
+def test_an_error_that_another_server_would_repeat_is_not_retried(two, client, code, words, kind, count):
     for fake in two:
         fake.infer = fail(code, words)
     with pytest.raises(kind, match=words):
@@ -147,7 +147,7 @@ def test_what_another_server_cannot_make_good_is_not_sent_again(two, client, cod
     assert len(asked) == len(set(asked)) <= count
 
 
-def test_a_single_server_is_asked_once_whatever_it_says(server):
+def test_a_single_server_gets_a_request_once_whatever_its_error(server):
     server.infer = fail(*RESET)
     for target in (server.target, [server.target]):
         with EmbeddingClient(target) as client, pytest.raises(UnavailableError):
@@ -156,7 +156,7 @@ def test_a_single_server_is_asked_once_whatever_it_says(server):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_the_second_server_is_told_the_time_that_is_left(two, count):
+def test_the_second_server_gets_the_remaining_time(two, count):
     for fake in two:
         fake.infer = fail(*RESET, times=1)
     two[1].infer = embed
@@ -170,9 +170,9 @@ def test_the_second_server_is_told_the_time_that_is_left(two, count):
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_nothing_is_sent_again_once_the_time_is_over(two, client, monkeypatch, count):
+def test_nothing_is_retried_after_the_deadline(two, client, monkeypatch, count):
     now = [1000.0]
-    monkeypatch.setattr("tritonembed._deadline.monotonic", lambda: now[0])
+    monkeypatch.setattr("tritonembed.request.monotonic", lambda: now[0])
 
     def infer(request, context):
         now[0] += 100
@@ -189,14 +189,14 @@ def test_nothing_is_sent_again_once_the_time_is_over(two, client, monkeypatch, c
 
 @pytest.fixture
 def gates(two):
-    """Both servers hold every request but the first, which is answered when another one is there."""
+    """Both servers hold every request but the first, which is answered as soon as a second request has arrived."""
     held = [Gate(), Gate()]
 
     def infer(gate, other):
         def answer(request, context):
             if elements(request) != [b"0"]:
                 return gate(request, context)
-            other.wait_inside(1)  # in turn, the second request goes to the other server
+            other.wait_inside(1)  # With round robin, the second request is sent to the other server.
             return embed(request)
 
         return answer
@@ -226,7 +226,7 @@ def test_a_stream_that_is_left_early_leaves_no_load(client, gates, end):
         results.close()
     del results
     wait_for_no_load(client)
-    assert [server.failures for server in client._router.servers] == [0, 0]
+    assert [server.failures for server in client._transport._router.upstreams] == [0, 0]
 
 
 def test_an_error_of_one_request_leaves_no_load(two, client):
@@ -236,7 +236,7 @@ def test_an_error_of_one_request_leaves_no_load(two, client):
     wait_for_no_load(client)
 
 
-def test_closing_the_client_fails_what_is_outstanding_and_sends_nothing_again(two):
+def test_closing_the_client_fails_outstanding_calls_and_retries_nothing(two):
     gates = [Gate(), Gate()]
     for fake, gate in zip(two, gates, strict=True):
         fake.infer = gate
@@ -274,7 +274,7 @@ def test_a_server_that_is_back_is_used_again(two, client):
         client.embed(["1"])
 
 
-def test_info_and_readiness_are_those_of_the_first_server_that_is_there(two, client):
+def test_info_and_readiness_are_those_of_the_first_reachable_server(two, client):
     assert client.info().name == "triton"
     two[0].close()
     assert client.info().name == "triton"
@@ -288,13 +288,13 @@ def test_info_and_readiness_are_those_of_the_first_server_that_is_there(two, cli
 @pytest.mark.parametrize(
     ("targets", "words"),
     [
-        ([], "no server"),
+        ([], "the list of servers is empty"),
         (["a:1", "a:1"], "twice"),
-        ("a:65536", "65536 is no port"),
-        (["a:1", "[::1]:0"], "0 is no port"),
+        ("a:65536", "65536 is not a port"),
+        (["a:1", "[::1]:0"], "0 is not a port"),
     ],
 )
-def test_no_server_one_twice_and_a_port_that_cannot_be_are_a_value_error(targets, words):
+def test_no_server_a_repeated_server_and_an_invalid_port_are_value_errors(targets, words):
     with pytest.raises(ValueError, match=words):
         EmbeddingClient(targets)
 

@@ -59,7 +59,7 @@ async def test_the_requests_of_one_call_are_spread_and_their_order_is_kept(two, 
 
 
 @pytest.mark.parametrize("failure", [STUB_DIED, RESET, (Code.CANCELLED, "the server shuts down")])
-async def test_what_a_broken_server_fails_is_answered_by_the_other(two, client, failure):
+async def test_requests_that_fail_on_a_broken_server_are_answered_by_the_other(two, client, failure):
     two[0].infer = fail(*failure)
     result = await client.embed(numbers(6), batch_size=1)
     assert result.embeddings[:, 0].tolist() == list(range(6))
@@ -77,7 +77,7 @@ async def test_a_server_that_goes_away_with_requests_in_it_is_not_noticed(two, c
     await closing
 
 
-async def test_a_request_that_breaks_every_server_was_at_each_once(two, client):
+async def test_a_request_that_breaks_every_server_is_sent_to_each_once(two, client):
     for fake in two:
         fake.infer = fail(*RESET)
     with pytest.raises(UnavailableError, match="Connection reset"):
@@ -93,7 +93,7 @@ async def test_a_request_that_breaks_every_server_was_at_each_once(two, client):
         (Code.UNAVAILABLE, "Exceeds maximum queue size", OverloadedError),
     ],
 )
-async def test_what_another_server_cannot_make_good_is_not_sent_again(two, client, code, words, kind):
+async def test_an_error_that_another_server_would_repeat_is_not_retried(two, client, code, words, kind):
     for fake in two:
         fake.infer = fail(code, words)
     with pytest.raises(kind, match=words):
@@ -101,7 +101,7 @@ async def test_what_another_server_cannot_make_good_is_not_sent_again(two, clien
     assert sum(len(fake.requests) for fake in two) == 1
 
 
-async def test_the_second_server_is_told_the_time_that_is_left(two, client):
+async def test_the_second_server_gets_the_remaining_time(two, client):
     two[0].infer = fail(*RESET)
     while not two[0].requests:
         await client.embed(["1"], timeout=20)
@@ -123,7 +123,7 @@ async def test_cancelling_the_task_cancels_its_requests_also_at_once(two, client
     if started:
         await inside(gates, 8)
     else:
-        await asyncio.sleep(0)  # one step: requests are made, none has run
+        await asyncio.sleep(0)  # After one step, requests exist and none has run.
     assert sum(loads(client)) == 16 * 5 + 6 if started else sum(loads(client)) > 0
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -133,10 +133,10 @@ async def test_cancelling_the_task_cancels_its_requests_also_at_once(two, client
         for gate in gates:
             await asyncio.to_thread(gate.wait_ended, 8)
     assert sum(len(fake.requests) for fake in two) <= 16
-    assert [server.failures for server in client._router.servers] == [0, 0]
+    assert [server.failures for server in client._transport._router.upstreams] == [0, 0]
 
 
-async def test_closing_the_client_fails_what_is_outstanding_and_sends_nothing_again(two, gates):
+async def test_closing_the_client_fails_outstanding_calls_and_retries_nothing(two, gates):
     client = AsyncEmbeddingClient([fake.target for fake in two], max_in_flight=2)
     task = asyncio.create_task(client.embed(numbers(4), batch_size=1))
     await inside(gates, 2)

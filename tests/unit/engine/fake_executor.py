@@ -1,21 +1,29 @@
-"""An executor without a model: each vector says which sentence it is of. It can hold, fail and count."""
+"""An executor without a model: each vector identifies its sentence. It can hold, fail and count."""
 
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
+from tritonembed_engine.request import Request
+from tritonembed_engine.token_ids import TokenIds
 
 Array = npt.NDArray[np.float32]
 PATIENCE = 20.0
-"""Seconds a test waits for what happens at once unless it is broken."""
+"""Seconds that a test waits for an event that happens at once unless the code is broken."""
 
 
 def ids(*values: int) -> bytes:
     """A sentence."""
     return np.array(values, dtype="<i4").tobytes()
+
+
+def request_of(sentences: Sequence[bytes], **fields: Any) -> Request:
+    """A request for the engine."""
+    return Request(TokenIds.join(sentences), **fields)
 
 
 def vector_of(sentence: bytes) -> list[float]:
@@ -30,7 +38,7 @@ def vectors_of(sentences: Sequence[bytes]) -> Array:
 
 
 class FakeExecutor:
-    """Follows `Executor`. `hold` stops the engine in `result` until `let_go`."""
+    """An `Executor`. `hold` stops the engine in `result` until `let_go`."""
 
     name = "fake"
     dimensions = 3
@@ -74,15 +82,16 @@ class FakeExecutor:
     def let_go(self) -> None:
         self._go.set()
 
-    def launch(self, sentences: Sequence[bytes], skips: Sequence[int] | None = None) -> "FakePending":
+    def launch(self, batch: TokenIds, skips: Sequence[int] | None = None) -> "FakePending":
+        sentences = [ids.tobytes() for ids in batch]
         self.before_launch(sentences)
         self.skips.append(skips)
-        self.batches.append(list(sentences))
+        self.batches.append(sentences)
         self.threads.append(threading.get_ident())
         self.events.append("launch")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        return FakePending(self, list(sentences))
+        return FakePending(self, sentences)
 
     def wait(self) -> None:
         self.holding.set()

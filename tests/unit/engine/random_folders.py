@@ -1,4 +1,4 @@
-"""Random folders around one small transformer: what sentence-transformers' files can say, right and wrong."""
+"""Random folders around one small transformer: valid and invalid contents of sentence-transformers' files."""
 
 import functools
 import inspect
@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from tests.other_models import write_roberta
 
-from tritonembed_perf.models import write_bert, write_roberta
+from tritonembed_perf.models import write_bert
 
 HIDDEN = 32
 MODES = ("cls", "max", "mean", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
@@ -32,7 +33,7 @@ TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
 
 @functools.cache
 def activations() -> list[str]:
-    """Every class of torch.nn that can be made without arguments, but for a whole transformer, by its full name."""
+    """Full names of all classes of torch.nn that take no arguments, except Transformer."""
     names = []
     for kind in vars(torch.nn).values():
         if inspect.isclass(kind) and issubclass(kind, torch.nn.Module) and kind is not torch.nn.Transformer:
@@ -56,7 +57,7 @@ def write_bases(root: Path) -> dict[str, Path]:
 
 @dataclass
 class Draft:
-    """A folder before it is written. files: by path; None is a file that is not there, str one that is no JSON.
+    """A folder before it is written. files: by path; None for a missing file, str for a file that is not JSON.
 
     weights: by folder; the tensors, and whether they are pickled. transformer: the transformer's folder. style: which
     release's names the types have. odd: something is wrong or unusual. written: widths of the features so far.
@@ -81,7 +82,7 @@ class Draft:
 
     @property
     def width(self) -> int:
-        """Of the pooled vector."""
+        """Width of the pooled vector."""
         given = self.pooling.get("pooling_mode")
         if given is None:
             return max(1, sum(bool(self.pooling.get(key)) for key in OLD_KEYS)) * HIDDEN
@@ -299,7 +300,7 @@ def odd_steps(draft: Draft) -> None:
 
 
 def settings(draft: Draft) -> None:
-    """Settings of the transformer that mean something."""
+    """Settings of the transformer that change its vectors."""
     rng = draft.rng
     for change in rng.sample(
         [
@@ -478,7 +479,7 @@ ODD = (odd_pooling, odd_steps, odd_settings, odd_prompts, layout)
 
 
 def draft_of(number: int) -> Draft:
-    """The folder of a number: some of what is sound and, in one of three, something odd."""
+    """The folder for this number: sound settings and, in every third folder, something odd."""
     rng = random.Random(number)
     draft = Draft(rng, base=rng.choice(["bert", "bert", "roberta"]), style=rng.randrange(4))
     changes = rng.sample(SOUND, rng.randint(1, 4))

@@ -1,9 +1,9 @@
 """Triton is asked seldom whether a client is gone."""
 
-from tritonembed_engine.abandonment import EVERY_SECONDS, Abandonment
+from tritonembed_engine.stub.abandonment import EVERY_SECONDS, Abandonment
 
 
-def test_it_asks_once_a_period_and_not_at_once() -> None:
+def test_triton_is_asked_once_per_period_and_not_at_once() -> None:
     now, asked, gone = 10.0, 0, False
 
     def ask() -> bool:

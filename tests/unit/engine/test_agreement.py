@@ -1,4 +1,4 @@
-"""The direct executor does not serve unless it agrees with vLLM; both are fakes here."""
+"""The direct executor serves only if it agrees with vLLM. Both are fakes here."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,20 +10,21 @@ from tests.unit.engine.fake_executor import Array, FakeExecutor
 from tritonembed_engine.executors.agreement import (
     LARGEST_ALLOWED,
     LARGEST_DISTANCE,
+    LONGEST,
     NOISE_MARGIN,
     Disagreement,
-    Reference,
+    VllmVectors,
     check_agreement,
-    make_reference,
+    compute_vllm_vectors,
 )
-from tritonembed_engine.executors.buckets import Bucket
+from tritonembed_engine.executors.graphs import Bucket
 
 VOCABULARY, MAXIMUM, WIDTH = 1000, 256, 32
 BUCKETS = [Bucket(256, 64, 16), Bucket(512, 256, 32), Bucket(1024, 128, 64)]
 
 
 def embed(sentences: Sequence[bytes]) -> Array:
-    """A model: each sentence has a vector of its own, whatever stands beside it."""
+    """A model: the vector of a sentence does not depend on the rest of the batch."""
     seeds = [np.frombuffer(sentence, dtype="<u4") for sentence in sentences]
     return np.stack([np.random.default_rng(seed).normal(size=WIDTH) for seed in seeds]).astype(np.float32)
 
@@ -35,12 +36,12 @@ def executor(compute: Callable[[Sequence[bytes]], Array] = embed) -> FakeExecuto
 
 
 @pytest.fixture(scope="module")
-def reference() -> Reference:
-    return make_reference(executor(), VOCABULARY, MAXIMUM)
+def reference() -> VllmVectors:
+    return compute_vllm_vectors(executor(), VOCABULARY, MAXIMUM)
 
 
 def turned(vectors: Array, cosine: float) -> Array:
-    """Vectors at that cosine to the given ones."""
+    """Vectors with this cosine to the given vectors."""
     other = np.random.default_rng(7).normal(size=vectors.shape)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     other -= vectors * (other * vectors).sum(axis=1, keepdims=True) / length**2
@@ -52,7 +53,7 @@ def tokens(sentences: Sequence[bytes]) -> int:
     return sum(map(len, sentences)) // 4
 
 
-def test_a_batch_that_no_graph_runs_is_looked_at_too(reference: Reference) -> None:
+def test_a_batch_that_no_graph_runs_is_checked_too(reference: VllmVectors) -> None:
     large = Bucket(3000, MAXIMUM, 64)
     broken = executor(lambda sentences: turned(embed(sentences), 0.9 if tokens(sentences) > 2000 else 1.0))
     assert check_agreement(broken, reference, BUCKETS) <= 1e-6
@@ -60,7 +61,7 @@ def test_a_batch_that_no_graph_runs_is_looked_at_too(reference: Reference) -> No
         check_agreement(broken, reference, BUCKETS, [large])
 
 
-def test_a_budget_below_the_mixed_batch_is_kept(reference: Reference) -> None:
+def test_a_budget_below_the_mixed_batch_is_kept(reference: VllmVectors) -> None:
     """Buffers are as large as the budget."""
     direct = executor()
     direct.max_batch_tokens = MAXIMUM
@@ -70,7 +71,7 @@ def test_a_budget_below_the_mixed_batch_is_kept(reference: Reference) -> None:
 
 
 def in_bucket(bucket: Bucket, break_it: Callable[[Array], Array]) -> Callable[[Sequence[bytes]], Array]:
-    """An executor that is right but in one bucket's graph."""
+    """An executor that is wrong only in one bucket's graph."""
 
     def compute(sentences: Sequence[bytes]) -> Array:
         longest = max(map(len, sentences)) // 4
@@ -81,7 +82,7 @@ def in_bucket(bucket: Bucket, break_it: Callable[[Array], Array]) -> Callable[[S
     return compute
 
 
-def test_an_executor_that_agrees_passes_and_every_shape_was_looked_at(reference: Reference) -> None:
+def test_an_executor_that_agrees_passes_after_every_shape_was_checked(reference: VllmVectors) -> None:
     direct = executor()
     assert check_agreement(direct, reference, BUCKETS) <= 1e-6
     alone = [tokens(batch) for batch in direct.batches if len(batch) == 1]
@@ -95,14 +96,19 @@ def test_an_executor_that_agrees_passes_and_every_shape_was_looked_at(reference:
         assert bucket.holds(tokens(batch), len(batch), max(map(len, batch)) // 4)
 
 
-def test_the_reference_has_ids_of_the_vocabulary_alone_and_no_sentence_over_the_maximum() -> None:
+def test_the_reference_has_only_ids_of_the_vocabulary_and_no_sentence_over_the_maximum() -> None:
     for maximum in (1, 3, 512, 600):
-        made = make_reference(executor(), 5, maximum)
+        made = compute_vllm_vectors(executor(), 5, maximum)
         ids = np.frombuffer(b"".join(made.sentences), dtype="<i4")
         assert ids.min() >= 0
         assert ids.max() <= 4
         assert made.lengths == [len(sentence) // 4 for sentence in made.sentences]
         assert max(made.lengths) == maximum
+
+
+def test_the_longest_sentence_is_capped() -> None:
+    """Attention over all tokens of a long model would take minutes."""
+    assert compute_vllm_vectors(executor(), VOCABULARY, 32_768).lengths[-1] == LONGEST
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)
@@ -132,8 +138,8 @@ def test_the_reference_has_ids_of_the_vocabulary_alone_and_no_sentence_over_the_
     ],
 )
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
-def test_what_is_wrong_in_one_graph_alone_is_refused_and_the_graph_named(
-    reference: Reference, break_it: Callable[[Array], Array], bucket: Bucket
+def test_an_error_in_one_graph_alone_is_refused_and_the_graph_named(
+    reference: VllmVectors, break_it: Callable[[Array], Array], bucket: Bucket
 ) -> None:
     direct = executor(in_bucket(bucket, break_it))
     where = f"the CUDA graph of {bucket.tokens} tokens, {bucket.longest} at most"
@@ -143,7 +149,7 @@ def test_what_is_wrong_in_one_graph_alone_is_refused_and_the_graph_named(
 
 
 @pytest.mark.parametrize("length", [1, 64, 256])
-def test_a_sentence_that_is_wrong_alone_is_refused_and_its_length_named(reference: Reference, length: int) -> None:
+def test_a_sentence_that_is_wrong_alone_is_refused_and_its_length_named(reference: VllmVectors, length: int) -> None:
     def compute(sentences: Sequence[bytes]) -> Array:
         wrong = len(sentences) == 1 and tokens(sentences) == length
         return -embed(sentences) if wrong else embed(sentences)
@@ -152,12 +158,12 @@ def test_a_sentence_that_is_wrong_alone_is_refused_and_its_length_named(referenc
         check_agreement(executor(compute), reference, BUCKETS)
 
 
-def test_a_batch_whose_rows_are_swapped_is_refused(reference: Reference) -> None:
+def test_a_batch_whose_rows_are_swapped_is_refused(reference: VllmVectors) -> None:
     with pytest.raises(Disagreement, match=r"^a mixed batch: "):
         check_agreement(executor(lambda sentences: embed(sentences)[::-1]), reference, [])
 
 
-def test_the_limit_is_a_cosine_of_0_9999(reference: Reference) -> None:
+def test_the_limit_is_a_cosine_of_0_9999(reference: VllmVectors) -> None:
     assert reference.allowed == LARGEST_DISTANCE == pytest.approx(1 - 0.9999)
     just_right = executor(lambda sentences: turned(embed(sentences), 0.99995))
     assert check_agreement(just_right, reference, BUCKETS) == pytest.approx(5e-5, rel=0.05)
@@ -165,16 +171,16 @@ def test_the_limit_is_a_cosine_of_0_9999(reference: Reference) -> None:
         check_agreement(executor(lambda sentences: turned(embed(sentences), 0.9998)), reference, BUCKETS)
 
 
-def noisy_reference(cosine: float) -> Reference:
-    """vLLM that differs from itself by so much when a sentence is not alone."""
+def noisy_reference(cosine: float) -> VllmVectors:
+    """vLLM whose vector of a sentence in a batch has this cosine to that of the sentence alone."""
 
     def compute(sentences: Sequence[bytes]) -> Array:
         return embed(sentences) if len(sentences) == 1 else turned(embed(sentences), cosine)
 
-    return make_reference(executor(compute), VOCABULARY, MAXIMUM)
+    return compute_vllm_vectors(executor(compute), VOCABULARY, MAXIMUM)
 
 
-def test_rounding_of_vllms_own_raises_what_is_allowed() -> None:
+def test_vllms_own_rounding_widens_the_limit() -> None:
     noisy = noisy_reference(0.9995)
     assert noisy.allowed == pytest.approx(NOISE_MARGIN * 0.0005, rel=0.02)
     check_agreement(executor(), noisy, BUCKETS)

@@ -5,13 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritonembed_engine.executors.agreement import LENGTHS, _fill
-from tritonembed_engine.executors.buckets import LAUNCH_BOUND_TOKENS, Bucket, buckets
-from tritonembed_engine.loading import SENTENCES_PER_BATCH
+from tritonembed_engine.executors.graphs import LAUNCH_BOUND_TOKENS, Bucket, buckets
+from tritonembed_engine.executors.loading import SENTENCES_PER_BATCH
 
 LONGEST = (64, 128, 512)
 
 
-def test_buckets_come_smallest_first_and_none_twice() -> None:
+def test_buckets_are_sorted_and_distinct() -> None:
     shapes = buckets(32768, 1024, LONGEST)
     assert shapes == sorted(set(shapes))
     assert {shape.longest for shape in shapes} == set(LONGEST)
@@ -48,14 +48,14 @@ def test_a_bucket_holds_what_fits_in_every_respect(batch: tuple[int, int, int], 
     assert Bucket(tokens=1024, longest=64, sentences=64).holds(*batch) is held
 
 
-def test_above_the_launch_bound_size_a_bucket_wants_to_be_well_filled() -> None:
+def test_above_the_launch_bound_size_only_a_well_filled_bucket_is_used() -> None:
     bucket = Bucket(tokens=16384, longest=64, sentences=1024)
     assert bucket.holds(14_895, 300, 64)
     assert not bucket.holds(14_894, 300, 64)
 
 
 def usable(shape: Bucket, shapes: list[Bucket]) -> bool:
-    """Whether any batch is served by this bucket, and not by a smaller one or none."""
+    """Whether any batch is served by this bucket, and not by a smaller bucket or eagerly."""
     fullest = (min(shape.tokens, shape.sentences * shape.longest), shape.sentences, min(shape.longest, shape.tokens))
     return next((s for s in shapes if s.holds(*fullest)), None) == shape
 
@@ -63,7 +63,7 @@ def usable(shape: Bucket, shapes: list[Bucket]) -> bool:
 @pytest.mark.parametrize("budget", [8192, 32768, 65536])
 @pytest.mark.parametrize("maximum", [40, 60, 128, 512, 8192])
 def test_the_check_at_load_runs_in_the_graph_of_every_bucket_that_serves(budget: int, maximum: int) -> None:
-    """A batch meant for one bucket must not run in another, or eagerly: its graph would serve unchecked."""
+    """If a bucket's batch ran in another bucket, or eagerly, the bucket's graph would serve unchecked."""
     shapes = buckets(budget, SENTENCES_PER_BATCH, sorted({min(64, maximum), min(128, maximum), maximum}))
     known = sorted({length for length in LENGTHS if length < maximum} | {maximum})
     serving = [shape for shape in shapes if usable(shape, shapes)]

@@ -59,5 +59,5 @@ def test_a_slow_model_is_measured_for_a_bounded_time(monkeypatch: pytest.MonkeyP
 
     executor.before_launch = take_long
     measure_budget(executor, max_length=512)
-    # Each candidate at least once: a warm-up and one round of two.
+    # Each candidate runs at least once: a warm-up and one round of two.
     assert len(executor.batches) <= 3 * len(CANDIDATES) + 2

@@ -1,4 +1,4 @@
-"""Framing of BYTES tensors, against tritonclient's, which is the protocol's own."""
+"""Framing of BYTES tensors, compared with tritonclient's."""
 
 import types
 from typing import Any
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
-from tritonembed_engine.bytes_tensors import deserialize, install, serialize
+from tritonembed_engine.stub.bytes_tensors import deserialize, install, serialize
 
 ELEMENTS = st.one_of(
     st.lists(st.binary(max_size=20), min_size=1, max_size=10),
@@ -24,14 +24,14 @@ def objects(elements: list[bytes]) -> Any:
 
 
 @given(ELEMENTS)
-def test_framed_as_the_protocol_says_and_read_back(elements: list[bytes]) -> None:
+def test_tensors_are_framed_as_in_the_protocol_and_read_back(elements: list[bytes]) -> None:
     framed = serialize(objects(elements))
     assert framed == serialize_byte_tensor(objects(elements)).item()
     assert deserialize(memoryview(framed)).tolist() == elements == deserialize_bytes_tensor(framed).tolist()
 
 
 def test_elements_of_one_size_stay_elements() -> None:
-    """numpy would make a matrix of characters of them."""
+    """numpy would turn them into a matrix of characters."""
     assert deserialize(serialize(objects([b"ab", b"cd"]))).shape == (2,)
 
 
@@ -41,7 +41,7 @@ def backend(**functions: Any) -> types.ModuleType:
     return module
 
 
-def test_the_backends_functions_are_replaced_where_they_do_the_same() -> None:
+def test_the_backends_functions_are_replaced_if_they_do_the_same() -> None:
     ours = backend(
         serialize_byte_tensor=lambda tensor: serialize_byte_tensor(tensor).item() if tensor.size else (),
         deserialize_bytes_tensor=deserialize_bytes_tensor,

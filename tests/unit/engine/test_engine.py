@@ -1,4 +1,4 @@
-"""The engine's thread: who gets which answer, and what happens under load, errors and at the end."""
+"""The engine's thread: which request gets which vectors; load, errors and closing."""
 
 import random
 import threading
@@ -7,15 +7,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, vectors_of
+from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, request_of, vectors_of
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
-from tritonembed_engine.jobs import BatchReport, Job
+from tritonembed_engine.request import BatchReport
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """Seconds that pass only when a test advances them."""
 
     now = 0.0
 
@@ -59,7 +59,7 @@ def get(future: "Future[Array]") -> Array:
 
 
 def occupy(engine: EmbeddingEngine, executor: FakeExecutor) -> "Future[Array]":
-    """A request that the engine is busy with until the executor is let go; what is submitted now waits."""
+    """A request that keeps the engine busy until `let_go`. Requests submitted meanwhile wait."""
     executor.hold()
     future = engine.submit([ids(1)])
     assert executor.holding.wait(PATIENCE)
@@ -92,15 +92,15 @@ def test_a_request_larger_than_a_batch_is_put_together_again(make: Make) -> None
 
 def test_requests_that_came_together_share_a_batch(make: Make) -> None:
     engine, executor, _ = make()
-    first, second = engine.submit_all([Job([ids(1)]), Job([ids(2), ids(3)])])
+    first, second = engine.submit_all([request_of([ids(1)]), request_of([ids(2), ids(3)])])
     np.testing.assert_array_equal(get(first), vectors_of([ids(1)]))
     np.testing.assert_array_equal(get(second), vectors_of([ids(2), ids(3)]))
     assert executor.batches == [[ids(1), ids(2), ids(3)]]
 
 
-def test_each_request_of_a_batch_is_normalised_or_not_as_it_asked(make: Make) -> None:
+def test_each_request_of_a_batch_keeps_its_own_normalisation(make: Make) -> None:
     engine, executor, _ = make()
-    raw, unit = engine.submit_all([Job([ids(3, 4)]), Job([ids(3, 4)], normalize=True)])
+    raw, unit = engine.submit_all([request_of([ids(3, 4)]), request_of([ids(3, 4)], normalize=True)])
     expected = vectors_of([ids(3, 4)])
     np.testing.assert_array_equal(get(raw), expected)
     np.testing.assert_allclose(get(unit), expected / np.linalg.norm(expected), rtol=1e-6)
@@ -120,7 +120,7 @@ def test_a_request_whose_deadline_passed_before_its_turn_is_never_computed(make:
     assert executor.computed == [ids(1), ids(2)]
 
 
-def test_beyond_what_may_wait_a_request_is_refused_at_once_and_later_ones_are_served(make: Make) -> None:
+def test_a_request_over_the_waiting_limit_is_refused_at_once_and_later_requests_are_served(make: Make) -> None:
     engine, executor, _ = make(max_waiting_sentences=4)
     occupy(engine, executor)
     fits, too_much = engine.submit([ids(2)] * 3), engine.submit([ids(3)] * 2)
@@ -136,7 +136,7 @@ def test_beyond_what_may_wait_a_request_is_refused_at_once_and_later_ones_are_se
     assert ids(3) not in executor.computed
 
 
-def test_so_many_requests_wait_and_not_one_more(make: Make) -> None:
+def test_no_more_requests_wait_than_allowed(make: Make) -> None:
     engine, executor, _ = make(max_waiting_requests=2)
     assert not engine.waiting
     occupy(engine, executor)
@@ -162,13 +162,13 @@ def test_an_error_of_one_batch_fails_only_its_requests(make: Make, where: str) -
         executor.before_launch = fail_on_666
     else:
         executor.compute = fail_on_666
-    jobs = [Job([ids(1)] * 4), Job([ids(2)]), Job([ids(666)]), Job([ids(3)] * 4)]
-    whole, together, broken, after = engine.submit_all(jobs)
+    requests = [request_of([ids(1)] * 4), request_of([ids(2)]), request_of([ids(666)]), request_of([ids(3)] * 4)]
+    whole, together, broken, after = engine.submit_all(requests)
     for future in (together, broken):
         with pytest.raises(ExecutionFailed) as failed:
             get(future)
         assert str(failed.value) == "a batch failed: RuntimeError"
-    # The batch had room for two sentences of the last request, so that one fails too.
+    # The batch had room for two sentences of the last request, so that request fails too.
     with pytest.raises(ExecutionFailed):
         get(after)
     assert len(get(whole)) == 4
@@ -186,8 +186,12 @@ def test_a_vector_that_is_not_finite_fails_its_own_request_alone(make: Make, bad
         return vectors
 
     executor.compute = compute
-    jobs = [Job([ids(1)], normalize=normalize), Job([ids(2), ids(7)], normalize=normalize), Job([ids(3)])]
-    first, failed, last = engine.submit_all(jobs)
+    requests = [
+        request_of([ids(1)], normalize=normalize),
+        request_of([ids(2), ids(7)], normalize=normalize),
+        request_of([ids(3)]),
+    ]
+    first, failed, last = engine.submit_all(requests)
     with pytest.raises(ExecutionFailed, match="not finite"):
         get(failed)
     np.testing.assert_allclose(np.linalg.norm(get(first)), 1.0 if normalize else np.sqrt(3), rtol=1e-6)
@@ -211,14 +215,14 @@ def test_a_request_whose_other_batch_was_finite_fails_too(make: Make) -> None:
 
 def test_tokens_that_are_not_pooled_reach_the_executor_sentence_by_sentence(make: Make) -> None:
     engine, executor, _ = make()
-    jobs = [Job([ids(1), ids(2)], skip=3), Job([ids(4)]), Job([ids(5)], skip=1)]
-    for future in engine.submit_all(jobs):
+    requests = [request_of([ids(1), ids(2)], skip=3), request_of([ids(4)]), request_of([ids(5)], skip=1)]
+    for future in engine.submit_all(requests):
         get(future)
     get(engine.submit([ids(6)]))
     assert executor.skips == [[3, 3, 0, 1], None]
 
 
-def test_what_is_left_of_a_request_is_not_computed_once_it_failed(make: Make) -> None:
+def test_the_rest_of_a_failed_request_is_not_computed(make: Make) -> None:
     engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
 
     def fail(sentences: Sequence[bytes]) -> None:
@@ -260,13 +264,13 @@ def test_the_next_batch_is_launched_before_the_last_is_collected_and_no_more(mak
     assert executor.most_in_flight == executor.depth
 
 
-def test_what_is_done_when_it_is_launched_is_answered_before_the_next_batch(make: Make) -> None:
+def test_a_batch_that_blocks_in_launch_is_answered_before_the_next_batch(make: Make) -> None:
     engine, executor, _ = make(FakeExecutor(max_batch_sentences=1, depth=1))
     get(engine.submit([ids(place) for place in range(3)]))
     assert executor.events == ["launch", "result"] * 3
 
 
-def test_while_the_executor_is_busy_what_waits_is_not_launched(make: Make) -> None:
+def test_waiting_requests_are_not_launched_while_the_executor_is_busy(make: Make) -> None:
     engine, executor, _ = make(FakeExecutor(max_batch_sentences=1))
     executor.hold()
     future = engine.submit([ids(place) for place in range(9)])
@@ -277,7 +281,7 @@ def test_while_the_executor_is_busy_what_waits_is_not_launched(make: Make) -> No
     assert executor.most_in_flight == executor.depth
 
 
-def test_closing_answers_what_runs_fails_what_waits_at_once_and_ends_the_thread(make: Make) -> None:
+def test_closing_answers_running_requests_fails_waiting_ones_at_once_and_ends_the_thread(make: Make) -> None:
     engine, executor, _ = make()
     running = occupy(engine, executor)
     waiting = [engine.submit([ids(2)]), engine.submit([ids(3)] * 20)]
@@ -334,18 +338,18 @@ def test_each_batch_is_reported_with_its_size_and_times(make: Make) -> None:
     engine, executor, clock = make(on_batch=reports.append)
     executor.before_launch = lambda sentences: clock.advance(1.0)
     executor.before_result = lambda: clock.advance(10.0)
-    jobs = [Job([ids(1, 1)]), Job([ids(2, 2, 2)] * 3), Job([ids(3)])]
-    for future in engine.submit_all(jobs):
+    requests = [request_of([ids(1, 1)]), request_of([ids(2, 2, 2)] * 3), request_of([ids(3)])]
+    for future in engine.submit_all(requests):
         get(future)
-    # The first batch, from second 0 to 12, completes the two small requests and begins the large one; the second, from
-    # 1 to 22, completes that. Its answer is given out after its batch was reported.
+    # The first batch, from second 0 to 12, completes the two small requests and begins the large request. The second
+    # batch, from 1 to 22, completes the large request, which is answered after the batch's report.
     assert reports == [
         BatchReport(4, 9, 10, 12.0, requests=2, queue_seconds=0.0, request_compute_seconds=12.0 + 12.0),
         BatchReport(1, 3, 10, 21.0, requests=1, queue_seconds=0.0, request_compute_seconds=22.0),
     ]
 
 
-def test_a_request_is_counted_once_whatever_is_computed_in_halves(make: Make) -> None:
+def test_a_request_is_counted_once_even_if_its_batch_is_computed_in_halves(make: Make) -> None:
     reports: list[BatchReport] = []
     engine, executor, clock = make(FakeExecutor(max_batch_tokens=6, max_batch_sentences=6), on_batch=reports.append)
 
@@ -356,7 +360,7 @@ def test_a_request_is_counted_once_whatever_is_computed_in_halves(make: Make) ->
         return vectors_of(sentences)
 
     executor.compute = fill
-    # Its first batch is too large, so the second, with its last sentences, is collected before the first one's halves.
+    # The first batch is too large. The second, with the last sentences, is collected before the halves of the first.
     get(engine.submit([ids(number) for number in range(8)]))
     assert [report.sentences for report in reports] == [2, 3, 3]
     assert [report.requests for report in reports] == [0, 0, 1]
@@ -396,7 +400,7 @@ def test_a_batch_that_failed_is_not_reported(make: Make) -> None:
 
 
 @pytest.mark.parametrize("where", ["launch", "result"])
-def test_a_batch_the_device_has_no_room_for_is_computed_in_halves_and_nothing_is_lost(make: Make, where: str) -> None:
+def test_a_batch_too_large_for_the_device_is_computed_in_halves_and_nothing_is_lost(make: Make, where: str) -> None:
     engine, executor, _ = make(FakeExecutor(max_batch_tokens=32, max_batch_sentences=32))
     room = 5
 
@@ -409,9 +413,9 @@ def test_a_batch_the_device_has_no_room_for_is_computed_in_halves_and_nothing_is
         executor.before_launch = fill
     else:
         executor.compute = fill
-    jobs = [Job([ids(number, place) for place in range(7)]) for number in range(9)]
-    for job, future in zip(jobs, engine.submit_all(jobs), strict=True):
-        np.testing.assert_array_equal(get(future), vectors_of(job.sentences))
+    requests = [request_of([ids(number, place) for place in range(7)]) for number in range(9)]
+    for request, future in zip(requests, engine.submit_all(requests), strict=True):
+        np.testing.assert_array_equal(get(future), vectors_of([one.tobytes() for one in request.sentences]))
     before = len(executor.batches)
     sentences = [ids(99, place) for place in range(8)]
     np.testing.assert_array_equal(get(engine.submit(sentences)), vectors_of(sentences))
@@ -419,7 +423,7 @@ def test_a_batch_the_device_has_no_room_for_is_computed_in_halves_and_nothing_is
     assert all(len(batch) * 2 <= room for batch in executor.batches[before:])
 
 
-def test_one_sentence_the_device_has_no_room_for_fails_alone(make: Make) -> None:
+def test_a_sentence_too_large_for_the_device_fails_alone(make: Make) -> None:
     engine, executor, _ = make()
 
     def fill(sentences: Sequence[bytes]) -> None:
@@ -427,13 +431,13 @@ def test_one_sentence_the_device_has_no_room_for_fails_alone(make: Make) -> None
             raise MemoryError
 
     executor.before_launch = fill
-    large, small = engine.submit_all([Job([ids(1, 2, 3, 4)]), Job([ids(5)])])
+    large, small = engine.submit_all([request_of([ids(1, 2, 3, 4)]), request_of([ids(5)])])
     with pytest.raises(OutOfMemory):
         get(large)
     assert len(get(small)) == 1
 
 
-def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> None:
+def test_a_lost_device_fails_everything_at_once_and_is_reported_once(make: Make) -> None:
     deaths = threading.Event()
     executor = FakeExecutor(max_batch_sentences=1)
     engine = EmbeddingEngine(executor, on_death=deaths.set)
@@ -457,7 +461,7 @@ def test_a_lost_device_fails_everything_at_once_and_says_so_once(make: Make) -> 
 
 
 @pytest.mark.parametrize("where", ["explain", "on_batch"])
-def test_a_defect_of_the_engine_is_told_to_all_who_wait_and_ends_it(where: str) -> None:
+def test_a_defect_of_the_engine_fails_every_waiting_request_and_ends_the_engine(where: str) -> None:
     deaths: list[int] = []
 
     def broken(*_: object) -> None:

@@ -1,20 +1,19 @@
-"""What a huge request does to the others, and what ends it before its end. Time only passes where a test says so."""
+"""Huge requests: their effect on other requests, and why they end early. Time passes only in batches."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
-from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, vectors_of
+from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, request_of, vectors_of
 
+from tritonembed_engine.batching import LEAST_SLICE_TOKENS
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import Abandoned, DeadlineExceeded, DeadlineUnreachable
-from tritonembed_engine.estimate import LEAST_SLICE_TOKENS
-from tritonembed_engine.jobs import Job
 
 HUGE = [ids(1, 2, 3, 4, 5)] * 40
 
 
 class Case:
-    """An engine whose batches each take a second; it can be stopped within one."""
+    """An engine whose batches each take a second. It can be stopped within a batch."""
 
     def __init__(self, executor: FakeExecutor) -> None:
         self.now = 100.0
@@ -62,13 +61,13 @@ def test_a_deadline_that_passes_after_its_first_batch_ends_a_request(make: Calla
 
 def test_a_request_whose_client_has_gone_is_not_computed_further(make: Callable[..., Case]) -> None:
     case = make()
-    gone = case.engine.submit_all([Job(HUGE, is_abandoned=lambda: len(case.executor.batches) == 2)])[0]
+    gone = case.engine.submit_all([request_of(HUGE, is_abandoned=lambda: len(case.executor.batches) == 2)])[0]
     with pytest.raises(Abandoned):
         gone.result(PATIENCE)
     assert len(case.executor.batches) == 2
 
 
-def test_what_cannot_be_done_in_time_is_refused_once_the_speed_is_known(make: Callable[..., Case]) -> None:
+def test_a_request_that_cannot_meet_its_deadline_is_refused_once_the_speed_is_known(make: Callable[..., Case]) -> None:
     case = make()
     case.engine.submit(HUGE).result(PATIENCE)  # 10 tokens per second
     computed = len(case.executor.batches)
@@ -78,7 +77,7 @@ def test_what_cannot_be_done_in_time_is_refused_once_the_speed_is_known(make: Ca
     assert len(case.engine.submit(HUGE, deadline=case.now + 25.0).result(PATIENCE)) == len(HUGE)
 
 
-def test_what_waits_already_counts(make: Callable[..., Case]) -> None:
+def test_waiting_requests_count_towards_the_estimate(make: Callable[..., Case]) -> None:
     case = make()
     case.engine.submit(HUGE).result(PATIENCE)
     case.executor.holding.clear()
@@ -87,7 +86,7 @@ def test_what_waits_already_counts(make: Callable[..., Case]) -> None:
     assert case.executor.holding.wait(PATIENCE)
     with pytest.raises(DeadlineUnreachable, match=r"about 39\.0 s"):
         case.engine.submit(HUGE, deadline=case.now + 25.0).result(PATIENCE)
-    # Only as much as it waits for: a small one gets in between.
+    # Only the tokens ahead of a request count: a small request gets in between.
     small = case.engine.submit([ids(9)], deadline=case.now + 5.0)
     case.executor.let_go()
     assert len(small.result(PATIENCE)) == 1
@@ -108,7 +107,7 @@ def test_batches_of_an_executor_that_blocks_are_as_long_as_its_speed_allows(
     assert depth == 2 or set(sizes[1:-1]) == {512}
 
 
-def test_splits_says_whether_a_request_is_more_than_a_batch(make: Callable[..., Case]) -> None:
+def test_splits_tells_apart_requests_of_more_than_a_batch(make: Callable[..., Case]) -> None:
     engine = make().engine
-    assert not engine.splits([Job([ids(1, 2, 3, 4, 5)] * 2), Job([ids(1)])])
-    assert engine.splits([Job([ids(1)]), Job([ids(1, 2, 3, 4, 5)] * 2 + [ids(1)])])
+    assert not engine.splits([request_of([ids(1, 2, 3, 4, 5)] * 2), request_of([ids(1)])])
+    assert engine.splits([request_of([ids(1)]), request_of([ids(1, 2, 3, 4, 5)] * 2 + [ids(1)])])

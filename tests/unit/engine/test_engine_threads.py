@@ -1,4 +1,4 @@
-"""Which thread does the engine's work: its own, or one that waits for its answer anyway."""
+"""Which thread does the engine's work: its own thread, or a thread that waits for its result anyway."""
 
 import threading
 from collections.abc import Iterator
@@ -6,11 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, vectors_of
+from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, request_of, vectors_of
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeviceLost, EngineDead
-from tritonembed_engine.jobs import Job
 
 HERE = threading.get_ident()
 
@@ -28,16 +27,18 @@ def engine(executor: FakeExecutor) -> Iterator[EmbeddingEngine]:
     made.close()
 
 
-def test_who_waits_does_the_work_with_its_batches_overlapped(engine: EmbeddingEngine, executor: FakeExecutor) -> None:
+def test_a_waiting_thread_does_the_work_with_its_batches_overlapped(
+    engine: EmbeddingEngine, executor: FakeExecutor
+) -> None:
     sentences = [ids(place, 7, 7) for place in range(11)]
-    (future,) = engine.submit_all([Job(sentences)], wait=True)
+    (future,) = engine.submit_all([request_of(sentences)], wait=True)
     assert future.done()
     np.testing.assert_array_equal(future.result(), vectors_of(sentences))
     assert executor.threads == [HERE] * 4
     assert executor.most_in_flight == 2
 
 
-def test_who_does_not_wait_does_not_work(engine: EmbeddingEngine, executor: FakeExecutor) -> None:
+def test_a_thread_that_does_not_wait_does_not_work(engine: EmbeddingEngine, executor: FakeExecutor) -> None:
     engine.submit([ids(1)]).result(PATIENCE)
     assert HERE not in executor.threads
 
@@ -45,7 +46,7 @@ def test_who_does_not_wait_does_not_work(engine: EmbeddingEngine, executor: Fake
 def test_an_executor_with_a_thread_of_its_own_stays_on_it() -> None:
     executor = FakeExecutor(on_any_thread=False)
     engine = EmbeddingEngine(executor)
-    engine.submit_all([Job([ids(1)])], wait=True)[0].result(PATIENCE)
+    engine.submit_all([request_of([ids(1)])], wait=True)[0].result(PATIENCE)
     engine.close()
     assert HERE not in executor.threads
 
@@ -54,19 +55,19 @@ def test_while_another_thread_works_the_request_is_left_to_it(engine: EmbeddingE
     executor.hold()
     first = engine.submit([ids(1)])
     assert executor.holding.wait(PATIENCE)
-    (second,) = engine.submit_all([Job([ids(2)])], wait=True)
+    (second,) = engine.submit_all([request_of([ids(2)])], wait=True)
     assert not second.done()
     executor.let_go()
     assert [len(future.result(PATIENCE)) for future in (first, second)] == [1, 1]
     assert HERE not in executor.threads
 
 
-def test_what_comes_meanwhile_is_not_forgotten(engine: EmbeddingEngine, executor: FakeExecutor) -> None:
-    """A request that arrives while a waiting thread works is launched by it, and collected by whoever is there."""
+def test_a_request_that_arrives_meanwhile_is_not_forgotten(engine: EmbeddingEngine, executor: FakeExecutor) -> None:
+    """A waiting thread launches requests that arrive while it works. It or the engine's thread collects them."""
     late = []
     executor.before_result = lambda: late or late.append(engine.submit([ids(9, 9)]))
     sentences = [ids(place, 7, 7) for place in range(4)]
-    engine.submit_all([Job(sentences)], wait=True)
+    engine.submit_all([request_of(sentences)], wait=True)
     np.testing.assert_array_equal(late[0].result(PATIENCE), vectors_of([ids(9, 9)]))
 
 
@@ -74,7 +75,7 @@ def test_many_threads_of_both_kinds_get_their_own_vectors(engine: EmbeddingEngin
     def client(seed: int) -> None:
         for turn in range(100):
             sentences = [ids(seed, turn, place) for place in range(1 + turn % 6)]
-            (future,) = engine.submit_all([Job(sentences)], wait=seed % 2 == 0)
+            (future,) = engine.submit_all([request_of(sentences)], wait=seed % 2 == 0)
             np.testing.assert_array_equal(future.result(PATIENCE), vectors_of(sentences))
 
     with ThreadPoolExecutor(8) as clients:
@@ -82,15 +83,15 @@ def test_many_threads_of_both_kinds_get_their_own_vectors(engine: EmbeddingEngin
     assert executor.in_flight == 0
 
 
-def test_a_lost_device_and_a_closed_engine_are_told_on_this_thread_too(
+def test_a_lost_device_and_a_closed_engine_raise_on_a_waiting_thread_too(
     engine: EmbeddingEngine, executor: FakeExecutor
 ) -> None:
     def lose() -> None:
         raise DeviceLost("gone")
 
     executor.before_result = lose
-    (future,) = engine.submit_all([Job([ids(1)])], wait=True)
+    (future,) = engine.submit_all([request_of([ids(1)])], wait=True)
     assert isinstance(future.exception(0), DeviceLost)
     engine.close()
-    (future,) = engine.submit_all([Job([ids(1)])], wait=True)
+    (future,) = engine.submit_all([request_of([ids(1)])], wait=True)
     assert isinstance(future.exception(0), DeviceLost | EngineDead)

@@ -1,4 +1,4 @@
-"""The last executor whose vectors are wrong does not serve: the start ends with what was tried."""
+"""If every executor's vectors are wrong, the start fails with a list of what was tried."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from tests.unit.engine.test_reference import executor, reference
 
 from tritonembed_engine import factory
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.factory import _let_through, find_held_against
+from tritonembed_engine.factory import _let_through, choose_reference
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.reference.check import Gate
 from tritonembed_engine.settings import ModelSettings
@@ -23,6 +23,7 @@ def test_wrong_vectors_end_the_start_with_all_that_was_tried(shelf: ModelShelf) 
     gate = Gate(right, "float32", False)
     assert _let_through(executor(right.vectors), gate, files, []) is not None
     wrong = executor(np.roll(right.vectors, 1, axis=1))
+    wrong.name = "scheduler"
     with pytest.raises(ModelError) as caught:
         _let_through(wrong, gate, files, ["direct executor: case 3: cosine 0.5"])
     message = str(caught.value)
@@ -31,7 +32,7 @@ def test_wrong_vectors_end_the_start_with_all_that_was_tried(shelf: ModelShelf) 
     assert "below 0.999900" in message
 
 
-def test_deterministic_is_one_sentence_a_batch(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deterministic_is_one_sentence_per_batch(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None:
     files = read_model_files(str(shelf("bert")))
     monkeypatch.setattr(factory, "_create", lambda *_: executor(reference().vectors))
     for deterministic, most in ((True, 1), (False, 64)):
@@ -46,6 +47,6 @@ def test_no_reference_is_made_of_quantized_weights(shelf: ModelShelf, tmp_path: 
     (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
     files = read_model_files(str(folder))
     with pytest.raises(ModelError, match=r"--reference FILE.*--no-reference"):
-        find_held_against(ModelSettings(model=str(folder)), files)
+        choose_reference(ModelSettings(model=str(folder)), files)
     off = ModelSettings.model_validate({"model": str(folder), "engine": {"reference": "off"}})
-    assert find_held_against(off, files) is None
+    assert choose_reference(off, files) is None

@@ -1,4 +1,4 @@
-"""Cutting a long text never changes an id; a tokenizer of an unknown kind is never cut."""
+"""Cutting a long text never changes an id. Texts for a tokenizer of an unknown kind are never cut."""
 
 import functools
 import io
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from tritonembed_engine.long_text import PLAIN_CATEGORIES, SafeCuts
-from tritonembed_perf import generated_tokenizers as generated
+from tritonembed_engine.tokenizing.long_text import PLAIN_CATEGORIES, SafeCuts
+from tritonembed_perf.families import generated_tokenizers as generated
 from tritonembed_perf.models import BERT_TOKENIZER
 
 PLAIN = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) in PLAIN_CATEGORIES]
@@ -47,7 +47,7 @@ def unigram() -> Tokenizer:
 
 
 def xlm_roberta() -> Tokenizer:
-    """With the character map that sentencepiece builds into XLM-R, and what conversion puts after it."""
+    """Has the character map that sentencepiece builds into XLM-R, and the normalizers that conversion adds."""
     tokenizer = unigram()
     runs = normalizers.Replace(Regex(" {2,}"), "▁")
     tokenizer.normalizer = normalizers.Sequence(
@@ -67,7 +67,7 @@ def metaspace(scheme: str) -> Tokenizer:
 
 @functools.cache
 def character_map() -> bytes:
-    """sentencepiece's own (nmt_nfkc), from a model trained for the purpose."""
+    """sentencepiece's nmt_nfkc, taken from a model trained here."""
     trained = io.BytesIO()
     sentences = iter(["some words to learn a few pieces from"] * 10)
     sentencepiece.SentencePieceTrainer.train(
@@ -78,7 +78,7 @@ def character_map() -> bytes:
 
 
 def protobuf_field(message: bytes, wanted: int) -> bytes:
-    """The last field of that number that holds bytes (sentencepiece's own reader needs another protobuf release)."""
+    """The last bytes field with this number (sentencepiece's own reader needs another protobuf release)."""
     found, at = b"", 0
 
     def varint() -> int:
@@ -130,7 +130,7 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special_tokens=False).ids
 
 
-# Joints around which a careless cut would go wrong, between pieces of anything.
+# Joints at which a careless cut would be wrong, between arbitrary pieces.
 SPACES = [" ", "  ", "\n", " \n", "\t", "\u00a0", "\u3000", "\u200d", "▁", " ▁", "▁ "]
 NEIGHBOURS = ["'s ", " 're ", "'S T'", "1 2", "１ ２", "a b", "Σ Σ", "ŉ ŉ", "ﬁ x", "é e\u0301", "x \u0301", "\u0600x y"]
 TOKENS = ["<mask>", " <mask> ", "[SEP] ", "... ", ". A "]
@@ -229,7 +229,7 @@ UNKNOWN: dict[str, Callable[[], Tokenizer]] = {
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_a_tokenizer_of_an_unknown_kind_is_never_cut(kind: str) -> None:
+def test_texts_for_a_tokenizer_of_an_unknown_kind_are_never_cut(kind: str) -> None:
     cuts = SafeCuts(UNKNOWN[kind]())
     prose = "Some words in New York and a word more. " * 100
     assert not cuts.possible

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tritonembed_engine import metrics
-from tritonembed_engine.metrics import EMBEDDER_COUNTERS, TOKENIZER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub import metrics
+from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, TOKENIZER_COUNTERS, EngineMetrics
 
 
 class FakeMetric:
@@ -30,7 +30,7 @@ class FakeMetric:
 
 
 class FakeFamily:
-    """pb_utils.MetricFamily: one metric each is all that an instance makes."""
+    """pb_utils.MetricFamily. An instance makes one metric per family."""
 
     COUNTER, GAUGE = "counter", "gauge"
     made: ClassVar[dict[str, "FakeFamily"]] = {}
@@ -72,9 +72,9 @@ def test_every_counter_exists_from_the_start_with_the_label_of_its_instance(coun
 
 
 def test_the_documentation_names_every_counter() -> None:
-    text = (Path(__file__).resolve().parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
     for name in [*EMBEDDER_COUNTERS, *TOKENIZER_COUNTERS]:
-        assert f"`{name.removeprefix('tritonembed_')}`" in text
+        assert f"`{name}`" in text
 
 
 def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:
@@ -84,7 +84,7 @@ def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:
     assert info.metric.labels == {"instance": "e", "executor": "direct"}
 
 
-def test_what_was_added_arrives_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_arrive_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "PERIOD_SECONDS", 0.001)
     counts = EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS)
     try:
@@ -96,7 +96,7 @@ def test_what_was_added_arrives_without_closing(monkeypatch: pytest.MonkeyPatch)
         counts.close()
 
 
-def test_closing_hands_over_the_rest_in_one_call_a_counter(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_hands_over_the_rest_in_one_call_per_counter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "PERIOD_SECONDS", 3600.0)
     counts = EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS)
 
@@ -114,7 +114,7 @@ def test_closing_hands_over_the_rest_in_one_call_a_counter(monkeypatch: pytest.M
 
 
 def test_closing_frees_every_metric() -> None:
-    """Freed later, when Triton's memory behind them is gone, they would crash the process at its end."""
+    """If they were freed later, after Triton's memory, the process would crash at its end."""
     counts = EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS, executor="direct")
     made = [*FakeFamily.made.values(), *(family.metric for family in FakeFamily.made.values())]
     held = [weakref.ref(each) for each in made]

@@ -1,4 +1,4 @@
-"""A model is described as sentence-transformers reads it, and what can't be served is refused in one line."""
+"""A model is read as sentence-transformers reads it. If it can't be served, it is refused in one line."""
 
 import json
 import subprocess
@@ -21,6 +21,15 @@ CONFIG = {
     "vocab_size": 100,
     "max_position_embeddings": 512,
 }
+T5 = {
+    "architectures": ["T5EncoderModel"],
+    "model_type": "t5",
+    "d_model": 32,
+    "vocab_size": 100,
+    "n_positions": 512,
+    "is_encoder_decoder": True,
+}
+DEBERTA = {**CONFIG, "architectures": ["DebertaV2Model"], "model_type": "deberta-v2", "position_biased_input": False}
 WIDTH = {"word_embedding_dimension": 32}
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"}
 DENSE = {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.base.modules.dense.Dense"}
@@ -33,7 +42,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes a model's folder: a BERT with a tokenizer, CLS pooling and no normalisation, except for what is given.
+    """Writes a model's folder: a BERT with a tokenizer, CLS pooling and no normalisation, changed by the arguments.
 
     None leaves a file out. Keys: config, modules, pooling, dense, norm, sentence, prompts, tokenizer_config, tokenizer;
     weights: of the Dense and the LayerNorm.
@@ -77,13 +86,13 @@ def refusal(model: str | Path, revision: str | None = None) -> str:
     message = str(caught.value)
     assert "\n" not in message
     if Path(model).is_absolute():
-        # Files are named as they stand inside the model's folder.
+        # Files are named by their path inside the model's folder.
         assert str(Path(model).parent) not in message
     return message
 
 
 @pytest.mark.parametrize("name", ["bert", "bert-cls", "roberta", "xlm-roberta", "modernbert", "qwen3"])
-def test_what_is_read_is_what_sentence_transformers_reads(name: str, shelf: ModelShelf) -> None:
+def test_settings_are_read_as_sentence_transformers_reads_them(name: str, shelf: ModelShelf) -> None:
     files = read_model_files(str(shelf(name)))
     theirs = SentenceTransformer(str(shelf(name)), device="cpu")
     assert files.max_length == theirs.max_seq_length
@@ -95,7 +104,7 @@ def test_what_is_read_is_what_sentence_transformers_reads(name: str, shelf: Mode
     assert files.vocab_size == theirs[0].auto_model.get_input_embeddings().num_embeddings
     assert {"query": "", "document": "", **files.prompts} == theirs.prompts
     assert files.default_prompt_name == theirs.default_prompt_name
-    assert files.is_decoder == (name == "qwen3")
+    assert files.is_causal == (name == "qwen3")
     assert files.is_local
 
 
@@ -144,14 +153,12 @@ def test_a_prompt_can_be_left_out_of_the_pooling(value: Any, expected: bool, wri
         ({}, "1_Pooling/config.json is empty, and modules.json names it"),
     ],
 )
-def test_a_pooling_that_sentence_transformers_has_not_is_refused_by_name(
-    pooling: Any, named: str, write: Write
-) -> None:
+def test_a_pooling_unknown_to_sentence_transformers_is_refused_by_name(pooling: Any, named: str, write: Write) -> None:
     assert named in refusal(write(pooling=pooling))
 
 
 def test_a_plain_encoder_gets_the_mean_no_normalisation_and_no_settings(write: Write) -> None:
-    """sentence-transformers reads neither file where there is no modules.json."""
+    """Without modules.json, sentence-transformers reads neither of the two files."""
     sentence = {"max_seq_length": 7, "do_lower_case": True, "odd": 1}
     prompts = {"prompts": {"query": "q: "}, "default_prompt_name": "query", "truncate_dim": 8}
     files = read_model_files(str(write(modules=None, pooling=None, sentence=sentence, prompts=prompts)))
@@ -193,7 +200,7 @@ def test_the_oldest_layout_has_its_transformer_in_a_folder(write: Write) -> None
     [
         ([TRANSFORMER, POOLING, {**DENSE, "type": "sentence_transformers.models.LSTM"}], "a LSTM module can't"),
         ([{**TRANSFORMER, "type": "sentence_transformers.models.CLIPModel"}], "the modules CLIPModel can't be served"),
-        ([TRANSFORMER, POOLING, {**DENSE, "type": "x.Dense"}], "x.Dense is code of the model's own"),
+        ([TRANSFORMER, POOLING, {**DENSE, "type": "x.Dense"}], "x.Dense is the model's own code"),
         ([POOLING, TRANSFORMER], "they have to begin with Transformer, Pooling"),
         ([TRANSFORMER], "they have to begin with Transformer, Pooling"),
         ([TRANSFORMER, DENSE], "multi-vector model (ColBERT)"),
@@ -218,7 +225,7 @@ def test_modules_that_can_not_be_served_are_refused_by_name(modules: Any, named:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"in_features": 48}, "2_Dense/config.json: in_features is 48, and the vector before it has 32 dimensions"),
+        ({"in_features": 48}, "2_Dense/config.json: in_features is 48, but the vector before it has 32 dimensions"),
         ({"out_features": None}, "2_Dense/config.json has no out_features"),
         ({"out_features": 0}, "2_Dense/config.json has no out_features"),
         ({"activation_function": None}, "2_Dense/config.json: activation_function is not a name"),
@@ -269,7 +276,7 @@ def test_a_normalisation_of_something_else_is_refused(normalize: Any, named: str
     assert named in refusal(write(modules=[TRANSFORMER, POOLING, NORMALIZE], normalize=normalize))
 
 
-def test_keys_without_effect_are_told(write: Write) -> None:
+def test_keys_without_effect_are_reported(write: Write) -> None:
     dense = {"in_features": 32, "out_features": 16, "odd": 1}
     folder = write(modules=[TRANSFORMER, POOLING, DENSE], dense=dense, weights="", prompts={"new": 1})
     assert read_model_files(str(folder)).unknown == (
@@ -386,7 +393,7 @@ def test_lengths_follow_the_input_type(settings: Any, expected: Any, write: Writ
         ),
     ],
 )
-def test_a_text_loses_the_end_that_the_files_name(files: Any, expected: str, write: Write) -> None:
+def test_the_files_choose_the_side_on_which_a_text_is_cut(files: Any, expected: str, write: Write) -> None:
     assert read_model_files(str(write(**files))).truncate == expected
 
 
@@ -421,7 +428,7 @@ def test_input_type_chooses_the_models_prompt(prompts: Any, input_type: str, exp
     assert read_model_files(str(write(prompts=prompts))).prompt_for(input_type) == expected
 
 
-def test_a_prompt_of_the_request_goes_first(write: Write) -> None:
+def test_a_prompt_of_the_request_wins_over_the_models(write: Write) -> None:
     files = read_model_files(str(write(prompts={"prompts": PROMPTS, "default_prompt_name": "other"})))
     assert files.prompt_for("query", "document") == "d: "
     assert files.prompt_for("query", None, "free: ") == "free: "
@@ -444,14 +451,37 @@ def test_a_prompt_of_the_request_goes_first(write: Write) -> None:
         ({"config": {**CONFIG, "model_type": "xlm-roberta", "pad_token_id": 0}}, 511),
         ({"config": {key: CONFIG[key] for key in CONFIG if key != "max_position_embeddings"}}, 512),
         ({"config": {"model_type": "nomic_bert", "n_embd": 32, "vocab_size": 9, "n_positions": 77}}, 77),
+        ({"config": {**CONFIG, "model_type": "mpnet", "pad_token_id": 1, "max_position_embeddings": 514}}, 512),
+        ({"config": T5, "sentence": {"max_seq_length": 700}}, 700),
+        ({"config": T5, "tokenizer_config": {"model_max_length": 256}}, 256),
+        ({"config": DEBERTA}, 512),
+        ({"config": DEBERTA, "sentence": {"max_seq_length": 700}}, 700),
+        ({"config": DEBERTA | {"position_biased_input": True}, "sentence": {"max_seq_length": 700}}, 512),
     ],
 )
 def test_the_maximum_length_counts_positions_that_a_token_can_have(files: Any, expected: int, write: Write) -> None:
     assert read_model_files(str(write(**files))).max_length == expected
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (CONFIG, None),
+        (T5, "vLLM has no t5 models"),
+        (DEBERTA, "vLLM has no deberta-v2 models"),
+        ({**CONFIG, "model_type": "electra", "embedding_size": CONFIG["hidden_size"]}, None),
+        ({**CONFIG, "model_type": "electra", "embedding_size": 8}, "vLLM leaves out ELECTRA's projection"),
+        ({**CONFIG, "model_type": "xlm-roberta-xl"}, "the positions of a xlm-roberta-xl model begin after padding's"),
+    ],
+)
+def test_what_vllm_lacks_is_known_before_anything_is_loaded(config: Any, expected: str | None, write: Write) -> None:
+    files = read_model_files(str(write(config=config, sentence={"max_seq_length": 64})))
+    assert files.model_type == config["model_type"]
+    assert str(files.reason_against_vllm).startswith(str(expected))
+
+
 @pytest.mark.parametrize(("asked", "expected"), [(None, 512), (-1, 512), (100, 100), (1000, 512)])
-def test_a_shorter_limit_can_be_asked_for(asked: int | None, expected: int, write: Write) -> None:
+def test_a_shorter_limit_can_be_requested(asked: int | None, expected: int, write: Write) -> None:
     assert read_model_files(str(write()), max_length=asked).max_length == expected
 
 
@@ -469,16 +499,16 @@ def test_a_shorter_limit_can_be_asked_for(asked: int | None, expected: int, writ
         ({"config": {"architectures": ["OddModel"], "model_type": "odd", "hidden_size": 8}}, "no vocab_size"),
         ({"config": {**CONFIG, "architectures": ["BertForSequenceClassification"]}, "modules": None}, "classifier"),
         ({"config": {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, "modules": None}, "generates text"),
-        ({"config": {**CONFIG, "max_position_embeddings": -1}}, "how many tokens"),
+        ({"config": {**CONFIG, "max_position_embeddings": -1}}, "sets no maximum number of tokens"),
         ({"config": {**CONFIG, "architectures": ["HF_ColBERT"]}}, "multi-vector model (ColBERT)"),
         ({"config": {**CONFIG, "is_decoder": True}}, "is_decoder in config.json makes a bert causal"),
-        ({"config": {**CONFIG, "model_type": "ibert"}}, "the positions of a ibert model begin behind padding's"),
-        ({"config": {**CONFIG, "model_type": "electra", "embedding_size": 8}}, "ELECTRA's projection"),
+        ({"config": {**CONFIG, "model_type": "ibert"}}, "the positions of a ibert model begin after padding's"),
+        ({"config": {**T5, "model_type": "t5"}, "modules": None}, "not a text embedding model (model type t5)"),
         ({"config": {**CONFIG, "lora_adaptations": ["a"]}}, "LoRA adapters (lora_adaptations)"),
         ({"modules": None, "tokenizer_config": {"chat_template": "x"}}, "has a chat template"),
     ],
 )
-def test_what_is_not_an_embedding_model_is_refused_in_one_line(files: Any, named: str, write: Write) -> None:
+def test_a_folder_without_an_embedding_model_is_refused_in_one_line(files: Any, named: str, write: Write) -> None:
     assert named in refusal(write(**files))
 
 
@@ -491,9 +521,9 @@ def test_a_file_is_not_a_model(write: Write) -> None:
     assert refusal(write() / "config.json") == "config.json is a file, not a model's folder"
 
 
-def test_a_hub_that_can_not_be_reached_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_can_not_be_reached_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "some-model is neither a folder nor in the hub's cache" in refusal("owner/some-model", "main")
+    assert refusal("owner/some-model", "main").startswith("owner/some-model is neither a folder nor in the hub's cache")
 
 
 def test_reading_needs_neither_torch_nor_transformers(shelf: ModelShelf) -> None:

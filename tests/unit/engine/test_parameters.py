@@ -1,4 +1,4 @@
-"""Request parameters: what is accepted, and how what is not is refused."""
+"""Request parameters: which are accepted, and the errors for the rest."""
 
 import json
 from typing import Any
@@ -50,7 +50,7 @@ def test_long_prompts_are_not_kept_in_memory() -> None:
     assert parameters._kept.cache_info().currsize == kept
 
 
-def test_parameters_that_triton_adds_are_passed_over() -> None:
+def test_parameters_that_triton_adds_are_ignored() -> None:
     given = json.dumps({"triton_enable_empty_final_response": True, "dimensions": 3})
     assert parse_parameters(given) == EmbedParameters(dimensions=3)
 
@@ -97,7 +97,7 @@ def test_a_wrong_value_or_type_is_refused_by_the_name_of_its_parameter(name: str
 
 
 def test_a_prompt_is_named_or_given_not_both() -> None:
-    with pytest.raises(InvalidArgument, match=r"^prompt: can't be given beside prompt_name$"):
+    with pytest.raises(InvalidArgument, match=r"^prompt: can't be given together with prompt_name$"):
         parse_parameters(json.dumps({"prompt_name": "query", "prompt": "secret"}))
 
 

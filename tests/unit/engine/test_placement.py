@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.placement import visible_devices
+from tritonembed_engine.stub.placement import visible_devices
 
 UUIDS = "GPU-11111111-aaaa, GPU-22222222-bbbb,MIG-33333333-cccc"
 
@@ -39,15 +39,15 @@ def test_an_instance_on_the_cpu_leaves_the_variable_alone(inherited: str | None)
         (UUIDS, 2, "MIG-33333333-cccc"),
     ],
 )
-def test_an_instance_on_a_gpu_sees_the_entry_that_triton_numbers_so(
+def test_an_instance_on_a_gpu_sees_the_entry_with_tritons_number(
     inherited: str | None, device: int, expected: str
 ) -> None:
     assert visible_devices(instance("GPU", device), {}, inherited) == expected
 
 
 @pytest.mark.parametrize(("inherited", "device", "shown"), [("2,5", 2, 2), ("", 0, 0), (UUIDS, 3, 3)])
-def test_a_gpu_that_the_variable_does_not_show_is_refused(inherited: str, device: int, shown: int) -> None:
-    with pytest.raises(ModelError, match=f"asks for GPU {device}, but CUDA_VISIBLE_DEVICES shows {shown} GPU"):
+def test_a_gpu_hidden_by_the_variable_is_refused(inherited: str, device: int, shown: int) -> None:
+    with pytest.raises(ModelError, match=f"needs GPU {device}, but CUDA_VISIBLE_DEVICES shows {shown} GPU"):
         visible_devices(instance("GPU", device), {}, inherited)
 
 
@@ -86,7 +86,7 @@ def test_a_group_that_the_parameter_does_not_name_is_refused_by_name() -> None:
 
 
 def test_too_few_visible_gpus_for_a_group_are_refused() -> None:
-    with pytest.raises(ModelError, match="asks for GPU 1, but CUDA_VISIBLE_DEVICES shows 1 GPU"):
+    with pytest.raises(ModelError, match="needs GPU 1, but CUDA_VISIBLE_DEVICES shows 1 GPU"):
         visible_devices(instance("MODEL", name="left_0"), config({"left": [0, 1]}), "7")
 
 

@@ -1,4 +1,4 @@
-"""Pooling over a flat batch and the steps after it are sentence-transformers' own, also with padding at the end."""
+"""Pooling of a flat batch, and the steps after it, equal sentence-transformers', also with padding at the end."""
 
 import itertools
 from pathlib import Path
@@ -11,7 +11,7 @@ from sentence_transformers.sentence_transformer import modules as theirs
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.model.modules import POOLING_MODES, PoolingMode, Step
+from tritonembed_engine.model.modules import Pooling, Step
 from tritonembed_engine.model.steps import Steps
 
 WIDTH = 12
@@ -19,13 +19,13 @@ LENGTHS = [1, 3, 7, 2, 16]
 
 
 def batch(lengths: list[int], empty: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Hidden states, and starts with sentences of no token behind the others, as a CUDA graph has them."""
+    """Hidden states and cu_seqlens. Empty sentences follow the others, as in a CUDA graph."""
     hidden = torch.randn(sum(lengths), WIDTH, generator=torch.Generator().manual_seed(len(lengths)))
-    starts = np.concatenate([[0], np.cumsum(lengths), [sum(lengths)] * empty])
-    return hidden, torch.from_numpy(starts.astype(np.int32))
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths), [sum(lengths)] * empty])
+    return hidden, torch.from_numpy(cu_seqlens.astype(np.int32))
 
 
-def expected(modes: tuple[PoolingMode, ...], hidden: torch.Tensor, lengths: list[int], skip: int) -> torch.Tensor:
+def expected(modes: tuple[Pooling, ...], hidden: torch.Tensor, lengths: list[int], skip: int) -> torch.Tensor:
     """sentence-transformers' Pooling over the same sentences, padded."""
     sentences = torch.split(hidden, lengths)
     padded = torch.nn.utils.rnn.pad_sequence(sentences, batch_first=True)
@@ -39,44 +39,51 @@ def expected(modes: tuple[PoolingMode, ...], hidden: torch.Tensor, lengths: list
 @pytest.mark.parametrize("skip", [0, 1, 2, 5])
 @pytest.mark.parametrize("empty", [0, 3])
 @pytest.mark.parametrize(
-    "modes", [*((mode,) for mode in POOLING_MODES), *itertools.combinations(POOLING_MODES, 2), ("cls", "cls", "max")]
+    "modes",
+    [*((mode,) for mode in Pooling), *itertools.combinations(Pooling, 2), (Pooling.CLS, Pooling.CLS, Pooling.MAX)],
 )
-def test_a_flat_batch_is_pooled_as_a_padded_one(modes: tuple[PoolingMode, ...], empty: int, skip: int) -> None:
-    hidden, starts = batch(LENGTHS, empty)
-    begins = starts[:-1] + skip if skip else None
-    pooled = Pooler(modes, Steps(()))(hidden, starts, begins)
+def test_a_flat_batch_is_pooled_like_a_padded_batch(modes: tuple[Pooling, ...], empty: int, skip: int) -> None:
+    hidden, cu_seqlens = batch(LENGTHS, empty)
+    begins = cu_seqlens[:-1] + skip if skip else None
+    pooled = Pooler(modes, Steps(()))(hidden, cu_seqlens, begins)
     assert pooled.shape == (len(LENGTHS) + empty, WIDTH * len(modes))
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled[: len(LENGTHS)], expected(modes, hidden, LENGTHS, skip))
 
 
 def test_each_sentence_leaves_out_its_own_prompt() -> None:
-    hidden, starts = batch([4, 6])
-    pooled = Pooler(("mean",), Steps(()))(hidden, starts, starts[:-1] + torch.tensor([0, 4], dtype=torch.int32))
+    hidden, cu_seqlens = batch([4, 6])
+    pooled = Pooler((Pooling.MEAN,), Steps(()))(
+        hidden, cu_seqlens, cu_seqlens[:-1] + torch.tensor([0, 4], dtype=torch.int32)
+    )
     torch.testing.assert_close(pooled, torch.stack([hidden[:4].mean(0), hidden[8:].mean(0)]))
 
 
-@pytest.mark.parametrize("mode", POOLING_MODES)
-def test_16_bit_states_are_summed_in_float32(mode: PoolingMode) -> None:
-    hidden, starts = batch([1000])
+@pytest.mark.parametrize("mode", Pooling)
+def test_16_bit_states_are_summed_in_float32(mode: Pooling) -> None:
+    hidden, cu_seqlens = batch([1000])
     half = (hidden + 5).to(torch.bfloat16)
-    pooled = Pooler((mode,), Steps(()))(half, starts)
+    pooled = Pooler((mode,), Steps(()))(half, cu_seqlens)
     assert pooled.dtype == torch.float32
-    torch.testing.assert_close(pooled, Pooler((mode,), Steps(()))(half.float(), starts))
+    torch.testing.assert_close(pooled, Pooler((mode,), Steps(()))(half.float(), cu_seqlens))
 
 
-def test_the_mean_of_whole_sentences_is_the_given_one() -> None:
-    hidden, starts = batch(LENGTHS)
-    pooler = Pooler(("mean",), Steps(()), lambda hidden, starts: torch.zeros(len(starts) - 1, hidden.shape[1]))
-    assert not pooler(hidden, starts).any()
-    torch.testing.assert_close(pooler(hidden, starts, starts[:-1]), expected(("mean",), hidden, LENGTHS, 0))
+def test_the_mean_of_whole_sentences_is_the_given_mean() -> None:
+    hidden, cu_seqlens = batch(LENGTHS)
+    pooler = Pooler(
+        (Pooling.MEAN,), Steps(()), lambda hidden, cu_seqlens: torch.zeros(len(cu_seqlens) - 1, hidden.shape[1])
+    )
+    assert not pooler(hidden, cu_seqlens).any()
+    torch.testing.assert_close(
+        pooler(hidden, cu_seqlens, cu_seqlens[:-1]), expected((Pooling.MEAN,), hidden, LENGTHS, 0)
+    )
 
 
 ACTIVATIONS = ["activation.Tanh", "linear.Identity", "activation.GELU", "activation.PReLU", "activation.Softmax"]
 
 
 def dense(folder: Path, activation: str, out: int, bias: bool, residual: bool, pickled: bool) -> theirs.Dense:
-    """A Dense of sentence-transformers, saved."""
+    """Saves a Dense of sentence-transformers."""
     torch.manual_seed(out)
     made = theirs.Dense(
         WIDTH, out, bias, getattr(torch.nn, activation.rpartition(".")[2])(), use_residual=residual
@@ -91,7 +98,7 @@ def dense(folder: Path, activation: str, out: int, bias: bool, residual: bool, p
 @pytest.mark.parametrize(("bias", "residual", "pickled"), list(itertools.product([False, True], repeat=3)))
 @pytest.mark.parametrize("out", [WIDTH, 5])
 @torch.inference_mode()
-def test_a_dense_step_is_theirs(
+def test_a_dense_step_equals_sentence_transformers(
     activation: str, out: int, bias: bool, residual: bool, pickled: bool, tmp_path: Path
 ) -> None:
     made = dense(tmp_path / "2_Dense", activation, out, bias, residual, pickled)
@@ -126,7 +133,7 @@ def test_steps_read_and_write_the_features_that_they_name(tmp_path: Path) -> Non
 
 
 @torch.inference_mode()
-def test_layer_norm_is_theirs(tmp_path: Path) -> None:
+def test_layer_norm_equals_sentence_transformers(tmp_path: Path) -> None:
     norm = theirs.LayerNorm(WIDTH).eval()
     norm.norm.weight.data.normal_()
     norm.norm.bias.data.normal_()
@@ -151,9 +158,7 @@ TANH = "torch.nn.modules.activation.Tanh"
         ("torch.nn.PReLU", "are not linear.weight [12, 12], linear.bias [12], activation.weight [1]"),
     ],
 )
-def test_an_activation_that_is_no_function_of_a_vector_is_refused(
-    activation: str, problem: str, tmp_path: Path
-) -> None:
+def test_an_activation_that_takes_more_than_a_vector_is_refused(activation: str, problem: str, tmp_path: Path) -> None:
     dense(tmp_path / "2_Dense", "activation.Tanh", WIDTH, True, False, False)
     step = Step("Dense", folder=tmp_path / "2_Dense", width=WIDTH, out_width=WIDTH, activation=activation)
     with pytest.raises(ModelError) as refused:

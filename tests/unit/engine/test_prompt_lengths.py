@@ -1,4 +1,4 @@
-"""How many tokens of a sentence are its prompt's, as sentence-transformers counts them."""
+"""The number of a sentence's tokens that belong to its prompt, as sentence-transformers counts them."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ from tests.models import ModelShelf
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS, EmbedParameters
-from tritonembed_engine.prompt_lengths import PromptLengths
+from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 
 PROMPTS = ["find: ", "a", " ", "ends in [SEP]", "ends in </s> <|endoftext|>", "very " * 100, "\u00e9\U0001f600: "]
 
@@ -36,7 +36,7 @@ def folder_of(model: Path, folder: Path, **settings: Any) -> Path:
     ids=str,
 )
 @pytest.mark.parametrize("kind", ["bert", "roberta", "qwen3"])
-def test_prompts_are_as_long_as_sentence_transformers_says(
+def test_prompts_are_as_long_as_in_sentence_transformers(
     kind: str, settings: dict[str, Any], shelf: ModelShelf, tmp_path: Path
 ) -> None:
     folder = folder_of(shelf(kind), tmp_path / "model", **settings)
@@ -48,7 +48,7 @@ def test_prompts_are_as_long_as_sentence_transformers_says(
         assert ours.skip(EmbedParameters(prompt=prompt)) == expected
 
 
-def test_the_prompt_that_counts_is_the_one_that_is_prepended(shelf: ModelShelf, tmp_path: Path) -> None:
+def test_the_prepended_prompt_counts(shelf: ModelShelf, tmp_path: Path) -> None:
     ours = PromptLengths(read_model_files(str(folder_of(shelf("bert"), tmp_path / "model"))))
     named = ours.skip(EmbedParameters(input_type="query"))
     assert named == ours.skip(EmbedParameters(prompt_name="query")) == ours.skip(EmbedParameters(prompt="find: ")) > 1
@@ -63,5 +63,5 @@ def test_a_prompt_of_a_megabyte_is_not_kept_in_memory(shelf: ModelShelf, tmp_pat
     assert ours._count.cache_info().currsize == 0
 
 
-def test_nothing_is_left_out_where_prompts_are_pooled(shelf: ModelShelf) -> None:
+def test_nothing_is_left_out_if_prompts_are_pooled(shelf: ModelShelf) -> None:
     assert PromptLengths(read_model_files(str(shelf("bert")))).skip(EmbedParameters(input_type="query")) == 0

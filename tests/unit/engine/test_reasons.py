@@ -1,15 +1,15 @@
-"""Why a model could not be loaded, in one line: what people can act on, and no path."""
+"""Why a model could not be loaded, in one line that people can act on, without paths."""
 
 import struct
 
 import pytest
 from pydantic import BaseModel, ValidationError, model_validator
 
-from tritonembed_engine.reasons import LONGEST, reason_of
+from tritonembed_engine.errors import LONGEST, reason_of
 
 
 class Config(BaseModel):
-    """As vLLM's configurations: fields with types, and checks of its own."""
+    """Like vLLM's configurations, it has typed fields and checks of its own."""
 
     length: int = 1
 
@@ -48,7 +48,7 @@ def test_a_reason_is_the_first_sentence_without_paths(error: Exception, reason: 
         ("x", "length: Input should be a valid integer, unable to parse string as an integer"),
     ],
 )
-def test_of_pydantics_errors_the_first_problem_is_told(length: object, reason: str) -> None:
+def test_only_the_first_of_pydantics_problems_is_reported(length: object, reason: str) -> None:
     with pytest.raises(ValidationError) as caught:
         Config.model_validate({"length": length})
     assert reason_of(caught.value) == reason
@@ -56,3 +56,7 @@ def test_of_pydantics_errors_the_first_problem_is_told(length: object, reason: s
 
 def test_a_long_reason_is_cut() -> None:
     assert len(reason_of(ValueError("x" * 10_000))) == LONGEST
+
+
+def test_a_name_on_the_hub_keeps_its_organisation():
+    assert reason_of(ValueError("org/a-model has no such file"), "org/a-model") == "org/a-model has no such file"

@@ -1,4 +1,4 @@
-"""Vectors are held against references that are kept, made anew and refused as they should be."""
+"""Vectors are compared with references. References are cached, recomputed and refused as they should be."""
 
 import json
 import shutil
@@ -10,16 +10,18 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tests.decoders import expected_vectors, random_sentences, write_decoder
 from tests.models import ModelShelf
 from tests.unit.engine.fake_executor import Array, FakeExecutor, ids
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.checkpoint import check_complete
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.reference import store
 from tritonembed_engine.reference.cases import Case, Reference, Vectors, load
 from tritonembed_engine.reference.check import Gate, Verdict, Wrong, compare, judge, refuse_wrong
-from tritonembed_engine.reference.given import read_reference
-from tritonembed_engine.reference.oracle import Oracle, check_complete
+from tritonembed_engine.reference.oracle import Oracle
+from tritonembed_engine.reference.store import read_reference
 from tritonembed_engine.settings import ModelSettings
 
 CASES, WIDTH = 12, 64
@@ -31,7 +33,7 @@ def reference(vectors: Vectors | None = None, **rounding: float) -> Reference:
 
 
 def turned(vectors: Vectors, distance: float) -> Vectors:
-    """Each at that distance (1 - cosine) to the given one."""
+    """Vectors at this distance (1 - cosine) to the given vectors."""
     wide = vectors.astype(np.float64)
     other = np.random.default_rng(7).normal(size=wide.shape)
     length = np.linalg.norm(wide, axis=1, keepdims=True)
@@ -73,6 +75,35 @@ def test_the_cosine_that_passes_depends_on_the_type(dtype: str, distance: float,
     assert verdict.largest == pytest.approx(distance, abs=1e-6)
 
 
+def test_padding_that_shows_in_a_batch_is_wrong() -> None:
+    expected = reference()
+    padding = executor(expected.vectors)
+    exact = padding.compute
+    padding.compute = lambda batch: exact(batch) if len(batch) == 1 else turned(exact(batch), 0.001)
+    assert compare(padding, expected, "float32").is_right
+    verdict = compare(padding, expected, "float32", padded=True)
+    assert verdict.largest == pytest.approx(0.001, abs=1e-6)
+    with pytest.raises(Wrong, match=r"cosine 0\.99900"):
+        Gate(expected, "float32", False, padded=True).check(padding)
+    padding.compute = exact
+    assert compare(padding, expected, "float32", padded=True).is_right
+
+
+def test_batches_of_the_check_respect_the_executors_limits() -> None:
+    expected = reference()
+    small = executor(expected.vectors)
+    small.max_batch_tokens, small.max_batch_sentences = 4, 3
+    exact, sizes = small.compute, []
+
+    def compute(batch: Sequence[bytes]) -> Array:
+        sizes.append(len(batch))
+        return exact(batch)
+
+    small.compute = compute
+    assert compare(small, expected, "float32", padded=True).is_right
+    assert sizes == [1] * CASES + [3] * (CASES // 3)
+
+
 def test_a_type_that_rounds_more_in_transformers_itself_may_round_more_here() -> None:
     expected = reference(bfloat16=0.002)
     assert judge(turned(expected.vectors, 0.0025), expected, "bfloat16").is_right
@@ -82,7 +113,7 @@ def test_a_type_that_rounds_more_in_transformers_itself_may_round_more_here() ->
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("expected_zero", [False, True])
-def test_a_vector_that_is_not_finite_is_as_far_as_can_be(bad: float, expected_zero: bool) -> None:
+def test_a_vector_that_is_not_finite_has_the_greatest_distance(bad: float, expected_zero: bool) -> None:
     expected = reference()
     if expected_zero:
         expected.vectors[3] = 0
@@ -92,7 +123,7 @@ def test_a_vector_that_is_not_finite_is_as_far_as_can_be(bad: float, expected_ze
     assert (verdict.largest, verdict.worst, verdict.is_right) == (2.0, "case 3", False)
 
 
-def test_zeros_are_right_where_the_reference_has_zeros_and_nowhere_else() -> None:
+def test_zeros_are_right_only_where_the_reference_has_zeros() -> None:
     expected = reference()
     expected.vectors[3] = 0
     assert judge(expected.vectors.copy(), expected, "float32").is_right
@@ -103,8 +134,8 @@ def test_zeros_are_right_where_the_reference_has_zeros_and_nowhere_else() -> Non
         assert (verdict.worst, verdict.is_right) == (f"case {case}", False)
 
 
-def test_neighbours_that_change_places_are_wrong_though_each_cosine_passes() -> None:
-    """Scores of 1, 0.99 and 0.984 to the first; the last two change places."""
+def test_swapped_neighbours_are_wrong_though_each_cosine_passes() -> None:
+    """The scores with the first vector are 1, 0.99 and 0.984. The last two are swapped."""
     angles = np.array([0.0, np.arccos(0.99), np.arccos(0.984)])
     expected = reference(np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32), bfloat16=0.0)
     nearer = angles.copy()
@@ -113,11 +144,11 @@ def test_neighbours_that_change_places_are_wrong_though_each_cosine_passes() -> 
     verdict = judge(answers, expected, "bfloat16")
     assert verdict.largest <= verdict.allowed
     assert verdict.swaps
-    with pytest.raises(Wrong, match="of the nearest change places"):
+    with pytest.raises(Wrong, match="neighbours are in another order"):
         refuse_wrong(executor(answers), expected, "bfloat16")
 
 
-def test_scores_that_hardly_differ_may_change_places() -> None:
+def test_neighbours_whose_scores_hardly_differ_may_be_swapped() -> None:
     vectors = np.random.default_rng(0).normal(size=(1, WIDTH)) + np.random.default_rng(1).normal(
         size=(CASES, WIDTH), scale=1e-3
     )
@@ -125,7 +156,7 @@ def test_scores_that_hardly_differ_may_change_places() -> None:
     assert judge(turned(expected.vectors, 1e-5), expected, "bfloat16").is_right
 
 
-def test_a_reference_that_is_cut_is_held_against_as_many_dimensions() -> None:
+def test_a_shortened_reference_is_compared_with_the_same_number_of_dimensions() -> None:
     whole = reference()
     cut = Reference(whole.cases, whole.vectors[:, :16], "test", {})
     assert judge(whole.vectors, cut, "float32").is_right
@@ -141,7 +172,7 @@ def test_an_executor_is_refused_by_its_worst_case() -> None:
     assert refuse_wrong(executor(expected.vectors), expected, "float32").is_right
 
 
-def test_cases_that_the_executor_does_not_take_are_left_out() -> None:
+def test_cases_that_the_executor_refuses_are_left_out() -> None:
     expected = reference()
     answers = expected.vectors.copy()
     answers[4] = 0
@@ -150,7 +181,7 @@ def test_cases_that_the_executor_does_not_take_are_left_out() -> None:
     verdict = compare(made, expected, "float32")
     assert verdict.is_right
     assert len(verdict.distances) == CASES - 1
-    with pytest.raises(Wrong, match="no case that the executor takes"):
+    with pytest.raises(Wrong, match="no case that the executor accepts"):
         compare(made, Reference(expected.cases[4:5], expected.vectors[4:5], "test", {}), "float32")
 
 
@@ -162,7 +193,7 @@ def test_tokens_of_a_prompt_reach_the_executor() -> None:
     assert made.skips == [[1]] * CASES
 
 
-def test_a_gate_tells_of_quantized_weights_and_refuses_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_gate_warns_about_quantized_weights_and_refuses_others(caplog: pytest.LogCaptureFixture) -> None:
     expected = reference()
     far = executor(turned(expected.vectors, 0.05))
     Gate(expected, "bfloat16", quantized=True).check(far)
@@ -263,7 +294,7 @@ Find = Callable[..., Reference]
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The models whose reference was made; what makes it is a fake."""
+    """The models whose reference was computed, by a fake."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models: list[str] = []
 
@@ -285,7 +316,7 @@ def folder(shelf: ModelShelf, tmp_path: Path) -> Path:
     return shutil.copytree(shelf("bert-cls"), tmp_path / "model")
 
 
-def test_a_reference_is_made_once_for_a_folders_contents(made: list[str], folder: Path, tmp_path: Path) -> None:
+def test_a_reference_is_computed_once_per_contents_of_a_folder(made: list[str], folder: Path, tmp_path: Path) -> None:
     first = find(folder)
     np.testing.assert_array_equal(find(folder).vectors, first.vectors)
     copy = shutil.copytree(folder, tmp_path / "another name", copy_function=shutil.copyfile)
@@ -294,7 +325,7 @@ def test_a_reference_is_made_once_for_a_folders_contents(made: list[str], folder
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "1_Pooling/config.json", "tokenizer.json"])
-def test_a_changed_byte_makes_it_anew(file: str, made: list[str], folder: Path) -> None:
+def test_a_changed_byte_recomputes_the_reference(file: str, made: list[str], folder: Path) -> None:
     find(folder)
     contents = bytearray((folder / file).read_bytes())
     if file == "model.safetensors":
@@ -306,13 +337,13 @@ def test_a_changed_byte_makes_it_anew(file: str, made: list[str], folder: Path) 
     assert made == ["model", "model"]
 
 
-def test_another_maximum_makes_it_anew(made: list[str], folder: Path) -> None:
+def test_another_maximum_recomputes_the_reference(made: list[str], folder: Path) -> None:
     find(folder)
     find(folder, max_model_len=20)
     assert made == ["model", "model"]
 
 
-def test_a_spoiled_file_of_the_cache_is_made_anew(made: list[str], folder: Path, tmp_path: Path) -> None:
+def test_a_spoiled_file_of_the_cache_is_replaced(made: list[str], folder: Path, tmp_path: Path) -> None:
     find(folder)
     for how in ("cut", "empty"):
         [file] = (tmp_path / "cache").rglob("*.npz")
@@ -321,7 +352,7 @@ def test_a_spoiled_file_of_the_cache_is_made_anew(made: list[str], folder: Path,
     assert made == ["model"] * 3
 
 
-def test_without_a_cache_it_is_made_every_time(
+def test_without_a_cache_the_reference_is_computed_every_time(
     made: list[str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").touch()
@@ -329,10 +360,10 @@ def test_without_a_cache_it_is_made_every_time(
     for _ in range(2):
         assert len(find(folder).cases) == CASES
     assert made == ["model", "model"]
-    assert "the reference is not kept" in caplog.text
+    assert "the reference is not cached" in caplog.text
 
 
-def test_a_reference_that_takes_too_long_is_asked_for(
+def test_a_reference_that_takes_too_long_is_requested_as_a_file(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -341,7 +372,7 @@ def test_a_reference_that_takes_too_long_is_asked_for(
         find(folder)
 
 
-def test_what_the_process_says_is_what_is_raised(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_the_process_is_raised(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
@@ -358,9 +389,7 @@ def test_what_the_process_says_is_what_is_raised(folder: Path, tmp_path: Path, m
         ([f"encoder.layer.{n}.output.dense.bias" for n in (0, 1)], r"lack encoder\.layer\.0\S+, encoder\.layer\.1\S+$"),
     ],
 )
-def test_weights_that_a_vector_depends_on_have_to_be_there(
-    missing: list[str], problem: str | None, folder: Path
-) -> None:
+def test_weights_that_a_vector_depends_on_are_required(missing: list[str], problem: str | None, folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     kept = {name: value for name, value in weights.items() if name not in missing}
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
@@ -372,12 +401,22 @@ def test_weights_that_a_vector_depends_on_have_to_be_there(
             Oracle(str(folder), None, files)
 
 
-def test_a_message_names_no_more_than_three_weights() -> None:
+def test_a_message_names_at_most_three_weights() -> None:
     names = [f"layer.{n}.weight" for n in range(9)]
     with pytest.raises(ModelError, match=r"^the model's weights lack \S+, \S+, layer\.2\.weight and 6 more$"):
         check_complete({"missing_keys": set(names), "mismatched_keys": set()})
     with pytest.raises(ModelError, match=r"^the model's weights have another shape of layer\.0\.weight$"):
         check_complete({"missing_keys": {"bert.pooler.dense.bias"}, "mismatched_keys": {(names[0], (1,), (2,))}})
+
+
+def test_soft_caps_of_attention_are_in_the_reference(tmp_path: Path) -> None:
+    """transformers' SDPA ignores them."""
+    folder = write_decoder(tmp_path / "gemma2", "bge_gemma2")
+    sentences = random_sentences(folder)[:3]
+    cases = [Case(str(len(sentence)), sentence.tobytes()) for sentence in sentences]
+    found = Oracle(str(folder), None, read_model_files(str(folder))).embed(cases)
+    found /= np.linalg.norm(found, axis=1, keepdims=True)
+    assert np.abs(found - expected_vectors(folder, sentences)).max() < 1e-6
 
 
 def test_a_config_that_does_not_fit_the_weights_is_refused(folder: Path) -> None:

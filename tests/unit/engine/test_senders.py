@@ -1,4 +1,4 @@
-"""Large requests are answered one by one, and only so many Triton batches are let in."""
+"""Large requests are answered one by one, and the number of Triton batches in flight is bounded."""
 
 import threading
 from concurrent.futures import Future
@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tritonembed_engine.senders import LARGE_SENTENCES, Senders
+from tritonembed_engine.stub.senders import LARGE_SENTENCES, Senders
 
 FINAL = 1
 
 
 @dataclass
 class FakeRequest:
-    """Its own response sender."""
+    """A request that is its own response sender."""
 
     sent: list[tuple[Any, int]] = field(default_factory=list)
 
@@ -35,7 +35,7 @@ class FakeRequest:
     ],
 )
 @pytest.mark.parametrize("waiting", [False, True])
-def test_only_large_requests_go_this_way(
+def test_only_large_requests_use_senders(
     ahead: int, requests: int, sentences: int, wanted: bool, waiting: bool
 ) -> None:
     assert Senders(ahead, FINAL).want(requests, sentences, waiting=waiting, split=False) is wanted
@@ -51,18 +51,18 @@ def test_only_large_requests_go_this_way(
         (0, 0, True, False),
     ],
 )
-def test_where_requests_wait_here_only_a_small_batch_with_nobody_before_it_is_a_list(
+def test_if_requests_wait_in_the_engine_only_a_small_first_batch_is_answered_as_a_list(
     requests: int, sentences: int, waiting: bool, wanted: bool
 ) -> None:
     assert Senders(None, FINAL).want(requests, sentences, waiting=waiting, split=False) is wanted
 
 
 @pytest.mark.parametrize("ahead", [0, 3, None])
-def test_a_request_that_is_split_always_goes_this_way(ahead: int | None) -> None:
+def test_a_split_request_always_uses_a_sender(ahead: int | None) -> None:
     assert Senders(ahead, FINAL).want(1, 2, waiting=False, split=True)
 
 
-def test_a_split_request_does_not_block_the_next_where_senders_serve_for_nothing_else() -> None:
+def test_a_split_request_does_not_block_the_next_if_senders_are_used_for_nothing_else() -> None:
     senders, request, future = Senders(0, FINAL), FakeRequest(), Future[int]()
     senders.hand_over([request], [future], [lambda: "answer"])
     assert request.sent == []
@@ -70,7 +70,7 @@ def test_a_split_request_does_not_block_the_next_where_senders_serve_for_nothing
     assert request.sent == [("answer", FINAL)]
 
 
-def test_where_requests_wait_here_no_hand_over_waits() -> None:
+def test_no_hand_over_waits_if_requests_wait_in_the_engine() -> None:
     senders, requests = Senders(None, FINAL), [FakeRequest() for _ in range(50)]
     futures = [Future[int]() for _ in requests]
     for request, future in zip(requests, futures, strict=True):
@@ -91,7 +91,7 @@ def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:
     assert requests[0].sent == [("first", FINAL)]
 
 
-def test_it_waits_for_the_oldest_batch_when_too_many_are_ahead() -> None:
+def test_a_hand_over_waits_for_the_oldest_batch_if_too_many_are_ahead() -> None:
     senders = Senders(1, FINAL)
     first, second = Future[int](), Future[int]()
     senders.hand_over([FakeRequest()], [first], [lambda: None])
@@ -109,7 +109,7 @@ def test_it_waits_for_the_oldest_batch_when_too_many_are_ahead() -> None:
     thread.join()
 
 
-def test_finish_waits_for_all_that_is_here() -> None:
+def test_finish_waits_for_every_request() -> None:
     senders, request, future = Senders(3, FINAL), FakeRequest(), Future[int]()
     senders.hand_over([request], [future], [lambda: "late"])
     timer = threading.Timer(0.05, future.set_result, (0,))

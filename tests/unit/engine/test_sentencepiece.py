@@ -1,4 +1,4 @@
-"""A model of the XLM-R kind may come with sentencepiece's own file alone, as older ones on the hub do."""
+"""A model of the XLM-R kind may have only sentencepiece's own file, like older models on the hub."""
 
 import io
 import random
@@ -9,16 +9,16 @@ import sentencepiece
 from tests.models import ModelShelf
 
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.tokenizer_loading import load_tokenizer
+from tritonembed_engine.tokenizing.loading import load_tokenizer
 
 WORDS = ("violin", "plays", "a", "slow", "melody", "straße", "поезд", "駅", "late", "station", "café", "42")
 TEXTS = ("a violin plays", "поезд late, 駅!", "unknown ☃ signs")
 FAIRSEQ_OFFSET = 1
-"""XLM-R's ids are sentencepiece's and one, behind its own <s>, <pad>, </s>, <unk>."""
+"""XLM-R puts <s>, <pad>, </s> and <unk> first, so its ids are sentencepiece's plus one."""
 
 
 def train(folder: Path) -> sentencepiece.SentencePieceProcessor:
-    """Write `sentencepiece.bpe.model`; what it says of a text by itself."""
+    """Writes `sentencepiece.bpe.model`. Returns sentencepiece's own tokenizer of it."""
     chance, written = random.Random(0), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([" ".join(chance.choices(WORDS, k=8)) for _ in range(300)]),

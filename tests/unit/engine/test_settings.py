@@ -1,4 +1,4 @@
-"""model.json: what it may say, and how what it may not is named."""
+"""model.json: its fields, and the errors that name wrong fields."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_model_alone_takes_every_default(tmp_path: Path) -> None:
     assert settings.engine.max_request_bytes == 32 * 1024 * 1024
 
 
-def test_what_the_file_says_arrives(tmp_path: Path) -> None:
+def test_the_files_settings_arrive(tmp_path: Path) -> None:
     given = {
         "model": "/models/größe",
         "vllm": {"dtype": "float16", "revision": "abc", "max_model_len": 128},
@@ -105,19 +105,19 @@ def test_a_wrong_or_unknown_field_is_named(tmp_path: Path, given: dict[str, Any]
         ('["model"]', r"model\.json: \S"),
     ],
 )
-def test_a_file_that_is_not_an_object_of_json_is_said_to_be_so(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_json_object_is_reported_as_such(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ModelError, match=f"^{message}") as refused:
         read_settings(write(tmp_path, text))
     assert ": :" not in str(refused.value)
 
 
-def test_a_file_that_is_not_utf8_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_file_that_is_not_utf8_is_reported_as_such(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_bytes(b'{"model": "gr\xf6\xdfe"}')
     with pytest.raises(ModelError, match=r"^model\.json is not UTF-8"):
         read_settings(tmp_path)
 
 
-def test_a_missing_file_is_said_to_be_missing_without_the_path(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported_without_its_path(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as refused:
         read_settings(tmp_path)
     assert str(refused.value) == "the model repository has no model.json"

@@ -1,4 +1,4 @@
-"""Whose answer is where while launches fail: the GPU executor's own code, with a forward pass that a CPU can do."""
+"""Batches keep their own results while launches fail: the GPU executor's code with a forward pass for the CPU."""
 
 import weakref
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from tests.unit.engine.fake_executor import ids
 from tritonembed_engine.executors import cuda_direct
 from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 from tritonembed_engine.executors.staging import Stage, Stages, packed_size
+from tritonembed_engine.token_ids import TokenIds
 
 ROWS, TOKENS = 4, 16
 
@@ -58,18 +59,18 @@ def answer(pending: cuda_direct.Pending) -> Sequence[float]:
 
 
 def test_batches_in_flight_keep_their_answers_though_launches_between_them_fail(executor: CudaDirectExecutor) -> None:
-    first = executor.launch([ids(1, 9), ids(2)])
+    first = executor.launch(TokenIds.join([ids(1, 9), ids(2)]))
     executor.graphs[0].failing = True  # type: ignore[attr-defined]
     for _ in range(5):
         with pytest.raises(RuntimeError):
-            executor.launch([ids(7)])
+            executor.launch(TokenIds.join([ids(7)]))
     executor.graphs[0].failing = False  # type: ignore[attr-defined]
-    second = executor.launch([ids(3, 9, 9)])
+    second = executor.launch(TokenIds.join([ids(3, 9, 9)]))
     assert answer(first) == [1, 2]
     assert answer(second) == [3]
 
 
-def test_every_stage_comes_back_also_from_a_result_that_fails(
+def test_every_stage_is_returned_even_if_its_result_fails(
     executor: CudaDirectExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lose(_: FakeEvent) -> None:
@@ -77,16 +78,16 @@ def test_every_stage_comes_back_also_from_a_result_that_fails(
 
     monkeypatch.setattr(FakeEvent, "synchronize", lose)
     for _ in range(5):
-        pending = executor.launch([ids(1)])
+        pending = executor.launch(TokenIds.join([ids(1)]))
         with pytest.raises(RuntimeError):
             pending.result()
     monkeypatch.undo()
-    np.testing.assert_array_equal(executor.launch([ids(4)]).result(), [[4]])
+    np.testing.assert_array_equal(executor.launch(TokenIds.join([ids(4)])).result(), [[4]])
 
 
 def test_an_answer_that_nobody_collects_does_not_free_its_pinned_memory(executor: CudaDirectExecutor) -> None:
-    """On a lost GPU that would end the process, with requests that were not told yet."""
-    pending = executor.launch([ids(1)])
+    """On a lost GPU, freeing it would end the process before all requests have their error."""
+    pending = executor.launch(TokenIds.join([ids(1)]))
     stage = weakref.ref(pending._stage)  # type: ignore[attr-defined]
     del pending
     assert stage() is not None

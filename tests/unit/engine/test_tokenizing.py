@@ -1,4 +1,4 @@
-"""Token ids are those of the model's own tokenizer, and one bad text costs nobody else anything."""
+"""Token ids are those of the model's own tokenizer, and a bad text fails only its own request."""
 
 import functools
 import json
@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS, EmbedParameters
-from tritonembed_engine.tokenizing import TextTokenizer
-from tritonembed_perf.generated_tokenizers import training_corpus
+from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+from tritonembed_perf.families.generated_tokenizers import training_corpus
 from tritonembed_perf.models import BERT_TOKENIZER
 
 KINDS = ["bert", "roberta", "xlm-roberta", "modernbert", "qwen3"]
@@ -41,7 +41,7 @@ ODD = [
 
 
 def many_texts() -> list[str]:
-    """1,000 texts: odd ones, sentences in twenty languages, and mixtures of everything."""
+    """1,000 texts: odd texts, sentences in twenty languages, and mixtures of everything."""
     rng = random.Random(7)
     sentences = training_corpus(7)[:200]
     texts = [*ODD, *sentences]
@@ -82,27 +82,34 @@ def test_ids_are_those_of_the_models_own_tokenizer(
     assert max(map(len, expected)) == 64
 
 
-@pytest.mark.parametrize(
-    ("kind", "truncate"),
-    [
-        ("bert", "END"),
-        ("bert", "START"),
-        ("roberta", "END"),
-        ("xlm-roberta", "START"),
-        ("modernbert", "END"),
-        ("qwen3", "END"),
-    ],
-)
-def test_ids_of_a_megabyte_are_those_of_the_models_own_tokenizer(
+LONG_TEXTS = [
+    ("bert", "END"),
+    ("bert", "START"),
+    ("roberta", "END"),
+    ("xlm-roberta", "START"),
+    ("modernbert", "END"),
+    ("qwen3", "END"),
+]
+"""Kinds of tokenizers, and the side on which a text is cut."""
+
+
+@pytest.mark.parametrize(("kind", "truncate"), LONG_TEXTS)
+def test_ids_of_a_long_text_are_those_of_the_models_own_tokenizer(
     kind: str, truncate: str, shelf: ModelShelf, tokenizers: dict[str, TextTokenizer]
 ) -> None:
+    """tests/slow does this with a megabyte."""
+    check_long_texts(shelf(kind), tokenizers[kind], kind, truncate, characters=200_000)
+
+
+def check_long_texts(folder: Path, tokenizer: TextTokenizer, kind: str, truncate: str, characters: int) -> None:
+    """Prose and a single word, each of `characters`, have transformers' ids."""
     side = "left" if truncate == "START" else "right"
-    own = AutoTokenizer.from_pretrained(shelf(kind), truncation_side=side)
+    own = AutoTokenizer.from_pretrained(folder, truncation_side=side)
     corpus = training_corpus(1)[: 200 if kind == "bert" else None]
-    prose = " ".join(random.Random(1).choices(corpus, k=20_000))[:1_000_000]
-    word = "".join(random.Random(2).choices("abcdefghij", k=1_000_000))
+    prose = " ".join(random.Random(1).choices(corpus, k=20_000))[:characters]
+    word = "".join(random.Random(2).choices("abcdefghij", k=characters))
     expected = own([prose, word], truncation=True, max_length=64).input_ids
-    assert encode(tokenizers[kind], [prose, word], EmbedParameters(truncate=truncate)) == expected
+    assert encode(tokenizer, [prose, word], EmbedParameters(truncate=truncate)) == expected
 
 
 def test_a_long_text_is_not_tokenized_whole(
@@ -122,7 +129,7 @@ def test_a_long_text_is_not_tokenized_whole(
 
     monkeypatch.setattr(tokenizer, "_tokenizer", Spy())
     assert len(encode(tokenizer, ["mots épars " * 100_000])[0]) == 64
-    # The cut comes at the first space after 8 characters a token.
+    # The cut is at the first space after 8 characters per token.
     assert sum(seen) < 2 * 8 * 64
 
 
@@ -160,7 +167,7 @@ def test_a_request_chooses_its_prompt_by_name_or_brings_its_own(tokenizers: dict
     assert encode(tokenizer, ["a dog"], both) == plain[:1]
 
 
-def test_a_prompt_that_the_model_has_not_fails_its_own_request_alone(tokenizers: dict[str, TextTokenizer]) -> None:
+def test_an_unknown_prompt_fails_its_own_request_alone(tokenizers: dict[str, TextTokenizer]) -> None:
     jobs = [([b"dog"], DEFAULTS), ([b"dog"], EmbedParameters(prompt_name="gone")), ([b"dog"], DEFAULTS)]
     answers = tokenizers["bert"].encode_requests(jobs)
     assert str(answers[1]) == "prompt_name: is not one of the model's: document, query"
@@ -168,7 +175,7 @@ def test_a_prompt_that_the_model_has_not_fails_its_own_request_alone(tokenizers:
 
 
 def configured(model: Path, folder: Path, file: str, **changes: object) -> TextTokenizer:
-    """The tokenizer of a copy whose file has other keys."""
+    """The tokenizer of a copy of the model whose file has other keys."""
     copy_of(model, folder)
     path = folder / file
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -188,7 +195,9 @@ def test_queries_and_passages_have_lengths_of_their_own(shelf: ModelShelf, tmp_p
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "sentence_bert_config.json"])
-def test_a_text_loses_its_start_where_the_model_says_so(file: str, shelf: ModelShelf, tmp_path: Path) -> None:
+def test_a_text_loses_its_start_if_the_model_truncates_on_the_left(
+    file: str, shelf: ModelShelf, tmp_path: Path
+) -> None:
     changes: dict[str, object] = {"truncation_side": "left"}
     if file == "sentence_bert_config.json":
         changes = {"processor_kwargs": changes}
@@ -198,7 +207,7 @@ def test_a_text_loses_its_start_where_the_model_says_so(file: str, shelf: ModelS
     assert encode(tokenizer, long) != encode(tokenizer, long, EmbedParameters(truncate="END"))
 
 
-def test_a_side_of_truncation_that_only_the_tokenizers_file_has_is_refused(shelf: ModelShelf, tmp_path: Path) -> None:
+def test_a_truncation_side_that_only_the_tokenizers_file_has_is_refused(shelf: ModelShelf, tmp_path: Path) -> None:
     truncation = {"direction": "Left", "max_length": 512, "strategy": "LongestFirst", "stride": 0}
     with pytest.raises(ModelError, match=r"its tokenizer\.json truncates on another side"):
         configured(shelf("bert"), tmp_path, "tokenizer.json", truncation=truncation)
@@ -248,9 +257,9 @@ def test_a_process_without_torch_gets_the_same_tokenizers(
     shelf: ModelShelf, tokenizers: dict[str, TextTokenizer]
 ) -> None:
     program = (
-        "import sys; from tritonembed_engine.stub import leave_out_torch; leave_out_torch();"
+        "import sys; from tritonembed_engine.stub.process import leave_out_torch; leave_out_torch();"
         "from tritonembed_engine.model.files import read_model_files as read;"
-        "from tritonembed_engine.tokenizer_loading import load_tokenizer;"
+        "from tritonembed_engine.tokenizing.loading import load_tokenizer;"
         "print(*(load_tokenizer(read(folder)).to_str() for folder in sys.argv[1:]), sep='\\0');"
         "assert sys.modules['torch'] is None and 'vllm' not in sys.modules"
     )
@@ -266,14 +275,14 @@ def bert_uncased() -> Tokenizer:
     return Tokenizer.from_file(str(BERT_TOKENIZER))
 
 
-# White space, punctuation, control characters, words that are and are not in the vocabulary, and added tokens.
+# White space, punctuation, control characters, words inside and outside of the vocabulary, and added tokens.
 ASCII = st.one_of(
     st.text(alphabet=st.characters(max_codepoint=127), max_size=12),
     st.sampled_from([" ", "the", "The ", "unaffable", "##ing", "don't", "[SEP]", "[sep]", "[MASK", "3.14", "x" * 101]),
 )
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(text=st.lists(ASCII, max_size=30).map("".join), truncate=st.sampled_from(["END", "START"]))
 def test_the_short_way_for_ascii_gives_the_same_ids(
     text: str, truncate: str, tokenizers: dict[str, TextTokenizer]
@@ -369,7 +378,7 @@ def test_the_end_of_a_long_ascii_text_is_cut_before_it_is_tokenized(
 
 
 def copy_of(model: Path, folder: Path) -> Path:
-    """The model's configuration, to be changed; without the weights."""
+    """A copy of the model's configuration, without the weights, to be changed."""
     for path in model.rglob("*"):
         if path.suffix == ".json":
             target = folder / path.relative_to(model)

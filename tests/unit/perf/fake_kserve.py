@@ -1,6 +1,6 @@
-"""A small KServe server in this process for `tritonembed-bench run`; its answers can be at fault.
+"""A small KServe server in this process for `tritonembed-bench run`. Its responses can be made wrong.
 
-Vectors depend on the text alone and tokens are those of the model's own tokenizer, so the answers pass every check
+Vectors depend on the text alone and tokens are those of the model's own tokenizer, so the responses pass every check
 until `spoil` changes them. `on_request` is called for every request with its number (from 1 on) and its sentences.
 """
 
@@ -26,7 +26,7 @@ def unit_vector(text: bytes, dimensions: int) -> np.ndarray:
 
 
 class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """It listens on `target` until `close`."""
+    """A server that listens on `target` until `close`."""
 
     def __init__(self, model: Path, dimensions: int) -> None:
         self.spoil: Callable[[list[np.ndarray]], list[np.ndarray]] = lambda vectors: vectors

@@ -1,6 +1,6 @@
 """A LoadedExecutor whose vectors cost nothing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,19 +9,20 @@ import numpy as np
 
 from tritonembed_engine.executors.base import Ready
 from tritonembed_engine.model.files import ModelFiles
-from tritonembed_perf.executor import LoadedExecutor
+from tritonembed_engine.token_ids import TokenIds
+from tritonembed_perf.scripts.executor import LoadedExecutor
 
 
 class FakeExecutor:
-    """Says the lengths of the sentences of each batch to `seen`; a vector is the sentence's first id and 1."""
+    """Calls `seen` with the lengths of each batch's sentences. A vector is the sentence's first id and 1."""
 
     max_batch_sentences = 1024
 
     def __init__(self, seen: Callable[[list[int]], None]) -> None:
         self._seen = seen
 
-    def launch(self, sentences: Sequence[bytes]) -> Ready:
-        ids = [np.frombuffer(sentence, dtype="<i4") for sentence in sentences]
+    def launch(self, sentences: TokenIds) -> Ready:
+        ids = list(sentences)
         self._seen([len(sentence) for sentence in ids])
         return Ready(np.array([[sentence[0], 1] for sentence in ids], dtype=np.float32))
 

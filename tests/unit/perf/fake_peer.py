@@ -1,4 +1,4 @@
-"""A peer for tests: a small OpenAI server of its own process, and a program in process; both can be at fault."""
+"""A peer for tests: a small OpenAI server in its own process, and a program in this process. Both can be faulty."""
 
 import hashlib
 import sys
@@ -9,10 +9,10 @@ import numpy as np
 
 from tritonembed_perf.compare.peer import Bench, ServerPeer
 from tritonembed_perf.compare.trials import Material, Materials, Trial
-from tritonembed_perf.run.checks import AnswerCheck, Reference
-from tritonembed_perf.run.corpus import PooledRequest
-from tritonembed_perf.run.openai import OpenAI
-from tritonembed_perf.run.wire import WireProtocol
+from tritonembed_perf.loadgen.answers import AnswerCheck, Reference
+from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.protocol import WireProtocol
+from tritonembed_perf.loadgen.requests import PooledRequest
 
 VECTOR = """
 def vector(text):
@@ -120,7 +120,7 @@ class FewTexts(Materials):
 
 
 class FakeServer(ServerPeer):
-    """fault: what is wrong with it."""
+    """fault: the name of the server's fault."""
 
     def __init__(self, script: Path, fault: str = "nothing", *more: str) -> None:
         self.name = "fake"

@@ -1,4 +1,4 @@
-"""What the shim lends Arctic Inference's server: the wire, the command of its replicas, an engine's old manners."""
+"""What the shim adds to Arctic Inference's server: the wire, the command of its replicas, an older engine's methods."""
 
 import asyncio
 import subprocess
@@ -10,13 +10,13 @@ import grpc
 import numpy as np
 import pytest
 
-from tritonembed_manager.serve.arctic_pb import arctic_inference_pb2 as messages
+from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as messages
 from tritonembed_perf.compare import arctic_shim
-from tritonembed_perf.run.arctic import Arctic
+from tritonembed_perf.loadgen.grpc_protocols import Arctic
 
 
 class Servicer:
-    """In the manner of its servicer: coroutines of a request and a context."""
+    """Like Arctic Inference's servicer: coroutines of a request and a context."""
 
     async def Encode(self, request: Any, context: Any) -> Any:
         rows = [np.full(3, len(text), "<f4").tobytes() for text in request.prompts]
@@ -36,7 +36,7 @@ async def test_its_server_and_its_replicas_speak_the_arctic_protocol() -> None:
         stub: Any = arctic_shim._Stub(messages, channel)
         assert (await stub.HealthCheck(messages.HealthCheckRequest())).healthy
         protocol = Arctic(f"127.0.0.1:{port}", "model")
-        transport = protocol.open(1, 5.0)
+        transport = protocol.sender().open(1, 5.0)
         try:
             answer = protocol.decode(await transport.send(protocol.encode(["a", "bcd"]), 0), 2)
         finally:
@@ -59,7 +59,7 @@ def test_replicas_are_started_through_the_shim(monkeypatch: pytest.MonkeyPatch) 
     assert started[1][0] == ["something", "else"]
 
 
-def test_an_engine_has_what_older_ones_had() -> None:
+def test_an_engine_has_an_older_engines_methods() -> None:
     class Current:
         tokenizer = SimpleNamespace(tokenizer="the tokenizer itself")
         model_config = SimpleNamespace(model="m", dtype="float32", max_model_len=512)

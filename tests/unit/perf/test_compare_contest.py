@@ -1,4 +1,4 @@
-"""The order of things in a comparison, with peers that cost nothing and samples that are made up."""
+"""The order of a comparison's steps, with peers that cost nothing and made-up samples."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,8 +13,7 @@ from tritonembed_perf.compare.contest import Contest, Plan
 from tritonembed_perf.compare.launching import DidNotStartError
 from tritonembed_perf.compare.measuring import InterruptedMeasurement
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config
-from tritonembed_perf.compare.results import Result
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Result, Sample
 from tritonembed_perf.compare.trials import Trial
 from tritonembed_perf.failures import BenchError
 
@@ -28,7 +27,7 @@ def sample(speed: float, *, errors: int = 0, wrong: int = 0, faults: tuple[str, 
 
 @dataclass
 class FakePeer:
-    """flags: of its configurations. fails: the flags that do not start, from which start on."""
+    """flags: the flags of its configurations. fails: for flags that do not start, the number of starts that succeed."""
 
     name: str
     flags: Sequence[str] = ("--only",)
@@ -66,7 +65,7 @@ Take = Callable[[tuple[str, str], Trial], Sample | None]
 
 @pytest.fixture
 def compete(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Contest]:
-    """Makes a contest whose samples `take` gives: of the peer and its flags, and of the trial."""
+    """Makes a contest whose samples are `take((peer, flags), trial)`."""
 
     def make(peers: Sequence[Any], take: Take, **changes: Any) -> Contest:
         monkeypatch.setattr(contest_module, "take_sample", lambda endpoint, trial, *_: take(endpoint, trial))
@@ -98,7 +97,7 @@ def test_each_load_is_measured_with_the_configuration_that_was_best_for_it(compe
     assert set(result.sweep) == {"--a", "--b"}
 
 
-def test_settings_of_an_earlier_comparison_spare_the_sweep(compete: Callable[..., Contest]) -> None:
+def test_settings_of_an_earlier_comparison_replace_the_sweep(compete: Callable[..., Contest]) -> None:
     known = Result("known", chosen={BIG.name: "--b", SMALL.name: "--a", "8x1@1": "--c"})
     gone = Result("gone", chosen={BIG.name: "--a", SMALL.name: "--no-longer"})
     part = Result("part", chosen={BIG.name: "--a"})
@@ -149,7 +148,7 @@ def test_a_server_is_started_once_for_all_loads_that_want_the_same_flags(compete
     assert peer.log == ["one --a started", "one --a stopped"] * 2
 
 
-def test_a_peer_that_cannot_be_installed_or_does_not_start_says_why_and_the_others_go_on(
+def test_a_peer_that_cannot_be_installed_or_started_has_a_reason_and_the_others_go_on(
     compete: Callable[..., Contest],
 ) -> None:
     absent = FakePeer("absent", missing="it is not on PATH")
@@ -165,7 +164,7 @@ def test_a_peer_that_cannot_be_installed_or_does_not_start_says_why_and_the_othe
     assert not three.why_not
 
 
-def test_a_start_that_fails_later_leaves_what_was_measured(compete: Callable[..., Contest]) -> None:
+def test_a_start_that_fails_later_keeps_the_earlier_samples(compete: Callable[..., Contest]) -> None:
     contest = compete([FakePeer("one", ("--a",), fails={"--a": 2})], lambda *_: sample(1.0), rounds=4)
     assert contest.run()
     [result] = contest.results
@@ -185,7 +184,7 @@ def test_a_client_that_dies_is_a_trouble_and_not_the_end(compete: Callable[..., 
     assert contest.results[1].rounds
 
 
-def test_a_peer_too_slow_to_answer_in_the_time_is_said_to_be(compete: Callable[..., Contest]) -> None:
+def test_a_peer_without_an_answer_in_the_time_is_reported_as_too_slow(compete: Callable[..., Contest]) -> None:
     contest = compete([FakePeer("one")], lambda *_: sample(0.0), closed=[BIG])
     assert contest.run()
     assert contest.results[0].troubles == ["50x64@4: no answer within 6 s (--only)"]
@@ -202,7 +201,7 @@ def test_without_rounds_the_sweep_is_the_measurement(compete: Callable[..., Cont
 
 
 @pytest.mark.parametrize("error", [InterruptedMeasurement, KeyboardInterrupt])
-def test_an_interruption_keeps_what_is_there_and_stops_the_peer(
+def test_an_interruption_keeps_the_samples_and_stops_the_peer(
     compete: Callable[..., Contest], error: type[BaseException]
 ) -> None:
     taken = iter([sample(1.0), sample(2.0), None])
@@ -221,7 +220,7 @@ def test_an_interruption_keeps_what_is_there_and_stops_the_peer(
     assert not contest.results[1].rounds
 
 
-def test_offered_rates_take_the_configuration_of_the_load_with_the_most_alike_requests(
+def test_offered_rates_take_the_configuration_of_the_most_similar_load(
     compete: Callable[..., Contest],
 ) -> None:
     offered = Trial(50, 1, rate=20)
@@ -233,7 +232,7 @@ def test_offered_rates_take_the_configuration_of_the_load_with_the_most_alike_re
     assert contest.results[0].rounds[offered.name]
 
 
-def test_a_program_that_cannot_be_asked_at_a_rate_has_a_row_without_samples(compete: Callable[..., Contest]) -> None:
+def test_a_program_without_offered_rates_has_a_row_without_samples(compete: Callable[..., Contest]) -> None:
     offered = Trial(50, 1, rate=20)
     contest = compete([FakePeer("one")], lambda _, trial: None if trial.rate else sample(1.0), offered=[offered])
     assert contest.run()
@@ -241,7 +240,7 @@ def test_a_program_that_cannot_be_asked_at_a_rate_has_a_row_without_samples(comp
     assert contest.results[0].of(offered) is None
 
 
-def test_counts_of_replicas_are_compared_where_a_peer_has_them(compete: Callable[..., Contest]) -> None:
+def test_counts_of_replicas_are_compared_for_peers_with_replicas(compete: Callable[..., Contest]) -> None:
     peers = [WithReplicas("one"), FakePeer("two")]
     contest = compete(peers, lambda endpoint, _: sample(float(len(endpoint[1]))), replicas=[1, 12])
     contest.run()

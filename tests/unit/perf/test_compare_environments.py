@@ -1,4 +1,4 @@
-"""Which Python a peer runs on, and what it says where something is missing."""
+"""Which Python a peer runs on, and the error if something is missing."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ def bench(folder: Path, *, device: str = "cpu", install: bool = True, **pythons:
     return Bench(folder, "float32", device, 2, 0, folder, pythons, install)
 
 
-def test_a_python_that_lacks_a_package_says_which(tmp_path: Path) -> None:
+def test_a_python_that_lacks_a_package_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="no_such_package is not installed in this Python"):
         this_python(bench(tmp_path), "vllm-serve", ("json", "no_such_package"))
     given = bench(tmp_path, **{"infinity-emb": sys.executable})
@@ -29,7 +29,9 @@ def test_versions_are_those_of_the_peers_python() -> None:
     assert versions(sys.executable, ["no-such-package", "numpy"]).startswith("numpy ")
 
 
-def test_an_environment_that_cannot_be_made_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_cannot_be_made_is_refused_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(CannotRunError, match=r"it can't be installed: ERROR: .*no-such-peer"):
         virtual_environment(bench(tmp_path, device="cuda"), "peer", ["no-such-peer==1"])

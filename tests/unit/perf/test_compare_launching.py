@@ -1,4 +1,4 @@
-"""Real processes: a server is started, and stopped with everything it started, also by Ctrl-C."""
+"""Real processes: a server is started, and stopped with its children, also by Ctrl-C."""
 
 import os
 import signal
@@ -13,11 +13,11 @@ import pytest
 from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 
 from tritonembed_perf.compare.contest import Contest, Plan
-from tritonembed_perf.compare.deferred_signals import deferred_signals
 from tritonembed_perf.compare.launching import DidNotStartError, launched
 from tritonembed_perf.compare.peer import Bench, Config
-from tritonembed_perf.run.openai import OpenAI
-from tritonembed_perf.server import free_ports
+from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.signals import deferred_signals
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path, "float32", "cpu", 2, 0, tmp_path)
 
 
-def test_a_server_that_ends_says_why(bench: Bench, tmp_path: Path) -> None:
+def test_a_server_that_ends_is_reported_with_the_reason(bench: Bench, tmp_path: Path) -> None:
     with (
         pytest.raises(DidNotStartError, match=r"ValueError: .* has no weights"),
         FakeServer(tmp_path / "server.py", "ends").running(bench, Config()),
@@ -33,7 +33,7 @@ def test_a_server_that_ends_says_why(bench: Bench, tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_server_started_ends_with_it(bench: Bench, tmp_path: Path) -> None:
+def test_a_servers_children_end_with_it(bench: Bench, tmp_path: Path) -> None:
     peer = FakeServer(tmp_path / "server.py", "leaves a child", str(tmp_path / "pid"))
     with peer.running(bench, Config()):
         child = psutil.Process(int((tmp_path / "pid").read_text()))

@@ -1,4 +1,4 @@
-"""Samples: a real server under the real clients, and a program in process; their answers are checked."""
+"""Samples of a real server under the real clients, and of a program in this process. Their answers are checked."""
 
 import os
 import sys
@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests.unit.perf.fake_peer import PROGRAM, TRIAL, FakeServer, FewTexts
 
+from tritonembed_manager.tune.loadgen.clients import Interrupt
 from tritonembed_perf.compare.measuring import client_processes, take_sample
 from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, InProcess, ServerPeer
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Sample
 from tritonembed_perf.compare.trials import Trial
-from tritonembed_perf.run.clients import Interrupt
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_an_offered_rate_is_an_open_loop(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_program_in_process_is_timed_by_itself_and_checked_here(tmp_path: Path) -> None:
     found = run_program(tmp_path, "nothing")
-    # Two calls a second of four requests of ten tokens.
+    # Two calls per second, of four requests of ten tokens.
     assert (found.tokens_per_second, found.requests_per_second) == (80.0, 8.0)
     assert found.p50_ms == pytest.approx(500)
     assert found.is_sound
@@ -67,7 +67,7 @@ def test_a_programs_wrong_vectors_are_found(tmp_path: Path) -> None:
     assert run_program(tmp_path, "out of order").wrong == 4
 
 
-def test_a_program_that_fails_says_why(tmp_path: Path) -> None:
+def test_a_program_that_fails_is_reported_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(CannotRunError, match="out of memory"):
         run_program(tmp_path, "fails")
 
@@ -98,6 +98,6 @@ def test_clients_leave_most_cores_to_the_server(
     assert client_processes(trial, wanted) == expected
 
 
-def test_the_command_line_of_a_configuration_is_what_is_shown() -> None:
+def test_a_configuration_is_shown_as_its_command_line() -> None:
     assert Config(("--replicas", "2"), {"THREADS": "1"}).text == "THREADS=1 --replicas 2"
     assert Config().text == "defaults"

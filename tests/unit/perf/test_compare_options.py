@@ -1,4 +1,4 @@
-"""The command's options: what makes no sense is refused; --list and --merge measure nothing."""
+"""The command's options. Invalid options are refused; --list and --merge measure nothing."""
 
 import json
 from pathlib import Path
@@ -9,14 +9,13 @@ from tritonembed_perf.cli import main
 from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
 from tritonembed_perf.compare.reports import make_report, publish
-from tritonembed_perf.compare.results import Result
-from tritonembed_perf.compare.sample import Sample
+from tritonembed_perf.compare.results import Result, Sample
 from tritonembed_perf.compare.trials import Trial
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """As far as the options are looked at."""
+    """The part of a model's folder that the options check."""
     (tmp_path / "config.json").write_text("{}")
     return tmp_path
 
@@ -36,9 +35,9 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
     ("arguments", "message"),
     [
         (["--peers", "nobody"], "--peers: 'nobody' is none of tritonembed,"),
-        (["--device", "tpu"], "--device is cpu or cuda"),
-        (["--dtype", "int3"], "--dtype is float32, bfloat16 or float16"),
-        (["--loads", "50x64"], "--loads: '50x64' is not TOKENSxSENTENCES@CONCURRENCY"),
+        (["--device", "tpu"], "'tpu' is not one of 'cpu', 'cuda'"),
+        (["--dtype", "int3"], "'int3' is not one of 'float32', 'bfloat16', 'float16'"),
+        (["--loads", "50x64"], "--loads: '50x64' is not a load such as 50x64@32"),
         (["--rates", "0"], "--rates is numbers from 1 on"),
         (["--replicas", "two"], "--replicas is numbers from 1 on"),
         (["--rate-shape", "fifty"], "--rate-shape: 'fifty' is not TOKENSxSENTENCES"),
@@ -53,10 +52,10 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
         (["--rounds", "many"], "--rounds"),
     ],
 )
-def test_what_makes_no_sense_is_one_line_and_exit_code_2(
+def test_an_invalid_option_is_one_line_and_exit_code_2(
     model: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    # Of an option that is given twice the last one counts.
+    # If an option is given twice, the last value counts.
     code, _, said = run(["--model", str(model), "--device", "cpu", *arguments], capsys)
     assert code == 2
     assert message in said

@@ -1,4 +1,4 @@
-"""The programs around sentence-transformers give the right vectors, so that it is measured at its true work."""
+"""The programs around sentence-transformers compute the right vectors, so that the measurement is of real work."""
 
 import json
 from pathlib import Path
@@ -12,8 +12,8 @@ from tests.models import ModelShelf
 
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_perf.compare.programs import fastapi_server, in_process
-from tritonembed_perf.run.openai import OpenAI
-from tritonembed_perf.run.reference import embed_with_transformers
+from tritonembed_perf.loadgen.answers import embed_with_transformers
+from tritonembed_perf.loadgen.openai import OpenAI
 
 TEXTS = ["a cat sits here", "and a dog", "one"]
 

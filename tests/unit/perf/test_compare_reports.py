@@ -1,21 +1,18 @@
-"""What a comparison's figures become: tables, Markdown, JSON that can be merged, charts."""
+"""A comparison's reports: tables, Markdown, JSON that can be merged, charts."""
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from tritonembed_perf.compare.charts import plot
-from tritonembed_perf.compare.reports import make_report, merge_reports, publish, read_report
-from tritonembed_perf.compare.results import Result, merge
-from tritonembed_perf.compare.sample import Sample, median
+from tritonembed_perf.compare.reports import make_report, merge_reports, plot, publish, read_report
+from tritonembed_perf.compare.results import Result, Sample, median, merge
 from tritonembed_perf.compare.tables import markdown, remarks, rows_of, verdicts
 from tritonembed_perf.compare.trials import Trial
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.without_paths import public_command, without_paths
+from tritonembed_perf.reports import describe_environment, without_paths
 
 BIG, RATE = Trial(50, 64, 4), Trial(50, 1, rate=20)
 MACHINE = {"cpu": "a CPU", "cores": 2, "memory_gib": 24, "gpus": []}
@@ -50,7 +47,7 @@ def test_a_trials_name_can_be_read_again(trial: Trial) -> None:
     assert Trial.parse(trial.name) == trial
 
 
-def test_the_table_is_ranked_and_says_how_much_faster_ours_is() -> None:
+def test_the_table_is_ranked_and_shows_how_much_faster_ours_is() -> None:
     results = [
         result("slow", 100.0),
         result("tritonembed", 380.0, 400.0, 420.0),
@@ -85,7 +82,7 @@ def test_wrong_answers_and_a_saturated_client_are_in_the_table() -> None:
     assert said[-1].startswith("* the client's own CPU")
 
 
-def test_flags_that_were_chosen_and_those_that_were_tried_are_printed() -> None:
+def test_the_chosen_and_the_tried_flags_are_printed() -> None:
     one = result("one", 10.0, note="1.0", sweep={"--replicas 1": {}, "--replicas 2": {}}, troubles=["it fell over"])
     assert remarks([one]) == [
         "one (1.0): `--replicas 2` for 50x64@4",
@@ -94,14 +91,14 @@ def test_flags_that_were_chosen_and_those_that_were_tried_are_printed() -> None:
     ]
 
 
-def test_a_program_without_offered_rates_says_so() -> None:
+def test_a_program_without_offered_rates_is_marked() -> None:
     program = result("program", 10.0)
     assert rows_of(RATE, [program])[0][2] == "not measured"
     program.rounds[RATE.name] = []
     assert rows_of(RATE, [program])[0][2] == "no offered rate in process"
 
 
-def test_reports_of_several_runs_become_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_of_several_runs_become_one_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish(report(), [result("tritonembed", 400.0), result("one", 100.0)], tmp_path / "a")
     publish(report(), [result("tritonembed", 300.0, 500.0), result("one", why_not="gone"), result("two", 50.0)],
             tmp_path / "b")  # fmt: skip
@@ -151,7 +148,7 @@ def test_the_markdown_has_the_machine_the_command_and_what_is_missing() -> None:
     assert widths == {9}
 
 
-def test_charts_have_no_background_and_one_is_drawn_for_what_was_measured(tmp_path: Path) -> None:
+def test_charts_have_no_background_and_are_drawn_only_for_measurements(tmp_path: Path) -> None:
     one, two = result("tritonembed", 4.1e5), result("peer", 2e4)
     for number, found in enumerate((one, two)):
         found.rounds[RATE.name] = [sample(1e3, p99=10.0 + number)]
@@ -190,15 +187,5 @@ def test_no_folder_of_the_machine_is_published(text: str, expected: str) -> None
 
 def test_the_published_command_has_names_only() -> None:
     typed = ["tritonembed-bench", "compare", "--model", "/a/b/", "--python", "one=/c/python", "--loads", "50x1@4"]
-    shown = public_command(typed)
-    assert shown == [
-        "tritonembed-bench",
-        "compare",
-        "--model",
-        "b",
-        "--python",
-        "one=python",
-        "--loads",
-        "50x1@4",
-    ]
-    assert not re.search("/", " ".join(shown))
+    shown = describe_environment(typed)["command"]
+    assert shown == "tritonembed-bench compare --model b --python one=python --loads 50x1@4"

@@ -1,4 +1,4 @@
-"""The whole command, with a small server in a peer's place that answers wrongly."""
+"""The whole command, with a small server as the peer that gives wrong answers."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,6 @@ from tests.models import ModelShelf
 from tests.unit.perf.fake_peer import FakeServer
 
 from tritonembed_perf.cli import main
-from tritonembed_perf.compare import session
 from tritonembed_perf.compare.peer import Bench, Config
 from tritonembed_perf.compare.peers import all_peers
 
@@ -32,7 +31,9 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
 ) -> None:
     absent = all_peers()["tei"]
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(session, "choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent])
+    monkeypatch.setattr(
+        "tritonembed_perf.compare.peers.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
+    )
     assert run(tmp_path, shelf("roberta")) == 1
     said = capsys.readouterr()
     assert "wrong vectors from fake" in said.err
@@ -65,7 +66,7 @@ def test_a_load_that_no_server_can_have_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(session, "Contest", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr("tritonembed_perf.compare.contest.Contest", lambda *_: pytest.fail("it started"))
     assert run(tmp_path, shelf("roberta"), *options) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
@@ -82,14 +83,14 @@ def test_settings_of_a_comparison_of_another_model_are_refused(
     assert "--settings-from: its model is another, not roberta" in line
 
 
-def test_an_error_that_nobody_thought_of_does_not_cost_the_figures(
+def test_an_unexpected_error_does_not_lose_the_figures(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(FakeServer):
         def configs(self, bench: Bench) -> Sequence[Config]:
             raise ZeroDivisionError
 
-    monkeypatch.setattr(session, "choose_peers", lambda _: [Broken(tmp_path / "server.py")])
+    monkeypatch.setattr("tritonembed_perf.compare.peers.choose_peers", lambda _: [Broken(tmp_path / "server.py")])
     with pytest.raises(ZeroDivisionError):
         main(["compare", "--model", str(shelf("roberta")), "--device", "cpu", "--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["runs"][0]["interrupted"]

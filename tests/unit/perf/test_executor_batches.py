@@ -1,4 +1,4 @@
-"""What the scripts that measure the executor alone ask of it."""
+"""The batches of the scripts that measure the executor alone."""
 
 import json
 import sys
@@ -9,14 +9,14 @@ import numpy.typing as npt
 import pytest
 from tests.unit.perf.fake_loaded import fake_loaded
 
-from tritonembed_perf import engine_speed, precision
+from tritonembed_perf.scripts import engine_speed, precision
 
 
 @pytest.mark.parametrize(
     ("config", "left_out"),
     [({"pad_token_id": 0}, 0), ({"pad_token_id": 2}, 2), ({"pad_token_id": 4}, 4), ({}, 1)],
 )
-def test_all_ids_but_that_of_padding_are_drawn(config: dict[str, int], left_out: int, tmp_path: Path) -> None:
+def test_all_ids_but_paddings_are_drawn(config: dict[str, int], left_out: int, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     ids = fake_loaded(tmp_path, vocab_size=5).random_ids(np.random.default_rng(0), 30, 10)
     assert ids.shape == (30, 10)
@@ -43,7 +43,7 @@ def test_a_model_without_a_row_for_padding_gets_all_ids(pad: int | None, tmp_pat
     ],
 )
 def test_a_batch_has_limits_of_its_own(sentences: int, tokens: int, reason: str | None, tmp_path: Path) -> None:
-    assert fake_loaded(tmp_path, max_length=64, most_tokens=4000).why_not(sentences, tokens) == reason
+    assert fake_loaded(tmp_path, max_length=64, most_tokens=4000).reason_against(sentences, tokens) == reason
 
 
 def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,14 +58,14 @@ def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys:
     ]
 
 
-def test_where_no_shape_fits_that_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_an_error_if_no_shape_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_speed, "load_executor", lambda *_: fake_loaded(tmp_path, max_length=49))
     monkeypatch.setattr(sys, "argv", ["engine_speed", "model"])
     with pytest.raises(SystemExit, match="error: none of the shapes can be measured"):
         engine_speed.main()
 
 
-def test_precision_asks_for_no_more_than_fits_and_shows_each_length_when_it_is_done(
+def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     batches: list[list[int]] = []
@@ -85,6 +85,6 @@ def test_precision_asks_for_no_more_than_fits_and_shows_each_length_when_it_is_d
     with pytest.raises(KeyboardInterrupt):
         precision.main()
     assert max(sum(lengths) for lengths in batches) <= 600
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    _machine, *rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["1", "2", "5", "10", "20", "50"]
     assert sum(len(lengths) for lengths in batches if lengths[0] == 50) == precision.SENTENCES

@@ -90,7 +90,7 @@ def test_zeros_agree_with_zeros_alone() -> None:
         ({}, {"executor": "direct"}, True, Verdict.WRONG),
     ],
 )
-def test_who_refuses_decides_without_vectors(
+def test_a_refusal_decides_without_vectors(
     reference: dict[str, Any], served: dict[str, Any], must_refuse: bool, verdict: Verdict
 ) -> None:
     found = judge(reference, served, must_refuse)
@@ -98,7 +98,7 @@ def test_who_refuses_decides_without_vectors(
     assert found[0] is verdict
 
 
-def test_vectors_decide_where_both_serve() -> None:
+def test_vectors_decide_if_both_serve() -> None:
     assert judge({}, {"executor": "direct"}, False) is None
 
 

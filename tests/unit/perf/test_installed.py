@@ -1,4 +1,4 @@
-"""`pip install '.[perf]'` brings what the commands need, and what is missing anyway is one line."""
+"""`pip install '.[perf]'` installs what the commands need. A missing package is one line."""
 
 import ast
 import re
@@ -10,21 +10,20 @@ import tomllib
 
 import tritonembed_perf
 from tritonembed_perf.cli import main
-from tritonembed_perf.perf_analyzer.scenarios import PLACES
 
 ROOT = Path(__file__).resolve().parents[3]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGE = Path(tritonembed_perf.__path__[0])
-OTHER_NAMES = {"yaml": "pyyaml", "grpc": "tritonclient", "aiohttp": "tritonclient"}
-"""Packages of another name than their module's, and those that tritonclient brings."""
+OTHER_NAMES = {"grpc": "tritonclient", "aiohttp": "tritonclient"}
+"""Packages whose name is not their module's, and packages that tritonclient installs."""
 
 
-def test_what_measures_a_running_server_is_in_the_extra() -> None:
+def test_the_extra_has_all_packages_for_measuring_a_running_server() -> None:
     project = PROJECT["project"]
     extras = project["optional-dependencies"]
     named = {re.split(r"[\[>=]", line)[0] for line in (*project["dependencies"], *extras["cli"], *extras["perf"])}
     imported = set()
-    for folder in ("run", "overhead", "perf_analyzer"):
+    for folder in ("loadgen", "run", "overhead", "perf_analyzer"):
         for path in (PACKAGE / folder).glob("*.py"):
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.Import):
@@ -35,22 +34,23 @@ def test_what_measures_a_running_server_is_in_the_extra() -> None:
     assert {OTHER_NAMES.get(name, name) for name in foreign} <= named
 
 
-def test_the_scenarios_are_in_the_wheel_where_they_are_looked_for() -> None:
-    [place] = [
-        target
-        for source, target in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"].items()
-        if source == "perf/scenarios"
-    ]
-    assert PLACES[0] == PACKAGE.parent / place
+def test_nothing_in_the_wheel_imports_what_is_left_out_of_it() -> None:
+    left_out = [ROOT / folder for folder in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["exclude"]]
+    assert all(folder.is_dir() for folder in left_out)
+    names = tuple(f"tritonembed_perf.{folder.name}" for folder in left_out)
+    for path in PACKAGE.rglob("*.py"):
+        if not any(path.is_relative_to(folder) for folder in left_out):
+            assert not [name for name in names if name in path.read_text()], path
 
 
 def test_a_package_that_is_missing_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delitem(sys.modules, "tritonembed_perf.perf_analyzer.scenarios")
-    monkeypatch.setitem(sys.modules, "yaml", None)
+    for module in ("target", "openai"):
+        monkeypatch.delitem(sys.modules, f"tritonembed_perf.loadgen.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(SystemExit) as ended:
-        main(["perf-analyzer", "--model", "x"])
+        main(["run", "--model", "x"])
     assert ended.value.code == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert line.startswith("tritonembed-bench: yaml is not installed: pip install 'tritonembed[perf]'")
+    assert line.startswith("tritonembed-bench: aiohttp is not installed: pip install 'tritonembed[perf]'")

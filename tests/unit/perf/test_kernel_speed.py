@@ -6,11 +6,11 @@ import pytest
 from torch.overrides import TorchFunctionMode
 
 from tritonembed_engine.kernels import gelu_product
-from tritonembed_perf import kernel_speed
+from tritonembed_perf.scripts import kernel_speed
 
 
 class WithoutMemory(TorchFunctionMode):
-    """What is asked of the GPU is a tensor of shape and type alone."""
+    """Tensors on the GPU become tensors without memory, of shape and type alone."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -18,7 +18,7 @@ class WithoutMemory(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("serves", [True, False])
-def test_the_product_with_gelu_is_measured_where_it_serves(serves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_product_with_gelu_is_measured_only_if_it_serves(serves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gelu_product, "gelu_product_serves", lambda device: serves)
     monkeypatch.setattr(kernel_speed, "_row", lambda name, size, run: {"kernel": name})
     with WithoutMemory():

@@ -1,4 +1,4 @@
-"""The generated models look like the hub's, are the same each time, and tell texts apart."""
+"""The generated models look like the hub's, are the same each time, and distinguish texts."""
 
 import hashlib
 import subprocess
@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 from tests.models import WRITERS, ModelShelf
-from tokenizers import Tokenizer
+from tests.other_models import write_roberta
 
-from tritonembed_perf import models
-from tritonembed_perf.exact_length import exact_length_texts
-from tritonembed_perf.generated_tokenizers import training_corpus
+from tritonembed_perf.families.generated_tokenizers import training_corpus
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -40,7 +38,7 @@ def test_a_model_has_the_files_of_a_hub_model_and_is_the_same_each_time(
 
 
 def test_another_seed_gives_other_weights(tmp_path: Path) -> None:
-    folders = [models.write_roberta(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
+    folders = [write_roberta(tmp_path / str(seed), seed=seed) for seed in (0, 1)]
     assert len({digests(folder)["model.safetensors"] for folder in folders}) == 2
 
 
@@ -61,25 +59,8 @@ def test_texts_that_share_words_are_near_under_mean_pooling(shelf: ModelShelf) -
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.05
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "modernbert", "qwen3"])
-@pytest.mark.parametrize("length", [3, 50])
-def test_texts_have_exactly_the_tokens_asked_for(name: str, length: int, shelf: ModelShelf) -> None:
-    tokenizer = Tokenizer.from_file(str(shelf(name) / "tokenizer.json"))
-    texts = exact_length_texts(tokenizer, length, 20, seed=1)
-    assert len(texts) == 20
-    assert {len(tokenizer.encode(text).ids) for text in texts} == {length}
-    assert texts == exact_length_texts(tokenizer, length, 20, seed=1)
-    assert texts != exact_length_texts(tokenizer, length, 20, seed=2)
-
-
-def test_a_length_below_the_special_tokens_is_refused(shelf: ModelShelf) -> None:
-    tokenizer = Tokenizer.from_file(str(shelf("bert") / "tokenizer.json"))
-    with pytest.raises(ValueError, match="no texts of 1 tokens"):
-        exact_length_texts(tokenizer, 1, 1, seed=0)
-
-
 def test_the_command_writes_a_preset(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "tritonembed_perf.models", "qwen3", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "tritonembed_perf.models", "bert-6x384", str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": "perf"})
-    assert "wrote qwen3 with random weights" in done.stdout
+    assert "wrote bert-6x384 with random weights" in done.stdout
     assert (tmp_path / "out" / "model.safetensors").exists()

@@ -1,4 +1,4 @@
-"""Results have a place before anything is measured, and name no folder of this machine."""
+"""The file for results is checked before anything is measured. Results name no folder of this machine."""
 
 import importlib
 import shlex
@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_perf.failures import BenchError, UsageError
-from tritonembed_perf.output import check_output, make_folder, write_report
-from tritonembed_perf.run.environment import describe_environment, typed_command
+from tritonembed_perf.reports import check_output, describe_environment, make_folder, typed_command, write_report
 
 
 def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path: Path) -> None:
@@ -20,12 +19,14 @@ def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path
             check_output("--json", path)
 
 
-@pytest.mark.parametrize(("script", "model"), [("bench", []), ("throughput", ["model"]), ("endpoint.hop", ["model"])])
-def test_a_script_finds_it_before_it_measures_too(
-    script: str, model: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("script", "words"), [("bench", ["full"]), ("bench", ["throughput", "model"]), ("hop", ["model"])]
+)
+def test_a_script_also_checks_its_file_before_it_measures(
+    script: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"tritonembed_perf.{script}")
-    monkeypatch.setattr(sys, "argv", ["script", *model, "--json", f"{tmp_path}/missing/new.json"])
+    module = importlib.import_module(f"tritonembed_perf.scripts.{script}")
+    monkeypatch.setattr(sys, "argv", ["script", *words, "--json", f"{tmp_path}/missing/new.json"])
     with pytest.raises(SystemExit) as ended:
         module.main()
     assert ended.value.code == 2

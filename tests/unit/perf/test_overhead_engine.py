@@ -1,4 +1,4 @@
-"""The engine's counts as a metrics port gives them: over real HTTP, twice a second, sometimes of another server."""
+"""The engine's counts from a metrics port: over real HTTP, twice per second, sometimes another server's."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,9 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import engine_tells
-from tritonembed_perf.overhead.engine_tells import EngineCounts, mean_times, read_counts, read_counts_after
-from tritonembed_perf.overhead.stages import EngineTimes
+from tritonembed_perf.overhead import times
+from tritonembed_perf.overhead.times import EngineCounts, EngineTimes, mean_times, read_counts, read_counts_after
 
 Serve = Callable[..., str]
 
@@ -27,7 +26,7 @@ def page(requests: float, queue: float, compute: float, labels: str = '{instance
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
-    """A server that gives each page once, the last one for ever; its host:port."""
+    """Starts a server that serves each page once and the last page for ever. Returns its host:port."""
     made: list[ThreadingHTTPServer] = []
 
     def start(*pages: str, status: int = 200) -> str:
@@ -64,18 +63,16 @@ def test_times_are_means_of_the_requests_between_two_readings() -> None:
     assert isinstance(times, EngineTimes)
 
 
-def test_counts_are_waited_for_and_read_once_more_when_they_are_there(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine_tells, "PERIOD_SECONDS", 0.01)
-    # The third reading falls into the middle of a hand-over: requests are counted, their times are not yet.
+def test_counts_are_awaited_and_then_read_once_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(times, "PERIOD_SECONDS", 0.01)
+    # The third reading is in the middle of a hand-over: requests are counted already, their times are not.
     metrics = serve(page(5, 1, 1), page(9, 2, 5), page(15, 2, 5), page(15, 3, 9))
     assert read_counts_after(metrics, EngineCounts(5, 1, 1), 10) == EngineCounts(15, 3, 9)
 
 
 def test_metrics_of_another_server_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_tells, "PERIOD_SECONDS", 0.01)
-    monkeypatch.setattr(engine_tells, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(times, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(times, "PATIENCE_S", 0.1)
     with pytest.raises(UsageError, match="counted 2 of 10 requests: is it the server that answers them"):
         read_counts_after(serve(page(7, 1, 1)), EngineCounts(5, 1, 1), 10)
 

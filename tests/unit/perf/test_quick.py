@@ -1,4 +1,4 @@
-"""The guard against becoming slower: what it calls a drop, and what it compares with."""
+"""The guard against becoming slower: the limit of a drop, and the baseline to compare with."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from tritonembed_perf.quick import conclude
-from tritonembed_perf.quick_baseline import BASELINES, find_drops, uneven_rounds
-from tritonembed_perf.quick_sides import rounds
+from tritonembed_perf.scripts.baseline import BASELINES, conclude, find_drops, uneven_rounds
+from tritonembed_perf.scripts.peer_rounds import rounds
 
 ROWS = [
     {"load": "50x64@4", "ours": [100.0, 110.0, 90.0], "sentence_transformers": [50.0, 52.0, 48.0], "ratio": 2.0},
@@ -17,7 +16,7 @@ ROWS = [
 
 
 def environment(cpu: str = "A processor", cores: int = 2) -> dict[str, Any]:
-    return {"machine": {"cpu": cpu, "cores": cores}, "command": "python -m tritonembed_perf.quick"}
+    return {"machine": {"cpu": cpu, "cores": cores}, "command": "python -m tritonembed_perf.scripts.bench quick"}
 
 
 def rows(**ratios: float) -> list[dict[str, Any]]:
@@ -29,13 +28,13 @@ def test_a_drop_is_more_than_a_fifth_of_the_committed_ratio(ratio: float, drops:
     assert len(find_drops({"load": ratio}, {"load": 2.0})) == drops
 
 
-def test_a_drop_is_said_with_both_ratios_and_loads_without_a_committed_one_are_left_alone() -> None:
+def test_a_drop_is_reported_with_both_ratios_and_loads_without_a_committed_ratio_are_ignored() -> None:
     assert find_drops({"a": 1.0, "new": 0.1}, {"a": 2.0, "old": 9.0}) == [
         "a: 1.00 x is 50% below the committed 2.00 x",
     ]
 
 
-def test_a_drop_fails_on_the_machine_whose_baseline_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_drop_fails_on_the_machine_of_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "baseline.json"
     assert conclude(environment(), ROWS, True, path) == 0
     assert conclude(environment(), ROWS, False, path) == 0
@@ -45,7 +44,7 @@ def test_a_drop_fails_on_the_machine_whose_baseline_it_is(tmp_path: Path, capsys
 
 
 @pytest.mark.parametrize("other", [environment("Another"), environment(cores=4)])
-def test_another_kind_of_machine_is_compared_with_nothing_and_says_so(
+def test_another_kind_of_machine_is_reported_as_without_a_baseline(
     other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "baseline.json"
@@ -61,7 +60,7 @@ def test_baselines_of_other_machines_are_kept(tmp_path: Path) -> None:
     assert list(json.loads(path.read_text())) == ["one, 2 cores", "two, 2 cores"]
 
 
-def test_what_a_busy_machine_measured_is_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figures_of_a_busy_machine_are_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     busy = [ROWS[0] | {"sentence_transformers": [4.0, 40.0, 52.0]}, ROWS[1]]
     bearable = [ROWS[0] | {"sentence_transformers": [4.0, 50.0, 52.0]}, ROWS[1]]
     assert uneven_rounds(bearable) == []
@@ -74,7 +73,7 @@ def test_what_a_busy_machine_measured_is_no_baseline(tmp_path: Path, capsys: pyt
 
 def test_rounds_end_in_time_and_are_never_fewer_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("tritonembed_perf.quick_sides.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tritonembed_perf.scripts.peer_rounds.time.monotonic", lambda: now[0])
 
     def run(until: float) -> int:
         now[0], done = 100.0, 0

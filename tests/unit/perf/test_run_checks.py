@@ -1,14 +1,13 @@
-"""Answers under load: shape, norm, tokens, and a sample against vectors known beforehand."""
+"""Answers under load: shape, norm, tokens, and a sample compared with vectors known beforehand."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tritonembed_perf.run.checks import AnswerCheck, unit_rows
-from tritonembed_perf.run.corpus import PooledRequest
-from tritonembed_perf.run.reference import SENTENCES, make_references
-from tritonembed_perf.run.wire import Answer
+from tritonembed_perf.loadgen.answers import SENTENCES, AnswerCheck, make_references, unit_rows
+from tritonembed_perf.loadgen.protocol import Answer
+from tritonembed_perf.loadgen.requests import PooledRequest
 
 RIGHT = unit_rows(np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32))
 CHECK = AnswerCheck(
@@ -33,24 +32,24 @@ def test_a_right_answer_has_no_fault() -> None:
         (Answer(-RIGHT, 20), "cosine"),
     ],
 )
-def test_every_fault_is_said(answer: Answer, fault: str) -> None:
+def test_every_fault_is_reported(answer: Answer, fault: str) -> None:
     assert fault in CHECK.find_fault(0, answer)
 
 
-def test_a_model_that_does_not_normalise_may_have_any_length_but_none_and_infinite_ones() -> None:
+def test_vectors_that_are_not_normalised_may_have_any_length_but_0_and_infinity() -> None:
     check = replace(CHECK, normalized=False)
     assert check.find_fault(0, Answer(RIGHT * 7, 20)) == ""
     for factor in (0, np.inf):
         assert "zero or not finite" in check.find_fault(1, Answer(RIGHT * np.float32(factor), 30))
 
 
-def test_one_wrong_row_among_right_ones_is_found() -> None:
+def test_a_wrong_row_among_right_rows_is_found() -> None:
     rows = RIGHT.copy()
     rows[2] = RIGHT[1]
     assert "cosine" in CHECK.find_fault(0, Answer(rows, 20))
 
 
-def test_whole_requests_are_the_sample_and_a_large_one_is_cut() -> None:
+def test_the_sample_is_whole_requests_or_the_start_of_a_large_request() -> None:
     asked: list[str] = []
 
     def embed(texts: "list[str]") -> np.ndarray:

@@ -1,56 +1,46 @@
-"""Options of `tritonembed-bench run`: what they come to, and which contradict each other."""
+"""Options of `tritonembed-bench run`: the settings they result in, and contradictions between them."""
 
 from typing import Any
 
 import pytest
 import typer
 
-from tritonembed_manager.commands import app
+from tritonembed_manager.commands.app import app
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.run.presets import PRESETS
-from tritonembed_perf.run.settings import DEFAULT_SERVERS, make_settings, parse_batch_sizes
-
-REQUIRED = {
-    "protocol": "kserve",
-    "warm_up": 1.0,
-    "timeout": 60.0,
-    "reference": "server",
-    "min_cosine": 0.999,
-    "seed": 0,
-}
+from tritonembed_perf.run.settings import DEFAULT_SERVERS, Settings
 
 
-def settings(**given: Any) -> Any:
-    return make_settings(REQUIRED | given)
+def settings(**given: Any) -> Settings:
+    chosen = Settings(**given)
+    chosen.check()
+    return chosen
 
 
-def test_without_options_it_is_a_closed_loop_of_the_published_defaults() -> None:
+def test_without_options_the_load_is_a_closed_loop_of_the_published_defaults() -> None:
     chosen = settings()
-    assert (chosen.server, chosen.batch_sizes, chosen.requests) == ("localhost:50050", (1, 16, 64), 1024)
-    assert (chosen.concurrency, chosen.prompt_length, chosen.distribution) == (16, 50, "fixed")
-    assert (chosen.duration, chosen.rate) == (None, None)
+    assert (chosen.address, chosen.sizes, chosen.load.requests) == ("localhost:50050", (1, 16, 64), 1024)
+    assert (chosen.load.concurrency, chosen.prompt_length, chosen.distribution) == (16, 50, "fixed")
+    assert (chosen.load.duration, chosen.load.rate) == (None, None)
 
 
 @pytest.mark.parametrize("protocol", DEFAULT_SERVERS)
-def test_without_a_server_it_is_our_manager_where_it_listens_by_default(protocol: str) -> None:
+def test_the_default_server_is_our_manager_at_its_default_port(protocol: str) -> None:
     ports = typer.main.get_command(app).commands["serve"].params  # type: ignore[attr-defined]
     defaults = {parameter.name: parameter.default for parameter in ports}
     port = defaults["http_port" if protocol == "openai" else "port"]
-    assert settings(protocol=protocol).server.endswith(f"localhost:{port}")
+    assert settings(protocol=protocol).address.endswith(f"localhost:{port}")
 
 
 def test_a_rate_replaces_the_concurrency_and_a_duration_the_number_of_requests() -> None:
-    chosen = settings(rate=5.0, duration=3.0)
-    assert (chosen.rate, chosen.concurrency) == (5.0, None)
-    assert (chosen.duration, chosen.requests) == (3.0, None)
+    load = settings(rate=5.0, duration=3.0).load
+    assert (load.rate, load.concurrency) == (5.0, None)
+    assert (load.duration, load.requests) == (3.0, None)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_the_whole_load(name: str) -> None:
-    chosen, preset = settings(preset=name), PRESETS[name]
-    assert (chosen.requests, chosen.concurrency) == (preset.requests, preset.concurrency)
-    assert (chosen.prompt_length, chosen.batch_sizes) == (preset.prompt_length, preset.batch_sizes)
-    assert chosen.preset == name
+def test_a_report_has_the_load_that_was_sent() -> None:
+    told = settings(rate=5.0, duration=3.0, batch_sizes="4, 4", processes=2).as_json()
+    assert (told["rate"], told["concurrency"], told["duration"], told["requests"]) == (5.0, None, 3.0, None)
+    assert (told["server"], told["batch_sizes"], told["processes"]) == ("localhost:50050", (4,), 2)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +50,6 @@ def test_a_preset_is_the_whole_load(name: str) -> None:
         {"duration": 1.0, "requests": 2},
         {"dataset": "texts.txt", "prompt_length": 2},
         {"dataset": "texts.txt", "distribution": "normal"},
-        {"preset": "h200-long", "requests": 2},
-        {"preset": "h200-long", "batch_sizes": (1,)},
-        {"preset": "h200-long", "rate": 2.0},
-        {"preset": "h200-long", "dataset": "texts.txt"},
     ],
 )
 def test_contradictions_name_both_options(given: dict[str, Any]) -> None:
@@ -72,7 +58,7 @@ def test_contradictions_name_both_options(given: dict[str, Any]) -> None:
     assert all("--" + name.replace("_", "-") in str(refused.value) for name in given)
 
 
-def test_an_encoding_is_openais_alone() -> None:
+def test_an_encoding_is_only_for_openai() -> None:
     assert settings(protocol="openai", encoding="bytes").encoding == "bytes"
     with pytest.raises(UsageError, match="--encoding goes with --protocol openai"):
         settings(encoding="bytes")
@@ -90,21 +76,21 @@ def test_more_processes_than_requests_in_flight_are_refused() -> None:
         *[("openai", "host"), ("openai", "http://host:99999"), ("openai", "http://:80"), ("openai", "host:0")],
     ],
 )
-def test_what_is_no_address_is_refused_before_it_is_called(protocol: str, server: str) -> None:
+def test_an_invalid_address_is_refused_before_a_connection(protocol: str, server: str) -> None:
     with pytest.raises(UsageError, match="--server is host:port"):
         settings(protocol=protocol, server=server)
 
 
 @pytest.mark.parametrize("server", ["host:8000", "http://host:8000/v1", "https://host"])
 def test_openais_servers_are_addresses_or_urls(server: str) -> None:
-    assert settings(protocol="openai", server=server).server == server
+    assert settings(protocol="openai", server=server).address == server
 
 
 def test_each_batch_size_counts_once() -> None:
-    assert parse_batch_sizes("1, 16,64,16") == (1, 16, 64)
+    assert settings(batch_sizes="1, 16,64,16").sizes == (1, 16, 64)
 
 
 @pytest.mark.parametrize("text", ["", "1,", "0", "-1", "1.5", "x"])
 def test_batch_sizes_are_whole_numbers_from_one_on(text: str) -> None:
     with pytest.raises(UsageError, match="--batch-sizes"):
-        parse_batch_sizes(text)
+        settings(batch_sizes=text)

@@ -1,17 +1,12 @@
-"""The texts of a load: exact lengths in the tokenizer's own count, or those of a file."""
+"""The requests of a load: the lengths of their texts, their number, and texts of a file."""
 
-import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.models import ModelShelf
-from tokenizers import Tokenizer
 
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.run.corpus import (
-    WordTexts,
-    count_tokens,
+from tritonembed_perf.loadgen.requests import (
     draw_lengths,
     make_requests,
     read_dataset,
@@ -19,32 +14,7 @@ from tritonembed_perf.run.corpus import (
 )
 
 
-@pytest.mark.parametrize("name", ["bert", "roberta", "xlm-roberta", "qwen3"])
-def test_texts_have_exactly_the_tokens_asked_for_and_differ(name: str, shelf: ModelShelf) -> None:
-    tokenizer = Tokenizer.from_file(str(shelf(name) / "tokenizer.json"))
-    words = WordTexts(tokenizer)
-    lengths = [words.shortest, 7, 50] * 5
-    texts = words.of_lengths(lengths, random.Random(1))
-    assert count_tokens(tokenizer, texts) == lengths
-    long = [text for text, length in zip(texts, lengths, strict=True) if length == 50]
-    assert len(set(long)) == 5
-    assert all(word.isalpha() for text in long for word in text.split())
-
-
-def test_a_length_below_one_word_is_refused(shelf: ModelShelf) -> None:
-    words = WordTexts(Tokenizer.from_file(str(shelf("bert") / "tokenizer.json")))
-    with pytest.raises(UsageError, match="no text has a length of 2 tokens: a word and the special tokens are 3"):
-        words.of_lengths([2], random.Random(1))
-
-
-def test_a_vocabulary_without_words_is_refused() -> None:
-    from tokenizers.models import WordLevel
-
-    with pytest.raises(UsageError, match="no whole words"):
-        WordTexts(Tokenizer(WordLevel({"1": 0, "?": 1}, unk_token="?"))).of_lengths([5], random.Random(1))
-
-
-def test_lengths_stay_within_what_was_asked_for() -> None:
+def test_lengths_stay_within_the_requested_range() -> None:
     rng = np.random.default_rng(0)
     assert set(draw_lengths("fixed", 50, 3, 9, rng)) == {50}
     uniform = draw_lengths("uniform", 50, 3, 20_000, rng)
@@ -77,7 +47,7 @@ def test_a_dataset_is_read_like_the_commands_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content"), [("none.txt", None), ("empty.txt", ""), ("texts.jsonl", "{}\n")])
-def test_a_dataset_that_gives_no_texts_is_refused(name: str, content: str | None, tmp_path: Path) -> None:
+def test_a_dataset_without_texts_is_refused(name: str, content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match="--dataset: "):

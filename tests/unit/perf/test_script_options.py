@@ -1,4 +1,4 @@
-"""What the scripts that start a server share: their command lines, and the requests that they send."""
+"""The shared part of scripts that start a server: command lines and requests."""
 
 import argparse
 import sys
@@ -8,9 +8,9 @@ from tests.models import ModelShelf
 from tokenizers import Tokenizer
 from tritonclient.grpc import service_pb2
 
-from tritonembed_perf.encoded_requests import encoded_requests
-from tritonembed_perf.passed_on import parse_with_rest
-from tritonembed_perf.shape_load import ShapeLoad
+from tritonembed_manager.tune.loads import LoadShape
+from tritonembed_perf.loadgen.requests import encoded_requests
+from tritonembed_perf.options import parse_with_rest
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from tritonembed_perf.shape_load import ShapeLoad
         (["a folder", "--", "--rounds", "2", "--"], 5, ["--rounds", "2", "--"]),
     ],
 )
-def test_what_follows_two_dashes_is_the_servers_word_for_word(
+def test_arguments_after_two_dashes_are_passed_to_the_server_unchanged(
     words: list[str], rounds: int, rest: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["script", *words])
@@ -39,7 +39,7 @@ def test_what_follows_two_dashes_is_the_servers_word_for_word(
 @pytest.mark.parametrize(("sentences", "texts", "count"), [(4, 10, 2), (1, 10, 10), (16, 10, 1)])
 def test_requests_have_the_shape_of_their_load(shelf: ModelShelf, sentences: int, texts: int, count: int) -> None:
     tokenizer = Tokenizer.from_file(f"{shelf('bert')}/tokenizer.json")
-    requests = encoded_requests(tokenizer, ShapeLoad(12, sentences, 3), texts)
+    requests = encoded_requests(tokenizer, LoadShape(12, sentences, 3), texts)
     assert len(requests) == count
     for request in requests:
         [tensor] = service_pb2.ModelInferRequest.FromString(request).inputs

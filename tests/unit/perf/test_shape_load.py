@@ -1,17 +1,19 @@
-"""Loads in a few letters."""
+"""The short notation of loads."""
 
 import argparse
 
 import pytest
 
+from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.shape_load import ShapeLoad, loads_option, parse_loads
+from tritonembed_perf.loadgen.requests import parse_loads
+from tritonembed_perf.options import loads_option
 
 
-def test_loads_are_tokens_sentences_and_requests_at_once() -> None:
+def test_loads_are_tokens_sentences_and_concurrent_requests() -> None:
     loads = parse_loads("50x64@4, 512x1@16")
-    assert loads == [ShapeLoad(50, 64, 4), ShapeLoad(512, 1, 16)]
-    assert [load.name for load in loads] == ["50x64@4", "512x1@16"]
+    assert loads == [LoadShape(50, 64, 4), LoadShape(512, 1, 16)]
+    assert [str(load) for load in loads] == ["50x64@4", "512x1@16"]
 
 
 @pytest.mark.parametrize("text", ["", "50", "50x64", "50@4", "ax1@1", "50x64@4,", "50x64@4@4", "0x1@1", "50x1@0"])
@@ -21,6 +23,6 @@ def test_anything_else_is_refused_with_what_was_typed(text: str) -> None:
 
 
 def test_argparse_names_the_option_itself() -> None:
-    assert loads_option("50x64@4") == [ShapeLoad(50, 64, 4)]
-    with pytest.raises(argparse.ArgumentTypeError, match=r"^'5x' is not TOKENSxSENTENCES@CONCURRENCY$"):
+    assert loads_option("50x64@4") == [LoadShape(50, 64, 4)]
+    with pytest.raises(argparse.ArgumentTypeError, match=r"^'5x' is not a load such as 50x64@32 "):
         loads_option("5x")

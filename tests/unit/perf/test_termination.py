@@ -1,4 +1,4 @@
-"""SIGTERM leaves nothing running of what a benchmark started, as Ctrl-C leaves nothing."""
+"""After SIGTERM, as after Ctrl-C, nothing that a benchmark started is left running."""
 
 import os
 import signal
@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tritonembed_perf.termination import exit_on_sigterm
+from tritonembed_perf.signals import exit_on_sigterm
 
-# In the place of the manager: says READY, and ends only when it is told to.
+# In place of the manager: prints READY and ends only on a signal.
 MANAGER = """
 import os, pathlib, signal
 try:
@@ -26,27 +26,29 @@ except KeyboardInterrupt:
     pathlib.Path(os.environ["FAKE_STOPPED"]).touch()
 """
 WITHIN = """
-from tritonembed_perf.{module} import {starts}
+from tritonembed_perf.server import {starts}
 import signal
 with {starts}("m"):
     signal.pause()
 """
 LOAD = """
-from tritonembed_perf.load import Load, run_load
+from tritonembed_manager.tune.loadgen.clients import run_closed_loop
 from tritonembed_perf.server import running_server
 if __name__ == "__main__":
     with running_server("m"):
-        run_load(Load("{target}", [b""], 2, processes=2, seconds=600))
+        run_closed_loop("{target}", [b""], 2, processes=2, seconds=600)
 """
 
 
 class Benchmark:
-    """A script that runs with that manager."""
+    """A script that runs with the manager above."""
 
     def __init__(self, folder: Path, script: str) -> None:
         package = folder / "tritonembed_manager"
         package.mkdir()
-        (package / "__init__.py").touch()
+        # All modules except __main__ are the real package's.
+        extended = "import pkgutil; __path__ = pkgutil.extend_path(__path__, __name__)"
+        (package / "__init__.py").write_text(extended)
         (package / "__main__.py").write_text(MANAGER)
         (folder / "script.py").write_text(script)
         self.started, self.stopped = folder / "started", folder / "stopped"
@@ -61,7 +63,7 @@ class Benchmark:
         )
 
     def terminate(self) -> list[psutil.Process]:
-        """SIGTERM once the manager has started; what is left of its children when it has ended with the right code."""
+        """Sends SIGTERM once the manager has started, and checks the exit code. Returns the surviving children."""
         while not self.started.exists():
             assert self._process.poll() is None
             time.sleep(0.05)
@@ -71,14 +73,14 @@ class Benchmark:
         return list(psutil.wait_procs(children, timeout=10)[1])
 
 
-@pytest.mark.parametrize(("module", "starts"), [("server", "running_server"), ("manager", "running_manager")])
-def test_a_benchmark_that_is_terminated_stops_its_server(module: str, starts: str, tmp_path: Path) -> None:
-    benchmark = Benchmark(tmp_path, WITHIN.format(module=module, starts=starts))
+@pytest.mark.parametrize("starts", ["running_server", "running_manager"])
+def test_a_terminated_benchmark_stops_its_server(starts: str, tmp_path: Path) -> None:
+    benchmark = Benchmark(tmp_path, WITHIN.format(starts=starts))
     assert not benchmark.terminate()
     assert benchmark.stopped.exists()
 
 
-def test_clients_that_wait_for_a_connection_do_not_keep_it_from_ending(tmp_path: Path) -> None:
+def test_a_benchmark_ends_though_its_clients_wait_for_a_connection(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         silent.settimeout(60)
         benchmark = Benchmark(tmp_path, LOAD.format(target=f"127.0.0.1:{silent.getsockname()[1]}"))
@@ -89,7 +91,7 @@ def test_clients_that_wait_for_a_connection_do_not_keep_it_from_ending(tmp_path:
             connection.close()
 
 
-def test_outside_the_block_sigterm_is_what_it_was() -> None:
+def test_the_block_restores_the_handler_of_sigterm() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with exit_on_sigterm():
         with pytest.raises(SystemExit) as ended, exit_on_sigterm():
@@ -100,7 +102,7 @@ def test_outside_the_block_sigterm_is_what_it_was() -> None:
 
 
 @pytest.mark.parametrize("taken", [signal.SIG_IGN, lambda *_: None])
-def test_whoever_ignores_or_handles_sigterm_goes_on_doing_so(taken: signal.Handlers) -> None:
+def test_a_process_that_ignores_or_handles_sigterm_goes_on_doing_so(taken: signal.Handlers) -> None:
     before = signal.signal(signal.SIGTERM, taken)
     try:
         with exit_on_sigterm():

@@ -1,9 +1,8 @@
-"""Machines that `tune` can be tried on without a server: a formula for tokens a second, and some noise."""
+"""Machines for tests of `tune` without a server: a formula for tokens per second, and some noise."""
 
 import random
 
-from tritonembed_manager.tune.attempts import Attempt, Run
-from tritonembed_manager.tune.candidate import Candidate, Space
+from tritonembed_manager.tune.attempts import Attempt, Candidate, Run, Space
 
 LOAD = "50x64@32"
 SPACE = Space((1, 2, 4, 8), (1, 2, 3), (8192, 16384, 32768))
@@ -11,18 +10,18 @@ DEFAULTS = Candidate(2, 1, 16384)
 
 
 def bottleneck(candidate):
-    """The slower of two stages; 30K tokens/s a tokenizer, 100K a replica and up to 3 of them, more with a budget."""
+    """The slower of two stages: 30K tokens/s per tokenizer, 100K per replica, more with a larger budget."""
     budget = {8192: 0.8, 16384: 1.0, 32768: 1.1}[candidate.max_batch_tokens]
     return min(30e3 * candidate.tokenizer_instances, 100e3 * candidate.replicas * budget)
 
 
 def flat(candidate):
-    """No setting matters."""
+    """All settings are equally fast."""
     return 100e3
 
 
 class Machine:
-    """`measure` for a Search. noise: standard deviation of ln(rate) of a run; drift: of all runs of one server."""
+    """`measure` for a Search. noise, drift: standard deviation of ln(rate) between runs, and between servers."""
 
     def __init__(self, speed=bottleneck, noise=0.0, drift=0.0, failing=lambda candidate: None, seed=0, loads=(LOAD,)):
         self.speed, self.noise, self.drift, self.failing, self.loads = speed, noise, drift, failing, loads

@@ -6,9 +6,9 @@ import pytest
 from tests.models import ModelShelf
 from typer.testing import CliRunner
 
-from tritonembed_manager.commands import app
+from tritonembed_manager.commands.app import app
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.interrupts import Interrupted
+from tritonembed_manager.server.signals import Interrupted
 from tritonembed_manager.tune import run
 
 
@@ -18,7 +18,7 @@ def manager(*arguments, env=None):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """What would have been measured."""
+    """The options of measurements, which are not run."""
     calls = []
     monkeypatch.setattr(run, "run_tune", calls.append)
     return calls
@@ -73,7 +73,7 @@ def test_every_option_comes_from_the_environment_too(asked, tmp_path):
         (["more"], "unexpected argument 'more'"),
     ],
 )
-def test_what_contradicts_itself_or_the_model_is_one_line_and_exit_2(arguments, reason, shelf: ModelShelf, tmp_path):
+def test_invalid_options_are_one_line_and_exit_code_2(arguments, reason, shelf: ModelShelf, tmp_path):
     result = manager("tune", tmp_path / "out", "--model", shelf("bert"), "--device", "cpu", *arguments)
     assert result.exit_code == 2
     [line] = result.stderr.splitlines()
@@ -94,7 +94,7 @@ def test_a_folder_in_use_is_refused_at_once(asked, tmp_path):
     ("error", "code"),
     [(ManagerError("no server worked"), 1), (Interrupted(signal.SIGINT), 130)],
 )
-def test_the_exit_code_tells_what_happened(error, code, monkeypatch, tmp_path):
+def test_errors_and_signals_have_their_own_exit_code(error, code, monkeypatch, tmp_path):
     def fail(options):
         raise error
 

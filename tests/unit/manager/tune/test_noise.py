@@ -1,20 +1,20 @@
-"""Telling a gain from noise."""
+"""Distinguishing a gain from noise."""
 
 import pytest
 
-from tritonembed_manager.tune.noise import LEAST_GAIN, LEAST_SCATTER, compare, scatter
+from tritonembed_manager.tune.attempts import LEAST_GAIN, LEAST_SCATTER, compare, scatter
 
 
-def test_scatter_is_that_within_groups_not_between_them():
+def test_scatter_is_within_groups_not_between_them():
     assert scatter([[100, 100, 100], [300, 300]]) == LEAST_SCATTER
     assert scatter([[90, 110], [900, 1100]]) == pytest.approx(0.1419, abs=1e-3)
 
 
-def test_single_runs_say_nothing_about_scatter():
+def test_single_runs_give_the_least_scatter():
     assert scatter([[100], [200]]) == LEAST_SCATTER
 
 
-def test_more_runs_tell_smaller_gains():
+def test_more_runs_detect_smaller_gains():
     few = compare({"a": [108] * 3}, {"a": [100] * 3}, sigma=0.05)
     many = compare({"a": [108] * 12}, {"a": [100] * 12}, sigma=0.05)
     assert few.gain == many.gain == pytest.approx(0.08)
@@ -27,7 +27,7 @@ def test_a_gain_far_beyond_noise_is_clear():
     assert compare({"a": [200] * 3}, {"a": [100] * 3}, sigma=0.05).is_clear
 
 
-def test_a_gain_too_small_to_matter_is_none_however_sure():
+def test_a_gain_too_small_to_matter_is_no_gain_however_certain():
     found = compare({"a": [101] * 1000}, {"a": [100] * 1000}, sigma=0.005)
     assert found.needed == LEAST_GAIN
     assert not found.is_gain
@@ -43,6 +43,6 @@ def test_the_median_counts_not_an_outlier():
     assert compare({"a": [100, 101, 900]}, {"a": [100, 101, 99]}, sigma=0.01).gain == pytest.approx(0.01)
 
 
-def test_nothing_in_common_cannot_be_compared():
+def test_runs_without_a_common_load_cannot_be_compared():
     with pytest.raises(ValueError, match="nothing"):
         compare({"a": [1]}, {"b": [1]}, sigma=0.01)

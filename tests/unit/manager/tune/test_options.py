@@ -1,4 +1,4 @@
-"""What `tune` is asked for: lists, loads, contradictions."""
+"""The options of `tune`: lists, loads, contradictions."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,21 +6,23 @@ from types import SimpleNamespace
 import pytest
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.settings import RenderSettings
-from tritonembed_manager.tune.candidate import Candidate
+from tritonembed_manager.server.settings import RenderSettings
+from tritonembed_manager.tune.attempts import Candidate
 from tritonembed_manager.tune.loads import LoadShape, default_load, parse_load, second_load
+from tritonembed_manager.tune.plan import TuneSettings, make_plan, parse_values
 from tritonembed_manager.tune.server import ServerOptions
-from tritonembed_manager.tune.tune_options import TuneOptions, make_plan, parse_values
 
 
 def plan(longest=512, device="cpu", tokenizers=2, default_tokens=None, **given):
     settings = RenderSettings("m", device=device, tokenizer_instances=tokenizers)
-    options = TuneOptions(Path("out"), settings, ServerOptions(60), **given)
+    lists = dict.fromkeys(("tokenizer_instances", "replicas", "max_batch_tokens", "second_load"))
+    rest = {"loads": (), "seconds": 3.0, "budget_minutes": 30.0, "force": False}
+    options = TuneSettings(out=Path("out"), settings=settings, server=ServerOptions(60), **{**lists, **rest, **given})
     default = default_tokens or max({"cpu": 4096, "cuda": 32768}[device], longest)
     return make_plan(options, SimpleNamespace(max_length=longest), default)
 
 
-def test_lists_are_numbers_ascending_each_once():
+def test_lists_become_sorted_distinct_numbers():
     assert parse_values("--replicas", "4,1, 2,1", 4) == [1, 2, 4]
     assert parse_values("--replicas", None, 4) == []
 
@@ -34,7 +36,7 @@ def test_other_lists_are_refused_by_the_name_of_the_option(text):
 @pytest.mark.parametrize(
     ("option", "most"), [("max_batch_tokens", 262144), ("replicas", 1024), ("tokenizer_instances", 1024)]
 )
-def test_a_list_ends_where_the_engine_or_a_machine_does(option, most):
+def test_a_list_is_limited_to_what_the_engine_or_a_machine_allows(option, most):
     assert list(plan(**{option: f"4096,{most}" if most > 4096 else f"1,{most}"}).space.values(option))[-1] == most
     for more in (most + 1, 99999999999999999999):
         with pytest.raises(StartError, match=f"{more}: at most {most} can be tried"):
@@ -47,7 +49,7 @@ def test_a_cpu_has_few_candidates_around_the_default():
     assert list(space.max_batch_tokens) == [2048, 4096, 8192]
 
 
-def test_a_gpu_has_more():
+def test_a_gpu_has_more_candidates():
     found = plan(device="cuda", tokenizers=8)
     assert list(found.space.tokenizer_instances) == [1, 2, 4, 8]
     assert list(found.space.replicas) == [1, 2, 3]
@@ -55,7 +57,7 @@ def test_a_gpu_has_more():
     assert found.defaults == Candidate(8, 1, 32768)
 
 
-def test_no_budget_is_tried_that_the_longest_text_does_not_fit_in():
+def test_no_budget_is_tried_that_is_smaller_than_the_longest_text():
     assert list(plan(longest=8192).space.max_batch_tokens) == [8192, 16384]
     assert list(plan(longest=3000).space.max_batch_tokens) == [4096, 8192]
 
@@ -64,7 +66,7 @@ def test_no_budget_is_tried_that_the_engine_refuses():
     assert list(plan(longest=200_000).space.max_batch_tokens) == [200_000]
 
 
-def test_a_budget_below_the_longest_text_is_refused_when_asked_for():
+def test_a_requested_budget_below_the_longest_text_is_refused():
     with pytest.raises(StartError, match="--max-batch-tokens 100: the longest text of this model has 512 tokens"):
         plan(max_batch_tokens="4096,100")
 
@@ -77,7 +79,7 @@ def test_the_search_starts_at_the_defaults_or_as_close_as_the_lists_allow():
     assert limited.limited
 
 
-def test_a_default_that_the_machine_gives_is_among_its_own_candidates():
+def test_the_machines_default_is_among_the_candidates():
     assert list(plan(device="cuda", tokenizers=6).space.tokenizer_instances) == [1, 2, 4, 6, 8]
 
 
@@ -95,13 +97,13 @@ def test_nothing_to_choose_is_refused():
         ("cpu", {"budget_minutes": 0.5, "loads": ["50x1@1,50x1@2,50x1@3"]}, "0.8"),
     ],
 )
-def test_a_budget_that_one_server_does_not_fit_in_is_refused(device, given, needed):
+def test_a_time_budget_too_short_for_one_server_is_refused(device, given, needed):
     minutes = given["budget_minutes"]
     with pytest.raises(StartError, match=rf"--budget-minutes {minutes}: one server, .*, takes about {needed} minutes"):
         plan(device=device, **given)
 
 
-def test_a_load_is_tokens_sentences_and_requests_at_once():
+def test_a_load_is_tokens_sentences_and_concurrent_requests():
     assert parse_load("--load", "50x64@32") == LoadShape(50, 64, 32)
     assert str(LoadShape(50, 64, 32)) == "50x64@32"
 
@@ -131,7 +133,7 @@ def test_a_load_that_no_server_could_serve_is_refused(option, load, reason):
         plan(**given)
 
 
-def test_the_load_by_default_fits_the_model():
+def test_the_default_load_fits_the_model():
     assert default_load("cpu", 512) == LoadShape(50, 16, 8)
     assert default_load("cuda", 512) == LoadShape(50, 64, 96)
     assert default_load("cpu", 32).tokens == 32

@@ -1,4 +1,4 @@
-"""The folder that `tune` writes: what is wrong with it is found at once, and nothing stays that was not written."""
+"""The folder that `tune` writes: errors are found at once, and folders made in vain are removed."""
 
 import errno
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.repository import MARKER
-from tritonembed_manager.tune.out_folder import out_folder
+from tritonembed_manager.server.repository import MARKER
+from tritonembed_manager.tune.output import out_folder
 
 
 def take(out, force=False):
@@ -44,7 +44,7 @@ def test_a_mounted_folder_is_refused(tmp_path, monkeypatch):
     assert not list(tmp_path.parent.glob(f".{tmp_path.name}-*"))
 
 
-def test_what_was_made_is_gone_again_unless_something_was_written(tmp_path):
+def test_new_folders_are_removed_unless_something_was_written(tmp_path):
     out = tmp_path / "new" / "deeper" / "out"
     with out_folder(out, False):
         assert out.is_dir()
@@ -57,7 +57,7 @@ def test_what_was_made_is_gone_again_unless_something_was_written(tmp_path):
     assert [path.name for path in out.iterdir()] == ["model.json"]
 
 
-def test_what_was_there_stays(tmp_path):
+def test_existing_folders_stay(tmp_path):
     take(tmp_path)
     assert tmp_path.is_dir()
     (tmp_path / MARKER).touch()
@@ -73,6 +73,6 @@ def test_what_was_there_stays(tmp_path):
         ("..", r"\.\. can't be replaced; give the folder to write by its name"),
     ],
 )
-def test_what_is_no_folders_name_is_refused(out, reason):
+def test_a_name_that_no_folder_can_have_is_refused(out, reason):
     with pytest.raises(StartError, match=reason):
         take(out)

@@ -3,33 +3,32 @@
 import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, bottleneck, flat
 
-from tritonembed_manager.tune.attempts import Ledger
-from tritonembed_manager.tune.candidate import Candidate, Space
+from tritonembed_manager.tune.attempts import Candidate, Ledger, Space
 from tritonembed_manager.tune.search import Search
 
 FULL_PRODUCT = 4 * 3 * 3
 
 
 def search(machine, start=DEFAULTS, space=SPACE, attempts=1000):
-    """A search that may make so many attempts."""
+    """A search that may make `attempts` attempts."""
     return Search(space, start, machine, lambda: len(machine.tried) < attempts, Ledger())
 
 
-def test_it_finds_the_best_where_one_setting_gains_only_after_another_has_moved():
+def test_the_best_is_found_even_if_a_setting_gains_only_after_another_changed():
     machine = Machine()
-    # 60K at the start; the tokenizers limit, then the one replica, then the tokenizers again.
+    # It starts at 60K. First the tokenizers are the bottleneck, then the replica, then the tokenizers again.
     found = search(machine).run()
     assert bottleneck(found) == 240e3
     assert found == Candidate(8, 3, 16384)
 
 
-def test_it_tries_less_than_half_of_the_product():
+def test_less_than_half_of_all_combinations_are_tried():
     machine = Machine()
     search(machine).run()
     assert len(set(machine.tried)) < FULL_PRODUCT / 2
 
 
-def test_it_begins_with_the_defaults():
+def test_the_search_begins_with_the_defaults():
     machine = Machine()
     search(machine).run()
     assert machine.tried[0] == DEFAULTS
@@ -41,20 +40,20 @@ def test_noise_of_three_percent_does_not_hide_a_gain_of_a_third(seed):
     assert bottleneck(found) >= 0.9 * 240e3
 
 
-def test_where_nothing_matters_it_mostly_stays_with_the_defaults():
+def test_if_no_setting_matters_the_search_mostly_keeps_the_defaults():
     kept = [search(Machine(flat, noise=0.05, drift=0.02, seed=seed)).run() == DEFAULTS for seed in range(100)]
-    # What gets through here by luck meets the second load afterwards.
+    # A choice by luck is still checked on the second load.
     assert sum(kept) >= 90
 
 
-def test_what_is_chosen_was_measured_on_two_servers_at_least():
+def test_the_choice_was_measured_on_at_least_two_servers():
     for seed in range(20):
         machine = Machine(noise=0.05, drift=0.03, seed=seed)
         found = search(machine).run()
         assert found == DEFAULTS or machine.tried.count(found) >= 2
 
 
-def test_a_fluke_that_a_second_start_does_not_show_again_is_not_chosen():
+def test_a_gain_that_a_second_start_does_not_confirm_is_not_chosen():
     machine = Machine(flat)
     lucky = DEFAULTS.with_value("replicas", 2)
     machine.speed = lambda candidate: 200e3 if candidate == lucky and machine.tried.count(lucky) == 1 else 100e3
@@ -76,14 +75,14 @@ def test_a_candidate_that_does_not_start_is_a_row_and_ends_that_direction():
     assert all(candidate.replicas < 3 for candidate in machine.tried)
 
 
-def test_defaults_that_do_not_start_are_left_for_what_does():
+def test_defaults_that_do_not_start_are_replaced_by_a_candidate_that_does():
     machine = Machine(failing=lambda c: "CUDA out of memory" if c.max_batch_tokens > 8192 else None)
     found = search(machine).run()
     assert found.max_batch_tokens == 8192
     assert bottleneck(found) == 240e3
 
 
-def test_where_nothing_starts_it_ends_and_no_candidate_works():
+def test_if_nothing_starts_the_search_ends_without_a_working_candidate():
     machine = Machine(failing=lambda candidate: "no GPU")
     done = search(machine)
     found = done.run()
@@ -99,7 +98,7 @@ def test_a_best_that_fails_when_repeated_is_dropped_for_the_next_best():
     assert search(machine, space=space).run() == DEFAULTS.with_value("replicas", 2)
 
 
-def test_when_time_is_over_only_what_a_repeat_has_confirmed_counts():
+def test_when_time_is_over_only_confirmed_gains_count():
     machine = Machine()
     done = search(machine, attempts=2)
     assert done.run() == DEFAULTS
@@ -113,7 +112,7 @@ def test_the_first_attempt_is_made_whatever_the_time():
     assert machine.tried == [DEFAULTS]
 
 
-def test_what_measuring_raises_ends_the_search_and_the_ledger_keeps_the_rest():
+def test_an_error_of_a_measurement_ends_the_search_and_the_ledger_keeps_the_rest():
     machine = Machine()
 
     def measure(candidate):
@@ -139,7 +138,7 @@ def test_several_loads_count_alike():
 
     def measure(candidate):
         attempt = machine(candidate)
-        # Twice as fast on one load, a third as fast on the other: together slower.
+        # Twice as fast on one load and a third as fast on the other is slower overall.
         factors = {"short": 1, "long": 1} if candidate.replicas == 1 else {"short": 2, "long": 1 / 3}
         runs = {
             load: [type(run)(run.tokens_per_second * factors[load], 1, 1) for run in runs]
@@ -150,7 +149,7 @@ def test_several_loads_count_alike():
     assert Search(SPACE, DEFAULTS, measure, lambda: True, Ledger()).run() == DEFAULTS
 
 
-def test_what_is_still_to_come_shrinks():
+def test_the_number_of_untried_candidates_shrinks():
     machine = Machine(flat)
     done = search(machine)
     assert done.untried() == 1 + 2 + 1 + 2

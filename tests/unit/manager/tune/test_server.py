@@ -1,155 +1,225 @@
-"""Starting and ending the server of a candidate; a few lines of Python stand for `tritonembed-manager replica`."""
+"""Starting and ending the server of a candidate. A few lines of Python stand for tritonserver."""
 
+import asyncio
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tritonembed_manager.interrupts import Interrupted
-from tritonembed_manager.processes import read_process
-from tritonembed_manager.signals import SignalPipe
+from tritonembed_manager.server import started
+from tritonembed_manager.server.ports import HeldPorts
+from tritonembed_manager.server.probe import ProbeError
+from tritonembed_manager.server.process import read_process
+from tritonembed_manager.server.run_folder import RunFolder, run_folder
+from tritonembed_manager.server.signals import Interrupted
+from tritonembed_manager.server.tritonserver import Installation
 from tritonembed_manager.tune import server
-from tritonembed_manager.tune.child import Child
-from tritonembed_manager.tune.server import CandidateFailedError, ServerOptions, candidate_server
+from tritonembed_manager.tune.server import CandidateFailedError, ServerOptions, candidate_server, run_interruptible
 
-READY = "print('READY grpc', flush=True); import time; time.sleep(60)"
-OUT_OF_MEMORY = (
-    "print('tritonembed-manager: starting'); print('tritonembed-manager: CUDA out of memory'); raise SystemExit(2)"
-)
-SILENT = "raise SystemExit(1)"
+LISTEN = "import pathlib, sys, time; pathlib.Path(sys.argv[1]).write_text(str(__import__('os').getpid()))\n"
+READY = LISTEN + "time.sleep(60)"
 SLOW = "import time; time.sleep(60)"
+OUT_OF_MEMORY = "print('CUDA out of memory'); raise SystemExit(2)"
+SILENT = "raise SystemExit(1)"
+KILLED = "import os; os.kill(os.getpid(), 9)"
+SHORT_LIVED = LISTEN + "time.sleep(1.5); print('the end', flush=True)"
 # Ignores SIGTERM, and has a child in a session of its own.
 STUBBORN = """
-import signal, subprocess, time
+import signal, subprocess
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 child = subprocess.Popen(["sleep", "60"], start_new_session=True)
-print("child", child.pid, flush=True)
-time.sleep(60)
 """
 
 
-@pytest.fixture
-def signals():
-    with SignalPipe() as pipe:
-        yield pipe
+class Tritonserver:
+    """What candidates start, and whether it answers: it does once its script has written its pid to a file."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.listening = folder / "listening"
+        self.code = READY
+        self.settings: list[Any] = []
+        self.environments: list[dict[str, str]] = []
+        tritonserver = self
+
+        class Probe:
+            def __init__(self, address: str) -> None:
+                self.address = address
+
+            async def infers(self, timeout: float) -> None:
+                if not tritonserver.listening.exists() or not tritonserver.listening.read_text():
+                    raise ProbeError("nothing listens there")
+
+            async def close(self) -> None: ...
+
+        def command_and_environment(
+            _installation: object, _repository: Path, settings: object, environment: dict[str, str], _folder: Path
+        ) -> tuple[Callable[[str], list[str]], dict[str, str]]:
+            self.settings.append(settings)
+            self.environments.append(environment)
+            return lambda _: [sys.executable, "-I", "-c", self.code, str(self.listening)], environment
+
+        monkeypatch.setattr(started, "GrpcProbe", Probe)
+        monkeypatch.setattr(server, "command_and_environment", command_and_environment)
+
+    @property
+    def pid(self) -> int:
+        return int(self.listening.read_text())
 
 
 @pytest.fixture
-def replica(monkeypatch):
-    """`replica(code, …)`: what the next servers run."""
-
-    def use(*codes):
-        turns = iter(codes)
-        monkeypatch.setattr(server, "_command", lambda *_: (1, [sys.executable, "-c", next(turns)]))
-
-    return use
+def tritonserver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tritonserver:
+    return Tritonserver(tmp_path, monkeypatch)
 
 
-def start(tmp_path, signals, timeout=20, tick=lambda: None):
-    return candidate_server(tmp_path, ServerOptions(timeout), signals, tick)
+def start(timeout: float = 20, then: Callable[[server.CandidateServer], Coroutine[Any, Any, Any]] | None = None) -> Any:
+    """Start a candidate's server, wait for `then` of it, and end it."""
+
+    async def attempt(run: RunFolder) -> Any:
+        installation = Installation(Path("tritonserver"), None)
+        async with candidate_server(Path("models"), ServerOptions(timeout), installation, run) as running:
+            return await then(running) if then else None
+
+    with run_folder() as run:
+        return run_interruptible(attempt(run))
 
 
-def lives(pid):
+def lives(pid: int) -> bool:
     process = read_process(pid)
     return process is not None and process.alive
 
 
-def test_it_is_ready_when_the_replica_says_so_and_gone_afterwards(replica, tmp_path, signals):
-    replica(READY)
-    ticks = []
-    with start(tmp_path, signals, tick=lambda: ticks.append(1)) as running:
+def test_it_is_ready_once_it_infers_and_gone_afterwards(tritonserver: Tritonserver) -> None:
+    async def check(running: server.CandidateServer) -> int:
         running.check()
-        pid = running._child.members()[0].pid
-        assert lives(pid)
-    assert not lives(pid)
-    assert ticks
+        assert lives(tritonserver.pid)
+        return tritonserver.pid
+
+    assert not lives(start(then=check))
 
 
-def test_a_server_that_does_not_start_says_why(replica, tmp_path, signals):
-    replica(OUT_OF_MEMORY)
-    with pytest.raises(CandidateFailedError, match="CUDA out of memory"), start(tmp_path, signals):
-        pass
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [(OUT_OF_MEMORY, "CUDA out of memory"), (SILENT, "it logged nothing"), (KILLED, "signal 9")],
+)
+def test_a_server_that_does_not_start_is_a_failure_with_its_reason(
+    tritonserver: Tritonserver, code: str, reason: str
+) -> None:
+    tritonserver.code = code
+    with pytest.raises(CandidateFailedError, match=reason):
+        start()
 
 
-def test_a_server_that_says_nothing_is_a_failure_too(replica, tmp_path, signals):
-    replica(SILENT)
-    with pytest.raises(CandidateFailedError, match="without a word"), start(tmp_path, signals):
-        pass
+@pytest.mark.usefixtures("tritonserver")
+def test_a_server_that_takes_too_long_is_a_failure(tritonserver: Tritonserver) -> None:
+    tritonserver.code = SLOW
+    with pytest.raises(CandidateFailedError, match=r"not ready after 0\.5 s \(--startup-timeout\)"):
+        start(timeout=0.5)
 
 
-def test_a_server_that_takes_too_long_is_a_failure(replica, tmp_path, signals):
-    replica(SLOW)
-    with (
-        pytest.raises(CandidateFailedError, match=r"not ready after 0\.5 s \(--startup-timeout\)"),
-        start(tmp_path, signals, timeout=0.5),
-    ):
-        pass
+def test_a_server_that_ends_under_load_is_noticed(tritonserver: Tritonserver) -> None:
+    tritonserver.code = SHORT_LIVED
 
-
-def test_a_server_that_ends_under_load_is_noticed(replica, tmp_path, signals):
-    replica("print('READY grpc', flush=True); print('tritonembed-manager: a python process died', flush=True)")
-    with start(tmp_path, signals) as running:
-        running._child._process.wait()
-        with pytest.raises(CandidateFailedError, match="a python process died"):
+    async def check(running: server.CandidateServer) -> None:
+        await asyncio.wait({running.over}, timeout=20)
+        with pytest.raises(CandidateFailedError, match=r"tritonserver ended by itself \(exit code 0\): the end"):
             running.check()
 
-
-def test_a_server_that_is_killed_is_a_failure_that_names_the_signal(replica, tmp_path, signals):
-    replica("import os; print('tritonembed-manager: starting', flush=True); os.kill(os.getpid(), 9)")
-    with pytest.raises(CandidateFailedError, match="ended by SIGKILL"), start(tmp_path, signals):
-        pass
+    start(then=check)
 
 
-def test_a_port_taken_meanwhile_is_tried_again_on_others(replica, tmp_path, signals):
-    taken = "print('tritonembed-manager: --port: port 4242 is taken; choose another'); raise SystemExit(2)"
-    replica(taken, READY)
-    with start(tmp_path, signals) as running:
-        running.check()
-    replica(taken, taken, taken)
-    with pytest.raises(CandidateFailedError, match="port 4242 is taken"), start(tmp_path, signals):
-        pass
+def test_its_ports_are_on_loopback_and_held_from_before_it_listens(tritonserver: Tritonserver) -> None:
+    async def others(_running: server.CandidateServer) -> list[int]:
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", tritonserver.settings[0].grpc_port))
+        held = HeldPorts("127.0.0.1", server.FIRST_PORT, 3)
+        held.close()
+        return held.ports
+
+    found = start(then=others)
+    settings = tritonserver.settings[0]
+    assert {settings.host, settings.http_host, settings.metrics_host} == {"127.0.0.1"}
+    assert not set(found) & set(settings.ports().values())
 
 
-def test_a_stop_signal_while_starting_ends_the_server(replica, tmp_path, signals):
-    replica(SLOW)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_signal_while_starting_ends_the_server(tritonserver: Tritonserver, number: signal.Signals) -> None:
+    tritonserver.code = LISTEN + SLOW
+    before = signal.signal(number, signal.SIG_DFL)
+    tritonserver_listens = threading.Thread(target=_kill_self_once, args=(tritonserver.listening, number))
+    tritonserver_listens.start()
     began = time.monotonic()
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(Interrupted) as caught, start(tmp_path, signals):
-        pass
-    assert caught.value.exit_code == 130
+
+    async def forever(_running: server.CandidateServer) -> None:
+        await asyncio.Event().wait()
+
+    with pytest.raises(Interrupted) as caught:
+        start(then=forever)
+    tritonserver_listens.join()
+    assert signal.signal(number, before) == signal.SIG_DFL
+    assert caught.value.exit_code == 128 + number
     assert time.monotonic() - began < 15
+    assert not lives(tritonserver.pid)
 
 
-def test_nothing_is_left_of_a_child_that_will_not_end(monkeypatch):
-    monkeypatch.setattr("tritonembed_manager.tune.child._PATIENCE_S", 0.5)
-    with Child([sys.executable, "-c", STUBBORN]) as child:
-        lines = []
-        while not lines:
-            lines = child.new_lines()
-            time.sleep(0.02)
-        grandchild = int(lines[0].split()[1])
-        members = [process.pid for process in child.members()]
-        assert grandchild in members
-    for pid in members:
-        while lives(pid):
-            time.sleep(0.01)
+def _kill_self_once(file: Path, number: signal.Signals) -> None:
+    while not file.exists() or not file.read_text():
+        time.sleep(0.05)
+    os.kill(os.getpid(), number)
 
 
-def test_options_in_the_environment_do_not_reach_the_server(monkeypatch):
+def test_nothing_is_left_of_a_server_that_will_not_end(tritonserver: Tritonserver, tmp_path: Path) -> None:
+    tritonserver.code = f"{STUBBORN}\nopen({str(tmp_path / 'child')!r}, 'w').write(str(child.pid))\n{READY}"
+
+    async def pids(_running: server.CandidateServer) -> list[int]:
+        return [tritonserver.pid, int((tmp_path / "child").read_text())]
+
+    for pid in start(then=pids):
+        assert not lives(pid)
+
+
+def test_options_in_the_environment_do_not_reach_the_server(
+    tritonserver: Tritonserver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TRITONEMBED_MODEL", "another")
     monkeypatch.setenv("SOMETHING_ELSE", "1")
-    environment = server._environment()
+    start()
+    [environment] = tritonserver.environments
     assert "TRITONEMBED_MODEL" not in environment
     assert environment["SOMETHING_ELSE"] == "1"
 
 
-def test_it_listens_on_loopback_alone_on_free_ports(tmp_path):
-    port, command = server._command(tmp_path, ServerOptions(60, tmp_path / "tritonserver"))
-    assert "--host=127.0.0.1" in command
-    assert f"--port={port}" in command
-    assert f"--tritonserver={tmp_path / 'tritonserver'}" in command
-    socket.create_server(("127.0.0.1", port)).close()
+ATTEMPT = """
+import sys, signal
+sys.path[:0] = {path!r}
+import pytest
+from pathlib import Path
+from tests.unit.manager.tune.test_server import Tritonserver, start
+with pytest.MonkeyPatch.context() as patch:
+    Tritonserver(Path({folder!r}), patch)
+    async def forever(_):
+        import asyncio
+        await asyncio.Event().wait()
+    start(then=forever)
+"""
+
+
+def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    script = ATTEMPT.format(path=sys.path, folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        listening = tmp_path / "listening"
+        while not listening.exists() or not listening.read_text():
+            assert parent.poll() is None
+            time.sleep(0.05)
+        parent.kill()
+    pid, end = int(listening.read_text()), time.monotonic() + 10
+    while lives(pid):
+        assert time.monotonic() < end
+        time.sleep(0.05)

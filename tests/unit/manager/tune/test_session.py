@@ -1,4 +1,4 @@
-"""A whole tuning on a machine that is a formula: what is decided, and what people see."""
+"""A whole tuning on a machine that is a formula: its decision and its output."""
 
 import io
 import time
@@ -7,11 +7,11 @@ import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, bottleneck, flat
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.tune.candidate import Candidate
+from tritonembed_manager.tune.attempts import Candidate
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_manager.tune.report import Progress, Table
-from tritonembed_manager.tune.session import Session
-from tritonembed_manager.tune.tune_options import Plan
+from tritonembed_manager.tune.output import Progress, Table
+from tritonembed_manager.tune.plan import Plan
+from tritonembed_manager.tune.run import Session
 
 PLAN = Plan(SPACE, DEFAULTS, 16384, [LoadShape(50, 64, 32)], LoadShape(200, 1, 256))
 
@@ -22,7 +22,7 @@ class Terminal(io.StringIO):
 
 
 class Tuning:
-    """A session, its machine and what it printed."""
+    """A session, its machine and its output."""
 
     def __init__(self, machine, minutes=60, terminal=False):
         self.out, self.err = io.StringIO(), Terminal() if terminal else io.StringIO()
@@ -42,7 +42,7 @@ class Tuning:
         return self.session.run()
 
 
-def test_the_choice_is_what_the_search_found_and_the_second_load_confirmed():
+def test_the_choice_was_found_by_the_search_and_confirmed_by_the_second_load():
     tuning = Tuning(Machine())
     written, verdict = tuning.run()
     assert written == Candidate(8, 3, 16384)
@@ -89,7 +89,7 @@ def test_defaults_that_failed_once_get_another_chance():
     assert "does not beat the defaults" in verdict.sentence
 
 
-def test_where_neither_works_on_the_second_load_that_is_an_error():
+def test_it_is_an_error_if_neither_works_on_the_second_load():
     machine = Machine()
     machine.failing = lambda c: "too slow" if c == DEFAULTS or machine.loads == ["200x1@256"] else None
     with pytest.raises(ManagerError, match=r"the choice fails on 200x1@256 \(too slow\), and the defaults do not work"):
@@ -105,13 +105,13 @@ def test_without_time_for_the_check_a_choice_still_beats_defaults_that_never_wor
     assert verdict.sentence.endswith("the choice does, unchecked on a second load")
 
 
-def test_where_no_server_works_that_is_an_error_with_the_reason_of_the_defaults():
+def test_if_no_server_works_the_error_is_the_reason_of_the_defaults():
     with pytest.raises(ManagerError, match="no server worked; with the defaults: no GPU"):
         Tuning(Machine(failing=lambda candidate: "no GPU")).run()
 
 
 def test_a_budget_that_is_over_after_the_first_attempt_leaves_the_defaults():
-    # An attempt takes 10 s here: after the first there is no time for another and four more of the check.
+    # An attempt takes 10 s here. After the first, there is no time for another attempt and the check's four.
     tuning = Tuning(Machine(), minutes=0.5)
     written, verdict = tuning.run()
     assert written == DEFAULTS
@@ -119,7 +119,7 @@ def test_a_budget_that_is_over_after_the_first_attempt_leaves_the_defaults():
     assert len(tuning.machine.tried) == 1
 
 
-def test_the_table_has_a_row_for_every_attempt_also_for_those_that_fail():
+def test_the_table_has_a_row_for_every_attempt_even_if_it_fails():
     tuning = Tuning(Machine(failing=lambda c: "CUDA out of memory" if c.replicas == 3 else None))
     tuning.run()
     lines = tuning.out.getvalue().splitlines()
@@ -147,17 +147,17 @@ def test_an_interrupt_leaves_the_rows_so_far():
     assert len(rows) == 2
 
 
-def test_on_a_terminal_one_line_is_rewritten_and_tells_the_time_left():
+def test_on_a_terminal_one_line_is_rewritten_with_the_remaining_time():
     tuning = Tuning(Machine(flat), terminal=True)
     tuning.run()
     said = tuning.err.getvalue()
     assert "\n" not in said
-    assert "2 tokenizers, 1 replica, 16384 tokens a batch (the defaults): starting" in said
+    assert "2 tokenizers, 1 replica, 16384 tokens per batch (the defaults): starting" in said
     assert "run 1 of 3, about" in said
     assert said.endswith("\r\x1b[K")
 
 
-def test_elsewhere_each_attempt_is_one_line():
+def test_outside_of_a_terminal_each_attempt_is_one_line():
     tuning = Tuning(Machine(flat))
     tuning.run()
     lines = tuning.err.getvalue().splitlines()

@@ -1,11 +1,10 @@
-"""The choice against the defaults on a second load."""
+"""The choice compared with the defaults on a second load."""
 
 import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, flat
 
 from tritonembed_manager.tune.attempts import Ledger
-from tritonembed_manager.tune.search import Search
-from tritonembed_manager.tune.verdict import OUT_OF_TIME, check_choice, no_gain
+from tritonembed_manager.tune.search import OUT_OF_TIME, Search, check_choice, no_gain
 
 CHOICE = DEFAULTS.with_value("replicas", 3)
 SECOND = "200x1@256"
@@ -20,7 +19,7 @@ def faster(ratio):
     return lambda candidate: 100e3 * (ratio if candidate == CHOICE else 1)
 
 
-def test_the_two_are_measured_in_turn():
+def test_choice_and_defaults_are_measured_in_turn():
     machine = Machine(flat)
     check(machine)
     assert machine.tried == [DEFAULTS, CHOICE, DEFAULTS, CHOICE]
@@ -33,20 +32,20 @@ def test_a_choice_that_is_faster_beats_the_defaults():
     assert SECOND in verdict.sentence
 
 
-def test_a_choice_that_gains_nothing_here_leaves_the_defaults_and_says_so():
+def test_a_choice_that_gains_nothing_on_the_second_load_keeps_the_defaults_with_a_reason():
     verdict = check(Machine(flat))
     assert not verdict.beats_defaults
     assert "does not beat the defaults on 200x1@256: +0.0%" in verdict.sentence
     assert "the defaults are kept" in verdict.sentence
 
 
-def test_a_choice_that_loses_here_leaves_the_defaults():
+def test_a_choice_that_is_slower_on_the_second_load_keeps_the_defaults():
     assert not check(Machine(faster(0.7))).beats_defaults
 
 
-def test_drift_of_the_machine_meets_both():
+def test_drift_of_the_machine_affects_both():
     speeds = iter([100e3, 90e3, 80e3, 70e3])
-    # Slower with every server: taken one after the other, the first would win by a third.
+    # The machine gets slower with every server. Without turns, the first would win by a third.
     assert not check(Machine(lambda candidate: next(speeds))).beats_defaults
 
 
@@ -59,7 +58,7 @@ def test_noise_alone_rarely_beats_the_defaults():
     assert sum(wins) <= 20
 
 
-def test_a_choice_that_fails_here_leaves_the_defaults_and_is_not_started_again():
+def test_a_choice_that_fails_on_the_second_load_keeps_the_defaults_and_is_not_restarted():
     machine = Machine(failing=lambda c: "requests of 200x1@256 failed: 3 UNAVAILABLE" if c == CHOICE else None)
     verdict = check(machine)
     assert not verdict.beats_defaults
@@ -67,18 +66,18 @@ def test_a_choice_that_fails_here_leaves_the_defaults_and_is_not_started_again()
     assert machine.tried.count(CHOICE) == 1
 
 
-def test_defaults_that_fail_here_lose():
+def test_defaults_that_fail_on_the_second_load_lose():
     verdict = check(Machine(failing=lambda c: "out of memory" if c == DEFAULTS else None))
     assert verdict.beats_defaults
     assert "the defaults do not work here (out of memory)" in verdict.sentence
 
 
-def test_without_time_for_all_of_it_the_defaults_are_kept():
+def test_without_time_for_the_whole_check_the_defaults_are_kept():
     assert check(Machine(faster(2)), attempts=3) == OUT_OF_TIME
     assert not OUT_OF_TIME.beats_defaults
 
 
-def test_a_search_without_gain_names_the_closest():
+def test_a_search_without_gain_names_the_closest_candidate():
     search = Search(SPACE, DEFAULTS, Machine(lambda c: 100e3 / c.replicas), lambda: True, Ledger())
     search.run()
     verdict = no_gain(search)
@@ -87,13 +86,13 @@ def test_a_search_without_gain_names_the_closest():
     assert "+0.0%" in verdict.sentence
 
 
-def test_a_search_that_noise_made_useless_says_so():
+def test_a_search_with_too_much_noise_reports_it():
     search = Search(SPACE, DEFAULTS, Machine(flat, noise=0.3), lambda: True, Ledger())
     search.run()
     assert no_gain(search).sentence.endswith("is the machine busy with something else?)")
 
 
-def test_a_search_that_ran_out_of_time_says_so():
+def test_a_search_that_ran_out_of_time_reports_it():
     search = Search(SPACE, DEFAULTS, Machine(), lambda: False, Ledger())
     search.run()
     assert no_gain(search).sentence.startswith("the budget ended the search: nothing tried")

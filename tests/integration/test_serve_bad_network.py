@@ -1,0 +1,116 @@
+"""A real manager, attached to a real tritonserver twice: directly, and over a network that delays, cuts and forgets."""
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from tests.fakes.bad_network import BadNetwork, bad_network
+from tests.integration.serve import Serve, serving
+
+from tritonembed import EmbeddingClient, TritonEmbedError
+from tritonembed_perf.server import RunningServer
+
+BOTH = ["ready", "ready"]
+TEXTS = [f"sentence {number} of those that travel badly" for number in range(24)]
+LOAD_S = 0.7
+
+
+@pytest.fixture(scope="module")
+def network(server: RunningServer) -> Iterator[BadNetwork]:
+    """A network in front of the session's server."""
+    with bad_network(server.target) as network:
+        yield network
+
+
+@pytest.fixture(scope="module")
+def manager(server: RunningServer, network: BadNetwork) -> Iterator[Serve]:
+    """A manager of the server itself, and of the same server over the network."""
+    options = ["--health-interval=0.2", "--health-timeout=1", "--load-balancing=round_robin"]
+    with serving("--server", server.target, "--server", network.address, *options) as manager:
+        manager.until(lambda: manager.states() == BOTH)
+        yield manager
+
+
+@pytest.fixture(scope="module")
+def known(server: RunningServer) -> np.ndarray:
+    """The texts' vectors, computed without a manager or a network."""
+    with EmbeddingClient(server.target) as client:
+        return client.embed(TEXTS).embeddings
+
+
+class Load:
+    """Outcomes of some callers. right: answers whose vectors were all right."""
+
+    def __init__(self, manager: Serve, known: np.ndarray, seconds: float = LOAD_S) -> None:
+        self.right = 0
+        self.wrong = 0
+        self.errors: list[str] = []
+        self._manager, self._known, self._until = manager, known, time.monotonic() + seconds
+        with ThreadPoolExecutor(4) as threads:
+            list(threads.map(self._call, range(4)))
+
+    def _call(self, number: int) -> None:
+        with EmbeddingClient(self._manager.target) as client:
+            while time.monotonic() < self._until:
+                count = 1 + number * 5
+                try:
+                    found = client.embed(TEXTS[number : number + count], timeout=20).embeddings
+                except TritonEmbedError as error:
+                    self.errors.append(str(error))
+                    continue
+                expected = self._known[number : number + count]
+                is_right = found.shape == expected.shape and np.allclose(found, expected, atol=1e-4)
+                self.right += is_right
+                self.wrong += not is_right
+
+
+def test_delays_and_little_bandwidth_cost_time_and_nothing_else(
+    manager: Serve, network: BadNetwork, known: np.ndarray
+) -> None:
+    network.delay_s, network.bytes_per_s = 0.05, 20_000
+    load = Load(manager, known)
+    network.delay_s, network.bytes_per_s = 0.0, None
+    assert (load.errors, load.wrong) == ([], 0)
+    assert load.right
+    assert manager.states() == BOTH
+
+
+def test_a_connection_that_breaks_in_the_middle_of_an_answer_costs_no_request(
+    manager: Serve, network: BadNetwork, known: np.ndarray
+) -> None:
+    network.reset_count = 0
+    network.reset_answers_after = 2000
+    load = Load(manager, known)
+    network.reset_answers_after = None
+    assert network.reset_count
+    assert (load.errors, load.wrong) == ([], 0)
+    manager.until(lambda: manager.states() == BOTH, limit=15)
+
+
+def test_answers_that_a_network_garbles_break_no_manager_and_it_recovers(
+    manager: Serve, network: BadNetwork, known: np.ndarray
+) -> None:
+    """A changed bit of a vector can't be detected: HTTP/2 has no checksum. Other changes are errors or are retried."""
+    network.corrupt = True
+    load = Load(manager, known)
+    network.corrupt = False
+    assert load.right
+    # gRPC's message for an exception in the manager.
+    assert not [error for error in load.errors if "Unexpected" in error]
+    assert manager.process.poll() is None
+    assert manager.status()["workers"]["restarts"] == 0
+    manager.until(lambda: manager.states() == BOTH, limit=15)
+    after = Load(manager, known, 0.3)
+    assert (after.errors, after.wrong) == ([], 0)
+
+
+def test_a_server_whose_connections_were_forgotten_is_ready_again_over_new_connections(
+    manager: Serve, network: BadNetwork, known: np.ndarray
+) -> None:
+    manager.until(lambda: manager.states() == BOTH, limit=15)
+    opened = network.connections
+    network.vanish_open_ones()
+    manager.until(lambda: network.connections > opened, limit=15)
+    manager.until(lambda: manager.states() == BOTH, limit=15)

@@ -1,0 +1,180 @@
+"""Which models are causal, which executor is tried with them, and for which lengths vLLM has a cache."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.models import ModelShelf
+from tests.unit.engine.test_reference import executor, reference
+
+from tritonembed_engine import factory
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.executors import vllm_internals
+from tritonembed_engine.executors.loading import LONGEST_IN_CACHE, longest_in_vllm, tries_direct
+from tritonembed_engine.executors.vllm_internals import DirectUnavailable, Exchanged
+from tritonembed_engine.model.architecture import is_causal
+from tritonembed_engine.model.files import ModelFiles, read_model_files
+from tritonembed_engine.settings import ModelSettings
+
+LONG = 32_768
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "expected"),
+    [
+        ("Qwen3ForCausalLM", {}, True),
+        ("Qwen3Model", {}, True),
+        ("Qwen2Model", {}, True),
+        ("MistralModel", {}, True),
+        ("LlamaModel", {}, True),
+        ("Gemma2Model", {}, True),
+        ("Gemma3TextModel", {"use_bidirectional_attention": False}, True),
+        ("Gemma3TextModel", {"use_bidirectional_attention": True}, False),
+        ("Qwen2ForCausalLM", {"is_causal": False}, False),
+        ("Qwen2Model", {"is_causal": False}, False),
+        ("LlamaBidirectionalModel", {}, False),
+        ("VoyageQwen3BidirectionalEmbedModel", {}, False),
+        ("BertModel", {}, False),
+        ("EuroBertModel", {}, False),
+    ],
+)
+def test_causal_is_what_config_json_shows(name: str, more: dict[str, Any], expected: bool) -> None:
+    assert is_causal({"architectures": [name], **more}) is expected
+
+
+def test_a_model_without_architectures_is_not_causal() -> None:
+    assert not is_causal({"model_type": "bert"})
+
+
+@pytest.fixture
+def files(shelf: ModelShelf) -> ModelFiles:
+    return replace(read_model_files(str(shelf("qwen3"))), max_length=LONG)
+
+
+def settings_with(executor: str) -> ModelSettings:
+    return ModelSettings.model_validate({"model": "m", "engine": {"executor": executor, "reference": "off"}})
+
+
+@pytest.mark.parametrize(
+    ("chosen", "device", "causal", "tried"),
+    [
+        ("auto", "cpu", True, True),
+        ("auto", "cpu", False, True),
+        ("auto", "cuda", True, False),
+        ("auto", "cuda", False, True),
+        ("direct", "cuda", True, True),
+        ("scheduler", "cpu", True, False),
+        ("scheduler", "cuda", False, False),
+    ],
+)
+def test_on_a_gpu_causal_models_are_tried_only_if_asked(
+    files: ModelFiles, chosen: str, device: str, causal: bool, tried: bool
+) -> None:
+    given = replace(files, is_causal=causal)
+    assert tries_direct(settings_with(chosen), given, device) is tried
+    # vLLM has a cache for all lengths unless the direct executor is to run the long texts.
+    expected = LONGEST_IN_CACHE if tried and causal else LONG
+    assert longest_in_vllm(settings_with(chosen), given, device) == expected
+
+
+def test_a_shorter_maximum_stays(files: ModelFiles) -> None:
+    assert longest_in_vllm(settings_with("auto"), replace(files, max_length=64), "cpu") == 64
+
+
+def test_positions_that_depend_on_the_maximum_keep_it(files: ModelFiles, tmp_path: Path) -> None:
+    folder = tmp_path / "longrope"
+    shutil.copytree(files.transformer, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "longrope"}}))
+    assert longest_in_vllm(settings_with("auto"), replace(files, transformer=folder), "cpu") == LONG
+
+
+class FakeVllm:
+    """Stands for vLLM: records for which lengths it was loaded."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, open_model: Any) -> None:
+        self.loads: list[int | None] = []
+        monkeypatch.setattr(factory, "load_vllm", self._load)
+        monkeypatch.setattr(factory, "dtype_of", lambda llm: "float32")
+        monkeypatch.setattr(factory, "_scheduler", lambda *_: executor(reference().vectors))
+        monkeypatch.setattr(factory, "compute_vllm_vectors", lambda *_: None)
+        monkeypatch.setattr(vllm_internals, "open_model", open_model)
+
+    def _load(self, settings: Any, files: Any, device: str, longest: int | None = None) -> object:
+        self.loads.append(longest)
+        return object()
+
+
+def refuse(llm: object) -> None:
+    raise DirectUnavailable("layers share keys and values")
+
+
+def test_a_model_that_is_refused_is_loaded_again_for_all_lengths(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vllm = FakeVllm(monkeypatch, refuse)
+    factory.create_executor(settings_with("auto"), files, "cpu")
+    assert vllm.loads == [LONGEST_IN_CACHE, None]
+    assert "the scheduler executor serves: layers share keys and values" in caplog.text
+
+
+def test_a_short_model_that_is_refused_is_loaded_once(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm = FakeVllm(monkeypatch, refuse)
+    factory.create_executor(settings_with("auto"), replace(files, max_length=64), "cpu")
+    assert vllm.loads == [64]
+
+
+def test_vllm_is_loaded_again_if_its_cache_was_freed(files: ModelFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    freed: list[bool] = []
+    model = SimpleNamespace(causal=True, quantized=False, free_cache=lambda: freed.append(True))
+    vllm = FakeVllm(monkeypatch, lambda llm: model)
+    monkeypatch.setattr(factory, "_direct_executor", lambda *_: refuse(None))
+    factory.create_executor(settings_with("auto"), replace(files, max_length=64), "cpu")
+    assert freed == [True]
+    assert vllm.loads == [64, None]
+
+
+def test_a_gpu_keeps_the_scheduler_and_reports_why(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def never(llm: object) -> None:
+        raise AssertionError
+
+    vllm = FakeVllm(monkeypatch, never)
+    factory.create_executor(settings_with("auto"), files, "cuda")
+    assert vllm.loads == [LONG]
+    assert "the scheduler executor serves: the model is causal" in caplog.text
+
+
+def test_a_gpu_keeps_the_scheduler_too_if_only_vllm_knows_that_it_is_causal(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vllm = FakeVllm(monkeypatch, lambda llm: SimpleNamespace(causal=True))
+    factory.create_executor(settings_with("auto"), replace(files, is_causal=False), "cuda")
+    assert vllm.loads == [LONG]
+    assert "the scheduler executor serves: the model is causal" in caplog.text
+
+
+def test_asked_for_the_direct_executor_it_serves_or_the_start_ends(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = FakeVllm(monkeypatch, refuse)
+    with pytest.raises(ModelError, match="the direct executor can't serve this model: layers share keys and values"):
+        factory.create_executor(settings_with("direct"), files, "cuda")
+    assert vllm.loads == [LONGEST_IN_CACHE]
+
+
+def test_attributes_are_exchanged_only_inside() -> None:
+    layer = SimpleNamespace(attn_type="decoder", sliding_window=(-1, -1))
+    exchanged = Exchanged([(layer, "attn_type", "encoder_only"), (layer, "sliding_window", (-1, 0))])
+    for _ in range(2):
+        with exchanged:
+            assert (layer.attn_type, layer.sliding_window) == ("encoder_only", (-1, 0))
+        assert (layer.attn_type, layer.sliding_window) == ("decoder", (-1, -1))
+    with pytest.raises(RuntimeError), exchanged:
+        raise RuntimeError
+    assert (layer.attn_type, layer.sliding_window) == ("decoder", (-1, -1))

@@ -1,0 +1,143 @@
+"""`serve` and `status` on the command line: options, their variables, and contradictions."""
+
+import click
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from tritonembed_manager.commands.app import app
+from tritonembed_manager.router.control import supervisor
+from tritonembed_manager.router.control.discovery import Address
+from tritonembed_manager.server.vllm_arguments import variable
+
+VARIABLES = {
+    "TRITONEMBED_HOST": "127.0.0.1",
+    "TRITONEMBED_PORT": "1001",
+    "TRITONEMBED_HTTP_PORT": "1002",
+    "TRITONEMBED_LOAD_BALANCING": "least_loaded",
+    "TRITONEMBED_WORKERS": "3",
+    "TRITONEMBED_HEALTH_INTERVAL": "0.5",
+    "TRITONEMBED_HEALTH_TIMEOUT": "4",
+    "TRITONEMBED_FORWARD_TIMEOUT": "5",
+    "TRITONEMBED_STARTUP_TIMEOUT": "6",
+    "TRITONEMBED_DRAIN_TIMEOUT": "7",
+    "TRITONEMBED_MAX_IN_FLIGHT": "8",
+    "TRITONEMBED_MAX_IN_FLIGHT_PER_SERVER": "9",
+    "TRITONEMBED_LOG_FORMAT": "json",
+}
+LAUNCH_VARIABLES = {
+    "TRITONEMBED_MODEL": "org/name",
+    "TRITONEMBED_DEVICE": "cuda",
+    "TRITONEMBED_REPLICA_HOST": "127.0.0.2",
+    "TRITONEMBED_START_PORT": "2000",
+    "TRITONEMBED_NUM_REPLICAS": "8",
+    "TRITONEMBED_NUM_GPUS": "2",
+    "TRITONEMBED_SERVERS": "2",
+    "TRITONEMBED_GPU_ASSIGNMENT": "shared",
+    "TRITONEMBED_TENSOR_PARALLEL_SIZE": "1",
+    "TRITONEMBED_GPU_MEMORY_UTILIZATION": "0.8",
+    "TRITONEMBED_TOKENIZER_INSTANCES": "5",
+    "TRITONEMBED_MAX_RESTARTS": "2",
+    "TRITONEMBED_RESTART_WINDOW": "60",
+}
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Runs the command. Returns its settings, or its exit code and line."""
+    found = []
+    monkeypatch.setattr(supervisor, "run_serve", found.append)
+
+    def run(*arguments, env=None):
+        found.clear()
+        result = CliRunner().invoke(app, ["serve", *map(str, arguments)], env=env or {})
+        return found[0] if found else (result.exit_code, result.output)
+
+    return run
+
+
+@pytest.mark.parametrize("command", ["serve", "status", "replica", "render", "tune"])
+def test_every_option_has_a_variable_of_its_name(command):
+    for parameter in typer.main.get_command(app).commands[command].params:
+        if isinstance(parameter, click.Option):
+            variables = [parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar
+            assert variables == [variable(option) for option in parameter.opts]
+
+
+def test_every_option_comes_from_the_environment_too(serve):
+    settings = serve(env=VARIABLES | LAUNCH_VARIABLES)
+    assert (settings.host, settings.port, settings.http_port) == ("127.0.0.1", 1001, 1002)
+    assert (settings.policy, settings.workers, settings.log_format) == ("least_loaded", 3, "json")
+    assert (settings.health.interval, settings.health.timeout, settings.forward_timeout) == (0.5, 4, 5)
+    assert (settings.startup_timeout, settings.drain_timeout) == (6, 7)
+    assert (settings.max_in_flight, settings.max_in_flight_per_server) == (8, 9)
+    launch = settings.launch
+    assert (launch.host, launch.start_port, launch.limits.limit, launch.limits.window) == ("127.0.0.2", 2000, 2, 60)
+    assert [(plan.replicas, plan.gpus) for plan in launch.plans] == [(4, (0, 1))] * 2
+    render = launch.plans[0].render
+    assert (render.model, render.tokenizer_instances, render.gpu_memory_share()) == ("org/name", 5, 0.2)
+
+
+def test_the_defaults_are_those_of_the_documentation(serve):
+    settings = serve("--model", "org/name", "--device", "cpu")
+    assert (settings.host, settings.port, settings.http_port) == ("0.0.0.0", 50050, 8080)
+    assert (settings.policy, settings.workers, settings.model) == ("round_robin", 1, "org/name")
+    launch = settings.launch
+    assert (launch.host, launch.start_port) == ("127.0.0.1", 50100)
+    assert [plan.replicas for plan in launch.plans] == [2]
+    assert settings.attach is None
+
+
+def test_flags_of_arctic_inference_are_accepted(serve):
+    """These are the flags of its replica manager."""
+    given = "--model org/name --device cpu --host 0.0.0.0 --port 60050 --num-replicas 2 --load-balancing round_robin"
+    given += " --health-interval 2 --forward-timeout 20 --startup-timeout 60 --workers 16 --disable-log-request"
+    settings = serve(*given.split())
+    assert (settings.port, settings.workers, settings.forward_timeout) == (60050, 16, 20)
+    assert [plan.replicas for plan in settings.launch.plans] == [2]
+
+
+def test_servers_to_attach_may_come_from_options_files_and_names(serve, tmp_path):
+    file = tmp_path / "servers"
+    file.write_text("c:1\n")
+    given = ["--server", "a:1", "--server", "b:8001", "--servers-file", file, "--servers-dns", "name:2"]
+    settings = serve(*given, "--model", "called-so")
+    assert settings.attach.servers == [Address("a:1"), Address("b:8001", "b:8000", "b:8002")]
+    assert settings.attach.file.read() == [Address("c:1")]
+    assert settings.attach.dns is not None
+    assert (settings.launch, settings.model) == (None, "called-so")
+    settings = serve(env={"TRITONEMBED_SERVER": "a:1 b:1"})
+    assert [address.grpc for address in settings.attach.servers] == ["a:1", "b:1"]
+    assert settings.model == "embedding"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "--model is missing (or --server, --servers-file, --servers-dns, to attach)"),
+        (["--model", "m", "--port", "8080"], "--port and --http-port are both 8080"),
+        (["--server", "a:1", "--num-replicas", "2"], "--num-replicas is for servers that are launched; --server"),
+        (["--servers-dns", "a:1", "--start-port", "2"], "--start-port is for servers that are launched; --servers-dns"),
+        (["--server", "a:1", "--dtype", "half"], "--dtype is for servers that are launched"),
+        (["--server", "a"], "--server: 'a' is not host:port"),
+        (["--servers-dns", "a"], "--servers-dns: 'a' is not host:port"),
+        (["--model", "m", "--device", "cpu", "--num-gpus", "2"], "--num-gpus needs --device cuda"),
+        (["--model", "m", "--device", "cpu", "--gpu-assignment", "shared"], "--gpu-assignment needs --device cuda"),
+        (["--model", "m", "--device", "cpu", "--tensor-parallel-size", "2"], "--tensor-parallel-size above 1 needs"),
+        (["--model", "m", "--device", "cpu", "--servers", "3"], "--servers 3 is more than --num-replicas 2"),
+        (["--model", "m", "--device", "cuda", "--num-gpus", "4"], "--num-replicas 2 leaves 2 of --num-gpus 4"),
+        (["--model", "./none", "--device", "cpu"], "--model: there is no folder ./none"),
+    ],
+)
+def test_missing_and_contradicting_options_are_one_line_and_exit_code_2(serve, arguments, words):
+    code, output = serve(*arguments)
+    assert code == 2
+    assert output.startswith("tritonembed-manager: ")
+    assert words in output
+    assert output.count("\n") == 1
+
+
+def test_a_value_out_of_range_is_exit_code_2(serve):
+    assert serve("--model", "m", "--load-balancing", "best")[0] == 2
+    assert serve("--model", "m", "--gpu-memory-utilization", "1.5")[0] == 2
+    assert serve("--model", "m", "--workers", "0")[0] == 2

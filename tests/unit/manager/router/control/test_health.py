@@ -1,0 +1,260 @@
+"""The checks of one server, without a clock: each wait runs the test."""
+
+import asyncio
+import contextlib
+
+import grpc
+import numpy as np
+import pytest
+from tests.fakes.bad_network import bad_network
+from tests.fakes.triton import FakeTriton
+
+from tritonembed_manager.router.control.health import HealthSettings, HealthWatch
+from tritonembed_manager.router.control.registry import UpstreamRegistry
+from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.server.probe import GrpcProbe, ProbeError
+
+VECTORS = np.ones((3, 4), np.float32)
+
+
+class Probe:
+    """Returns or raises `answer`."""
+
+    def __init__(self):
+        self.answer = VECTORS
+        self.asked = 0
+        self.closed = False
+        self.before_answer = lambda: None
+        self.copies = 3
+
+    async def vectors(self, timeout):
+        self.asked += 1
+        self.before_answer()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    async def replicas(self, timeout):
+        return self.copies
+
+    async def close(self):
+        self.closed = True
+
+
+class Case:
+    def __init__(self, *, launched=False):
+        self.registry = UpstreamRegistry(4, lambda: 0.0, lambda: None)
+        self.upstream = self.registry.add("a", "a:1", launched=launched)
+        self.probe = Probe()
+        self.answered = 0
+        self.broken = []
+        self.cleared = []
+        self.watch = HealthWatch(
+            self.registry,
+            self.upstream,
+            self.probe,
+            HealthSettings(interval=5, timeout=10),
+            alive=self._alive,
+            broken=self.broken.append if launched else None,
+            cleared=self.cleared.append,
+        )
+
+    def _alive(self):
+        found, self.answered = self.answered > 0, 0
+        return found
+
+
+async def test_an_attached_server_joins_with_its_replicas():
+    case = Case()
+    await case.watch.check()
+    assert (case.upstream.state, case.upstream.replicas) == (ServerState.READY, 3)
+
+
+async def test_an_attached_server_that_is_down_at_first_joins_with_its_replicas():
+    case = Case()
+    case.probe.answer = ProbeError("nothing listens there")
+    await case.watch.check()
+    case.probe.answer = VECTORS
+    await case.watch.check()
+    assert (case.upstream.state, case.upstream.replicas) == (ServerState.READY, 3)
+
+
+async def test_another_server_at_the_same_address_counts_with_its_own_replicas():
+    case = Case()
+    await case.watch.check()
+    case.probe.answer = ProbeError("nothing listens there")
+    await case.watch.check()
+    case.probe.answer, case.probe.copies = VECTORS, 5
+    await case.watch.check()
+    assert (case.upstream.state, case.upstream.replicas) == (ServerState.READY, 5)
+
+
+async def test_a_late_check_of_a_server_that_answers_requests_is_no_failure():
+    case = Case()
+    await case.watch.check()
+    case.probe.answer = ProbeError("no answer within 10 s", timed_out=True)
+    case.probe.before_answer = lambda: setattr(case, "answered", 1)
+    await case.watch.check()
+    assert case.upstream.state is ServerState.READY
+    case.probe.before_answer = lambda: None
+    await case.watch.check()
+    assert case.upstream.state is ServerState.UNHEALTHY
+
+
+async def test_a_full_queue_is_no_failure():
+    case = Case()
+    await case.watch.check()
+    case.probe.answer = ProbeError("Exceeds maximum queue size", busy=True)
+    await case.watch.check()
+    assert case.upstream.state is ServerState.READY
+
+
+async def test_a_suspect_that_is_healthy_is_cleared():
+    case = Case()
+    await case.watch.check()
+    assert case.cleared == []
+    case.watch.check_now()
+    await case.watch.check()
+    await case.watch.check()
+    assert case.cleared == ["a"]
+
+
+async def test_answers_of_an_earlier_life_do_not_count():
+    case = Case(launched=True)
+    case.probe.before_answer = lambda: case.registry.down(case.upstream, ServerState.UNHEALTHY, "it died")
+    await case.watch.check()
+    assert case.upstream.state is ServerState.UNHEALTHY
+    case.probe.answer = ProbeError("reset")
+    await case.watch.check()
+    assert case.upstream.failures == 0
+
+
+async def test_a_launched_server_that_hangs_is_started_again_after_three_checks():
+    case = Case(launched=True)
+    await case.watch.check()
+    case.probe.answer = ProbeError("no answer within 10 s", timed_out=True)
+    for _ in range(2):
+        await case.watch.check()
+    assert case.broken == []
+    await case.watch.check()
+    assert case.broken == ["3 checks in a row failed: no answer within 10 s"]
+
+
+async def test_a_launched_server_that_starts_but_refuses_good_sentences_is_given_up():
+    case = Case(launched=True)
+    case.probe.answer = ProbeError("it does not listen yet")
+    for _ in range(20):
+        await case.watch.check()
+    assert case.broken == []
+    case.probe.answer = ProbeError("no vector today", answered=True)
+    for _ in range(10):
+        assert case.broken == []
+        await case.watch.check()
+    assert case.broken == ["the server started, but an inference fails: no vector today"]
+
+
+async def test_a_server_that_failed_for_good_is_not_checked():
+    case = Case(launched=True)
+    case.registry.set_state(case.upstream, ServerState.FAILED)
+    await case.watch.check()
+    assert case.probe.asked == 0
+
+
+async def test_the_interval_of_checks_depends_on_the_state():
+    case = Case()
+    pauses = []
+
+    async def wait(event, seconds):
+        pauses.append((seconds, case.upstream.state))
+        if len(pauses) == 2:
+            case.probe.answer = ProbeError("gone")
+        if len(pauses) == 4:
+            raise asyncio.CancelledError
+
+    case.watch._wait = wait
+    with pytest.raises(asyncio.CancelledError):
+        await case.watch.run()
+    assert pauses == [(5, ServerState.READY)] * 2 + [(1, ServerState.UNHEALTHY)] * 2
+    assert case.probe.closed
+
+
+async def test_a_server_that_goes_down_is_checked_as_often_as_a_starting_server(eventually):
+    case = Case(launched=True)
+    case.watch._settings = HealthSettings(interval=3600, timeout=10)
+    case.registry.set_state(case.upstream, ServerState.READY)
+    case.watch.upstream_changed()
+    running = asyncio.ensure_future(case.watch.run())
+    await eventually(lambda: case.probe.asked == 1)
+    case.probe.answer = ProbeError("nothing listens there")
+    case.registry.down(case.upstream, ServerState.STARTING, "")
+    case.watch.upstream_changed()
+    await eventually(lambda: case.probe.asked >= 3)
+    case.probe.answer = VECTORS
+    await eventually(lambda: case.upstream.state is ServerState.READY)
+    running.cancel()
+
+
+async def test_the_probe_gets_a_servers_vectors_or_the_reason_of_its_failure():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        first = await probe.vectors(5)
+        assert first.shape == (3, 8)
+        assert np.array_equal(first, await probe.vectors(5))
+        assert fake.requests[0].parameters["timeout"].int64_param == 5_000_000
+        fake.unhealthy_after = 0
+        with pytest.raises(ProbeError, match="is not healthy") as caught:
+            await probe.vectors(5)
+        assert caught.value.answered
+        fake.unhealthy_after, fake.overloaded = None, True
+        with pytest.raises(ProbeError) as caught:
+            await probe.vectors(5)
+        assert caught.value.busy
+        fake.overloaded, fake.failure, fake.fail_first = False, (grpc.StatusCode.UNAVAILABLE, "two\nlines"), 1
+        with pytest.raises(ProbeError, match=r"^two$") as caught:
+            await probe.vectors(5)
+        assert not caught.value.answered
+        fake.hang()
+        with pytest.raises(ProbeError, match=r"no answer within 0\.05 s") as caught:
+            await probe.vectors(0.05)
+        assert caught.value.timed_out
+        fake.release()
+        assert await probe.replicas(5) == 1
+        await fake.crash()
+        for _ in range(20):
+            with contextlib.suppress(ProbeError):
+                await probe.vectors(1)
+        with pytest.raises(ProbeError, match=r"^nothing listens there$"):
+            await probe.vectors(1)
+        await probe.close()
+
+
+async def test_a_check_after_an_unanswered_check_has_a_new_connection():
+    async with FakeTriton() as fake:
+        with bad_network(fake.address) as network:
+            probe = GrpcProbe(network.address)
+            await probe.vectors(5)
+            network.vanish_open_ones()
+            with pytest.raises(ProbeError) as caught:
+                await probe.vectors(0.3)
+            assert caught.value.timed_out
+            assert (await probe.vectors(5)).shape == (3, 8)
+            assert network.connections == 2
+            await probe.close()
+
+
+async def test_a_check_goes_ahead_of_waiting_requests():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        await probe.vectors(5)
+        assert fake.requests[0].parameters["priority"].uint64_param == 1
+        await probe.close()
+
+
+async def test_a_check_refused_because_of_its_deadline_counts_as_late():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        fake.failure, fake.fail_first = (grpc.StatusCode.UNAVAILABLE, "it would end after its deadline passed"), 1
+        with pytest.raises(ProbeError) as caught:
+            await probe.vectors(5)
+        assert caught.value.timed_out
+        await probe.close()
