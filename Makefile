@@ -1,55 +1,73 @@
 # Everything here sets itself up on the first call: `make demo` on a fresh machine is enough.
 PYTHON ?= python3.11
 MODEL ?=
+QUERY ?=
 ARGS ?=
 BIN := .venv/bin
-PACKAGES := client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
-DEMO_MODEL := .work/demo-model
+PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
 
-SERVE := manager/tritonembed_manager/serve
+APIS := manager/tritonembed_manager/router/apis
 
-.PHONY: help setup check test test-unit test-integration test-slow serve demo bench bench-quick proto clean
+.PHONY: help setup check unasync test test-unit test-integration test-slow serve demo bench bench-quick chaos proto docs clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
-	@echo "  PYTHON=… another Python than python3.11; MODEL=… a folder or a name on the hub; ARGS=… more options"
+	@echo "  PYTHON=… another Python than python3.11; MODEL=… a folder or a name on the hub; QUERY=… a sentence for demo; ARGS=… more options"
 
 setup:  ## the virtual environment in .venv, with Triton and vLLM for a CPU
 	@PYTHON="$(PYTHON)" bash scripts/setup.sh
 
-check: setup  ## ruff, formatting, types
+check: setup  ## ruff, formatting, generated code, imports between packages, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python scripts/unasync.py --check
+	$(BIN)/ruff check --preview --select PLC2701 $(PACKAGES)  # no package imports what is private in another
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/mypy
+
+unasync: setup  ## the blocking client, written from the asyncio client
+	$(BIN)/python scripts/unasync.py
 
 test: setup  ## every test that needs no GPU
 	$(BIN)/python -m pytest $(ARGS)
 
-# Its two halves: `make -j2 check test-integration test-unit` keeps two cores busy.
+# The two halves of `test`: `make -j2 check test-integration test-unit` keeps two cores busy.
 test-unit test-integration: setup
 	$(BIN)/python -m pytest tests/$(@:test-%=%) $(ARGS)
 
-test-slow: setup  ## what takes minutes; no part of .ci/run
+test-slow: setup  ## tests that take minutes, which .ci/run leaves out
 	$(BIN)/python -m pytest tests/slow $(ARGS)
 
-serve: setup $(if $(MODEL),,$(DEMO_MODEL)/config.json)  ## a server in the foreground, where the client looks for it: localhost:50050
-	$(BIN)/tritonembed-manager replica --model "$(or $(MODEL),$(DEMO_MODEL))" --host 127.0.0.1 --port 50050 $(ARGS)
+serve: setup  ## a server in the foreground on localhost:50050, the client's default address
+	model="$(or $(MODEL),$$($(BIN)/python -m demo.model))" && \
+	exec $(BIN)/tritonembed-manager replica --model "$$model" --host 127.0.0.1 --port 50050 $(ARGS)
 
-$(DEMO_MODEL)/config.json: | setup
-	$(BIN)/python demo/model.py $(DEMO_MODEL)
+# As typed: neither make nor the shell expands a $ in it.
+export DEMO_QUERY := $(value QUERY)
 
-demo: setup  ## a server, a corpus, its nearest neighbours; then all of it is stopped
-	$(BIN)/python demo/run.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+demo: setup  ## start a server, show the sentences nearest to a few queries or to QUERY="…", stop it
+	exec $(BIN)/python -m demo.run $(if $(MODEL),--model "$(MODEL)") $(if $(value QUERY),--query="$$DEMO_QUERY") $(ARGS)
 
-bench: setup  ## speed and memory, as ratios against peers on this machine
-	$(BIN)/python -m tritonembed_perf.bench $(ARGS)
+bench: setup  ## speed and memory as ratios to other systems on this machine
+	$(BIN)/python -m tritonembed_perf.scripts.bench full $(ARGS)
 
-bench-quick: setup  ## in three minutes: ratios against sentence-transformers; fails when they dropped by a fifth
-	$(BIN)/python -m tritonembed_perf.quick $(ARGS)
+bench-quick: setup  ## ratios to sentence-transformers in three minutes; fails if they dropped by a fifth
+	$(BIN)/python -m tritonembed_perf.scripts.bench quick $(ARGS)
 
-proto: setup  ## the Python code of the manager's .proto
-	$(BIN)/python -m grpc_tools.protoc --proto_path=$(SERVE)/proto --python_out=$(SERVE)/arctic_pb --pyi_out=$(SERVE)/arctic_pb arctic_inference.proto
+chaos: setup  ## a minute of kills and hostile requests while clients check every vector; ARGS="--minutes 30 --out report.json"
+	$(BIN)/python -m tritonembed_perf.chaos $(ARGS)
 
-clean:  ## remove what was made here
+proto: setup  ## generate the Python code of the manager's .proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=$(APIS)/proto --python_out=$(APIS)/arctic_pb --pyi_out=$(APIS)/arctic_pb arctic_inference.proto
+
+docs: setup .venv/.docs-done  ## build the documentation as a site in .work/site, after the pages that are generated from the code
+	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+.venv/.docs-done: requirements/docs.lock | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	touch $@
+
+clean:  ## remove everything that make created
 	rm -rf .venv .work dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,23 +1,30 @@
 """Triton model `embedder`: token_ids BYTES -> embedding BYTES, num_tokens INT32."""
 
-import json
 import os
+import sys
+
+# Triton's stub searches the current folder and the model's folders first. Nothing must be imported from there.
+_version = os.path.dirname(os.path.abspath(__file__))
+_unsafe = (_version, os.path.dirname(_version))
+sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path.abspath(entry) not in _unsafe]
+
+import json
 import time
 from concurrent.futures import Future
 from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import token_ids, vectors
-from tritonembed_engine.abandonment import Abandonment
+from tritonembed_engine import vectors
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
-from tritonembed_engine.jobs import Job
-from tritonembed_engine.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
-from tritonembed_engine.placement import visible_devices
-from tritonembed_engine.senders import Senders
-from tritonembed_engine.stub import log_as, prepare_process
-from tritonembed_engine.triton import (
+from tritonembed_engine.request import Request
+from tritonembed_engine.stub.abandonment import Abandonment
+from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.placement import visible_devices
+from tritonembed_engine.stub.process import announce, log_as, prepare_process
+from tritonembed_engine.stub.senders import Senders
+from tritonembed_engine.stub.triton import (
     answer,
     bytes_tensor,
     end_process_soon,
@@ -26,6 +33,17 @@ from tritonembed_engine.triton import (
     start_up,
     to_bytes_tensor,
 )
+from tritonembed_engine.token_ids import TokenIdLimits
+from tritonembed_protocol.framing import rows_as_bytes
+
+
+class _Asked:
+    """A request of Triton's whose parameters are right, and then its request of the engine."""
+
+    __slots__ = ("elements", "parameters", "request", "skip", "triton")
+
+    def __init__(self, triton, parameters, skip, elements):
+        self.triton, self.parameters, self.skip, self.elements = triton, parameters, skip, elements
 
 
 class TritonPythonModel:
@@ -37,32 +55,36 @@ class TritonPythonModel:
             devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
             prepare_process(devices)
             log_as(args["model_instance_name"])
-            # Only now: these import torch, which reads the environment once.
+            announce("importing torch")
+            # Not before prepare_process: these import torch, which reads the environment only once.
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
-            from tritonembed_engine.prompt_lengths import PromptLengths
             from tritonembed_engine.settings import read_settings
+            from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 
+            announce("reading the model's files")
             settings = read_settings(repository_of(args))
             self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
             self._prompts = PromptLengths(self._files)
             device = "cpu" if devices is None else "cuda"
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
             ahead = settings.engine.batches_ahead_on(device)
+        refused_id = self._engine.executor.refused_id
+        self._limits = TokenIdLimits(self._files.max_length, self._files.vocab_size, refused_id)
         self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
         self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)
 
     def execute(self, requests):
-        """Answer the requests of one Triton batch; a wrong one gets its own error."""
-        parsed = self._check_ids([self._parse(request) for request in requests])
-        jobs = [item[1] for item in parsed if not isinstance(item, Exception)]
-        sentences = sum(len(job.sentences) for job in jobs)
-        split = self._engine.splits(jobs)
+        """Answer the requests of one Triton batch. A bad request gets its own error."""
+        asked = self._read_ids([self._parse(request) for request in requests])
+        good = [item.request for item in asked if isinstance(item, _Asked)]
+        sentences = sum(len(request.sentences) for request in good)
+        split = self._engine.splits(good)
         later = self._senders.want(len(requests), sentences, waiting=self._engine.waiting, split=split)
-        computed = iter(self._engine.submit_all(jobs, wait=not later))
-        futures = [_failed(item) if isinstance(item, Exception) else next(computed) for item in parsed]
-        responses = [partial(self._respond, item, future) for item, future in zip(parsed, futures, strict=True)]
+        computed = iter(self._engine.submit_all(good, wait=not later))
+        futures = [next(computed) if isinstance(item, _Asked) else _failed(item) for item in asked]
+        responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
         if later:
             self._senders.hand_over(requests, futures, responses)
             return None
@@ -75,47 +97,52 @@ class TritonPythonModel:
         self._metrics.close()
 
     def _parse(self, request):
-        """What the request asks for and the engine's job, or what is wrong with it."""
+        """What the request asks for, or the error that is its answer."""
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
-            skip = self._prompts.skip(parameters)
-            sentences = bytes_tensor(request, "token_ids")
-            token_ids.check_lengths(sentences, self._files.max_length)
-            if self._engine.executor.refused_id is not None:
-                token_ids.check_without(sentences, self._engine.executor.refused_id)
+            return _Asked(request, parameters, self._prompts.skip(parameters), bytes_tensor(request, "token_ids"))
         except Exception as error:
             return error
-        # KServe's `timeout`, in microseconds; Triton's queue enforces it too, but not once a request is here.
-        timeout = request.timeout()
-        deadline = time.monotonic() + timeout / 1e6 if timeout else None
-        normalize = vectors.wants_unit_length(parameters, self._files.normalize)
-        return parameters, Job(sentences, deadline, normalize, Abandonment(request.is_cancelled), skip)
 
-    def _check_ids(self, parsed):
-        """Replace what holds ids outside the vocabulary; looked at one by one only where there is any."""
-        sentences = [ids for item in parsed if not isinstance(item, Exception) for ids in item[1].sentences]
-        if token_ids.in_vocabulary(sentences, self._files.vocab_size):
-            return parsed
-        checked = []
-        for item in parsed:
-            try:
-                if not isinstance(item, Exception):
-                    token_ids.check_vocabulary(item[1].sentences, self._files.vocab_size)
-                checked.append(item)
-            except InvalidArgument as error:
-                checked.append(error)
-        return checked
+    def _read_ids(self, asked):
+        """Check and join the ids of all requests at once. Only if some are wrong, each request is looked at alone."""
+        good = [item for item in asked if isinstance(item, _Asked)]
+        try:
+            together = self._limits.read([element for item in good for element in item.elements])
+            for item, sentences in zip(good, together.split([len(item.elements) for item in good]), strict=True):
+                item.request = self._request(item, sentences)
+            return asked
+        except InvalidArgument:
+            return [self._read_alone(item) if isinstance(item, _Asked) else item for item in asked]
+
+    def _read_alone(self, item):
+        try:
+            item.request = self._request(item, self._limits.read(item.elements))
+            return item
+        except InvalidArgument as error:
+            return error
+
+    def _request(self, item, sentences):
+        # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
+        timeout = item.triton.timeout()
+        return Request(
+            sentences,
+            deadline=time.monotonic() + timeout / 1e6 if timeout else None,
+            normalize=vectors.wants_unit_length(item.parameters, self._files.normalize),
+            is_abandoned=Abandonment(item.triton.is_cancelled),
+            skip=item.skip,
+        )
 
     def _respond(self, item, future):
-        """The response to a request, parsed as `item`, whose future is done or will be."""
+        """The response to one request, whose future is done or will be."""
         try:
             found = future.result()
-            parameters, job = item
-            rows = vectors.finish(found, parameters, job.normalize, self._files.truncate_dim)
+            request = item.request
+            rows = vectors.finish(found, item.parameters, request.normalize, self._files.truncate_dim)
             return answer(
-                to_bytes_tensor("embedding", vectors.row_bytes(rows)),
-                pb_utils.Tensor("num_tokens", token_ids.lengths_of(job.sentences).reshape(-1, 1)),
+                to_bytes_tensor("embedding", rows_as_bytes(rows)),
+                pb_utils.Tensor("num_tokens", request.sentences.lengths.reshape(-1, 1)),
             )
         except Exception as error:
             return self._refuse(error)

@@ -1,25 +1,33 @@
 """Triton model `tokenizer`: text BYTES -> token_ids BYTES, each element one sentence's ids as little-endian int32."""
 
+import os
+import sys
+
+# Triton's stub searches the current folder and the model's folders first. Nothing must be imported from there.
+_version = os.path.dirname(os.path.abspath(__file__))
+_unsafe = (_version, os.path.dirname(_version))
+sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path.abspath(entry) not in _unsafe]
+
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.metrics import TOKENIZER_COUNTERS, EngineMetrics
 from tritonembed_engine.parameters import parse_parameters
-from tritonembed_engine.stub import leave_out_torch, prepare_process
-from tritonembed_engine.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
+from tritonembed_engine.stub.metrics import TOKENIZER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.process import leave_out_torch, prepare_process
+from tritonembed_engine.stub.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
 
 
 class TritonPythonModel:
-    """One of many instances; each is one thread of work in a process of its own."""
+    """One of many instances. Each has a process of its own and works in one thread."""
 
     def initialize(self, args):
-        """Read the model's tokenizer; the weights are not touched."""
+        """Read the model's tokenizer, but not its weights."""
         with start_up():
             prepare_process(visible_gpus=None)
             leave_out_torch()
             from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.settings import read_settings
-            from tritonembed_engine.tokenizing import TextTokenizer
+            from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
             settings = read_settings(repository_of(args))
             self._max_bytes = settings.engine.max_request_bytes
@@ -27,7 +35,7 @@ class TritonPythonModel:
         self._metrics = EngineMetrics(pb_utils, args["model_instance_name"], TOKENIZER_COUNTERS)
 
     def execute(self, requests):
-        """Answer the requests of one Triton batch; a wrong one gets its own error."""
+        """Answer the requests of one Triton batch. A bad request gets its own error."""
         parsed = [self._parse(request) for request in requests]
         good = [job for job in parsed if not isinstance(job, Exception)]
         before = self._tokenizer.truncated
@@ -40,14 +48,14 @@ class TritonPythonModel:
         return [self._respond(result) for result in answers]
 
     def finalize(self):
-        """Hand over the last counts."""
+        """Send the last counts to Triton's metrics."""
         self._metrics.close()
 
     def _parse(self, request):
         try:
             parameters = parse_parameters(request.parameters())
             texts = bytes_tensor(request, "text")
-            # A prompt stands before each text.
+            # The prompt is prepended to each text.
             size = sum(map(len, texts)) + len((parameters.prompt or "").encode()) * len(texts)
             if size > self._max_bytes:
                 raise InvalidArgument("text", f"{size} bytes in one request are over the limit of {self._max_bytes}")
