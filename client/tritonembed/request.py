@@ -51,6 +51,7 @@ class Options(VectorOptions, total=False):
     input_type: InputType | None
     prompt_name: str | None
     prompt: str | None
+    instruction: str | None
     truncate: Truncate | None
 
 
@@ -214,7 +215,7 @@ def _check(options: dict[str, Any]) -> None:
         raise InvalidArgumentError("dimensions must be at least 1 and at most the model's")
     if options.get("priority", "bulk") not in PRIORITY_LEVELS:
         raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
-    for name in ("prompt_name", "prompt"):
+    for name in ("prompt_name", "prompt", "instruction"):
         _check_text(name, options.get(name))
 
 
@@ -236,7 +237,7 @@ def _check_text(name: str, text: Any) -> None:
 
 def _write(options: dict[str, Any], parameters: Any) -> None:
     """Put options that differ from the defaults into a request's parameters."""
-    for name in ("input_type", "prompt_name", "prompt", "truncate"):
+    for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate"):
         if options.get(name) is not None:
             parameters[name].string_param = options[name]
     if options.get("dimensions") is not None:

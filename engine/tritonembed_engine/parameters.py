@@ -17,6 +17,7 @@ class EmbedParameters:
     input_type: str | None = None
     prompt_name: str | None = None
     prompt: str | None = None
+    instruction: str | None = None
     dimensions: int | None = None
     embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
@@ -49,11 +50,7 @@ def _parse(raw: str) -> EmbedParameters:
     for name, allowed in (("truncate", TRUNCATE), ("input_type", INPUT_TYPES), ("embedding_type", tuple(OUTPUT_TYPES))):
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
-    for name in ("prompt_name", "prompt"):
-        if name in given and not isinstance(given[name], str):
-            raise InvalidArgument(name, "must be a string")
-    if "prompt_name" in given and "prompt" in given:
-        raise InvalidArgument("prompt", "can't be given together with prompt_name")
+    _check_prompt(given)
     if "dimensions" in given:
         _check_dimensions(given["dimensions"])
     if "normalize" in given and not isinstance(given["normalize"], bool):
@@ -65,6 +62,22 @@ def _parse(raw: str) -> EmbedParameters:
 
 
 _kept = functools.lru_cache(maxsize=1024)(_parse)
+
+
+def _check_prompt(given: dict[str, Any]) -> None:
+    """Check what chooses the prompt."""
+    chosen = [name for name in ("prompt_name", "prompt", "instruction") if name in given]
+    for name in chosen:
+        if not isinstance(given[name], str):
+            raise InvalidArgument(name, "must be a string")
+    if len(chosen) > 1:
+        raise InvalidArgument(chosen[-1], f"can't be given together with {chosen[0]}")
+    if "instruction" not in given:
+        return
+    if not given["instruction"].strip():
+        raise InvalidArgument("instruction", "must not be empty")
+    if given.get("input_type") == "passage":
+        raise InvalidArgument("instruction", "is for queries: input_type can't be passage")
 
 
 def _check_dimensions(value: Any) -> None:

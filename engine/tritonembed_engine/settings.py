@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.instructions import PLACE
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
 
 MODEL_JSON = "model.json"
@@ -83,6 +84,10 @@ class EngineSettings(BaseModel):
     kernels: KernelSettings = Field(default_factory=KernelSettings)
     graphs: GraphSettings = Field(default_factory=GraphSettings)
 
+    instruction_template: str | None = Field(default=None, min_length=1)
+    """The prompt for the parameter `instruction`, which stands at `{instruction}`; None: as the model's own prompts or
+    its name show."""
+
     max_request_bytes: int = Field(default=MAX_REQUEST_BYTES, ge=1)
     """Bytes of text in one request."""
 
@@ -99,6 +104,13 @@ class EngineSettings(BaseModel):
 
     max_waiting_sentences: int = Field(default=65536, ge=MAX_BATCH_SIZE)
     """Sentences that wait in the engine; it refuses more."""
+
+    @field_validator("instruction_template")
+    @classmethod
+    def _check_template(cls, template: str | None) -> str | None:
+        if template is not None and template.count(PLACE) != 1:
+            raise ValueError(f"it must hold {PLACE} once")
+        return template
 
     @model_validator(mode="after")
     def _fix_shapes(self) -> "EngineSettings":

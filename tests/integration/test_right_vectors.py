@@ -21,6 +21,7 @@ from tritonembed_perf.server import running_server
 
 TEXTS = ["", "   ", "one", "a longer text, with [SEP] and [PAD] in it", "naïve 😀 中文", "word " * 300]
 WIDTH = 64
+PROMPTS = {"query": "find: ", "passage": "text: ", "title": "title: ", "web": "Instruct: Find pages\nQuery: "}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with all the settings that vLLM would silently misread."""
     folder = tmp_path_factory.mktemp("rich") / "rich-model"
     shape = {"layers": 2, "hidden": WIDTH, "heads": 2, "intermediate": 128, "max_length": 64}
-    models.write_bert(folder, **shape, prompts={"query": "find: ", "passage": "text: ", "title": "title: "})
+    models.write_bert(folder, **shape, prompts=PROMPTS)
     kinds = ["transformer.Transformer", "pooling.Pooling", "layer_norm.LayerNorm", "dense.Dense", "normalize.Normalize"]
     modules = [
         {"idx": i, "name": str(i), "path": f"{i}_{kind.rpartition('.')[2]}" if i else "", "type": _class_of(kind)}
@@ -84,6 +85,7 @@ def test_a_folder_that_vllm_would_misread_gives_sentence_transformers_vectors(fo
             ({"input_type": "passage"}, theirs.encode(TEXTS, prompt_name="passage")),
             ({"prompt_name": "title"}, theirs.encode(TEXTS, prompt_name="title")),
             ({"prompt": "free: "}, theirs.encode(TEXTS, prompt="free: ")),
+            ({"instruction": "Find cats"}, theirs.encode(TEXTS, prompt="Instruct: Find cats\nQuery: ")),
         ):
             ours = client.embed(TEXTS, **options).embeddings
             assert ours.shape == expected.shape == (len(TEXTS), 40)

@@ -126,9 +126,11 @@ def test_a_request_chooses_the_prompt(client: EmbeddingClient, asked: dict[str, 
     assert got.num_tokens == expected.num_tokens
 
 
-@pytest.mark.parametrize("asked", [{"prompt_name": "secret"}, {"prompt_name": "query", "prompt": "secret"}])
+@pytest.mark.parametrize(
+    "asked", [{"prompt_name": "secret"}, {"prompt_name": "query", "prompt": "secret"}, {"instruction": "secret"}]
+)
 def test_a_prompt_that_cannot_be_chosen_is_refused(client: EmbeddingClient, asked: dict[str, Any]) -> None:
-    with pytest.raises(InvalidArgumentError, match="prompt") as caught:
+    with pytest.raises(InvalidArgumentError, match=r"prompt|instruction") as caught:
         client.embed(["cats"], **asked)
     assert "secret" not in str(caught.value)
 

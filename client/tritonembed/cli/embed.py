@@ -55,6 +55,10 @@ def embed(
     prompt_text: Annotated[
         str | None, option("--prompt-text", "Prepend this to every text, instead of a prompt of the model.")
     ] = None,
+    instruction: Annotated[
+        str | None,
+        option("--instruction", "What the texts, which are queries, are for; needs a model with a template."),
+    ] = None,
     truncate: Annotated[
         Truncate | None,
         option(
@@ -102,6 +106,7 @@ def embed(
         "input_type": input_type,
         "prompt_name": prompt_name,
         "prompt": prompt_text,
+        "instruction": instruction,
         "truncate": truncate,
         "dimensions": dimensions,
         "embedding_type": embedding_type,

@@ -13,6 +13,7 @@ from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.architecture import check_architecture, is_causal
 from tritonembed_engine.model.encoders import ENCODERS_OF_PAIRS, has_relative_positions, reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name
+from tritonembed_engine.model.instructions import fill, instruction_template
 from tritonembed_engine.model.modules import Pooling, Step, find_transformer, read_sentence_modules
 from tritonembed_engine.model.sentence_settings import SentenceSettings, read_sentence_settings
 
@@ -111,6 +112,9 @@ class ModelFiles:
     prompts: Mapping[str, str]
     default_prompt_name: str | None
 
+    instruction_template: str | None
+    """The prompt of a query with an instruction, which stands at `{instruction}`; None if none is known."""
+
     padding_id: int | None
     """If positions begin after padding's: the id that gets padding's position in transformers."""
 
@@ -123,12 +127,24 @@ class ModelFiles:
     unknown: tuple[str, ...]
     """Keys of the files that have no effect, here or in sentence-transformers, as "file: key"."""
 
-    def prompt_for(self, input_type: str | None, prompt_name: str | None = None, prompt: str | None = None) -> str:
-        """The prompt of a text: `prompt`, else the one named `prompt_name`, else the input type's, else the default.
+    def prompt_for(
+        self,
+        input_type: str | None,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        instruction: str | None = None,
+    ) -> str:
+        """The prompt of a text: the one with `instruction`, else `prompt`, else the one named `prompt_name`, else the
+        input type's, else the default.
 
         input_type: "query" or "passage" (in sentence-transformers' order: document, passage, corpus); if the model has
-        no such prompt, there is none. Raises InvalidArgument for a name that the model does not have.
+        no such prompt, there is none. Raises InvalidArgument for a name that the model does not have, and for an
+        instruction if the model has no template.
         """
+        if instruction is not None:
+            if self.instruction_template is None:
+                raise InvalidArgument("instruction", "the model has no instruction template; send the whole as prompt")
+            return fill(self.instruction_template, instruction)
         if prompt is not None:
             return prompt
         if prompt_name is not None:
@@ -143,12 +159,15 @@ class ModelFiles:
         return next((self.prompts[name] for name in names if name in self.prompts), "")
 
 
-def read_model_files(model: str, revision: str | None = None, max_length: int | None = None) -> ModelFiles:
+def read_model_files(
+    model: str, revision: str | None = None, max_length: int | None = None, template: str | None = None
+) -> ModelFiles:
     """Describe a model; only its configuration and tokenizer files are read or fetched.
 
     model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit). max_length: tokens of the
-    longest text, if less than the model's own maximum; vLLM's -1 (`auto`) is that maximum. Raises ModelError, one
-    readable line, if a file is missing or the model can't be served as a text embedder.
+    longest text, if less than the model's own maximum; vLLM's -1 (`auto`) is that maximum. template: of instructions,
+    instead of the model's own. Raises ModelError, one readable line, if a file is missing or the model can't be served
+    as a text embedder.
     """
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
@@ -197,6 +216,7 @@ def read_model_files(model: str, revision: str | None = None, max_length: int | 
         },
         prompts=settings.prompts,
         default_prompt_name=settings.default_prompt_name,
+        instruction_template=template or instruction_template(name, settings.prompts),
         padding_id=_padding_id(config) if config.get("model_type") in OFFSET_POSITIONS else None,
         model_type=str(config.get("model_type", "")),
         reason_against_vllm=reason_against_vllm(config),

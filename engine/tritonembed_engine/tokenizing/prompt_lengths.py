@@ -24,7 +24,9 @@ class PromptLengths:
         """Tokens at the start of each sentence of a request that are not pooled. Raises InvalidArgument."""
         if self._tokenizer is None:
             return 0
-        prompt = self._files.prompt_for(parameters.input_type, parameters.prompt_name, parameters.prompt)
+        prompt = self._files.prompt_for(
+            parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
+        )
         if not prompt:
             return 0
         return self._count(prompt) if len(prompt) <= LONGEST_KEPT else self._count_tokens(prompt)

@@ -62,7 +62,9 @@ class TextTokenizer:
             truncate = parameters.truncate or self._files.truncate
             limit = self._files.lengths[parameters.input_type]
             try:
-                prompt = self._files.prompt_for(parameters.input_type, parameters.prompt_name, parameters.prompt)
+                prompt = self._files.prompt_for(
+                    parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
+                )
                 decoded = [_decode(text, index) for index, text in enumerate(texts)]
             except InvalidArgument as error:
                 answers.append(error)

@@ -64,7 +64,8 @@ class TritonPythonModel:
 
             announce("reading the model's files")
             settings = read_settings(repository_of(args))
-            self._files = read_model_files(settings.model, settings.revision, settings.max_model_len)
+            template = settings.engine.instruction_template
+            self._files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
             self._prompts = PromptLengths(self._files)
             device = "cpu" if devices is None else "cuda"
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)

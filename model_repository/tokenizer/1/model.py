@@ -31,7 +31,9 @@ class TritonPythonModel:
 
             settings = read_settings(repository_of(args))
             self._max_bytes = settings.engine.max_request_bytes
-            self._tokenizer = TextTokenizer(read_model_files(settings.model, settings.revision, settings.max_model_len))
+            template = settings.engine.instruction_template
+            files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
+            self._tokenizer = TextTokenizer(files)
         self._metrics = EngineMetrics(pb_utils, args["model_instance_name"], TOKENIZER_COUNTERS)
 
     def execute(self, requests):
@@ -56,7 +58,8 @@ class TritonPythonModel:
             parameters = parse_parameters(request.parameters())
             texts = bytes_tensor(request, "text")
             # The prompt is prepended to each text.
-            size = sum(map(len, texts)) + len((parameters.prompt or "").encode()) * len(texts)
+            prompt = parameters.prompt or parameters.instruction or ""
+            size = sum(map(len, texts)) + len(prompt.encode()) * len(texts)
             if size > self._max_bytes:
                 raise InvalidArgument("text", f"{size} bytes in one request are over the limit of {self._max_bytes}")
             return texts, parameters

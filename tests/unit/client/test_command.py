@@ -175,7 +175,9 @@ def test_request_parameters_are_options(command, server):
 def test_a_prompt_is_an_option(command, server):
     assert command("embed", "1", "--prompt-name", "query")[0] == 0
     assert command("embed", "1", "--prompt", "2", "--prompt-text", "find: ")[0] == 0
-    assert [parameters(request) for request in server.requests] == [{"prompt_name": "query"}, {"prompt": "find: "}]
+    assert command("embed", "1", "--instruction", "find cats")[0] == 0
+    expected = [{"prompt_name": "query"}, {"prompt": "find: "}, {"instruction": "find cats"}]
+    assert [parameters(request) for request in server.requests] == expected
     assert elements(server.requests[1]) == [b"1", b"2"]
 
 

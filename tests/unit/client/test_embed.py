@@ -95,14 +95,16 @@ def test_every_parameter_is_sent_under_its_name(client, server):
     }
 
 
-@pytest.mark.parametrize("asked", [{"prompt_name": "query"}, {"prompt": "find: "}, {"prompt": ""}])
+@pytest.mark.parametrize(
+    "asked", [{"prompt_name": "query"}, {"prompt": "find: "}, {"prompt": ""}, {"instruction": "find cats"}]
+)
 def test_a_prompt_is_sent_with_every_request(client, server, asked):
     client.embed(["1", "2"], batch_size=1, **asked)
     list(client.iter_embed(["1"], input_type="passage", **asked))
     assert [parameters(request) for request in server.requests] == [asked, asked, {"input_type": "passage", **asked}]
 
 
-@pytest.mark.parametrize("name", ["prompt_name", "prompt"])
+@pytest.mark.parametrize("name", ["prompt_name", "prompt", "instruction"])
 def test_a_prompt_that_cannot_be_sent_is_refused_without_showing_it(client, server, name):
     with pytest.raises(InvalidArgumentError, match=f"^{name}: a lone surrogate at character 6 ") as caught:
         client.embed(["1"], **{name: "secret\ud800"})

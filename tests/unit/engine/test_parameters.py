@@ -12,7 +12,7 @@ from tritonembed_engine.parameters import EmbedParameters, parse_parameters
 
 @pytest.mark.parametrize("raw", ["", "{}"])
 def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
-    assert parse_parameters(raw) == EmbedParameters(None, None, None, None, None, "float", None)
+    assert parse_parameters(raw) == EmbedParameters(None, None, None, None, None, None, "float", None)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
         *(("input_type", value) for value in ("query", "passage")),
         *(("embedding_type", value) for value in ("float", "float16", "int8", "uint8", "binary", "ubinary")),
         *((name, value) for name in ("prompt_name", "prompt") for value in ("", "query", "naïve 😀: ")),
+        *(("instruction", value) for value in ("find cats", "naïve {instruction} 😀")),
         *(("dimensions", value) for value in (1, 256, 1 << 40)),
         *(("normalize", value) for value in (True, False)),
     ],
@@ -39,7 +40,9 @@ def test_all_parameters_together_arrive() -> None:
         "embedding_type": "ubinary",
         "normalize": False,
     }
-    assert parse_parameters(json.dumps(given)) == EmbedParameters("NONE", "query", "other", None, 7, "ubinary", False)
+    assert parse_parameters(json.dumps(given)) == EmbedParameters(
+        "NONE", "query", "other", None, None, 7, "ubinary", False
+    )
 
 
 def test_long_prompts_are_not_kept_in_memory() -> None:
@@ -76,6 +79,10 @@ def test_parameters_that_triton_adds_are_ignored() -> None:
         ("prompt", 1),
         ("prompt", None),
         ("prompt", {"query": "q"}),
+        ("instruction", 1),
+        ("instruction", None),
+        ("instruction", ""),
+        ("instruction", " \n"),
         ("dimensions", True),
         ("dimensions", False),
         ("dimensions", 0),
@@ -93,12 +100,22 @@ def test_a_wrong_value_or_type_is_refused_by_the_name_of_its_parameter(name: str
     with pytest.raises(InvalidArgument) as refused:
         parse_parameters(json.dumps({name: value}))
     assert refused.value.name == name
-    assert str(refused.value).startswith(f"{name}: must be ")
+    assert str(refused.value).startswith(f"{name}: must ")
 
 
 def test_a_prompt_is_named_or_given_not_both() -> None:
     with pytest.raises(InvalidArgument, match=r"^prompt: can't be given together with prompt_name$"):
         parse_parameters(json.dumps({"prompt_name": "query", "prompt": "secret"}))
+
+
+@pytest.mark.parametrize("other", ["prompt", "prompt_name"])
+def test_an_instruction_comes_without_a_prompt_and_for_queries_alone(other: str) -> None:
+    with pytest.raises(InvalidArgument, match=rf"^instruction: can't be given together with {other}$"):
+        parse_parameters(json.dumps({"instruction": "secret", other: "query"}))
+    with pytest.raises(InvalidArgument, match=r"^instruction: is for queries: input_type can't be passage$"):
+        parse_parameters(json.dumps({"instruction": "secret", "input_type": "passage"}))
+    found = parse_parameters(json.dumps({"instruction": "find", "input_type": "query"}))
+    assert (found.instruction, found.input_type) == ("find", "query")
 
 
 @pytest.mark.parametrize("embedding_type", ["int8", "uint8"])
@@ -115,7 +132,7 @@ def test_an_unknown_parameter_is_named_and_the_known_ones_are_listed() -> None:
         parse_parameters('{"dimension": 3}')
     message = str(refused.value)
     assert "'dimension'" in message
-    assert "truncate, input_type, prompt_name, prompt, dimensions, embedding_type, normalize" in message
+    assert "truncate, input_type, prompt_name, prompt, instruction, dimensions, embedding_type, normalize" in message
 
 
 @pytest.mark.parametrize("name", ["x" * 10_000, "truncate", "input_type", "dimensions", "embedding_type", "normalize"])

@@ -85,6 +85,12 @@ def test_the_variable_overrides_the_model_and_nothing_else(tmp_path: Path, monke
         ({"model": "m", "vllm": {"max_model_len": "512"}}, "vllm"),
         ({"model": "m", "vllm": {"max_model_len": -3}}, "vllm"),
         ({"model": "m", "engine": {"max_request_bytes": 0}}, "engine.max_request_bytes"),
+        ({"model": "m", "engine": {"instruction_template": ""}}, "engine.instruction_template"),
+        ({"model": "m", "engine": {"instruction_template": "Query: "}}, "engine.instruction_template"),
+        (
+            {"model": "m", "engine": {"instruction_template": "{instruction}{instruction}"}},
+            "engine.instruction_template",
+        ),
         ({"model": "m", "engine": {"max_waiting_sentences": 1023}}, "engine.max_waiting_sentences"),
         ({"model": "m", "engine": {"kernels": {"atention": True}}}, "engine.kernels.atention"),
         ({"model": "m", "engine": {"graphs": {"seconds": -1}}}, "engine.graphs.seconds"),

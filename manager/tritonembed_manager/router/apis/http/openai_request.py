@@ -19,8 +19,8 @@ MAX_PROMPT = 64 * 1024
 _MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a request with more than one element: each copy of a larger request would delay others."""
 _OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
-_PROMPT_FIELDS = ("prompt_name", "prompt")
-"""sentence-transformers' names; Text Embeddings Inference also has `prompt_name`."""
+_PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
+"""sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
 _TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
 """NVIDIA NIM's names for `input_type` and `truncate`."""
 _FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, "normalize")
@@ -114,8 +114,9 @@ def _read_options(body: dict[str, Any]) -> Options:
             raise BadRequest(f"{name} must be a string", name)
     for name in _PROMPT_FIELDS:
         _check_prompt(name, body.get(name))
-    if body.get("prompt_name") is not None and body.get("prompt") is not None:
-        raise BadRequest("prompt_name and prompt exclude each other", "prompt_name")
+    chosen = [name for name in _PROMPT_FIELDS if body.get(name) is not None]
+    if len(chosen) > 1:
+        raise BadRequest(f"{chosen[0]} and {chosen[1]} exclude each other", chosen[0])
     normalize = body.get("normalize")
     if not isinstance(normalize, bool | None):
         raise BadRequest("normalize must be true or false", "normalize")
@@ -123,6 +124,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         input_type=body.get("input_type"),
         prompt_name=body.get("prompt_name"),
         prompt=body.get("prompt"),
+        instruction=body.get("instruction"),
         truncate=body.get("truncate"),
         dimensions=dimensions,
         normalize=normalize,

@@ -80,7 +80,9 @@ async def test_options_become_parameters(client, dispatcher):
     assert parameters["normalize"].WhichOneof("parameter_choice") == "bool_param"
 
 
-@pytest.mark.parametrize("extra", [{"prompt_name": "query"}, {"prompt": "a prompt: "}, {"prompt": ""}])
+@pytest.mark.parametrize(
+    "extra", [{"prompt_name": "query"}, {"prompt": "a prompt: "}, {"prompt": ""}, {"instruction": "find"}]
+)
 async def test_a_prompt_is_sent_with_every_part(client, dispatcher, extra):
     await client.embeddings.create(model=MODEL, input=["a"] * 1025, extra_body=extra)
     assert len(dispatcher.requests) == 2
@@ -89,7 +91,7 @@ async def test_a_prompt_is_sent_with_every_part(client, dispatcher, extra):
 
 
 async def test_a_null_prompt_is_no_prompt(client, dispatcher):
-    extra = {"prompt_name": None, "prompt": None}
+    extra = {"prompt_name": None, "prompt": None, "instruction": None}
     await client.embeddings.create(model=MODEL, input=[1, 2], extra_body=extra)
     assert not dispatcher.requests[0].parameters
 
@@ -196,6 +198,10 @@ async def test_another_model_is_not_found(client):
         ({"input": "a", "prompt": "é" * 32769}, "prompt", "prompt has 65538 bytes; at most 65536 are allowed"),
         ({"input": "a", "prompt": "secret\ud800"}, None, "lone surrogate"),
         ({"input": "a", "prompt": "", "prompt_name": "secret"}, "prompt_name", "exclude each other"),
+        ({"input": "a", "prompt": "secret", "instruction": "secret"}, "prompt", "exclude each other"),
+        ({"input": "a", "instruction": ["secret"]}, "instruction", "must be a string"),
+        ({"input": "a", "instruction": "é" * 32769}, "instruction", "at most 65536 are allowed"),
+        ({"input": [1, 2], "instruction": "secret"}, "instruction", "input has token ids"),
         ({"input": [1, 2], "prompt": ""}, "prompt", "input has token ids"),
         ({"input": [[1, 2]], "prompt_name": "secret"}, "prompt_name", "input has token ids"),
         ({"input": "a", "normalize": 1}, "normalize", "true or false"),
