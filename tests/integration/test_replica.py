@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests import hostile_folder
-from tests.processes import model_stubs
+from tests.processes import command, model_stubs
 from tritonclient.grpc import InferenceServerClient, InferInput
 
 from tritonembed_manager.server.process import family, process_table
@@ -57,6 +57,7 @@ class TritonPythonModel:
         if os.environ.get("ECHO_MODE") == "refuses":
             raise ValueError("no vector today")
         if any(text.ravel()[0] == b"slow" for text in texts):
+            open(os.environ["ECHO_INSIDE"], "w").close()
             time.sleep(1.5)
         return [pb_utils.InferenceResponse([pb_utils.Tensor("embedding", text)]) for text in texts]
 """
@@ -143,7 +144,7 @@ def replica(tmp_path):
     for manager in managers:
         for process in manager.family():
             os.kill(process.pid, signal.SIGKILL)
-        manager.process.communicate(timeout=10)
+        manager.process.communicate(timeout=30)
         for region in manager.regions():
             region.unlink()
 
@@ -160,8 +161,9 @@ def test_a_signal_ends_the_manager_with_exit_code_0_and_nothing_is_left(replica,
     assert any(number.name in line for line in lines)
 
 
-def test_sigterm_ends_the_manager_with_exit_code_0_after_requests_in_flight_are_answered(replica, echo):
-    manager = replica("--model-repository", echo)
+def test_sigterm_ends_the_manager_with_exit_code_0_after_requests_in_flight_are_answered(replica, echo, tmp_path):
+    inside = tmp_path / "a request is inside the model"
+    manager = replica("--model-repository", echo, ECHO_INSIDE=str(inside))
     manager.wait_ready()
     assert len(manager.stubs()) == 2
     assert manager.regions()
@@ -170,12 +172,12 @@ def test_sigterm_ends_the_manager_with_exit_code_0_after_requests_in_flight_are_
     answers = []
     with InferenceServerClient(f"127.0.0.1:{manager.port}") as client:
         client.async_infer("embedding", [tensor], lambda result, error: answers.append((result, error)))
-        time.sleep(0.3)  # The request has to be inside the model, which nothing reports.
+        manager.until(inside.exists, limit=30)
         manager.process.send_signal(signal.SIGTERM)
         code, lines = manager.ended()
         assert code == 0
         assert any("SIGTERM" in line for line in lines)
-        manager.until(lambda: answers, limit=5)
+        manager.until(lambda: answers, limit=30)
     [(result, error)] = answers
     assert error is None
     assert result.as_numpy("embedding")[0, 0] == b"slow"
@@ -187,8 +189,8 @@ def test_a_killed_manager_ends_its_server(replica, echo):
     manager.family()
     manager.process.kill()
     manager.process.wait()
-    manager.until(lambda: not manager.family(), limit=20)
-    manager.until(lambda: not manager.regions(), limit=5)
+    manager.until(lambda: not manager.family(), limit=60)
+    manager.until(lambda: not manager.regions(), limit=60)
 
 
 def test_the_next_start_removes_a_killed_managers_leftovers(replica, echo, tmp_path):
@@ -198,7 +200,7 @@ def test_the_next_start_removes_a_killed_managers_leftovers(replica, echo, tmp_p
     for process in [*manager.family()]:
         os.kill(process.pid, signal.SIGKILL)
     manager.process.wait()
-    manager.until(lambda: not manager.family(), limit=5)
+    manager.until(lambda: not manager.family(), limit=60)
     left = list(tmp_path.glob("tritonembed-*"))
     assert left
     assert manager.regions()
@@ -233,22 +235,29 @@ def test_a_python_process_that_cannot_start_is_one_line_within_seconds(replica, 
     code, lines = manager.ended(limit=60)
     assert code == 1
     # The time begins at the attempt, which a busy machine reaches late.
-    assert time.time() - ran.stat().st_mtime < 8
+    assert time.time() - ran.stat().st_mtime < START_LIMIT_S / 4
     assert lines[-1] == ("tritonembed-manager: a python process of the server could not start: bash: Permission denied")
 
 
 def test_a_dead_stub_ends_the_server_within_two_seconds_with_the_children_of_all_stubs(replica, echo):
     """The children include processes in a session of their own."""
-    manager = replica("--model-repository", echo, ECHO_MODE="with-child")
-    manager.wait_ready()
-    assert [process.name for process in manager.family()].count("sleep") == 2
-    victim = manager.stubs()[0]
-    began = time.monotonic()
-    os.kill(victim, signal.SIGKILL)
-    code, lines = manager.ended(limit=10)
-    assert time.monotonic() - began < 2
-    assert code == 1
-    assert lines[-1].endswith(f"a python process of the model 'embedding' died (pid {victim}): the server is stopped")
+
+    def seconds_until_the_end():
+        manager = replica("--model-repository", echo, ECHO_MODE="with-child")
+        manager.wait_ready()
+        assert [process.name for process in manager.family()].count("sleep") == 2
+        victim = manager.stubs()[0]
+        began = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        code, lines = manager.ended()
+        seconds = time.monotonic() - began
+        assert code == 1
+        died = f"a python process of the model 'embedding' died (pid {victim}): the server is stopped"
+        assert lines[-1].endswith(died)
+        return seconds
+
+    # A busy machine may be late once. A broken promise is late every time.
+    assert any(seconds_until_the_end() < 2 for _ in range(3))
 
 
 def test_a_killed_server_is_reported_and_its_leftovers_are_removed(replica, echo):
@@ -261,32 +270,40 @@ def test_a_killed_server_is_reported_and_its_leftovers_are_removed(replica, echo
     assert any("signal 9" in line or "died" in line for line in lines)
 
 
-def test_a_signal_during_the_start_ends_the_manager_at_once(replica, echo):
+def test_a_signal_during_the_start_ends_the_manager_before_the_start_is_over(replica, echo):
     manager = replica("--model-repository", echo, ECHO_MODE="slow-start")
     manager.until(manager.stubs)
     manager.process.send_signal(signal.SIGTERM)
-    code, lines = manager.ended(limit=5)
+    code, lines = manager.ended(limit=40)
     assert code == 0
     assert "start abandoned" in lines[-1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_while_vllms_parser_runs_ends_the_manager_at_once_with_the_same_exit_code(replica, number):
+def test_a_signal_does_not_wait_for_vllms_parser_and_has_the_same_exit_code(replica, number):
     manager = replica("--model", "a/model", "--device=cpu", "--seed=1")
-    manager.until(lambda: len(manager.family()) > 1)
+    os.kill(manager.until(lambda: parser_of(manager.family())), signal.SIGSTOP)
     manager.process.send_signal(number)
-    assert manager.ended(limit=5) == (0, [f"tritonembed-manager: {number.name}: start abandoned"])
+    assert manager.ended() == (0, [f"tritonembed-manager: {number.name}: start abandoned"])
+
+
+def parser_of(processes):
+    """The pid of the child that runs vLLM's parser; None if there is none yet."""
+    module = "tritonembed_manager.server.vllm_arguments"
+    return next((process.pid for process in processes if module in command(process.pid)), None)
 
 
 def test_a_render_that_a_signal_ends_is_a_failure(tmp_path):
-    command = [sys.executable, "-m", "tritonembed_manager", "render", str(tmp_path / "out")]
+    render = [sys.executable, "-m", "tritonembed_manager", "render", str(tmp_path / "out")]
     rendering = subprocess.Popen(
-        [*command, "--model=a/model", "--device=cpu", "--seed=1"], stderr=subprocess.PIPE, text=True
+        [*render, "--model=a/model", "--device=cpu", "--seed=1"], stderr=subprocess.PIPE, text=True
     )
-    while len(family(rendering.pid, process_table())) < 2:
+    while (parser := parser_of(family(rendering.pid, process_table()))) is None:
         time.sleep(0.02)
+    # The parser never ends by itself.
+    os.kill(parser, signal.SIGSTOP)
     rendering.terminate()
-    _, stderr = rendering.communicate(timeout=5)
+    _, stderr = rendering.communicate(timeout=30)
     assert (rendering.returncode, stderr) == (143, "tritonembed-manager: SIGTERM: stopped; nothing was written\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -343,11 +360,11 @@ def test_an_unloaded_or_reloaded_model_is_no_dead_stub(replica, echo):
         client.load_model("embedding")
         assert manager.infer(b"reloaded") == b"reloaded"
         client.unload_model("embedding")
-        manager.until(lambda: not manager.stubs(), limit=20)
+        manager.until(lambda: not manager.stubs(), limit=60)
         client.load_model("embedding")
     assert manager.infer(b"back") == b"back"
     assert manager.process.poll() is None
-    time.sleep(1)  # The manager looks for new stubs twice per second.
+    time.sleep(2)  # The manager looks for new stubs twice per second.
     os.kill(manager.stubs()[0], signal.SIGKILL)
     assert manager.ended()[0] == 1
 
@@ -375,13 +392,13 @@ def test_a_server_that_exits_at_once_is_one_line(replica, echo, fake_server):
 
 def test_a_server_that_never_answers_is_killed_with_its_children(replica, echo, fake_server):
     path = fake_server("trap '' TERM; setsid sleep 600 & while true; do sleep 0.1; done")
-    code, lines = replica("--model-repository", echo, "--tritonserver", path, "--startup-timeout=1").ended(limit=10)
+    code, lines = replica("--model-repository", echo, "--tritonserver", path, "--startup-timeout=1").ended(limit=60)
     assert code == 1
     assert "it does not listen yet" in lines[-1]
 
 
 def test_a_second_signal_does_not_wait_for_requests_in_flight(replica, echo):
-    manager = replica("--model-repository", echo)
+    manager = replica("--model-repository", echo, "--drain-timeout=600")
     manager.wait_ready()
     # The stopped server can't react to SIGTERM, as if it hung.
     [server] = [process.pid for process in manager.family() if process.name == "tritonserver"]
@@ -389,11 +406,9 @@ def test_a_second_signal_does_not_wait_for_requests_in_flight(replica, echo):
     manager.process.send_signal(signal.SIGTERM)
     while "finishing requests in flight" not in manager.process.stderr.readline():
         pass
-    began = time.monotonic()
     manager.process.send_signal(signal.SIGINT)
-    code, lines = manager.ended(limit=10)
+    code, lines = manager.ended(limit=60)
     assert code == 1
-    assert time.monotonic() - began < 2
     assert "SIGINT while stopping: killed" in lines[-1]
 
 
@@ -403,7 +418,7 @@ def test_a_server_that_does_not_drain_in_time_is_killed(replica, echo):
     [server] = [process.pid for process in manager.family() if process.name == "tritonserver"]
     os.kill(server, signal.SIGSTOP)
     manager.process.send_signal(signal.SIGTERM)
-    code, lines = manager.ended(limit=20)
+    code, lines = manager.ended(limit=60)
     assert code == 1
     assert "did not stop within 1 s" in lines[-1]
 
@@ -463,10 +478,10 @@ def test_a_stub_that_is_lost_while_its_server_starts_ends_the_start_within_secon
     managers = {number: replica("--model-repository", echo, ECHO_MODE="slow-start") for number in cases}
     for number, manager in managers.items():
         stubs = manager.until(lambda manager=manager: len(found := manager.stubs()) == 2 and found)
-        time.sleep(1)  # By then, the manager has noticed the stub.
+        time.sleep(2)  # By then, the manager has noticed the stub.
         os.kill(stubs[0], number)
     for number, manager in managers.items():
-        code, lines = manager.ended(limit=20)
+        code, lines = manager.ended(limit=START_LIMIT_S / 2)
         assert code == 1
         assert re.search(cases[number], lines[-1])
 
