@@ -24,7 +24,7 @@ from tritonembed_perf.free_ports import free_ports
 MANAGER = tuple(module_command("tritonembed_manager"))
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")
-ON_ITS_WAY_S = 0.25
+ON_ITS_WAY_S = 2.0
 """Seconds that a request may take to reach a manager on the same busy cores."""
 
 

@@ -71,19 +71,19 @@ def test_a_server_with_other_vectors_is_refused_and_status_has_the_reason() -> N
 
 
 def test_if_all_servers_look_bad_requests_still_go_to_them() -> None:
-    checks = ["--health-interval=0.2", "--health-timeout=0.2"]
+    checks = ["--health-interval=0.2", "--health-timeout=0.5"]
     with (
         fake_triton() as first,
         fake_triton() as second,
         serving("--server", first.address, "--server", second.address, *checks) as manager,
     ):
         # Too slow for a check, but not for a request.
-        first.latency = second.latency = 0.5
-        manager.until(lambda: manager.states() == ["unhealthy"] * 2, limit=30)
+        first.latency = second.latency = 1.0
+        manager.until(lambda: manager.states() == ["unhealthy"] * 2)
         with EmbeddingClient(manager.target) as client:
             assert len(client.embed(["a text"], timeout=30).embeddings) == 1
         first.latency = second.latency = 0.0
-        manager.until(lambda: manager.states() == ["ready"] * 2, limit=30)
+        manager.until(lambda: manager.states() == ["ready"] * 2)
 
 
 def list_servers(manager: Serve, file: Path, *servers: str) -> None:
@@ -132,7 +132,12 @@ def test_a_drain_admits_nothing_new_and_a_second_signal_forces() -> None:
 
 
 def test_requests_cut_by_a_drain_fail_with_the_reason_over_grpc_and_http_and_the_exit_code_is_1() -> None:
-    # The answers are so late that the server seems hung.
+    # The timeout, and some time for the processes to end. A busy machine may be late once.
+    assert any(seconds_of_a_drain_that_cuts() < 2 + 2 for _ in range(3))
+
+
+def seconds_of_a_drain_that_cuts() -> float:
+    """From the signal to the end of the manager. The answers are so late that the server seems hung."""
     options = "--health-interval=3600", "--drain-timeout=2", "--workers=2"
     with fake_triton() as server, serving("--server", server.address, *options) as manager:
         server.latency = 3600.0
@@ -149,10 +154,10 @@ def test_requests_cut_by_a_drain_fail_with_the_reason_over_grpc_and_http_and_the
             assert status == 503
             assert "--drain-timeout" in body
             assert manager.process.wait(30) == 1
-            # This includes some time for the process to end.
-            assert time.monotonic() - began < 3
+            seconds = time.monotonic() - began
         last = manager.log().splitlines()[-1]
         assert last == "tritonembed-manager: 2 requests did not finish within 2 s (--drain-timeout): cut"
+    return seconds
 
 
 def _post(url: str) -> tuple[int, str]:
