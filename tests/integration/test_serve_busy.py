@@ -19,8 +19,6 @@ LIMIT_S = 20.0
 HUGE = ["word " * 500] * 40
 LONG = 400
 """Tokens of a sentence."""
-PROMPT_S = 3.0
-"""A small request takes two batches of about half a second, and the machine may be busy."""
 
 
 def embed(manager: Serve, texts: Sequence[str]) -> int:
@@ -59,17 +57,19 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
 
 def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serve) -> None:
     huge = Huge(manager, HUGE)
-    slowest = 0.0
+    seconds = []
     while huge.is_alive():
         began = time.monotonic()
         assert embed(manager, ["a small one"]) == 1
-        slowest = max(slowest, time.monotonic() - began)
+        seconds.append(time.monotonic() - began)
         time.sleep(0.1)
     huge.join()
     assert huge.vectors == len(HUGE)
     # This is longer than three checks.
     assert huge.seconds > 2.0
-    assert slowest < PROMPT_S
+    # A small request takes two batches. It would take all of the huge one's, about twenty, if it waited for its end.
+    assert len(seconds) >= 4
+    assert max(seconds) < huge.seconds / 2
     assert manager.server("server-0")["restarts"] == 0
 
 
@@ -116,5 +116,5 @@ def test_a_killed_manager_ends_its_servers_and_workers(manager: Serve) -> None:
     assert manager.regions()
     manager.process.kill()
     manager.process.wait()
-    manager.until(lambda: not manager.family(), limit=30)
-    manager.until(lambda: not manager.regions(), limit=5)
+    manager.until(lambda: not manager.family())
+    manager.until(lambda: not manager.regions())

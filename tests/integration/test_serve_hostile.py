@@ -1,6 +1,7 @@
 """Requests that would kill a Triton server, or fail other requests of their batch, don't get through the manager."""
 
 import json
+import statistics
 import struct
 import time
 from collections.abc import Callable
@@ -37,13 +38,13 @@ def stub(manager: Serve) -> Any:
 
 def by_grpc(_: Serve, stub: Any) -> str:
     with pytest.raises(grpc.RpcError) as refusal:
-        stub.ModelInfer(request(classes=1), timeout=10)
+        stub.ModelInfer(request(classes=1), timeout=60)
     assert refusal.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     return str(refusal.value.details())
 
 
 def by_stream(_: Serve, stub: Any) -> str:
-    bad, good = stub.ModelStreamInfer(iter([request(classes=1), request()]), timeout=10)
+    bad, good = stub.ModelStreamInfer(iter([request(classes=1), request()]), timeout=60)
     assert good.infer_response.raw_output_contents
     return str(bad.error_message)
 
@@ -64,7 +65,7 @@ def by_binary(manager: Serve, _: Any) -> str:
 
 def by_http(manager: Serve, body: bytes, headers: dict[str, str]) -> str:
     address = f"http://127.0.0.1:{manager.http_port}/v2/models/embedding/infer"
-    answer = httpx.post(address, content=body, headers=headers, timeout=10)
+    answer = httpx.post(address, content=body, headers=headers, timeout=60)
     assert answer.status_code == 400, answer.text
     return str(answer.json()["error"])
 
@@ -75,15 +76,15 @@ def test_a_request_that_kills_triton_is_refused_by_every_endpoint(
 ) -> None:
     before = manager.tritonservers()
     assert "classification" in way(manager, stub)
-    assert stub.ModelInfer(request(), timeout=30).raw_output_contents
+    assert stub.ModelInfer(request(), timeout=60).raw_output_contents
     assert manager.tritonservers() == before
 
 
 def test_a_cut_frame_does_not_harm_other_requests(stub: Any) -> None:
     for _ in range(10):
-        good = [stub.ModelInfer.future(request(), timeout=30) for _ in range(AT_ONCE)]
-        bad = [stub.ModelInfer.future(request(CUT), timeout=30) for _ in range(3)]
-        good += [stub.ModelInfer.future(request(), timeout=30) for _ in range(AT_ONCE)]
+        good = [stub.ModelInfer.future(request(), timeout=60) for _ in range(AT_ONCE)]
+        bad = [stub.ModelInfer.future(request(CUT), timeout=60) for _ in range(3)]
+        good += [stub.ModelInfer.future(request(), timeout=60) for _ in range(AT_ONCE)]
         assert {call.code() for call in good} == {grpc.StatusCode.OK}
         assert {call.code() for call in bad} == {grpc.StatusCode.INVALID_ARGUMENT}
 
@@ -92,10 +93,13 @@ def test_metadata_that_cannot_be_passed_on_is_refused_at_once(manager: Serve) ->
     address = f"http://127.0.0.1:{manager.http_port}/v2/models/embedding/infer"
     inputs = [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["a text"]}]
     body = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    began = time.monotonic()
-    for _ in range(50):
-        answer = httpx.post(address, content=body, headers={b"tracestate": b"caf\xe9"}, timeout=10)
-        assert answer.status_code == 400, answer.text
-        assert "tracestate" in answer.json()["error"]
-    assert time.monotonic() - began < 10
-    assert httpx.post(address, content=body, timeout=30).status_code == 200
+    seconds = []
+    with httpx.Client(timeout=60) as client:
+        for _ in range(20):
+            began = time.monotonic()
+            answer = client.post(address, content=body, headers={b"tracestate": b"caf\xe9"})
+            seconds.append(time.monotonic() - began)
+            assert answer.status_code == 400, answer.text
+            assert "tracestate" in answer.json()["error"]
+        assert statistics.median(seconds) < 0.2
+        assert client.post(address, content=body).status_code == 200
