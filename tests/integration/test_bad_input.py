@@ -160,7 +160,7 @@ def sentences_embedded(server: RunningServer) -> int:
 
     seen = -1
     while True:
-        time.sleep(1.1)
+        time.sleep(1.2)
         with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
             lines = answer.read().decode().splitlines()
         total = sum(int(float(line.split()[1])) for line in lines if line.startswith("tritonembed_sentences_total{"))

@@ -19,7 +19,16 @@ def controlled(second_server: Callable[[], RunningServer]) -> RunningServer:
     return second_server()
 
 
-def until(holds: Callable[[], bool], limit: float = 20) -> None:
+def settled(server: RunningServer) -> dict[str, float]:
+    """The counters once they no longer change. They are updated twice per second."""
+    seen, now = {}, counters(server)
+    while seen != now:
+        time.sleep(1.2)
+        seen, now = now, counters(server)
+    return now
+
+
+def until(holds: Callable[[], bool], limit: float = 60) -> None:
     end = time.monotonic() + limit
     while not holds():
         assert time.monotonic() < end, "it took too long"
@@ -39,8 +48,7 @@ def counters(server: RunningServer) -> dict[str, float]:
 
 
 def test_the_engines_metrics_count_requests_sentences_and_tokens(controlled: RunningServer) -> None:
-    time.sleep(1)  # Counts are updated twice per second, so this includes READY's inference.
-    before = counters(controlled)
+    before = settled(controlled)
     with EmbeddingClient(controlled.target) as client:
         client.embed(TEXTS)
 

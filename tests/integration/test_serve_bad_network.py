@@ -1,7 +1,7 @@
 """A real manager, attached to a real tritonserver twice: directly, and over a network that delays, cuts and forgets."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -27,7 +27,7 @@ def network(server: RunningServer) -> Iterator[BadNetwork]:
 @pytest.fixture(scope="module")
 def manager(server: RunningServer, network: BadNetwork) -> Iterator[Serve]:
     """A manager of the server itself, and of the same server over the network."""
-    options = ["--health-interval=0.2", "--health-timeout=1", "--load-balancing=round_robin"]
+    options = ["--health-interval=0.2", "--health-timeout=2", "--load-balancing=round_robin"]
     with serving("--server", server.target, "--server", network.address, *options) as manager:
         manager.until(lambda: manager.states() == BOTH)
         yield manager
@@ -41,22 +41,29 @@ def known(server: RunningServer) -> np.ndarray:
 
 
 class Load:
-    """Outcomes of some callers. right: answers whose vectors were all right."""
+    """Outcomes of callers that call for LOAD_S, and on a slow machine longer, until `enough` holds.
 
-    def __init__(self, manager: Serve, known: np.ndarray, seconds: float = LOAD_S) -> None:
+    right: answers whose vectors were all right.
+    """
+
+    def __init__(self, manager: Serve, known: np.ndarray, enough: Callable[["Load"], object] = lambda _: True) -> None:
         self.right = 0
         self.wrong = 0
         self.errors: list[str] = []
-        self._manager, self._known, self._until = manager, known, time.monotonic() + seconds
+        self._manager, self._known, self._enough, self._began = manager, known, enough, time.monotonic()
         with ThreadPoolExecutor(4) as threads:
             list(threads.map(self._call, range(4)))
 
+    def _goes_on(self) -> bool:
+        passed = time.monotonic() - self._began
+        return passed < LOAD_S or (passed < 60 and not self._enough(self))
+
     def _call(self, number: int) -> None:
         with EmbeddingClient(self._manager.target) as client:
-            while time.monotonic() < self._until:
+            while self._goes_on():
                 count = 1 + number * 5
                 try:
-                    found = client.embed(TEXTS[number : number + count], timeout=20).embeddings
+                    found = client.embed(TEXTS[number : number + count], timeout=60).embeddings
                 except TritonEmbedError as error:
                     self.errors.append(str(error))
                     continue
@@ -82,11 +89,11 @@ def test_a_connection_that_breaks_in_the_middle_of_an_answer_costs_no_request(
 ) -> None:
     network.reset_count = 0
     network.reset_answers_after = 2000
-    load = Load(manager, known)
+    load = Load(manager, known, lambda _: network.reset_count)
     network.reset_answers_after = None
     assert network.reset_count
     assert (load.errors, load.wrong) == ([], 0)
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: manager.states() == BOTH)
 
 
 def test_answers_that_a_network_garbles_break_no_manager_and_it_recovers(
@@ -94,23 +101,23 @@ def test_answers_that_a_network_garbles_break_no_manager_and_it_recovers(
 ) -> None:
     """A changed bit of a vector can't be detected: HTTP/2 has no checksum. Other changes are errors or are retried."""
     network.corrupt = True
-    load = Load(manager, known)
+    load = Load(manager, known, lambda load: load.right)
     network.corrupt = False
     assert load.right
     # gRPC's message for an exception in the manager.
     assert not [error for error in load.errors if "Unexpected" in error]
     assert manager.process.poll() is None
     assert manager.status()["workers"]["restarts"] == 0
-    manager.until(lambda: manager.states() == BOTH, limit=15)
-    after = Load(manager, known, 0.3)
+    manager.until(lambda: manager.states() == BOTH)
+    after = Load(manager, known)
     assert (after.errors, after.wrong) == ([], 0)
 
 
 def test_a_server_whose_connections_were_forgotten_is_ready_again_over_new_connections(
     manager: Serve, network: BadNetwork, known: np.ndarray
 ) -> None:
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: manager.states() == BOTH)
     opened = network.connections
     network.vanish_open_ones()
-    manager.until(lambda: network.connections > opened, limit=15)
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: network.connections > opened)
+    manager.until(lambda: manager.states() == BOTH)

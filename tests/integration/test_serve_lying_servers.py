@@ -85,12 +85,12 @@ LIES = {
 def test_a_server_with_wrong_answers_gets_no_requests_until_they_are_right(
     manager: Serve, liar: FakeTriton, lie: str
 ) -> None:
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: manager.states() == BOTH)
     liar.spoil = LIES[lie]
     try:
-        manager.until(lambda: manager.states()[1] in ("unhealthy", "refused"), limit=15)
+        manager.until(lambda: manager.states()[1] in ("unhealthy", "refused"))
         with EmbeddingClient(manager.target) as client:
-            found = client.embed([f"sentence {number}" for number in range(8)], batch_size=1, timeout=20).embeddings
+            found = client.embed([f"sentence {number}" for number in range(8)], batch_size=1, timeout=60).embeddings
         assert np.allclose(np.linalg.norm(found, axis=1), 1.0)
     finally:
         liar.spoil = lambda _: None
@@ -98,7 +98,7 @@ def test_a_server_with_wrong_answers_gets_no_requests_until_they_are_right(
 
 def test_a_server_that_flaps_costs_no_request(manager: Serve, network: BadNetwork) -> None:
     """Every quarter of a second, its connections begin or cease to break."""
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: manager.states() == BOTH)
     over = threading.Event()
     network.reset_count = 0
 
@@ -108,11 +108,12 @@ def test_a_server_that_flaps_costs_no_request(manager: Serve, network: BadNetwor
         network.reset_answers_after = None
 
     def call(number: int) -> tuple[int, list[str]]:
-        answered, errors, until = 0, [], time.monotonic() + LOAD_S
+        answered, errors, began = 0, [], time.monotonic()
         with EmbeddingClient(manager.target) as client:
-            while time.monotonic() < until:
+            # A slow machine needs longer for a request to meet a broken connection.
+            while (passed := time.monotonic() - began) < LOAD_S or (passed < 60 and not network.reset_count):
                 try:
-                    answered += len(client.embed([f"caller {number}"] * 3, timeout=20).embeddings) == 3
+                    answered += len(client.embed([f"caller {number}"] * 3, timeout=60).embeddings) == 3
                 except TritonEmbedError as error:
                     errors.append(str(error))
         return answered, errors
@@ -125,4 +126,4 @@ def test_a_server_that_flaps_costs_no_request(manager: Serve, network: BadNetwor
     assert network.reset_count
     assert all(answered for answered, _ in calls)
     assert [error for _, errors in calls for error in errors] == []
-    manager.until(lambda: manager.states() == BOTH, limit=15)
+    manager.until(lambda: manager.states() == BOTH)
