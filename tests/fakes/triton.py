@@ -150,9 +150,9 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._released.set()
 
     async def wait_inside(self, count: int) -> None:
-        """Wait until exactly `count` requests are in progress. Raises TimeoutError after 20 s."""
+        """Wait until exactly `count` requests are in progress. Raises TimeoutError after 60 s."""
         async with self._changed:
-            await asyncio.wait_for(self._changed.wait_for(lambda: self.inside == count), 20)
+            await asyncio.wait_for(self._changed.wait_for(lambda: self.inside == count), 60)
 
     async def ModelInfer(self, request, context):
         self.requests.append(request)

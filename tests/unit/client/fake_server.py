@@ -145,7 +145,7 @@ class Gate:
             self.inside += 1
             self.most = max(self.most, self.inside)
             self._changed.notify_all()
-        self._open.wait(30)
+        self._open.wait(100)
         with self._changed:
             self.inside -= 1
         return embed(request)
@@ -160,9 +160,9 @@ class Gate:
 
     def wait_inside(self, count):
         with self._changed:
-            assert self._changed.wait_for(lambda: self.inside >= count, 20)
+            assert self._changed.wait_for(lambda: self.inside >= count, 60)
 
     def wait_ended(self, count):
         """Wait until `count` RPCs are over for the server: answered, cancelled or past their deadline."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.ended >= count, 20)
+            assert self._changed.wait_for(lambda: self.ended >= count, 60)

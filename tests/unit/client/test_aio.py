@@ -75,7 +75,7 @@ async def test_order_is_kept_if_later_requests_are_answered_first(aclient, serve
 
     def infer(request, _context):
         if first_number(request) == 0:
-            assert later.wait(20)
+            assert later.wait(60)
         if first_number(request) == 10:
             later.set()
         return embed(request)

@@ -23,7 +23,7 @@ def test_waiting_is_part_of_the_timeout(command, server):  # noqa: F811
     server.ready = server.has_servers = False
     began = time.monotonic()
     code, out, err = command("embed", "17", "--timeout", "1.2")
-    assert 1.2 <= time.monotonic() - began < 5
+    assert 1.2 <= time.monotonic() - began < 20
     assert (code, out) == (1, "")
     said, failed = err.splitlines()
     assert "is starting: waiting" in said

@@ -41,7 +41,7 @@ def test_an_interrupted_run_leaves_no_half_written_file(server, tmp_path, number
         gate.wait_inside(1)
         assert len(list(tmp_path.iterdir())) == 3  # The input, the old output and the unfinished output.
         process.send_signal(number)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.wait()
@@ -63,7 +63,7 @@ def test_rows_are_streamed_as_they_come(server):
         assert '"index": 0' in process.stdout.readline()  # while the second request is held
         gate.open()
         assert '"index": 1' in process.stdout.readline()
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()
@@ -81,7 +81,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly(server):
     try:
         process.stdout.readline()
         process.stdout.close()
-        assert process.wait(20) == 1
+        assert process.wait(60) == 1
         assert process.stderr.read() == ""
     finally:
         process.kill()

@@ -37,7 +37,7 @@ def test_order_is_kept_if_later_requests_are_answered_first(client, server):
 
     def infer(request, _context):
         if first_number(request) == 0:
-            assert later.wait(20)  # The first response comes only after the second.
+            assert later.wait(60)  # The first response comes only after the second.
         if first_number(request) == 10:
             later.set()
         return embed(request)

@@ -12,7 +12,7 @@ from tritonembed_engine.request import Request
 from tritonembed_engine.token_ids import TokenIds
 
 Array = npt.NDArray[np.float32]
-PATIENCE = 20.0
+PATIENCE = 60.0
 """Seconds that a test waits for an event that happens at once unless the code is broken."""
 
 

@@ -90,7 +90,7 @@ def test_counts_arrive_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         counts.add(tokens=50, queue_seconds=0.25)
         for name, expected in (("tokens", 50), ("queue_seconds", 0.25)):
-            assert FakeFamily.made[f"tritonembed_{name}_total"].metric.incremented.wait(20)
+            assert FakeFamily.made[f"tritonembed_{name}_total"].metric.incremented.wait(60)
             assert value(name) == expected
     finally:
         counts.close()

@@ -70,7 +70,7 @@ class Benchmark:
         children = psutil.Process(self._process.pid).children(recursive=True)
         self._process.send_signal(signal.SIGTERM)
         assert self._process.wait(60) == 128 + signal.SIGTERM
-        return list(psutil.wait_procs(children, timeout=10)[1])
+        return list(psutil.wait_procs(children, timeout=60)[1])
 
 
 @pytest.mark.parametrize("starts", ["running_server", "running_manager"])

@@ -17,7 +17,7 @@ from tritonembed_manager.server.process import ServerProcess
 from tritonembed_manager.server.settings import ServerSettings
 
 LISTENS = "import pathlib, signal, sys, time; pathlib.Path(sys.argv[1]).touch(); "
-RUNS = LISTENS + "time.sleep(60)"
+RUNS = LISTENS + "time.sleep(600)"
 DRAINS = "import signal, sys; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); " + RUNS
 STAYS = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + RUNS
 ENDS = LISTENS + "time.sleep(1.5); print('the end', flush=True)"
@@ -61,7 +61,7 @@ class Replica:
         return self.process
 
     async def run(self) -> None:
-        await asyncio.wait_for(ForegroundServer(self._settings).run(self.start), 25)
+        await asyncio.wait_for(ForegroundServer(self._settings).run(self.start), 60)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def replica(tmp_path, monkeypatch):
 
 
 async def ready(capsys):
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while "READY grpc 127.0.0.1:1 http 127.0.0.1:2 metrics 127.0.0.1:3 in " not in capsys.readouterr().out:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
@@ -104,7 +104,7 @@ async def test_a_second_signal_kills_a_draining_server(replica, capsys):
 
 
 async def test_a_stop_signal_abandons_a_start(replica, capsys):
-    one = replica("import time; time.sleep(60)")
+    one = replica("import time; time.sleep(600)")
     running = asyncio.create_task(one.run())
     await asyncio.sleep(0.5)
     os.kill(os.getpid(), signal.SIGTERM)

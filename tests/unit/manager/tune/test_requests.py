@@ -133,7 +133,7 @@ async def test_a_load_ends_with_its_server_and_with_the_command(ends):
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         connection.close()
     assert not multiprocessing.active_children()
 
@@ -167,4 +167,4 @@ async def test_the_clients_of_a_killed_process_end(tmp_path):
         parent.kill()
         await parent.wait()
         assert len(clients) >= 2
-        assert not (await asyncio.to_thread(psutil.wait_procs, clients, timeout=10))[1]
+        assert not (await asyncio.to_thread(psutil.wait_procs, clients, timeout=60))[1]

@@ -128,7 +128,7 @@ def test_a_server_that_ends_under_load_is_noticed(tritonserver: Tritonserver) ->
     tritonserver.code = SHORT_LIVED
 
     async def check(running: server.CandidateServer) -> None:
-        await asyncio.wait({running.over}, timeout=20)
+        await asyncio.wait({running.over}, timeout=60)
         with pytest.raises(CandidateFailedError, match=r"tritonserver ended by itself \(exit code 0\): the end"):
             running.check()
 
@@ -165,7 +165,7 @@ def test_a_stop_signal_while_starting_ends_the_server(tritonserver: Tritonserver
     tritonserver_listens.join()
     assert signal.signal(number, before) == signal.SIG_DFL
     assert caught.value.exit_code == 128 + number
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
     assert not lives(tritonserver.pid)
 
 
@@ -219,7 +219,7 @@ def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
             assert parent.poll() is None
             time.sleep(0.05)
         parent.kill()
-    pid, end = int(listening.read_text()), time.monotonic() + 10
+    pid, end = int(listening.read_text()), time.monotonic() + 60
     while lives(pid):
         assert time.monotonic() < end
         time.sleep(0.05)

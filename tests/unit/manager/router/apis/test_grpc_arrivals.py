@@ -71,7 +71,7 @@ async def test_calls_of_every_kind_work_as_without_arrivals():
 
 @pytest.mark.parametrize("method", ["Unary", "Answers"])
 async def test_a_message_that_never_ends_is_given_up_at_its_deadline(method):
-    async with serving(timeout=0.3) as (channel, port, echo), RawCalls(port) as stalled:
+    async with serving(timeout=1.0) as (channel, port, echo), RawCalls(port) as stalled:
         await stalled.begin(f"/a.B/{method}", 1000, 500)
         await stalled.end()
         assert b"--receive-timeout" in stalled.received
@@ -80,11 +80,11 @@ async def test_a_message_that_never_ends_is_given_up_at_its_deadline(method):
 
 
 async def test_an_idle_stream_has_no_deadline():
-    async with serving(timeout=0.1) as (channel, _, _):
+    async with serving(timeout=0.7) as (channel, _, _):
         call = channel.stream_stream("/a.B/Stream")()
         await call.write(b"a")
         assert await call.read() == b"1"
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.9)
         await call.write(b"bb")
         assert await call.read() == b"2"
         await call.done_writing()

@@ -38,7 +38,7 @@ def fake_workers(tmp_path):
     return FakeWorkers(tmp_path)
 
 
-async def eventually(condition, limit=20.0):
+async def eventually(condition, limit=60.0):
     """Waits for another process. Returns the condition's value."""
     import asyncio
 

@@ -139,7 +139,7 @@ async def test_after_too_many_failures_a_server_stays_down_with_the_reason(launc
     assert case.server.failed_first_start.is_set()
     assert case.server.our_reason == "no such model"
     case.server.terminate()
-    await asyncio.wait_for(case.task, 20)
+    await asyncio.wait_for(case.task, 60)
     assert case.starts == 3
 
 
@@ -163,7 +163,7 @@ async def test_a_terminated_server_ends_and_stays_down(launch, eventually):
     case = launch()
     await case.ready(eventually, 1)
     case.server.terminate()
-    await asyncio.wait_for(case.task, 20)
+    await asyncio.wait_for(case.task, 60)
     assert case.starts == 1
     assert case.stub() is None
 
@@ -174,7 +174,7 @@ async def test_a_server_that_dies_during_the_managers_drain_stays_down(launch, e
     await asyncio.sleep(0)
     case.server.retire()
     os.kill(case.stub(), signal.SIGKILL)
-    await asyncio.wait_for(case.task, 20)
+    await asyncio.wait_for(case.task, 60)
     assert case.starts == 1
 
 
@@ -186,7 +186,8 @@ async def test_a_stub_that_is_stopped_while_its_server_starts_is_ended_and_its_s
     began = time.monotonic()
     os.kill(case.stub(), signal.SIGSTOP)
     await eventually(lambda: case.starts == 2)
-    assert time.monotonic() - began < 8
+    # A start that does nothing is given up after a minute.
+    assert time.monotonic() - began < 20
     assert case.states.count(ServerState.UNHEALTHY)
     assert case.server.first_failure.startswith("the python process of the model 'embedder' is stopped (SIGSTOP, pid ")
     # The first start has failed only when the second start fails too.

@@ -42,7 +42,7 @@ class Case:
         self.supervisor._stop_requested(number)
 
     async def ended(self):
-        await asyncio.wait_for(self.task, 20)
+        await asyncio.wait_for(self.task, 60)
 
 
 @pytest.fixture

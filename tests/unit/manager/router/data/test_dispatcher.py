@@ -60,7 +60,7 @@ async def test_metadata_is_passed_on_except_that_of_the_connection():
 async def test_metadata_that_cannot_be_passed_on_is_refused_at_once_and_takes_no_place(name, value):
     async with data_plane(1, max_in_flight=1) as plane:
         for _ in range(3):
-            error = await asyncio.wait_for(refusal(plane.infer(metadata=[(name, value)], timeout=None)), 5)
+            error = await asyncio.wait_for(refusal(plane.infer(metadata=[(name, value)], timeout=None)), 60)
             assert error.code is grpc.StatusCode.INVALID_ARGUMENT
             assert "passed on" in error.message
             assert "caf" not in error.message
@@ -283,7 +283,7 @@ async def test_a_place_that_another_worker_frees_is_found():
         plane.report(0, ServerState.UNHEALTHY)
         await wait_waiting(plane, 1)
         other.end(1, 5)
-        await asyncio.wait_for(task, 5)
+        await asyncio.wait_for(task, 60)
         assert answered(plane) == [1, 1]
 
 
@@ -302,9 +302,9 @@ async def test_requests_wait_until_just_before_their_deadline_and_fail_with_the_
         waits = []
         wait = plane.pool.waiters.wait
         monkeypatch.setattr(plane.pool.waiters, "wait", lambda left, *rest: waits.append(left) or wait(left, *rest))
-        refused = await refusal(plane.infer(timeout=0.1))
+        refused = await refusal(plane.infer(timeout=0.5))
         # The dispatcher gives up before the caller's own deadline, which has no reason.
-        assert 0 < waits[0] <= 0.09
+        assert 0 < waits[0] <= 0.48
         assert refused.code is grpc.StatusCode.UNAVAILABLE
         assert refused.message == "no server became ready before the deadline"
         assert answered(plane) == [0]

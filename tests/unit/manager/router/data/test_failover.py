@@ -94,7 +94,7 @@ async def test_the_end_of_a_drain_ends_requests_that_wait_for_their_turn():
         while plane.pool.waiting < 12:
             await asyncio.sleep(0.01)
         plane.dispatcher.cut()
-        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 5)
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 30)
         assert {error.code for error in ended} == {grpc.StatusCode.UNAVAILABLE}
 
 
