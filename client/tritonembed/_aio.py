@@ -114,8 +114,11 @@ class AsyncEmbeddingClient:
         - ``instruction``: what the texts, which are queries, are for, such as "Retrieve passages that answer the
           question". The model's own template makes the prompt of it; a model without a template refuses it. Two of
           ``prompt_name``, ``prompt`` and ``instruction`` are an error; each replaces the prompt of ``input_type``.
-        - ``truncate``: the end of a long text that is cut, ``END`` or ``START``; ``NONE`` makes a long text an error.
-          The default is the model's own end.
+        - ``truncate``: the end of a long text that is cut, ``END`` or ``START``; ``NONE`` makes a long text an error;
+          ``CHUNK`` embeds it in chunks, and gives the mean of their vectors, weighted by their tokens. The default is
+          the model's own end.
+        - ``chunk_tokens``, ``chunk_overlap``: with ``CHUNK``, the most tokens of a chunk (the default is the model's
+          maximum), and how many of them it shares with the chunk before (the default is 0).
         - ``dimensions``: keep only the first dimensions of each vector, normalised again. The default is all of them.
         - ``embedding_type``: ``float`` (the default), ``float16``, ``int8``, ``uint8``, ``binary`` or ``ubinary``; see
           EmbeddingResult.

@@ -32,6 +32,8 @@ from .inputs import TokenIds, batches, check_batch_size, encode_texts, encode_to
 OUTPUTS = ("embedding", "num_tokens")
 # The shortest input that every model takes.
 PROBES = {"text": b"a", "token_ids": bytes(4)}
+# Options that are numbers, and the least of each.
+NUMBERS = {"dimensions": 1, "chunk_tokens": 1, "chunk_overlap": 0}
 # Seconds, thirty years: much more would not fit into gRPC's own clock.
 LONGEST = 1e9
 
@@ -53,6 +55,8 @@ class Options(VectorOptions, total=False):
     prompt: str | None
     instruction: str | None
     truncate: Truncate | None
+    chunk_tokens: int | None
+    chunk_overlap: int | None
 
 
 class Deadline:
@@ -210,9 +214,10 @@ def _check_names(options: Iterable[str], known: Any) -> None:
 
 
 def _check(options: dict[str, Any]) -> None:
-    dimensions = options.get("dimensions")
-    if dimensions is not None and not 1 <= index(dimensions) <= MAX_INT64:
-        raise InvalidArgumentError("dimensions must be at least 1 and at most the model's")
+    for name, least in NUMBERS.items():
+        number = options.get(name)
+        if number is not None and not least <= index(number) <= MAX_INT64:
+            raise InvalidArgumentError(f"{name} must be at least {least} and at most the model's")
     if options.get("priority", "bulk") not in PRIORITY_LEVELS:
         raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
     for name in ("prompt_name", "prompt", "instruction"):
@@ -240,8 +245,9 @@ def _write(options: dict[str, Any], parameters: Any) -> None:
     for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate"):
         if options.get(name) is not None:
             parameters[name].string_param = options[name]
-    if options.get("dimensions") is not None:
-        parameters["dimensions"].int64_param = index(options["dimensions"])
+    for name in NUMBERS:
+        if options.get(name) is not None:
+            parameters[name].int64_param = index(options[name])
     if options.get("embedding_type", DEFAULT_OUTPUT_TYPE) != DEFAULT_OUTPUT_TYPE:
         parameters["embedding_type"].string_param = options["embedding_type"]
     if options.get("normalize") is not None:

@@ -6,6 +6,12 @@ MAX_BATCH_SIZE = 1024
 MAX_REQUEST_BYTES = 32 * 1024 * 1024
 """Bytes of text per request; a setting of the engine."""
 
+MAX_TEXT_CHUNKS = 1024
+"""Chunks of one text."""
+
+MAX_REQUEST_CHUNKS = 4096
+"""Chunks of all texts of a request."""
+
 MAX_INT64 = 2**63 - 1
 """The largest number that a request parameter holds."""
 

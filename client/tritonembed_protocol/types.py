@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-Truncate = Literal["END", "START", "NONE"]
+Truncate = Literal["END", "START", "NONE", "CHUNK"]
 InputType = Literal["query", "passage"]
 Priority = Literal["interactive", "bulk"]
 EmbeddingType = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]

@@ -14,6 +14,8 @@ class EmbedParameters:
     """The parameters of one request; None means the model's own default."""
 
     truncate: str | None = None
+    chunk_tokens: int | None = None
+    chunk_overlap: int = 0
     input_type: str | None = None
     prompt_name: str | None = None
     prompt: str | None = None
@@ -51,8 +53,12 @@ def _parse(raw: str) -> EmbedParameters:
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
     _check_prompt(given)
-    if "dimensions" in given:
-        _check_dimensions(given["dimensions"])
+    for name, least in (("dimensions", 1), ("chunk_tokens", 1), ("chunk_overlap", 0)):
+        if name in given:
+            _check_number(name, given[name], least)
+    for name in ("chunk_tokens", "chunk_overlap"):
+        if name in given and given.get("truncate") != "CHUNK":
+            raise InvalidArgument(name, "needs truncate=CHUNK")
     if "normalize" in given and not isinstance(given["normalize"], bool):
         raise InvalidArgument("normalize", "must be a bool")
     parameters = EmbedParameters(**given)
@@ -80,11 +86,11 @@ def _check_prompt(given: dict[str, Any]) -> None:
         raise InvalidArgument("instruction", "is for queries: input_type can't be passage")
 
 
-def _check_dimensions(value: Any) -> None:
+def _check_number(name: str, value: Any, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidArgument("dimensions", "must be an integer")
-    if value < 1:
-        raise InvalidArgument("dimensions", "must be at least 1")
+        raise InvalidArgument(name, "must be an integer")
+    if value < least:
+        raise InvalidArgument(name, f"must be at least {least}")
 
 
 def _quoted(name: str) -> str:

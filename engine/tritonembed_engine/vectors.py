@@ -43,11 +43,21 @@ def finish(vectors: Vectors, parameters: EmbedParameters, normalize: bool, dimen
     model's `truncate_dim`); None: all. Returns [sentences, n]: float32, float16, int8 or uint8; n is the number of
     dimensions or, for `binary` and `ubinary`, an eighth of it, rounded up.
     """
+    return encode(cut(vectors, parameters, normalize, dimensions), parameters)
+
+
+def cut(vectors: Vectors, parameters: EmbedParameters, normalize: bool, dimensions: int | None = None) -> Vectors:
+    """Vectors in the number of dimensions that a request asks for; arguments as those of `finish`."""
     wanted = dimensions_of(parameters, dimensions)
-    if wanted is not None:
-        cut = vectors[:, :wanted]
-        # A part of a vector of length 1 is shorter. Normalising it again gives the same as cutting first.
-        vectors = normalized(cut) if normalize else cut
+    if wanted is None:
+        return vectors
+    part = vectors[:, :wanted]
+    # A part of a vector of length 1 is shorter. Normalising it again gives the same as cutting first.
+    return normalized(part) if normalize else part
+
+
+def encode(vectors: Vectors, parameters: EmbedParameters) -> Encoded:
+    """Vectors in the type that a request asks for."""
     kind = OUTPUT_TYPES[parameters.embedding_type]
     return ENCODERS[kind.encoder](vectors, kind.dtype)
 

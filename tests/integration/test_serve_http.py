@@ -92,6 +92,12 @@ def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
     cut = client.embeddings.create(model=model.id, input=TEXTS[0], dimensions=8).data[0].embedding
     assert len(cut) == 8
     assert np.linalg.norm(cut) == pytest.approx(1, abs=1e-5)
+    long = [" ".join(["word"] * 40) + "."] * 3
+    parts = client.embeddings.create(model=model.id, input=long)
+    # Chunks of equal lengths; the mean of equal vectors is that vector.
+    whole = client.embeddings.create(model=model.id, input=" ".join(long), extra_body={"truncate": "CHUNK"})
+    assert np.allclose(whole.data[0].embedding, parts.data[0].embedding, atol=1e-6)
+    assert whole.usage.total_tokens == parts.usage.total_tokens == 3 * 43
     by_ids = client.embeddings.create(model=model.id, input=[[2, 5, 3], [2, 3]])
     assert by_ids.usage.total_tokens == 5
     with pytest.raises(openai.BadRequestError, match="dimensions"):

@@ -142,6 +142,31 @@ def test_truncate_start_keeps_the_end_of_a_text(client: EmbeddingClient) -> None
     assert not np.allclose(client.embed([long], truncate="END").embeddings, kept, atol=1e-2)
 
 
+LONG = [" ".join(["word"] * words) + "." for words in (40, 50, 30, 35)]
+"""Sentences; no two of them fit into one chunk of 64 tokens."""
+
+
+def weighted_mean(vectors: Array, weights: Array) -> Array:
+    """The vector of a text whose chunks have these vectors and numbers of tokens."""
+    mean: Array = np.average(vectors.astype(np.float64), axis=0, weights=weights)
+    return mean / np.linalg.norm(mean)
+
+
+def test_a_long_text_has_the_mean_of_its_chunks(client: EmbeddingClient, model: Path) -> None:
+    tokens = [len(sentence.split()) + 3 for sentence in LONG]
+    found, num_tokens = client.embed(["short", " ".join(LONG), "a text"], truncate="CHUNK")
+    parts = reference_vectors(model, LONG, "mean", True, LONGEST)
+    assert np.abs(found[1] - weighted_mean(parts, np.array(tokens))).max() <= 1e-5
+    assert num_tokens.tolist() == [3, sum(tokens), 4]
+    assert np.abs(found[[0, 2]] - client.embed(["short", "a text"]).embeddings).max() <= 1e-6
+    prompted = client.embed([" ".join(LONG)], truncate="CHUNK", input_type="query", dimensions=32)
+    cut = client.embed(LONG, input_type="query", dimensions=32)
+    assert np.abs(prompted.embeddings[0] - weighted_mean(*cut)).max() <= 1e-5
+    assert prompted.num_tokens == cut.num_tokens.sum()
+    with pytest.raises(InvalidArgumentError, match="chunk_tokens: 65 is over the model's maximum of 64"):
+        client.embed(LONG, truncate="CHUNK", chunk_tokens=65)
+
+
 def test_dimensions_shorten_and_then_normalise_again(client: EmbeddingClient) -> None:
     whole = client.embed(["one text"]).embeddings
     for dimensions in (1, 13, 64):

@@ -63,9 +63,17 @@ def embed(
         Truncate | None,
         option(
             "--truncate",
-            "Which end of a long text is cut off; with NONE, a long text is an error.",
+            "Which end of a long text is cut off. With NONE a long text is an error; CHUNK embeds it in chunks, and "
+            "takes their mean.",
             show_default="the model's",
         ),
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, option("--chunk-tokens", "Most tokens of a chunk.", min=1, show_default="the model's maximum")
+    ] = None,
+    chunk_overlap: Annotated[
+        int | None,
+        option("--chunk-overlap", "Tokens that a chunk shares with the chunk before.", min=0, show_default="0"),
     ] = None,
     dimensions: Annotated[
         int | None,
@@ -108,6 +116,8 @@ def embed(
         "prompt": prompt_text,
         "instruction": instruction,
         "truncate": truncate,
+        "chunk_tokens": chunk_tokens,
+        "chunk_overlap": chunk_overlap,
         "dimensions": dimensions,
         "embedding_type": embedding_type,
         "normalize": normalize,

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
+from tritonembed_engine.chunks import Chunk, pack, too_many_chunks
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
 from tritonembed_engine.tokenizing.loading import load_tokenizer
 from tritonembed_engine.tokenizing.long_text import SafeCuts
 from tritonembed_engine.tokenizing.wordpiece import AsciiWordPiece
+from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS
 
 FIRST_PART = 8
 """A long text is first cut to this many characters per token of the maximum; doubled until that is enough."""
@@ -44,6 +47,7 @@ class TextTokenizer:
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = _special_tokens(self._tokenizer)
+        self._chunker = Chunker(self._tokenizer, len(self._prefix) + len(self._suffix))
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
         self.sentences = 0
@@ -52,7 +56,8 @@ class TextTokenizer:
         """Texts that lost tokens to the maximum length."""
 
     def encode_requests(self, jobs: Sequence[Job]) -> list[list[bytes] | InvalidArgument]:
-        """Per request: the ids of its sentences as little-endian int32, or its error.
+        """Per request: the ids of its sentences as little-endian int32, or its error. A text of several chunks is one
+        element (see `tritonembed_engine.chunks`).
 
         The texts of all requests with the same prompt and truncation are tokenized in one call.
         """
@@ -66,6 +71,9 @@ class TextTokenizer:
                     parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
                 )
                 decoded = [_decode(text, index) for index, text in enumerate(texts)]
+                if truncate == "CHUNK":
+                    answers.append(self._chunk(decoded, prompt, limit, parameters))
+                    continue
             except InvalidArgument as error:
                 answers.append(error)
                 continue
@@ -79,6 +87,33 @@ class TextTokenizer:
             self._encode_group(group, truncate, limit, answers)
         self.sentences += sum(len(answer) for answer in answers if isinstance(answer, list))
         return answers
+
+    def _chunk(self, texts: list[str], prompt: str, limit: int, parameters: EmbedParameters) -> list[bytes]:
+        """The elements of a request whose long texts become chunks. Raises InvalidArgument."""
+        tokens = parameters.chunk_tokens or limit
+        if tokens > limit:
+            raise InvalidArgument("chunk_tokens", f"{tokens} is over the model's maximum of {limit}")
+        size = ChunkSize(tokens, parameters.chunk_overlap)
+        self._tokenizer.no_truncation()
+        elements, count = [], 0
+        for index, text in enumerate(texts):
+            chunks = self._chunks_of(text, index, prompt, size)
+            count += len(chunks)
+            if count > MAX_REQUEST_CHUNKS:
+                raise too_many_chunks("text")
+            elements.append(chunks[0].ids if len(chunks) == 1 else pack(chunks))
+        return elements
+
+    def _chunks_of(self, text: str, index: int, prompt: str, size: ChunkSize) -> list[Chunk]:
+        try:
+            chunks = self._chunker.chunks(text, prompt, size, index)
+        except InvalidArgument:
+            raise
+        except Exception:
+            raise _refused(index) from None
+        if not all(chunk.ids for chunk in chunks):
+            raise _no_tokens(index)
+        return chunks
 
     def _accept_ascii(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> bool:
         """Tokenize by `AsciiWordPiece`. False if it does not serve the text."""
@@ -139,8 +174,7 @@ class TextTokenizer:
         try:
             encoding, is_cut = self._encode_long(text.text, truncate, text.limit)
         except Exception:
-            problem = f"sentence {text.index} holds something that the model's tokenizer refuses"
-            answers[text.request] = InvalidArgument("text", problem)
+            answers[text.request] = _refused(text.index)
         else:
             self._accept(text, encoding, truncate, is_cut, answers)
 
@@ -202,6 +236,10 @@ def _too_long(index: int, count: int | None, maximum: int) -> InvalidArgument:
     if count is not None:
         has = f"{count} tokens, over the model's maximum of {maximum}"
     return InvalidArgument("text", f"sentence {index} has {has}")
+
+
+def _refused(index: int) -> InvalidArgument:
+    return InvalidArgument("text", f"sentence {index} holds something that the model's tokenizer refuses")
 
 
 def _no_tokens(index: int) -> InvalidArgument:

@@ -15,7 +15,7 @@ from functools import partial
 
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import vectors
+from tritonembed_engine import chunks, vectors
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.request import Request
@@ -40,10 +40,12 @@ from tritonembed_protocol.framing import rows_as_bytes
 class _Asked:
     """A request of Triton's whose parameters are right, and then its request of the engine."""
 
-    __slots__ = ("elements", "parameters", "request", "skip", "triton")
+    __slots__ = ("chunks", "elements", "parameters", "request", "skip", "triton")
 
-    def __init__(self, triton, parameters, skip, elements):
-        self.triton, self.parameters, self.skip, self.elements = triton, parameters, skip, elements
+    def __init__(self, triton, parameters, skip, elements, of_chunks):
+        """elements: ids of each sentence. of_chunks: Chunks if the sentences are chunks of texts, else None."""
+        self.triton, self.parameters, self.skip = triton, parameters, skip
+        self.elements, self.chunks = elements, of_chunks
 
 
 class TritonPythonModel:
@@ -102,7 +104,10 @@ class TritonPythonModel:
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
-            return _Asked(request, parameters, self._prompts.skip(parameters), bytes_tensor(request, "token_ids"))
+            elements, of_chunks = bytes_tensor(request, "token_ids"), None
+            if parameters.truncate == "CHUNK":
+                elements, of_chunks = chunks.unpack(elements)
+            return _Asked(request, parameters, self._prompts.skip(parameters), elements, of_chunks)
         except Exception as error:
             return error
 
@@ -140,10 +145,14 @@ class TritonPythonModel:
         try:
             found = future.result()
             request = item.request
-            rows = vectors.finish(found, item.parameters, request.normalize, self._files.truncate_dim)
+            found = vectors.cut(found, item.parameters, request.normalize, self._files.truncate_dim)
+            num_tokens = request.sentences.lengths
+            if item.chunks is not None:
+                found = item.chunks.means(found, num_tokens, request.normalize)
+                num_tokens = item.chunks.sums(num_tokens)
             return answer(
-                to_bytes_tensor("embedding", rows_as_bytes(rows)),
-                pb_utils.Tensor("num_tokens", request.sentences.lengths.reshape(-1, 1)),
+                to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))),
+                pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)),
             )
         except Exception as error:
             return self._refuse(error)

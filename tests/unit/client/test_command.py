@@ -172,6 +172,12 @@ def test_request_parameters_are_options(command, server):
     assert sent == {"input_type": "query", "truncate": "NONE", "dimensions": 3, "normalize": False}
 
 
+def test_chunks_are_options(command, server):
+    options = ["--truncate", "CHUNK", "--chunk-tokens", "32", "--chunk-overlap", "4"]
+    assert command("embed", "1", *options)[0] == 0
+    assert parameters(server.requests[0]) == {"truncate": "CHUNK", "chunk_tokens": 32, "chunk_overlap": 4}
+
+
 def test_a_prompt_is_an_option(command, server):
     assert command("embed", "1", "--prompt-name", "query")[0] == 0
     assert command("embed", "1", "--prompt", "2", "--prompt-text", "find: ")[0] == 0

@@ -80,6 +80,16 @@ def test_no_texts_without_dimensions_have_the_servers_width(client, server):
     assert [request.inputs[0].shape for request in server.requests] == [[1, 1], [1, 1]]
 
 
+def test_the_size_of_chunks_is_sent_as_numbers(client, server):
+    client.embed(["1"], truncate="CHUNK", chunk_tokens=np.int64(32), chunk_overlap=0)
+    assert parameters(server.requests[0]) == {"truncate": "CHUNK", "chunk_tokens": 32, "chunk_overlap": 0}
+    for wrong in ({"chunk_tokens": 0}, {"chunk_overlap": -1}):
+        with pytest.raises(InvalidArgumentError, match=r"^chunk_\w+ must be at least [01]"):
+            client.embed(["1"], truncate="CHUNK", **wrong)
+    with pytest.raises(TypeError):
+        client.embed(["1"], chunk_tokens="8")
+
+
 def test_every_parameter_is_sent_under_its_name(client, server):
     client.embed(
         ["1"], input_type="query", truncate="NONE", dimensions=4, embedding_type="int8", normalize=True, timeout=50

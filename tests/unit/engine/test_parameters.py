@@ -1,6 +1,7 @@
 """Request parameters: which are accepted, and the errors for the rest."""
 
 import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -9,16 +10,29 @@ from tritonembed_engine import parameters
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import EmbedParameters, parse_parameters
 
+ASKED = (
+    "truncate",
+    "chunk_tokens",
+    "input_type",
+    "prompt_name",
+    "prompt",
+    "instruction",
+    "dimensions",
+    "normalize",
+)
+"""Parameters whose default is the model's own."""
+
 
 @pytest.mark.parametrize("raw", ["", "{}"])
 def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
-    assert parse_parameters(raw) == EmbedParameters(None, None, None, None, None, None, "float", None)
+    assert parse_parameters(raw) == EmbedParameters()
+    assert asdict(EmbedParameters()) == {**dict.fromkeys(ASKED), "chunk_overlap": 0, "embedding_type": "float"}
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("truncate", value) for value in ("END", "START", "NONE")),
+        *(("truncate", value) for value in ("END", "START", "NONE", "CHUNK")),
         *(("input_type", value) for value in ("query", "passage")),
         *(("embedding_type", value) for value in ("float", "float16", "int8", "uint8", "binary", "ubinary")),
         *((name, value) for name in ("prompt_name", "prompt") for value in ("", "query", "naïve 😀: ")),
@@ -32,7 +46,7 @@ def test_every_allowed_value_arrives(name: str, value: Any) -> None:
 
 
 def test_all_parameters_together_arrive() -> None:
-    given = {
+    given: dict[str, Any] = {
         "truncate": "NONE",
         "input_type": "query",
         "prompt_name": "other",
@@ -40,9 +54,16 @@ def test_all_parameters_together_arrive() -> None:
         "embedding_type": "ubinary",
         "normalize": False,
     }
-    assert parse_parameters(json.dumps(given)) == EmbedParameters(
-        "NONE", "query", "other", None, None, 7, "ubinary", False
-    )
+    assert parse_parameters(json.dumps(given)) == EmbedParameters(**given)
+
+
+def test_sizes_of_chunks_arrive_with_the_chunks_alone() -> None:
+    found = parse_parameters(json.dumps({"truncate": "CHUNK", "chunk_tokens": 32, "chunk_overlap": 4}))
+    assert (found.truncate, found.chunk_tokens, found.chunk_overlap) == ("CHUNK", 32, 4)
+    for name in ("chunk_tokens", "chunk_overlap"):
+        for other in ({}, {"truncate": "END"}):
+            with pytest.raises(InvalidArgument, match=f"^{name}: needs truncate=CHUNK$"):
+                parse_parameters(json.dumps({name: 8, **other}))
 
 
 def test_long_prompts_are_not_kept_in_memory() -> None:
@@ -90,6 +111,12 @@ def test_parameters_that_triton_adds_are_ignored() -> None:
         ("dimensions", 2.0),
         ("dimensions", "2"),
         ("dimensions", None),
+        ("chunk_tokens", 0),
+        ("chunk_tokens", True),
+        ("chunk_tokens", "8"),
+        ("chunk_tokens", None),
+        ("chunk_overlap", -1),
+        ("chunk_overlap", 1.0),
         ("normalize", 0),
         ("normalize", 1),
         ("normalize", "true"),
@@ -132,7 +159,8 @@ def test_an_unknown_parameter_is_named_and_the_known_ones_are_listed() -> None:
         parse_parameters('{"dimension": 3}')
     message = str(refused.value)
     assert "'dimension'" in message
-    assert "truncate, input_type, prompt_name, prompt, instruction, dimensions, embedding_type, normalize" in message
+    assert ", ".join(EmbedParameters.__dataclass_fields__) in message
+    assert "prompt, instruction, dimensions" in message
 
 
 @pytest.mark.parametrize("name", ["x" * 10_000, "truncate", "input_type", "dimensions", "embedding_type", "normalize"])

@@ -23,7 +23,9 @@ _PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
 """sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
 _TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
 """NVIDIA NIM's names for `input_type` and `truncate`."""
-_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, "normalize")
+_CHUNK_FIELDS = {"chunk_tokens": 1, "chunk_overlap": 0}
+"""Our own numbers beside `truncate`, and the least of each."""
+_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize")
 
 _FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")
 """How servers' errors begin: Triton's with the ensemble, the engine's with the tensor or the parameter."""
@@ -53,7 +55,7 @@ def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
     elements, by_ids = _read_input(body.get("input"))
     options = _read_options(body)
     if by_ids:
-        for name in _PROMPT_FIELDS:
+        for name in (*_PROMPT_FIELDS, *_CHUNK_FIELDS):
             if body.get(name) is not None:
                 raise BadRequest(f"{name} applies to texts, but input has token ids", name)
     return EmbeddingsRequest(elements, by_ids, encoding == "base64", options)
@@ -106,9 +108,10 @@ def _read_input(given: Any) -> tuple[list[bytes], bool]:
 
 
 def _read_options(body: dict[str, Any]) -> Options:
-    dimensions = body.get("dimensions")
-    if dimensions is not None and (type(dimensions) is not int or not 1 <= dimensions <= MAX_INT64):
-        raise BadRequest("dimensions must be a whole number of at least 1", "dimensions")
+    for name, least in {"dimensions": 1, **_CHUNK_FIELDS}.items():
+        number = body.get(name)
+        if number is not None and (type(number) is not int or not least <= number <= MAX_INT64):
+            raise BadRequest(f"{name} must be a whole number of at least {least}", name)
     for name in _TEXT_FIELDS:
         if not isinstance(body.get(name), str | None):
             raise BadRequest(f"{name} must be a string", name)
@@ -126,7 +129,9 @@ def _read_options(body: dict[str, Any]) -> Options:
         prompt=body.get("prompt"),
         instruction=body.get("instruction"),
         truncate=body.get("truncate"),
-        dimensions=dimensions,
+        chunk_tokens=body.get("chunk_tokens"),
+        chunk_overlap=body.get("chunk_overlap"),
+        dimensions=body.get("dimensions"),
         normalize=normalize,
     )
 

@@ -80,6 +80,15 @@ async def test_options_become_parameters(client, dispatcher):
     assert parameters["normalize"].WhichOneof("parameter_choice") == "bool_param"
 
 
+async def test_a_long_text_is_embedded_in_chunks(client, dispatcher):
+    extra = {"truncate": "CHUNK", "chunk_tokens": 32, "chunk_overlap": 0}
+    await client.embeddings.create(model=MODEL, input="a", extra_body=extra)
+    parameters = dispatcher.requests[0].parameters
+    assert parameters["truncate"].string_param == "CHUNK"
+    assert (parameters["chunk_tokens"].int64_param, parameters["chunk_overlap"].int64_param) == (32, 0)
+    assert parameters["chunk_overlap"].WhichOneof("parameter_choice") == "int64_param"
+
+
 @pytest.mark.parametrize(
     "extra", [{"prompt_name": "query"}, {"prompt": "a prompt: "}, {"prompt": ""}, {"instruction": "find"}]
 )
@@ -190,6 +199,9 @@ async def test_another_model_is_not_found(client):
         ({"input": "a", "dimensions": True}, "dimensions", "whole number"),
         ({"input": "a", "dimensions": "4"}, "dimensions", "whole number"),
         ({"input": "a", "dimensions": 2**63}, "dimensions", "whole number"),
+        ({"input": "a", "chunk_tokens": 0}, "chunk_tokens", "whole number of at least 1"),
+        ({"input": "a", "chunk_overlap": 1.5}, "chunk_overlap", "whole number of at least 0"),
+        ({"input": [1, 2], "chunk_tokens": 8}, "chunk_tokens", "input has token ids"),
         ({"input": "a", "model": 1}, "model", "must be a string"),
         ({"input": "a", "truncate": 1}, "truncate", "must be a string"),
         ({"input": "a", "input_type": []}, "input_type", "must be a string"),
