@@ -24,6 +24,7 @@ from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.model.static import read_table
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.reference.cases import Reference
 from tritonembed_engine.reference.check import Gate, Wrong
@@ -63,7 +64,8 @@ def create_engine(
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
     """The direct executor if it serves the model and its vectors are right; else the scheduler (reason in the log).
 
-    The transformers executor serves what vLLM does not have, and any encoder that it knows if model.json asks for it.
+    The transformers executor serves what vLLM does not have, and any encoder that it knows if model.json asks for it;
+    the static executor serves static embeddings.
     Vectors are right if they agree with the reference (`reference/`) and, in every shape of a batch, with vLLM's.
     Raises ModelError if neither executor's vectors are right, or if model.json asks for `direct` and it can't serve.
     """
@@ -80,6 +82,8 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
     reference = choose_reference(settings, files)
     if reference is not None and reference.unknown:
         logger.warning("config.json: %s have no effect", ", ".join(reference.unknown))
+    if files.is_static:
+        return _static_executor(settings, files, reference)
     if by_transformers:
         return _transformers_executor(settings, files, device, reference)
     longest = longest_in_vllm(settings, files, device)
@@ -155,9 +159,25 @@ def _try_direct(
 def _serves_in_transformers(settings: ModelSettings, files: ModelFiles) -> bool:
     """Whether the transformers executor serves. Raises ModelError if another is asked for and vLLM can't."""
     asked, reason = settings.engine.executor, files.reason_against_vllm
-    if asked in ("direct", "scheduler") and reason:
+    if asked != "auto" and reason and (asked != "transformers" or files.is_static):
         raise ModelError(f"{files.name}: the {asked} executor can't serve this model: {reason}")
     return asked == "transformers" or bool(reason)
+
+
+def _static_executor(settings: ModelSettings, files: ModelFiles, reference: Reference | None) -> Executor:
+    """The static executor, if its vectors are right. Else raises ModelError."""
+    from tritonembed_engine.executors import static, transformers_executor
+
+    transformers_executor.refuse_arguments(settings, files, "static")
+    announce("loading the weights")
+    try:
+        table = read_table(files.transformer)
+    except ModelError as error:
+        raise ModelError(f"{files.name}: {error}") from None
+    tokens = settings.engine.max_batch_tokens or static.TOKENS_PER_BATCH
+    executor = static.StaticExecutor(table, Steps(files.steps), tokens, SENTENCES_PER_BATCH)
+    announce("comparing the vectors with the reference")
+    return _let_through(executor, Gate(reference, "float32", False), files, [])
 
 
 def _transformers_executor(

@@ -118,9 +118,7 @@ def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> tor
         raise ModelError(f"{files.name}: the transformers executor does not know {files.model_type} models")
     if config.get("quantization_config"):
         raise ModelError(f"{files.name}: the transformers executor has no quantized weights")
-    for argument in _CHANGES_THE_MODEL:
-        if settings.vllm.get(argument) not in (None, 1, {}):
-            raise ModelError(f"{files.name}: the transformers executor has no {argument}")
+    refuse_arguments(settings, files, "transformers")
     announce("importing transformers")
     with imports_that_stay():
         import transformers
@@ -144,6 +142,13 @@ def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> tor
     model.config.return_dict = True
     loaded: torch.nn.Module = model.eval().requires_grad_(False).to(device)
     return loaded
+
+
+def refuse_arguments(settings: ModelSettings, files: ModelFiles, executor: str) -> None:
+    """Raise ModelError for engine arguments of vLLM that change the model, and that only vLLM follows."""
+    for argument in _CHANGES_THE_MODEL:
+        if settings.vllm.get(argument) not in (None, 1, {}):
+            raise ModelError(f"{files.name}: the {executor} executor has no {argument}")
 
 
 def dtype_name(model: torch.nn.Module) -> str:

@@ -3,7 +3,6 @@
 Needs neither torch nor vLLM: the manager reads the files before it starts anything.
 """
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +10,26 @@ from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.architecture import check_architecture, is_causal
-from tritonembed_engine.model.encoders import ENCODERS_OF_PAIRS, has_relative_positions, reason_against_vllm
-from tritonembed_engine.model.folder import find_model_folder, read_object, short_name
+from tritonembed_engine.model.encoders import reason_against_vllm
+from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
 from tritonembed_engine.model.instructions import fill, instruction_template
-from tritonembed_engine.model.modules import Pooling, Step, find_transformer, read_sentence_modules
-from tritonembed_engine.model.sentence_settings import SentenceSettings, read_sentence_settings
+from tritonembed_engine.model.modules import (
+    Pooling,
+    Step,
+    find_transformer,
+    read_modules_after,
+    read_sentence_modules,
+)
+from tritonembed_engine.model.sentence_settings import read_sentence_settings
+from tritonembed_engine.model.sizes import (
+    NO_LIMIT,
+    OFFSET_POSITIONS,
+    padding_id_of,
+    positions_of,
+    size_of,
+    text_lengths,
+)
+from tritonembed_engine.model.static import STATIC, read_table_head, static_folder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -26,28 +40,6 @@ TOKENIZER_FILES = (
     "spiece.model",
     "spm.model",
 )
-OFFSET_POSITIONS = (
-    "camembert",
-    "data2vec-text",
-    "ibert",
-    "longformer",
-    "luke",
-    "mpnet",
-    "roberta",
-    "roberta-prelayernorm",
-    "xlm-roberta",
-    "xlm-roberta-xl",
-    "xmod",
-)
-"""Model types whose first position is `pad_token_id + 1`; the rows before it are for no token."""
-
-NO_LIMIT = 10**9
-"""transformers writes 1e30 for a tokenizer without a limit."""
-
-_NAMES = {
-    "hidden_size": ("hidden_size", "n_embd", "d_model", "dim"),
-    "max_position_embeddings": ("max_position_embeddings", "n_positions"),
-}
 
 
 @dataclass(frozen=True)
@@ -86,7 +78,7 @@ class ModelFiles:
     """Tokens of the longest text by `input_type`, which may be None; at most `max_length`."""
 
     pooling: tuple[Pooling, ...]
-    """sentence-transformers' names; the vectors of several stand side by side."""
+    """sentence-transformers' names; the vectors of several stand side by side. None if the model pools itself."""
 
     include_prompt: bool
     """Whether the tokens of a prompt are pooled."""
@@ -126,6 +118,14 @@ class ModelFiles:
 
     unknown: tuple[str, ...]
     """Keys of the files that have no effect, here or in sentence-transformers, as "file: key"."""
+
+    empty_id: int | None = None
+    """The id that stands for a text without tokens; None: such a text is refused."""
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the model is a table of static embeddings, which no transformer reads."""
+        return self.model_type == STATIC
 
     def prompt_for(
         self,
@@ -171,6 +171,14 @@ def read_model_files(
     """
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(f"{name} is a LoRA adapter (adapter_config.json); adapters are not served")
+    if (place := static_folder(folder)) is not None:
+        try:
+            weights_folder(model, revision, place, is_local)
+            return _read_static_files(name, folder, place, is_local, max_length, template)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from None
     transformer = find_transformer(folder)
     config = read_object(transformer / "config.json")
     if not config:
@@ -182,15 +190,15 @@ def read_model_files(
         raise ModelError(f"{name} has no tokenizer")
     if not has_modules and (tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()):
         raise ModelError(f"{name} has a chat template, which sentence-transformers would apply to every text")
-    hidden_size = _number(name, config, "hidden_size")
-    vocab_size = _number(name, config, "vocab_size")
+    hidden_size = size_of(name, config, "hidden_size")
+    vocab_size = size_of(name, config, "vocab_size")
     try:
         settings = read_sentence_settings(folder, transformer)
         modules = read_sentence_modules(folder, hidden_size)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
-    positions = _positions(config, settings)
-    lengths = _lengths(name, tokenizer_config, settings, positions, max_length)
+    positions = positions_of(config, settings)
+    lengths = text_lengths(name, tokenizer_config, settings, positions, max_length)
     side = settings.tokenizer_options.get("truncation_side", tokenizer_config.get("truncation_side", "right"))
     return ModelFiles(
         name=name,
@@ -217,85 +225,56 @@ def read_model_files(
         prompts=settings.prompts,
         default_prompt_name=settings.default_prompt_name,
         instruction_template=template or instruction_template(name, settings.prompts),
-        padding_id=_padding_id(config) if config.get("model_type") in OFFSET_POSITIONS else None,
+        padding_id=padding_id_of(config) if config.get("model_type") in OFFSET_POSITIONS else None,
         model_type=str(config.get("model_type", "")),
         reason_against_vllm=reason_against_vllm(config),
         unknown=settings.unknown + modules.unknown,
     )
 
 
+def _read_static_files(
+    name: str, folder: Path, place: Path, is_local: bool, longest: int | None, template: str | None
+) -> ModelFiles:
+    """place: of the table and the tokenizer. longest, template: of the settings."""
+    head = read_table_head(place)
+    modules = read_modules_after(folder, head.width)
+    settings = read_sentence_settings(folder, place)
+    config = read_object(folder / "config.json")
+    has_modules = (folder / "modules.json").exists()
+    limits = [limit for limit in (head.max_length, longest) if limit and limit > 0]
+    length = min([NO_LIMIT, *limits])
+    return ModelFiles(
+        name=name,
+        folder=folder,
+        transformer=place,
+        is_local=is_local,
+        architectures=("StaticEmbedding",),
+        is_causal=False,
+        hidden_size=head.width,
+        dimensions=modules.dimensions,
+        # One more than the table: the id of a text without tokens.
+        vocab_size=head.rows + 1,
+        empty_id=head.rows,
+        max_length=length,
+        lengths={None: length, "query": length, "passage": length},
+        pooling=modules.pooling,
+        include_prompt=True,
+        steps=modules.steps,
+        normalize=modules.normalize if has_modules else bool(config.get("normalize")),
+        lowercase=False,
+        truncate=head.truncate,
+        truncate_dim=settings.truncate_dim if (settings.truncate_dim or 0) < modules.dimensions else None,
+        tokenizer_options={},
+        prompts=settings.prompts,
+        default_prompt_name=settings.default_prompt_name,
+        instruction_template=template or instruction_template(name, settings.prompts),
+        padding_id=None,
+        model_type=STATIC,
+        reason_against_vllm="it is a table of static embeddings",
+        unknown=settings.unknown + modules.unknown,
+    )
+
+
 def _what_it_is(folder: Path) -> str:
     """What a folder without config.json is instead, to append to the message."""
-    if (folder / "adapter_config.json").exists():
-        return " (it is a LoRA adapter; adapters are not served)"
-    if (folder / "0_CLIPModel").exists():
-        return " (it is a CLIP model)"
-    if (folder / "modules.json").exists() and "StaticEmbedding" in (folder / "modules.json").read_text("utf-8"):
-        return " (it is a static embedding model)"
-    return ""
-
-
-def _lengths(
-    name: str,
-    tokenizer_config: Mapping[str, Any],
-    settings: SentenceSettings,
-    positions: int | None,
-    longest: int | None,
-) -> dict[str | None, int]:
-    """Tokens of the longest text by input type. positions: of the model. longest: the limit of the settings."""
-    stated = settings.max_seq_length or tokenizer_config.get("model_max_length")
-    limits = [limit for limit in (positions, longest if longest and longest > 0 else None) if limit]
-    own = min([int(stated)] if stated else [], default=NO_LIMIT)
-    lengths: dict[str | None, int] = {
-        None: own,
-        "query": settings.query_length or own,
-        "passage": settings.document_length or own,
-    }
-    capped = {kind: min([length, *limits]) for kind, length in lengths.items()}
-    if max(capped.values()) >= NO_LIMIT:
-        raise ModelError(f"{name} sets no maximum number of tokens for a text (max_seq_length)")
-    return capped
-
-
-def _positions(config: dict[str, Any], settings: SentenceSettings) -> int | None:
-    """How many tokens the model has positions for; None: no limit."""
-    if has_relative_positions(config) and (settings.max_seq_length or config["model_type"] in ENCODERS_OF_PAIRS):
-        # sentence-transformers then takes max_position_embeddings only for a model without max_seq_length; T5 has none.
-        return None
-    positions = _setting(config, "max_position_embeddings")
-    if not isinstance(positions, int) or positions < 1:
-        return None
-    if config.get("model_type") in OFFSET_POSITIONS:
-        positions -= _padding_id(config) + 1
-    return positions
-
-
-def _padding_id(config: dict[str, Any]) -> int:
-    padding = _setting(config, "pad_token_id")
-    return padding if isinstance(padding, int) else 0
-
-
-def _number(name: str, config: dict[str, Any], key: str) -> int:
-    value = _setting(config, key)
-    if not isinstance(value, int) or value < 1:
-        raise ModelError(f"{name} is not a text embedding model: its config.json has no {key}")
-    return value
-
-
-def _setting(config: dict[str, Any], key: str) -> Any:
-    """A value of config.json under any of its names, or transformers' default."""
-    for name in _NAMES.get(key, (key,)):
-        if name in config:
-            return config[name]
-    return getattr(_defaults(config.get("model_type", "")), key, None)
-
-
-@functools.cache
-def _defaults(model_type: str) -> Any:
-    # Imported here: rarely needed (files written by hand or by very old releases), and it imports torch.
-    try:
-        from transformers import AutoConfig
-
-        return AutoConfig.for_model(model_type)
-    except (ImportError, ValueError):
-        return None
+    return " (it is a CLIP model)" if (folder / "0_CLIPModel").exists() else ""

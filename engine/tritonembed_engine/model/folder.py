@@ -19,6 +19,7 @@ CONFIGURATION_FILES = [
     "*_*/vocab.*",
     "*_*/merges.txt",
     "*_*/*.model",
+    "adapter_config.json",
     "chat_template*",
     "tokenizer*",
     "special_tokens_map.json",

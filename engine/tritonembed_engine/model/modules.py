@@ -86,7 +86,8 @@ class Step:
 class SentenceModules:
     """From token vectors to the sentence's vector.
 
-    transformer: the folder of the transformer's files. pooling: the vectors of several stand side by side.
+    transformer: the folder of the transformer's files. pooling: the vectors of several stand side by side; none if the
+    model makes the sentence's vector itself.
     include_prompt: whether a prompt's tokens are pooled. normalize: whether the last step normalises; it is not among
     `steps`. dimensions: of the vector. unknown: keys without effect, as "file: key".
     """
@@ -105,7 +106,7 @@ def find_transformer(folder: Path) -> Path:
     listed = read_json(folder / "modules.json")
     if listed is None:
         return folder
-    modules = _in_order(listed)
+    modules = modules_in_order(listed)
     if modules and modules[0][0] == "Transformer":
         return folder / modules[0][1] if modules[0][1] else folder
     return folder
@@ -120,15 +121,35 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     listed = read_json(folder / "modules.json")
     if listed is None:
         return SentenceModules(folder, (Pooling.MEAN,), True, (), False, hidden_size)
-    modules = _in_order(listed)
-    names = [name for name, _ in modules]
-    _refuse_other_kinds(names)
-    unknown: list[str] = []
+    modules = modules_in_order(listed)
+    _refuse_other_kinds([name for name, _ in modules])
     path = modules[1][1]
     pooling, include_prompt = _pooling(_config_of(folder, path), path)
-    widths = {SENTENCE: len(pooling) * hidden_size}
+    return _with_steps(folder, find_transformer(folder), pooling, include_prompt, modules[2:], hidden_size)
+
+
+def read_modules_after(folder: Path, width: int) -> SentenceModules:
+    """The modules after a first one that makes a sentence's vector itself, without a pooling. width: of this vector.
+
+    Without modules.json there are none. Raises ModelError.
+    """
+    listed = read_json(folder / "modules.json")
+    return _with_steps(folder, folder, (), True, modules_in_order(listed or [])[1:], width)
+
+
+def _with_steps(
+    folder: Path,
+    transformer: Path,
+    pooling: tuple[Pooling, ...],
+    include_prompt: bool,
+    modules: list[tuple[str, str]],
+    width: int,
+) -> SentenceModules:
+    """modules: those after the pooling. width: of one pooling's vector."""
+    unknown: list[str] = []
+    widths = {SENTENCE: max(1, len(pooling)) * width}
     steps: list[Step] = []
-    for name, path in modules[2:]:
+    for name, path in modules:
         # Dropout does nothing outside training.
         if name != "Dropout":
             step = _step(name, folder / path, widths, unknown)
@@ -136,7 +157,6 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
             steps.append(step)
     last = Step("Normalize", width=widths[SENTENCE], out_width=widths[SENTENCE])
     normalize = bool(steps) and steps[-1] == last
-    transformer = find_transformer(folder)
     return SentenceModules(
         transformer,
         pooling,
@@ -148,8 +168,11 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     )
 
 
-def _in_order(listed: Any) -> list[tuple[str, str]]:
-    """(class name, folder) of every module. Releases moved the classes, so only the last part of a name counts."""
+def modules_in_order(listed: Any) -> list[tuple[str, str]]:
+    """(class name, folder) of every module of modules.json. Releases moved the classes, so only a name's end counts.
+
+    Raises ModelError for a module of another package than sentence-transformers, or a folder outside the model's.
+    """
     try:
         modules = [(str(module["type"]), str(module["path"])) for module in listed]
         names = [str(module["name"]) for module in listed]

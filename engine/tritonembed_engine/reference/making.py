@@ -5,7 +5,7 @@ Run as `python -m tritonembed_engine.reference.making` in a process of its own, 
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,24 @@ LARGE = 1 << 30
 FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Japanese, Korean")
 FEW_LENGTHS = (2, 17, 65, 129)
 
+IdsOf = Callable[[str, int], bytes]
+"""From a text and the most tokens to its ids, as a Case has them."""
+
 
 def make_reference(model: str, revision: str | None, max_length: int | None, trust_remote_code: bool) -> Reference:
     """The reference of a model. Raises ModelError.
 
     max_length: as in `read_model_files`.
     """
-    from tritonembed_engine.reference.oracle import Oracle
-
     files = read_model_files(model, revision, max_length)
     cases = list(_cases(files))
     check_tokens(files, cases)
+    if files.is_static:
+        from tritonembed_engine.reference.static_oracle import StaticOracle
+
+        return Reference(cases, StaticOracle(files).embed(cases), f"numpy {np.__version__}, float64", {})
+    from tritonembed_engine.reference.oracle import Oracle
+
     oracle = Oracle(model, revision, files, trust_remote_code)
     import transformers
 
@@ -57,21 +64,7 @@ def check_tokens(files: ModelFiles, cases: list[Case]) -> None:
 
 
 def _cases(files: ModelFiles) -> Iterator[Case]:
-    from transformers import AutoTokenizer
-
-    from tritonembed_engine.tokenizing.loading import lowercase_first
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        files.transformer,
-        **{**files.tokenizer_options, "truncation_side": "left" if files.truncate == "START" else "right"},
-    )
-    if files.lowercase:
-        lowercase_first(tokenizer.backend_tokenizer)
-
-    def ids_of(text: str, limit: int) -> bytes:
-        ids = tokenizer(text, truncation="longest_first", max_length=limit).input_ids
-        return np.asarray(ids, dtype="<i4").tobytes()
-
+    ids_of = _static_ids(files) if files.is_static else _transformers_ids(files)
     large = sum(file.stat().st_size for file in files.transformer.glob("*.safetensors")) > LARGE
     longest = 128 if large else 512
     for name, text in TEXTS.items():
@@ -93,7 +86,43 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
             yield Case(f"{len(ids) // 4} tokens", ids)
 
 
-def _of_text(files: ModelFiles, ids_of: Any, name: str, text: str, kind: str | None) -> Iterator[Case]:
+def _transformers_ids(files: ModelFiles) -> IdsOf:
+    from transformers import AutoTokenizer
+
+    from tritonembed_engine.tokenizing.loading import lowercase_first
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(
+        files.transformer,
+        **{**files.tokenizer_options, "truncation_side": "left" if files.truncate == "START" else "right"},
+    )
+    if files.lowercase:
+        lowercase_first(tokenizer.backend_tokenizer)
+
+    def ids_of(text: str, limit: int) -> bytes:
+        ids = tokenizer(text, truncation="longest_first", max_length=limit).input_ids
+        return np.asarray(ids, dtype="<i4").tobytes()
+
+    return ids_of
+
+
+def _static_ids(files: ModelFiles) -> IdsOf:
+    """As sentence-transformers' StaticEmbedding: no special tokens."""
+    from tokenizers import Tokenizer
+
+    assert files.empty_id is not None
+    without_tokens = [files.empty_id]
+    tokenizer = Tokenizer.from_file(str(files.transformer / "tokenizer.json"))
+    tokenizer.no_padding()
+
+    def ids_of(text: str, limit: int) -> bytes:
+        tokenizer.enable_truncation(limit, direction="left" if files.truncate == "START" else "right")
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        return np.asarray(ids or without_tokens, dtype="<i4").tobytes()
+
+    return ids_of
+
+
+def _of_text(files: ModelFiles, ids_of: IdsOf, name: str, text: str, kind: str | None) -> Iterator[Case]:
     prompt = files.prompt_for(kind)
     limit = files.lengths[kind]
     try:

@@ -23,6 +23,8 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     transformers' tokenizer classes change what they read (normalizer, post-processor, added tokens). So tokenizer.json
     alone is not always the tokenizer that the model was trained with.
     """
+    if files.is_static:
+        return _load_static(files)
     from transformers import AutoTokenizer
 
     try:
@@ -43,6 +45,21 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     if files.lowercase:
         lowercase_first(backend)
     return backend
+
+
+def _load_static(files: ModelFiles) -> Tokenizer:
+    """tokenizer.json as it is, without special tokens."""
+    try:
+        tokenizer = Tokenizer.from_file(str(files.transformer / "tokenizer.json"))
+    except Exception as error:
+        raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from None
+    rows, largest = files.vocab_size - 1, max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= rows:
+        raise ModelError(f"{files.name}: its tokenizer has ids up to {largest}, but its table has {rows} rows")
+    tokenizer.post_processor = None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def special_ids(files: ModelFiles) -> frozenset[int]:

@@ -50,6 +50,7 @@ class TextTokenizer:
         self._chunker = Chunker(self._tokenizer, len(self._prefix) + len(self._suffix))
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
+        self._empty = None if files.empty_id is None else array("i", [files.empty_id]).tobytes()
         self.sentences = 0
         """Texts that were tokenized so far."""
         self.truncated = 0
@@ -111,6 +112,8 @@ class TextTokenizer:
             raise
         except Exception:
             raise _refused(index) from None
+        if self._empty is not None:
+            return [Chunk(chunk.ids or self._empty, chunk.start, chunk.end) for chunk in chunks]
         if not all(chunk.ids for chunk in chunks):
             raise _no_tokens(index)
         return chunks
@@ -127,7 +130,7 @@ class TextTokenizer:
         if ids is None:
             return False
         if not (ids or self._prefix or self._suffix):
-            answers[text.request] = _no_tokens(text.index)
+            self._accept_empty(text, answers)
             return True
         if len(ids) > room:
             if truncate == "NONE":
@@ -216,11 +219,19 @@ class TextTokenizer:
         if len(ids) > maximum:
             answers[text.request] = _too_long(text.index, None if is_cut else len(ids), maximum)
         elif not ids:
-            answers[text.request] = _no_tokens(text.index)
+            self._accept_empty(text, answers)
         else:
             answer[text.index] = ids.tobytes()
             if len(ids) == maximum and truncate != "NONE":
                 self.truncated += is_cut or bool(encoding.overflowing)
+
+    def _accept_empty(self, text: _Text, answers: list[list[bytes] | InvalidArgument]) -> None:
+        """A text without tokens: the model's id for it, or an error."""
+        answer = answers[text.request]
+        if self._empty is None:
+            answers[text.request] = _no_tokens(text.index)
+        elif not isinstance(answer, InvalidArgument):
+            answer[text.index] = self._empty
 
 
 def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

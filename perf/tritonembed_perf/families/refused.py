@@ -15,7 +15,7 @@ from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import roberta, xlm_roberta
 from tritonembed_perf.families.sentence import OLD, Module, dense, normalize, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer, write_weights
+from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer
 
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 RERANKERS = "Rerankers"
@@ -116,32 +116,6 @@ def colbert_st6(folder: Path) -> None:
     linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, module_input_name="token_embeddings")
     config = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
     write_sentence_files(folder, [transformer(), linear], config=config)
-
-
-def _table(folder: Path, name: str) -> None:
-    import torch
-
-    tokenizer, settings = vocabularies.bert()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(folder, tokenizer, settings)
-    generator = torch.Generator().manual_seed(1)
-    write_weights(folder, {name: torch.randn(tokenizer.get_vocab_size(), 32, generator=generator)})
-
-
-@case(OTHERS, must_refuse=True)
-def static_st(folder: Path) -> None:
-    """StaticEmbedding: one vector per token, and no transformer."""
-    first = Module("StaticEmbedding", f"{OLD}StaticEmbedding", lambda place: _table(place, "embedding.weight"))
-    write_sentence_files(folder, [first, normalize()], max_length=None)
-
-
-@case(OTHERS, must_refuse=True)
-def model2vec(folder: Path) -> None:
-    """potion: static embeddings in model2vec's layout."""
-    _table(folder, "embeddings")
-    write_json(folder / "config.json", {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 32})
-    first = Module("", f"{OLD}StaticEmbedding")
-    write_sentence_files(folder, [first, normalize()], max_length=None)
 
 
 @case(OTHERS, must_refuse=True)

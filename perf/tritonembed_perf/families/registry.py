@@ -22,6 +22,7 @@ FILES = (
     "gte",
     "decoders",
     "quantized",
+    "static",
     "refused",
 )
 """Modules of this package that define cases, in the order of the table."""
