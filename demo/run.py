@@ -55,7 +55,7 @@ def main() -> int:
             show(model.name, [options.query] if options.query else QUERIES, status)
     except ServerEndedError as error:
         print(error, file=sys.stderr)
-        return error.code
+        return error.exit_code
     except TritonEmbedError as error:
         print(error, file=sys.stderr)
         return 1

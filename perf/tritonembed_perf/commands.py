@@ -1,4 +1,4 @@
-"""The commands of `tritonembed-bench`."""
+"""The commands of `tritonembed-bench`. What a command does is imported when it runs: some of it takes seconds."""
 
 from importlib.metadata import version as installed_version
 from typing import Annotated
@@ -6,10 +6,7 @@ from typing import Annotated
 import typer
 
 from tritonembed_manager.commands.signature import with_options
-from tritonembed_perf.compare.command import compare
-from tritonembed_perf.overhead.command import overhead
-from tritonembed_perf.perf_analyzer.command import perf_analyzer
-from tritonembed_perf.run.command import run
+from tritonembed_perf.settings import AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
 
 # What follows `--` goes to the servers that a command starts.
 PASSES_ON = {"allow_extra_args": True}
@@ -37,6 +34,49 @@ def _commands(
     ] = False,
 ) -> None:
     """Measures embedding servers."""
+
+
+def run(settings: RunSettings) -> None:
+    """Measure a running server: closed loop, or open loop with --rate.
+
+    Every answer is checked. Exit code 1: a wrong vector, or no answer at all. Ctrl-C shows what was measured so far.
+    """
+    settings.check()
+    from tritonembed_perf.run import measure_server
+
+    measure_server(settings)
+
+
+def compare(settings: CompareSettings) -> None:
+    """Measure this project and its peers on this machine: same model, same loads, one after the other.
+
+    Each peer is swept over its main settings first, and measured with its best. Exit code 1: one of them answered
+    wrongly.
+    """
+    from tritonembed_perf.compare.command import compare_peers
+
+    compare_peers(settings)
+
+
+def overhead(settings: OverheadSettings, context: typer.Context) -> None:
+    """Where a request's time goes, stage by stage, from Triton's statistics and the engine's metrics.
+
+    What follows `--` are options of `tritonembed-manager replica`, for the server that is started.
+    """
+    settings.check(context.args)
+    from tritonembed_perf.overhead import divide_time
+
+    divide_time(settings, context.args)
+
+
+def perf_analyzer(settings: AnalyzerSettings, context: typer.Context) -> None:
+    """Measure with NVIDIA's perf_analyzer: texts of exact length, against Triton and through the manager.
+
+    Without --server and --manager both are started; what follows `--` are options for them, such as --replicas 2.
+    """
+    from tritonembed_perf.perf_analyzer import analyze
+
+    analyze(settings, context.args)
 
 
 for measuring in (run, compare):

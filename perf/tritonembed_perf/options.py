@@ -1,14 +1,31 @@
 """What the command lines of scripts share."""
 
 import argparse
-import contextlib
+import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from tritonembed_manager.tune.loadgen.load import LoadError
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.reports import check_output
+from tritonembed_perf.signals import exit_on_sigterm
+
+
+def script(main: Callable[[], None]) -> Callable[[], None]:
+    """Of a script's `main`: an expected error ends it with one line, SIGTERM stops what it has started."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            with exit_on_sigterm():
+                main()
+        except LoadError as error:
+            sys.exit(f"error: {error}")
+
+    return run
 
 
 def parse_with_rest(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, list[str]]:
@@ -39,26 +56,23 @@ def loads_option(text: str) -> list[LoadShape]:
 
 
 def output_file(text: str) -> Path:
-    """`check_output` as the type of an argparse option."""
-    path = Path(text)
+    """A file that can be written, as the type of an argparse option."""
     try:
-        check_output("", path)
+        check_output("", Path(text))
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None
-    return path
+    return Path(text)
 
 
 def positive(text: str) -> float:
-    """The type of an option: a number above 0."""
-    with contextlib.suppress(ValueError):
-        if 0 < (number := float(text)) < math.inf:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+    """The type of an option: a number above 0. Raises ValueError, which argparse shows with this function's name."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise ValueError
+    return number
 
 
 def positive_whole(text: str) -> int:
-    """The type of an option: a whole number above 0."""
-    with contextlib.suppress(ValueError):
-        if (number := int(text)) > 0:
-            return number
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    """The type of an option: a whole number above 0. Raises ValueError."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number

@@ -31,6 +31,17 @@ PACKAGES = (
 )
 ANY_WIDTH = 1000
 PATH = re.compile(r"(?<![\w./:-])(?:~|\.{1,2})?/(?:[^\s/,='\"]+/)*(?=[^\s/,='\"])")
+GPU_QUERY = ("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+
+
+def begin_report() -> dict[str, Any]:
+    """`describe_environment` of this process's `tritonembed-bench`, however it was started; prints the machine."""
+    return _printed(describe_environment(["tritonembed-bench", *sys.argv[1:]]))
+
+
+def describe_script(name: str) -> dict[str, Any]:
+    """`describe_environment` of a script in scripts/; prints the machine."""
+    return _printed(describe_environment(["python", "-m", f"tritonembed_perf.scripts.{name}", *sys.argv[1:]]))
 
 
 def describe_environment(command: Sequence[str]) -> dict[str, Any]:
@@ -41,13 +52,6 @@ def describe_environment(command: Sequence[str]) -> dict[str, Any]:
         "versions": installed_versions(PACKAGES),
         "command": shlex.join(without_paths(word).rstrip("/") for word in command),
     }
-
-
-def describe_script(name: str) -> dict[str, Any]:
-    """`describe_environment` of a script in scripts/, whose machine is printed too."""
-    environment = describe_environment(["python", "-m", f"tritonembed_perf.scripts.{name}", *sys.argv[1:]])
-    print(machine_line(environment["machine"]), flush=True)
-    return environment
 
 
 def describe_machine() -> dict[str, Any]:
@@ -79,11 +83,6 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def typed_command() -> list[str]:
-    """This process's `tritonembed-bench` command line, however it was started."""
-    return ["tritonembed-bench", *sys.argv[1:]]
-
-
 def without_paths(text: str) -> str:
     """A published text: of every path in it only the last part."""
     return PATH.sub("", text)
@@ -104,18 +103,6 @@ def check_output(option: str, path: Path | None) -> None:
         raise UsageError(f"{option}: {path} is a folder")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise UsageError(f"{option}: {path} can't be written")
-
-
-def make_folder(option: str, path: Path | None) -> None:
-    """Make the folder if it is missing. Raises UsageError, which names the option."""
-    if path is None:
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise UsageError(f"{option}: there is no folder {path}, and it can't be made") from None
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"{option}: nothing can be written to {path}")
 
 
 def print_table(
@@ -146,13 +133,16 @@ def write_report(path: Path | None, report: dict[str, Any]) -> None:
         raise BenchError(f"{path} can't be written: {error.strerror}") from None
 
 
+def _printed(environment: dict[str, Any]) -> dict[str, Any]:
+    print(machine_line(environment["machine"]), flush=True)
+    return environment
+
+
 def _gpus() -> list[str]:
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=10, check=True).stdout.splitlines()
     except (OSError, subprocess.SubprocessError):
         return []
-    return answer.splitlines()
 
 
 def _field(path: str, name: str) -> str | None:

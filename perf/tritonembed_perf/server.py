@@ -13,6 +13,7 @@ from typing import IO
 import psutil  # type: ignore[import-untyped]
 
 from tritonembed_engine.stub.child_python import module_command
+from tritonembed_manager.tune.loadgen.load import LoadError
 from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.signals import exit_on_sigterm
 
@@ -23,12 +24,12 @@ LOOK_EVERY_S = 0.2
 OWN_LINE = "tritonembed-manager:"
 
 
-class ServerEndedError(Exception):
-    """The server ended before it was ready; `code` is its exit code, the message the manager's last line."""
+class ServerEndedError(LoadError):
+    """The server ended before it was ready. `exit_code`: its own; the message is the manager's last line."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, exit_code: int, message: str) -> None:
         super().__init__(message)
-        self.code = code
+        self.exit_code = exit_code
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,12 @@ class ManagerProcess:
 
 
 @dataclass(frozen=True)
-class Running:
-    """What was started, and where it listens."""
+class RunningServer:
+    """What was started, and where it listens. metrics_port: a manager's is its HTTP port."""
 
     grpc_port: int
     http_port: int
+    metrics_port: int
     manager: ManagerProcess
 
     @property
@@ -80,17 +82,6 @@ class Running:
     def read_log(self) -> str:
         """All that the manager and its servers wrote so far."""
         return self.manager.read_log()
-
-
-@dataclass(frozen=True)
-class RunningServer(Running):
-    """A Triton server (`replica`)."""
-
-    metrics_port: int
-
-
-class RunningManager(Running):
-    """An endpoint over many servers (`serve`)."""
 
 
 @contextmanager
@@ -120,11 +111,11 @@ def running_server(model: str | None, arguments: Sequence[str] = (), timeout: fl
     command += ["--port", str(grpc_port), "--http-port", str(http_port), "--metrics-port", str(metrics_port)]
     with manager_process([*command, *arguments]) as manager:
         manager.wait_until_ready(timeout)
-        yield RunningServer(grpc_port, http_port, manager, metrics_port)
+        yield RunningServer(grpc_port, http_port, metrics_port, manager)
 
 
 @contextmanager
-def running_manager(model: str, arguments: Sequence[str] = (), timeout: float = 1800) -> Iterator[RunningManager]:
+def running_manager(model: str, arguments: Sequence[str] = (), timeout: float = 1800) -> Iterator[RunningServer]:
     """Start an endpoint with the servers it launches, wait until it is ready, and stop all of it at the end.
 
     arguments: more options of `tritonembed-manager serve`. Raises ServerEndedError if it does not become ready.
@@ -136,7 +127,7 @@ def running_manager(model: str, arguments: Sequence[str] = (), timeout: float = 
     command += [] if "--server" in arguments else ["--start-port", str(start_port)]
     with manager_process([*command, *arguments]) as manager:
         manager.wait_until_ready(timeout)
-        yield RunningManager(grpc_port, http_port, manager)
+        yield RunningServer(grpc_port, http_port, http_port, manager)
 
 
 def server_memory_mib(pid: int) -> float:

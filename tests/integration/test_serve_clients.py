@@ -26,7 +26,7 @@ from tritonclient.utils import InferenceServerException
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.perf_analyzer.binary import find_program
+from tritonembed_perf.perf_analyzer import find_program
 
 TEXTS = ["a sentence of a client", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 MARK = "mxyzptlk"

@@ -111,6 +111,13 @@ def embed_with_transformers(files: ModelFiles, texts: Sequence[str]) -> npt.NDAr
     return unit_rows(vectors) if files.normalize else vectors
 
 
+def row_cosines(left: npt.NDArray[np.float32], right: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """The cosine of each row with the same row of the other, in float64, because they are close to 1."""
+    norms = np.linalg.norm(left.astype(np.float64), axis=1) * np.linalg.norm(right.astype(np.float64), axis=1)
+    cosines: npt.NDArray[np.float64] = np.einsum("ij,ij->i", left, right, dtype=np.float64) / norms
+    return cosines
+
+
 def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Each row scaled to norm 1."""
     scaled: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

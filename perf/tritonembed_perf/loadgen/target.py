@@ -5,6 +5,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,20 +15,28 @@ from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE
 from tritonembed_manager.tune.loadgen.load import RequestFailedError
-from tritonembed_manager.tune.loads import NoTextError, WordTexts
+from tritonembed_manager.tune.loads import LoadShape, NoTextError, WordTexts
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.loadgen.answers import Answer
 from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
 from tritonembed_perf.loadgen.openai import OpenAI
 from tritonembed_perf.loadgen.protocol import Served, WireProtocol, WrongAnswerError
-from tritonembed_perf.run.settings import Settings
+from tritonembed_perf.loadgen.requests import TEXTS, encoded_requests
+from tritonembed_perf.settings import RunSettings
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 
 QUESTION_TIMEOUT_S = 10.0
 AT_ONCE = 16
 
-Shapes = Sequence[tuple[str, int, int]]
-"""Of each: the name that goes into an error, tokens, sentences."""
+
+class Shape(Protocol):
+    """Tokens of each sentence, sentences of each request. Its text goes into errors."""
+
+    @property
+    def tokens(self) -> int: ...
+
+    @property
+    def sentences(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Target:
     tokenizer: Tokenizer
 
 
-def find_target(settings: Settings) -> Target:
+def find_target(settings: RunSettings) -> Target:
     """Find out what the server has, and read the model's tokenizer. Raises UsageError."""
     protocol = _protocol(settings)
     served = ask_server(protocol)
@@ -55,21 +64,29 @@ def ask_server(protocol: WireProtocol) -> Served:
     return asyncio.run(protocol.describe(QUESTION_TIMEOUT_S))
 
 
-def check_shapes(shapes: Shapes, files: ModelFiles, words: WordTexts, server: str | None = None) -> None:
-    """Texts of each shape can be made, and the server, if it runs already, serves this model and takes them.
+def encode_loads(
+    model: str, loads: Sequence[LoadShape], server: str | None = None, texts: int = TEXTS
+) -> dict[LoadShape, list[bytes]]:
+    """Encoded requests of each load, with about `texts` different texts. Raises UsageError as `check_loads` does."""
+    files, tokenizer = read_tokenizer(model)
+    check_loads(loads, files, tokenizer, server)
+    return {load: encoded_requests(tokenizer, load, texts) for load in loads}
+
+
+def check_loads(loads: Sequence[Shape], files: ModelFiles, tokenizer: Tokenizer, server: str | None = None) -> None:
+    """Texts of each load can be made, and the server, if it runs already, serves this model and takes them.
 
     Raises UsageError.
     """
-    limit = MAX_BATCH_SIZE
-    for name, tokens, _ in shapes:
-        check_length(name, tokens, words, files.max_length)
-    if server is not None:
-        limit = ask_server(KServe(server)).max_batch_size or limit
-    for name, _, sentences in shapes:
-        if sentences > limit:
-            raise UsageError(f"{name}: the server takes {limit} sentences a request")
-    if server is not None:
-        texts = words.of_lengths([min(tokens for _, tokens, _ in shapes)], random.Random(0))
+    words = WordTexts(tokenizer)
+    for load in loads:
+        check_length(str(load), load.tokens, words, files.max_length)
+    limit = server and ask_server(KServe(server)).max_batch_size
+    for load in loads:
+        if load.sentences > (limit or MAX_BATCH_SIZE):
+            raise UsageError(f"{load}: the server takes {limit or MAX_BATCH_SIZE} sentences a request")
+    if server:
+        texts = words.of_lengths([min(load.tokens for load in loads)], random.Random(0))
         refuse_other_dimensions(embed_alone(KServe(server), texts, QUESTION_TIMEOUT_S).shape[1], files)
 
 
@@ -128,7 +145,7 @@ async def _ask_all(protocol: WireProtocol, texts: Sequence[str], timeout: float)
         await transport.close()
 
 
-def _protocol(settings: Settings) -> KServe | OpenAI | Arctic:
+def _protocol(settings: RunSettings) -> KServe | OpenAI | Arctic:
     server, model = settings.address, settings.model
     if settings.protocol == "openai":
         return OpenAI(server, model, settings.encoding)

@@ -23,8 +23,8 @@ def test_the_extra_has_all_packages_for_measuring_a_running_server() -> None:
     extras = project["optional-dependencies"]
     named = {re.split(r"[\[>=]", line)[0] for line in (*project["dependencies"], *extras["cli"], *extras["perf"])}
     imported = set()
-    for folder in ("loadgen", "run", "overhead", "perf_analyzer"):
-        for path in (PACKAGE / folder).glob("*.py"):
+    for pattern in ("*.py", "loadgen/*.py"):
+        for path in PACKAGE.glob(pattern):
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.Import):
                     imported |= {alias.name.partition(".")[0] for alias in node.names}
@@ -46,8 +46,8 @@ def test_nothing_in_the_wheel_imports_what_is_left_out_of_it() -> None:
 def test_a_package_that_is_missing_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("target", "openai"):
-        monkeypatch.delitem(sys.modules, f"tritonembed_perf.loadgen.{module}", raising=False)
+    for module in ("run", "loadgen.target", "loadgen.openai"):
+        monkeypatch.delitem(sys.modules, f"tritonembed_perf.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(SystemExit) as ended:
         main(["run", "--model", "x"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_perf.failures import BenchError, UsageError
-from tritonembed_perf.reports import check_output, describe_environment, make_folder, typed_command, write_report
+from tritonembed_perf.reports import begin_report, check_output, write_report
 
 
 def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path: Path) -> None:
@@ -33,15 +33,6 @@ def test_a_script_also_checks_its_file_before_it_measures(
     assert "argument --json: there is no folder" in capsys.readouterr().err
 
 
-def test_a_folder_is_made_or_refused(tmp_path: Path) -> None:
-    make_folder("--out", None)
-    make_folder("--out", tmp_path / "a" / "b")
-    assert (tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="--out: there is no folder"):
-        make_folder("--out", tmp_path / "file" / "b")
-
-
 def test_a_report_that_can_not_be_written_any_more_is_one_line(tmp_path: Path) -> None:
     write_report(tmp_path / "new.json", {"a": 1})
     assert (tmp_path / "new.json").read_text() == '{\n "a": 1\n}\n'
@@ -58,4 +49,4 @@ def test_the_command_of_a_report_names_files_without_their_folders(
         sys, "argv", ["x", "run", "--model", f"{tmp_path}/model", f"--json={new}", "--server", "http://a:1/v1"]
     )
     expected = ["tritonembed-bench", "run", "--model", "model", "--json=result.json", "--server", "http://a:1/v1"]
-    assert shlex.split(describe_environment(typed_command())["command"]) == expected
+    assert shlex.split(begin_report()["command"]) == expected

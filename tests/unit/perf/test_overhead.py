@@ -10,10 +10,10 @@ from tests.unit.perf.fake_kserve import FakeKServe
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.tune.loads import LoadShape
+from tritonembed_perf import overhead
 from tritonembed_perf.cli import main
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import command
-from tritonembed_perf.overhead.times import STAGES, EngineTimes, ModelTimes, from_statistics, growth
+from tritonembed_perf.overhead import STAGES, EngineTimes, ModelTimes, from_statistics, growth
 from tritonembed_perf.server import ServerEndedError
 
 MS = 1_000_000
@@ -86,11 +86,11 @@ def test_statistics_are_means_of_the_growth() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--loads", "65x1@1"], "--loads 65x1@1: the model takes at most 64 tokens"),
-        (["--loads", "2x1@1"], "--loads 2x1@1: no text has a length of 2 tokens"),
+        (["--loads", "65x1@1"], "65x1@1: the model takes at most 64 tokens"),
+        (["--loads", "2x1@1"], "2x1@1: no text has a length of 2 tokens"),
         (["--loads", "much"], "--loads: 'much' is not a load"),
         (["--plot", "/nowhere/plot"], "--plot: there is no folder"),
-        (["--loads", "9x1025@1"], "--loads 9x1025@1: the server takes 1024 sentences a request"),
+        (["--loads", "9x1025@1"], "9x1025@1: the server takes 1024 sentences a request"),
         (["--server", "127.0.0.1:1", "--loads", "9x1@1"], "no server answers at 127.0.0.1:1"),
         (["--metrics", "127.0.0.1:1"], "--metrics is for a running server"),
         (["--server", "127.0.0.1:1", "--", "--replicas", "2"], "--replicas is for the server that is started"),
@@ -104,7 +104,7 @@ def test_impossible_options_are_one_line_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("tritonembed_perf.loadgen.target.QUESTION_TIMEOUT_S", 0.2)
-    monkeypatch.setattr("tritonembed_perf.server.running_server", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr("tritonembed_perf.overhead.running_server", lambda *_: pytest.fail("it started"))
     with pytest.raises(SystemExit) as ended:
         main(["overhead", "--model", str(shelf("bert")), *options])
     assert ended.value.code == 2
@@ -115,7 +115,7 @@ def test_impossible_options_are_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     ("model", "loads", "said"),
     [
-        ("bert", "9x129@1", "--loads 9x129@1: the server takes 128 sentences a request"),
+        ("bert", "9x129@1", "9x129@1: the server takes 128 sentences a request"),
         ("roberta", "9x1@1", "the server's vectors have 64 dimensions, those of roberta 128"),
         ("bert", "9x1@1", "gives no statistics of embedding"),
     ],
@@ -143,8 +143,8 @@ def test_ctrl_c_shows_the_loads_that_were_measured(
             raise KeyboardInterrupt
         return dict.fromkeys(STAGES, 1.0)
 
-    monkeypatch.setattr(command, "measure", measure)
-    monkeypatch.setattr("tritonembed_perf.loadgen.target.check_shapes", lambda *_: None)
+    monkeypatch.setattr(overhead, "measure", measure)
+    monkeypatch.setattr("tritonembed_perf.loadgen.target.check_loads", lambda *_: None)
     path = tmp_path / "overhead.json"
     arguments = ["--server", "h:1", "--loads", "9x1@1,20x1@1,30x1@1", "--json", str(path)]
     with pytest.raises(SystemExit) as ended:
@@ -164,8 +164,8 @@ def test_a_server_that_does_not_start_is_reported_with_the_reason(
     def end(*_: object) -> None:
         raise ServerEndedError(2, "tritonembed-manager: unknown option --misspelt")
 
-    monkeypatch.setattr("tritonembed_perf.server.running_server", end)
+    monkeypatch.setattr("tritonembed_perf.overhead.running_server", end)
     with pytest.raises(SystemExit) as ended:
         main(["overhead", "--model", str(shelf("bert")), "--loads", "9x1@1", "--", "--misspelt", "1"])
     assert ended.value.code == 2
-    assert "the server does not start: tritonembed-manager: unknown option --misspelt" in capsys.readouterr().err
+    assert "tritonembed-manager: unknown option --misspelt" in capsys.readouterr().err

@@ -6,9 +6,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from tritonembed_perf import overhead
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import times
-from tritonembed_perf.overhead.times import EngineCounts, EngineTimes, mean_times, read_counts, read_counts_after
+from tritonembed_perf.overhead import EngineCounts, EngineTimes, mean_times, read_counts, read_counts_after
 
 Serve = Callable[..., str]
 
@@ -64,15 +64,15 @@ def test_times_are_means_of_the_requests_between_two_readings() -> None:
 
 
 def test_counts_are_awaited_and_then_read_once_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(overhead, "PERIOD_SECONDS", 0.01)
     # The third reading is in the middle of a hand-over: requests are counted already, their times are not.
     metrics = serve(page(5, 1, 1), page(9, 2, 5), page(15, 2, 5), page(15, 3, 9))
     assert read_counts_after(metrics, EngineCounts(5, 1, 1), 10) == EngineCounts(15, 3, 9)
 
 
 def test_metrics_of_another_server_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times, "PERIOD_SECONDS", 0.01)
-    monkeypatch.setattr(times, "PATIENCE_S", 0.1)
+    monkeypatch.setattr(overhead, "PERIOD_SECONDS", 0.01)
+    monkeypatch.setattr(overhead, "PATIENCE_S", 0.1)
     with pytest.raises(UsageError, match="counted 2 of 10 requests: is it the server that answers them"):
         read_counts_after(serve(page(7, 1, 1)), EngineCounts(5, 1, 1), 10)
 

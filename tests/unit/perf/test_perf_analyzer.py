@@ -11,8 +11,7 @@ from tokenizers import Tokenizer
 from tritonembed_manager.tune.loads import LoadShape, WordTexts, count_tokens
 from tritonembed_perf.cli import main
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.perf_analyzer.binary import Program, find_program, wheel_for
-from tritonembed_perf.perf_analyzer.command import command_line, read_export, write_input
+from tritonembed_perf.perf_analyzer import Program, command_line, find_program, read_export, wheel_for, write_input
 
 EXPORT = (
     "Concurrency,Inferences/Second,Client Send,Network+Server Send/Recv,Server Queue,Server Compute Input,"
@@ -93,7 +92,7 @@ def test_a_failure_is_reported_in_perf_analyzers_words(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tritonembed_perf.loadgen.target.check_shapes", lambda *_: None)
+    monkeypatch.setattr("tritonembed_perf.perf_analyzer.check_loads", lambda *_: None)
     program = fake_program(tmp_path, script)
     where = ["--server", "h:1", "--loads", "9x2@4", "--perf-analyzer", str(program)]
     assert run(["--model", str(shelf("bert")), *where]) == 1
@@ -104,7 +103,7 @@ def test_a_failure_is_reported_in_perf_analyzers_words(
 def test_measurements_before_a_failure_are_shown_and_written(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("tritonembed_perf.loadgen.target.check_shapes", lambda *_: None)
+    monkeypatch.setattr("tritonembed_perf.perf_analyzer.check_loads", lambda *_: None)
     (tmp_path / "export.csv").write_text(EXPORT)
     script = f'case "$*" in *"--concurrency-range 16"*) echo gone; exit 1;; esac; for last; do :; done; {COPY}'
     program = fake_program(tmp_path, script.replace("EXPORT", str(tmp_path / "export.csv")))

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from tritonembed_perf.run.measure import ProgressBar
-from tritonembed_perf.run.settings import Settings
+from tritonembed_perf.run import ServerWatcher
+from tritonembed_perf.settings import RunSettings
 
 
 class Screen(io.StringIO):
@@ -20,25 +20,25 @@ class Screen(io.StringIO):
         return self._is_terminal
 
 
-def drawn(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, settings: Settings) -> str:
+def drawn(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, settings: RunSettings) -> str:
     monkeypatch.setattr(sys, "stderr", screen := Screen(is_terminal))
     monkeypatch.setenv("COLUMNS", "160")
-    with ProgressBar(settings, 16) as bar:
-        bar.update(0, 0, 0.0)
-        bar.update(40, 10, 2.0)
+    with ServerWatcher(settings, 16, None) as bar:
+        bar.progress(0, 0, 0.0)
+        bar.progress(40, 10, 2.0)
     return screen.getvalue()
 
 
 def test_the_line_shows_progress_speed_and_failures(monkeypatch: pytest.MonkeyPatch) -> None:
-    line = drawn(monkeypatch, True, Settings(requests=200))
+    line = drawn(monkeypatch, True, RunSettings(requests=200))
     assert "batch 16" in line
     assert "40 answers, 20 a second, 10 failed" in line
     assert "25%" in line
 
 
 def test_with_a_duration_the_line_follows_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "50%" in drawn(monkeypatch, True, Settings(duration=4.0))
+    assert "50%" in drawn(monkeypatch, True, RunSettings(duration=4.0))
 
 
 def test_nothing_is_drawn_outside_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not drawn(monkeypatch, False, Settings(requests=200))
+    assert not drawn(monkeypatch, False, RunSettings(requests=200))

@@ -7,11 +7,11 @@ import typer
 
 from tritonembed_manager.commands.app import app
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.run.settings import DEFAULT_SERVERS, Settings
+from tritonembed_perf.settings import DEFAULT_SERVERS, RunSettings
 
 
-def settings(**given: Any) -> Settings:
-    chosen = Settings(**given)
+def settings(**given: Any) -> RunSettings:
+    chosen = RunSettings(**given)
     chosen.check()
     return chosen
 

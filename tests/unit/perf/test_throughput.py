@@ -40,11 +40,11 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
             ["--loads", "5x1@0"],
             "argument --loads: '5x1@0' is not a load such as 50x64@32",
         ),
-        (["--seconds", "0"], "argument --seconds: '0' is not a number above 0"),
-        (["--seconds", "inf"], "argument --seconds: 'inf' is not a number above 0"),
-        (["--seconds", "a"], "argument --seconds: 'a' is not a number above 0"),
-        (["--rounds", "0"], "argument --rounds: '0' is not a whole number above 0"),
-        (["--rounds", "1.5"], "argument --rounds: '1.5' is not a whole number above 0"),
+        (["--seconds", "0"], "argument --seconds: invalid positive value: '0'"),
+        (["--seconds", "inf"], "argument --seconds: invalid positive value: 'inf'"),
+        (["--seconds", "a"], "argument --seconds: invalid positive value: 'a'"),
+        (["--rounds", "0"], "argument --rounds: invalid positive_whole value: '0'"),
+        (["--rounds", "1.5"], "argument --rounds: invalid positive_whole value: '1.5'"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(
@@ -63,7 +63,7 @@ def test_an_option_that_is_wrong_is_named(
     ],
 )
 def test_a_load_that_the_model_cannot_serve_is_refused(loads: str, reason: str, run: Run, shelf: ModelShelf) -> None:
-    assert run(str(shelf("bert")), "--loads", f"50x1@1,{loads}") == f"error: --loads {loads}: {reason}"
+    assert run(str(shelf("bert")), "--loads", f"50x1@1,{loads}") == f"error: {loads}: {reason}"
 
 
 def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:

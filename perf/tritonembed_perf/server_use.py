@@ -2,17 +2,16 @@
 
 import os
 import socket
-import statistics
 import subprocess
 import threading
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 
 PERIOD_S = 0.5
 QUERY = ("nvidia-smi", "--query-gpu=name,utilization.gpu,memory.used", "--format=csv,noheader,nounits")
-LOCAL_NAMES = ("localhost", "ip6-localhost", socket.gethostname())
 
 
 class ServerProcesses:
@@ -23,13 +22,14 @@ class ServerProcesses:
 
     def __init__(self, roots: list[psutil.Process]) -> None:
         self._roots = roots
-        self._spent: dict[tuple[int, float], float] = {}
+        self._spent: dict[psutil.Process, float] = {}
 
     @staticmethod
     def find(server: str) -> "ServerProcesses | None":
         """None if the server is on another machine, or its processes can't be seen."""
-        host, port = split_address(server)
-        if not _is_local(host):
+        parts = urlsplit(server if "://" in server else f"//{server}")
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        if not _is_local(parts.hostname or ""):
             return None
         try:
             connections = psutil.net_connections("tcp")
@@ -43,23 +43,14 @@ class ServerProcesses:
 
     def cpu_seconds(self) -> float:
         """User and system time of all of them since they began; of ended processes, up to the last call."""
-        for process in self.members():
+        for root in self._roots:
             try:
-                times = process.cpu_times()
-                self._spent[process.pid, process.create_time()] = times.user + times.system
+                for process in (root, *root.children(recursive=True)):
+                    times = process.cpu_times()
+                    self._spent[process] = times.user + times.system
             except psutil.Error:
                 continue
         return sum(self._spent.values())
-
-    def members(self) -> list[psutil.Process]:
-        """The living processes."""
-        found: set[psutil.Process] = set()
-        for root in self._roots:
-            try:
-                found |= {root, *root.children(recursive=True)}
-            except psutil.Error:
-                continue
-        return list(found)
 
 
 @dataclass(frozen=True)
@@ -88,7 +79,7 @@ class GpuMeter:
         self._stop.set()
         self._thread.join()
         return [
-            GpuUse(series[0][0], statistics.median(busy for _, busy, _ in series), max(used for *_, used in series))
+            GpuUse(series[0][0], float(np.median([busy for _, busy, _ in series])), max(used for *_, used in series))
             for series in zip(*self._samples, strict=False)
         ]
 
@@ -96,26 +87,25 @@ class GpuMeter:
         while not self._stop.wait(PERIOD_S):
             try:
                 answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
-                self._samples.append([_parse(line) for line in answer.splitlines()])
+                rows = [line.rsplit(", ", 2) for line in answer.splitlines()]
+                self._samples.append([(name, int(busy), int(used)) for name, busy, used in rows])
             except (OSError, subprocess.SubprocessError, ValueError):
                 return
 
 
-def split_address(server: str) -> tuple[str, int]:
-    """Host and port of host:port or of a URL."""
-    parts = urlsplit(server if "://" in server else f"//{server}")
-    return parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-
-
 def _is_local(host: str) -> bool:
-    if host in LOCAL_NAMES:
-        return True
+    """Whether one can listen at an address of that name here."""
     try:
-        addresses = {info[4][0] for info in socket.getaddrinfo(host, None)}
+        addresses = {(family, address[0]) for family, _, _, _, address in socket.getaddrinfo(host, None)}
     except OSError:
         return False
-    ours = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
-    return bool(addresses & ours)
+    for family, address in addresses:
+        try:
+            socket.create_server((address, 0), family=family).close()
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def _root(process: psutil.Process) -> psutil.Process:
@@ -134,8 +124,3 @@ def _root(process: psutil.Process) -> psutil.Process:
     except (psutil.Error, OSError):
         pass
     return process
-
-
-def _parse(line: str) -> tuple[str, int, int]:
-    name, busy, used = line.rsplit(", ", 2)
-    return name, int(busy), int(used)

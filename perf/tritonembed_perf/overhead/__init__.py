@@ -1,1 +1,0 @@
-"""`tritonembed-bench overhead`: where the time of a request goes."""

@@ -1,1 +1,0 @@
-"""`tritonembed-bench run`: one server under one load, measured and checked."""
