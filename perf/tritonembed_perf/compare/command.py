@@ -4,57 +4,52 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import typer
+from tritonembed_perf.compare.contest import Contest, Plan
+from tritonembed_perf.compare.environments import Bench, parse_pythons
+from tritonembed_perf.compare.measuring import Materials, Window
+from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
+from tritonembed_perf.compare.reports import publish
+from tritonembed_perf.compare.results import Result, Trial, merge_reports, read_report
+from tritonembed_perf.failures import BenchError, UsageError
+from tritonembed_perf.loadgen.requests import parse_loads
+from tritonembed_perf.loadgen.target import check_loads, read_tokenizer
+from tritonembed_perf.models import cached_preset
+from tritonembed_perf.reports import begin_report, cache_folder, machine_line
+from tritonembed_perf.settings import CompareSettings, numbers
 
-from tritonembed_perf.compare.settings import CPU_LOADS, GPU_LOADS, Settings
-from tritonembed_perf.failures import INTERRUPTED, BenchError, UsageError, one_line_errors
-from tritonembed_perf.reports import cache_folder, describe_environment, machine_line, make_folder, typed_command
-
-if TYPE_CHECKING:
-    from tritonembed_perf.compare.contest import Plan
-    from tritonembed_perf.compare.peer import Bench
-    from tritonembed_perf.compare.results import Result
+LOADS = {"cpu": "50x64@4,50x1@16", "cuda": "50x64@96,50x1@1024,512x64@48"}
+PRESETS = {"cpu": "bert-6x384", "cuda": "bert-base"}
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+OFFERED = 50, 1
+"""Tokens and sentences of a request of --rates."""
 
 
-def compare(settings: Settings) -> None:
-    """Measure this project and its peers on this machine: same model, same loads, one after the other.
+def compare_peers(settings: CompareSettings) -> None:
+    """Measure, or what else the options ask for.
 
-    Each peer is swept over its main settings first, and measured with its best. Exit code 1: one of them answered
-    wrongly.
+    Raises UsageError, BenchError if a peer answered wrongly, KeyboardInterrupt after Ctrl-C.
     """
-    with one_line_errors():
-        from tritonembed_perf.compare.peers import all_peers
-        from tritonembed_perf.compare.reports import merge_reports, publish, read_report
-
-        if settings.list_peers:
-            for peer in all_peers().values():
-                print(f"{peer.name}  {peer.note}".rstrip())
-        elif settings.merge:
-            publish(*merge_reports([read_report("--merge", path) for path in settings.merge]), settings.out)
-        else:
-            _compare_peers(settings)
+    if settings.list_peers:
+        for peer in all_peers().values():
+            print(f"{peer.name}  {peer.note}".rstrip())
+    elif settings.merge:
+        publish(merge_reports([read_report("--merge", path) for path in settings.merge]), settings.out)
+    else:
+        _compare(settings)
 
 
-def _compare_peers(settings: Settings) -> None:
-    """Raises UsageError; BenchError if a peer answered wrongly; typer.Exit after Ctrl-C."""
-    from tritonembed_manager.tune.loads import WordTexts
-    from tritonembed_perf.compare.contest import Contest
-    from tritonembed_perf.compare.peers import choose_peers
-    from tritonembed_perf.compare.reports import make_report, publish
-    from tritonembed_perf.compare.trials import Materials
-    from tritonembed_perf.loadgen.target import check_shapes, read_tokenizer
-
+def _compare(settings: CompareSettings) -> None:
     peers = choose_peers(settings.peers)
-    environment = describe_environment(typed_command())
+    environment = begin_report()
     bench = _make_bench(settings, environment["machine"]["gpus"])
     plan = _make_plan(settings, bench)
-    files, tokenizer = read_tokenizer(str(bench.model))
     trials = [*plan.closed, *plan.offered]
-    check_shapes([(trial.name, trial.tokens, trial.sentences) for trial in trials], files, WordTexts(tokenizer))
-    make_folder("--out", settings.out)
-    print(f"{machine_line(environment['machine'])}\n{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)
+    files, tokenizer = read_tokenizer(str(bench.model))
+    check_loads(trials, files, tokenizer)
+    _make_folder("--out", settings.out)
+    print(f"{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)
     began = time.monotonic()
 
     def log(text: str) -> None:
@@ -66,78 +61,68 @@ def _compare_peers(settings: Settings) -> None:
         finished = contest.run()
     finally:
         # Also after an error that nobody thought of: hours of measuring are not to be lost.
-        report = make_report(environment, bench.model.name, bench.dtype, bench.device, finished, trials)
-        publish(report, contest.results, settings.out)
+        head = make_head(environment, bench.model.name, bench.dtype, bench.device, finished, trials)
+        publish((head, contest.results), settings.out)
     if not finished:
-        raise typer.Exit(INTERRUPTED)
+        raise KeyboardInterrupt
     wrong = [result.system for result in contest.results if any(one.wrong for one in result.every_sample)]
     if wrong:
         raise BenchError(f"wrong vectors from {', '.join(wrong)}")
 
 
-def _make_plan(settings: Settings, bench: "Bench") -> "Plan":
-    """Raises UsageError."""
-    from tritonembed_perf.compare.contest import Plan
-    from tritonembed_perf.compare.trials import Trial
-    from tritonembed_perf.loadgen.requests import parse_loads
+def make_head(
+    environment: dict[str, Any], model: str, dtype: str, device: str, finished: bool, trials: list[Trial]
+) -> dict[str, Any]:
+    """Of a report: all but the systems. environment: as `describe_environment` returns it."""
+    run = {**environment, "machine_line": machine_line(environment["machine"]), "interrupted": not finished}
+    return {"model": model, "dtype": dtype, "device": device, "trials": [str(trial) for trial in trials], "runs": [run]}
 
+
+def _make_plan(settings: CompareSettings, bench: Bench) -> Plan:
+    """Raises UsageError."""
     if not settings.rounds and not settings.sweep_seconds:
         raise UsageError("--rounds 0 and --sweep-seconds 0 together measure nothing")
-    rates, replicas = _numbers("--rates", settings.rates), _numbers("--replicas", settings.replicas)
-    if not settings.rounds and (rates or replicas or settings.settings_from):
-        raise UsageError("--rates, --replicas and --settings-from want --rounds 1 or more")
-    try:
-        [shape] = parse_loads(f"{settings.rate_shape}@1")
-    except (UsageError, ValueError):
-        raise UsageError(f"--rate-shape: {settings.rate_shape!r} is not TOKENSxSENTENCES") from None
+    rates = numbers("--rates", settings.rates) if settings.rates else []
+    if not settings.rounds and (rates or settings.settings_from):
+        raise UsageError("--rates and --settings-from want --rounds 1 or more")
+    earlier: list[Result] = []
+    if settings.settings_from is not None:
+        head, earlier = read_report("--settings-from", settings.settings_from)
+        for key, here in (("model", bench.model.name), ("dtype", bench.dtype), ("device", bench.device)):
+            if head[key] != here:
+                raise UsageError(f"--settings-from: its {key} is {head[key]}, not {here}")
+    loads = parse_loads(settings.loads or LOADS[bench.device])
     return Plan(
-        [Trial.of(load) for load in parse_loads(settings.loads or (GPU_LOADS if bench.on_gpu else CPU_LOADS))],
-        [Trial(shape.tokens, shape.sentences, rate=rate) for rate in rates],
-        replicas,
+        [Trial(load.tokens, load.sentences, load.at_once) for load in loads],
+        [Trial(*OFFERED, rate=rate) for rate in rates],
         settings.rounds,
-        settings.seconds,
+        Window(settings.seconds, settings.warm_up, settings.processes),
         settings.sweep_seconds,
-        settings.warm_up,
-        settings.processes,
-        _earlier(settings.settings_from, bench),
+        {result.system: result for result in earlier},
     )
 
 
-def _earlier(path: Path | None, bench: "Bench") -> "dict[str, Result]":
-    """What --settings-from names, by system. Raises UsageError."""
-    from tritonembed_perf.compare.reports import read_report
-
-    if path is None:
-        return {}
-    report, results = read_report("--settings-from", path)
-    for key, here in (("model", bench.model.name), ("dtype", bench.dtype), ("device", bench.device)):
-        if report[key] != here:
-            raise UsageError(f"--settings-from: its {key} is {report[key]}, not {here}")
-    return {result.system: result for result in results}
-
-
-def _make_bench(settings: Settings, gpus: list[str]) -> "Bench":
+def _make_bench(settings: CompareSettings, gpus: list[str]) -> Bench:
     """What the peers have in common; without --model a random model is written. Raises UsageError."""
-    from tritonembed_perf.compare.environments import parse_pythons
-    from tritonembed_perf.compare.peer import Bench
-    from tritonembed_perf.compare.peers import ENVIRONMENTS
-    from tritonembed_perf.models import cached_preset
-
     device = settings.device or ("cuda" if gpus else "cpu")
-    dtype = settings.dtype or ("bfloat16" if device == "cuda" else "float32")
     pythons = parse_pythons(settings.python or (), ENVIRONMENTS)
     work = (settings.work_dir or cache_folder() / "peers").resolve()
     model = settings.model
     if model is None:
-        model = cached_preset("bert-base" if device == "cuda" else "bert-6x384", work / "models")
+        model = cached_preset(PRESETS[device], work / "models")
     elif not (model / "config.json").exists():
         raise UsageError(f"--model: {model} is not the folder of a model")
     cores = len(os.sched_getaffinity(0))
-    return Bench(model.resolve(), dtype, device, cores, len(gpus), work, pythons, settings.install)
+    return Bench(model.resolve(), settings.dtype or DTYPES[device], device, cores, work, pythons, settings.install)
 
 
-def _numbers(option: str, text: str) -> list[int]:
-    parts = text.split(",") if text else []
-    if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} is numbers from 1 on, with commas between them")
-    return [int(part) for part in parts]
+def _make_folder(option: str, path: Path | None) -> None:
+    """Make the folder if it is missing. Raises UsageError, which names the option."""
+    if path is None:
+        return
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        raise UsageError(f"{option}: there is no folder {path}, and it can't be made") from None
+    if not os.access(path, os.W_OK):
+        raise UsageError(f"{option}: nothing can be written to {path}")

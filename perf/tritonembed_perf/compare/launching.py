@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from tritonembed_manager.tune.loadgen.load import RequestFailedError
+from tritonembed_perf.compare.environments import LINE_LENGTH, CannotRunError
 from tritonembed_perf.loadgen.protocol import WireProtocol, WrongAnswerError
 from tritonembed_perf.signals import deferred_signals
 
@@ -19,20 +20,15 @@ START_LIMIT_S = 900.0
 ATTEMPT_S = 30.0
 PERIOD_S = 0.5
 STOP_PATIENCE_S = 20.0
-LINE_LENGTH = 160
-
-
-class DidNotStartError(Exception):
-    """The message is the last line that sounds like the reason."""
 
 
 @contextmanager
 def launched(
     command: Sequence[str], environment: Mapping[str, str], protocol: WireProtocol, log_path: Path
-) -> Iterator[subprocess.Popen[bytes]]:
+) -> Iterator[None]:
     """Run the command until the end of the block, which begins once a text has been embedded.
 
-    Raises DidNotStartError.
+    Raises CannotRunError with the last line of its log that sounds like the reason.
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
@@ -46,21 +42,18 @@ def launched(
             start_new_session=True,
         )
         try:
-            _wait(process, protocol, log_path)
-            yield process
+            deadline = time.monotonic() + START_LIMIT_S
+            while not asyncio.run(_answers(protocol)):
+                if process.poll() is not None:
+                    reason = _reason(log_path) or f"it ended with exit code {process.returncode}"
+                    raise CannotRunError(f"it does not start: {reason}")
+                if time.monotonic() > deadline:
+                    raise CannotRunError(f"it does not start: no answer within {START_LIMIT_S:.0f} s")
+                time.sleep(PERIOD_S)
+            yield
         finally:
             with deferred_signals():
                 _stop(process)
-
-
-def _wait(process: "subprocess.Popen[bytes]", protocol: WireProtocol, log_path: Path) -> None:
-    deadline = time.monotonic() + START_LIMIT_S
-    while not asyncio.run(_answers(protocol)):
-        if process.poll() is not None:
-            raise DidNotStartError(_reason(log_path) or f"it ended with exit code {process.returncode}")
-        if time.monotonic() > deadline:
-            raise DidNotStartError(f"it did not answer within {START_LIMIT_S:.0f} s")
-        time.sleep(PERIOD_S)
 
 
 async def _answers(protocol: WireProtocol) -> bool:
@@ -76,27 +69,22 @@ async def _answers(protocol: WireProtocol) -> bool:
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     members = _members(process.pid)
-    if process.poll() is None:
-        process.terminate()
+    process.terminate()
     try:
         process.wait(STOP_PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
     # What it started may outlive it, and would slow whoever is measured next.
-    _, alive = psutil.wait_procs(list({*members, *_members(process.pid)}), timeout=1)
-    trackers = [member for member in alive if _is_resource_tracker(member)]
-    _kill([member for member in alive if member not in trackers])
+    _, alive = psutil.wait_procs(members | _members(process.pid), timeout=1)
+    trackers = {member for member in alive if _is_resource_tracker(member)}
     # They remove the others' shared memory (vLLM's psm_* in /dev/shm: hundreds of MiB), once these have ended.
-    _, alive = psutil.wait_procs(trackers, timeout=STOP_PATIENCE_S)
-    _kill(alive)
-
-
-def _kill(processes: Sequence[psutil.Process]) -> None:
-    for process in processes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=STOP_PATIENCE_S)
+    for group, patience in ((set(alive) - trackers, 0.0), (trackers, STOP_PATIENCE_S)):
+        _, late = psutil.wait_procs(group, timeout=patience)
+        for member in late:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        psutil.wait_procs(late, timeout=STOP_PATIENCE_S)
 
 
 def _is_resource_tracker(process: psutil.Process) -> bool:
@@ -107,7 +95,7 @@ def _is_resource_tracker(process: psutil.Process) -> bool:
         return False
 
 
-def _members(leader: int) -> list[psutil.Process]:
+def _members(leader: int) -> set[psutil.Process]:
     """What it started, also what has lost its parent since but stayed in its session."""
     found = set()
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -116,7 +104,7 @@ def _members(leader: int) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid != leader and os.getsid(process.pid) == leader:
                 found.add(process)
-    return list(found)
+    return found
 
 
 def _reason(log_path: Path) -> str:

@@ -1,61 +1,107 @@
-"""One peer under one load: a sample is taken."""
+"""One peer under one load: requests and their right vectors, made once for all peers, and a sample."""
 
 import json
 import os
+import random
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
+from tritonembed_engine.model.files import ModelFiles
 from tritonembed_manager.tune.loadgen.clients import Interrupt, run_clients
 from tritonembed_manager.tune.loadgen.load import Load
-from tritonembed_perf.compare.peer import CannotRunError, Endpoint, InProcess
-from tritonembed_perf.compare.results import Sample
-from tritonembed_perf.compare.trials import Materials, Trial
-from tritonembed_perf.loadgen.answers import Answer
+from tritonembed_manager.tune.loads import WordTexts
+from tritonembed_perf.compare.environments import LINE_LENGTH, CannotRunError
+from tritonembed_perf.compare.peer import Endpoint, InProcess
+from tritonembed_perf.compare.results import Sample, Trial
+from tritonembed_perf.loadgen.answers import (
+    Answer,
+    AnswerCheck,
+    Reference,
+    embed_with_transformers,
+    make_references,
+    min_cosine,
+)
 from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.loadgen.requests import PooledRequest, make_requests, requests_to_prepare
 from tritonembed_perf.reports import without_paths
 
 TIMEOUT_S = 120.0
 PROGRAM_LIMIT_S = 600.0
 """Beyond the measured time: loading the model, and the first call."""
+
 MAX_CLIENT_PROCESSES = 8
 CORES_PER_CLIENT_PROCESS = 2.67
 """Six clients for sixteen cores: four would be saturated by 1024 single sentences at a time."""
 
 
-class InterruptedMeasurement(Exception):
-    """Ctrl-C: what was measured before counts, this does not."""
+@dataclass(frozen=True)
+class Material:
+    """Requests of one shape and the right vectors of some of their sentences."""
+
+    requests: Sequence[PooledRequest]
+    references: Mapping[int, Reference]
+
+
+class Materials:
+    """Of every shape; references are transformers' in float32, the same for all peers."""
+
+    def __init__(self, files: ModelFiles, tokenizer: Tokenizer, dtype: str) -> None:
+        self._files = files
+        self._words = WordTexts(tokenizer)
+        self._min_cosine = min_cosine(dtype)
+        self._made: dict[tuple[int, int], Material] = {}
+
+    def of(self, trial: Trial) -> Material:
+        """Made at the first use."""
+        shape = trial.tokens, trial.sentences
+        if shape not in self._made:
+            lengths = [trial.tokens] * requests_to_prepare(trial.sentences, trial.tokens, None) * trial.sentences
+            texts = self._words.of_lengths(lengths, random.Random(trial.tokens))
+            requests = make_requests(texts, lengths, trial.sentences)
+            references = make_references(requests, lambda texts: embed_with_transformers(self._files, texts))
+            self._made[shape] = Material(requests, references)
+        return self._made[shape]
+
+    def check(self, trial: Trial) -> AnswerCheck:
+        """Of the answers to the trial's requests."""
+        return AnswerCheck(self._files.dimensions, self._files.normalize, self._min_cosine, self.of(trial).references)
+
+
+@dataclass(frozen=True)
+class Window:
+    """How a sample is taken. processes: of the client; None for what suits this machine."""
+
+    seconds: float
+    warm_up: float
+    processes: int | None = None
 
 
 def take_sample(
-    endpoint: Endpoint,
-    trial: Trial,
-    materials: Materials,
-    seconds: float,
-    warm_up: float,
-    processes: int | None,
-    interrupt: Interrupt,
+    endpoint: Endpoint, trial: Trial, materials: Materials, window: Window, interrupt: Interrupt
 ) -> Sample | None:
     """None for a trial that this peer can't run: a program in process has no offered rate.
 
-    processes: of the client; None for what suits this machine. Raises CannotRunError, InterruptedMeasurement, and
-    BenchError when a client process dies.
+    Raises CannotRunError, LoadError if a client process dies, and KeyboardInterrupt: what was measured so far does
+    not count.
     """
     if isinstance(endpoint, InProcess):
-        return None if trial.rate is not None else _run_program(endpoint, trial, materials, seconds, warm_up)
-    material = materials.of(trial)
-    work = make_work(endpoint, material.requests, materials.check(trial))
-    load = Load(trial.concurrency, trial.rate, None, seconds, warm_up, TIMEOUT_S, seed=1)
+        return None if trial.rate is not None else _run_program(endpoint, trial, materials, window)
+    work = make_work(endpoint, materials.of(trial).requests, materials.check(trial))
+    load = Load(trial.concurrency, trial.rate, None, window.seconds, window.warm_up, TIMEOUT_S, seed=1)
     with interrupt.catching():
-        outcome = run_clients(work, load, client_processes(trial, processes), interrupt=interrupt)
+        outcome = run_clients(work, load, client_processes(trial, window.processes), interrupt=interrupt)
     if interrupt.happened:
-        raise InterruptedMeasurement
+        raise KeyboardInterrupt
     part = outcome.part
     p50, p90, p99 = (outcome.latency_ms(percent) if outcome.requests else 0.0 for percent in (50, 90, 99))
-    faults = dict.fromkeys([*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())])
+    faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
     return Sample(
         outcome.tokens_per_second,
         outcome.requests_per_second,
@@ -64,8 +110,8 @@ def take_sample(
         p99,
         sum(part.errors.values()),
         part.wrong,
-        tuple(without_paths(fault) for fault in faults),
-        outcome.client_cpu_seconds / seconds,
+        tuple(dict.fromkeys(map(without_paths, faults))),
+        outcome.client_cpu_seconds / window.seconds,
         outcome.is_client_saturated,
     )
 
@@ -77,29 +123,26 @@ def client_processes(trial: Trial, wanted: int | None) -> int:
     return most if trial.concurrency is None else min(most, trial.concurrency)
 
 
-def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, seconds: float, warm_up: float) -> Sample:
+def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, window: Window) -> Sample:
     requests = materials.of(trial).requests
     at_once = [requests[i % len(requests)] for i in range(trial.concurrency or 1)]
     texts = [text for request in at_once for text in request.texts]
     with tempfile.TemporaryDirectory() as folder:
         job, vectors = Path(folder) / "job.json", Path(folder) / "vectors.npy"
-        job.write_text(json.dumps({"texts": texts, "seconds": seconds, "warm_up": warm_up, "vectors": str(vectors)}))
-        limit = PROGRAM_LIMIT_S + seconds + warm_up
+        times = {"seconds": window.seconds, "warm_up": window.warm_up}
+        job.write_text(json.dumps({"texts": texts, "vectors": str(vectors), **times}))
+        limit = PROGRAM_LIMIT_S + sum(times.values())
         try:
-            done = subprocess.run([*endpoint.command, str(job)], capture_output=True, text=True, timeout=limit)
+            done = subprocess.run([*endpoint.command, "--job", str(job)], capture_output=True, text=True, timeout=limit)
         except subprocess.TimeoutExpired:
             raise CannotRunError(f"it did not end within {limit:.0f} s") from None
         if done.returncode:
-            raise CannotRunError((done.stderr.strip().splitlines() or ["it failed"])[-1][:160])
+            raise CannotRunError((done.stderr.strip().splitlines() or ["it failed"])[-1][:LINE_LENGTH])
         found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-        vectors_found = np.load(vectors)
+        rows = np.split(np.load(vectors), len(at_once))
     check = materials.check(trial)
-    rows = range(0, len(texts), trial.sentences)
-    faults = [
-        check.find_fault(number % len(requests), Answer(vectors_found[start : start + trial.sentences]))
-        for number, start in enumerate(rows)
-    ]
-    wrong = tuple(fault for fault in faults if fault)
+    faults = [check.find_fault(number % len(requests), Answer(answer)) for number, answer in enumerate(rows)]
+    wrong = [fault for fault in faults if fault]
     calls = found["calls"] / found["seconds"]
     p50, p90, p99 = np.percentile(np.array(found["latencies"]) * 1e3, (50, 90, 99)).tolist()
     return Sample(

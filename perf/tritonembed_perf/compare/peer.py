@@ -1,58 +1,31 @@
-"""The interface of a system that is compared."""
+"""A system that is compared: a command, the settings that the sweep tries, and how requests reach it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
+from tritonembed_perf.compare.environments import LINE_LENGTH, Bench, CannotRunError, Environment, find_python
 from tritonembed_perf.compare.launching import launched
 from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.protocol import WireProtocol
+from tritonembed_perf.loadgen.target import ask_server
 
+DEFAULTS = "defaults"
+"""The settings of a command without any."""
 
-class CannotRunError(Exception):
-    """Why a peer has no figures: one line for the table."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all peers have in common. model: a folder. work: the folder of virtual environments and logs.
-
-    pythons: of peers by name, to be used as they are. install: whether environments are made for the others.
-    """
-
-    model: Path
-    dtype: str
-    device: str
-    cores: int
-    gpus: int
-    work: Path
-    pythons: Mapping[str, str] = field(default_factory=dict)
-    install: bool = True
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether the model runs on a GPU."""
-        return self.device == "cuda"
-
-
-@dataclass(frozen=True)
-class Config:
-    """One way to run a peer. flags: as they are typed; environment: variables added to the inherited ones."""
-
-    flags: tuple[str, ...] = ()
-    environment: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def text(self) -> str:
-        """For people: variables, then flags."""
-        return " ".join([*(f"{name}={value}" for name, value in self.environment.items()), *self.flags]) or "defaults"
+VARIABLE = re.compile(r"[A-Z_]+=")
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """Not a server: a program that is given texts. command: speaks the JSON of programs/in_process.py."""
+    """Not a server: a program that is given texts. command: speaks the JSON of sentence_transformers_main.py."""
 
     command: tuple[str, ...]
 
@@ -60,56 +33,98 @@ class InProcess:
 Endpoint = WireProtocol | InProcess
 
 
-class Peer(Protocol):
-    """A system that is compared."""
+@dataclass
+class Peer:
+    """A system that is compared.
 
-    @property
-    def name(self) -> str:
-        """As --peers names it."""
+    command: words in which `{python}`, `{model}`, `{dtype}`, `{device}`, `{port}` and two more free ports,
+    `{port2}` and `{port3}`, are filled in. cpu, gpu: what the sweep tries there, the plainest first, as it is typed:
+    variables, then flags; `{cores}` and `{half_cores}` are filled in. protocol: of an address and the model's folder;
+    None: the command is a program that is given texts. note: a remark for the table, which `prepare` begins with
+    versions. environment: whose Python it is; None: it needs none. variables: with all settings.
+    """
 
-    @property
-    def note(self) -> str:
-        """A remark for the table; may be empty."""
+    name: str
+    command: tuple[str, ...]
+    cpu: tuple[str, ...]
+    gpu: tuple[str, ...]
+    protocol: Callable[[str, Path], WireProtocol] | None
+    note: str = ""
+    environment: Environment | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    python: str = sys.executable
 
     def prepare(self, bench: Bench) -> None:
         """Install what it needs, once. Raises CannotRunError."""
+        if self.environment is not None:
+            self.python, versions = find_python(bench, self.environment)
+            self.note = f"{versions}; {self.note}"
+        program = self.command[0].format(python=self.python)
+        if shutil.which(program) is None:
+            raise CannotRunError(f"{Path(program).name} is not on PATH")
 
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        """What the sweep tries, the plainest first."""
-
-    def running(self, bench: Bench, config: Config) -> AbstractContextManager[Endpoint]:
-        """Started, answering, and stopped at the end. Raises CannotRunError."""
-
-
-class ServerPeer:
-    """A peer that is one command listening on one port."""
-
-    name = ""
-    note = ""
-
-    def prepare(self, bench: Bench) -> None:
-        """Nothing is installed."""
-
-    def configs(self, bench: Bench) -> Sequence[Config]:  # noqa: ARG002
-        return [Config()]
-
-    def settings(self, bench: Bench) -> dict[str, str]:  # noqa: ARG002
-        """Variables of every configuration."""
-        return {}
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        """What is run, before the configuration's flags."""
-        raise NotImplementedError
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:
-        """How requests reach it."""
-        raise NotImplementedError
+    def configs(self, bench: Bench) -> list[str]:
+        """What the sweep tries, as it is typed."""
+        half = max(1, bench.cores // 2)
+        texts = self.gpu if bench.on_gpu else self.cpu
+        return [text.format(cores=bench.cores, half_cores=half) for text in texts]
 
     @contextmanager
-    def running(self, bench: Bench, config: Config) -> Iterator[Endpoint]:
-        [port] = free_ports(1)
-        command = [*self.command(bench, port), *config.flags]
-        endpoint = self.endpoint(bench, port)
-        log = bench.work / "logs" / f"{self.name}.log"
-        with launched(command, {**self.settings(bench), **config.environment}, endpoint, log):
+    def running(self, bench: Bench, config: str) -> Iterator[Endpoint]:
+        """Started, answering, and stopped at the end. Raises CannotRunError."""
+        ports = free_ports(3)
+        filled = {"python": self.python, "port": ports[0], "port2": ports[1], "port3": ports[2]}
+        filled |= {"model": bench.model, "dtype": bench.dtype, "device": bench.device}
+        words = [] if config == DEFAULTS else config.split()
+        command = [word.format_map(filled) for word in self.command]
+        command += [word for word in words if not VARIABLE.match(word)]
+        if self.protocol is None:
+            yield InProcess(tuple(command))
+            return
+        variables = dict(word.split("=", 1) for word in words if VARIABLE.match(word))
+        endpoint = self.protocol(f"127.0.0.1:{ports[0]}", bench.model)
+        with launched(command, self.variables | variables, endpoint, bench.work / "logs" / f"{self.name}.log"):
+            yield endpoint
+
+
+class ArcticInference(Peer):
+    """Its source is fetched from PyPI and unpacked: its embedding server is pure Python."""
+
+    version = "0.3.0"
+
+    def prepare(self, bench: Bench) -> None:
+        """Fetch it, and let it generate its protobuf modules, as its package does when it is built."""
+        super().prepare(bench)
+        source = bench.work / f"arctic_inference-{self.version}"
+        self.command = tuple(word.replace("{source}", str(source)) for word in self.command)
+        if source.exists():
+            return
+        if not bench.install:
+            raise CannotRunError(f"{source.name} is not unpacked in the work folder")
+        bench.work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=bench.work) as scratch:
+            fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]
+            fetch += ["--no-binary=arctic-inference", "--dest", scratch, f"arctic-inference=={self.version}"]
+            fetched = subprocess.run(fetch, capture_output=True, text=True)
+            archives = list(Path(scratch).glob("*.tar.gz"))
+            if not archives:
+                reason = (fetched.stderr.splitlines() or ["?"])[-1][:LINE_LENGTH]
+                raise CannotRunError(f"pip can't fetch arctic-inference {self.version}: {reason}")
+            with tarfile.open(archives[0]) as archive:
+                archive.extractall(scratch, filter="data")
+            unpacked = Path(scratch) / source.name
+            generate = [self.python, str(unpacked / "arctic_inference" / "embedding" / "generate_proto.py")]
+            if subprocess.run(generate, capture_output=True).returncode:
+                raise CannotRunError("its protobuf modules can't be generated (grpcio-tools)")
+            unpacked.rename(source)
+
+    @contextmanager
+    def running(self, bench: Bench, config: str) -> Iterator[Endpoint]:
+        """If some replicas do not start, its manager serves with fewer; then the note says so."""
+        with super().running(bench, config) as endpoint:
+            assert not isinstance(endpoint, InProcess)
+            healthy = ask_server(endpoint).description
+            found, _, wanted, *_ = healthy.split()
+            if found != wanted:
+                self.note += f"; {healthy}"
             yield endpoint

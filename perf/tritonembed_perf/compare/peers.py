@@ -1,51 +1,165 @@
-"""Every system that can be compared, by name."""
+"""The table of systems that can be compared, in the order in which they run."""
 
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from pathlib import Path
 
-from tritonembed_perf.compare.arctic_peer import ArcticInference
-from tritonembed_perf.compare.environments import PROGRAMS, own_python, this_python, versions
-from tritonembed_perf.compare.ours import Direct, ThroughManager
-from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, Endpoint, InProcess, Peer, ServerPeer
+from tritonembed_engine.stub.child_python import module_command
+from tritonembed_perf.compare.environments import Environment
+from tritonembed_perf.compare.peer import DEFAULTS, ArcticInference, Peer
 from tritonembed_perf.failures import UsageError
+from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
 from tritonembed_perf.loadgen.openai import OpenAI
-from tritonembed_perf.loadgen.protocol import WireProtocol
 
-ENVIRONMENTS = ("sentence-transformers", "vllm-serve", "infinity-emb", "arctic-inference")
-"""What --python can name. sentence-transformers-http and vllm-serve-tuned share an environment with their namesakes."""
+PROGRAMS = str(Path(__file__).parent / "programs")
 
-SENTENCE_TRANSFORMERS = "sentence-transformers"
-SENTENCE_TRANSFORMERS_REQUIREMENTS = ("sentence-transformers==6.2.0", "fastapi==0.136.3", "uvicorn==0.54.0")
-SENTENCE_TRANSFORMERS_MODULES = ("torch", "sentence_transformers")
-INFINITY_REQUIREMENTS = ("infinity-emb[server,torch]==0.0.78",)
-INFINITY_MODULES = (
-    "infinity_emb", "fastapi", "uvicorn", "orjson", "posthog", "prometheus_fastapi_instrumentator", "torch",
-)  # fmt: skip
-INFINITY_START = "from infinity_emb.cli import cli; cli()"
-"""Its command `infinity_emb`, also if only its package was unpacked."""
+# sentence-transformers-http and vllm-serve-tuned share an environment with their namesakes. vLLM is this project's own:
+# the same vLLM is the fairest.
+SENTENCE_TRANSFORMERS = Environment(
+    "sentence-transformers",
+    ("sentence_transformers", "torch", "fastapi", "uvicorn"),
+    ("sentence-transformers==6.2.0", "fastapi==0.136.3", "uvicorn==0.54.0"),
+)
+VLLM = Environment("vllm-serve", ("vllm", "torch"))
+INFINITY = Environment(
+    "infinity-emb", ("infinity_emb", "sentence_transformers", "torch"), ("infinity-emb[server,torch]==0.0.78",)
+)
+ARCTIC = Environment("arctic-inference", ("vllm", "grpc_tools"))
+ENVIRONMENTS = tuple(one.name for one in (SENTENCE_TRANSFORMERS, VLLM, INFINITY, ARCTIC))
+"""What --python can name."""
 
-# Its flags for these have other names with a newer typer; and it would call home.
-INFINITY_SETTINGS = {"INFINITY_MODEL_WARMUP": "false", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"}
-TEI_PROGRAM = "text-embeddings-router"
 SERVED_NAME = "bench"
+LISTEN = ("--host", "127.0.0.1", "--port", "{port}")
+OURS = ("--model", "{model}", "--device", "{device}", "--dtype", "{dtype}", "--host", "127.0.0.1")
+MANAGER = (*module_command("tritonembed_manager", "serve", *OURS), "--start-port", "{port3}")
+SENTENCE_TRANSFORMERS_MAIN = (
+    "{python}", f"{PROGRAMS}/sentence_transformers_main.py",
+    "--model", "{model}", "--dtype", "{dtype}", "--device", "{device}",
+)  # fmt: skip
+VLLM_SERVE = (
+    "{python}", f"{PROGRAMS}/vllm_main.py", "serve", "{model}", *LISTEN, "--dtype", "{dtype}",
+    "--runner", "pooling", "--served-model-name", SERVED_NAME,
+)  # fmt: skip
+
+# Without these, vLLM leaves a core of a CPU to its API server, and takes memory for tokens that are never generated.
+LITTLE_CACHE = "VLLM_CPU_KVCACHE_SPACE=1"
+ALL_CORES = f"{LITTLE_CACHE} VLLM_CPU_OMP_THREADS_BIND=nobind OMP_NUM_THREADS="
+QUIET = "--disable-uvicorn-access-log"
 
 
 def all_peers() -> dict[str, Peer]:
-    """In the order in which they run."""
-    peers: list[Peer] = [
-        Direct(),
-        ThroughManager("tritonembed-manager", "kserve"),
-        ThroughManager("tritonembed-openai", "openai"),
-        SentenceTransformersInProcess(),
-        SentenceTransformersServer(),
-        VllmServe("vllm-serve", "float", tuned=False),
-        VllmServe("vllm-serve-tuned", "bytes", tuned=True),
-        Infinity(),
-        ArcticInference(),
-        TextEmbeddingsInference(),
-    ]
+    """By name."""
+    peers = [
+        Peer(
+            "tritonembed",
+            (*module_command("tritonembed_manager", "replica", *OURS), "--port", "{port}", "--http-port", "{port2}",
+             "--metrics-port", "{port3}"),
+            cpu=tuple(f"--replicas {n} --tokenizer-instances {m}" for n, m in ((1, 1), (1, 2), (2, 1))),
+            gpu=("--replicas 3 --tokenizer-instances 8", "--replicas 6 --tokenizer-instances 12"),
+            protocol=lambda address, _: KServe(address),
+        ),
+        Peer(
+            "tritonembed-manager",
+            (*MANAGER, "--port", "{port}", "--http-port", "{port2}"),
+            cpu=("--num-replicas 1 --workers 1", "--num-replicas 1 --workers 2"),
+            gpu=("--num-replicas 3 --workers 4",),
+            protocol=lambda address, _: KServe(address),
+            note="through the manager",
+        ),
+        Peer(
+            "tritonembed-openai",
+            (*MANAGER, "--port", "{port2}", "--http-port", "{port}"),
+            cpu=("--num-replicas 1 --workers 1", "--num-replicas 1 --workers 2"),
+            gpu=("--num-replicas 3 --workers 4",),
+            protocol=lambda address, model: OpenAI(address, str(model)),
+            note="through the manager, base64 over HTTP",
+        ),
+        Peer(
+            "sentence-transformers",
+            SENTENCE_TRANSFORMERS_MAIN,
+            cpu=("--batch-size 32", "--batch-size 64", "--batch-size 256"),
+            gpu=("--batch-size 128", "--batch-size 512"),
+            protocol=None,
+            note="in process: no server, no network; all requests in flight are one call of encode",
+            environment=SENTENCE_TRANSFORMERS,
+        ),
+        Peer(
+            "sentence-transformers-http",
+            (*SENTENCE_TRANSFORMERS_MAIN, "--port", "{port}"),
+            cpu=("--parallel 1", "--parallel {cores}", "--parallel {cores} --threads 1"),
+            gpu=("--parallel 1", "--parallel 4"),
+            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
+            note="a minimal FastAPI server, base64; --parallel: calls of encode at one time",
+            environment=SENTENCE_TRANSFORMERS,
+        ),
+        Peer(
+            "vllm-serve",
+            VLLM_SERVE,
+            cpu=(LITTLE_CACHE,),
+            gpu=(DEFAULTS,),
+            protocol=lambda address, _: OpenAI(address, SERVED_NAME, "float"),
+            note="answers as float, its API's default",
+            environment=VLLM,
+        ),
+        Peer(
+            "vllm-serve-tuned",
+            VLLM_SERVE,
+            cpu=(
+                f"{LITTLE_CACHE} --api-server-count 1 --max-num-seqs 256 {QUIET}",
+                f"{LITTLE_CACHE} --api-server-count 2 --max-num-seqs 256 {QUIET}",
+                f"{ALL_CORES}{{cores}} --enforce-eager {QUIET}",
+            ),
+            # Other sizes of its scheduler change nothing: its API servers are the limit.
+            gpu=tuple(f"--api-server-count {count} --max-num-seqs 1024 {QUIET}" for count in (4, 8)),
+            protocol=lambda address, _: OpenAI(address, SERVED_NAME, "bytes"),
+            note="answers as bytes, which costs it the least",
+            environment=VLLM,
+        ),
+        Peer(
+            "infinity-emb",
+            (
+                "{python}", "-c", "from infinity_emb.cli import cli; cli()", "v2", "--model-id", "{model}",
+                "--engine", "torch", *LISTEN, "--url-prefix", "/v1", "--dtype", "{dtype}", "--device", "{device}",
+                "--served-model-name", SERVED_NAME, "--log-level", "warning",
+            ),
+            cpu=("--batch-size 32", "--batch-size 64", "--batch-size 128"),
+            gpu=("--batch-size 128", "--batch-size 512"),
+            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
+            # Its other engines convert the model or change its precision.
+            note="torch engine, base64",
+            environment=INFINITY,
+            # Its flags for these have other names with a newer typer; and it would call home.
+            variables={"INFINITY_MODEL_WARMUP": "false", "INFINITY_ANONYMOUS_USAGE_STATS": "0", "DO_NOT_TRACK": "1"},
+        ),
+        ArcticInference(
+            "arctic-inference",
+            (
+                "{python}", f"{PROGRAMS}/arctic_main.py", "{source}", "replica_manager", "--model", "{model}",
+                *LISTEN, "--dtype", "{dtype}", "--startup-timeout", "600", "--runner", "pooling",
+            ),
+            cpu=(
+                f"{ALL_CORES}{{cores}} --num-replicas 1 --enforce-eager",
+                f"{ALL_CORES}{{half_cores}} --num-replicas 2 --enforce-eager",
+            ),
+            gpu=(
+                "--num-replicas 6 --gpu-memory-utilization 0.150",
+                "--num-replicas 12 --gpu-memory-utilization 0.075",
+            ),
+            protocol=lambda address, model: Arctic(address, str(model)),
+            note=f"{ArcticInference.version}, by way of a shim: it is written for vLLM 0.9.2",
+            environment=ARCTIC,
+        ),
+        Peer(
+            "tei",
+            (
+                "text-embeddings-router", "--model-id", "{model}", "--hostname", "127.0.0.1", "--port", "{port}",
+                "--dtype", "{dtype}", "--max-client-batch-size", "1024", "--max-concurrent-requests", "4096",
+                "--auto-truncate",
+            ),
+            cpu=("--max-batch-tokens 16384", "--max-batch-tokens 65536"),
+            gpu=("--max-batch-tokens 16384", "--max-batch-tokens 65536"),
+            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
+            note="base64 over HTTP",
+        ),
+    ]  # fmt: skip
     return {peer.name: peer for peer in peers}
 
 
@@ -57,167 +171,3 @@ def choose_peers(names: str) -> list[Peer]:
         if name not in known:
             raise UsageError(f"--peers: {name!r} is none of {', '.join(known)}")
     return [known[name] for name in known if name in wanted]
-
-
-class SentenceTransformersInProcess:
-    """`encode` on everything that the other systems have in flight at one time."""
-
-    name = "sentence-transformers"
-
-    def __init__(self) -> None:
-        self.note = "in process: no server, no network; all requests in flight are one call of encode"
-        self._python = sys.executable
-
-    def prepare(self, bench: Bench) -> None:
-        self._python = own_python(
-            bench, SENTENCE_TRANSFORMERS, SENTENCE_TRANSFORMERS_REQUIREMENTS, SENTENCE_TRANSFORMERS_MODULES
-        )
-        self.note = f"{versions(self._python, ['sentence-transformers', 'torch'])}; {self.note}"
-
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        sizes = (128, 512) if bench.on_gpu else (32, 64, 256)
-        return [Config(("--batch-size", str(size))) for size in sizes]
-
-    @contextmanager
-    def running(self, bench: Bench, config: Config) -> Iterator[Endpoint]:
-        """The program runs during a measurement only."""
-        yield InProcess((self._python, str(PROGRAMS / "in_process.py"), *_model_options(bench), *config.flags))
-
-
-class SentenceTransformersServer(ServerPeer):
-    """FastAPI and uvicorn around `encode`."""
-
-    name = "sentence-transformers-http"
-
-    def __init__(self) -> None:
-        self.note = "a minimal FastAPI server, base64"
-        self._python = sys.executable
-
-    def prepare(self, bench: Bench) -> None:
-        self._python = own_python(
-            bench,
-            SENTENCE_TRANSFORMERS,
-            SENTENCE_TRANSFORMERS_REQUIREMENTS,
-            (*SENTENCE_TRANSFORMERS_MODULES, "fastapi", "uvicorn"),
-        )
-        self.note = f"{versions(self._python, ['sentence-transformers', 'torch', 'fastapi'])}; {self.note}"
-
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        """--parallel: calls of encode at one time."""
-        if bench.on_gpu:
-            return [Config(("--parallel", "1")), Config(("--parallel", "4"))]
-        return [
-            Config(("--parallel", "1")),
-            Config(("--parallel", str(bench.cores))),
-            Config(("--parallel", str(bench.cores), "--threads", "1")),
-        ]
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        return [self._python, str(PROGRAMS / "fastapi_server.py"), "--port", str(port), *_model_options(bench)]
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:  # noqa: ARG002
-        return OpenAI(f"http://127.0.0.1:{port}", SERVED_NAME)
-
-
-class VllmServe(ServerPeer):
-    """`vllm serve` with this project's own vLLM. encoding: float is its API's default; bytes costs it the least."""
-
-    def __init__(self, name: str, encoding: str, *, tuned: bool) -> None:
-        self.name = name
-        self.note = f"answers as {encoding}"
-        self._encoding = encoding
-        self._tuned = tuned
-        self._python = sys.executable
-
-    def prepare(self, bench: Bench) -> None:
-        """The same vLLM as ours is the fairest: no environment of its own."""
-        self._python = this_python(bench, "vllm-serve", ("vllm",))
-        self.note = f"{versions(self._python, ['vllm', 'vllm-cpu', 'torch'])}; {self.note}"
-
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        if not self._tuned:
-            return [Config(environment=_vllm_environment(bench))]
-        # Two scheduler sizes show nothing on a GPU: its API servers are the limit.
-        shapes = [(4, 1024), (8, 1024)] if bench.on_gpu else [(1, 256), (2, 256)]
-        found = [
-            Config(
-                ("--api-server-count", str(servers), "--max-num-seqs", str(sequences), "--disable-uvicorn-access-log"),
-                _vllm_environment(bench),
-            )
-            for servers, sequences in shapes
-        ]
-        if not bench.on_gpu:
-            # By itself it leaves one core to its API server; the work of the model is worth more.
-            every = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(bench.cores)}
-            found.append(Config(("--enforce-eager", "--disable-uvicorn-access-log"), _vllm_environment(bench) | every))
-        return found
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        program = [self._python, str(PROGRAMS / "vllm_main.py"), "serve", str(bench.model)]
-        program += ["--host", "127.0.0.1", "--port", str(port), "--dtype", bench.dtype]
-        return [*program, "--runner", "pooling", "--served-model-name", SERVED_NAME]
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:  # noqa: ARG002
-        return OpenAI(f"http://127.0.0.1:{port}", SERVED_NAME, self._encoding)
-
-
-class Infinity(ServerPeer):
-    """infinity-emb of PyPI with its torch engine: the same precision as the others, and no conversion of the model."""
-
-    name = "infinity-emb"
-
-    def __init__(self) -> None:
-        self.note = "torch engine, base64"
-        self._python = sys.executable
-
-    def prepare(self, bench: Bench) -> None:
-        self._python = own_python(bench, self.name, INFINITY_REQUIREMENTS, INFINITY_MODULES)
-        self.note = f"{versions(self._python, ['infinity-emb', 'sentence-transformers', 'torch'])}; {self.note}"
-
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        sizes = (128, 512) if bench.on_gpu else (32, 64, 128)
-        return [Config(("--batch-size", str(size))) for size in sizes]
-
-    def settings(self, bench: Bench) -> dict[str, str]:  # noqa: ARG002
-        return INFINITY_SETTINGS
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        program = [self._python, "-c", INFINITY_START, "v2", "--model-id", str(bench.model), "--engine", "torch"]
-        program += ["--host", "127.0.0.1", "--port", str(port), "--url-prefix", "/v1", "--dtype", bench.dtype]
-        program += ["--device", bench.device, "--served-model-name", SERVED_NAME]
-        return [*program, "--log-level", "warning"]
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:  # noqa: ARG002
-        return OpenAI(f"http://127.0.0.1:{port}", SERVED_NAME)
-
-
-class TextEmbeddingsInference(ServerPeer):
-    """Hugging Face's HTTP server, if its program is on PATH."""
-
-    name = "tei"
-    note = "base64 over HTTP"
-
-    def prepare(self, bench: Bench) -> None:
-        if shutil.which(TEI_PROGRAM) is None:
-            raise CannotRunError(f"{TEI_PROGRAM} is not on PATH")
-        if bench.dtype not in ("float32", "float16"):
-            raise CannotRunError(f"it has no {bench.dtype}: --dtype float16 compares it")
-
-    def configs(self, bench: Bench) -> Sequence[Config]:  # noqa: ARG002
-        return [Config(("--max-batch-tokens", str(tokens))) for tokens in (16_384, 65_536)]
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        program = [TEI_PROGRAM, "--model-id", str(bench.model), "--hostname", "127.0.0.1", "--port", str(port)]
-        program += ["--dtype", bench.dtype, "--max-client-batch-size", "1024", "--max-concurrent-requests", "4096"]
-        return [*program, "--auto-truncate"]
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:  # noqa: ARG002
-        return OpenAI(f"http://127.0.0.1:{port}", SERVED_NAME)
-
-
-def _model_options(bench: Bench) -> list[str]:
-    return ["--model", str(bench.model), "--dtype", bench.dtype, "--device", bench.device]
-
-
-def _vllm_environment(bench: Bench) -> dict[str, str]:
-    return {} if bench.on_gpu else {"VLLM_CPU_KVCACHE_SPACE": "1"}

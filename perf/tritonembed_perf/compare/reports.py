@@ -1,69 +1,30 @@
-"""The report of one run or of several: JSON for machines, Markdown and charts for people."""
+"""The report of a comparison: tables and charts for people, JSON for machines."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.compare.results import Result, Sample, median, merge
-from tritonembed_perf.compare.tables import markdown, show
-from tritonembed_perf.compare.trials import Trial
-from tritonembed_perf.failures import UsageError
-from tritonembed_perf.reports import machine_line, write_report
+from tritonembed_perf.compare.results import Report, Result, Sample, Trial
+from tritonembed_perf.plots import grouped_bars, lines
+from tritonembed_perf.reports import print_table, write_report
 
-JSON, MARKDOWN = "compare.json", "compare.md"
-BARS, LATENCIES, REPLICAS = "tokens-by-load", "p99-by-rate", "tokens-by-replicas"
+OURS = "tritonembed"
+HEADER = ("system", "tokens/s", "least – most", "requests/s", "p50 ms", "p99 ms", f"{OURS} is", "failed / wrong")
 
 
-def make_report(
-    environment: dict[str, Any], model: str, dtype: str, device: str, finished: bool, trials: Sequence[Trial]
-) -> dict[str, Any]:
-    """All but the systems. environment: as `describe_environment` returns it."""
-    run = {**environment, "machine_line": machine_line(environment["machine"]), "interrupted": not finished}
-    names = [trial.name for trial in trials]
-    return {"model": model, "dtype": dtype, "device": device, "trials": names, "runs": [run]}
-
-
-def read_report(option: str, path: Path) -> tuple[dict[str, Any], list[Result]]:
-    """Of what `publish` wrote. option: that named it. Raises UsageError."""
-    try:
-        report = json.loads(path.read_text())
-        results = [Result.from_json(entry) for entry in report.pop("systems")]
-        for key in ("model", "dtype", "device", "runs"):
-            report[key]
-        [Trial.parse(name) for name in report["trials"]]
-    except OSError as error:
-        raise UsageError(f"{option}: {path.name}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{option}: {path.name} is no report of `tritonembed-bench compare`") from None
-    return report, results
-
-
-def merge_reports(read: Sequence[tuple[dict[str, Any], list[Result]]]) -> tuple[dict[str, Any], list[Result]]:
-    """One report. Raises UsageError if their models, precisions or machines differ."""
-    first = read[0][0]
-    for report, _ in read[1:]:
-        for key in ("model", "dtype", "device"):
-            if report[key] != first[key]:
-                raise UsageError(f"--merge: {key} is {first[key]} in one file and {report[key]} in another")
-    runs = [run for report, _ in read for run in report["runs"]]
-    machines = {run["machine_line"] for run in runs}
-    if len(machines) > 1:
-        raise UsageError(f"--merge: these are different machines: {'; '.join(sorted(machines))}")
-    trials = list(dict.fromkeys(name for report, _ in read for name in report["trials"]))
-    return {**first, "trials": trials, "runs": runs}, merge([results for _, results in read])
-
-
-def publish(report: dict[str, Any], results: Sequence[Result], folder: Path | None) -> None:
+def publish(report: Report, folder: Path | None) -> None:
     """Show the tables; write everything to the folder, if there is one."""
-    trials = [Trial.parse(name) for name in report["trials"]]
-    show(trials, results)
+    head, results = report
+    trials = [Trial.parse(name) for name in head["trials"]]
+    for trial in trials:
+        print_table(HEADER, rows_of(trial, results), left=(0, 2), title=str(trial))
+    print("\n".join([*verdicts(trials, results), *remarks(results)]))
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    write_report(folder / JSON, {**report, "systems": [asdict(result) for result in results]})
-    (folder / MARKDOWN).write_text(markdown(report, trials, results))
+    write_report(folder / "compare.json", {**head, "systems": [asdict(result) for result in results]})
+    (folder / "compare.md").write_text(markdown(head, trials, results))
     try:
         plot(folder, trials, results)
     except ImportError as error:
@@ -71,60 +32,114 @@ def publish(report: dict[str, Any], results: Sequence[Result], folder: Path | No
         print(f"no charts: {error}")
 
 
-def plot(folder: Path, trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
-    """Grouped bars of tokens/s; p99 against the offered rate; tokens/s against replicas. Returns the charts' names.
+def rows_of(trial: Trial, results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """A row for each system, the fastest first, of an open loop the least p99; without figures the reason."""
 
-    What was not measured has no chart. Raises ImportError if matplotlib is missing.
+    def rank(result: Result) -> float:
+        sample = result.of(trial)
+        if sample is None:
+            return float("inf")
+        return -sample.tokens_per_second if trial.rate is None else sample.p99_ms
+
+    ours = _ours(trial, results)
+    return [_row(result, trial, ours) for result in sorted(results, key=rank)]
+
+
+def _row(result: Result, trial: Trial, ours: Sample | None) -> tuple[str, ...]:
+    sample, samples = result.of(trial), result.rounds.get(str(trial))
+    if sample is None or not samples:
+        nothing = "not measured" if samples is None or trial.rate is None else "no offered rate in process"
+        return (result.system, "–", result.why_not or nothing, "", "", "", "", "")
+    speeds = [one.tokens_per_second for one in samples]
+    ratio = f"{ours.tokens_per_second / sample.tokens_per_second:.2f} x" if ours and sample.tokens_per_second else "–"
+    return (
+        result.system + (" *" if any(one.client_saturated for one in samples) else ""),
+        f"{sample.tokens_per_second:,.0f}",
+        f"{min(speeds):,.0f} – {max(speeds):,.0f}",
+        f"{sample.requests_per_second:,.1f}",
+        f"{sample.p50_ms:,.1f}",
+        f"{sample.p99_ms:,.1f}",
+        "" if result.system == OURS or trial.rate is not None else ratio,
+        f"{sum(one.errors for one in samples)} / {sum(one.wrong for one in samples)}",
+    )
+
+
+def markdown(head: dict[str, Any], trials: Sequence[Trial], results: Sequence[Result]) -> str:
+    """The same for a page, with machines and commands."""
+    page = [f"{head['model']}, {head['dtype']} on {head['device']}", ""]
+    for run in head["runs"]:
+        ended = "; interrupted" if run["interrupted"] else ""
+        page += [f"{run['machine_line']}, {run['when']}{ended}", "", f"    {run['command']}", ""]
+    for trial in trials:
+        page += [f"**{trial}**", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
+        page += [f"| {' | '.join(row)} |" for row in rows_of(trial, results)]
+        page.append("")
+    page += [f"- {line}" for line in [*verdicts(trials, results), *remarks(results)]]
+    return "\n".join(page) + "\n"
+
+
+def verdicts(trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
+    """A line for each load and system that is faster."""
+    found = []
+    for trial in trials:
+        ours = _ours(trial, results)
+        for result in results:
+            theirs = result.of(trial)
+            if ours is None or theirs is None or result.system.startswith(OURS) or trial.rate is not None:
+                continue
+            if theirs.tokens_per_second > ours.tokens_per_second:
+                faster = theirs.tokens_per_second / max(ours.tokens_per_second, 1e-9)
+                found.append(f"{trial}: {result.system} is faster than {OURS}: {faster:.2f} x")
+    return found
+
+
+def remarks(results: Sequence[Result]) -> list[str]:
+    """Each system's flags, notes and troubles."""
+    found = []
+    for result in results:
+        note = f" ({result.note})" if result.note else ""
+        if result.why_not and not result.rounds:
+            found.append(f"{result.system}{note}: {result.why_not}")
+            continue
+        flags: dict[str, list[str]] = {}
+        for trial, config in result.chosen.items():
+            flags.setdefault(config, []).append(trial)
+        chosen = "; ".join(f"`{text}` for {', '.join(names)}" for text, names in flags.items())
+        found.append(f"{result.system}{note}: {chosen or 'not measured'}")
+        tried = [config for config in result.sweep if config not in flags]
+        if tried:
+            found.append(f"{result.system}: no better were {', '.join(f'`{config}`' for config in tried)}")
+        faults = dict.fromkeys(fault for sample in result.every_sample for fault in sample.faults)
+        found += [f"{result.system}: {trouble}" for trouble in [*result.troubles, *faults]]
+    if any(one.client_saturated for result in results for one in result.every_sample):
+        found.append("* the client's own CPU was saturated in some round: the system may do more")
+    return found
+
+
+def plot(folder: Path, trials: Sequence[Trial], results: Sequence[Result]) -> None:
+    """Grouped bars of tokens/s; p99 against the offered rate. What was not measured has no chart.
+
+    Raises ImportError if matplotlib is missing.
     """
-    return [
-        name
-        for name, draw in ((BARS, _bars), (LATENCIES, _latencies), (REPLICAS, _replicas))
-        if draw(folder / name, trials, results)
-    ]
-
-
-def _bars(path: Path, trials: Sequence[Trial], results: Sequence[Result]) -> bool:
-    from tritonembed_perf.plots import grouped_bars
-
     closed = [trial for trial in trials if trial.rate is None]
-    series = {
-        result.system: [_tokens(result.of(trial)) for trial in closed]
+    bars: dict[str, list[float | None]] = {
+        result.system: [sample.tokens_per_second if (sample := result.of(trial)) else None for trial in closed]
         for result in results
         if any(result.of(trial) for trial in closed)
     }
-    if series:
+    if bars:
         title = "tokens/s by load (tokens x sentences a request @ requests at once)"
-        grouped_bars(path, title, [trial.name for trial in closed], series)
-    return bool(series)
-
-
-def _latencies(path: Path, trials: Sequence[Trial], results: Sequence[Result]) -> bool:
-    from tritonembed_perf.plots import lines
-
-    offered = sorted((trial for trial in trials if trial.rate is not None), key=lambda trial: trial.rate or 0.0)
-    curves = {
-        result.system: [(trial.rate or 0.0, found.p99_ms) for trial in offered if (found := result.of(trial))]
+        grouped_bars(folder / "tokens-by-load", title, [str(trial) for trial in closed], bars)
+    offered = sorted((trial.rate, trial) for trial in trials if trial.rate is not None)
+    latencies = {
+        result.system: [(rate, sample.p99_ms) for rate, trial in offered if (sample := result.of(trial))]
         for result in results
     }
-    curves = {name: points for name, points in curves.items() if points}
+    curves = {name: points for name, points in latencies.items() if points}
     if curves:
-        title = f"99th percentile of latency against offered rate, {offered[0].tokens} x {offered[0].sentences}"
-        lines(path, title, curves, ("requests/s offered", "ms"), logarithmic=True)
-    return bool(curves)
+        title = f"99th percentile of latency against offered rate, {offered[0][1].tokens} x {offered[0][1].sentences}"
+        lines(folder / "p99-by-rate", title, curves, "requests/s offered", "ms")
 
 
-def _replicas(path: Path, trials: Sequence[Trial], results: Sequence[Result]) -> bool:
-    from tritonembed_perf.plots import lines
-
-    counts = {
-        result.system: sorted((float(n), median(many).tokens_per_second) for n, many in result.by_replicas.items())
-        for result in results
-        if result.by_replicas
-    }
-    if counts:
-        lines(path, f"tokens/s against replicas, {trials[0].name}", counts, ("replicas", "tokens/s"))
-    return bool(counts)
-
-
-def _tokens(sample: Sample | None) -> float | None:
-    return None if sample is None else sample.tokens_per_second
+def _ours(trial: Trial, results: Sequence[Result]) -> Sample | None:
+    return next((result.of(trial) for result in results if result.system == OURS), None)

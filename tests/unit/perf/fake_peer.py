@@ -1,17 +1,16 @@
 """A peer for tests: a small OpenAI server in its own process, and a program in this process. Both can be faulty."""
 
 import hashlib
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.compare.peer import Bench, ServerPeer
-from tritonembed_perf.compare.trials import Material, Materials, Trial
+from tritonembed_perf.compare.measuring import Material, Materials
+from tritonembed_perf.compare.peer import DEFAULTS, Peer
+from tritonembed_perf.compare.results import Trial
 from tritonembed_perf.loadgen.answers import AnswerCheck, Reference
 from tritonembed_perf.loadgen.openai import OpenAI
-from tritonembed_perf.loadgen.protocol import WireProtocol
 from tritonembed_perf.loadgen.requests import PooledRequest
 
 VECTOR = """
@@ -90,7 +89,7 @@ if sys.argv[1] == "fails":
 rows = [vector(text) for text in job["texts"]]
 numpy.save(job["vectors"], numpy.array(rows[::-1] if sys.argv[1] == "out of order" else rows, numpy.float32))
 print("something else")
-print(json.dumps({"calls": 4, "seconds": 2.0, "latencies": [0.4, 0.5, 0.5, 0.6], "cpu_seconds": 1.0}))
+print(json.dumps({"calls": 4, "seconds": 2.0, "latencies": [0.4, 0.5, 0.5, 0.6]}))
 """
 )
 
@@ -119,17 +118,10 @@ class FewTexts(Materials):
         return AnswerCheck(4, True, 0.999, self.of(trial).references)
 
 
-class FakeServer(ServerPeer):
+class FakeServer(Peer):
     """fault: the name of the server's fault."""
 
     def __init__(self, script: Path, fault: str = "nothing", *more: str) -> None:
-        self.name = "fake"
-        self.more = more
         script.write_text(SERVER)
-        self._script, self._fault = script, fault
-
-    def command(self, bench: Bench, port: int) -> list[str]:
-        return [sys.executable, str(self._script), str(port), self._fault, *self.more]
-
-    def endpoint(self, bench: Bench, port: int) -> WireProtocol:
-        return OpenAI(f"http://127.0.0.1:{port}", "fake", "float")
+        command = ("{python}", str(script), "{port}", fault, *more)
+        super().__init__("fake", command, (DEFAULTS,), (DEFAULTS,), lambda address, _: OpenAI(address, "fake", "float"))

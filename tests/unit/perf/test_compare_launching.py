@@ -13,8 +13,10 @@ import pytest
 from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 
 from tritonembed_perf.compare.contest import Contest, Plan
-from tritonembed_perf.compare.launching import DidNotStartError, launched
-from tritonembed_perf.compare.peer import Bench, Config
+from tritonembed_perf.compare.environments import Bench, CannotRunError
+from tritonembed_perf.compare.launching import launched
+from tritonembed_perf.compare.measuring import Window
+from tritonembed_perf.compare.peer import DEFAULTS
 from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.openai import OpenAI
 from tritonembed_perf.signals import deferred_signals
@@ -22,20 +24,20 @@ from tritonembed_perf.signals import deferred_signals
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, "float32", "cpu", 2, 0, tmp_path)
+    return Bench(tmp_path, "float32", "cpu", 2, tmp_path)
 
 
 def test_a_server_that_ends_is_reported_with_the_reason(bench: Bench, tmp_path: Path) -> None:
     with (
-        pytest.raises(DidNotStartError, match=r"ValueError: .* has no weights"),
-        FakeServer(tmp_path / "server.py", "ends").running(bench, Config()),
+        pytest.raises(CannotRunError, match=r"ValueError: .* has no weights"),
+        FakeServer(tmp_path / "server.py", "ends").running(bench, DEFAULTS),
     ):
         pass
 
 
 def test_a_servers_children_end_with_it(bench: Bench, tmp_path: Path) -> None:
     peer = FakeServer(tmp_path / "server.py", "leaves a child", str(tmp_path / "pid"))
-    with peer.running(bench, Config()):
+    with peer.running(bench, DEFAULTS):
         child = psutil.Process(int((tmp_path / "pid").read_text()))
         assert child.is_running()
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
@@ -43,7 +45,7 @@ def test_a_servers_children_end_with_it(bench: Bench, tmp_path: Path) -> None:
 
 def test_a_server_that_has_to_be_killed_leaves_no_shared_memory(bench: Bench, tmp_path: Path) -> None:
     peer = FakeServer(tmp_path / "server.py", "leaves shared memory", str(tmp_path / "name"))
-    with peer.running(bench, Config()):
+    with peer.running(bench, DEFAULTS):
         block = Path("/dev/shm") / (tmp_path / "name").read_text()
         assert block.exists()
     try:
@@ -58,7 +60,7 @@ def test_a_servers_variables_reach_it(tmp_path: Path) -> None:
     endpoint = OpenAI(f"http://127.0.0.1:{free_ports(1)[0]}", "fake")
     command = [sys.executable, str(script)]
     with (
-        pytest.raises(DidNotStartError, match="error: of ours"),
+        pytest.raises(CannotRunError, match="error: of ours"),
         launched(command, {"A_SETTING": "of ours"}, endpoint, tmp_path / "logs" / "log"),
     ):
         pass
@@ -70,14 +72,14 @@ def test_ctrl_c_in_the_middle_ends_the_server_and_keeps_the_results(bench: Bench
 
     class Watched(FakeServer):
         @contextmanager
-        def running(self, bench: Bench, config: Config) -> Iterator[Any]:
+        def running(self, bench: Bench, config: str) -> Iterator[Any]:
             with super().running(bench, config) as endpoint:
                 every = psutil.Process().children()
                 processes.extend(process for process in every if "second.py" in " ".join(process.cmdline()))
                 yield endpoint
 
     first, second = FakeServer(tmp_path / "first.py"), Watched(tmp_path / "second.py", "interrupts")
-    plan = Plan([TRIAL], [], [], 1, 0.4, 0.0, 0.1, 1)
+    plan = Plan([TRIAL], [], 1, Window(0.4, 0.1, 1), 0.0)
     contest = Contest(bench, [first, second], plan, FewTexts(), lambda _: None)
     assert not contest.run()
     assert contest.results[0].rounds

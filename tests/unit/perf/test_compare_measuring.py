@@ -8,21 +8,22 @@ import pytest
 from tests.unit.perf.fake_peer import PROGRAM, TRIAL, FakeServer, FewTexts
 
 from tritonembed_manager.tune.loadgen.clients import Interrupt
-from tritonembed_perf.compare.measuring import client_processes, take_sample
-from tritonembed_perf.compare.peer import Bench, CannotRunError, Config, InProcess, ServerPeer
-from tritonembed_perf.compare.results import Sample
-from tritonembed_perf.compare.trials import Trial
+from tritonembed_perf.compare.environments import Bench, CannotRunError
+from tritonembed_perf.compare.measuring import Window, client_processes, take_sample
+from tritonembed_perf.compare.peer import DEFAULTS, InProcess, Peer
+from tritonembed_perf.compare.results import Sample, Trial
+from tritonembed_perf.loadgen.openai import OpenAI
 
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(tmp_path, "float32", "cpu", 2, 0, tmp_path)
+    return Bench(tmp_path, "float32", "cpu", 2, tmp_path)
 
 
-def measure(bench: Bench, peer: ServerPeer, trial: Trial = TRIAL) -> Sample:
-    with peer.running(bench, Config()) as endpoint:
+def measure(bench: Bench, peer: Peer, trial: Trial = TRIAL) -> Sample:
+    with peer.running(bench, DEFAULTS) as endpoint:
         assert not isinstance(endpoint, InProcess)
-        found = take_sample(endpoint, trial, FewTexts(), 0.4, 0.1, 1, Interrupt())
+        found = take_sample(endpoint, trial, FewTexts(), Window(0.4, 0.1, 1), Interrupt())
     assert found is not None
     return found
 
@@ -74,14 +75,14 @@ def test_a_program_that_fails_is_reported_with_the_reason(tmp_path: Path) -> Non
 
 def test_a_program_has_no_offered_rate(tmp_path: Path) -> None:
     nothing = InProcess((sys.executable, str(tmp_path / "missing.py")))
-    assert take_sample(nothing, Trial(5, 2, rate=1), FewTexts(), 1, 0, None, Interrupt()) is None
+    assert take_sample(nothing, Trial(5, 2, rate=1), FewTexts(), Window(1, 0), Interrupt()) is None
 
 
 def run_program(folder: Path, fault: str) -> Sample:
     script = folder / "program.py"
     script.write_text(PROGRAM)
     endpoint = InProcess((sys.executable, str(script), fault))
-    found = take_sample(endpoint, TRIAL, FewTexts(), 1.0, 0.0, None, Interrupt())
+    found = take_sample(endpoint, TRIAL, FewTexts(), Window(1.0, 0.0), Interrupt())
     assert found is not None
     return found
 
@@ -98,6 +99,19 @@ def test_clients_leave_most_cores_to_the_server(
     assert client_processes(trial, wanted) == expected
 
 
-def test_a_configuration_is_shown_as_its_command_line() -> None:
-    assert Config(("--replicas", "2"), {"THREADS": "1"}).text == "THREADS=1 --replicas 2"
-    assert Config().text == "defaults"
+def test_a_configuration_is_variables_and_flags_behind_the_command(bench: Bench) -> None:
+    script = "import os, sys; print(os.environ.get('THREADS'), *sys.argv[1:], file=sys.stderr); sys.exit(1)"
+    command = ("{python}", "-c", script, "Error", "{device}", "{model}")
+    peer = Peer("echo", command, (), (), lambda address, _: OpenAI(address, "echo"), variables={"THREADS": "3"})
+    for config, said in ((DEFAULTS, "3 Error cpu"), ("THREADS=1 --replicas 2", "1 Error cpu")):
+        with pytest.raises(CannotRunError, match=said), peer.running(bench, config):
+            pass
+        line = (bench.work / "logs" / "echo.log").read_text().split()
+        assert line[4:] == ([] if config == DEFAULTS else ["--replicas", "2"])
+
+
+def test_a_program_gets_the_configuration_too(bench: Bench) -> None:
+    peer = Peer("program", ("{python}", "main.py", "--dtype", "{dtype}"), ("--parallel {cores}",), (), None)
+    [config] = peer.configs(bench)
+    with peer.running(bench, config) as endpoint:
+        assert endpoint == InProcess((sys.executable, "main.py", "--dtype", "float32", "--parallel", "2"))

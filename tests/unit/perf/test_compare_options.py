@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from tritonembed_perf.cli import main
-from tritonembed_perf.compare.peer import Bench
+from tritonembed_perf.compare.command import make_head
+from tritonembed_perf.compare.environments import Bench
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
-from tritonembed_perf.compare.reports import make_report, publish
-from tritonembed_perf.compare.results import Result, Sample
-from tritonembed_perf.compare.trials import Trial
+from tritonembed_perf.compare.reports import publish
+from tritonembed_perf.compare.results import Result, Sample, Trial
 
 
 @pytest.fixture
@@ -18,10 +18,6 @@ def model(tmp_path: Path) -> Path:
     """The part of a model's folder that the options check."""
     (tmp_path / "config.json").write_text("{}")
     return tmp_path
-
-
-def bench(folder: Path, *, device: str = "cpu", install: bool = True, **pythons: str) -> Bench:
-    return Bench(folder, "float32", device, 2, 0, folder, pythons, install)
 
 
 def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -39,10 +35,8 @@ def run(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, 
         (["--dtype", "int3"], "'int3' is not one of 'float32', 'bfloat16', 'float16'"),
         (["--loads", "50x64"], "--loads: '50x64' is not a load such as 50x64@32"),
         (["--rates", "0"], "--rates is numbers from 1 on"),
-        (["--replicas", "two"], "--replicas is numbers from 1 on"),
-        (["--rate-shape", "fifty"], "--rate-shape: 'fifty' is not TOKENSxSENTENCES"),
         (["--rounds", "0", "--sweep-seconds", "0"], "--rounds 0 and --sweep-seconds 0 together measure nothing"),
-        (["--rounds", "0", "--rates", "5"], "--rates, --replicas and --settings-from want --rounds 1 or more"),
+        (["--rounds", "0", "--rates", "5"], "--rates and --settings-from want --rounds 1 or more"),
         (["--settings-from", "/no/such/compare.json"], "--settings-from: compare.json: No such file"),
         (["--python", "nobody=/bin/sh"], "--python is PEER=PATH, and PEER one of sentence-transformers,"),
         (["--python", "vllm-serve"], "--python is PEER=PATH"),
@@ -74,8 +68,8 @@ def test_reports_are_merged_from_the_command_line(tmp_path: Path, capsys: pytest
     for name, speed in (("one", 10.0), ("two", 20.0)):
         environment = {"when": "now", "machine": machine, "versions": {}, "command": "tritonembed-bench compare"}
         figures = Sample(speed, 1.0, 1.0, 1.0, 1.0, 0, 0, (), 0.1, False)
-        report = make_report(environment, "bert", "float32", "cpu", True, [trial])
-        publish(report, [Result(name, rounds={trial.name: [figures]})], tmp_path / name)
+        head = make_head(environment, "bert", "float32", "cpu", True, [trial])
+        publish((head, [Result(name, rounds={str(trial): [figures]})]), tmp_path / name)
     capsys.readouterr()
     files = [part for name in ("one", "two") for part in ("--merge", str(tmp_path / name / "compare.json"))]
     code, said, _ = run([*files, "--out", str(tmp_path / "both")], capsys)
@@ -94,7 +88,7 @@ def test_peers_run_in_their_own_order() -> None:
 @pytest.mark.parametrize("on", ["cpu", "cuda"])
 def test_every_peer_has_configurations_with_different_flags(tmp_path: Path, on: str) -> None:
     for peer in all_peers().values():
-        texts = [config.text for config in peer.configs(bench(tmp_path, device=on))]
+        texts = peer.configs(Bench(tmp_path, "float32", on, 2, tmp_path))
         assert texts
         assert len(set(texts)) == len(texts)
 

@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 from tests.models import ModelShelf
 
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_perf.compare.programs import fastapi_server, in_process
+from tritonembed_perf.compare.programs import sentence_transformers_main
 from tritonembed_perf.loadgen.answers import embed_with_transformers
 from tritonembed_perf.loadgen.openai import OpenAI
 
@@ -28,8 +28,8 @@ def test_in_a_program(
 ) -> None:
     model, job, vectors = shelf("bert"), tmp_path / "job.json", tmp_path / "vectors.npy"
     job.write_text(json.dumps({"texts": TEXTS, "seconds": 0.1, "warm_up": 0, "vectors": str(vectors)}))
-    command(monkeypatch, model, "--batch-size", "2", str(job))
-    in_process.main()
+    command(monkeypatch, model, "--batch-size", "2", "--job", str(job))
+    sentence_transformers_main.main()
     said = json.loads(capsys.readouterr().out)
     assert said["calls"] == len(said["latencies"]) > 0
     assert said["seconds"] >= sum(said["latencies"])
@@ -43,7 +43,7 @@ def test_behind_http(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(uvicorn, "run", lambda app, **_: served.append(app))
     model = shelf("bert")
     command(monkeypatch, model, "--port", "1", "--parallel", "2")
-    fastapi_server.main()
+    sentence_transformers_main.main()
     protocol = OpenAI("http://127.0.0.1", "bench")
     headers = {"Content-Type": "application/json"}
     answer = TestClient(served[0]).post("/v1/embeddings", content=protocol.encode(TEXTS), headers=headers)

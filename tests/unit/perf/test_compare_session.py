@@ -1,7 +1,6 @@
 """The whole command, with a small server as the peer that gives wrong answers."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,13 +8,13 @@ from tests.models import ModelShelf
 from tests.unit.perf.fake_peer import FakeServer
 
 from tritonembed_perf.cli import main
-from tritonembed_perf.compare.peer import Bench, Config
+from tritonembed_perf.compare.environments import Bench
 from tritonembed_perf.compare.peers import all_peers
 
 
 class TwoConfigurations(FakeServer):
-    def configs(self, bench: Bench) -> Sequence[Config]:
-        return [Config(("--one",)), Config(("--two",))]
+    def configs(self, bench: Bench) -> list[str]:
+        return ["--one", "--two"]
 
 
 def run(folder: Path, model: Path, *more: str) -> int:
@@ -32,7 +31,7 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
     absent = all_peers()["tei"]
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(
-        "tritonembed_perf.compare.peers.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
+        "tritonembed_perf.compare.command.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
     )
     assert run(tmp_path, shelf("roberta")) == 1
     said = capsys.readouterr()
@@ -54,7 +53,6 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
     [
         (["--loads", "100000x1@1"], "100000x1@1: the model takes at most"),
         (["--loads", "2x1@1"], "2x1@1: no text has a length of 2 tokens"),
-        (["--rates", "5", "--rate-shape", "2x1"], "2x1 at 5/s: no text has a length of 2 tokens"),
         (["--loads", "8x1025@1"], "8x1025@1: the server takes 1024 sentences a request"),
     ],
 )
@@ -66,7 +64,7 @@ def test_a_load_that_no_server_can_have_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tritonembed_perf.compare.contest.Contest", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr("tritonembed_perf.compare.command.Contest", lambda *_: pytest.fail("it started"))
     assert run(tmp_path, shelf("roberta"), *options) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
@@ -87,10 +85,10 @@ def test_an_unexpected_error_does_not_lose_the_figures(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Broken(FakeServer):
-        def configs(self, bench: Bench) -> Sequence[Config]:
+        def configs(self, bench: Bench) -> list[str]:
             raise ZeroDivisionError
 
-    monkeypatch.setattr("tritonembed_perf.compare.peers.choose_peers", lambda _: [Broken(tmp_path / "server.py")])
+    monkeypatch.setattr("tritonembed_perf.compare.command.choose_peers", lambda _: [Broken(tmp_path / "server.py")])
     with pytest.raises(ZeroDivisionError):
         main(["compare", "--model", str(shelf("roberta")), "--device", "cpu", "--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["runs"][0]["interrupted"]
