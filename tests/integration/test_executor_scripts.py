@@ -1,4 +1,4 @@
-"""The scripts that measure the executor without Triton: `python -m tritonembed_perf.scripts.engine_profile`."""
+"""The scripts that measure the executor without Triton: `python -m tritonembed_perf.scripts.engine`."""
 
 import subprocess
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def script(preloaded: Preloaded) -> Script:
 
 
 def test_an_impossible_batch_is_refused(script: Script, shelf: ModelShelf) -> None:
-    done = script("engine_profile", str(shelf("bert")), "--shape", "2x100000")
+    done = script("engine", "profile", str(shelf("bert")), "--shape", "2x100000")
     assert done.returncode != 0
     line = "error: --shape 2x100000: the longest text of this model has 64 tokens"
     assert done.stderr.splitlines()[-1] == line
@@ -26,7 +26,7 @@ def test_an_impossible_batch_is_refused(script: Script, shelf: ModelShelf) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("command", [("kernel_speed",), ("engine_speed", "model")])
+@pytest.mark.parametrize("command", [("kernel_speed",), ("engine", "speed", "model", "--device", "cuda")])
 def test_without_a_gpu_scripts_that_need_one_fail_with_one_line(script: Script, command: tuple[str, ...]) -> None:
     done = script(*command)
     assert done.returncode != 0
@@ -37,11 +37,11 @@ def test_without_a_gpu_scripts_that_need_one_fail_with_one_line(script: Script, 
 @pytest.mark.parametrize(
     ("command", "line"),
     [
-        (("engine_profile", "model", "--shape", "64"), "argument --shape: '64' is not SENTENCESxTOKENS"),
-        (("engine_profile", "model", "--shape", "0x50"), "argument --shape: '0x50' is not SENTENCESxTOKENS"),
-        (("precision", "model", "--vllm", "[1]"), "argument --vllm: '[1]' is no JSON object"),
-        (("precision", "/no/such/model"), "error: there is no model folder model"),
-        (("precision", ""), "error: model: String should have at least 1 character"),
+        (("engine", "profile", "model", "--shape", "64"), "argument --shape: '64' is not SENTENCESxTOKENS"),
+        (("engine", "profile", "model", "--shape", "0x50"), "argument --shape: '0x50' is not SENTENCESxTOKENS"),
+        (("engine", "precision", "model", "--vllm", "[1]"), "argument --vllm: '[1]' is no JSON object"),
+        (("engine", "precision", "/no/such/model"), "error: there is no model folder model"),
+        (("engine", "precision", ""), "error: model: String should have at least 1 character"),
     ],
 )
 def test_an_impossible_measurement_is_one_line(script: Script, command: tuple[str, ...], line: str) -> None:

@@ -12,7 +12,8 @@ from tests.models import ModelShelf
 @pytest.mark.parametrize("name", ["roberta", "xlm-roberta"])
 def test_models_that_count_positions_from_padding_agree_too(name: str, shelf: ModelShelf, tmp_path: Path) -> None:
     report = tmp_path / "precision.json"
-    command = [sys.executable, "-m", "tritonembed_perf.scripts.precision", str(shelf(name)), "--json", str(report)]
+    command = [sys.executable, "-m", "tritonembed_perf.scripts.engine", "precision", str(shelf(name))]
+    command += ["--json", str(report)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr[-1000:]
     rows = json.loads(report.read_text())["rows"]

@@ -12,28 +12,26 @@ compares its ratios with those committed for this kind of machine: exit code 1 i
 
 import argparse
 import shlex
-import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 from tokenizers import Tokenizer
 
 from tritonembed_manager.tune.loadgen.clients import run_closed_loop
-from tritonembed_manager.tune.loadgen.load import LoadError
-from tritonembed_manager.tune.loads import LoadShape, WordTexts
-from tritonembed_perf.loadgen.requests import encoded_requests
-from tritonembed_perf.loadgen.target import check_shapes, read_tokenizer
+from tritonembed_manager.tune.loads import LoadShape
+from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.models import cached_preset
-from tritonembed_perf.options import loads_option, output_file, parse_with_rest, positive, positive_whole
+from tritonembed_perf.options import loads_option, output_file, parse_with_rest, positive, positive_whole, script
 from tritonembed_perf.reports import describe_script, write_report
-from tritonembed_perf.run.server_use import GpuMeter
 from tritonembed_perf.scripts.baseline import BASELINES, conclude
-from tritonembed_perf.scripts.peer_rounds import Peer, loaded_meanwhile, measure_both, rounds
+from tritonembed_perf.scripts.peer_rounds import Peer, measure_both, rounds
 from tritonembed_perf.scripts.tokenizer_and_memory import compare_memory, compare_tokenizer
-from tritonembed_perf.server import RunningServer, ServerEndedError, running_server
-from tritonembed_perf.signals import exit_on_sigterm
+from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.server_use import GpuMeter
 
 MODEL = "bert-6x384"
 FULL_LOAD = LoadShape(50, 64, 4)
@@ -47,8 +45,10 @@ THROUGHPUT_LOADS = "50x64@96,50x16@256,50x1@1024,512x64@48,512x16@96,512x1@512,5
 MOST_PROCESSES, REQUESTS_PER_PROCESS = 6, 171
 """A client process keeps about so many requests in flight before its own CPU is the limit."""
 
+WARM_UP_S = 1.5
 
-@exit_on_sigterm()
+
+@script
 def main() -> None:
     """Run the preset that is named first."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -75,8 +75,7 @@ def main() -> None:
     option("--rounds", type=positive_whole, default=1)
     option("--json", type=output_file, help="write the results here")
     options, replica = parse_with_rest(parser)
-    run: Callable[[argparse.Namespace, list[str]], None] = options.run
-    run(options, replica)
+    options.run(options, replica)
 
 
 def full(options: argparse.Namespace, replica: list[str]) -> None:
@@ -88,7 +87,7 @@ def full(options: argparse.Namespace, replica: list[str]) -> None:
         peer = Peer.load(folder, options.peer_dtype)
         turns = range(options.rounds)
         report["throughput"] = measure_both(
-            server.target, peer, FULL_LOAD, turns, statistics.median, FULL_SECONDS, options.dtype
+            server.target, peer, FULL_LOAD, turns, np.median, FULL_SECONDS, options.dtype
         )
         if not options.skip_memory:
             report["memory"] = compare_memory(server, peer.tokenizer)
@@ -97,74 +96,64 @@ def full(options: argparse.Namespace, replica: list[str]) -> None:
 
 def quick(options: argparse.Namespace, replica: list[str]) -> None:
     """Measure, print, compare; exit code 1 for a drop, and for ratios of a busy machine that --update would write."""
-    environment = describe_script("bench")
+    report = describe_script("bench")
     began = time.monotonic()
     folder = str(cached_preset(MODEL))
-    with (
-        loaded_meanwhile(folder, "float32") as loading,
-        running_server(folder, [*QUICK_SERVER, *replica]) as server,
-    ):
-        rows = []
-        peer = loading.result()
-        for number, load in enumerate(QUICK_LOADS):
-            now = time.monotonic()
-            until = now + (began + options.limit - now) / (len(QUICK_LOADS) - number)
-            # Other work on the machine makes rounds slower, never faster: the best round was disturbed least.
-            rows.append(measure_both(server.target, peer, load, rounds(until), max, QUICK_SECONDS, "float32"))
+    rows = []
+    with ThreadPoolExecutor(1) as pool:
+        # The peer is loaded while the server starts.
+        loading = pool.submit(Peer.load, folder, "float32")
+        with running_server(folder, [*QUICK_SERVER, *replica]) as server:
+            peer = loading.result()
+            for number, load in enumerate(QUICK_LOADS):
+                now = time.monotonic()
+                until = now + (began + options.limit - now) / (len(QUICK_LOADS) - number)
+                # Other work on the machine makes rounds slower, never faster: the best round was disturbed least.
+                rows.append(measure_both(server.target, peer, load, rounds(until), max, QUICK_SECONDS, "float32"))
     print(f"{time.monotonic() - began:.0f} s")
-    sys.exit(conclude(environment, rows, options.update, BASELINES))
+    sys.exit(conclude(report, rows, options.update, BASELINES))
 
 
 def throughput(options: argparse.Namespace, replica: list[str]) -> None:
     """Print a row per load, and write all of them as JSON if wanted."""
-    try:
-        requests = prepare(options.model, options.loads)
-        report = describe_script("bench")
-        print(f"server: {shlex.join(replica)}")
-        rows = []
-        with running_server(options.model, replica) as server:
-            print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
-            for load, payloads in zip(options.loads, requests, strict=True):
-                rows.append(measure(server, load, payloads, options.seconds, options.rounds))
-    except (ServerEndedError, LoadError) as error:
-        sys.exit(f"error: {error}")
+    requests = encode_loads(options.model, options.loads)
+    report = describe_script("bench")
+    print(f"server: {shlex.join(replica)}")
+    with running_server(options.model, replica) as server:
+        print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
+        rows = [measure(server, load, payloads, options.seconds, options.rounds) for load, payloads in requests.items()]
     write_report(options.json, {**report, "rows": rows})
 
 
-def prepare(model: str, loads: Sequence[LoadShape]) -> list[list[bytes]]:
-    """The requests of each load. Raises UsageError for a model, or a load of it, that can't be served."""
-    files, tokenizer = read_tokenizer(model)
-    check_shapes([(f"--loads {load}", load.tokens, load.sentences) for load in loads], files, WordTexts(tokenizer))
-    return [encoded_requests(tokenizer, load) for load in loads]
-
-
 def measure(
-    server: RunningServer, shape: LoadShape, payloads: list[bytes], seconds: float, repeat: int
+    server: RunningServer, load: LoadShape, payloads: list[bytes], seconds: float, repeat: int
 ) -> dict[str, Any]:
     """One load; its median round."""
-    at_once = shape.at_once
+    at_once = load.at_once
     processes = min(at_once, max(4, min(MOST_PROCESSES, -(-at_once // REQUESTS_PER_PROCESS))))
     meter = GpuMeter()
     meter.start()
-    outcomes = [run_closed_loop(server.target, payloads, at_once, processes, seconds, 1.5) for _ in range(repeat)]
+    outcomes = [run_closed_loop(server.target, payloads, at_once, processes, seconds, WARM_UP_S) for _ in range(repeat)]
     gpus = meter.stop()
-    rate = statistics.median(outcome.requests_per_second for outcome in outcomes)
+    rate = float(np.median([outcome.requests_per_second for outcome in outcomes]))
     typical = min(outcomes, key=lambda outcome: abs(outcome.requests_per_second - rate))
     row: dict[str, Any] = {
-        "load": str(shape),
+        "load": str(load),
         "requests_per_second": rate,
-        "tokens_per_second": rate * shape.sentences * shape.tokens,
+        "tokens_per_second": rate * load.sentences * load.tokens,
         "p50_ms": typical.latency_ms(50),
         "p99_ms": typical.latency_ms(99),
         "errors": typical.part.errors,
         "client_cores": typical.client_cpu_seconds / seconds,
         "gpu_busy_percent": round(gpus[0].busy_percent) if gpus else None,
     }
-    latency = f"p50 {row['p50_ms']:.2f} p99 {row['p99_ms']:.2f} ms"
-    cost = f"client {row['client_cores']:.1f} cores, GPU {row['gpu_busy_percent']} %"
-    errors = f"  ERRORS {row['errors']}" if row["errors"] else ""
-    tokens = f"{row['tokens_per_second'] / 1e3:8,.0f} K tokens/s {rate:8,.0f} requests/s"
-    print(f"{shape!s:>12}: {tokens}  {latency}  {cost}{errors}", flush=True)
+    print(
+        f"{row['load']:>12}: {row['tokens_per_second'] / 1e3:8,.0f} K tokens/s {rate:8,.0f} requests/s  "
+        f"p50 {row['p50_ms']:.2f} p99 {row['p99_ms']:.2f} ms  "
+        f"client {row['client_cores']:.1f} cores, GPU {row['gpu_busy_percent']} %"
+        + (f"  ERRORS {row['errors']}" if row["errors"] else ""),
+        flush=True,
+    )
     return row
 
 

@@ -8,27 +8,26 @@ priorities, can miss that an instance became free and looks again after 500 ms: 
 
 import asyncio
 import shlex
-import statistics
 import time
 from typing import Any
 
-from tokenizers import Tokenizer
+import numpy as np
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S
 from tritonembed_manager.tune.loadgen.kserve import GrpcSender
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_perf.loadgen.requests import encoded_requests
-from tritonembed_perf.options import loads_option, parse_with_rest, script_parser
+from tritonembed_perf.loadgen.target import encode_loads
+from tritonembed_perf.options import loads_option, parse_with_rest, script, script_parser
 from tritonembed_perf.reports import describe_script, write_report
 from tritonembed_perf.server import running_server
 
 LOADS = "50x1@8,50x1@32,50x64@8"
-TEXTS = 512
 PAUSE_S = 0.02
 CHANNELS = 4
 STALL_S = 0.4
 
 
+@script
 def main() -> None:
     """Print a row per load, and write all of them as JSON if wanted."""
     parser = script_parser(__doc__)
@@ -37,16 +36,15 @@ def main() -> None:
     )
     parser.add_argument("--bursts", type=int, default=30)
     options, replica = parse_with_rest(parser)
-    environment = describe_script("bursts")
+    requests = encode_loads(options.model, options.loads)
+    report = describe_script("bursts")
     print(f"server: {shlex.join(replica)}", flush=True)
-    tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
-    rows = []
     with running_server(options.model, replica) as server:
-        for load in options.loads:
-            payloads = encoded_requests(tokenizer, load, TEXTS)
-            slowest = asyncio.run(send_bursts(server.target, payloads, load.at_once, options.bursts))
-            rows.append(describe(load, slowest))
-    write_report(options.json, {**environment, "rows": rows})
+        rows = [
+            describe(load, asyncio.run(send_bursts(server.target, payloads, load.at_once, options.bursts)))
+            for load, payloads in requests.items()
+        ]
+    write_report(options.json, {**report, "rows": rows})
 
 
 async def send_bursts(target: str, payloads: list[bytes], at_once: int, bursts: int) -> list[float]:
@@ -70,7 +68,7 @@ async def send_bursts(target: str, payloads: list[bytes], at_once: int, bursts: 
 def describe(load: LoadShape, slowest: list[float]) -> dict[str, Any]:
     """The row of a load, printed too."""
     stalled = sum(seconds > STALL_S for seconds in slowest)
-    middle, worst = statistics.median(slowest) * 1e3, max(slowest) * 1e3
+    middle, worst = float(np.median(slowest)) * 1e3, max(slowest) * 1e3
     print(
         f"{load!s:>8}: the slowest of a burst takes {middle:,.0f} ms (median), {worst:,.0f} at most; "
         f"over {STALL_S * 1e3:.0f} ms in {stalled} of {len(slowest)} bursts",

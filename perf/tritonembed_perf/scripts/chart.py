@@ -1,4 +1,4 @@
-"""Tokens per second by load, of several reports of `bench throughput` or `engine_speed`, as a chart.
+"""Tokens per second by load, of several reports of `bench throughput` or `engine speed`, as a chart.
 
     python -m tritonembed_perf.scripts.chart OUT "NAME=REPORT.json" ... [--title TITLE]
 
@@ -20,10 +20,8 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", metavar="NAME=REPORT.json")
     parser.add_argument("--title", default="tokens/s")
     options = parser.parse_args()
-    rates = {}
-    for report in options.reports:
-        name, _, path = report.partition("=")
-        rates[name] = rates_of(json.loads(Path(path).read_text()))
+    named = dict(report.split("=", 1) for report in options.reports)
+    rates = {name: rates_of(json.loads(Path(path).read_text())) for name, path in named.items()}
     loads = list(dict.fromkeys(load for of_one in rates.values() for load in of_one))
     series = {name: [of_one.get(load) for load in loads] for name, of_one in rates.items()}
     grouped_bars(options.out, options.title, loads, series)

@@ -3,12 +3,12 @@
 import argparse
 import json
 import os
-import sys
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tritonembed_perf.options import script_parser
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.options import output_file
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,39 +50,46 @@ class LoadedExecutor:
         ids = rng.integers(0, self.files.vocab_size - known, (sentences, tokens), dtype="<i4")
         return ids + (ids >= pad) if known else ids
 
+    def random_batch(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "TokenIds":
+        """The same, as `launch` takes them."""
+        return _joined(self.random_ids(rng, sentences, tokens))
+
+    def embed(self, ids: "npt.NDArray[np.int32]") -> "npt.NDArray[np.float32]":
+        """Pooled vectors [sentences, dimensions] of ids [sentences, tokens], as one batch."""
+        return self.executor.launch(_joined(ids)).result()
+
     def seconds(self, batch: "TokenIds") -> float:
         """That the batch takes alone."""
         start = time.perf_counter()
         self.executor.launch(batch).result()
         return time.perf_counter() - start
 
-    def random_batch(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "TokenIds":
-        """The same, as `launch` takes them."""
-        from tritonembed_engine.token_ids import TokenIds
 
-        return TokenIds.join([ids.tobytes() for ids in self.random_ids(rng, sentences, tokens)])
+def _joined(ids: "npt.NDArray[np.int32]") -> "TokenIds":
+    from tritonembed_engine.token_ids import TokenIds
+
+    return TokenIds.join([sentence.tobytes() for sentence in ids])
 
 
-def executor_parser(doc: str | None, *, device: bool = True, json: bool = True) -> argparse.ArgumentParser:
-    """`script_parser` with what loads an executor."""
-    parser = script_parser(doc, json=json)
+def add_executor_options(parser: argparse.ArgumentParser) -> None:
+    """What `load_executor` reads, and --json."""
+    parser.add_argument("model", help="folder of the model")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--executor", default="auto", help="direct, scheduler or transformers")
+    parser.add_argument("--deterministic", action="store_true", help="one sentence per forward pass")
     parser.add_argument("--vllm", type=_arguments, default={}, help="vLLM engine arguments as JSON")
-    if device:
-        parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    return parser
+    parser.add_argument("--json", type=output_file, help="write the results here")
 
 
-def load_executor(
-    model: str, device: str, vllm: dict[str, Any], executor: str = "auto", deterministic: bool = False
-) -> LoadedExecutor:
+def load_executor(options: argparse.Namespace, name: str) -> LoadedExecutor:
     """Load it and print its name.
 
-    model: a folder. device: "cpu" or "cuda". vllm: vLLM engine arguments. executor: as in model.json. Ends the script
-    with one line if there is no GPU or the model can't be loaded.
+    options: of `add_executor_options`. name: of the executor, as in model.json. Raises BenchError if there is no GPU or
+    the model can't be loaded.
     """
     from tritonembed_engine.stub.process import prepare_process
 
-    on_gpu = device == "cuda"
+    device, on_gpu = options.device, options.device == "cuda"
     prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if on_gpu else None)
     if on_gpu:
         check_gpu()
@@ -94,27 +101,27 @@ def load_executor(
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
-    engine = {"executor": executor, "deterministic": deterministic}
-    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **vllm}
+    engine = {"executor": name, "deterministic": options.deterministic}
+    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **options.vllm}
     try:
-        settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": engine})
-        files = read_model_files(model, settings.revision, settings.max_model_len)
+        settings = ModelSettings.model_validate({"model": options.model, "vllm": vllm, "engine": engine})
+        files = read_model_files(options.model, settings.revision, settings.max_model_len)
         loaded = create_executor(settings, files, device)
     except ValidationError as error:
         first = error.errors()[0]
-        sys.exit(f"error: {first['loc'][0]}: {first['msg']}")
+        raise BenchError(f"{first['loc'][0]}: {first['msg']}") from None
     except ModelError as error:
-        sys.exit(f"error: {error}")
+        raise BenchError(str(error)) from None
     print(f"executor: {loaded.name}, {vllm}", flush=True)
     return LoadedExecutor(loaded, files, max_batch_tokens(settings, files, device))
 
 
 def check_gpu() -> None:
-    """End the script with one line if there is no GPU."""
+    """Raises BenchError if there is no GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("error: there is no GPU")
+        raise BenchError("there is no GPU")
 
 
 def _arguments(text: str) -> dict[str, Any]:

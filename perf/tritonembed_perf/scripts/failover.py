@@ -17,19 +17,19 @@ from typing import Any
 
 import numpy as np
 import psutil  # type: ignore[import-untyped]
-from tokenizers import Tokenizer
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Interrupt, run_clients
 from tritonembed_manager.tune.loadgen.kserve import GrpcSender
 from tritonembed_manager.tune.loadgen.load import Load, Outcome, Part, Work
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_perf.loadgen.requests import encoded_requests
-from tritonembed_perf.options import parse_with_rest, script_parser
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.loadgen.target import encode_loads
+from tritonembed_perf.options import parse_with_rest, script, script_parser
 from tritonembed_perf.reports import describe_script, write_report
-from tritonembed_perf.server import RunningManager, running_manager
+from tritonembed_perf.server import RunningServer, running_manager
 
 SERVERS = 2
-TOKENS, TEXTS = 50, 256
+TOKENS = 50
 SETTLED_S = 2.0
 """Of load with both servers before each kill."""
 
@@ -37,15 +37,15 @@ PATIENCE_S = 180.0
 DAY_S = 86_400.0
 
 
+@script
 def main() -> None:
     """Print the distribution of both times; write JSON if wanted."""
     parser = script_parser(__doc__)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--clients", type=int, default=32)
     options, serve = parse_with_rest(parser)
-    environment = describe_script("failover")
-    tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
-    payloads = encoded_requests(tokenizer, LoadShape(TOKENS, 1, options.clients), TEXTS)
+    [payloads] = encode_loads(options.model, [LoadShape(TOKENS, 1, options.clients)]).values()
+    report = describe_script("failover")
     arguments = ["--servers", str(SERVERS), "--num-replicas", str(SERVERS), "--max-restarts", str(options.kills)]
     interrupt = Interrupt()
     with running_manager(options.model, [*arguments, *serve]) as manager, ThreadPoolExecutor(1) as pool:
@@ -58,16 +58,16 @@ def main() -> None:
             interrupt.happened = True
         part = running.result().part
     if part.errors:
-        raise SystemExit(f"requests failed: {part.errors}")
+        raise BenchError(f"requests failed: {part.errors}")
     answered = [seconds_to_last_answer(part, killed) for killed in kills]
     for name, seconds in (("all answered", answered), ("both servers back", back)):
         p50, p99 = np.percentile(seconds, (50, 99))
         print(f"{name:>18}: p50 {p50 * 1e3:,.0f} ms, p99 {p99 * 1e3:,.0f} ms, most {max(seconds) * 1e3:,.0f} ms")
     figures = {"kills": options.kills, "clients": options.clients, "answered_s": answered, "back_s": back}
-    write_report(options.json, {**environment, **figures})
+    write_report(options.json, {**report, **figures})
 
 
-def kill_often(manager: RunningManager, load: "Future[Outcome]", kills: int) -> tuple[list[float], list[float]]:
+def kill_often(manager: RunningServer, load: "Future[Outcome]", kills: int) -> tuple[list[float], list[float]]:
     """The moment of each kill on the monotonic clock, and the seconds from it to full strength."""
     moments, back = [], []
     for number in range(kills):
@@ -75,12 +75,12 @@ def kill_often(manager: RunningManager, load: "Future[Outcome]", kills: int) -> 
         if load.done():
             load.result()
         victim = tritonservers(manager.process.pid)[number % SERVERS]
-        before = restarts(manager)
+        before, _ = server_states(manager)
         killed = time.perf_counter()
         os.kill(victim, signal.SIGKILL)
-        while not (restarts(manager) > before and all_ready(manager)):
+        while not ((states := server_states(manager))[0] > before and states[1]):
             if time.perf_counter() - killed > PATIENCE_S:
-                raise SystemExit("the server that was killed did not come back")
+                raise BenchError("the server that was killed did not come back")
             time.sleep(0.05)
         moments.append(killed)
         back.append(time.perf_counter() - killed)
@@ -101,20 +101,11 @@ def tritonservers(pid: int) -> list[int]:
     return [child.pid for child in ordered]
 
 
-def restarts(manager: RunningManager) -> int:
-    """Of all servers."""
-    return sum(server["restarts"] for server in _status(manager)["servers"])
-
-
-def all_ready(manager: RunningManager) -> bool:
-    """Whether every server serves."""
-    return all(server["state"] == "ready" for server in _status(manager)["servers"])
-
-
-def _status(manager: RunningManager) -> dict[str, Any]:
+def server_states(manager: RunningServer) -> tuple[int, bool]:
+    """Restarts of all servers so far, and whether every server serves."""
     with urllib.request.urlopen(f"{manager.url}/status", timeout=10) as answer:
-        found: dict[str, Any] = json.load(answer)
-        return found
+        servers: list[dict[str, Any]] = json.load(answer)["servers"]
+    return sum(server["restarts"] for server in servers), all(server["state"] == "ready" for server in servers)
 
 
 if __name__ == "__main__":

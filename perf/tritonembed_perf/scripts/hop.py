@@ -7,24 +7,24 @@ manager is what one core of it forwards, however many cores the machine has for 
 """
 
 import argparse
-import statistics
 from typing import Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
-from tokenizers import Tokenizer
 
 from tritonembed_manager.tune.loadgen.clients import run_closed_loop
-from tritonembed_manager.tune.loadgen.load import Outcome
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_perf.loadgen.requests import encoded_requests
-from tritonembed_perf.options import loads_option, parse_with_rest, script_parser
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.loadgen.target import encode_loads
+from tritonembed_perf.options import loads_option, parse_with_rest, script, script_parser
 from tritonembed_perf.reports import describe_script, write_report
-from tritonembed_perf.server import RunningManager, RunningServer, running_manager, running_server
+from tritonembed_perf.server import RunningServer, running_manager, running_server
 
 LOADS = "50x64@4,50x16@8,50x1@32,50x1@1"
 WARM_UP_S = 1.0
 
 
+@script
 def main() -> None:
     """Print a row for each load and number of workers, and write all of them as JSON if wanted."""
     parser = script_parser(__doc__)
@@ -34,50 +34,52 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options, replica = parse_with_rest(parser)
-    environment = describe_script("hop")
-    tokenizer = Tokenizer.from_file(f"{options.model}/tokenizer.json")
+    requests = encode_loads(options.model, options.loads)
+    report = describe_script("hop")
     rows = []
     with running_server(options.model, replica) as server:
         for workers in options.workers.split(","):
             attached = ["--server", server.target, "--workers", workers, "--max-in-flight", "4096"]
             with running_manager("hop", attached) as manager:
-                for load in options.loads:
-                    row = measure(server, manager, tokenizer, load, options)
+                for load, payloads in requests.items():
+                    row = measure(server, manager, load, payloads, options)
                     rows.append({"workers": int(workers), **row})
                     print(f"{workers} workers, {describe(row)}", flush=True)
-    write_report(options.json, {**environment, "rows": rows})
+    write_report(options.json, {**report, "rows": rows})
 
 
 def measure(
-    server: RunningServer, manager: RunningManager, tokenizer: Tokenizer, load: LoadShape, options: argparse.Namespace
+    server: RunningServer,
+    manager: RunningServer,
+    load: LoadShape,
+    payloads: list[bytes],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """Both ways in turn, --rounds times."""
-    payloads = encoded_requests(tokenizer, load)
-    seconds = options.seconds
     clients = min(options.clients, load.at_once)
-    pairs, costs = [], []
+
+    def one_way(target: str) -> tuple[float, float, float]:
+        """Requests per second, p50, CPU seconds of the manager per request."""
+        before = manager_cpu_seconds(manager.process.pid)
+        outcome = run_closed_loop(target, payloads, load.at_once, clients, options.seconds, WARM_UP_S)
+        if outcome.part.errors:
+            raise BenchError(f"requests failed: {outcome.part.errors}")
+        # The warm-up's requests are in its CPU time, too.
+        spent = (manager_cpu_seconds(manager.process.pid) - before) * options.seconds / (options.seconds + WARM_UP_S)
+        return outcome.requests_per_second, outcome.latency_ms(50), spent / max(outcome.requests, 1)
+
+    rounds: dict[str, list[tuple[float, float, float]]] = {server.target: [], manager.target: []}
     for number in range(options.rounds):
-        ways = [server.target, manager.target]
-        outcomes: dict[str, Outcome] = {}
-        for target in ways if number % 2 == 0 else reversed(ways):
-            before = manager_cpu_seconds(manager.process.pid)
-            outcomes[target] = outcome = run_closed_loop(target, payloads, load.at_once, clients, seconds, WARM_UP_S)
-            spent = manager_cpu_seconds(manager.process.pid) - before
-            if outcome.part.errors:
-                raise SystemExit(f"requests failed: {outcome.part.errors}")
-            if target == manager.target:
-                # The warm-up's requests are in its CPU time too.
-                costs.append(spent / (outcome.requests * (seconds + WARM_UP_S) / seconds))
-        pairs.append((outcomes[server.target], outcomes[manager.target]))
-    cost = statistics.median(costs)
+        for target in list(rounds) if number % 2 == 0 else reversed(list(rounds)):
+            rounds[target].append(one_way(target))
+    direct, through = (np.array(rounds[target]).T for target in (server.target, manager.target))
+    cost = float(np.median(through[2]))
     return {
         "load": str(load),
-        "direct_requests_per_second": statistics.median(direct.requests_per_second for direct, _ in pairs),
-        "through_requests_per_second": statistics.median(through.requests_per_second for _, through in pairs),
-        "ratio": statistics.median(
-            through.requests_per_second / direct.requests_per_second for direct, through in pairs
-        ),
-        "added_p50_ms": statistics.median(through.latency_ms(50) - direct.latency_ms(50) for direct, through in pairs),
+        "direct_requests_per_second": float(np.median(direct[0])),
+        "through_requests_per_second": float(np.median(through[0])),
+        "ratio": float(np.median(through[0] / direct[0])),
+        "added_p50_ms": float(np.median(through[1] - direct[1])),
         "manager_cpu_us_per_request": cost * 1e6,
         "requests_per_manager_core_second": 1 / cost,
     }

@@ -5,12 +5,13 @@
 The floor of a kernel is what it must read and write; an H200's memory moves 4.3 TB/s at most (measured by copying).
 """
 
-import statistics
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from tritonembed_perf.options import script_parser
+import numpy as np
+
+from tritonembed_perf.options import script, script_parser
 from tritonembed_perf.reports import describe_script, write_report
 from tritonembed_perf.scripts.executor import check_gpu
 
@@ -25,6 +26,7 @@ TOKENS_PER_ROW = 16
 """A CUDA graph has a row per so many tokens; rows that a batch does not need are empty."""
 
 
+@script
 def main() -> None:
     """Print a row per kernel; medians of ROUNDS."""
     parser = script_parser(__doc__, model=False)
@@ -32,12 +34,12 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     options = parser.parse_args()
     check_gpu()
-    environment = describe_script("kernel_speed")
+    report = describe_script("kernel_speed")
     rows = measure(options.tokens, options.width)
     print(f"{options.tokens} tokens, {options.width} wide, bf16")
     for row in rows:
         print(f"{row['kernel']:>40}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
-    write_report(options.json, {**environment, "rows": rows})
+    write_report(options.json, {**report, "rows": rows})
 
 
 def measure(tokens: int, width: int) -> list[dict[str, Any]]:
@@ -66,11 +68,7 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
     cases: list[tuple[str, int, Callable[[], object]]] = [
         ("copy (the memory's limit)", 4 * row, lambda: x.clone()),
         ("add + LayerNorm", 6 * row, lambda: add_layer_norm(x, residual, norm)),
-        (
-            "embeddings + LayerNorm",
-            6 * row,
-            lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0),
-        ),
+        ("embeddings + LayerNorm", 6 * row, lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0)),
         ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm, SCALE)),
         ("fp8", 3 * row, lambda: quantize(x, SCALE)),
         ("GELU + fp8", 12 * row, lambda: quantize(wide, SCALE, gelu=True)),
@@ -82,10 +80,8 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         ends = list(range(0, tokens - tokens % length + 1, length))
         ends += ends[-1:] * (tokens // TOKENS_PER_ROW if in_graph else 0)
         cu_seqlens = torch.tensor(ends, device="cuda", dtype=torch.int32)
-
         attention = short_attention if length <= LONGEST else tiled_attention
         attend = partial(attention, qkv, cu_seqlens, HEADS, length, (width // HEADS) ** -0.5)
-
         where = ", graph's rows" if in_graph else ""
         cases += [
             (f"attention, {length} tokens{where}", 8 * row, attend),
@@ -115,7 +111,7 @@ def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
         end.record()
         end.synchronize()
         times.append(begin.elapsed_time(end) / REPEAT * 1e3)
-    microseconds = statistics.median(times)
+    microseconds = float(np.median(times))
     return {"kernel": name, "microseconds": microseconds, "terabytes_per_second": size / microseconds / 1e6}
 
 

@@ -2,8 +2,6 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
 from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import LoadShape, exact_length_texts
+from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.answers import AnswerCheck, make_references, min_cosine
 from tritonembed_perf.loadgen.grpc_protocols import KServe
 from tritonembed_perf.loadgen.protocol import make_work
@@ -57,19 +56,12 @@ class Peer:
         return count * len(requests[0].texts) / (time.perf_counter() - start)
 
 
-@contextmanager
-def loaded_meanwhile(folder: str, dtype: str) -> Iterator["Future[Peer]"]:
-    """The peer, which another thread loads, such as while a server starts."""
-    with ThreadPoolExecutor(1) as pool:
-        yield pool.submit(Peer.load, folder, dtype)
-
-
 def measure_both(
     server: str,
     peer: Peer,
     load: LoadShape,
     turns: Iterable[int],
-    typical: Callable[[list[float]], float],
+    typical: Callable[[list[float]], Any],
     seconds: float,
     dtype: str,
 ) -> dict[str, Any]:
@@ -92,7 +84,7 @@ def measure_both(
     for _ in turns:
         ours.append(_request(work, load, count))
         theirs.append(peer.speed(requests, count))
-    us, them = typical(ours), typical(theirs)
+    us, them = float(typical(ours)), float(typical(theirs))
     print(
         f"{load}, {dtype}: {us:,.0f} sentences/s ({us * load.tokens:,.0f} tokens/s) through Triton; "
         f"sentence-transformers in process, {peer.dtype}: {them:,.0f}: {us / them:.2f} x "
@@ -125,5 +117,5 @@ def _request(work: Work, load: LoadShape, count: int) -> float:
     """Sentences per second of `count` requests to the server."""
     outcome = run_clients(work, Load(load.at_once, None, count, None, WARM_UP_S, TIMEOUT_S, seed=0), 1)
     if outcome.part.errors or outcome.part.wrong:
-        raise SystemExit(f"requests failed: {outcome.part.errors}; wrong vectors: {outcome.part.faults}")
+        raise BenchError(f"requests failed: {outcome.part.errors}; wrong vectors: {outcome.part.faults}")
     return outcome.requests_per_second * load.sentences

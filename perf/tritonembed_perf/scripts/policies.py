@@ -12,7 +12,6 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from shutil import copytree
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ import numpy.typing as npt
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
 from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
 from tritonembed_manager.tune.loadgen.load import Load, Work
-from tritonembed_perf.options import output_file, script_parser
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.options import output_file, script, script_parser
 from tritonembed_perf.reports import describe_script, write_report
 from tritonembed_perf.server import running_manager, running_server
 
@@ -35,6 +35,7 @@ SHARE_OF_BATCHES, SENTENCES_OF_BATCH = 0.05, 32
 LONGEST_BYTES = 2500
 
 
+@script
 def main() -> None:
     """Print p50 and p99 of each policy; write JSON and the plot if wanted."""
     parser = script_parser(__doc__, model=False)
@@ -44,13 +45,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", type=output_file, help="written with .png and .svg added")
     options = parser.parse_args()
-    environment = describe_script("policies")
+    report = describe_script("policies")
     requests, sizes = mixed_requests(np.random.default_rng(options.seed), 2000)
     rate = options.utilization * options.servers * BYTES_PER_SECOND / float(np.mean(sizes))
     load = Load(None, rate, None, options.seconds, 0, TIMEOUT_S, options.seed)
-    busy = f"{options.servers} servers, {rate:.0f} requests/s, busy for {options.utilization:.0%} of the time"
-    print(busy, flush=True)
+    busy = f"busy for {options.utilization:.0%} of the time"
+    print(f"{options.servers} servers, {rate:.0f} requests/s, {busy}", flush=True)
     latencies: dict[str, npt.NDArray[np.float64]] = {}
+    rows = {}
     with ExitStack() as stack:
         targets = start_servers(stack, options.servers)
         attached = [word for target in targets for word in ("--server", target)]
@@ -58,18 +60,15 @@ def main() -> None:
             with running_manager("policies", [*attached, "--load-balancing", policy]) as manager:
                 part = run_clients(Work(GrpcSender(manager.target), requests), load, 1).part
             if part.errors:
-                raise SystemExit(f"requests failed: {part.errors}")
-            latencies[policy] = part.latencies
-            p50, p99 = np.percentile(latencies[policy], (50, 99)) * 1e3
+                raise BenchError(f"requests failed: {part.errors}")
+            latencies[policy] = part.latencies * 1e3
+            p50, p90, p99 = np.percentile(latencies[policy], (50, 90, 99)).tolist()
+            rows[policy] = {"policy": policy, "p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
             print(f"{policy:>12}: p50 {p50:7.1f} ms  p99 {p99:7.1f} ms", flush=True)
-    gain = float(np.percentile(latencies["round_robin"], 99) / np.percentile(latencies["least_loaded"], 99))
+    gain = rows["round_robin"]["p99_ms"] / rows["least_loaded"]["p99_ms"]
     print(f"p99 of round_robin is {gain:.2f} x that of least_loaded")
-    rows = [
-        {"policy": name, **{f"p{p}_ms": float(np.percentile(seen, p)) * 1e3 for p in (50, 90, 99)}}
-        for name, seen in latencies.items()
-    ]
-    report = {"rate": rate, "utilization": options.utilization, "servers": options.servers, "rows": rows}
-    write_report(options.json, {**environment, **report, "p99_gain": gain})
+    report |= {"rate": rate, "utilization": options.utilization, "servers": options.servers}
+    write_report(options.json, {**report, "rows": list(rows.values()), "p99_gain": gain})
     if options.plot:
         plot(options.plot, latencies)
 
@@ -99,18 +98,12 @@ def plot(path: Path, latencies: dict[str, npt.NDArray[np.float64]]) -> None:
     from tritonembed_perf.plots import chart
 
     with chart(path, "Requests that took longer, by policy (very mixed lengths)") as axes:
-        drawing: Any = axes
         for name, seen in latencies.items():
-            ordered = np.sort(seen) * 1e3
-            left = 100 * (1 - np.arange(len(ordered)) / len(ordered))
-            drawing.plot(ordered, left, label=f"{name}: p99 {np.percentile(ordered, 99):,.0f} ms")
-        drawing.set_xscale("log")
-        drawing.set_yscale("log")
-        drawing.set_ylim(0.1, 100)
-        drawing.set_xlabel("milliseconds")
-        drawing.set_ylabel("% of requests that took longer")
-        drawing.grid(alpha=0.25)
-        drawing.legend(frameon=False)
+            left = 100 * (1 - np.arange(len(seen)) / len(seen))
+            axes.plot(np.sort(seen), left, label=f"{name}: p99 {np.percentile(seen, 99):,.0f} ms")
+        axes.set(xscale="log", yscale="log", ylim=(0.1, 100))
+        axes.set(xlabel="milliseconds", ylabel="% of requests that took longer")
+        axes.grid(alpha=0.25)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """What `bench full` measures besides speed: the tokenizer stage against its library, and memory over many requests."""
 
-import statistics
 import time
 
 import numpy as np
@@ -14,6 +13,7 @@ from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
 from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
 from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import exact_length_texts
+from tritonembed_perf.failures import BenchError
 from tritonembed_perf.server import RunningServer, server_memory_mib
 
 TOKENS, SENTENCES, BATCHES, REPEAT = 50, 64, 8, 5
@@ -25,7 +25,7 @@ def compare_tokenizer(folder: str, library: Tokenizer) -> dict[str, float]:
     """The tokenizer model's work for a request of SENTENCES, against the library it uses, in this process."""
     ours = TextTokenizer(read_model_files(folder))
     texts = exact_length_texts(library, TOKENS, SENTENCES * BATCHES, seed=1)
-    spent: tuple[list[float], list[float]] = ([], [])
+    spent = []
     for start in [*range(0, len(texts), SENTENCES)] * REPEAT:
         batch = texts[start : start + SENTENCES]
         encoded = [text.encode() for text in batch]
@@ -33,9 +33,8 @@ def compare_tokenizer(folder: str, library: Tokenizer) -> dict[str, float]:
         ours.encode_requests([(encoded, DEFAULTS)])
         middle = time.perf_counter()
         library.encode_batch_fast(batch)
-        spent[0].append(middle - began)
-        spent[1].append(time.perf_counter() - middle)
-    us, library_us = (statistics.median(times) / SENTENCES * 1e6 for times in spent)
+        spent.append((middle - began, time.perf_counter() - middle))
+    us, library_us = (np.median(spent, axis=0) / SENTENCES * 1e6).tolist()
     ratio = us / library_us
     print(f"tokenizer stage: {us:.1f} µs per sentence, tokenizers called directly {library_us:.1f}: {ratio:.2f} x")
     return {"microseconds": us, "library_microseconds": library_us, "ratio": ratio}
@@ -52,7 +51,7 @@ def compare_memory(server: RunningServer, tokenizer: Tokenizer) -> dict[str, flo
     for count in (EARLY, LATE - EARLY):
         errors = run_clients(work, Load(AT_ONCE, None, count, None, 0, TIMEOUT_S, 0), 1).part.errors
         if errors:
-            raise SystemExit(f"requests failed: {errors}")
+            raise BenchError(f"requests failed: {errors}")
         # Without work the engine returns cached memory; what it keeps is what can grow.
         time.sleep(2 * REST_AFTER_S + 1)
         memory.append(server_memory_mib(server.process.pid))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from tests.unit.perf.fake_loaded import fake_loaded
 
-from tritonembed_perf.scripts import engine_speed, precision
+from tritonembed_perf.scripts import engine
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_batch_has_limits_of_its_own(sentences: int, tokens: int, reason: str 
 
 
 def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = engine_speed.fitting(fake_loaded(tmp_path, max_length=128, most_tokens=12_000))
+    shapes = engine.fitting([fake_loaded(tmp_path, max_length=128, most_tokens=12_000)], "cuda")
     assert shapes == [(225, 50), (160, 50), (64, 50), (16, 50), (1, 50)]
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert said == [
@@ -59,10 +59,10 @@ def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys:
 
 
 def test_it_is_an_error_if_no_shape_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_speed, "load_executor", lambda *_: fake_loaded(tmp_path, max_length=49))
-    monkeypatch.setattr(sys, "argv", ["engine_speed", "model"])
+    monkeypatch.setattr(engine, "load_executor", lambda *_: fake_loaded(tmp_path, max_length=9))
+    monkeypatch.setattr(sys, "argv", ["engine", "speed", "model"])
     with pytest.raises(SystemExit, match="error: none of the shapes can be measured"):
-        engine_speed.main()
+        engine.main()
 
 
 def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done(
@@ -79,12 +79,12 @@ def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done
         return np.stack([ids[:, 0], np.ones(len(ids))], axis=1).astype(np.float32)
 
     loaded = fake_loaded(tmp_path, most_tokens=600, seen=seen)
-    monkeypatch.setattr(precision, "load_executor", lambda *_: loaded)
-    monkeypatch.setattr(precision, "_reference", lambda *_: embed)
-    monkeypatch.setattr(sys, "argv", ["precision", "model"])
+    monkeypatch.setattr(engine, "load_executor", lambda *_: loaded)
+    monkeypatch.setattr(engine, "reference", lambda *_: embed)
+    monkeypatch.setattr(sys, "argv", ["engine", "precision", "model"])
     with pytest.raises(KeyboardInterrupt):
-        precision.main()
+        engine.main()
     assert max(sum(lengths) for lengths in batches) <= 600
     _machine, *rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["1", "2", "5", "10", "20", "50"]
-    assert sum(len(lengths) for lengths in batches if lengths[0] == 50) == precision.SENTENCES
+    assert sum(len(lengths) for lengths in batches if lengths[0] == 50) == engine.SENTENCES_OF_LENGTH

@@ -1,0 +1,237 @@
+"""The engine's executor alone, without Triton: its speed, where its time goes, how right and how equal its vectors are.
+
+    python -m tritonembed_perf.scripts.engine speed MODEL [--device cuda] [--executor direct,scheduler] [--json FILE]
+    python -m tritonembed_perf.scripts.engine profile MODEL [--device cuda] [--shape 64x50]
+    python -m tritonembed_perf.scripts.engine precision MODEL [--device cuda] [--vllm JSON]
+    python -m tritonembed_perf.scripts.engine same-text MODEL [--device cuda] [--deterministic]
+
+`speed`: tokens per second and latency by the shape of a batch, of several executors in turn. `profile`: PyTorch's
+profiler, by operator on a CPU, by kernel on a GPU. `precision`: cosines to transformers in float32, by length, of what
+AutoModel loads, without a Dense module. `same-text`: how far a vector moves with what else is in its batch, and
+what equal bits (--deterministic) cost; two runs print the same digest if a restart changes nothing.
+"""
+
+import argparse
+import hashlib
+import re
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.loadgen.answers import row_cosines
+from tritonembed_perf.options import script
+from tritonembed_perf.reports import describe_script, write_report
+from tritonembed_perf.scripts.executor import LoadedExecutor, add_executor_options, load_executor
+
+if TYPE_CHECKING:
+    from tritonembed_engine.token_ids import TokenIds
+
+Rows = list[dict[str, Any]]
+Vectors = npt.NDArray[np.float32]
+
+SHAPES = {
+    "cuda": ((655, 50), (64, 512), (225, 50), (160, 50), (64, 50), (16, 50), (1, 50), (16, 512), (1, 512)),
+    "cpu": ((64, 50), (16, 300), (16, 50), (1, 300), (1, 50), (1, 10)),
+}
+"""Sentences x tokens of a batch, by device; those that the model or an executor can't hold are left out."""
+
+ROUNDS, SECONDS_PER_ROUND = 7, 0.5
+ALONE = 10
+"""Batches of a round that are alone in flight, for the latency."""
+
+PROFILED_BATCHES, PROFILED_ROWS = 5, 12
+LENGTHS, SENTENCES_OF_LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 512), 32
+SAME_SENTENCES, SAME_LONGEST = 64, 300
+"""Of `same-text`: lengths are drawn from 3 tokens on."""
+
+SAME_LOADS, SAME_REQUESTS = {"cpu": (64, 50), "cuda": (655, 50)}, 4
+
+
+@script
+def main() -> None:
+    """Run the measurement that is named first."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    kinds = parser.add_subparsers(required=True, metavar="|".join(MEASUREMENTS))
+    for name, run in MEASUREMENTS.items():
+        kind = kinds.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
+        kind.set_defaults(run=run)
+        add_executor_options(kind)
+        if name == "profile":
+            kind.add_argument("--shape", type=_shape, default="64x50", help="SENTENCESxTOKENS of the batch")
+    options = parser.parse_args()
+    report = describe_script("engine")
+    names = options.executor.split(",")
+    if len(names) > 1 and options.run is not speed:
+        raise BenchError("several executors are for `speed`")
+    loaded = [load_executor(options, name) for name in names]
+    rows = options.run(options, *loaded)
+    write_report(options.json, {**report, "rows": rows})
+    for one in loaded:
+        one.executor.close()
+
+
+def speed(options: argparse.Namespace, *executors: LoadedExecutor) -> Rows:
+    """tokens/s, and the latency of a batch alone, by its shape"""
+    rows = [row for shape in fitting(executors, options.device) for row in measure_shape(executors, *shape)]
+    if not rows:
+        raise BenchError("none of the shapes can be measured")
+    return rows
+
+
+def fitting(executors: Sequence[LoadedExecutor], device: str) -> list[tuple[int, int]]:
+    """Those of SHAPES that can be run; for each of the others, print why it is left out."""
+    shapes = []
+    for sentences, tokens in SHAPES[device]:
+        if reasons := list(filter(None, (loaded.reason_against(sentences, tokens) for loaded in executors))):
+            print(f"{sentences:>5} x {tokens:<4} left out: {reasons[0]}", flush=True)
+        else:
+            shapes.append((sentences, tokens))
+    return shapes
+
+
+def measure_shape(executors: Sequence[LoadedExecutor], sentences: int, tokens: int) -> Rows:
+    """One batch shape, of random ids: a row per executor. Executors take turns; medians count."""
+    rng = np.random.default_rng(0)
+    batches = [executors[0].random_batch(rng, sentences, tokens) for _ in range(4)]
+    for loaded in executors:
+        for batch in batches:
+            loaded.seconds(batch)
+    rates = np.median([[_rate(loaded, batches) for loaded in executors] for _ in range(ROUNDS)], axis=0)
+    rows: Rows = []
+    for loaded, rate in zip(executors, (rates * sentences * tokens).tolist(), strict=True):
+        latency = float(np.median([loaded.seconds(batches[i % 4]) for i in range(ALONE * ROUNDS)])) * 1e3
+        row = {"executor": loaded.executor.name, "sentences": sentences, "tokens": tokens}
+        rows.append(row | {"tokens_per_second": rate, "latency_ms": latency})
+        ratio = f"   the first has {rows[0]['tokens_per_second'] / rate:.2f} x" if len(rows) > 1 else ""
+        print(
+            f"{sentences:>5} x {tokens:<4} {rate / 1e3:8,.1f} K tokens/s {rate / tokens:10,.1f} sentences/s "
+            f"{latency:8.2f} ms alone   {loaded.executor.name}{ratio}",
+            flush=True,
+        )
+    return rows
+
+
+def _rate(loaded: LoadedExecutor, batches: "list[TokenIds]") -> float:
+    """Batches per second, as many in flight as the executor takes."""
+    count, pending, start = 0, deque[Any](), time.perf_counter()
+    while time.perf_counter() - start < SECONDS_PER_ROUND:
+        pending.append(loaded.executor.launch(batches[count % len(batches)]))
+        if len(pending) == loaded.executor.depth:
+            pending.popleft().result()
+        count += 1
+    for launched in pending:
+        launched.result()
+    return count / (time.perf_counter() - start)
+
+
+def profile(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
+    """the operators or kernels that take most of a batch's time"""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiled
+
+    sentences, tokens = options.shape
+    if reason := loaded.reason_against(sentences, tokens):
+        raise BenchError(f"--shape {sentences}x{tokens}: {reason}")
+    batch = loaded.random_batch(np.random.default_rng(0), sentences, tokens)
+    times = [loaded.seconds(batch) for _ in range(2 * PROFILED_BATCHES)][PROFILED_BATCHES:]
+    print(f"{sentences} x {tokens}: {np.median(times) * 1e3:.2f} ms per batch")
+    on_gpu = options.device == "cuda"
+    with profiled(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiler:
+        for _ in range(PROFILED_BATCHES):
+            loaded.seconds(batch)
+    rows = []
+    for event in profiler.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        milliseconds, calls = microseconds / PROFILED_BATCHES / 1e3, event.count / PROFILED_BATCHES
+        rows.append({"name": event.key[:90], "calls": calls, "milliseconds": milliseconds})
+    rows = sorted(rows, key=lambda row: -row["milliseconds"])[:PROFILED_ROWS]
+    for row in rows:
+        print(f"{row['milliseconds']:9.2f} ms  {row['calls']:5.1f} x  {row['name']}")
+    return rows
+
+
+def _shape(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SENTENCESxTOKENS")
+    return int(found[1]), int(found[2])
+
+
+def precision(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
+    """cosines to transformers in float32, by length"""
+    longest = loaded.files.max_length
+    embed = reference(options.model, options.vllm.get("revision"), loaded.files.pooling[0], options.device)
+    rng = np.random.default_rng(0)
+    rows = []
+    for length in [*(length for length in LENGTHS if length < longest), longest]:
+        at_once = max(1, min(loaded.most_tokens // length, loaded.executor.max_batch_sentences))
+        ids = loaded.random_ids(rng, SENTENCES_OF_LENGTH, length)
+        batches = [ids[start : start + at_once] for start in range(0, len(ids), at_once)]
+        cosines = np.concatenate([row_cosines(loaded.embed(batch), embed(batch)) for batch in batches])
+        rows.append({"tokens": length, "lowest": float(cosines.min()), "median": float(np.median(cosines))})
+        print(f"{length:>5} tokens: cosine {cosines.min():.6f} and more, median {np.median(cosines):.6f}", flush=True)
+    return rows
+
+
+def reference(
+    model: str, revision: str | None, pooling: str, device: str
+) -> Callable[[npt.NDArray[np.int32]], Vectors]:
+    """transformers' vectors of ids [sentences, tokens]."""
+    import torch
+    from transformers import AutoModel
+
+    loaded: Any = AutoModel.from_pretrained(model, revision=revision or "main", dtype=torch.float32).to(device).eval()
+
+    def embed(ids: npt.NDArray[np.int32]) -> Vectors:
+        with torch.inference_mode():
+            hidden = loaded(input_ids=torch.from_numpy(ids).long().to(device)).last_hidden_state
+            pooled = {"mean": hidden.mean(1), "cls": hidden[:, 0], "lasttoken": hidden[:, -1]}[pooling]
+            vectors: Vectors = pooled.cpu().numpy()
+            return vectors
+
+    return embed
+
+
+def same_text(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
+    """whether a vector depends on what else is in its batch"""
+    from tritonembed_engine.engine import EmbeddingEngine
+
+    engine = EmbeddingEngine(loaded.executor)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, min(SAME_LONGEST, loaded.files.max_length), SAME_SENTENCES)
+    sentences = [loaded.random_ids(rng, 1, int(length)).tobytes() for length in lengths]
+    alone = np.concatenate([engine.submit([sentence]).result() for sentence in sentences])
+    together = engine.submit(sentences).result()
+    backwards = engine.submit(sentences[::-1]).result()[::-1]
+    rows = [_difference("alone", alone, together), _difference("in another order", together, backwards)]
+    print(f"digest of the vectors alone: {hashlib.sha256(alone.tobytes()).hexdigest()[:16]}")
+    count, tokens = SAME_LOADS[options.device]
+    request = [ids.tobytes() for ids in loaded.random_ids(np.random.default_rng(1), count, tokens)]
+    times = []
+    for _ in range(1 + ROUNDS):
+        started = time.perf_counter()
+        for future in [engine.submit(request) for _ in range(SAME_REQUESTS)]:
+            future.result()
+        times.append(time.perf_counter() - started)
+    # The first round is the warm-up.
+    rate = SAME_REQUESTS * count * tokens / np.median(times[1:])
+    print(f"{count} x {tokens} tokens, {SAME_REQUESTS} at once: {rate / 1e3:,.1f} K tokens/s (median of {ROUNDS})")
+    return rows
+
+
+def _difference(name: str, left: Vectors, right: Vectors) -> dict[str, Any]:
+    """Printed, too."""
+    other, least = int((left != right).any(axis=1).sum()), float(row_cosines(left, right).min())
+    print(f"{name}, not among {len(left)}: {other} vectors have other bits, cosine {least:.7f} and more")
+    return {"sentences": name, "other_bits": other, "cosine": least}
+
+
+MEASUREMENTS = {"speed": speed, "profile": profile, "precision": precision, "same-text": same_text}
+
+if __name__ == "__main__":
+    main()
