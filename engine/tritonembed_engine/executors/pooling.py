@@ -29,6 +29,15 @@ class Pooler:
         self._steps = steps
         self._mean = mean
 
+    @property
+    def pools(self) -> bool:
+        """Whether there is a pooling; a model that pools itself has none, and `finish` takes its vectors."""
+        return bool(self._poolings)
+
+    def finish(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The steps after the pooling. pooled: [sentences, width], of any type."""
+        return self._steps(pooled.float())
+
     def __call__(
         self, hidden: torch.Tensor, cu_seqlens: torch.Tensor, begins: torch.Tensor | None = None
     ) -> torch.Tensor:

@@ -14,6 +14,7 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
+from tritonembed_engine.model.clip import text_tower
 from tritonembed_engine.model.encoders import ENCODERS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
@@ -83,6 +84,8 @@ class TransformersExecutor:
             input_ids=torch.from_numpy(group.ids).to(self._device),
             attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
         )
+        if not self._pooler.pools:
+            return self._pooler.finish(output.text_embeds)
         hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)
         if group.has_padding:
             hidden = hidden[mask.flatten().nonzero()[:, 0].to(self._device)]
@@ -131,8 +134,15 @@ def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> tor
     announce("loading the weights")
     try:
         checkpoint_files(folder)
+        tower = text_tower(config, files.folder)
         model, info = model_class.from_pretrained(
-            folder, dtype=_dtype(settings, config, device), output_loading_info=True, local_files_only=True
+            folder,
+            dtype=_dtype(settings, config, device),
+            output_loading_info=True,
+            local_files_only=True,
+            # `check_complete` names the tensors.
+            ignore_mismatched_sizes=True,
+            **({"config": model_class.config_class(**tower)} if tower else {}),
         )
         check_complete(info)
     except ModelError as error:

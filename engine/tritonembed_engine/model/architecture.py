@@ -48,7 +48,8 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
     architectures = tuple(config.get("architectures") or ())
     kind = config.get("model_type", "unknown")
     is_pair = config.get("is_encoder_decoder") and not (has_modules and kind in ENCODERS_OF_PAIRS)
-    if is_pair or any(key in config for key in _OTHER_INPUTS) or not (architectures or "model_type" in config):
+    has_others = kind != "clip" and any(key in config for key in _OTHER_INPUTS)
+    if is_pair or has_others or not (architectures or "model_type" in config):
         raise ModelError(f"{name} is not a text embedding model (model type {kind})")
     if not has_modules and architectures and architectures[0].endswith(_CLASSIFIERS):
         raise ModelError(f"{name} is not an embedding model but a classifier or reranker ({architectures[0]})")

@@ -10,6 +10,7 @@ ENCODERS = {
     "albert": "AlbertModel",
     "bert": "BertModel",
     "camembert": "CamembertModel",
+    "clip_text_model": "CLIPTextModelWithProjection",
     "data2vec-text": "Data2VecTextModel",
     "deberta": "DebertaModel",
     "deberta-v2": "DebertaV2Model",
@@ -34,7 +35,7 @@ ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
 """Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""
 
 _MISSING_IN_VLLM = (
-    *("albert", "deberta", "deberta-v2", "distilbert", "megatron-bert", "mpnet", "roformer"),
+    *("albert", "clip_text_model", "deberta", "deberta-v2", "distilbert", "megatron-bert", "mpnet", "roformer"),
     *ENCODERS_OF_PAIRS,
 )
 _POSITIONS_AFTER_PADDING = ("roberta-prelayernorm", "xlm-roberta-xl")

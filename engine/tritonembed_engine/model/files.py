@@ -10,6 +10,7 @@ from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.architecture import check_architecture, is_causal
+from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
 from tritonembed_engine.model.instructions import fill, instruction_template
@@ -182,9 +183,14 @@ def read_model_files(
     transformer = find_transformer(folder)
     config = read_object(transformer / "config.json")
     if not config:
-        raise ModelError(f"{name} is not a model: it has no config.json{_what_it_is(folder)}")
+        raise ModelError(f"{name} is not a model: it has no config.json")
     has_modules = (folder / "modules.json").exists()
     architectures = check_architecture(name, config, has_modules)
+    try:
+        tower = text_tower(config, folder)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+    config = tower or config
     tokenizer_config = read_object(transformer / "tokenizer_config.json")
     if not any((transformer / file).exists() for file in TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer")
@@ -193,8 +199,11 @@ def read_model_files(
     hidden_size = size_of(name, config, "hidden_size")
     vocab_size = size_of(name, config, "vocab_size")
     try:
-        settings = read_sentence_settings(folder, transformer)
-        modules = read_sentence_modules(folder, hidden_size)
+        settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None)
+        if tower:
+            modules = read_modules_after(folder, size_of(name, config, "projection_dim"))
+        else:
+            modules = read_sentence_modules(folder, hidden_size)
     except ModelError as error:
         raise ModelError(f"{name}: {error}") from None
     positions = positions_of(config, settings)
@@ -273,8 +282,3 @@ def _read_static_files(
         reason_against_vllm="it is a table of static embeddings",
         unknown=settings.unknown + modules.unknown,
     )
-
-
-def _what_it_is(folder: Path) -> str:
-    """What a folder without config.json is instead, to append to the message."""
-    return " (it is a CLIP model)" if (folder / "0_CLIPModel").exists() else ""

@@ -69,6 +69,7 @@ _HARMLESS_MODEL_OPTIONS = {
 }
 _HARMLESS_CONFIG_OPTIONS = {"use_memory_efficient_attention", "unpad_inputs", "use_cache", "use_flash_attn"}
 _TEXT_MODALITY = {"method": "forward", "method_output_name": "last_hidden_state"}
+_OUTPUTS = {"token_embeddings": "the last hidden state", "sentence_embedding": "the text's features"}
 _HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
     # Other values make padding count as tokens of the prompt or the text.
@@ -109,10 +110,13 @@ class SentenceSettings:
     unknown: tuple[str, ...] = ()
 
 
-def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
+def read_sentence_settings(
+    folder: Path, transformer: Path, features: Mapping[str, str] | None = None
+) -> SentenceSettings:
     """Both files of a model. Raises ModelError, which names the file and the key, for a key that would change a vector.
 
-    folder: of the model. transformer: the folder of its transformer. sentence-transformers reads neither file if there
+    folder: of the model. transformer: the folder of its transformer. features: how a model that pools itself is called,
+    as `modality_config` has it. sentence-transformers reads neither file if there
     is no modules.json.
     """
     prompts, default, truncate_dim, unknown = _read_config(folder)
@@ -132,7 +136,7 @@ def read_sentence_settings(folder: Path, transformer: Path) -> SentenceSettings:
     for key in settings:
         if key not in _KNOWN:
             raise ModelError(f"{name} has an unknown key: {key[:40]}")
-    _refuse_other_tasks(name, settings)
+    _refuse_other_tasks(name, settings, features)
     _refuse_others(name, settings, "model_kwargs", _HARMLESS_MODEL_OPTIONS)
     _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
@@ -177,7 +181,7 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
     return prompts, default, truncate_dim, unknown
 
 
-def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
+def _refuse_other_tasks(name: str, settings: dict[str, Any], features: Mapping[str, str] | None) -> None:
     task = settings.get("transformer_task", "feature-extraction")
     if task == "sequence-classification":
         raise ModelError("it is a reranker (CrossEncoder), not an embedding model")
@@ -185,21 +189,22 @@ def _refuse_other_tasks(name: str, settings: dict[str, Any]) -> None:
         raise ModelError("it is a sparse encoder (SPLADE), not a dense one")
     if task != "feature-extraction":
         raise ModelError(f"{name}: the transformer_task {str(task)[:40]!r} can't be served")
-    modalities = settings.get("modality_config", {"text": _TEXT_MODALITY})
+    expected, feature = (features, "sentence_embedding") if features else (_TEXT_MODALITY, "token_embeddings")
+    modalities = settings.get("modality_config", {"text": expected})
     if not isinstance(modalities, dict) or not all(isinstance(entry, dict) for entry in modalities.values()):
         raise ModelError(f"{name}: modality_config is not an object of objects")
     if "message" in modalities:
         raise ModelError(f"{name}: every text goes through a chat template (modality_config has message)")
-    if list(modalities) != ["text"]:
+    if list(modalities) != ["text"] and not (features and "text" in modalities):
         raise ModelError(f"{name}: modality_config has {', '.join(map(str, modalities))}; only text can be served")
     output = modalities["text"].get("method_output_name")
     if isinstance(output, list) and len(output) == 1:
         output = output[0]
-    if output != "last_hidden_state" or modalities["text"].get("method") != "forward":
-        raise ModelError(f"{name}: modality_config takes another output than the last hidden state")
-    unnamed = None if "modality_config" in settings else "token_embeddings"
-    if settings.get("module_output_name", unnamed) != "token_embeddings":
-        raise ModelError(f"{name}: module_output_name is not token_embeddings")
+    if {"method": modalities["text"].get("method"), "method_output_name": output} != dict(expected):
+        raise ModelError(f"{name}: modality_config takes another output than {_OUTPUTS[feature]}")
+    unnamed = None if "modality_config" in settings else feature
+    if settings.get("module_output_name", unnamed) != feature:
+        raise ModelError(f"{name}: module_output_name is not {feature}")
     for key in ("query_expansion", "tokenizer_name_or_path"):
         if settings.get(key) is not None:
             raise ModelError(f"{name}: {key} can't be followed")

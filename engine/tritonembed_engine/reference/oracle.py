@@ -15,6 +15,7 @@ from typing_extensions import assert_never
 from tritonembed_engine.errors import ModelError, reason_of
 from tritonembed_engine.model.architecture import config_for_reference
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
+from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
@@ -37,12 +38,13 @@ class Oracle:
         from transformers import AutoConfig
         from transformers.utils import logging
 
-        # AutoModel would load the decoder of a pair, too.
-        is_pair = files.model_type in ENCODERS_OF_PAIRS
-        model_class: Any = getattr(transformers, ENCODERS[files.model_type] if is_pair else "AutoModel")
+        folder = weights_folder(model, revision, files.transformer, files.is_local)
+        # AutoModel would load the decoder of a pair, too, and no projection with CLIP's text tower.
+        kind = str(read_object(folder / "config.json").get("model_type"))
+        has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER
+        model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-        folder = weights_folder(model, revision, files.transformer, files.is_local)
         try:
             checkpoint_files(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -54,6 +56,8 @@ class Oracle:
                 dtype=torch.float32 if _parameters(folder) <= MOST_IN_FLOAT32 else "auto",
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
+                # `check_complete` names the tensors.
+                ignore_mismatched_sizes=True,
                 **({"attn_implementation": "eager"} if _wants_eager(config, files) else {}),
             )
         except ModelError as error:
@@ -82,12 +86,19 @@ class Oracle:
         with _in_float32(self._model) if dtype == torch.float32 else contextlib.nullcontext():
             for case in cases:
                 ids = torch.from_numpy(np.frombuffer(case.ids, dtype="<i4").astype(np.int64))[None]
-                output: Any = self._model(input_ids=ids, attention_mask=torch.ones_like(ids))
-                hidden = output.last_hidden_state[0].float()
-                parts = [_pool(pooling, hidden, case.skip) for pooling in self._files.pooling]
-                rows.append(self._steps(torch.cat(parts)[None])[0])
+                rows.append(self._steps(self._pooled(ids, case.skip)[None])[0])
         vectors: Vectors = torch.stack(rows).numpy()
         return vectors
+
+    def _pooled(self, ids: torch.Tensor, skip: int) -> torch.Tensor:
+        """float32 [width before the steps]. ids: [1, tokens]."""
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        if not self._files.pooling:
+            if hasattr(self._model, "get_text_features"):
+                return self._model.get_text_features(**inputs).pooler_output[0].float()
+            return self._model(**inputs).text_embeds[0].float()
+        hidden = self._model(**inputs).last_hidden_state[0].float()
+        return torch.cat([_pool(pooling, hidden, skip) for pooling in self._files.pooling])
 
 
 def _wants_eager(config: Any, files: ModelFiles) -> bool:

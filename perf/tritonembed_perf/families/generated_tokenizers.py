@@ -16,6 +16,9 @@ QWEN2_REGEX = (
 )
 """How Qwen2 and Qwen3 split a text, verbatim from their tokenizer.json."""
 
+CLIP_REGEX = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""How CLIP finds words, verbatim from its tokenizer.json."""
+
 
 def training_corpus(seed: int) -> list[str]:
     """Sentences in twenty languages, then lines of made-up words from each one's letters, numbers among them."""
@@ -54,6 +57,40 @@ def qwen3_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
     tokenizer.post_processor = processors.Sequence(
         [processors.ByteLevel(trim_offsets=False), _template("$A <|endoftext|>", tokenizer)]
     )
+    return tokenizer
+
+
+def clip_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
+    """BPE with an end-of-word mark as CLIP has it: the start and the end token are the last ids.
+
+    The pieces are beginnings of the most frequent words: with such a mark the trainer gives other pieces each time.
+    """
+    mark, ends = "</w>", ["<|startoftext|>", "<|endoftext|>"]
+    split = pre_tokenizers.Split(Regex(CLIP_REGEX), behavior="removed", invert=True)
+    words = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    blanks = normalizers.Replace(Regex(r"\s+"), " ")
+    lower = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+    counts = Counter(
+        word for line in training_corpus(seed) for word, _ in words.pre_tokenize_str(lower.normalize_str(line))
+    )
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = dict.fromkeys([*alphabet, *(letter + mark for letter in alphabet)])
+    merges: list[tuple[str, str]] = []
+    for word in sorted(counts, key=lambda word: (-counts[word], word)):
+        start, *rest = [*word[:-1], word[-1] + mark]
+        for letter in rest:
+            if start + letter not in pieces and len(pieces) + len(ends) < vocab_size:
+                pieces[start + letter] = None
+                merges.append((start, letter))
+            start += letter
+            if start not in pieces:
+                break
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *ends])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=ends[1], end_of_word_suffix=mark))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = lower, words, decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(end, normalized=True, special=True) for end in ends])
+    first, last = ((end, vocabulary[end]) for end in ends)
+    tokenizer.post_processor = processors.RobertaProcessing(last, first, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
 

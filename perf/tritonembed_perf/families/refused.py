@@ -7,14 +7,13 @@ engine has to refuse them.
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
 from tritonembed_perf.families.decoders import decoder
 from tritonembed_perf.families.layouts import with_head
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import roberta, xlm_roberta
-from tritonembed_perf.families.sentence import OLD, Module, dense, normalize, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import Module, dense, normalize, transformer, write_sentence_files
 from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer
 
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -116,33 +115,6 @@ def colbert_st6(folder: Path) -> None:
     linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, module_input_name="token_embeddings")
     config = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
     write_sentence_files(folder, [transformer(), linear], config=config)
-
-
-@case(OTHERS, must_refuse=True)
-def clip_text(folder: Path) -> None:
-    """clip-ViT-B-32: texts and images."""
-    place = folder / "0_CLIPModel"
-    tokenizer, settings = vocabularies.roberta(77)
-    settings["tokenizer_class"] = "CLIPTokenizer"
-    shape = {"hidden_size": WIDTH, "intermediate_size": WIDTH, "num_attention_heads": 2, "num_hidden_layers": 1}
-    text = {
-        **shape,
-        "vocab_size": tokenizer.get_vocab_size(),
-        "max_position_embeddings": 77,
-        "model_type": "clip_text_model",
-    }
-    vision = {**shape, "image_size": 32, "patch_size": 16}
-    config = {
-        "architectures": ["CLIPModel"],
-        "model_type": "clip",
-        "projection_dim": 32,
-        "text_config": text,
-        "vision_config": vision,
-    }
-    Model(config, random_state("CLIPModel", config), tokenizer, settings).write(place)
-    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
-    write_json(place / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **size})
-    write_sentence_files(folder, [Module("CLIPModel", f"{OLD}CLIPModel")], max_length=None)
 
 
 @case(OTHERS, must_refuse=True)

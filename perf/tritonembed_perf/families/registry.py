@@ -23,6 +23,7 @@ FILES = (
     "decoders",
     "quantized",
     "static",
+    "clip",
     "refused",
 )
 """Modules of this package that define cases, in the order of the table."""

@@ -40,6 +40,14 @@ def xlm_roberta(length: int = 512) -> Vocabulary:
     return generated.xlm_roberta_tokenizer(VOCABULARY, 0), {**settings, "model_max_length": length, **_angle_tokens()}
 
 
+def clip() -> Vocabulary:
+    """Lower-case BPE in which padding is the end token, as in CLIP."""
+    end = "<|endoftext|>"
+    tokens = {"bos_token": "<|startoftext|>", "eos_token": end, "unk_token": end, "pad_token": end}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True}
+    return generated.clip_tokenizer(VOCABULARY, 0), {**settings, **tokens}
+
+
 def modernbert(length: int = 8192) -> Vocabulary:
     """Byte-level BPE with added tokens for runs of spaces."""
     tokens = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "pad", "unk", "mask")}

@@ -493,7 +493,7 @@ def test_a_shorter_limit_can_be_requested(asked: int | None, expected: int, writ
         ({"config": [1]}, "config.json is not a JSON object"),
         ({"tokenizer": None}, "has no tokenizer"),
         ({"config": {"architectures": ["ViTModel"], "model_type": "vit", "hidden_size": 8, "image_size": 224}}, "text"),
-        ({"config": {"architectures": ["CLIPModel"], "model_type": "clip", "vision_config": {}}}, "text"),
+        ({"config": {"architectures": ["SiglipModel"], "model_type": "siglip", "vision_config": {}}}, "text"),
         ({"config": {**CONFIG, "model_type": "whisper", "is_encoder_decoder": True}}, "not a text embedding model"),
         ({"config": {"hidden_size": 8}}, "not a text embedding model"),
         ({"config": {"architectures": ["OddModel"], "model_type": "odd", "hidden_size": 8}}, "no vocab_size"),

@@ -61,6 +61,8 @@ FAMILIES = (
     "megatron_bert",
     "roformer",
     "xlmr_xl",
+    "clip_text",
+    "clip_dense",
     "roberta_prelayernorm",
 )
 
