@@ -147,7 +147,7 @@ class _Cutter:
 
     def end(self, window: _Window, room: int, covered: int) -> int:
         """Where a chunk of at most `room` tokens ends: after `covered`, at the best border, without white space."""
-        at_least = max(window.start, covered)
+        at_least = self.skip_space(max(window.start, covered))
         if len(window.offsets) - 1 <= room and window.offsets[-1] == len(self._text):
             return self._without_space(at_least, len(self._text))
         limit = window.offsets[min(room, len(window.offsets) - 1)]

@@ -9,12 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import ModelShelf
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer
 
 from tritonembed_engine.chunks import Chunk, pack, unpack
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS, MAX_TEXT_CHUNKS
 
@@ -120,6 +122,31 @@ def test_overlapping_chunks_begin_at_words_before_the_last_end(tokenizers: dict[
     for (_, _, before), (_, start, _) in itertools.pairwise(chunks):
         assert text[start - 1] == " "
         assert text[start:before].split() == ["word"] * 4
+
+
+def parts_of(tokenizer: Tokenizer, text: str, prompt: str, tokens: int, overlap: int = 0) -> list[str]:
+    """The chunks of a text under a tokenizer without special tokens."""
+    size = ChunkSize(tokens, overlap)
+    return [text[start:end] for _, start, end in Chunker(tokenizer, 0).chunks(text, prompt, size, 0)]
+
+
+def test_a_part_that_has_more_tokens_after_its_prompt_is_shortened() -> None:
+    words = {word: number for number, word in enumerate(["[UNK]", "un", "able", "una", "##b", "##le", "word"])}
+    tokenizer = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # "un" and "able" are a token each; "unable" is three.
+    assert parts_of(tokenizer, "able word word word word", "un", 4) == ["able word", "word word word"]
+
+
+def test_an_overlap_gives_way_to_a_character_of_many_tokens() -> None:
+    letters = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(models.BPE(letters, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    # A letter is one token, the emoji four.
+    assert parts_of(tokenizer, "abc\U0001f600def", "", 5, 2) == ["abc", "\U0001f600d", "def"]
+    assert parts_of(tokenizer, "abc \U0001f600", "", 5, 2) == ["abc", "\U0001f600"]
+    with pytest.raises(InvalidArgument, match=r"^text: sentence 0 has a character of more tokens than there is room"):
+        parts_of(tokenizer, "abc\U0001f600def", "", 3)
 
 
 def test_short_texts_stay_whole_whatever_else_the_request_holds(tokenizers: dict[str, TextTokenizer]) -> None:
