@@ -12,6 +12,7 @@ from tritonembed_protocol.policies import PolicyName
 from tritonembed_protocol.types import EmbeddingType, InputType, Priority, Truncate
 
 from ._aio import AsyncEmbeddingClient
+from ._chunks import ChunkResult
 from ._client import EmbeddingClient
 from ._errors import (
     AuthenticationError,
@@ -30,6 +31,7 @@ __all__ = [
     "AsyncEmbeddingClient",
     "AuthenticationError",
     "CancelledError",
+    "ChunkResult",
     "DeadlineExceededError",
     "EmbeddingClient",
     "EmbeddingResult",

@@ -17,11 +17,12 @@ from tritonembed_protocol.policies import PolicyName
 
 from . import _pipeline
 from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, targets_of
+from ._chunks import ChunkCall, ChunkCollector, ChunkResult, no_chunks
 from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import Collector, EmbeddingResult, ModelInfo, ServerInfo, model_info, rows_of, server_info
 from ._transport import Transport, ask
 from .inputs import TokenIds
-from .request import Call, Deadline, Options, Request, VectorOptions
+from .request import AnyCall, AnyResult, Call, ChunkOptions, Deadline, Options, Request, VectorOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -31,9 +32,10 @@ class EmbeddingClient:
     """Embeds texts through one Triton server or several, over gRPC.
 
     ``target``: host:port, or a list of them; all of these servers have the same model. ``model`` takes texts,
-    ``tokens_model`` token ids. ``tls=True`` encrypts. Root certificates (to check the server) and a key with its
-    certificate chain (to prove who the client is) are PEM, as a path or as bytes. ``metadata``: pairs sent with every
-    request, such as ``("authorization", "Bearer …")``. ``max_in_flight``: outstanding requests per call and server.
+    ``tokens_model`` token ids, ``chunks_model`` texts to be embedded in chunks. ``tls=True`` encrypts. Root
+    certificates (to check the server) and a key with its certificate chain (to prove who the client is) are PEM, as a
+    path or as bytes. ``metadata``: pairs sent with every request, such as ``("authorization", "Bearer …")``.
+    ``max_in_flight``: outstanding requests per call and server.
     A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;
     under 300 s a server may take pings for abuse.
 
@@ -56,6 +58,7 @@ class EmbeddingClient:
         policy: PolicyName = "least_loaded",
         model: str = "embedding",
         tokens_model: str = "embedder",
+        chunks_model: str = "embedding_chunks",
         tls: bool = False,
         root_certificates: Pem | None = None,
         private_key: Pem | None = None,
@@ -70,6 +73,7 @@ class EmbeddingClient:
         targets = targets_of(target)
         self._model = model
         self._tokens_model = tokens_model
+        self._chunks_model = chunks_model
         self._metadata = metadata_pairs(metadata)
         self._max_in_flight = max_in_flight * len(targets)
         channels = ChannelSettings(
@@ -153,6 +157,31 @@ class EmbeddingClient:
         """
         call = Call.of_texts(self._model, texts, options, batch_size, timeout)
         return _owned(self._answers(call, rows_of(texts), metadata))
+
+    def embed_chunks(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[ChunkOptions],
+    ) -> ChunkResult:
+        """One vector per chunk of each text, and where the chunk is in its text; a text that fits is one chunk.
+
+        Arguments and options are those of ``embed``, without ``truncate``, which is ``CHUNK``. A request has at most
+        4096 chunks: for very long texts choose a small ``batch_size``.
+        """
+        call = ChunkCall.of_texts(self._chunks_model, texts, options, batch_size, timeout)
+        collector = ChunkCollector()
+        with closing(self._answers(call, rows_of(texts), metadata)) as answers:
+            for answer in answers:
+                collector.add(answer)
+        result = collector.result()
+        if result is not None:
+            return result
+        none = self.embed([], timeout=timeout, metadata=metadata, truncate="CHUNK", **options)
+        return no_chunks(none.embeddings)
 
     def embed_tokens(
         self,
@@ -238,13 +267,13 @@ class EmbeddingClient:
         return model_info(metadata, config)
 
     def _answers(
-        self, call: Call, rows: int | None, metadata: Metadata | None
-    ) -> Generator[EmbeddingResult, None, None]:
+        self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None
+    ) -> Generator[AnyResult, None, None]:
         """``rows``: how many inputs there are, if that is known."""
         self._transport.open()
         return self._read(call, rows, self._metadata + metadata_pairs(metadata))
 
-    def _read(self, call: Call, rows: int | None, pairs: Pairs) -> Generator[EmbeddingResult, None, None]:
+    def _read(self, call: AnyCall[AnyResult], rows: int | None, pairs: Pairs) -> Generator[AnyResult, None, None]:
         requests = call.requests()
         # Looking ahead is free if all inputs are there; waiting for inputs to come would delay the first answer.
         ready = [] if rows is None else list(islice(requests, 2))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import index
 from time import monotonic
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict, TypeVar
 
 import grpc
 import numpy as np
@@ -47,16 +47,21 @@ class VectorOptions(TypedDict, total=False):
     priority: Priority
 
 
-class Options(VectorOptions, total=False):
-    """The same for a call with texts."""
+class ChunkOptions(VectorOptions, total=False):
+    """The same for a call with texts in chunks."""
 
     input_type: InputType | None
     prompt_name: str | None
     prompt: str | None
     instruction: str | None
-    truncate: Truncate | None
     chunk_tokens: int | None
     chunk_overlap: int | None
+
+
+class Options(ChunkOptions, total=False):
+    """The same for a call with texts."""
+
+    truncate: Truncate | None
 
 
 class Deadline:
@@ -103,6 +108,19 @@ class Request:
         return replace(self, timeout=timeout)
 
 
+AnyResult = TypeVar("AnyResult", covariant=True)
+
+
+class AnyCall(Protocol[AnyResult]):
+    """The requests of a call, and what their answers are read as."""
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, in order, each made when the caller takes it."""
+
+    def read(self, count: int, response: Any) -> AnyResult:
+        """The answer to a request with ``count`` inputs. Raises ServerError if it does not fit the request."""
+
+
 class Call:
     """What one call of the client asks for: the requests, and how their answers are read.
 
@@ -116,7 +134,9 @@ class Call:
         batches: Iterator[list[bytes]],
         options: Options | VectorOptions,
         deadline: Deadline,
+        outputs: Sequence[str] = OUTPUTS,
     ) -> None:
+        self._outputs = outputs
         self._model = model
         self._tensor = tensor
         self._batches = batches
@@ -132,15 +152,21 @@ class Call:
 
     @classmethod
     def of_texts(
-        cls, model: str, texts: Iterable[str], options: Options, batch_size: int, timeout: float | None
+        cls,
+        model: str,
+        texts: Iterable[str],
+        options: Options,
+        batch_size: int,
+        timeout: float | None,
+        outputs: Sequence[str] = OUTPUTS,
     ) -> Call:
-        """A call that embeds texts; its time runs from now on."""
+        """A call that embeds texts; its time runs from now on. outputs: those to ask for."""
         if isinstance(texts, (str, bytes)):
             # Its letters would be embedded one by one.
             raise TypeError("texts is a single text: put it into a list")
-        _check_names(options, Options)
+        check_names(options, Options)
         check_batch_size(batch_size)
-        return cls(model, "text", batches(texts, encode_texts, batch_size), options, Deadline(timeout))
+        return cls(model, "text", batches(texts, encode_texts, batch_size), options, Deadline(timeout), outputs)
 
     @classmethod
     def of_tokens(
@@ -152,7 +178,7 @@ class Call:
         timeout: float | None,
     ) -> Call:
         """A call that embeds token ids; its time runs from now on."""
-        _check_names(options, VectorOptions)
+        check_names(options, VectorOptions)
         check_batch_size(batch_size)
         return cls(model, "token_ids", batches(sequences, encode_token_ids, batch_size), options, Deadline(timeout))
 
@@ -178,7 +204,7 @@ class Call:
     def _message(self, content: bytes, count: int, timeout: float | None) -> Any:
         message = service_pb2.ModelInferRequest(model_name=self._model, raw_input_contents=[content])
         message.inputs.add(name=self._tensor, datatype="BYTES", shape=(count, 1))
-        for output in OUTPUTS:
+        for output in self._outputs:
             message.outputs.add(name=output)
         _write(self._options, message.parameters)
         _write_timeout(message, timeout)
@@ -189,10 +215,7 @@ class Call:
 
         Raises ServerError if the answer does not fit the request.
         """
-        contents = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
-        for output in OUTPUTS:
-            if output not in contents:
-                raise ServerError(f"the answer lacks the raw content of output {output}")
+        contents = contents_of(response, OUTPUTS)
         num_tokens = contents["num_tokens"]
         if len(num_tokens) != 4 * count:
             raise ServerError(f"output num_tokens: {len(num_tokens)} bytes are not {count} INT32 numbers")
@@ -207,7 +230,17 @@ class Call:
         return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"))
 
 
-def _check_names(options: Iterable[str], known: Any) -> None:
+def contents_of(response: Any, outputs: Iterable[str]) -> dict[str, bytes]:
+    """The raw contents of an answer, by output. Raises ServerError if it lacks one of ``outputs``."""
+    contents = dict(zip((output.name for output in response.outputs), response.raw_output_contents, strict=False))
+    for output in outputs:
+        if output not in contents:
+            raise ServerError(f"the answer lacks the raw content of output {output}")
+    return contents
+
+
+def check_names(options: Iterable[str], known: Any) -> None:
+    """Raise TypeError for an option that is not in ``known``, a TypedDict."""
     for name in options:
         if name not in known.__optional_keys__:
             raise TypeError(f"unexpected keyword argument {name!r}")

@@ -1,7 +1,7 @@
 """The chunks of a text on their way from `tokenizer` to `embedder`, and one vector of the vectors of its chunks.
 
-In the tensor `token_ids`, a text of several chunks is one element: int32 [MARK, count, then the number of tokens, the
-start and the end of each chunk, then all ids]. MARK is no token id, so an element that is just ids can be told from it.
+Under `truncate=CHUNK`, an element of the tensor `token_ids` is int32 [MARK, count, then the number of tokens, the start
+and the end of each chunk, then all ids]. MARK is no token id, so an element that is just ids can be told from it.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.vectors import Vectors, normalized
+from tritonembed_protocol.framing import rows_as_bytes
 from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS
 
 MARK = -1
@@ -65,6 +66,10 @@ class Chunks:
         shares = weights / np.repeat(np.add.reduceat(weights, self._starts()), self.counts)
         means: Vectors = np.add.reduceat(vectors * shares[:, None], self._starts(), axis=0)
         return normalized(means) if normalize else means
+
+    def spans(self, tokens: npt.NDArray[np.int32]) -> list[bytes]:
+        """Per text, little-endian int32 [chunks, 3]: start, end and tokens of each chunk. tokens: int32 [chunks]."""
+        return self.split(rows_as_bytes(np.column_stack((self.offsets, tokens))))
 
     def split(self, rows: Sequence[bytes]) -> list[bytes]:
         """Each text's rows, joined. rows: one per chunk."""

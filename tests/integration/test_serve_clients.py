@@ -31,7 +31,7 @@ from tritonembed_perf.perf_analyzer import find_program
 TEXTS = ["a sentence of a client", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 MARK = "mxyzptlk"
 """A word in the texts of requests that fail here. It must not be in the manager's log."""
-MODELS = {"embedding", "embedder", "tokenizer"}
+MODELS = {"embedding", "embedding_chunks", "embedder", "tokenizer"}
 
 
 @pytest.fixture(scope="module")

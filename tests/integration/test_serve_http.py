@@ -22,9 +22,10 @@ from tritonembed import EmbeddingClient
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXTS = ["a sentence", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 PROBES = ["/v2/health/live", "/v2/health/ready", "/v2/models/embedding/ready", "/v2/models/embedding/versions/1/ready"]
+MODELS = ("embedding", "embedding_chunks", "embedder", "tokenizer")
 SAME = [
     "/v2",
-    *(f"/v2/models/{model}{rest}" for model in ("embedding", "embedder", "tokenizer") for rest in ("", "/config")),
+    *(f"/v2/models/{model}{rest}" for model in MODELS for rest in ("", "/config")),
     "/v2/models/embedding/versions/1",
     "/v2/models/embedding/versions/1/config",
     "/v2/models/embedding/stats",
@@ -104,6 +105,16 @@ def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
         client.embeddings.create(model=model.id, input="a", dimensions=65)
     with pytest.raises(openai.BadRequestError, match="token_ids"):
         client.embeddings.create(model=model.id, input=[10_000_000])
+
+
+def test_chunks_come_through_the_endpoint(manager: Serve) -> None:
+    text = "A sentence that says little. " * 40
+    with EmbeddingClient(manager.target) as client:
+        found = client.embed_chunks([text, "short"])
+        parts = client.embed([*(text[start:end] for start, end in found.offsets[:-1]), "short"])
+    assert len(parts.embeddings) > 4
+    assert np.abs(found.embeddings - parts.embeddings).max() <= 1e-6
+    assert (found.num_tokens == parts.num_tokens).all()
 
 
 def test_tritons_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) -> None:

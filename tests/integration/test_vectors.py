@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import tritonclient.grpc
+import tritonclient.utils
 from tests.integration.preloaded import Preloaded
 from tests.integration.reference import cosines, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError
+from tritonembed_perf.server import RunningServer
 
 Array = npt.NDArray[Any]
 
@@ -165,6 +168,52 @@ def test_a_long_text_has_the_mean_of_its_chunks(client: EmbeddingClient, model: 
     assert prompted.num_tokens == cut.num_tokens.sum()
     with pytest.raises(InvalidArgumentError, match="chunk_tokens: 65 is over the model's maximum of 64"):
         client.embed(LONG, truncate="CHUNK", chunk_tokens=65)
+
+
+def test_each_chunk_has_a_vector_and_a_place(client: EmbeddingClient, model: Path) -> None:
+    texts = [" ".join(LONG), "short", "naïve 😀 " * 60]
+    found = client.embed_chunks(texts, chunk_tokens=60, chunk_overlap=5, dimensions=40)
+    counts = np.bincount(found.text_index)
+    assert counts.tolist() == [4, 1, counts[2]]
+    assert counts[2] > 2
+    rows = zip(found.text_index.tolist(), found.offsets.tolist(), strict=True)
+    parts = [texts[index][start:end] for index, (start, end) in rows]
+    assert parts[0] == LONG[0]
+    assert parts[1].endswith(LONG[1])
+    assert len(parts[1]) > len(LONG[1])
+    expected = reference_vectors(model, parts, "mean", True, LONGEST)[:, :40]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    assert np.abs(found.embeddings - expected).max() <= 1e-5
+    means = client.embed(texts, truncate="CHUNK", chunk_tokens=60, chunk_overlap=5, dimensions=40)
+    for index, (mean, num_tokens) in enumerate(zip(*means, strict=True)):
+        of_text = found.text_index == index
+        assert np.abs(mean - weighted_mean(found.embeddings[of_text], found.num_tokens[of_text])).max() <= 1e-5
+        assert num_tokens == found.num_tokens[of_text].sum()
+
+
+def test_tritons_client_gets_chunks_if_it_asks_for_them(server: RunningServer, client: EmbeddingClient) -> None:
+    long = " ".join(LONG).encode()
+    tensor = tritonclient.grpc.InferInput("text", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[long], [b"short"]], dtype=object))
+    chunked = client.embed_chunks([long.decode(), "short"])
+    with tritonclient.grpc.InferenceServerClient(server.target) as triton:
+        answer = triton.infer("embedding_chunks", [tensor], parameters={"truncate": "CHUNK"})
+        names = {output.name for output in answer.get_response().outputs}
+        assert names == {"chunk_embeddings", "chunk_spans", "num_tokens"}
+        vectors = np.frombuffer(b"".join(answer.as_numpy("chunk_embeddings").ravel()), "<f4").reshape(5, -1)
+        assert np.abs(vectors - chunked.embeddings).max() <= 1e-6
+        spans = np.frombuffer(b"".join(answer.as_numpy("chunk_spans").ravel()), "<i4").reshape(5, 3)
+        assert np.array_equal(spans, np.column_stack((chunked.offsets, chunked.num_tokens)))
+        assert answer.as_numpy("num_tokens").ravel().tolist() == [chunked.num_tokens[:4].sum(), 3]
+        with pytest.raises(tritonclient.utils.InferenceServerException, match="truncate: must be CHUNK"):
+            triton.infer("embedding_chunks", [tensor])
+        # Everyone else gets what they got before, also if they name no output.
+        names = {output.name for output in triton.infer("embedding", [tensor]).get_response().outputs}
+        assert names == {"embedding", "num_tokens"}
+        ids = tritonclient.grpc.InferInput("token_ids", [1, 1], "BYTES")
+        ids.set_data_from_numpy(np.array([[np.array([101, 102], "<i4").tobytes()]], dtype=object))
+        names = {output.name for output in triton.infer("embedder", [ids]).get_response().outputs}
+        assert names == {"embedding", "num_tokens"}
 
 
 def test_dimensions_shorten_and_then_normalise_again(client: EmbeddingClient) -> None:

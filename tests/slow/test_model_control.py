@@ -12,7 +12,7 @@ from tritonembed import EmbeddingClient, TritonEmbedError
 from tritonembed_manager.server.process import Process, family, process_table
 from tritonembed_perf.server import RunningServer, server_memory_mib
 
-MODELS = ("embedding", "tokenizer", "embedder")
+MODELS = ("embedding", "embedding_chunks", "tokenizer", "embedder")
 
 
 def test_unload_frees_the_models_memory_and_load_serves_the_same_vectors(

@@ -57,8 +57,8 @@ class TextTokenizer:
         """Texts that lost tokens to the maximum length."""
 
     def encode_requests(self, jobs: Sequence[Job]) -> list[list[bytes] | InvalidArgument]:
-        """Per request: the ids of its sentences as little-endian int32, or its error. A text of several chunks is one
-        element (see `tritonembed_engine.chunks`).
+        """Per request: the ids of its sentences as little-endian int32, or its error. Under `truncate=CHUNK` an element
+        holds a text's chunks (see `tritonembed_engine.chunks`).
 
         The texts of all requests with the same prompt and truncation are tokenized in one call.
         """
@@ -102,7 +102,7 @@ class TextTokenizer:
             count += len(chunks)
             if count > MAX_REQUEST_CHUNKS:
                 raise too_many_chunks("text")
-            elements.append(chunks[0].ids if len(chunks) == 1 else pack(chunks))
+            elements.append(pack(chunks))
         return elements
 
     def _chunks_of(self, text: str, index: int, prompt: str, size: ChunkSize) -> list[Chunk]:

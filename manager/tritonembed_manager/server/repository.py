@@ -151,7 +151,7 @@ CONFIG = "config.pbtxt"
 MODEL_JSON = "model.json"
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 """Overrides the model in model.json. The engine has it too; its module would bring pydantic along."""
-MODELS = ("tokenizer", "embedder", "embedding")
+MODELS = ("tokenizer", "embedder", "embedding", "embedding_chunks")
 
 _SETTERS: dict[str, Callable[..., None]] = {
     "tokenizer": _set_tokenizer,

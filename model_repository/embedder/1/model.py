@@ -1,4 +1,4 @@
-"""Triton model `embedder`: token_ids BYTES -> embedding BYTES, num_tokens INT32."""
+"""Triton model `embedder`: token_ids BYTES -> embedding BYTES, num_tokens INT32; of long texts also their chunks."""
 
 import os
 import sys
@@ -40,12 +40,17 @@ from tritonembed_protocol.framing import rows_as_bytes
 class _Asked:
     """A request of Triton's whose parameters are right, and then its request of the engine."""
 
-    __slots__ = ("chunks", "elements", "parameters", "request", "skip", "triton")
+    __slots__ = ("chunks", "elements", "outputs", "parameters", "request", "skip", "triton")
 
-    def __init__(self, triton, parameters, skip, elements, of_chunks):
-        """elements: ids of each sentence. of_chunks: Chunks if the sentences are chunks of texts, else None."""
+    def __init__(self, triton, parameters, skip):
         self.triton, self.parameters, self.skip = triton, parameters, skip
-        self.elements, self.chunks = elements, of_chunks
+        self.elements, self.chunks = bytes_tensor(triton, "token_ids"), None
+        self.outputs = triton.requested_output_names()
+        if parameters.truncate == "CHUNK":
+            self.elements, self.chunks = chunks.unpack(self.elements)
+        elif "embedding" not in self.outputs and "chunk_embeddings" in self.outputs:
+            # A caller of `embedding_chunks`. Callers of `embedder` that name no output get the two of plain texts.
+            raise InvalidArgument("truncate", "must be CHUNK for the vectors of chunks")
 
 
 class TritonPythonModel:
@@ -104,10 +109,7 @@ class TritonPythonModel:
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
-            elements, of_chunks = bytes_tensor(request, "token_ids"), None
-            if parameters.truncate == "CHUNK":
-                elements, of_chunks = chunks.unpack(elements)
-            return _Asked(request, parameters, self._prompts.skip(parameters), elements, of_chunks)
+            return _Asked(request, parameters, self._prompts.skip(parameters))
         except Exception as error:
             return error
 
@@ -147,12 +149,19 @@ class TritonPythonModel:
             request = item.request
             found = vectors.cut(found, item.parameters, request.normalize, self._files.truncate_dim)
             num_tokens = request.sentences.lengths
+            tensors = []
             if item.chunks is not None:
+                if "chunk_embeddings" in item.outputs:
+                    rows = rows_as_bytes(vectors.encode(found, item.parameters))
+                    tensors.append(to_bytes_tensor("chunk_embeddings", item.chunks.split(rows)))
+                if "chunk_spans" in item.outputs:
+                    tensors.append(to_bytes_tensor("chunk_spans", item.chunks.spans(num_tokens)))
                 found = item.chunks.means(found, num_tokens, request.normalize)
                 num_tokens = item.chunks.sums(num_tokens)
             return answer(
                 to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))),
                 pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)),
+                *tensors,
             )
         except Exception as error:
             return self._refuse(error)

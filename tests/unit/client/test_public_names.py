@@ -19,6 +19,7 @@ def test_the_exported_names_are_these():
         "AsyncEmbeddingClient",
         "AuthenticationError",
         "CancelledError",
+        "ChunkResult",
         "DeadlineExceededError",
         "EmbeddingClient",
         "EmbeddingResult",

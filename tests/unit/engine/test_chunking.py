@@ -48,8 +48,6 @@ def chunks_of(tokenizer: TextTokenizer, text: str, **asked: object) -> list[tupl
     ids, chunks = unpack(answer)
     offsets = chunks.offsets.tolist()
     found = [np.frombuffer(one, "<i4").tolist() for one in ids]
-    if len(found) == 1:
-        offsets = [[0, len(text)]]
     return [(one, start, end) for one, (start, end) in zip(found, offsets, strict=True)]
 
 
@@ -156,9 +154,11 @@ def test_short_texts_stay_whole_whatever_else_the_request_holds(tokenizers: dict
     elements = tokenizer.encode_requests([([text.encode() for text in texts], asked)])[0]
     assert not isinstance(elements, InvalidArgument)
     plain = tokenizer.encode_requests([([b"a dog", b"", b"x"], EmbedParameters(input_type="query"))])[0]
-    assert [elements[0], elements[1], elements[3]] == plain
-    assert unpack(elements)[1].counts.tolist()[:2] == [1, 1]
-    assert unpack(elements)[1].counts.tolist()[2] > 10
+    ids, chunks = unpack(elements)
+    assert [ids[0], ids[1], ids[-1]] == plain
+    assert chunks.counts.tolist()[:2] == [1, 1]
+    assert chunks.counts[2] > 10
+    assert chunks.offsets[[0, 1, -1]].tolist() == [[0, 5], [0, 0], [0, 1]]
 
 
 @pytest.mark.parametrize(
@@ -199,6 +199,8 @@ def test_chunks_survive_the_way_to_the_embedder() -> None:
     assert chunks.counts.tolist() == [2, 1]
     assert chunks.offsets.tolist() == [[0, 4], [5, 9], [-1, -1]]
     assert chunks.sums(np.array([2, 1, 2], np.int32)).tolist() == [3, 2]
+    spans = [np.frombuffer(span, "<i4").reshape(-1, 3).tolist() for span in chunks.spans(np.array([2, 1, 2], np.int32))]
+    assert spans == [[[0, 4, 2], [5, 9, 1]], [[-1, -1, 2]]]
     assert chunks.split([b"a", b"b", b"c"]) == [b"ab", b"c"]
 
 

@@ -17,7 +17,7 @@ from tritonembed_manager.router.data.protobuf import field
 from tritonembed_manager.router.interfaces import DispatchError
 
 ENSEMBLE = "embedding"
-OF_TRITON = (ENSEMBLE, "embedder", "tokenizer")
+OF_TRITON = (ENSEMBLE, "embedding_chunks", "embedder", "tokenizer")
 """Names of the repository's own models. None of them can be an alias."""
 MAX_NAME = 255
 """Bytes of a name. A model is a folder of Triton's repository, so its name is a file name."""

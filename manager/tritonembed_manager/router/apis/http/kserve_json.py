@@ -83,7 +83,15 @@ def _write_parameters(to: Any, parameters: dict[str, Any]) -> None:
             raise BadRequest("a parameter must be a string, a number or a bool")
 
 
-_NEVER_TEXT = {("embedding", "embedding"), ("embedder", "embedding"), ("tokenizer", "token_ids")}
+_NEVER_TEXT = {
+    ("embedding", "embedding"),
+    ("embedding_chunks", "chunk_embeddings"),
+    ("embedding_chunks", "chunk_spans"),
+    ("embedder", "embedding"),
+    ("embedder", "chunk_embeddings"),
+    ("embedder", "chunk_spans"),
+    ("tokenizer", "token_ids"),
+}
 """(model, output) pairs that JSON can't hold."""
 _MAX_SIZE = 2**63
 

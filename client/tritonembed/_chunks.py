@@ -1,0 +1,111 @@
+"""The chunks of long texts: one vector per chunk, and where it is in its text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_protocol.framing import FramingError, unframe
+
+from ._errors import ServerError
+from .request import Call, ChunkOptions, Options, Request, check_names, contents_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OUTPUTS = ("chunk_embeddings", "chunk_spans")
+_COLUMNS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class ChunkResult:
+    """The m chunks of n texts, in the order of the texts.
+
+    ``embeddings`` is (m, d), with the dtype of its embedding_type, as in EmbeddingResult. ``text_index`` is int64 (m,):
+    the text that a chunk is part of. ``offsets`` is int32 (m, 2): chunk i is ``text[start:end]``. ``num_tokens`` is
+    int32 (m,): the tokens of each chunk, with its prompt and special tokens.
+    """
+
+    embeddings: npt.NDArray[Any]
+    text_index: npt.NDArray[np.int64]
+    offsets: npt.NDArray[np.int32]
+    num_tokens: npt.NDArray[np.int32]
+
+
+class ChunkCall:
+    """A call for the chunks of texts, as `Call` is for their vectors. call: its requests."""
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._first = 0
+
+    @classmethod
+    def of_texts(
+        cls, model: str, texts: Iterable[str], options: ChunkOptions, batch_size: int, timeout: float | None
+    ) -> ChunkCall:
+        """A call whose time runs from now on."""
+        check_names(options, ChunkOptions)
+        chunked: Options = {**options, "truncate": "CHUNK"}
+        return cls(Call.of_texts(model, texts, chunked, batch_size, timeout, outputs=OUTPUTS))
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, in order."""
+        return self._call.requests()
+
+    def read(self, count: int, response: Any) -> ChunkResult:
+        """The chunks of the answer to the next request, with ``count`` texts. Raises ServerError."""
+        contents = contents_of(response, OUTPUTS)
+        try:
+            rows, spans = (unframe(contents[output]) for output in OUTPUTS)
+        except FramingError as error:
+            raise ServerError(f"the chunks of the answer: {error}") from None
+        if not len(rows) == len(spans) == count:
+            raise ServerError(f"the answer has the chunks of {len(rows)} texts, not of {count}")
+        if any(not span or len(span) % (4 * _COLUMNS) for span in spans):
+            raise ServerError("output chunk_spans: a text has no chunks, or a part of one")
+        counts = [len(span) // (4 * _COLUMNS) for span in spans]
+        table = np.frombuffer(b"".join(spans), "<i4").reshape(-1, _COLUMNS)
+        first, self._first = self._first, self._first + count
+        index = np.repeat(np.arange(first, first + count), counts)
+        return ChunkResult(self._vectors(rows, counts), index, table[:, :2], table[:, 2])
+
+    def _vectors(self, rows: Sequence[bytes], counts: Sequence[int]) -> npt.NDArray[Any]:
+        size = len(rows[0]) // counts[0]
+        fits = all(len(row) == size * count for row, count in zip(rows, counts, strict=True))
+        if not fits or not size or size % self._call.dtype.itemsize:
+            raise ServerError("output chunk_embeddings: its bytes are not the vectors of the chunks")
+        return np.frombuffer(b"".join(rows), self._call.dtype).reshape(sum(counts), -1)
+
+
+class ChunkCollector:
+    """Joins the results of a call's requests."""
+
+    def __init__(self) -> None:
+        self._parts: list[ChunkResult] = []
+
+    def add(self, part: ChunkResult) -> None:
+        """Add the next result. Raises ServerError if its width differs."""
+        if self._parts and part.embeddings.shape[1] != self._parts[0].embeddings.shape[1]:
+            # Another model was loaded meanwhile.
+            raise ServerError("output chunk_embeddings: the number of dimensions changed during the call")
+        self._parts.append(part)
+
+    def result(self) -> ChunkResult | None:
+        """Everything that was added; None if that is nothing."""
+        if not self._parts:
+            return None
+        return ChunkResult(
+            np.concatenate([part.embeddings for part in self._parts]),
+            np.concatenate([part.text_index for part in self._parts]),
+            np.concatenate([part.offsets for part in self._parts]),
+            np.concatenate([part.num_tokens for part in self._parts]),
+        )
+
+
+def no_chunks(embeddings: npt.NDArray[Any]) -> ChunkResult:
+    """The result of no texts. embeddings: (0, d)."""
+    return ChunkResult(embeddings, np.empty(0, np.int64), np.empty((0, 2), np.int32), np.empty(0, np.int32))
