@@ -5,6 +5,17 @@ import shutil
 from tests.integration.test_replica import START_LIMIT_S
 
 
+def test_a_folder_without_weights_is_reported_in_one_line_without_paths(replica, model, tmp_path):
+    folder = tmp_path / "my model"
+    shutil.copytree(model, folder)
+    (folder / "model.safetensors").unlink()
+    code, lines = replica("--model", folder, "--device=cpu", "--workers=1").ended(limit=START_LIMIT_S)
+    assert code == 2
+    assert lines[-1].startswith("tritonembed-manager: my model: ")
+    assert "the model has no weights" in lines[-1]
+    assert str(tmp_path) not in lines[-1]
+
+
 def test_half_of_the_weights_is_reported_in_one_line_without_paths(replica, model, tmp_path):
     folder = tmp_path / "my model"
     shutil.copytree(model, folder)

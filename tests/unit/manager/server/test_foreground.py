@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.server import started
+from tritonembed_manager.server import foreground, started
 from tritonembed_manager.server.foreground import ForegroundServer
 from tritonembed_manager.server.probe import ProbeError
 from tritonembed_manager.server.process import ServerProcess
@@ -99,6 +99,16 @@ async def test_a_second_signal_kills_a_draining_server(replica, capsys):
     await asyncio.sleep(0.3)
     os.kill(os.getpid(), signal.SIGINT)
     with pytest.raises(ManagerError, match="SIGINT while stopping: killed"):
+        await running
+    assert not one.process.members()
+
+
+async def test_a_server_that_does_not_drain_in_time_is_killed(replica, capsys, monkeypatch):
+    monkeypatch.setattr(foreground, "_GRACE_AFTER_DRAIN_S", 0.2)
+    running = asyncio.create_task((one := replica(STAYS, drain_timeout=0.2)).run())
+    await ready(capsys)
+    os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(ManagerError, match=r"the server did not stop within 0\.2 s: killed"):
         await running
     assert not one.process.members()
 
