@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from tests import hostile_folder
 from tests.integration.preloaded import Preloaded, preloaded_python
-from tests.integration.serve import Serve, serving
+from tests.integration.serve import Serve, running_server, serving
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.server import RunningServer
 
 MAX_MODEL_LEN = 48
 """Token limit of `two_servers`. The model's own limit is 64."""

@@ -20,6 +20,8 @@ from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError,
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.server.process import Process, family, process_table
 from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import RunningServer
+from tritonembed_perf.server import running_server as perf_server
 
 MANAGER = tuple(module_command("tritonembed_manager"))
 START_LIMIT_S = 120
@@ -133,18 +135,35 @@ class Serve:
     def end(self) -> None:
         """End the manager, kill the processes that are left, and remove its regions."""
         self.family()
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(40)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
+        end_soon(self.process, self.log)
         for process in self.family():
             os.kill(process.pid, signal.SIGKILL)
         for region in self.regions():
             region.unlink(missing_ok=True)
         self._log.close()
+
+
+def end_soon(process: "subprocess.Popen[str]", log: Callable[[], str]) -> None:
+    """End a manager without waiting until its tritonservers have ended in order, which takes seconds."""
+    end = time.monotonic() + 60
+    process.send_signal(signal.SIGTERM)
+    while process.poll() is None and time.monotonic() < end:
+        if "finishing requests in flight" in log():
+            # A second signal kills.
+            process.send_signal(signal.SIGINT)
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+
+
+@contextmanager
+def running_server(model: str, arguments: Sequence[str]) -> Iterator[RunningServer]:
+    """A Triton server of a model that is ready. Its end is quick."""
+    with perf_server(model, arguments) as running:
+        try:
+            yield running
+        finally:
+            end_soon(running.process, running.read_log)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from demo import run
+from tests.integration.serve import running_server
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.server import running_server
 
 Vectors = npt.NDArray[np.float32]
 

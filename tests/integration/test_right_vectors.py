@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tests.integration.preloaded import Preloaded
 from tests.integration.reference import cosines
+from tests.integration.serve import running_server
 from tests.other_models import write_roberta
 
 from tritonembed import EmbeddingClient, InvalidArgumentError
 from tritonembed_perf import models
-from tritonembed_perf.server import running_server
+from tritonembed_perf.families.registry import load_cases
 
 TEXTS = ["", "   ", "one", "a longer text, with [SEP] and [PAD] in it", "naïve 😀 中文", "word " * 300]
 WIDTH = 64
@@ -121,6 +122,18 @@ def test_verify_distinguishes_right_from_wrong(preloaded: Preloaded, tmp_path: P
     report = json.loads((tmp_path / "report").read_text())
     assert not report["right"]
     assert max(row["distance"] for row in report["rows"]) > 0.01
+
+
+def test_a_family_that_vllm_lacks_is_served_by_transformers_and_right(preloaded: Preloaded, tmp_path: Path) -> None:
+    """tests/slow does this through `serve`."""
+    folder = tmp_path / "mpnet"
+    load_cases()["mpnet"].write(folder)
+    asked = {"settings": {"model": str(folder)}, "device": "cpu", "write": None, "report": str(tmp_path / "report")}
+    done = preloaded.run("tritonembed_engine.verify", json.dumps(asked))
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((tmp_path / "report").read_text())
+    assert report["right"]
+    assert report["executor"] == "transformers"
 
 
 def test_a_checkpoint_that_lacks_a_weight_does_not_start_and_names_it(preloaded: Preloaded, tmp_path: Path) -> None:

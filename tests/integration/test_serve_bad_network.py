@@ -10,7 +10,6 @@ from tests.fakes.bad_network import BadNetwork, bad_network
 from tests.integration.serve import Serve, serving
 
 from tritonembed import EmbeddingClient, TritonEmbedError
-from tritonembed_perf.server import RunningServer
 
 BOTH = ["ready", "ready"]
 TEXTS = [f"sentence {number} of those that travel badly" for number in range(24)]
@@ -18,25 +17,31 @@ LOAD_S = 0.7
 
 
 @pytest.fixture(scope="module")
-def network(server: RunningServer) -> Iterator[BadNetwork]:
-    """A network in front of the session's server."""
-    with bad_network(server.target) as network:
+def server(manager: Serve) -> str:
+    """The address of the server of the session's manager."""
+    return str(manager.until(manager.status)["servers"][0]["address"])
+
+
+@pytest.fixture(scope="module")
+def network(server: str) -> Iterator[BadNetwork]:
+    """A network in front of the server."""
+    with bad_network(server) as network:
         yield network
 
 
 @pytest.fixture(scope="module")
-def manager(server: RunningServer, network: BadNetwork) -> Iterator[Serve]:
+def attached(server: str, network: BadNetwork) -> Iterator[Serve]:
     """A manager of the server itself, and of the same server over the network."""
     options = ["--health-interval=0.2", "--health-timeout=2", "--load-balancing=round_robin"]
-    with serving("--server", server.target, "--server", network.address, *options) as manager:
+    with serving("--server", server, "--server", network.address, *options) as manager:
         manager.until(lambda: manager.states() == BOTH)
         yield manager
 
 
 @pytest.fixture(scope="module")
-def known(server: RunningServer) -> np.ndarray:
+def known(server: str) -> np.ndarray:
     """The texts' vectors, computed without a manager or a network."""
-    with EmbeddingClient(server.target) as client:
+    with EmbeddingClient(server) as client:
         return client.embed(TEXTS).embeddings
 
 
@@ -74,50 +79,50 @@ class Load:
 
 
 def test_delays_and_little_bandwidth_cost_time_and_nothing_else(
-    manager: Serve, network: BadNetwork, known: np.ndarray
+    attached: Serve, network: BadNetwork, known: np.ndarray
 ) -> None:
     network.delay_s, network.bytes_per_s = 0.05, 20_000
-    load = Load(manager, known)
+    load = Load(attached, known)
     network.delay_s, network.bytes_per_s = 0.0, None
     assert (load.errors, load.wrong) == ([], 0)
     assert load.right
-    assert manager.states() == BOTH
+    assert attached.states() == BOTH
 
 
 def test_a_connection_that_breaks_in_the_middle_of_an_answer_costs_no_request(
-    manager: Serve, network: BadNetwork, known: np.ndarray
+    attached: Serve, network: BadNetwork, known: np.ndarray
 ) -> None:
     network.reset_count = 0
     network.reset_answers_after = 2000
-    load = Load(manager, known, lambda _: network.reset_count)
+    load = Load(attached, known, lambda _: network.reset_count)
     network.reset_answers_after = None
     assert network.reset_count
     assert (load.errors, load.wrong) == ([], 0)
-    manager.until(lambda: manager.states() == BOTH)
+    attached.until(lambda: attached.states() == BOTH)
 
 
 def test_answers_that_a_network_garbles_break_no_manager_and_it_recovers(
-    manager: Serve, network: BadNetwork, known: np.ndarray
+    attached: Serve, network: BadNetwork, known: np.ndarray
 ) -> None:
     """A changed bit of a vector can't be detected: HTTP/2 has no checksum. Other changes are errors or are retried."""
     network.corrupt = True
-    load = Load(manager, known, lambda load: load.right)
+    load = Load(attached, known, lambda load: load.right)
     network.corrupt = False
     assert load.right
     # gRPC's message for an exception in the manager.
     assert not [error for error in load.errors if "Unexpected" in error]
-    assert manager.process.poll() is None
-    assert manager.status()["workers"]["restarts"] == 0
-    manager.until(lambda: manager.states() == BOTH)
-    after = Load(manager, known)
+    assert attached.process.poll() is None
+    assert attached.status()["workers"]["restarts"] == 0
+    attached.until(lambda: attached.states() == BOTH)
+    after = Load(attached, known)
     assert (after.errors, after.wrong) == ([], 0)
 
 
 def test_a_server_whose_connections_were_forgotten_is_ready_again_over_new_connections(
-    manager: Serve, network: BadNetwork, known: np.ndarray
+    attached: Serve, network: BadNetwork, known: np.ndarray
 ) -> None:
-    manager.until(lambda: manager.states() == BOTH)
+    attached.until(lambda: attached.states() == BOTH)
     opened = network.connections
     network.vanish_open_ones()
-    manager.until(lambda: network.connections > opened)
-    manager.until(lambda: manager.states() == BOTH)
+    attached.until(lambda: network.connections > opened)
+    attached.until(lambda: attached.states() == BOTH)
