@@ -8,7 +8,7 @@ PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_en
 
 APIS := manager/tritonembed_manager/router/apis
 
-.PHONY: help setup check unasync test test-unit test-integration test-slow serve demo bench bench-quick chaos proto docs clean
+.PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow serve demo bench bench-quick chaos proto docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,9 +31,17 @@ unasync: setup  ## the blocking client, written from the asyncio client
 test: setup  ## every test that needs no GPU
 	$(BIN)/python -m pytest $(ARGS)
 
-# The two halves of `test`: `make -j2 check test-integration test-unit` keeps two cores busy.
 test-unit test-integration: setup
 	$(BIN)/python -m pytest tests/$(@:test-%=%) $(ARGS)
+
+# The halves of `test-integration`. They share no server: `make -j2 test-unit test-engine test-manager` keeps two cores busy.
+MANAGER_TESTS := $(wildcard tests/integration/test_serve_*.py) tests/integration/test_replica.py tests/integration/test_tune.py
+
+test-manager: setup  ## the manager's processes over real tritonservers
+	$(BIN)/python -m pytest $(MANAGER_TESTS) $(ARGS)
+
+test-engine: setup  ## vectors and errors of real tritonservers
+	$(BIN)/python -m pytest tests/integration $(MANAGER_TESTS:%=--ignore=%) $(ARGS)
 
 test-slow: setup  ## tests that take minutes, which .ci/run leaves out
 	$(BIN)/python -m pytest tests/slow $(ARGS)
