@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeviceLost, ModelError
-from tritonembed_engine.executors.agreement import Disagreement, VllmVectors, check_agreement, compute_vllm_vectors
+from tritonembed_engine.executors.agreement import (
+    LONGEST,
+    Disagreement,
+    VllmVectors,
+    check_agreement,
+    compute_vllm_vectors,
+)
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.loading import (
@@ -39,8 +45,6 @@ if TYPE_CHECKING:
     from tritonembed_engine.executors.vllm_internals import OpenModel
 
 logger = logging.getLogger(__name__)
-
-NOT_MEASURED = "the model is causal, and the direct executor is not yet measured with it on a GPU (--executor direct)"
 
 
 def create_engine(
@@ -86,13 +90,11 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         return _static_executor(settings, files, reference)
     if by_transformers:
         return _transformers_executor(settings, files, device, reference)
-    longest = longest_in_vllm(settings, files, device)
+    longest = longest_in_vllm(settings, files)
     llm = load_vllm(settings, files, device, longest)
     gate = Gate(reference, dtype_of(llm), _is_quantized(settings, files))
     scheduler = _scheduler(llm, settings, files, device)
-    if not tries_direct(settings, files, device):
-        if settings.engine.executor == "auto":
-            logger.warning("the scheduler executor serves: %s", NOT_MEASURED)
+    if not tries_direct(settings):
         return _let_through(scheduler, gate, files, [])
     found = _try_direct(llm, longest, settings, files, device, scheduler, gate)
     if not isinstance(found, _Declined):
@@ -142,11 +144,10 @@ def _try_direct(
     spoiled = False
     try:
         model = open_model(llm)
-        if model.causal and device == "cuda" and settings.engine.executor == "auto":
-            return _Declined(NOT_MEASURED)
         announce("computing vLLM's vectors, to compare with")
         # Before the direct executor is made: it puts its kernels into the same model.
-        expected = compute_vllm_vectors(scheduler, files.vocab_size, longest, model.quantized, files.padding_id)
+        most = min(longest, LONGEST[device])
+        expected = compute_vllm_vectors(scheduler, files.vocab_size, most, model.quantized, files.padding_id)
         spoiled = model.causal
         model.free_cache()
         return _direct_executor(model, settings.engine, files, device, scheduler, expected, gate)

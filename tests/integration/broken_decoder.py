@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
     settings = ModelSettings.model_validate({"model": sys.argv[1], "engine": {"reference": "off"}})
     files = read_model_files(sys.argv[1])
-    llm = factory.load_vllm(settings, files, "cpu", factory.longest_in_vllm(settings, files, "cpu"))
+    llm = factory.load_vllm(settings, files, "cpu", factory.longest_in_vllm(settings, files))
     runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
     group = runner.attn_groups[0][0]
     layer = runner.vllm_config.compilation_config.static_forward_context[group.layer_names[-1]]

@@ -33,17 +33,16 @@ LONGEST_IN_CACHE = 1024
 is only for the check. For 32,768 tokens Qwen3-Embedding-0.6B would need 7 GiB in float32."""
 
 
-def tries_direct(settings: ModelSettings, files: "ModelFiles", device: str) -> bool:
-    """Whether the direct executor is to serve, as far as the files show. device: "cpu" or "cuda"."""
-    if settings.engine.executor != "auto":
-        return settings.engine.executor == "direct"
-    # On a GPU the direct executor is not measured with causal models.
-    return device == "cpu" or not files.is_causal
+def tries_direct(settings: ModelSettings) -> bool:
+    """Whether the direct executor is to serve a model that vLLM loads."""
+    return settings.engine.executor in ("auto", "direct")
 
 
-def longest_in_vllm(settings: ModelSettings, files: "ModelFiles", device: str) -> int:
+def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
     """Tokens of the longest text that vLLM has to run itself."""
-    if not files.is_causal or not tries_direct(settings, files, device):
+    # The direct executor declines a model on several GPUs. Without this the model would be loaded twice.
+    parallel = any(settings.vllm.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline"))
+    if not files.is_causal or not tries_direct(settings) or parallel:
         return files.max_length
     if "longrope" in json.dumps(read_object(files.transformer / "config.json")):
         # vLLM chooses the positions' scale by the longest text.
@@ -67,6 +66,9 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest
     arguments = _arguments(settings, files, device)
     if longest is not None and longest < files.max_length:
         arguments["max_model_len"] = longest
+    if device == "cuda" and files.is_causal and tries_direct(settings) and (cache := _cache_for_the_check(files)):
+        # Else vLLM would take most of the GPU for a cache, and the next replica's load ends when that is freed.
+        arguments.setdefault("kv_cache_memory_bytes", cache)
     # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
     if pooling := pooling_in_vllm(files.pooling, files.include_prompt):
         pooler = PoolerConfig(task="embed", pooling_type=pooling, use_activation=False)
@@ -110,12 +112,25 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
         "disable_log_stats": True,
         "seed": 0,
     }
-    if device == "cpu" or tries_direct(settings, files, device):
+    if device == "cpu" or tries_direct(settings):
         # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
         # products and captures its own graphs; a model that vLLM compiled would not call the kernels.
         ours["enforce_eager"] = True
     # The folder already has the right revision.
     return ours | {name: value for name, value in settings.vllm.items() if name != "revision"}
+
+
+def _cache_for_the_check(files: "ModelFiles") -> int | None:
+    """Bytes of a KV cache for four of the longest texts of the check; None if config.json does not have the shape."""
+    config = read_object(files.transformer / "config.json")
+    try:
+        layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
+        width = config.get("head_dim") or config["hidden_size"] // heads
+        # Keys and values of four bytes.
+        per_token = 2 * 4 * layers * config.get("num_key_value_heads", heads) * width
+        return int(per_token * 4 * LONGEST_IN_CACHE)
+    except (KeyError, TypeError):
+        return None
 
 
 def _advice(reason: str, arguments: dict[str, Any]) -> str:

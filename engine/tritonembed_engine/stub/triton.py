@@ -42,12 +42,16 @@ def start_up() -> Iterator[None]:
     try:
         yield
     except errors.ModelError as error:
-        raise pb_utils.TritonModelException(f"tritonembed: {error}") from None
+        problem = str(error)
     except Exception as error:
         # Its text can be long and contain paths: it goes to the log.
         pb_utils.Logger.log_error("".join(traceback.format_exception(error)))
         problem = f"the model could not be loaded ({type(error).__name__}); the server's log has the reason"
-        raise pb_utils.TritonModelException(f"tritonembed: {problem}") from None
+    else:
+        return
+    # Logged at once: Triton repeats it only when the other instances have loaded, too.
+    pb_utils.Logger.log_error(f"tritonembed: {problem}")
+    raise pb_utils.TritonModelException(f"tritonembed: {problem}")
 
 
 def repository_of(args: dict[str, str]) -> Path:

@@ -10,7 +10,6 @@ from tests.unit.engine.fake_executor import Array, FakeExecutor
 from tritonembed_engine.executors.agreement import (
     LARGEST_ALLOWED,
     LARGEST_DISTANCE,
-    LONGEST,
     NOISE_MARGIN,
     Disagreement,
     VllmVectors,
@@ -104,11 +103,6 @@ def test_the_reference_has_only_ids_of_the_vocabulary_and_no_sentence_over_the_m
         assert ids.max() <= 4
         assert made.lengths == [len(sentence) // 4 for sentence in made.sentences]
         assert max(made.lengths) == maximum
-
-
-def test_the_longest_sentence_is_capped() -> None:
-    """Attention over all tokens of a long model would take minutes."""
-    assert compute_vllm_vectors(executor(), VOCABULARY, 32_768).lengths[-1] == LONGEST
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)

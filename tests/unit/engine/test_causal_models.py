@@ -60,29 +60,26 @@ def settings_with(executor: str) -> ModelSettings:
 
 
 @pytest.mark.parametrize(
-    ("chosen", "device", "causal", "tried"),
-    [
-        ("auto", "cpu", True, True),
-        ("auto", "cpu", False, True),
-        ("auto", "cuda", True, False),
-        ("auto", "cuda", False, True),
-        ("direct", "cuda", True, True),
-        ("scheduler", "cpu", True, False),
-        ("scheduler", "cuda", False, False),
-    ],
+    ("chosen", "causal", "tried"),
+    [("auto", True, True), ("auto", False, True), ("direct", True, True), ("scheduler", True, False)],
 )
-def test_on_a_gpu_causal_models_are_tried_only_if_asked(
-    files: ModelFiles, chosen: str, device: str, causal: bool, tried: bool
+def test_vllm_has_no_cache_for_long_texts_that_the_direct_executor_is_to_run(
+    files: ModelFiles, chosen: str, causal: bool, tried: bool
 ) -> None:
     given = replace(files, is_causal=causal)
-    assert tries_direct(settings_with(chosen), given, device) is tried
-    # vLLM has a cache for all lengths unless the direct executor is to run the long texts.
+    assert tries_direct(settings_with(chosen)) is tried
     expected = LONGEST_IN_CACHE if tried and causal else LONG
-    assert longest_in_vllm(settings_with(chosen), given, device) == expected
+    assert longest_in_vllm(settings_with(chosen), given) == expected
+
+
+@pytest.mark.parametrize("kind", ["tensor", "pipeline"])
+def test_a_model_on_several_gpus_gets_the_whole_cache_at_once(files: ModelFiles, kind: str) -> None:
+    settings = settings_with("auto").model_copy(update={"vllm": {f"{kind}_parallel_size": 2}})
+    assert longest_in_vllm(settings, files) == LONG
 
 
 def test_a_shorter_maximum_stays(files: ModelFiles) -> None:
-    assert longest_in_vllm(settings_with("auto"), replace(files, max_length=64), "cpu") == 64
+    assert longest_in_vllm(settings_with("auto"), replace(files, max_length=64)) == 64
 
 
 def test_positions_that_depend_on_the_maximum_keep_it(files: ModelFiles, tmp_path: Path) -> None:
@@ -90,18 +87,19 @@ def test_positions_that_depend_on_the_maximum_keep_it(files: ModelFiles, tmp_pat
     shutil.copytree(files.transformer, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "rope_scaling": {"rope_type": "longrope"}}))
-    assert longest_in_vllm(settings_with("auto"), replace(files, transformer=folder), "cpu") == LONG
+    assert longest_in_vllm(settings_with("auto"), replace(files, transformer=folder)) == LONG
 
 
 class FakeVllm:
-    """Stands for vLLM: records for which lengths it was loaded."""
+    """Stands for vLLM: records for which lengths it was loaded, and the longest sentence that it was compared with."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, open_model: Any) -> None:
         self.loads: list[int | None] = []
         monkeypatch.setattr(factory, "load_vllm", self._load)
         monkeypatch.setattr(factory, "dtype_of", lambda llm: "float32")
         monkeypatch.setattr(factory, "_scheduler", lambda *_: executor(reference().vectors))
-        monkeypatch.setattr(factory, "compute_vllm_vectors", lambda *_: None)
+        self.longest: list[int] = []
+        monkeypatch.setattr(factory, "compute_vllm_vectors", lambda _, __, longest, *___: self.longest.append(longest))
         monkeypatch.setattr(vllm_internals, "open_model", open_model)
 
     def _load(self, settings: Any, files: Any, device: str, longest: int | None = None) -> object:
@@ -138,25 +136,15 @@ def test_vllm_is_loaded_again_if_its_cache_was_freed(files: ModelFiles, monkeypa
     assert vllm.loads == [64, None]
 
 
-def test_a_gpu_keeps_the_scheduler_and_reports_why(
-    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("device", "most"), [("cpu", 2048), ("cuda", 8192)])
+def test_the_longest_sentence_of_the_comparison_is_capped(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, device: str, most: int
 ) -> None:
-    def never(llm: object) -> None:
-        raise AssertionError
-
-    vllm = FakeVllm(monkeypatch, never)
-    factory.create_executor(settings_with("auto"), files, "cuda")
-    assert vllm.loads == [LONG]
-    assert "the scheduler executor serves: the model is causal" in caplog.text
-
-
-def test_a_gpu_keeps_the_scheduler_too_if_only_vllm_knows_that_it_is_causal(
-    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    vllm = FakeVllm(monkeypatch, lambda llm: SimpleNamespace(causal=True))
-    factory.create_executor(settings_with("auto"), replace(files, is_causal=False), "cuda")
-    assert vllm.loads == [LONG]
-    assert "the scheduler executor serves: the model is causal" in caplog.text
+    model = SimpleNamespace(causal=False, quantized=False, free_cache=lambda: None)
+    vllm = FakeVllm(monkeypatch, lambda llm: model)
+    monkeypatch.setattr(factory, "_direct_executor", lambda *_: executor(reference().vectors))
+    factory.create_executor(settings_with("auto"), replace(files, is_causal=False), device)
+    assert vllm.longest == [most]
 
 
 def test_asked_for_the_direct_executor_it_serves_or_the_start_ends(
