@@ -20,6 +20,7 @@ from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.loading import (
     SENTENCES_PER_BATCH,
+    has_small_cache,
     load_vllm,
     longest_in_vllm,
     max_batch_tokens,
@@ -102,7 +103,7 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
     if settings.engine.executor == "direct":
         raise ModelError(f"the direct executor can't serve this model: {found.reason}")
     logger.warning("the scheduler executor serves: %s", found.reason)
-    if found.spoiled or longest < files.max_length:
+    if found.spoiled or longest < files.max_length or has_small_cache(settings, files, device):
         # vLLM's cache is freed, or too small for the model's longest text.
         scheduler.close()
         del llm

@@ -38,11 +38,16 @@ def tries_direct(settings: ModelSettings) -> bool:
     return settings.engine.executor in ("auto", "direct")
 
 
-def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
-    """Tokens of the longest text that vLLM has to run itself."""
+def needs_no_cache(settings: ModelSettings, files: "ModelFiles") -> bool:
+    """Whether a causal model is to run in the direct executor, so that vLLM's KV cache is only for the check."""
     # The direct executor declines a model on several GPUs. Without this the model would be loaded twice.
     parallel = any(settings.vllm.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline"))
-    if not files.is_causal or not tries_direct(settings) or parallel:
+    return files.is_causal and tries_direct(settings) and not parallel
+
+
+def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
+    """Tokens of the longest text that vLLM has to run itself."""
+    if not needs_no_cache(settings, files):
         return files.max_length
     if "longrope" in json.dumps(read_object(files.transformer / "config.json")):
         # vLLM chooses the positions' scale by the longest text.
@@ -50,8 +55,17 @@ def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
     return min(files.max_length, LONGEST_IN_CACHE)
 
 
+def has_small_cache(settings: ModelSettings, files: "ModelFiles", device: str) -> bool:
+    """Whether vLLM's cache holds only the texts of the check.
+
+    On a GPU vLLM would otherwise take most of the memory for it, and when that is freed, vLLM's measurement of memory
+    in the next replica fails. On a CPU the memory is not touched before it is used.
+    """
+    return device == "cuda" and needs_no_cache(settings, files)
+
+
 def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest: int | None = None) -> "LLM":
-    """The model in vLLM. device: "cpu" or "cuda". longest: tokens of the longest text that vLLM itself has to run.
+    """The model in vLLM. device: "cpu" or "cuda". longest: of `longest_in_vllm`; None if vLLM has to run all texts.
 
     Raises ModelError, in one line, if vLLM refuses it.
     """
@@ -63,12 +77,7 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest
         from tritonembed_engine.executors.vllm_internals import inspect_in_this_process
 
         inspect_in_this_process(files.architectures)
-    arguments = _arguments(settings, files, device)
-    if longest is not None and longest < files.max_length:
-        arguments["max_model_len"] = longest
-    if device == "cuda" and files.is_causal and tries_direct(settings) and (cache := _cache_for_the_check(files)):
-        # Else vLLM would take most of the GPU for a cache, and the next replica's load ends when that is freed.
-        arguments.setdefault("kv_cache_memory_bytes", cache)
+    arguments = _arguments(settings, files, device, longest)
     # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
     if pooling := pooling_in_vllm(files.pooling, files.include_prompt):
         pooler = PoolerConfig(task="embed", pooling_type=pooling, use_activation=False)
@@ -98,8 +107,8 @@ def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) 
     return max(settings.engine.max_batch_tokens or TOKENS_PER_BATCH[device], files.max_length)
 
 
-def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dict[str, Any]:
-    """LLM's arguments: our own, overridden by those of model.json."""
+def _arguments(settings: ModelSettings, files: "ModelFiles", device: str, longest: int | None = None) -> dict[str, Any]:
+    """LLM's arguments: our own, overridden by those of model.json. longest: see `load_vllm`."""
     tokens = max_batch_tokens(settings, files, device)
     ours: dict[str, Any] = {
         "runner": "pooling",
@@ -116,19 +125,24 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str) -> dic
         # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
         # products and captures its own graphs; a model that vLLM compiled would not call the kernels.
         ours["enforce_eager"] = True
+    if longest is not None and has_small_cache(settings, files, device):
+        ours["kv_cache_memory_bytes"] = _cache_for_the_check(files, longest)
     # The folder already has the right revision.
-    return ours | {name: value for name, value in settings.vllm.items() if name != "revision"}
+    chosen = ours | {name: value for name, value in settings.vllm.items() if name != "revision"}
+    if longest is not None and longest < files.max_length:
+        chosen["max_model_len"] = longest
+    return chosen
 
 
-def _cache_for_the_check(files: "ModelFiles") -> int | None:
-    """Bytes of a KV cache for four of the longest texts of the check; None if config.json does not have the shape."""
+def _cache_for_the_check(files: "ModelFiles", longest: int) -> int | None:
+    """Bytes of a KV cache for four texts of `longest` tokens; None (vLLM's default) if config.json lacks the shape."""
     config = read_object(files.transformer / "config.json")
     try:
         layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
         width = config.get("head_dim") or config["hidden_size"] // heads
         # Keys and values of four bytes.
         per_token = 2 * 4 * layers * config.get("num_key_value_heads", heads) * width
-        return int(per_token * 4 * LONGEST_IN_CACHE)
+        return int(per_token * 4 * max(longest, LONGEST_IN_CACHE))
     except (KeyError, TypeError):
         return None
 

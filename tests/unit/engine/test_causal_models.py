@@ -13,7 +13,7 @@ from tests.unit.engine.test_reference import executor, reference
 
 from tritonembed_engine import factory
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors import vllm_internals
+from tritonembed_engine.executors import loading, vllm_internals
 from tritonembed_engine.executors.loading import LONGEST_IN_CACHE, longest_in_vllm, tries_direct
 from tritonembed_engine.executors.vllm_internals import DirectUnavailable, Exchanged
 from tritonembed_engine.model.architecture import is_causal
@@ -76,6 +76,32 @@ def test_vllm_has_no_cache_for_long_texts_that_the_direct_executor_is_to_run(
 def test_a_model_on_several_gpus_gets_the_whole_cache_at_once(files: ModelFiles, kind: str) -> None:
     settings = settings_with("auto").model_copy(update={"vllm": {f"{kind}_parallel_size": 2}})
     assert longest_in_vllm(settings, files) == LONG
+
+
+def test_on_a_gpu_the_cache_is_small_and_holds_the_longest_text_of_the_check(files: ModelFiles) -> None:
+    config = json.loads((files.transformer / "config.json").read_text())
+    width = config["num_key_value_heads"] * config["head_dim"]
+    per_token = 2 * config["num_hidden_layers"] * width * 4
+    found = loading._arguments(settings_with("auto"), files, "cuda", LONGEST_IN_CACHE)
+    assert found["max_model_len"] == LONGEST_IN_CACHE
+    assert 2 * LONGEST_IN_CACHE * per_token <= found["kv_cache_memory_bytes"] <= 8 * LONGEST_IN_CACHE * per_token
+    given = settings_with("auto").model_copy(update={"vllm": {"kv_cache_memory_bytes": 7}})
+    assert loading._arguments(given, files, "cuda", LONGEST_IN_CACHE)["kv_cache_memory_bytes"] == 7
+
+
+@pytest.mark.parametrize(
+    ("executor", "device", "longest"), [("scheduler", "cuda", LONG), ("auto", "cuda", None), ("auto", "cpu", 1024)]
+)
+def test_otherwise_the_cache_is_vllms_own(files: ModelFiles, executor: str, device: str, longest: int | None) -> None:
+    assert "kv_cache_memory_bytes" not in loading._arguments(settings_with(executor), files, device, longest)
+
+
+def test_a_short_model_that_is_refused_on_a_gpu_gets_its_whole_cache(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vllm = FakeVllm(monkeypatch, refuse)
+    factory.create_executor(settings_with("auto"), replace(files, max_length=64), "cuda")
+    assert vllm.loads == [64, None]
 
 
 def test_a_shorter_maximum_stays(files: ModelFiles) -> None:
