@@ -168,7 +168,7 @@ class Life:
         if not self._ready:
             # A server that can't start ends its other stubs, then itself. Wait for that: then its log has the reason.
             self._lost_while_starting = self._lost_while_starting or why
-            later = self._loop.call_later(_PATIENCE_WITH_A_FAILED_START_S, self.broken, why, Cause.STUB)
+            later = self._loop.call_later(_PATIENCE_WITH_A_FAILED_START_S, self._start_failed, why)
             self._timers.append(later)
         elif self._is_missed is None:
             self.broken(why, Cause.STUB)
@@ -176,6 +176,12 @@ class Life:
             question = asyncio.create_task(self._break_if_missed(model, why))
             self._questions.add(question)
             question.add_done_callback(self._questions.discard)
+
+    def _start_failed(self, why: str) -> None:
+        """A stub ended, and the server waits for other stubs, which still load. The failed one may have a reason."""
+        self._read_log()
+        self.our_reason = self._log.our_reason()
+        self.broken(self.our_reason or why, Cause.STUB)
 
     async def _break_if_missed(self, model: str, why: str) -> None:
         self._stubs.look(self._server.members())

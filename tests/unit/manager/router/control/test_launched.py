@@ -13,6 +13,7 @@ from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSp
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.server import life
 from tritonembed_manager.server import machine as memory_kills
 from tritonembed_manager.server.probe import ProbeError
 from tritonembed_manager.server.process import process_table
@@ -30,6 +31,10 @@ if {mode!r} == "tells":
     print("tritonembed: embedder_0: starting: loading the weights", flush=True)
 if os.fork() == 0:
     pathlib.Path("/proc/self/comm").write_text("triton_python_b")
+    if {mode!r} == "one stub fails":
+        time.sleep(2)
+        print('E0101 00:00:00.000000 1 model.py:1] "tritonembed: no memory"', flush=True)
+        sys.exit(1)
     time.sleep(600)
 time.sleep(600)
 """
@@ -141,6 +146,13 @@ async def test_after_too_many_failures_a_server_stays_down_with_the_reason(launc
     case.server.terminate()
     await asyncio.wait_for(case.task, 60)
     assert case.starts == 3
+
+
+async def test_a_replica_that_fails_while_others_load_ends_the_start_with_its_reason(launch, eventually, monkeypatch):
+    monkeypatch.setattr(life, "_PATIENCE_WITH_A_FAILED_START_S", 0.1)
+    case = launch(mode="one stub fails")
+    await eventually(case.server.failed_first_start.is_set)
+    assert case.server.our_reason == case.server.first_failure == "no memory"
 
 
 async def test_a_death_explained_by_a_quarantined_request_is_forgiven(launch, eventually):
