@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonembed_perf.families.transformers_speed import make_ours, make_theirs, texts_of
+from tritonembed_perf.families.transformers_speed import BATCH_SIZES, make_ours, make_theirs, texts_of
 from tritonembed_perf.options import output_file
 from tritonembed_perf.reports import describe_script, write_report
 
@@ -65,8 +65,8 @@ def measure(folder: Path, texts: list[str], rounds: int) -> dict[str, Any]:
 
     sides = {
         "executor": make_executor(folder, texts),
-        "ours": make_ours(folder, texts),
-        "sentence_transformers": make_theirs(folder, texts),
+        "ours": make_ours(folder, texts, "cpu"),
+        "sentence_transformers": make_theirs(folder, texts, "cpu")(*BATCH_SIZES["cpu"]),
     }
     cosine = float(np.einsum("ij,ij->i", sides["ours"](), sides["sentence_transformers"]()).min())
     rates: dict[str, list[float]] = {side: [] for side in sides}
