@@ -32,5 +32,5 @@ def test_a_request_of_most_of_a_minute_is_answered_and_others_meanwhile(tmp_path
         huge.join()
         assert huge.vectors == len(texts)
         assert huge.seconds > LONG_S
-        assert slowest < 10.0
+        assert slowest < huge.seconds / 4
         assert manager.server("server-0")["restarts"] == 0

@@ -18,8 +18,8 @@ def test_a_stub_that_is_killed_costs_no_client_an_error_and_its_server_comes_bac
         began = time.monotonic()
         os.kill(two_servers.stub("server-1", "embedder"), signal.SIGKILL)
         two_servers.until(lambda: two_servers.server("server-1")["restarts"] == before + 1)
-        # Triton alone would take longer to notice.
-        assert time.monotonic() - began < 3
+        # Triton alone would take minutes to notice.
+        assert time.monotonic() - began < 15
         load.answers(300)
     assert load.errors == []
     two_servers.until(lambda: two_servers.states() == ["ready", "ready"])

@@ -39,7 +39,8 @@ def test_a_stub_that_is_stopped_while_its_server_starts_is_noticed_and_embed_wai
         stopped = time.monotonic()
         os.kill(stub, signal.SIGSTOP)
         manager.until(lambda: manager.server("server-0")["restarts"] == 1)
-        assert time.monotonic() - stopped < 10
+        # A start that does nothing is given up after a minute.
+        assert time.monotonic() - stopped < 30
         manager.wait_ready()
         vectors, said = waiting.communicate(timeout=600)
         assert waiting.returncode == 0, said
