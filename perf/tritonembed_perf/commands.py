@@ -59,7 +59,7 @@ def compare(settings: CompareSettings) -> None:
 
 
 def overhead(settings: OverheadSettings, context: typer.Context) -> None:
-    """Where a request's time goes, stage by stage, from Triton's statistics and the engine's metrics.
+    """Where a request's time goes, stage by stage, from Triton's metrics and the engine's.
 
     What follows `--` are options of `tritonembed-manager replica`, for the server that is started.
     """

@@ -1,17 +1,16 @@
-"""`tritonembed-bench overhead`: the stages of a request, from Triton's statistics and the engine's metrics."""
+"""`tritonembed-bench overhead`: the stages of a request, from Triton's metrics and the engine's."""
 
 import asyncio
+import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
 
-import grpc
 import numpy as np
-from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from tritonembed_engine.stub.metrics import PERIOD_SECONDS
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
@@ -29,24 +28,20 @@ from tritonembed_protocol.framing import unframe
 
 MODELS = ENSEMBLE, TOKENIZER, EMBEDDER = "embedding", "tokenizer", "embedder"
 
-STAGES = (
-    "client encode",
-    "wire",
-    "tokenizer queue",
-    "tokenizer",
-    "embedder queue",
-    "embedder",
-    "between models",
-    "client decode",
-)
-"""`wire`: there and back. `between models`: Triton's ensemble scheduler, and with response senders the way into the
-embedder's process and out of it."""
-
+REQUESTS, TOTAL = "nv_inference_request_success", "nv_inference_request_duration_us"
+QUEUE = "nv_inference_queue_duration_us"
+COMPUTE = tuple(f"nv_inference_compute_{part}_duration_us" for part in ("input", "infer", "output"))
+EMBEDDED = "tritonembed_embedded_requests_total"
+ENGINE_QUEUE, ENGINE_COMPUTE = "tritonembed_queue_seconds_total", "tritonembed_request_compute_seconds_total"
 COUNTERS = (
-    "tritonembed_embedded_requests_total",
-    "tritonembed_queue_seconds_total",
-    "tritonembed_request_compute_seconds_total",
+    *((name, "") for name in (EMBEDDED, ENGINE_QUEUE, ENGINE_COMPUTE)),
+    *((name, model) for name in (REQUESTS, TOTAL, QUEUE, *COMPUTE) for model in MODELS),
 )
+"""The engine's in the embedder, for which a request's computation begins with its first batch; Triton's by model."""
+
+Counters = dict[tuple[str, str], float]
+SAMPLE = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
+MODEL_LABEL = re.compile(r'\bmodel="(\w+)"')
 WARM_UP_REQUESTS = 32
 REPEAT = 20
 QUESTION_TIMEOUT_S = 10.0
@@ -76,7 +71,7 @@ def divide_time(settings: OverheadSettings, arguments: Sequence[str]) -> None:
         _show(rows)
         if settings.plot is not None:
             _plot(settings.plot, rows)
-        write_report(settings.json_path, report | {"source": "statistics", "interrupted": interrupted, "rows": rows})
+        write_report(settings.json_path, report | {"interrupted": interrupted, "rows": rows})
     if interrupted:
         end_interrupted()
 
@@ -92,65 +87,41 @@ def _server(settings: OverheadSettings, arguments: Sequence[str]) -> Iterator[tu
 
 
 def measure(server: str, metrics: str, load: LoadShape, payloads: Sequence[bytes], requests: int) -> dict[str, float]:
-    """Mean milliseconds of each stage. Raises UsageError for a server without statistics, BenchError."""
-    read_statistics(server)
-    cold = read_counts(metrics)
+    """Mean milliseconds of each stage. Raises UsageError for a place without these metrics, BenchError."""
+    cold = read_counters(metrics)
     _send(server, payloads, load.at_once, WARM_UP_REQUESTS)
-    counts = read_counts_after(metrics, cold, WARM_UP_REQUESTS)
-    before = read_statistics(server)
+    before = read_counters_after(metrics, cold, WARM_UP_REQUESTS)
     latency = _send(server, payloads, load.at_once, requests)
-    models = growth(before, read_statistics(server))
-    engine = mean_times(counts, read_counts_after(metrics, counts, requests))
+    after = read_counters_after(metrics, before, requests)
     encode, decode = _client_times(server, payloads[0], load.sentences)
-    return from_statistics(latency, encode, decode, models, engine)
+    return from_growth(latency, encode, decode, {key: after[key] - before[key] for key in after})
 
 
-@dataclass(frozen=True)
-class ModelTimes:
-    """Growth of one model's statistics, in mean nanoseconds per request. total: from its arrival to its answer."""
+def from_growth(latency: float, encode: float, decode: float, grown: Counters) -> dict[str, float]:
+    """Mean milliseconds of each stage. latency, encode, decode: the client's; grown: while these requests were sent.
 
-    requests: int
-    total: float
-    queue: float
-    compute: float
-
-
-@dataclass(frozen=True)
-class EngineTimes:
-    """Mean nanoseconds of a request in the embedder's engine: until it was launched, and from then to its vectors."""
-
-    queue: float
-    compute: float
-
-
-@dataclass(frozen=True)
-class EngineCounts:
-    """Since the servers began, summed over all instances of the embedder."""
-
-    requests: float
-    queue_seconds: float
-    compute_seconds: float
-
-
-def from_statistics(
-    latency: float, encode: float, decode: float, models: Mapping[str, ModelTimes], engine: EngineTimes
-) -> dict[str, float]:
-    """Mean milliseconds of each stage. latency, encode, decode: the client's, in mean nanoseconds.
-
+    `wire`: there and back. `between models`: Triton's ensemble scheduler, and with response senders the way into the
+    embedder's process and out of it.
     If answers are a list, Triton's computation of the embedder is the time of the engine and the python around it.
     With response senders it is the hand-over alone, and the engine's clock has the rest.
     """
-    tokenizer, embedder = models[TOKENIZER], models[EMBEDDER]
+
+    def triton(model: str, *names: str) -> float:
+        return sum(grown[name, model] for name in names) / grown[REQUESTS, model] / 1e3
+
+    def engine(name: str) -> float:
+        return grown[name, ""] / grown[EMBEDDED, ""] * 1e3
+
     # Triton's clock for a request still runs while it releases it, when the answer may be there already.
-    whole = min(models[ENSEMBLE].total, latency)
+    whole = min(triton(ENSEMBLE, TOTAL), latency)
     parts = {
-        "tokenizer queue": tokenizer.queue,
-        "tokenizer": tokenizer.compute,
-        "embedder queue": embedder.queue + engine.queue,
-        "embedder": max(embedder.compute - engine.queue, engine.compute),
+        "tokenizer queue": triton(TOKENIZER, QUEUE),
+        "tokenizer": triton(TOKENIZER, *COMPUTE),
+        "embedder queue": triton(EMBEDDER, QUEUE) + engine(ENGINE_QUEUE),
+        "embedder": max(triton(EMBEDDER, *COMPUTE) - engine(ENGINE_QUEUE), engine(ENGINE_COMPUTE)),
     }
     # Means of different clocks, which may count the same moment twice: the parts are never more than the whole.
-    fit = min(1.0, whole / max(sum(parts.values()), 1.0))
+    fit = min(1.0, whole / max(sum(parts.values()), 1e-6))
     parts = {stage: part * fit for stage, part in parts.items()}
     stages = {
         "client encode": encode,
@@ -160,67 +131,37 @@ def from_statistics(
         "client decode": decode,
     }
     # Differences of floats: a stage that takes nothing can come out a hair below it.
-    return {stage: max(0.0, nanoseconds) / 1e6 for stage, nanoseconds in stages.items()}
+    return {stage: max(0.0, milliseconds) for stage, milliseconds in stages.items()}
 
 
-def read_counts(metrics: str) -> EngineCounts:
-    """metrics: host:port of an HTTP server with /metrics. Raises UsageError if it has none of the engine's."""
-    lines = _get(metrics).splitlines()
-    samples = [[line for line in lines if line.startswith((f"{name}{{", f"{name} "))] for name in COUNTERS]
-    if not all(samples):
-        raise UsageError(f"http://{metrics}/metrics has no {COUNTERS[0]}: another server, or an older version")
-    return EngineCounts(*(sum(float(line.rsplit(" ", 1)[1]) for line in some) for some in samples))
+def read_counters(metrics: str) -> Counters:
+    """Summed over instances and servers. metrics: host:port of an HTTP server with /metrics.
+
+    Raises UsageError if one is missing there.
+    """
+    sums: Counters = {}
+    for name, labels, value in SAMPLE.findall(_get(metrics)):
+        model = MODEL_LABEL.search(labels)
+        key = name, model[1] if model else ""
+        if key in COUNTERS:
+            sums[key] = sums.get(key, 0.0) + float(value)
+    for key in COUNTERS:
+        if key not in sums:
+            raise UsageError(f"http://{metrics}/metrics has no {key[0]}: another server, or an older version")
+    return sums
 
 
-def read_counts_after(metrics: str, before: EngineCounts, requests: int) -> EngineCounts:
-    """The counts once they have grown by `requests`. Raises UsageError if they have not after PATIENCE_S."""
+def read_counters_after(metrics: str, before: Counters, requests: int) -> Counters:
+    """The counters once they have grown by `requests`. Raises UsageError if they have not after PATIENCE_S."""
     until = time.monotonic() + PATIENCE_S
-    while (grown := read_counts(metrics).requests - before.requests) < requests:
+    while (grown := read_counters(metrics)[EMBEDDED, ""] - before[EMBEDDED, ""]) < requests:
         if time.monotonic() > until:
             counted = f"http://{metrics}/metrics counted {grown:g} of {requests} requests"
             raise UsageError(f"{counted}: is it the server that answers them? --metrics names another")
         time.sleep(PERIOD_SECONDS / 2)
     # That reading may have fallen into the middle of an export.
     time.sleep(PERIOD_SECONDS)
-    return read_counts(metrics)
-
-
-def mean_times(before: EngineCounts, after: EngineCounts) -> EngineTimes:
-    """Of the requests between two readings; there is at least one."""
-    requests = after.requests - before.requests
-    queue, compute = after.queue_seconds - before.queue_seconds, after.compute_seconds - before.compute_seconds
-    return EngineTimes(1e9 * queue / requests, 1e9 * compute / requests)
-
-
-def read_statistics(server: str) -> dict[str, Any]:
-    """Each model's cumulative statistics. Raises UsageError if the server has none."""
-    try:
-        with grpc.insecure_channel(server) as channel:
-            stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            answers = {
-                name: stub.ModelStatistics(service_pb2.ModelStatisticsRequest(name=name), timeout=QUESTION_TIMEOUT_S)
-                for name in MODELS
-            }
-            return {name: answer.model_stats[0] for name, answer in answers.items()}
-    except grpc.RpcError as error:
-        status: Any = error
-        raise UsageError(f"{server} gives no statistics of {', '.join(MODELS)}: {status.details()}") from None
-    except IndexError:
-        raise UsageError(f"{server} gives no statistics of {', '.join(MODELS)}") from None
-
-
-def growth(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, ModelTimes]:
-    """What was added between two readings, as means per request."""
-    grown = {}
-    for name in MODELS:
-        old, new = before[name].inference_stats, after[name].inference_stats
-        requests = int(new.success.count - old.success.count)
-        if not requests:
-            raise UsageError(f"{name} answered no request meanwhile")
-        fields = ("success", "queue", "compute_input", "compute_infer", "compute_output")
-        total, queue, *compute = ((getattr(new, field).ns - getattr(old, field).ns) / requests for field in fields)
-        grown[name] = ModelTimes(requests, total, queue, sum(compute))
-    return grown
+    return read_counters(metrics)
 
 
 def _get(metrics: str) -> str:
@@ -239,16 +180,16 @@ def _get(metrics: str) -> str:
 
 
 def _send(server: str, payloads: Sequence[bytes], at_once: int, count: int) -> float:
-    """Mean nanoseconds of `count` requests."""
+    """Mean milliseconds of `count` requests."""
     load = Load(at_once, None, count, None, 0.0, TIMEOUT_S, seed=0)
     part = run_clients(Work(GrpcSender(server), tuple(payloads)), load, 1).part
     for kind, message in part.messages.items():
         raise BenchError(f"a request failed with {kind}: {message}")
-    return float(part.latencies.mean()) * 1e9
+    return float(part.latencies.mean()) * 1e3
 
 
 def _client_times(server: str, payload: bytes, sentences: int) -> tuple[float, float]:
-    """Nanoseconds that a client in Python takes to encode a request, and to decode its answer."""
+    """Milliseconds that a client in Python takes to encode a request, and to decode its answer."""
     protocol = KServe(server)
     framed = service_pb2.ModelInferRequest.FromString(payload).raw_input_contents[0]
     texts = [bytes(text).decode() for text in unframe(framed)]
@@ -261,29 +202,29 @@ def _client_times(server: str, payload: bytes, sentences: int) -> tuple[float, f
             await transport.close()
 
     answer = asyncio.run(ask())
-    return _nanoseconds(lambda: protocol.encode(texts)), _nanoseconds(lambda: protocol.decode(answer, sentences))
+    return _milliseconds(lambda: protocol.encode(texts)), _milliseconds(lambda: protocol.decode(answer, sentences))
 
 
-def _nanoseconds(call: Callable[[], object]) -> float:
+def _milliseconds(call: Callable[[], object]) -> float:
     times = []
     for _ in range(REPEAT):
-        began = time.perf_counter_ns()
+        began = time.perf_counter()
         call()
-        times.append(time.perf_counter_ns() - began)
-    return float(np.median(times))
+        times.append(time.perf_counter() - began)
+    return float(np.median(times)) * 1e3
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
     """A table on standard output."""
-    stages = {row["load"]: row["milliseconds"] for row in rows}
-    totals = {load: sum(parts.values()) for load, parts in stages.items()}
-    cells = [
-        [stage, *(f"{parts[stage]:,.3f} {parts[stage] / totals[load]:>4.0%}" for load, parts in stages.items())]
-        for stage in STAGES
-    ]
-    cells.append(["in all", *(f"{total:,.3f}     " for total in totals.values())])
+    totals = [sum(row["milliseconds"].values()) for row in rows]
+    cells = []
+    for stage in rows[0]["milliseconds"]:
+        parts = [row["milliseconds"][stage] for row in rows]
+        shares = [f"{part:,.3f} {part / total:>4.0%}" for part, total in zip(parts, totals, strict=True)]
+        cells.append([stage, *shares])
+    cells.append(["in all", *(f"{total:,.3f}     " for total in totals)])
     print("mean milliseconds of a request, and its share; the wire is the way there and back")
-    print_table(["stage", *stages], cells)
+    print_table(["stage", *(row["load"] for row in rows)], cells)
 
 
 def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -294,7 +235,7 @@ def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         path,
         "Where a request's time goes (tokens x sentences @ requests at once)",
         [row["load"] for row in rows],
-        {stage: [row["milliseconds"][stage] for row in rows] for stage in STAGES},
-        "% of a request's time, from Triton's statistics and the engine's metrics",
+        {stage: [row["milliseconds"][stage] for row in rows] for stage in rows[0]["milliseconds"]},
+        "% of a request's time, from Triton's metrics and the engine's",
         [f"{sum(row['milliseconds'].values()):,.2f} ms" for row in rows],
     )

@@ -1,59 +1,59 @@
-"""The stages of a request, from Triton's statistics and the engine's metrics."""
+"""The stages of a request, from Triton's metrics and the engine's."""
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.models import ModelShelf
 from tests.unit.perf.fake_kserve import FakeKServe
-from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf import overhead
 from tritonembed_perf.cli import main
-from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import STAGES, EngineTimes, ModelTimes, from_statistics, growth
+from tritonembed_perf.overhead import from_growth
 from tritonembed_perf.server import ServerEndedError
 
-MS = 1_000_000
+STAGES = (
+    "client encode",
+    "wire",
+    "tokenizer queue",
+    "tokenizer",
+    "embedder queue",
+    "embedder",
+    "between models",
+    "client decode",
+)
+LIST = (3.0, 15.0)
+"""The engine's times for requests answered as a list: Triton's 20 ms of computation include them."""
 
 
-LIST = EngineTimes(3.0 * MS, 15.0 * MS)
-"""Times of requests answered as a list: Triton's 20 ms of computation include them."""
+def grown(
+    engine: tuple[float, float], requests: int = 2, **models: tuple[float, float, float]
+) -> dict[tuple[str, str], float]:
+    """The growth of all counters. engine: ms in the queue and in computation; models: ms in all, in queue, computing."""
+    found = {(overhead.EMBEDDED, ""): float(requests)}
+    for name, milliseconds in zip((overhead.ENGINE_QUEUE, overhead.ENGINE_COMPUTE), engine, strict=True):
+        found[name, ""] = requests * milliseconds / 1e3
+    for model, (total, queue, compute) in models.items():
+        found[overhead.REQUESTS, model] = requests
+        found[overhead.TOTAL, model] = requests * total * 1e3
+        found[overhead.QUEUE, model] = requests * queue * 1e3
+        for name in overhead.COMPUTE:
+            found[name, model] = requests * compute / len(overhead.COMPUTE) * 1e3
+    return found
 
 
-def test_statistics_make_up_the_whole_latency() -> None:
-    models = {
-        "embedding": ModelTimes(2, 30.0 * MS, 0.0, 0.0),
-        "tokenizer": ModelTimes(2, 0.0, 1.0 * MS, 2.0 * MS),
-        "embedder": ModelTimes(2, 0.0, 5.0 * MS, 20.0 * MS),
-    }
-    stages = from_statistics(40.0 * MS, 2.0 * MS, 3.0 * MS, models, LIST)
+def test_counters_make_up_the_whole_latency() -> None:
+    models = {"embedding": (30.0, 0.0, 0.0), "tokenizer": (0.0, 1.0, 2.0), "embedder": (0.0, 5.0, 20.0)}
+    stages = from_growth(40.0, 2.0, 3.0, grown(LIST, **models))
     assert list(stages) == list(STAGES)
-    assert stages == pytest.approx(
-        {
-            "client encode": 2,
-            "wire": 10,
-            "tokenizer queue": 1,
-            "tokenizer": 2,
-            "embedder queue": 8,
-            "embedder": 17,
-            "between models": 2,
-            "client decode": 3,
-        }
-    )
+    assert list(stages.values()) == pytest.approx([2, 10, 1, 2, 8, 17, 2, 3])
 
 
 def test_requests_answered_through_response_senders_have_the_engines_times() -> None:
     """Triton measured a hand-over of 1 ms. Then the request waited in the engine for 40 ms and took 500 ms there."""
-    engine = EngineTimes(40.0 * MS, 500.0 * MS)
-    models = {
-        "embedding": ModelTimes(1, 554.0 * MS, 0.0, 0.0),
-        "tokenizer": ModelTimes(1, 6.0 * MS, 2.0 * MS, 3.0 * MS),
-        "embedder": ModelTimes(1, 2.0 * MS, 1.0 * MS, 1.0 * MS),
-    }
-    stages = from_statistics(560.0 * MS, 1.0 * MS, 1.0 * MS, models, engine)
+    models = {"embedding": (554.0, 0.0, 0.0), "tokenizer": (6.0, 2.0, 3.0), "embedder": (2.0, 1.0, 1.0)}
+    stages = from_growth(560.0, 1.0, 1.0, grown((40.0, 500.0), 1, **models))
     assert (stages["embedder queue"], stages["embedder"]) == pytest.approx((41, 500))
     assert stages["between models"] == pytest.approx(554 - 5 - 541)
     assert sum(stages.values()) == pytest.approx(1 + 560 + 1)
@@ -61,26 +61,10 @@ def test_requests_answered_through_response_senders_have_the_engines_times() -> 
 
 def test_the_parts_add_up_to_the_whole_even_if_triton_counts_a_moment_twice() -> None:
     """Triton releases a request after its response was passed on, and counts that time in both places."""
-    models = {name: ModelTimes(1, 40.0 * MS, 5.0 * MS, 20.0 * MS) for name in ("embedding", "tokenizer", "embedder")}
-    stages = from_statistics(28.0 * MS, 1.0 * MS, 1.0 * MS, models, LIST)
+    models = dict.fromkeys(overhead.MODELS, (40.0, 5.0, 20.0))
+    stages = from_growth(28.0, 1.0, 1.0, grown(LIST, 1, **models))
     assert (stages["wire"], stages["between models"]) == pytest.approx((0, 0), abs=1e-9)
     assert sum(stages.values()) == pytest.approx(30)
-
-
-def statistics(count: int, ns: int) -> Any:
-    found = service_pb2.ModelStatistics()
-    for field in ("success", "queue", "compute_input", "compute_infer", "compute_output"):
-        getattr(found.inference_stats, field).count = count
-        getattr(found.inference_stats, field).ns = ns
-    return found
-
-
-def test_statistics_are_means_of_the_growth() -> None:
-    names = ("embedding", "tokenizer", "embedder")
-    before, after = ({name: statistics(*values) for name in names} for values in ((10, 1000), (14, 1400)))
-    assert growth(before, after)["embedder"] == ModelTimes(4, 100.0, 100.0, 300.0)
-    with pytest.raises(UsageError, match="embedding answered no request"):
-        growth(before, before)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +101,7 @@ def test_impossible_options_are_one_line_and_exit_code_2(
     [
         ("bert", "9x129@1", "9x129@1: the server takes 128 sentences a request"),
         ("roberta", "9x1@1", "the server's vectors have 64 dimensions, those of roberta 128"),
-        ("bert", "9x1@1", "gives no statistics of embedding"),
+        ("bert", "9x1@1", "nothing answers at http://127.0.0.1:1/metrics"),
     ],
 )
 def test_a_server_that_can_not_be_measured_is_refused_before_the_load(
@@ -126,7 +110,8 @@ def test_a_server_that_can_not_be_measured_is_refused_before_the_load(
     fake = FakeKServe(shelf("bert"), 64)
     try:
         with pytest.raises(SystemExit) as ended:
-            main(["overhead", "--model", str(shelf(model)), "--server", fake.target, "--loads", loads])
+            where = ["--server", fake.target, "--metrics", "127.0.0.1:1"]
+            main(["overhead", "--model", str(shelf(model)), *where, "--loads", loads])
     finally:
         fake.close()
     assert ended.value.code == 2

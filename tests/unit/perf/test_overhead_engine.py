@@ -8,20 +8,25 @@ import pytest
 
 from tritonembed_perf import overhead
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.overhead import EngineCounts, EngineTimes, mean_times, read_counts, read_counts_after
+from tritonembed_perf.overhead import read_counters, read_counters_after
 
 Serve = Callable[..., str]
 
 
-def page(requests: float, queue: float, compute: float, labels: str = '{instance="embedder_0_0"}') -> str:
-    return (
-        "# HELP tritonembed_embedded_requests_total Requests embedded\n"
-        "# TYPE tritonembed_embedded_requests_total counter\n"
-        f"tritonembed_embedded_requests_total{labels} {requests}\n"
-        f"tritonembed_queue_seconds_total{labels} {queue}\n"
-        f"tritonembed_request_compute_seconds_total{labels} {compute}\n"
-        f'nv_inference_count{{model="embedder"}} 5\n'
-    )
+ENGINE = (overhead.EMBEDDED, overhead.ENGINE_QUEUE, overhead.ENGINE_COMPUTE)
+
+
+def page(requests: float, queue: float, compute: float, labels: str = 'instance="embedder_0_0"') -> str:
+    """A scrape: the engine's counters, and Triton's, which are all 7."""
+    samples = [f"{name}{{{labels}}} {n}" for name, n in zip(ENGINE, (requests, queue, compute), strict=True)]
+    samples += [f'{name}{{model="{model}",version="1"}} 7' for name, model in overhead.COUNTERS if model]
+    head = "# HELP tritonembed_embedded_requests_total Requests embedded"
+    return "\n".join([head, *samples, 'nv_inference_count{model="embedder"} 5', ""])
+
+
+def engine(counters: dict[tuple[str, str], float]) -> list[float]:
+    """The engine's part."""
+    return [counters[name, ""] for name in ENGINE]
 
 
 @pytest.fixture
@@ -53,35 +58,31 @@ def serve() -> Iterator[Serve]:
 
 
 def test_instances_and_servers_are_summed(serve: Serve) -> None:
-    pages = page(3, 0.5, 2) + page(4, 0.25, 1e-3, '{server="b",instance="embedder_0_1"}') + page(1, 1, 1, "")
-    assert read_counts(serve(pages)) == EngineCounts(8, 1.75, 3.001)
-
-
-def test_times_are_means_of_the_requests_between_two_readings() -> None:
-    times = mean_times(EngineCounts(10, 1.0, 5.0), EngineCounts(14, 1.4, 25.0))
-    assert (times.queue, times.compute) == pytest.approx((0.1e9, 5e9))
-    assert isinstance(times, EngineTimes)
+    pages = page(3, 0.5, 2) + page(4, 0.25, 1e-3, 'server="b",instance="embedder_0_1"')
+    counters = read_counters(serve(pages))
+    assert engine(counters) == [7, 0.75, 2.001]
+    assert {counters[key] for key in overhead.COUNTERS if key[1]} == {14}
 
 
 def test_counts_are_awaited_and_then_read_once_more(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "PERIOD_SECONDS", 0.01)
     # The third reading is in the middle of a hand-over: requests are counted already, their times are not.
     metrics = serve(page(5, 1, 1), page(9, 2, 5), page(15, 2, 5), page(15, 3, 9))
-    assert read_counts_after(metrics, EngineCounts(5, 1, 1), 10) == EngineCounts(15, 3, 9)
+    assert engine(read_counters_after(metrics, {(overhead.EMBEDDED, ""): 5.0}, 10)) == [15, 3, 9]
 
 
 def test_metrics_of_another_server_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overhead, "PERIOD_SECONDS", 0.01)
     monkeypatch.setattr(overhead, "PATIENCE_S", 0.1)
     with pytest.raises(UsageError, match="counted 2 of 10 requests: is it the server that answers them"):
-        read_counts_after(serve(page(7, 1, 1)), EngineCounts(5, 1, 1), 10)
+        read_counters_after(serve(page(7, 1, 1)), {(overhead.EMBEDDED, ""): 5.0}, 10)
 
 
 def test_a_place_without_the_engines_metrics_is_one_line(serve: Serve) -> None:
     with pytest.raises(UsageError, match="has no tritonembed_embedded_requests_total"):
-        read_counts(serve("nv_inference_count 5\n"))
+        read_counters(serve("nv_inference_count 5\n"))
     with pytest.raises(UsageError, match="/metrics answers with 503"):
-        read_counts(serve("", status=503))
+        read_counters(serve("", status=503))
     for nowhere in ("127.0.0.1:1", "127.0.0.1:port"):
         with pytest.raises(UsageError, match=f"nothing answers at http://{nowhere}/metrics; --metrics says"):
-            read_counts(nowhere)
+            read_counters(nowhere)
