@@ -6,19 +6,9 @@ from typing import Annotated
 import typer
 
 from tritonembed_manager.commands.signature import with_options
-from tritonembed_perf.settings import AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
+from tritonembed_perf.settings import PASSES_ON, PLAIN, AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
 
-# What follows `--` goes to the servers that a command starts.
-PASSES_ON = {"allow_extra_args": True}
-
-app = typer.Typer(
-    name="tritonembed-bench",
-    help="Measures embedding servers.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
+app = typer.Typer(name="tritonembed-bench", help="Measures embedding servers.", no_args_is_help=True, **PLAIN)
 
 
 def _show_version(wanted: bool) -> None:

@@ -14,7 +14,7 @@ from tritonembed_manager.tune.loadgen.load import Outcome, Work
 from tritonembed_manager.tune.loads import WordTexts, count_tokens
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.answers import SENTENCES, AnswerCheck, embed_with_transformers, make_references
-from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.loadgen.protocol import PERCENTILES, figures, make_work
 from tritonembed_perf.loadgen.requests import (
     PooledRequest,
     draw_lengths,
@@ -27,7 +27,6 @@ from tritonembed_perf.reports import begin_report, check_output, print_table, wr
 from tritonembed_perf.server_use import GpuMeter, GpuUse, ServerProcesses
 from tritonembed_perf.settings import RunSettings
 
-PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 FIGURES = (
     ("requests answered", "requests", "{:,}"),
     ("seconds", "seconds", "{:.2f}"),
@@ -72,7 +71,7 @@ def measure_server(settings: RunSettings) -> None:
     report["server"] = {"model": served.model, "description": served.description}
     report |= {"settings": settings.as_json(), "interrupted": interrupt.happened, "rows": rows}
     write_report(settings.json_path, report)
-    if wrong := sum(row["wrong_answers"] for row in rows):
+    if wrong := sum(row["wrong"] for row in rows):
         raise BenchError(f"{wrong} answers were wrong")
     if interrupt.happened:
         end_interrupted()
@@ -166,28 +165,18 @@ def make_row(
     settings: RunSettings, batch_size: int, distinct: int, outcome: Outcome, watcher: ServerWatcher
 ) -> dict[str, Any]:
     """The row of a batch size in the report. distinct: different requests."""
-    part = outcome.part
-    latencies = {name: outcome.latency_ms(of) if outcome.requests else None for name, of in PERCENTILES.items()}
     return {
         "batch_size": batch_size,
         "distinct_requests": distinct,
         "requests": outcome.requests,
         "seconds": outcome.seconds,
-        "requests_per_second": outcome.requests_per_second,
         "sentences_per_second": outcome.requests_per_second * batch_size,
-        "tokens": part.tokens,
-        "tokens_per_second": outcome.tokens_per_second,
+        "tokens": outcome.part.tokens,
+        **figures(outcome),
         "offered_requests_per_second": settings.rate,
-        "latency_ms": latencies,
         "sent_late_p99_ms": outcome.late_p99_ms,
-        "errors": part.errors,
-        "error_messages": part.messages,
-        "answers_compared": part.compared,
-        "wrong_answers": part.wrong,
-        "faults": part.faults,
-        "client_cpu_seconds": outcome.client_cpu_seconds,
+        "compared": outcome.part.compared,
         "client_busiest_thread": outcome.busiest_client,
-        "client_saturated": outcome.is_client_saturated,
         "server_cpu_seconds": watcher.cpu_seconds,
         "gpus": [asdict(gpu) for gpu in watcher.gpus],
     }
@@ -206,8 +195,7 @@ def _show(rows: Sequence[dict[str, Any]], settings: RunSettings) -> None:
         [[name, *(column.get(name, "–") for column in columns)] for name in names],
     )
     for row in rows:
-        notes = [f"{kind}: {message}" for kind, message in row["error_messages"].items()]
-        notes += [f"wrong answer: {fault}" for fault in dict.fromkeys(row["faults"])]
+        notes = list(row["faults"])
         if row["client_saturated"]:
             notes.append(
                 f"the client's own CPU is saturated (a thread of it ran, or waited for a core, "
@@ -219,14 +207,10 @@ def _show(rows: Sequence[dict[str, Any]], settings: RunSettings) -> None:
 
 def _column(row: dict[str, Any]) -> dict[str, str]:
     """The row's figures by their names."""
-    figures = row | {f"{name}_ms": value for name, value in row["latency_ms"].items()}
-    column = {name: form.format(figures[key]) for name, key, form in FIGURES if figures[key] is not None}
-    if row["sent_late_p99_ms"] < 1:
-        del column["sent late p99, ms"]
+    column = {name: form.format(row[key]) for name, key, form in FIGURES if row[key] is not None}
     column["errors"] = f"{sum(row['errors'].values()):,}"
     column |= {f"errors: {kind}": f"{count:,}" for kind, count in row["errors"].items()}
-    compared = row["answers_compared"] * min(row["batch_size"], SENTENCES)
-    column["vectors compared / wrong"] = f"{compared:,} / {row['wrong_answers']:,}"
+    column["vectors compared / wrong"] = f"{row['compared'] * min(row['batch_size'], SENTENCES):,} / {row['wrong']:,}"
     for number, gpu in enumerate(row["gpus"]):
         column[f"GPU {number} busy, %"] = f"{gpu['busy_percent']:,.0f}"
         column[f"GPU {number} memory, MiB"] = f"{gpu['memory_mib']:,.0f}"

@@ -15,9 +15,14 @@ from tritonembed_perf.failures import UsageError
 DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8080"}
 """The addresses of our manager by default."""
 
+PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
+"""Of a Typer app."""
+
+PASSES_ON = {"allow_extra_args": True}
+"""Of a command that starts servers: what follows `--` goes to them."""
+
 DAY_S = 86_400
 MAX_CLIENT_PROCESSES = 8
-CORES_PER_CLIENT_PROCESS = 4
 CONTRADICTIONS = (
     ("rate", "concurrency"),
     ("duration", "requests"),
@@ -67,9 +72,9 @@ class RunSettings:
         "fixed"
     )
     dataset: Annotated[Path | None, Option(help="Texts of a .txt, .jsonl, .csv or .parquet file instead.")] = None
-    processes: Annotated[
-        int | None, Option(min=1, max=256, help="Of the client.", show_default="a quarter of the cores")
-    ] = None
+    processes: Annotated[int | None, Option(min=1, max=256, help="Of the client.", show_default="for this machine")] = (
+        None
+    )
     warm_up: Annotated[float, Option(min=0, max=DAY_S, help="Seconds before the clock starts.")] = 1.0
     timeout: Annotated[float, Option(min=0.001, max=DAY_S, help="Seconds for one request.")] = 60.0
     reference: Annotated[Literal["server", "model"], Option(help=REFERENCE_HELP)] = "server"
@@ -102,12 +107,8 @@ class RunSettings:
 
     @property
     def client_processes(self) -> int:
-        """A quarter of the cores, and at least one, if nothing else was asked for."""
-        if self.processes is not None:
-            return self.processes
-        cores = len(os.sched_getaffinity(0))
-        at_once = cores if self.rate is not None else self.concurrency
-        return max(1, min(cores // CORES_PER_CLIENT_PROCESS, MAX_CLIENT_PROCESSES, at_once))
+        """--processes, or what suits this machine."""
+        return client_processes(self.processes, None if self.rate is not None else self.concurrency)
 
     def check(self) -> None:
         """Raises UsageError for options that contradict each other or make no sense."""
@@ -147,12 +148,10 @@ class CompareSettings:
     rates: Annotated[
         str, Option(help="Offered rates of 50x1, too, open loop: requests/s, with commas.", show_default=False)
     ] = ""
-    rounds: Annotated[int, Option(min=0, help="Of all peers in turn; medians count. 0: the sweep's figures count.")] = 3
+    rounds: Annotated[
+        int, Option(min=1, help="Of all peers in turn: with all settings, then with the best; medians count.")
+    ] = 3
     seconds: Annotated[float, Option(min=0.5, help="For each measurement.")] = 6.0
-    sweep_seconds: Annotated[float, Option(min=0, help="For each in the sweep over settings; 0: no sweep.")] = 3.0
-    settings_from: Annotated[
-        Path | None, Option(help="A compare.json: the settings it found best, instead of a sweep.")
-    ] = None
     warm_up: Annotated[float, Option(min=0, help="Seconds before each measurement.")] = 2.0
     processes: Annotated[int | None, Option(min=1, help="Of the client.", show_default="for this machine")] = None
     dtype: Annotated[
@@ -161,12 +160,9 @@ class CompareSettings:
     ] = None
     device: Annotated[Literal["cpu", "cuda"] | None, Option(show_default="what is there")] = None
     python: Annotated[
-        list[str] | None, Option(help="PEER=PATH, repeatable: that Python has the peer's packages already.")
+        list[str] | None, Option(help="PEER=PATH, repeatable: the Python with that peer's packages, instead of this.")
     ] = None
-    install: Annotated[
-        bool, Option(None, "--install/--no-install", help="Make virtual environments for the others, or use this one.")
-    ] = True
-    work_dir: Annotated[Path | None, Option(help="Virtual environments and logs.", show_default="user's cache")] = None
+    work_dir: Annotated[Path | None, Option(help="Logs, and what was fetched.", show_default="user's cache")] = None
     out: Annotated[Path | None, Option(help="Folder for JSON, Markdown and charts.")] = None
     merge: Annotated[
         list[Path] | None, Option(help="A compare.json, repeatable: one report of them all; nothing is measured.")
@@ -214,6 +210,16 @@ class AnalyzerSettings:
         """The address of each target; None if it has to be started: both without an address."""
         every = {"triton": self.server, "manager": self.manager}
         return {name: address for name, address in every.items() if address} or every
+
+
+def client_processes(wanted: int | None, at_once: int | None) -> int:
+    """Few on few cores, because the server needs them: six for sixteen, as four can't send 1024 single sentences.
+
+    at_once: requests in flight; None in an open loop.
+    """
+    cores = len(os.sched_getaffinity(0))
+    most = wanted or max(1, min(cores * 3 // 8, MAX_CLIENT_PROCESSES))
+    return most if at_once is None else min(most, at_once)
 
 
 def numbers(option: str, text: str) -> list[int]:

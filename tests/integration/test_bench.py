@@ -24,6 +24,6 @@ def test_run_measures_with_every_answer_checked_against_transformers(
     report = json.loads(path.read_text())
     assert report["server"]["description"].startswith("triton ")
     for row in report["rows"]:
-        assert (row["requests"], row["errors"], row["wrong_answers"]) == (60, {}, 0)
-        assert row["answers_compared"] > 0
+        assert (row["requests"], row["errors"], row["wrong"]) == (60, {}, 0)
+        assert row["compared"] > 0
         assert row["server_cpu_seconds"] > 0

@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.compare.contest import Contest, Plan
+from tritonembed_perf.compare.contest import Contest
 from tritonembed_perf.compare.environments import Bench, parse_pythons
 from tritonembed_perf.compare.measuring import Materials, Window
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
 from tritonembed_perf.compare.reports import publish
-from tritonembed_perf.compare.results import Result, Trial, merge_reports, read_report
+from tritonembed_perf.compare.results import Trial, merge_reports, read_report
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.loadgen.target import check_loads, read_tokenizer
@@ -35,7 +35,7 @@ def compare_peers(settings: CompareSettings) -> None:
         for peer in all_peers().values():
             print(f"{peer.name}  {peer.note}".rstrip())
     elif settings.merge:
-        publish(merge_reports([read_report("--merge", path) for path in settings.merge]), settings.out)
+        publish(merge_reports([read_report(path) for path in settings.merge]), settings.out)
     else:
         _compare(settings)
 
@@ -44,8 +44,10 @@ def _compare(settings: CompareSettings) -> None:
     peers = choose_peers(settings.peers)
     environment = begin_report()
     bench = _make_bench(settings, environment["machine"]["gpus"])
-    plan = _make_plan(settings, bench)
-    trials = [*plan.closed, *plan.offered]
+    loads = parse_loads(settings.loads or LOADS[bench.device])
+    rates = numbers("--rates", settings.rates) if settings.rates else []
+    trials = [Trial(load.tokens, load.sentences, load.at_once) for load in loads]
+    trials += [Trial(*OFFERED, rate=rate) for rate in rates]
     files, tokenizer = read_tokenizer(str(bench.model))
     check_loads(trials, files, tokenizer)
     _make_folder("--out", settings.out)
@@ -55,17 +57,18 @@ def _compare(settings: CompareSettings) -> None:
     def log(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    contest = Contest(bench, peers, plan, Materials(files, tokenizer, bench.dtype), log)
+    window = Window(settings.seconds, settings.warm_up, settings.processes)
+    contest = Contest(bench, peers, trials, window, Materials(files, tokenizer, bench.dtype), log)
     finished = False
     try:
-        finished = contest.run()
+        finished = contest.run(settings.rounds)
     finally:
         # Also after an error that nobody thought of: hours of measuring are not to be lost.
         head = make_head(environment, bench.model.name, bench.dtype, bench.device, finished, trials)
         publish((head, contest.results), settings.out)
     if not finished:
         raise KeyboardInterrupt
-    wrong = [result.system for result in contest.results if any(one.wrong for one in result.every_sample)]
+    wrong = [result.system for result in contest.results if any(one["wrong"] for one in result.every_sample())]
     if wrong:
         raise BenchError(f"wrong vectors from {', '.join(wrong)}")
 
@@ -76,30 +79,6 @@ def make_head(
     """Of a report: all but the systems. environment: as `describe_environment` returns it."""
     run = {**environment, "machine_line": machine_line(environment["machine"]), "interrupted": not finished}
     return {"model": model, "dtype": dtype, "device": device, "trials": [str(trial) for trial in trials], "runs": [run]}
-
-
-def _make_plan(settings: CompareSettings, bench: Bench) -> Plan:
-    """Raises UsageError."""
-    if not settings.rounds and not settings.sweep_seconds:
-        raise UsageError("--rounds 0 and --sweep-seconds 0 together measure nothing")
-    rates = numbers("--rates", settings.rates) if settings.rates else []
-    if not settings.rounds and (rates or settings.settings_from):
-        raise UsageError("--rates and --settings-from want --rounds 1 or more")
-    earlier: list[Result] = []
-    if settings.settings_from is not None:
-        head, earlier = read_report("--settings-from", settings.settings_from)
-        for key, here in (("model", bench.model.name), ("dtype", bench.dtype), ("device", bench.device)):
-            if head[key] != here:
-                raise UsageError(f"--settings-from: its {key} is {head[key]}, not {here}")
-    loads = parse_loads(settings.loads or LOADS[bench.device])
-    return Plan(
-        [Trial(load.tokens, load.sentences, load.at_once) for load in loads],
-        [Trial(*OFFERED, rate=rate) for rate in rates],
-        settings.rounds,
-        Window(settings.seconds, settings.warm_up, settings.processes),
-        settings.sweep_seconds,
-        {result.system: result for result in earlier},
-    )
 
 
 def _make_bench(settings: CompareSettings, gpus: list[str]) -> Bench:
@@ -113,7 +92,7 @@ def _make_bench(settings: CompareSettings, gpus: list[str]) -> Bench:
     elif not (model / "config.json").exists():
         raise UsageError(f"--model: {model} is not the folder of a model")
     cores = len(os.sched_getaffinity(0))
-    return Bench(model.resolve(), settings.dtype or DTYPES[device], device, cores, work, pythons, settings.install)
+    return Bench(model.resolve(), settings.dtype or DTYPES[device], device, cores, work, pythons)
 
 
 def _make_folder(option: str, path: Path | None) -> None:

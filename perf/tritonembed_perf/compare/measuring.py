@@ -1,7 +1,6 @@
 """One peer under one load: requests and their right vectors, made once for all peers, and a sample."""
 
 import json
-import os
 import random
 import subprocess
 import tempfile
@@ -28,17 +27,13 @@ from tritonembed_perf.loadgen.answers import (
     make_references,
     min_cosine,
 )
-from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.loadgen.protocol import figures, make_work
 from tritonembed_perf.loadgen.requests import PooledRequest, make_requests, requests_to_prepare
-from tritonembed_perf.reports import without_paths
+from tritonembed_perf.settings import client_processes
 
 TIMEOUT_S = 120.0
 PROGRAM_LIMIT_S = 600.0
 """Beyond the measured time: loading the model, and the first call."""
-
-MAX_CLIENT_PROCESSES = 8
-CORES_PER_CLIENT_PROCESS = 2.67
-"""Six clients for sixteen cores: four would be saturated by 1024 single sentences at a time."""
 
 
 @dataclass(frozen=True)
@@ -96,31 +91,10 @@ def take_sample(
     work = make_work(endpoint, materials.of(trial).requests, materials.check(trial))
     load = Load(trial.concurrency, trial.rate, None, window.seconds, window.warm_up, TIMEOUT_S, seed=1)
     with interrupt.catching():
-        outcome = run_clients(work, load, client_processes(trial, window.processes), interrupt=interrupt)
+        outcome = run_clients(work, load, client_processes(window.processes, trial.concurrency), interrupt=interrupt)
     if interrupt.happened:
         raise KeyboardInterrupt
-    part = outcome.part
-    p50, p90, p99 = (outcome.latency_ms(percent) if outcome.requests else 0.0 for percent in (50, 90, 99))
-    faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
-    return Sample(
-        outcome.tokens_per_second,
-        outcome.requests_per_second,
-        p50,
-        p90,
-        p99,
-        sum(part.errors.values()),
-        part.wrong,
-        tuple(dict.fromkeys(map(without_paths, faults))),
-        outcome.client_cpu_seconds / window.seconds,
-        outcome.is_client_saturated,
-    )
-
-
-def client_processes(trial: Trial, wanted: int | None) -> int:
-    """Few on few cores, because the server needs them; the same for every peer."""
-    cores = len(os.sched_getaffinity(0))
-    most = wanted or max(1, min(int(cores / CORES_PER_CLIENT_PROCESS), MAX_CLIENT_PROCESSES))
-    return most if trial.concurrency is None else min(most, trial.concurrency)
+    return figures(outcome)
 
 
 def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, window: Window) -> Sample:
@@ -145,15 +119,14 @@ def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, window
     wrong = [fault for fault in faults if fault]
     calls = found["calls"] / found["seconds"]
     p50, p90, p99 = np.percentile(np.array(found["latencies"]) * 1e3, (50, 90, 99)).tolist()
-    return Sample(
-        calls * sum(request.tokens for request in at_once),
-        calls * len(at_once),
-        p50,
-        p90,
-        p99,
-        0,
-        len(wrong),
-        tuple(dict.fromkeys(wrong)),
-        0.0,
-        False,
-    )
+    return {
+        "tokens_per_second": calls * sum(request.tokens for request in at_once),
+        "requests_per_second": calls * len(at_once),
+        "p50_ms": p50,
+        "p90_ms": p90,
+        "p99_ms": p99,
+        "errors": {},
+        "wrong": len(wrong),
+        "faults": list(dict.fromkeys(wrong)),
+        "client_saturated": False,
+    }

@@ -1,7 +1,6 @@
 """A system that is compared: a command, the settings that the sweep tries, and how requests reach it."""
 
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -55,13 +54,10 @@ class Peer:
     python: str = sys.executable
 
     def prepare(self, bench: Bench) -> None:
-        """Install what it needs, once. Raises CannotRunError."""
+        """Find what it needs. Raises CannotRunError."""
         if self.environment is not None:
             self.python, versions = find_python(bench, self.environment)
             self.note = f"{versions}; {self.note}"
-        program = self.command[0].format(python=self.python)
-        if shutil.which(program) is None:
-            raise CannotRunError(f"{Path(program).name} is not on PATH")
 
     def configs(self, bench: Bench) -> list[str]:
         """What the sweep tries, as it is typed."""
@@ -99,8 +95,6 @@ class ArcticInference(Peer):
         self.command = tuple(word.replace("{source}", str(source)) for word in self.command)
         if source.exists():
             return
-        if not bench.install:
-            raise CannotRunError(f"{source.name} is not unpacked in the work folder")
         bench.work.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=bench.work) as scratch:
             fetch = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-build-isolation"]

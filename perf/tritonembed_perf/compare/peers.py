@@ -16,13 +16,13 @@ PROGRAMS = str(Path(__file__).parent / "programs")
 SENTENCE_TRANSFORMERS = Environment(
     "sentence-transformers",
     ("sentence_transformers", "torch", "fastapi", "uvicorn"),
-    ("sentence-transformers==6.2.0", "fastapi==0.136.3", "uvicorn==0.54.0"),
+    "sentence-transformers fastapi uvicorn",
 )
-VLLM = Environment("vllm-serve", ("vllm", "torch"))
+VLLM = Environment("vllm-serve", ("vllm", "torch"), "vllm")
 INFINITY = Environment(
-    "infinity-emb", ("infinity_emb", "sentence_transformers", "torch"), ("infinity-emb[server,torch]==0.0.78",)
+    "infinity-emb", ("infinity_emb", "sentence_transformers", "torch"), "'infinity-emb[server,torch]==0.0.78'"
 )
-ARCTIC = Environment("arctic-inference", ("vllm", "grpc_tools"))
+ARCTIC = Environment("arctic-inference", ("vllm", "grpc_tools"), "vllm grpcio-tools")
 ENVIRONMENTS = tuple(one.name for one in (SENTENCE_TRANSFORMERS, VLLM, INFINITY, ARCTIC))
 """What --python can name."""
 
@@ -146,18 +146,6 @@ def all_peers() -> dict[str, Peer]:
             protocol=lambda address, model: Arctic(address, str(model)),
             note=f"{ArcticInference.version}, by way of a shim: it is written for vLLM 0.9.2",
             environment=ARCTIC,
-        ),
-        Peer(
-            "tei",
-            (
-                "text-embeddings-router", "--model-id", "{model}", "--hostname", "127.0.0.1", "--port", "{port}",
-                "--dtype", "{dtype}", "--max-client-batch-size", "1024", "--max-concurrent-requests", "4096",
-                "--auto-truncate",
-            ),
-            cpu=("--max-batch-tokens 16384", "--max-batch-tokens 65536"),
-            gpu=("--max-batch-tokens 16384", "--max-batch-tokens 65536"),
-            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
-            note="base64 over HTTP",
         ),
     ]  # fmt: skip
     return {peer.name: peer for peer in peers}

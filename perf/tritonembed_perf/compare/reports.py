@@ -19,7 +19,7 @@ def publish(report: Report, folder: Path | None) -> None:
     trials = [Trial.parse(name) for name in head["trials"]]
     for trial in trials:
         print_table(HEADER, rows_of(trial, results), left=(0, 2), title=str(trial))
-    print("\n".join([*verdicts(trials, results), *remarks(results)]))
+    print("\n".join(remarks(trials, results)))
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -37,30 +37,28 @@ def rows_of(trial: Trial, results: Sequence[Result]) -> list[tuple[str, ...]]:
 
     def rank(result: Result) -> float:
         sample = result.of(trial)
-        if sample is None:
-            return float("inf")
-        return -sample.tokens_per_second if trial.rate is None else sample.p99_ms
+        return trial.rank(sample)[1] if sample else float("inf")
 
-    ours = _ours(trial, results)
+    ours = next((result.of(trial) for result in results if result.system == OURS), None)
     return [_row(result, trial, ours) for result in sorted(results, key=rank)]
 
 
 def _row(result: Result, trial: Trial, ours: Sample | None) -> tuple[str, ...]:
-    sample, samples = result.of(trial), result.rounds.get(str(trial))
-    if sample is None or not samples:
-        nothing = "not measured" if samples is None or trial.rate is None else "no offered rate in process"
-        return (result.system, "–", result.why_not or nothing, "", "", "", "", "")
-    speeds = [one.tokens_per_second for one in samples]
-    ratio = f"{ours.tokens_per_second / sample.tokens_per_second:.2f} x" if ours and sample.tokens_per_second else "–"
+    best = result.best(trial)
+    if best is None:
+        return (result.system, "–", result.why_not or "not measured", "", "", "", "", "")
+    samples = best[1]
+    sample, speeds = samples[0], [one["tokens_per_second"] for one in samples]
+    ratio = f"{ours['tokens_per_second'] / speeds[0]:.2f} x" if ours and speeds[0] else "–"
     return (
-        result.system + (" *" if any(one.client_saturated for one in samples) else ""),
-        f"{sample.tokens_per_second:,.0f}",
+        result.system + (" *" if any(one["client_saturated"] for one in samples) else ""),
+        f"{speeds[0]:,.0f}",
         f"{min(speeds):,.0f} – {max(speeds):,.0f}",
-        f"{sample.requests_per_second:,.1f}",
-        f"{sample.p50_ms:,.1f}",
-        f"{sample.p99_ms:,.1f}",
+        f"{sample['requests_per_second']:,.1f}",
+        f"{sample['p50_ms']:,.1f}",
+        f"{sample['p99_ms']:,.1f}",
         "" if result.system == OURS or trial.rate is not None else ratio,
-        f"{sum(one.errors for one in samples)} / {sum(one.wrong for one in samples)}",
+        f"{sum(sum(one['errors'].values()) for one in samples)} / {sum(one['wrong'] for one in samples)}",
     )
 
 
@@ -74,44 +72,28 @@ def markdown(head: dict[str, Any], trials: Sequence[Trial], results: Sequence[Re
         page += [f"**{trial}**", "", f"| {' | '.join(HEADER)} |", "|" + "---|" * len(HEADER)]
         page += [f"| {' | '.join(row)} |" for row in rows_of(trial, results)]
         page.append("")
-    page += [f"- {line}" for line in [*verdicts(trials, results), *remarks(results)]]
+    page += [f"- {line}" for line in remarks(trials, results)]
     return "\n".join(page) + "\n"
 
 
-def verdicts(trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
-    """A line for each load and system that is faster."""
-    found = []
-    for trial in trials:
-        ours = _ours(trial, results)
-        for result in results:
-            theirs = result.of(trial)
-            if ours is None or theirs is None or result.system.startswith(OURS) or trial.rate is not None:
-                continue
-            if theirs.tokens_per_second > ours.tokens_per_second:
-                faster = theirs.tokens_per_second / max(ours.tokens_per_second, 1e-9)
-                found.append(f"{trial}: {result.system} is faster than {OURS}: {faster:.2f} x")
-    return found
-
-
-def remarks(results: Sequence[Result]) -> list[str]:
-    """Each system's flags, notes and troubles."""
+def remarks(trials: Sequence[Trial], results: Sequence[Result]) -> list[str]:
+    """Each system's settings, notes and troubles."""
     found = []
     for result in results:
-        note = f" ({result.note})" if result.note else ""
-        if result.why_not and not result.rounds:
-            found.append(f"{result.system}{note}: {result.why_not}")
+        name = result.system + (f" ({result.note})" if result.note else "")
+        if result.why_not:
+            found.append(f"{name}: {result.why_not}")
             continue
-        flags: dict[str, list[str]] = {}
-        for trial, config in result.chosen.items():
-            flags.setdefault(config, []).append(trial)
-        chosen = "; ".join(f"`{text}` for {', '.join(names)}" for text, names in flags.items())
-        found.append(f"{result.system}{note}: {chosen or 'not measured'}")
-        tried = [config for config in result.sweep if config not in flags]
-        if tried:
-            found.append(f"{result.system}: no better were {', '.join(f'`{config}`' for config in tried)}")
-        faults = dict.fromkeys(fault for sample in result.every_sample for fault in sample.faults)
-        found += [f"{result.system}: {trouble}" for trouble in [*result.troubles, *faults]]
-    if any(one.client_saturated for result in results for one in result.every_sample):
+        chosen: dict[str, list[str]] = {}
+        for trial in trials:
+            if best := result.best(trial):
+                chosen.setdefault(best[0], []).append(str(trial))
+        found.append(f"{name}: " + "; ".join(f"`{text}` for {', '.join(names)}" for text, names in chosen.items()))
+        if tried := [f"`{config}`" for config in result.samples if config not in chosen]:
+            found.append(f"{result.system}: no better were {', '.join(tried)}")
+        faults = [fault for sample in result.every_sample() for fault in sample["faults"]]
+        found += [f"{result.system}: {text}" for text in dict.fromkeys([*result.troubles, *faults])]
+    if any(sample["client_saturated"] for result in results for sample in result.every_sample()):
         found.append("* the client's own CPU was saturated in some round: the system may do more")
     return found
 
@@ -123,7 +105,7 @@ def plot(folder: Path, trials: Sequence[Trial], results: Sequence[Result]) -> No
     """
     closed = [trial for trial in trials if trial.rate is None]
     bars: dict[str, list[float | None]] = {
-        result.system: [sample.tokens_per_second if (sample := result.of(trial)) else None for trial in closed]
+        result.system: [sample["tokens_per_second"] if (sample := result.of(trial)) else None for trial in closed]
         for result in results
         if any(result.of(trial) for trial in closed)
     }
@@ -132,14 +114,10 @@ def plot(folder: Path, trials: Sequence[Trial], results: Sequence[Result]) -> No
         grouped_bars(folder / "tokens-by-load", title, [str(trial) for trial in closed], bars)
     offered = sorted((trial.rate, trial) for trial in trials if trial.rate is not None)
     latencies = {
-        result.system: [(rate, sample.p99_ms) for rate, trial in offered if (sample := result.of(trial))]
+        result.system: [(rate, sample["p99_ms"]) for rate, trial in offered if (sample := result.of(trial))]
         for result in results
     }
     curves = {name: points for name, points in latencies.items() if points}
     if curves:
         title = f"99th percentile of latency against offered rate, {offered[0][1].tokens} x {offered[0][1].sentences}"
         lines(folder / "p99-by-rate", title, curves, "requests/s offered", "ms")
-
-
-def _ours(trial: Trial, results: Sequence[Result]) -> Sample | None:
-    return next((result.of(trial) for result in results if result.system == OURS), None)

@@ -1,12 +1,15 @@
 """The loads and the figures of each system: kept as JSON, and read again to make one report of several runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.failures import UsageError
+
+Sample = dict[str, Any]
+"""What `figures` returns, for one window."""
 
 
 @dataclass(frozen=True)
@@ -31,86 +34,54 @@ class Trial:
         shape = f"{self.tokens}x{self.sentences}"
         return f"{shape}@{self.concurrency}" if self.rate is None else f"{shape} at {self.rate:g}/s"
 
-
-@dataclass(frozen=True)
-class Sample:
-    """What came back in one measurement. Latencies in milliseconds; of a program in process those of its calls.
-
-    errors: requests that failed; wrong: answers that were; faults: both in words. client_cores: CPU of the clients.
-    """
-
-    tokens_per_second: float
-    requests_per_second: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    errors: int
-    wrong: int
-    faults: tuple[str, ...]
-    client_cores: float
-    client_saturated: bool
-
-    @property
-    def is_sound(self) -> bool:
-        """Whether every request was answered, and rightly."""
-        return not (self.errors or self.wrong) and self.tokens_per_second > 0
-
-
-def median(samples: Sequence[Sample]) -> Sample:
-    """The sample of the median tokens/s; of an even number the lower of the two."""
-    return sorted(samples, key=lambda sample: sample.tokens_per_second)[(len(samples) - 1) // 2]
+    def rank(self, sample: Sample) -> tuple[bool, float]:
+        """The least is the best: nothing failed or wrong, then most tokens/s, of an offered rate the least p99."""
+        unsound = bool(sample["errors"] or sample["wrong"]) or not sample["tokens_per_second"]
+        return unsound, sample["p99_ms"] if self.rate is not None else -sample["tokens_per_second"]
 
 
 @dataclass
 class Result:
-    """One system. Trials are named by their `str`, configurations as they are typed.
+    """One system. samples: by its settings as they are typed, and by the trial, one per round.
 
-    why_not: empty, or why it has no figures. troubles: what went wrong on the way. sweep: of each configuration and
-    trial a short sample; chosen: the best configuration of each trial. rounds: no sample for a trial that this
-    system can't run.
+    why_not: empty, or why it has no figures. troubles: what went wrong on the way.
     """
 
     system: str
     note: str = ""
     why_not: str = ""
     troubles: list[str] = field(default_factory=list)
-    sweep: dict[str, dict[str, Sample]] = field(default_factory=dict)
-    chosen: dict[str, str] = field(default_factory=dict)
-    rounds: dict[str, list[Sample]] = field(default_factory=dict)
+    samples: dict[str, dict[str, list[Sample]]] = field(default_factory=dict)
+
+    def best(self, trial: Trial) -> tuple[str, list[Sample]] | None:
+        """The settings that were best for the trial, and all samples with them, the median first.
+
+        Of an even number it is the worse of the two in the middle. Settings that had more rounds win.
+        """
+        found = []
+        for config, of in self.samples.items():
+            if samples := sorted(of.get(str(trial), ()), key=trial.rank):
+                median = samples.pop(len(samples) // 2)
+                found.append((config, [median, *samples]))
+        return min(found, key=lambda entry: (-len(entry[1]), *trial.rank(entry[1][0])), default=None)
 
     def of(self, trial: Trial) -> Sample | None:
-        """The median of the rounds so far."""
-        samples = self.rounds.get(str(trial))
-        return median(samples) if samples else None
+        """The median sample with the best settings."""
+        best = self.best(trial)
+        return best and best[1][0]
 
-    @property
-    def every_sample(self) -> list[Sample]:
-        """Of all rounds; the sweep only chooses."""
-        return [one for many in self.rounds.values() for one in many]
-
-    @staticmethod
-    def from_json(entry: Mapping[str, Any]) -> "Result":
-        """Of what `dataclasses.asdict` made. Raises TypeError, KeyError and AttributeError for anything else."""
-
-        def read(one: Mapping[str, Any]) -> Sample:
-            return Sample(**{**one, "faults": tuple(one["faults"])})
-
-        plain = {key: entry[key] for key in ("system", "note", "why_not", "troubles", "chosen")}
-        sweep = {config: {name: read(one) for name, one in of.items()} for config, of in entry["sweep"].items()}
-        rounds = {name: [read(one) for one in many] for name, many in entry["rounds"].items()}
-        return Result(**plain, sweep=sweep, rounds=rounds)
+    def every_sample(self) -> Iterator[Sample]:
+        """With all settings."""
+        return (sample for of in self.samples.values() for samples in of.values() for sample in samples)
 
     def add(self, other: "Result") -> None:
-        """What another run found out about the same system: more rounds, more configurations."""
-        for name, samples in other.rounds.items():
-            self.rounds.setdefault(name, []).extend(samples)
-        for config, of in other.sweep.items():
-            self.sweep.setdefault(config, {}).update(of)
-        for name, config in other.chosen.items():
-            self.chosen[name] = config if self.chosen.get(name, config) == config else f"{self.chosen[name]} / {config}"
+        """What another run found out about the same system: more rounds, more settings."""
+        for config, of in other.samples.items():
+            for name, samples in of.items():
+                self.samples.setdefault(config, {}).setdefault(name, []).extend(samples)
         self.troubles = list(dict.fromkeys([*self.troubles, *other.troubles]))
         self.note = self.note or other.note
-        if self.rounds:
+        if self.samples:
             self.why_not = ""
 
 
@@ -118,18 +89,18 @@ Report = tuple[dict[str, Any], list[Result]]
 """All but the systems, as JSON, and the systems."""
 
 
-def read_report(option: str, path: Path) -> Report:
-    """Of a compare.json. option: that named it. Raises UsageError."""
+def read_report(path: Path) -> Report:
+    """Of a compare.json. Raises UsageError."""
     try:
         report = json.loads(path.read_text())
-        results = [Result.from_json(entry) for entry in report.pop("systems")]
-        for key in ("model", "dtype", "device", "runs"):
-            report[key]
-        [Trial.parse(name) for name in report["trials"]]
+        results = [Result(**entry) for entry in report.pop("systems")]
+        for trial in map(Trial.parse, report["trials"]):
+            [result.of(trial) for result in results]
+        assert {"model", "dtype", "device", "runs"} <= set(report)
     except OSError as error:
-        raise UsageError(f"{option}: {path.name}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UsageError(f"{option}: {path.name} is no report of `tritonembed-bench compare`") from None
+        raise UsageError(f"--merge: {path.name}: {error.strerror}") from None
+    except (AssertionError, ValueError, KeyError, TypeError, AttributeError):
+        raise UsageError(f"--merge: {path.name} is no report of this version's `tritonembed-bench compare`") from None
     return report, results
 
 

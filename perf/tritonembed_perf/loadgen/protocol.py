@@ -3,12 +3,15 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
-from tritonembed_manager.tune.loadgen.load import Sender, Work
+from tritonembed_manager.tune.loadgen.load import Outcome, Sender, Work
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.loadgen.answers import Answer, AnswerCheck
 from tritonembed_perf.loadgen.requests import PooledRequest
+from tritonembed_perf.reports import without_paths
+
+PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,22 @@ def make_work(protocol: WireProtocol, requests: Sequence[PooledRequest], check: 
         partial(_fault, protocol.decode, len(requests[0].texts), check),
         frozenset(check.references),
     )
+
+
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """What is reported of any load: rates, latencies, and of failures and wrong answers how many, and why."""
+    part = outcome.part
+    faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
+    return {
+        "requests_per_second": outcome.requests_per_second,
+        "tokens_per_second": outcome.tokens_per_second,
+        **{f"{name}_ms": outcome.latency_ms(of) if outcome.requests else 0.0 for name, of in PERCENTILES.items()},
+        "errors": part.errors,
+        "wrong": part.wrong,
+        "faults": [without_paths(fault) for fault in dict.fromkeys(faults)],
+        "client_cpu_seconds": outcome.client_cpu_seconds,
+        "client_saturated": outcome.is_client_saturated,
+    }
 
 
 def _fault(decode: Callable[[bytes, int], Answer], sentences: int, check: AnswerCheck, number: int, raw: bytes) -> str:

@@ -21,7 +21,7 @@ from tritonembed_perf.loadgen.answers import Answer
 from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
 from tritonembed_perf.loadgen.openai import OpenAI
 from tritonembed_perf.loadgen.protocol import Served, WireProtocol, WrongAnswerError
-from tritonembed_perf.loadgen.requests import TEXTS, encoded_requests
+from tritonembed_perf.loadgen.requests import encoded_requests, parse_loads
 from tritonembed_perf.settings import RunSettings
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 
@@ -64,13 +64,12 @@ def ask_server(protocol: WireProtocol) -> Served:
     return asyncio.run(protocol.describe(QUESTION_TIMEOUT_S))
 
 
-def encode_loads(
-    model: str, loads: Sequence[LoadShape], server: str | None = None, texts: int = TEXTS
-) -> dict[LoadShape, list[bytes]]:
-    """Encoded requests of each load, with about `texts` different texts. Raises UsageError as `check_loads` does."""
+def encode_loads(model: str, loads: str, server: str | None = None) -> dict[LoadShape, list[bytes]]:
+    """Encoded requests of each load, such as `50x64@4,50x1@16`. Raises UsageError as `check_loads` does."""
+    shapes = parse_loads(loads)
     files, tokenizer = read_tokenizer(model)
-    check_loads(loads, files, tokenizer, server)
-    return {load: encoded_requests(tokenizer, load, texts) for load in loads}
+    check_loads(shapes, files, tokenizer, server)
+    return {load: encoded_requests(tokenizer, load) for load in shapes}
 
 
 def check_loads(loads: Sequence[Shape], files: ModelFiles, tokenizer: Tokenizer, server: str | None = None) -> None:

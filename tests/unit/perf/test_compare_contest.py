@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tritonembed_perf.compare import contest as contest_module
-from tritonembed_perf.compare.contest import Contest, Plan
+from tritonembed_perf.compare.contest import Contest
 from tritonembed_perf.compare.environments import Bench, CannotRunError
 from tritonembed_perf.compare.measuring import Window
 from tritonembed_perf.compare.results import Result, Sample, Trial
@@ -19,8 +19,10 @@ BIG, SMALL = Trial(50, 64, 4), Trial(50, 1, 16)
 BENCH = Bench(Path("model"), "float32", "cpu", 2, Path("work"))
 
 
-def sample(speed: float, *, errors: int = 0, wrong: int = 0, faults: tuple[str, ...] = ()) -> Sample:
-    return Sample(speed, speed / 50, 1.0, 2.0, 3.0, errors, wrong, faults, 0.5, False)
+def sample(speed: float, *, errors: int = 0, wrong: int = 0) -> Sample:
+    failed = {"UNAVAILABLE": errors} if errors else {}
+    figures = {"tokens_per_second": speed, "requests_per_second": speed / 50, "p50_ms": 1.0, "p99_ms": 3.0}
+    return {**figures, "errors": failed, "wrong": wrong, "faults": [], "client_saturated": False}
 
 
 @dataclass
@@ -60,106 +62,84 @@ Take = Callable[[tuple[str, str], Trial], Sample | None]
 def compete(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Contest]:
     """Makes a contest whose samples are `take((peer, flags), trial)`."""
 
-    def make(peers: Sequence[Any], take: Take, **changes: Any) -> Contest:
+    def make(peers: Sequence[Any], take: Take, *trials: Trial) -> Contest:
         monkeypatch.setattr(contest_module, "take_sample", lambda endpoint, trial, *_: take(endpoint, trial))
-        chosen: dict[str, Any] = {
-            "closed": [BIG, SMALL],
-            "offered": [],
-            "rounds": 1,
-            "window": Window(6.0, 0.0),
-            "sweep_seconds": 3.0,
-        }
-        return Contest(BENCH, peers, Plan(**(chosen | changes)), None, lambda _: None)  # type: ignore[arg-type]
+        nothing: Any = None
+        return Contest(BENCH, peers, trials or (BIG, SMALL), Window(6.0, 0.0), nothing, lambda _: None)
 
     return make
 
 
-def test_each_load_is_measured_with_the_configuration_that_was_best_for_it(compete: Callable[..., Contest]) -> None:
-    speeds = {("--a", BIG): 10.0, ("--a", SMALL): 1.0, ("--b", BIG): 5.0, ("--b", SMALL): 2.0}
-    peer = FakePeer("one", ("--a", "--b"))
-    contest = compete([peer], lambda endpoint, trial: sample(speeds[endpoint[1], trial]))
-    assert contest.run()
+def speeds(result: Result, trial: Trial = BIG) -> list[float]:
+    """Of all rounds with the best settings, the median first."""
+    best = result.best(trial)
+    return [one["tokens_per_second"] for one in best[1]] if best else []
+
+
+def test_the_first_round_tries_all_settings_and_later_rounds_the_best_of_each_load(
+    compete: Callable[..., Contest],
+) -> None:
+    found = {("--a", BIG): 10.0, ("--a", SMALL): 1.0, ("--b", BIG): 5.0, ("--b", SMALL): 2.0, ("--c", BIG): 1.0}
+    peer = FakePeer("one", ("--a", "--b", "--c"))
+    contest = compete([peer], lambda endpoint, trial: sample(found.get((endpoint[1], trial), 0.5)))
+    assert contest.run(3)
     [result] = contest.results
-    assert result.chosen == {str(BIG): "--a", str(SMALL): "--b"}
-    assert {name: [one.tokens_per_second for one in many] for name, many in result.rounds.items()} == {
-        str(BIG): [10.0],
-        str(SMALL): [2.0],
-    }
-    assert set(result.sweep) == {"--a", "--b"}
-
-
-def test_settings_of_an_earlier_comparison_replace_the_sweep(compete: Callable[..., Contest]) -> None:
-    known = Result("known", chosen={str(BIG): "--b", str(SMALL): "--a", "8x1@1": "--c"})
-    gone = Result("gone", chosen={str(BIG): "--a", str(SMALL): "--no-longer"})
-    part = Result("part", chosen={str(BIG): "--a"})
-    peers = [FakePeer(name, ("--a", "--b")) for name in ("known", "gone", "part", "new")]
-    contest = compete(
-        peers,
-        lambda endpoint, _: sample(2.0 if endpoint[1] == "--b" else 1.0),
-        swept={one.system: one for one in (known, gone, part)},
-    )
-    contest.run()
-    assert contest.results[0].chosen == {str(BIG): "--b", str(SMALL): "--a"}
-    assert not contest.results[0].sweep
-    assert peers[0].log.count("known --a started") == 1
-    for result in contest.results[1:]:
-        assert set(result.sweep) == {"--a", "--b"}
-        assert result.chosen == {str(BIG): "--b", str(SMALL): "--b"}
+    assert {str(trial): result.best(trial)[0] for trial in (BIG, SMALL)} == {"50x64@4": "--a", "50x1@16": "--b"}
+    assert (speeds(result), speeds(result, SMALL)) == ([10.0] * 3, [2.0] * 3)
+    assert [peer.log.count(f"one {flag} started") for flag in ("--a", "--b", "--c")] == [3, 3, 1]
 
 
 @pytest.mark.parametrize("fault", [{"errors": 1}, {"wrong": 1}])
-def test_a_configuration_that_fails_or_answers_wrongly_is_not_chosen(
+def test_settings_that_fail_or_answer_wrongly_are_not_the_best(
     compete: Callable[..., Contest], fault: dict[str, int]
 ) -> None:
-    found = {"--fast": sample(100.0, **fault), "--right": sample(10.0)}  # type: ignore[arg-type]
+    found = {"--fast": sample(100.0, **fault), "--right": sample(10.0)}
     contest = compete([FakePeer("one", ("--fast", "--right"))], lambda endpoint, _: found[endpoint[1]])
-    contest.run()
-    assert set(contest.results[0].chosen.values()) == {"--right"}
+    contest.run(1)
+    assert speeds(contest.results[0]) == [10.0]
 
 
 def test_rounds_go_from_peer_to_peer_and_the_median_counts(compete: Callable[..., Contest]) -> None:
-    speeds = {"one": iter([7.0, 100.0, 9.0]), "two": iter([1.0, 2.0, 3.0])}
+    found = {"one": iter([7.0, 100.0, 9.0]), "two": iter([1.0, 2.0, 3.0])}
     order = []
 
     def take(endpoint: tuple[str, str], trial: Trial) -> Sample:
         order.append(endpoint[0])
-        return sample(next(speeds[endpoint[0]]))
+        return sample(next(found[endpoint[0]]))
 
-    contest = compete([FakePeer("one"), FakePeer("two")], take, closed=[BIG], rounds=3)
-    contest.run()
+    contest = compete([FakePeer("one"), FakePeer("two")], take, BIG)
+    contest.run(3)
     assert order == ["one", "two"] * 3
-    medians = [result.of(BIG) for result in contest.results]
-    assert [one.tokens_per_second for one in medians if one] == [9.0, 2.0]
+    assert [speeds(result)[0] for result in contest.results] == [9.0, 2.0]
 
 
 def test_a_server_is_started_once_for_all_loads_that_want_the_same_flags(compete: Callable[..., Contest]) -> None:
     peer = FakePeer("one", ("--a",))
-    contest = compete([peer], lambda *_: sample(1.0), rounds=2)
-    contest.run()
+    contest = compete([peer], lambda *_: sample(1.0))
+    contest.run(2)
     assert peer.log == ["one --a started", "one --a stopped"] * 2
 
 
-def test_a_peer_that_cannot_be_installed_or_started_has_a_reason_and_the_others_go_on(
+def test_a_peer_that_is_missing_or_does_not_start_has_a_reason_and_the_others_go_on(
     compete: Callable[..., Contest],
 ) -> None:
     absent = FakePeer("absent", missing="it is not on PATH")
     broken = FakePeer("broken", ("--a", "--b"), fails={"--a": 0, "--b": 0})
     contest = compete([absent, broken, FakePeer("well")], lambda *_: sample(1.0))
-    assert contest.run()
+    assert contest.run(2)
     one, two, three = contest.results
     assert one.why_not == "it is not on PATH"
     assert not absent.log
     assert two.why_not == "it does not start: no weights.bin (--a)"
-    assert not two.rounds
-    assert three.rounds
+    assert len(speeds(three)) == 2
     assert not three.why_not
 
 
 def test_a_start_that_fails_later_keeps_the_earlier_samples(compete: Callable[..., Contest]) -> None:
-    contest = compete([FakePeer("one", ("--a",), fails={"--a": 2})], lambda *_: sample(1.0), rounds=4)
-    assert contest.run()
+    contest = compete([FakePeer("one", ("--a",), fails={"--a": 2})], lambda *_: sample(1.0))
+    assert contest.run(4)
     [result] = contest.results
-    assert len(result.rounds[str(BIG)]) == 2
+    assert len(speeds(result)) == 2
     assert result.troubles == ["it does not start: no weights.bin (--a)"]
 
 
@@ -170,30 +150,18 @@ def test_a_client_that_dies_is_a_trouble_and_not_the_end(compete: Callable[..., 
         return sample(1.0)
 
     contest = compete([FakePeer("one"), FakePeer("two")], take)
-    assert contest.run()
+    assert contest.run(1)
     assert contest.results[0].troubles == ["a client process ended in the middle of its work (--only)"]
-    assert contest.results[1].rounds
+    assert speeds(contest.results[1])
 
 
 def test_a_peer_without_an_answer_in_the_time_is_reported_as_too_slow(compete: Callable[..., Contest]) -> None:
-    contest = compete([FakePeer("one")], lambda *_: sample(0.0), closed=[BIG])
-    assert contest.run()
+    contest = compete([FakePeer("one")], lambda *_: sample(0.0), BIG)
+    assert contest.run(1)
     assert contest.results[0].troubles == ["50x64@4: no answer within 6 s (--only)"]
 
 
-def test_without_rounds_the_sweep_is_the_measurement(compete: Callable[..., Contest]) -> None:
-    peer = FakePeer("one", ("--a", "--b"))
-    contest = compete([peer], lambda endpoint, _: sample(1.0 if endpoint[1] == "--a" else 2.0), rounds=0)
-    contest.run()
-    found = contest.results[0].of(BIG)
-    assert found is not None
-    assert found.tokens_per_second == 2.0
-    assert peer.log.count("one --b started") == 1
-
-
-def test_an_interruption_keeps_the_samples_and_stops_the_peer(
-    compete: Callable[..., Contest],
-) -> None:
+def test_an_interruption_keeps_the_samples_and_stops_the_peer(compete: Callable[..., Contest]) -> None:
     taken = iter([sample(1.0), sample(2.0), None])
 
     def take(endpoint: tuple[str, str], trial: Trial) -> Sample:
@@ -204,27 +172,23 @@ def test_an_interruption_keeps_the_samples_and_stops_the_peer(
 
     peer = FakePeer("one", ("--a",))
     contest = compete([peer, FakePeer("two")], take)
-    assert not contest.run()
+    assert not contest.run(1)
     assert peer.log[-1] == "one --a stopped"
-    assert [one.tokens_per_second for many in contest.results[0].rounds.values() for one in many] == [1.0, 2.0]
-    assert not contest.results[1].rounds
+    assert [one["tokens_per_second"] for one in contest.results[0].every_sample()] == [1.0, 2.0]
+    assert not contest.results[1].samples
 
 
-def test_offered_rates_take_the_configuration_of_the_most_similar_load(
-    compete: Callable[..., Contest],
-) -> None:
+def test_of_an_offered_rate_the_least_p99_is_the_best(compete: Callable[..., Contest]) -> None:
     offered = Trial(50, 1, rate=20)
-    speeds = {("--a", BIG): 2.0, ("--a", SMALL): 1.0, ("--b", BIG): 1.0, ("--b", SMALL): 2.0}
+    late = {"--a": 9.0, "--b": 4.0}
     peer = FakePeer("one", ("--a", "--b"))
-    contest = compete([peer], lambda endpoint, trial: sample(speeds.get((endpoint[1], trial), 9.0)), offered=[offered])
-    contest.run()
-    assert contest.results[0].chosen[str(offered)] == "--b"
-    assert contest.results[0].rounds[str(offered)]
+    contest = compete([peer], lambda endpoint, _: sample(1.0) | {"p99_ms": late[endpoint[1]]}, BIG, offered)
+    contest.run(2)
+    assert [contest.results[0].best(trial)[0] for trial in (BIG, offered)] == ["--a", "--b"]
 
 
-def test_a_program_without_offered_rates_has_a_row_without_samples(compete: Callable[..., Contest]) -> None:
+def test_a_program_without_offered_rates_has_no_sample_of_them(compete: Callable[..., Contest]) -> None:
     offered = Trial(50, 1, rate=20)
-    contest = compete([FakePeer("one")], lambda _, trial: None if trial.rate else sample(1.0), offered=[offered])
-    assert contest.run()
-    assert contest.results[0].rounds[str(offered)] == []
+    contest = compete([FakePeer("one")], lambda _, trial: None if trial.rate else sample(1.0), BIG, offered)
+    assert contest.run(1)
     assert contest.results[0].of(offered) is None

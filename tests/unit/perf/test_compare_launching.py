@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 
-from tritonembed_perf.compare.contest import Contest, Plan
+from tritonembed_perf.compare.contest import Contest
 from tritonembed_perf.compare.environments import Bench, CannotRunError
 from tritonembed_perf.compare.launching import launched
 from tritonembed_perf.compare.measuring import Window
@@ -79,11 +79,10 @@ def test_ctrl_c_in_the_middle_ends_the_server_and_keeps_the_results(bench: Bench
                 yield endpoint
 
     first, second = FakeServer(tmp_path / "first.py"), Watched(tmp_path / "second.py", "interrupts")
-    plan = Plan([TRIAL], [], 1, Window(0.4, 0.1, 1), 0.0)
-    contest = Contest(bench, [first, second], plan, FewTexts(), lambda _: None)
-    assert not contest.run()
-    assert contest.results[0].rounds
-    assert not contest.results[1].rounds
+    contest = Contest(bench, [first, second], [TRIAL], Window(0.4, 0.1, 1), FewTexts(), lambda _: None)
+    assert not contest.run(1)
+    assert contest.results[0].samples
+    assert not contest.results[1].samples
     assert processes
     assert not any(process.is_running() for process in processes)
     assert signal.getsignal(signal.SIGINT) is before

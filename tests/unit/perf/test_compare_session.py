@@ -19,7 +19,7 @@ class TwoConfigurations(FakeServer):
 
 def run(folder: Path, model: Path, *more: str) -> int:
     options = ["--model", str(model), "--work-dir", str(folder / "work"), "--device", "cpu", "--loads", "8x2@2"]
-    options += ["--seconds", "0.5", "--sweep-seconds", "0.3", "--warm-up", "0", "--rounds", "1"]
+    options += ["--seconds", "0.5", "--warm-up", "0", "--rounds", "1"]
     with pytest.raises(SystemExit) as ended:
         main(["compare", *options, "--out", str(folder / "out"), *more])
     return int(ended.value.code or 0)
@@ -28,8 +28,7 @@ def run(folder: Path, model: Path, *more: str) -> int:
 def test_wrong_vectors_are_counted_reported_and_exit_code_1(
     tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    absent = all_peers()["tei"]
-    monkeypatch.setenv("PATH", str(tmp_path))
+    absent = all_peers()["infinity-emb"]
     monkeypatch.setattr(
         "tritonembed_perf.compare.command.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
     )
@@ -39,12 +38,12 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
     text = (tmp_path / "out" / "compare.json").read_text()
     assert str(tmp_path) not in text
     report = json.loads(text)
-    fake, tei = report["systems"]
-    assert set(fake["sweep"]) == {"--one", "--two"}
-    [figures] = fake["rounds"]["8x2@2"]
+    fake, infinity = report["systems"]
+    assert set(fake["samples"]) == {"--one", "--two"}
+    [figures] = fake["samples"]["--one"]["8x2@2"]
     assert figures["wrong"] > 0
     assert "4 dimensions instead of 128" in figures["faults"][0]
-    assert tei["why_not"] == "text-embeddings-router is not on PATH"
+    assert infinity["why_not"].startswith("infinity_emb is not installed: pip install 'infinity-emb[server,torch]==")
     assert {path.name for path in (tmp_path / "out").iterdir()} >= {"compare.md", "tokens-by-load.png"}
 
 
@@ -68,17 +67,6 @@ def test_a_load_that_no_server_can_have_is_refused_before_anything_starts(
     assert run(tmp_path, shelf("roberta"), *options) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
-
-
-def test_settings_of_a_comparison_of_another_model_are_refused(
-    tmp_path: Path, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
-) -> None:
-    report = {"model": "another", "dtype": "float32", "device": "cpu", "trials": ["8x2@2"], "runs": [], "systems": []}
-    earlier = tmp_path / "compare.json"
-    earlier.write_text(json.dumps(report))
-    assert run(tmp_path, shelf("roberta"), "--settings-from", str(earlier)) == 2
-    [line] = capsys.readouterr().err.splitlines()
-    assert "--settings-from: its model is another, not roberta" in line
 
 
 def test_an_unexpected_error_does_not_lose_the_figures(
