@@ -19,7 +19,6 @@ from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.grpc_protocols import KServe
-from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.reports import begin_report, check_output, print_table, write_report
 from tritonembed_perf.server import running_server
@@ -56,7 +55,7 @@ def divide_time(settings: OverheadSettings, arguments: Sequence[str]) -> None:
     """
     check_output("--plot", settings.plot)
     check_output("--json", settings.json_path)
-    requests = encode_loads(settings.model, parse_loads(settings.loads), settings.server)
+    requests = encode_loads(settings.model, settings.loads, settings.server)
     report = begin_report()
     rows: list[dict[str, Any]] = []
     interrupted = False

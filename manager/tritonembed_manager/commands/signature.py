@@ -18,7 +18,7 @@ from typer.models import OptionInfo, ParameterInfo
 from tritonembed_manager.server.vllm_arguments import variable
 
 
-def with_options(command: Callable[..., None], *, variables: bool = True) -> Callable[..., None]:
+def with_options(command: Callable[..., Any], *, variables: bool = True) -> Callable[..., Any]:
     """The function that typer registers: it takes each option by its name, and calls `command` with its dataclasses.
 
     variables: whether options are variables, too.
@@ -37,9 +37,9 @@ def with_options(command: Callable[..., None], *, variables: bool = True) -> Cal
             parameters.append(_parameter(name, hint, variables))
 
     @functools.wraps(command)
-    def run(**given: Any) -> None:
+    def run(**given: Any) -> Any:
         built = {name: groups[name](**{field: given.pop(field) for field in members[name]}) for name in groups}
-        command(**given, **built)
+        return command(**given, **built)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -1,161 +1,229 @@
-"""Speed through a real Triton server that is started for it: `full` is `make bench`, `quick` is `make bench-quick`.
+"""The ensemble through a real Triton server against sentence-transformers in this process: `make bench`, `bench-quick`.
 
-    python -m tritonembed_perf.scripts.bench full [--rounds 5] [--json FILE]
+    python -m tritonembed_perf.scripts.bench full [--rounds 5] [--json FILE] [-- replica options]
     python -m tritonembed_perf.scripts.bench quick [--update] [--limit SECONDS]
-    python -m tritonembed_perf.scripts.bench throughput MODEL [--loads 50x64@96,50x1@1024] [-- replica options]
 
-`full` and `quick` compare with sentence-transformers in this process, on BERT of 6 layers x 384 with random weights.
-`full` also measures the tokenizer stage against `tokenizers` called directly, and memory over 10,000 requests. `quick`
-compares its ratios with those committed for this kind of machine: exit code 1 if one is more than 20 % lower.
-`throughput` has no peer: tokens per second and latency of any model by load, in a closed loop from several processes.
+On BERT of 6 layers x 384 with random weights, in turn, on the same requests. `full` also measures the tokenizer stage
+against `tokenizers` called directly, and memory over 10,000 requests. `quick` compares its ratios with those committed
+for this kind of machine: exit code 1 if one is more than 20 % lower.
 """
 
-import argparse
-import shlex
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
+import numpy.typing as npt
+import typer
 from tokenizers import Tokenizer
+from typer import Option
 
-from tritonembed_manager.tune.loadgen.clients import run_closed_loop
-from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_perf.loadgen.target import encode_loads
+from tritonembed_engine.engine import REST_AFTER_S
+from tritonembed_engine.model.files import ModelFiles, read_model_files
+from tritonembed_engine.parameters import DEFAULTS
+from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
+from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
+from tritonembed_manager.tune.loadgen.load import Load, Work
+from tritonembed_manager.tune.loads import LoadShape, exact_length_texts
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.loadgen.answers import AnswerCheck, make_references, min_cosine
+from tritonembed_perf.loadgen.grpc_protocols import KServe
+from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.loadgen.requests import PooledRequest, make_requests
 from tritonembed_perf.models import cached_preset
-from tritonembed_perf.options import loads_option, output_file, parse_with_rest, positive, positive_whole, script
-from tritonembed_perf.reports import describe_script, write_report
+from tritonembed_perf.options import run_script
+from tritonembed_perf.reports import describe_environment
 from tritonembed_perf.scripts.baseline import BASELINES, conclude
-from tritonembed_perf.scripts.peer_rounds import Peer, measure_both, rounds
-from tritonembed_perf.scripts.tokenizer_and_memory import compare_memory, compare_tokenizer
-from tritonembed_perf.server import RunningServer, running_server
-from tritonembed_perf.server_use import GpuMeter
+from tritonembed_perf.server import RunningServer, running_server, server_memory_mib
 
 MODEL = "bert-6x384"
-FULL_LOAD = LoadShape(50, 64, 4)
+LOADS = FULL_LOAD, _ = LoadShape(50, 64, 4), LoadShape(50, 1, 16)
 FULL_SECONDS, QUICK_SECONDS = 6.0, 2.0
-QUICK_LOADS = (FULL_LOAD, LoadShape(50, 1, 16))
-QUICK_LIMIT_S = 150.0
 QUICK_SERVER = ("--device", "cpu", "--dtype", "float32", "--no-reference")
 """Its answers are compared with the peer's vectors."""
 
-THROUGHPUT_LOADS = "50x64@96,50x16@256,50x1@1024,512x64@48,512x16@96,512x1@512,50x1@1"
-MOST_PROCESSES, REQUESTS_PER_PROCESS = 6, 171
-"""A client process keeps about so many requests in flight before its own CPU is the limit."""
+MOST_ROUNDS, FEWEST_ROUNDS = 5, 2
+"""Of `quick`. A single round can't show whether it was disturbed, so there are two even if the time is over."""
 
-WARM_UP_S = 1.5
-
-
-@script
-def main() -> None:
-    """Run the preset that is named first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    presets = parser.add_subparsers(required=True, metavar="full|quick|throughput")
-
-    def preset(run: Callable[[argparse.Namespace, list[str]], None], text: str) -> Callable[..., object]:
-        added = presets.add_parser(run.__name__, help=text)
-        added.set_defaults(run=run)
-        return added.add_argument
-
-    option = preset(full, "against sentence-transformers, and the tokenizer, and memory")
-    option("--rounds", type=positive_whole, default=5, help="of server and peer in turn; medians count")
-    option("--dtype", default="float32", help="precision of the server")
-    option("--peer-dtype", default="float32", help="precision of sentence-transformers")
-    option("--skip-memory", action="store_true", help="leave out the 10,000 requests")
-    option("--json", type=output_file, help="write the results here")
-    option = preset(quick, "against sentence-transformers; fails if the ratios have dropped")
-    option("--update", action="store_true", help="write the ratios as this machine's baseline")
-    option("--limit", type=float, default=QUICK_LIMIT_S, help="seconds; fewer rounds if they are short")
-    option = preset(throughput, "tokens/s and latency of a model; replica options follow --")
-    option("model", help="folder of the model")
-    option("--loads", type=loads_option, default=THROUGHPUT_LOADS)
-    option("--seconds", type=positive, default=5)
-    option("--rounds", type=positive_whole, default=1)
-    option("--json", type=output_file, help="write the results here")
-    options, replica = parse_with_rest(parser)
-    options.run(options, replica)
+WARM_UP_S = 0.5
+TEXTS = 512
+TOKENIZED_BATCHES, TOKENIZED_REPEAT = 8, 5
+EARLY, LATE = 1_000, 10_000
+"""Requests before memory is read."""
 
 
-def full(options: argparse.Namespace, replica: list[str]) -> None:
-    """Print each result as it comes, and write all of them as JSON if wanted."""
-    report = describe_script("bench")
+def full(
+    context: typer.Context,
+    rounds: Annotated[int, Option(min=1, help="Of server and peer in turn; medians count.")] = 5,
+    dtype: Annotated[str, Option(help="Precision of the server.")] = "float32",
+    peer_dtype: Annotated[str, Option(help="Precision of sentence-transformers.")] = "float32",
+) -> dict[str, Any]:
+    """Against sentence-transformers, and the tokenizer, and memory."""
     folder = str(cached_preset(MODEL))
-    report["tokenizer"] = compare_tokenizer(folder, Tokenizer.from_file(f"{folder}/tokenizer.json"))
-    with running_server(folder, ["--dtype", options.dtype, *replica]) as server:
-        peer = Peer.load(folder, options.peer_dtype)
-        turns = range(options.rounds)
-        report["throughput"] = measure_both(
-            server.target, peer, FULL_LOAD, turns, np.median, FULL_SECONDS, options.dtype
-        )
-        if not options.skip_memory:
-            report["memory"] = compare_memory(server, peer.tokenizer)
-    write_report(options.json, report)
+    report: dict[str, Any] = {"tokenizer": compare_tokenizer(folder)}
+    with running_server(folder, ["--dtype", dtype, *context.args]) as server:
+        peer = Peer.load(folder, peer_dtype)
+        turns = range(rounds)
+        report["throughput"] = measure_both(server.target, peer, FULL_LOAD, turns, np.median, FULL_SECONDS, dtype)
+        report["memory"] = compare_memory(server, peer.tokenizer)
+    return report
 
 
-def quick(options: argparse.Namespace, replica: list[str]) -> None:
-    """Measure, print, compare; exit code 1 for a drop, and for ratios of a busy machine that --update would write."""
-    report = describe_script("bench")
+def quick(
+    context: typer.Context,
+    update: Annotated[bool, Option("--update", help="Write the ratios as this machine's baseline.")] = False,
+    limit: Annotated[float, Option(help="Seconds; fewer rounds if they are short.")] = 150.0,
+) -> dict[str, Any]:
+    """Against sentence-transformers; fails if the ratios have dropped."""
     began = time.monotonic()
     folder = str(cached_preset(MODEL))
     rows = []
     with ThreadPoolExecutor(1) as pool:
         # The peer is loaded while the server starts.
         loading = pool.submit(Peer.load, folder, "float32")
-        with running_server(folder, [*QUICK_SERVER, *replica]) as server:
+        with running_server(folder, [*QUICK_SERVER, *context.args]) as server:
             peer = loading.result()
-            for number, load in enumerate(QUICK_LOADS):
+            for number, load in enumerate(LOADS):
                 now = time.monotonic()
-                until = now + (began + options.limit - now) / (len(QUICK_LOADS) - number)
+                until = now + (began + limit - now) / (len(LOADS) - number)
                 # Other work on the machine makes rounds slower, never faster: the best round was disturbed least.
-                rows.append(measure_both(server.target, peer, load, rounds(until), max, QUICK_SECONDS, "float32"))
+                rows.append(measure_both(server.target, peer, load, rounds_until(until), max, QUICK_SECONDS, "float32"))
     print(f"{time.monotonic() - began:.0f} s")
-    sys.exit(conclude(report, rows, options.update, BASELINES))
+    environment = describe_environment(["python", "-m", "tritonembed_perf.scripts.bench", "quick"])
+    conclude(environment, rows, update, BASELINES)
+    return {"rows": rows}
 
 
-def throughput(options: argparse.Namespace, replica: list[str]) -> None:
-    """Print a row per load, and write all of them as JSON if wanted."""
-    requests = encode_loads(options.model, options.loads)
-    report = describe_script("bench")
-    print(f"server: {shlex.join(replica)}")
-    with running_server(options.model, replica) as server:
-        print(next(line for line in server.read_log().splitlines() if line.startswith("READY")), flush=True)
-        rows = [measure(server, load, payloads, options.seconds, options.rounds) for load, payloads in requests.items()]
-    write_report(options.json, {**report, "rows": rows})
+@dataclass(frozen=True)
+class Peer:
+    """sentence-transformers on this CPU. dtype: of its weights."""
+
+    model: Any
+    dtype: str
+    files: ModelFiles
+    tokenizer: Tokenizer
+
+    @staticmethod
+    def load(folder: str, dtype: str) -> "Peer":
+        """Takes seconds."""
+        import torch
+        from sentence_transformers import SentenceTransformer
+
+        model = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": getattr(torch, dtype)})
+        return Peer(model, dtype, read_model_files(folder), Tokenizer.from_file(f"{folder}/tokenizer.json"))
+
+    def embed(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """One call of `encode`, as one batch."""
+        found: npt.NDArray[np.float32] = self.model.encode(list(texts), batch_size=len(texts), show_progress_bar=False)
+        return found
+
+    def speed(self, requests: Sequence[PooledRequest], count: int) -> float:
+        """Sentences per second of `count` requests, one after the other."""
+        start = time.perf_counter()
+        for number in range(count):
+            self.embed(requests[number % len(requests)].texts)
+        return count * len(requests[0].texts) / (time.perf_counter() - start)
 
 
-def measure(
-    server: RunningServer, load: LoadShape, payloads: list[bytes], seconds: float, repeat: int
+def measure_both(
+    server: str,
+    peer: Peer,
+    load: LoadShape,
+    turns: Iterable[int],
+    typical: Callable[[list[float]], Any],
+    seconds: float,
+    dtype: str,
 ) -> dict[str, Any]:
-    """One load; its median round."""
-    at_once = load.at_once
-    processes = min(at_once, max(4, min(MOST_PROCESSES, -(-at_once // REQUESTS_PER_PROCESS))))
-    meter = GpuMeter()
-    meter.start()
-    outcomes = [run_closed_loop(server.target, payloads, at_once, processes, seconds, WARM_UP_S) for _ in range(repeat)]
-    gpus = meter.stop()
-    rate = float(np.median([outcome.requests_per_second for outcome in outcomes]))
-    typical = min(outcomes, key=lambda outcome: abs(outcome.requests_per_second - rate))
-    row: dict[str, Any] = {
-        "load": str(load),
-        "requests_per_second": rate,
-        "tokens_per_second": rate * load.sentences * load.tokens,
-        "p50_ms": typical.latency_ms(50),
-        "p99_ms": typical.latency_ms(99),
-        "errors": typical.part.errors,
-        "client_cores": typical.client_cpu_seconds / seconds,
-        "gpu_busy_percent": round(gpus[0].busy_percent) if gpus else None,
-    }
+    """Sentences per second of each round of both sides, and the ratio of their typical rounds.
+
+    server: host:port. turns: one round each. typical: of the figures of all rounds. seconds: about how long the peer
+    takes in a round; it encodes the same requests one after the other. dtype: the server's.
+    """
+    texts = exact_length_texts(peer.tokenizer, load.tokens, TEXTS, seed=1)
+    requests = make_requests(texts, [load.tokens] * TEXTS, load.sentences)
+    least = min(min_cosine(dtype), min_cosine(peer.dtype))
+    tokens = tuple(request.tokens for request in requests)
+    references = make_references(requests, peer.embed)
+    check = AnswerCheck(peer.files.dimensions, peer.files.normalize, least, references, tokens)
+    work = make_work(KServe(server), requests, check)
+    # The same work in all rounds, not the same time: a window of time would cut through batches.
+    speed = peer.speed(requests, -(-load.at_once // 4))
+    count = load.at_once * max(2, round(seconds * speed / load.sentences / load.at_once))
+    rounds: dict[str, list[float]] = {"ours": [], "sentence_transformers": []}
+    for _ in turns:
+        rounds["ours"].append(send(work, load.at_once, count, WARM_UP_S) * load.sentences)
+        rounds["sentence_transformers"].append(peer.speed(requests, count))
+    us, them = (float(typical(speeds)) for speeds in rounds.values())
     print(
-        f"{row['load']:>12}: {row['tokens_per_second'] / 1e3:8,.0f} K tokens/s {rate:8,.0f} requests/s  "
-        f"p50 {row['p50_ms']:.2f} p99 {row['p99_ms']:.2f} ms  "
-        f"client {row['client_cores']:.1f} cores, GPU {row['gpu_busy_percent']} %"
-        + (f"  ERRORS {row['errors']}" if row["errors"] else ""),
+        f"{load}, {dtype}: {us:,.0f} sentences/s ({us * load.tokens:,.0f} tokens/s) through Triton; "
+        f"sentence-transformers in process, {peer.dtype}: {them:,.0f}: {us / them:.2f} x "
+        f"({'best' if typical is max else 'median'} of {len(rounds['ours'])} rounds)",
         flush=True,
     )
-    return row
+    about = {"load": str(load), "dtype": dtype, "peer_dtype": peer.dtype, "requests": count}
+    return {**about, **rounds, "ratio": us / them}
+
+
+def rounds_until(until: float) -> Iterator[int]:
+    """As many rounds as end by `until`, on the monotonic clock, if they take what the longest one took."""
+    longest = 0.0
+    for number in range(MOST_ROUNDS):
+        began = time.monotonic()
+        if number >= FEWEST_ROUNDS and began + longest > until:
+            return
+        yield number
+        longest = max(longest, time.monotonic() - began)
+
+
+def send(work: Work, at_once: int, count: int, warm_up: float) -> float:
+    """Requests per second of `count` requests to the server. Raises BenchError if one fails or is answered wrongly."""
+    outcome = run_clients(work, Load(at_once, None, count, None, warm_up, TIMEOUT_S, seed=0), 1)
+    if outcome.part.errors or outcome.part.wrong:
+        raise BenchError(f"requests failed: {outcome.part.errors}; wrong vectors: {outcome.part.faults}")
+    return outcome.requests_per_second
+
+
+def compare_tokenizer(folder: str) -> dict[str, float]:
+    """The tokenizer model's work for requests of FULL_LOAD, against the library it uses, in this process."""
+    ours, library = TextTokenizer(read_model_files(folder)), Tokenizer.from_file(f"{folder}/tokenizer.json")
+    size = FULL_LOAD.sentences
+    texts = exact_length_texts(library, FULL_LOAD.tokens, size * TOKENIZED_BATCHES, seed=1)
+    spent = []
+    for start in [*range(0, len(texts), size)] * TOKENIZED_REPEAT:
+        batch = texts[start : start + size]
+        encoded = [text.encode() for text in batch]
+        began = time.perf_counter()
+        ours.encode_requests([(encoded, DEFAULTS)])
+        middle = time.perf_counter()
+        library.encode_batch_fast(batch)
+        spent.append((middle - began, time.perf_counter() - middle))
+    us, library_us = (np.median(spent, axis=0) / size * 1e6).tolist()
+    ratio = us / library_us
+    print(f"tokenizer stage: {us:.1f} µs per sentence, tokenizers called directly {library_us:.1f}: {ratio:.2f} x")
+    return {"microseconds": us, "library_microseconds": library_us, "ratio": ratio}
+
+
+def compare_memory(server: RunningServer, tokenizer: Tokenizer) -> dict[str, float]:
+    """Memory of server and stubs at rest, after EARLY and after LATE requests of varied sizes and lengths."""
+    rng = np.random.default_rng(2)
+    texts = [text for length in range(3, 120, 3) for text in exact_length_texts(tokenizer, length, 8, seed=length)]
+    # Most are short, because 10,000 long ones would take two cores an hour.
+    sizes = [*rng.integers(2, 33, 16).tolist(), *[1] * 400]
+    work = Work(GrpcSender(server.target), [encode_request(rng.choice(texts, size).tolist()) for size in sizes])
+    memory = []
+    for count in (EARLY, LATE - EARLY):
+        send(work, FULL_LOAD.at_once, count, 0)
+        # Without work the engine returns cached memory; what it keeps is what can grow.
+        time.sleep(2 * REST_AFTER_S + 1)
+        memory.append(server_memory_mib(server.process.pid))
+    early, late = memory
+    growth = late / early - 1
+    print(f"memory: {early:,.0f} MiB after {EARLY:,} requests, {late:,.0f} after {LATE:,}: {growth:+.2%}")
+    return {"early_mib": early, "late_mib": late, "growth": growth}
 
 
 if __name__ == "__main__":
-    main()
+    run_script("bench", __doc__, full, quick)

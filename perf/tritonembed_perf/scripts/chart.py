@@ -1,4 +1,4 @@
-"""Tokens per second by load, of several reports of `bench throughput` or `engine speed`, as a chart.
+"""Tokens per second by load, of several reports of `load throughput` or `engine speed`, as a chart.
 
     python -m tritonembed_perf.scripts.chart OUT "NAME=REPORT.json" ... [--title TITLE]
 

@@ -11,22 +11,24 @@ AutoModel loads, without a Dense module. `same-text`: how far a vector moves wit
 what equal bits (--deterministic) cost; two runs print the same digest if a restart changes nothing.
 """
 
-import argparse
 import hashlib
+import json
 import re
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from typer import Option
 
-from tritonembed_perf.failures import BenchError
+from tritonembed_manager.commands.signature import with_options
+from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.answers import row_cosines
-from tritonembed_perf.options import script
-from tritonembed_perf.reports import describe_script, write_report
-from tritonembed_perf.scripts.executor import LoadedExecutor, add_executor_options, load_executor
+from tritonembed_perf.options import run_script
+from tritonembed_perf.scripts.executor import ExecutorOptions, LoadedExecutor, load_executor
 
 if TYPE_CHECKING:
     from tritonembed_engine.token_ids import TokenIds
@@ -52,35 +54,13 @@ SAME_SENTENCES, SAME_LONGEST = 64, 300
 SAME_LOADS, SAME_REQUESTS = {"cpu": (64, 50), "cuda": (655, 50)}, 4
 
 
-@script
-def main() -> None:
-    """Run the measurement that is named first."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = parser.add_subparsers(required=True, metavar="|".join(MEASUREMENTS))
-    for name, run in MEASUREMENTS.items():
-        kind = kinds.add_parser(name, help=(run.__doc__ or "").splitlines()[0])
-        kind.set_defaults(run=run)
-        add_executor_options(kind)
-        if name == "profile":
-            kind.add_argument("--shape", type=_shape, default="64x50", help="SENTENCESxTOKENS of the batch")
-    options = parser.parse_args()
-    report = describe_script("engine")
-    names = options.executor.split(",")
-    if len(names) > 1 and options.run is not speed:
-        raise BenchError("several executors are for `speed`")
-    loaded = [load_executor(options, name) for name in names]
-    rows = options.run(options, *loaded)
-    write_report(options.json, {**report, "rows": rows})
-    for one in loaded:
-        one.executor.close()
-
-
-def speed(options: argparse.Namespace, *executors: LoadedExecutor) -> Rows:
-    """tokens/s, and the latency of a batch alone, by its shape"""
+def speed(options: ExecutorOptions) -> dict[str, Any]:
+    """Tokens per second, and the latency of a batch alone, by its shape."""
+    executors = [load_executor(replace(options, executor=name)) for name in options.executor.split(",")]
     rows = [row for shape in fitting(executors, options.device) for row in measure_shape(executors, *shape)]
     if not rows:
         raise BenchError("none of the shapes can be measured")
-    return rows
+    return {"rows": rows}
 
 
 def fitting(executors: Sequence[LoadedExecutor], device: str) -> list[tuple[int, int]]:
@@ -129,12 +109,17 @@ def _rate(loaded: LoadedExecutor, batches: "list[TokenIds]") -> float:
     return count / (time.perf_counter() - start)
 
 
-def profile(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
-    """the operators or kernels that take most of a batch's time"""
+def profile(
+    options: ExecutorOptions, shape: Annotated[str, Option("64x50", help="SENTENCESxTOKENS of the batch.")]
+) -> dict[str, Any]:
+    """The operators or kernels that take most of a batch's time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    sentences, tokens = options.shape
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
+        raise UsageError(f"--shape: {shape!r} is not SENTENCESxTOKENS")
+    sentences, tokens = map(int, shape.split("x"))
+    loaded = load_executor(options)
     if reason := loaded.reason_against(sentences, tokens):
         raise BenchError(f"--shape {sentences}x{tokens}: {reason}")
     batch = loaded.random_batch(np.random.default_rng(0), sentences, tokens)
@@ -152,20 +137,14 @@ def profile(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
     rows = sorted(rows, key=lambda row: -row["milliseconds"])[:PROFILED_ROWS]
     for row in rows:
         print(f"{row['milliseconds']:9.2f} ms  {row['calls']:5.1f} x  {row['name']}")
-    return rows
+    return {"rows": rows}
 
 
-def _shape(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", text)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SENTENCESxTOKENS")
-    return int(found[1]), int(found[2])
-
-
-def precision(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
-    """cosines to transformers in float32, by length"""
+def precision(options: ExecutorOptions) -> dict[str, Any]:
+    """Cosines to transformers in float32, by length."""
+    loaded = load_executor(options)
     longest = loaded.files.max_length
-    embed = reference(options.model, options.vllm.get("revision"), loaded.files.pooling[0], options.device)
+    embed = reference(options.model, json.loads(options.vllm).get("revision"), loaded.files.pooling[0], options.device)
     rng = np.random.default_rng(0)
     rows = []
     for length in [*(length for length in LENGTHS if length < longest), longest]:
@@ -175,7 +154,7 @@ def precision(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
         cosines = np.concatenate([row_cosines(loaded.embed(batch), embed(batch)) for batch in batches])
         rows.append({"tokens": length, "lowest": float(cosines.min()), "median": float(np.median(cosines))})
         print(f"{length:>5} tokens: cosine {cosines.min():.6f} and more, median {np.median(cosines):.6f}", flush=True)
-    return rows
+    return {"rows": rows}
 
 
 def reference(
@@ -197,10 +176,11 @@ def reference(
     return embed
 
 
-def same_text(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
-    """whether a vector depends on what else is in its batch"""
+def same_text(options: ExecutorOptions) -> dict[str, Any]:
+    """Whether a vector depends on what else is in its batch."""
     from tritonembed_engine.engine import EmbeddingEngine
 
+    loaded = load_executor(options)
     engine = EmbeddingEngine(loaded.executor)
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, min(SAME_LONGEST, loaded.files.max_length), SAME_SENTENCES)
@@ -221,7 +201,7 @@ def same_text(options: argparse.Namespace, loaded: LoadedExecutor) -> Rows:
     # The first round is the warm-up.
     rate = SAME_REQUESTS * count * tokens / np.median(times[1:])
     print(f"{count} x {tokens} tokens, {SAME_REQUESTS} at once: {rate / 1e3:,.1f} K tokens/s (median of {ROUNDS})")
-    return rows
+    return {"rows": rows}
 
 
 def _difference(name: str, left: Vectors, right: Vectors) -> dict[str, Any]:
@@ -231,7 +211,7 @@ def _difference(name: str, left: Vectors, right: Vectors) -> dict[str, Any]:
     return {"sentences": name, "other_bits": other, "cosine": least}
 
 
-MEASUREMENTS = {"speed": speed, "profile": profile, "precision": precision, "same-text": same_text}
+MEASUREMENTS = (speed, profile, precision, same_text)
 
 if __name__ == "__main__":
-    main()
+    run_script("engine", __doc__, *(with_options(measure, variables=False) for measure in MEASUREMENTS))

@@ -1,14 +1,15 @@
 """The engine's executor in this process, without Triton, for the scripts that measure it alone."""
 
-import argparse
 import json
 import os
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tritonembed_perf.failures import BenchError
-from tritonembed_perf.options import output_file
+from typer import Option
+
+from tritonembed_perf.failures import BenchError, UsageError
+from tritonembed_perf.options import Model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,22 +72,20 @@ def _joined(ids: "npt.NDArray[np.int32]") -> "TokenIds":
     return TokenIds.join([sentence.tobytes() for sentence in ids])
 
 
-def add_executor_options(parser: argparse.ArgumentParser) -> None:
-    """What `load_executor` reads, and --json."""
-    parser.add_argument("model", help="folder of the model")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--executor", default="auto", help="direct, scheduler or transformers")
-    parser.add_argument("--deterministic", action="store_true", help="one sentence per forward pass")
-    parser.add_argument("--vllm", type=_arguments, default={}, help="vLLM engine arguments as JSON")
-    parser.add_argument("--json", type=output_file, help="write the results here")
+@dataclass(frozen=True)
+class ExecutorOptions:
+    """What is loaded."""
+
+    model: Model
+    device: Annotated[Literal["cpu", "cuda"], Option()] = "cpu"
+    executor: Annotated[str, Option(help="direct, scheduler, transformers; for `speed` several, with commas.")] = "auto"
+    deterministic: Annotated[bool, Option(None, "--deterministic", help="One sentence per forward pass.")] = False
+    vllm: Annotated[str, Option(help="vLLM engine arguments as JSON.", show_default=False)] = "{}"
 
 
-def load_executor(options: argparse.Namespace, name: str) -> LoadedExecutor:
-    """Load it and print its name.
-
-    options: of `add_executor_options`. name: of the executor, as in model.json. Raises BenchError if there is no GPU or
-    the model can't be loaded.
-    """
+def load_executor(options: ExecutorOptions) -> LoadedExecutor:
+    """Load it and print its name. Raises BenchError if there is no GPU or the model can't be loaded."""
+    arguments = _read_arguments(options.vllm)
     from tritonembed_engine.stub.process import prepare_process
 
     device, on_gpu = options.device, options.device == "cuda"
@@ -101,8 +100,8 @@ def load_executor(options: argparse.Namespace, name: str) -> LoadedExecutor:
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
-    engine = {"executor": name, "deterministic": options.deterministic}
-    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **options.vllm}
+    engine = {"executor": options.executor, "deterministic": options.deterministic}
+    vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **arguments}
     try:
         settings = ModelSettings.model_validate({"model": options.model, "vllm": vllm, "engine": engine})
         files = read_model_files(options.model, settings.revision, settings.max_model_len)
@@ -124,11 +123,11 @@ def check_gpu() -> None:
         raise BenchError("there is no GPU")
 
 
-def _arguments(text: str) -> dict[str, Any]:
+def _read_arguments(text: str) -> dict[str, Any]:
     try:
         arguments = json.loads(text)
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON object")
+        raise UsageError(f"--vllm: {text!r} is no JSON object")
     return arguments

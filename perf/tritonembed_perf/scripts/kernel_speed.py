@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.options import script, script_parser
-from tritonembed_perf.reports import describe_script, write_report
+from tritonembed_perf.options import run_script
 from tritonembed_perf.scripts.executor import check_gpu
 
 ROUNDS = 7
@@ -26,20 +25,14 @@ TOKENS_PER_ROW = 16
 """A CUDA graph has a row per so many tokens; rows that a batch does not need are empty."""
 
 
-@script
-def main() -> None:
+def kernel_speed(tokens: int = 32768, width: int = 768) -> dict[str, Any]:
     """Print a row per kernel; medians of ROUNDS."""
-    parser = script_parser(__doc__, model=False)
-    parser.add_argument("--tokens", type=int, default=32768)
-    parser.add_argument("--width", type=int, default=768)
-    options = parser.parse_args()
     check_gpu()
-    report = describe_script("kernel_speed")
-    rows = measure(options.tokens, options.width)
-    print(f"{options.tokens} tokens, {options.width} wide, bf16")
+    rows = measure(tokens, width)
+    print(f"{tokens} tokens, {width} wide, bf16")
     for row in rows:
         print(f"{row['kernel']:>40}: {row['microseconds']:7.1f} µs  {row['terabytes_per_second']:5.2f} TB/s")
-    write_report(options.json, {**report, "rows": rows})
+    return {"rows": rows}
 
 
 def measure(tokens: int, width: int) -> list[dict[str, Any]]:
@@ -116,4 +109,4 @@ def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run_script("kernel_speed", __doc__, kernel_speed)

@@ -1,7 +1,6 @@
 """The batches of the scripts that measure the executor alone."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,9 @@ import numpy.typing as npt
 import pytest
 from tests.unit.perf.fake_loaded import fake_loaded
 
+from tritonembed_perf.failures import BenchError
 from tritonembed_perf.scripts import engine
+from tritonembed_perf.scripts.executor import ExecutorOptions
 
 
 @pytest.mark.parametrize(
@@ -60,9 +61,8 @@ def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys:
 
 def test_it_is_an_error_if_no_shape_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "load_executor", lambda *_: fake_loaded(tmp_path, max_length=9))
-    monkeypatch.setattr(sys, "argv", ["engine", "speed", "model"])
-    with pytest.raises(SystemExit, match="error: none of the shapes can be measured"):
-        engine.main()
+    with pytest.raises(BenchError, match="none of the shapes can be measured"):
+        engine.speed(ExecutorOptions("model"))
 
 
 def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done(
@@ -81,10 +81,9 @@ def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done
     loaded = fake_loaded(tmp_path, most_tokens=600, seen=seen)
     monkeypatch.setattr(engine, "load_executor", lambda *_: loaded)
     monkeypatch.setattr(engine, "reference", lambda *_: embed)
-    monkeypatch.setattr(sys, "argv", ["engine", "precision", "model"])
     with pytest.raises(KeyboardInterrupt):
-        engine.main()
+        engine.precision(ExecutorOptions("model"))
     assert max(sum(lengths) for lengths in batches) <= 600
-    _machine, *rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["1", "2", "5", "10", "20", "50"]
     assert sum(len(lengths) for lengths in batches if lengths[0] == 50) == engine.SENTENCES_OF_LENGTH

@@ -1,6 +1,5 @@
 """The file for results is checked before anything is measured. Results name no folder of this machine."""
 
-import importlib
 import shlex
 import sys
 from pathlib import Path
@@ -8,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from tritonembed_perf.failures import BenchError, UsageError
+from tritonembed_perf.options import run_script
 from tritonembed_perf.reports import begin_report, check_output, write_report
+from tritonembed_perf.scripts import load
 
 
 def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path: Path) -> None:
@@ -19,18 +20,14 @@ def test_a_file_that_can_not_be_written_is_found_before_the_measurement(tmp_path
             check_output("--json", path)
 
 
-@pytest.mark.parametrize(
-    ("script", "words"), [("bench", ["full"]), ("bench", ["throughput", "model"]), ("hop", ["model"])]
-)
 def test_a_script_also_checks_its_file_before_it_measures(
-    script: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    module = importlib.import_module(f"tritonembed_perf.scripts.{script}")
-    monkeypatch.setattr(sys, "argv", ["script", *words, "--json", f"{tmp_path}/missing/new.json"])
+    monkeypatch.setattr(sys, "argv", ["script", "model", "--json", f"{tmp_path}/missing/new.json"])
     with pytest.raises(SystemExit) as ended:
-        module.main()
+        run_script("load", "", load.throughput)
     assert ended.value.code == 2
-    assert "argument --json: there is no folder" in capsys.readouterr().err
+    assert "load: --json: there is no folder" in capsys.readouterr().err
 
 
 def test_a_report_that_can_not_be_written_any_more_is_one_line(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ LIST = (3.0, 15.0)
 def grown(
     engine: tuple[float, float], requests: int = 2, **models: tuple[float, float, float]
 ) -> dict[tuple[str, str], float]:
-    """The growth of all counters. engine: ms in the queue and in computation; models: ms in all, in queue, computing."""
+    """The growth of all counters. engine: ms in queue and computing; models: ms in all, in queue, computing."""
     found = {(overhead.EMBEDDED, ""): float(requests)}
     for name, milliseconds in zip((overhead.ENGINE_QUEUE, overhead.ENGINE_COMPUTE), engine, strict=True):
         found[name, ""] = requests * milliseconds / 1e3
@@ -108,9 +108,9 @@ def test_a_server_that_can_not_be_measured_is_refused_before_the_load(
     model: str, loads: str, said: str, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake = FakeKServe(shelf("bert"), 64)
+    where = ["--server", fake.target, "--metrics", "127.0.0.1:1"]
     try:
         with pytest.raises(SystemExit) as ended:
-            where = ["--server", fake.target, "--metrics", "127.0.0.1:1"]
             main(["overhead", "--model", str(shelf(model)), *where, "--loads", loads])
     finally:
         fake.close()

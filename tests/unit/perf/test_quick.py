@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from tritonembed_perf.failures import BenchError
 from tritonembed_perf.scripts.baseline import BASELINES, conclude, find_drops, uneven_rounds
-from tritonembed_perf.scripts.peer_rounds import rounds
+from tritonembed_perf.scripts.bench import rounds_until
 
 ROWS = [
     {"load": "50x64@4", "ours": [100.0, 110.0, 90.0], "sentence_transformers": [50.0, 52.0, 48.0], "ratio": 2.0},
@@ -36,11 +37,11 @@ def test_a_drop_is_reported_with_both_ratios_and_loads_without_a_committed_ratio
 
 def test_a_drop_fails_on_the_machine_of_the_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "baseline.json"
-    assert conclude(environment(), ROWS, True, path) == 0
-    assert conclude(environment(), ROWS, False, path) == 0
+    conclude(environment(), ROWS, True, path)
+    conclude(environment(), ROWS, False, path)
     assert "no ratio is more than 20 % below the baseline of A processor, 2 cores" in capsys.readouterr().out
-    assert conclude(environment(), rows(_50x64_4=1.5), False, path) == 1
-    assert "50x64@4: 1.50 x is 25% below the committed 2.00 x" in capsys.readouterr().out
+    with pytest.raises(BenchError, match=r"50x64@4: 1\.50 x is 25% below the committed 2\.00 x"):
+        conclude(environment(), rows(_50x64_4=1.5), False, path)
 
 
 @pytest.mark.parametrize("other", [environment("Another"), environment(cores=4)])
@@ -49,7 +50,7 @@ def test_another_kind_of_machine_is_reported_as_without_a_baseline(
 ) -> None:
     path = tmp_path / "baseline.json"
     conclude(environment(), ROWS, True, path)
-    assert conclude(other, rows(_50x64_4=0.1), False, path) == 0
+    conclude(other, rows(_50x64_4=0.1), False, path)
     assert "there is no baseline of" in capsys.readouterr().out
 
 
@@ -66,18 +67,19 @@ def test_figures_of_a_busy_machine_are_no_baseline(tmp_path: Path, capsys: pytes
     assert uneven_rounds(bearable) == []
     assert uneven_rounds(ROWS) == []
     assert uneven_rounds(busy) == ["50x64@4, sentence-transformers: the best rounds are 40 and 52 sentences/s"]
-    assert conclude(environment(), busy, True, tmp_path / "baseline.json") == 1
+    with pytest.raises(BenchError, match=r"nothing is written to baseline\.json"):
+        conclude(environment(), busy, True, tmp_path / "baseline.json")
     assert not (tmp_path / "baseline.json").exists()
     assert "the machine was busy" in capsys.readouterr().out
 
 
 def test_rounds_end_in_time_and_are_never_fewer_than_two(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr("tritonembed_perf.scripts.peer_rounds.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tritonembed_perf.scripts.bench.time.monotonic", lambda: now[0])
 
     def run(until: float) -> int:
         now[0], done = 100.0, 0
-        for _ in rounds(until):
+        for _ in rounds_until(until):
             now[0] += 10
             done += 1
         return done

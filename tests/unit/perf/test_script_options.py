@@ -1,16 +1,19 @@
 """The shared part of scripts that start a server: command lines and requests."""
 
-import argparse
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from tests.models import ModelShelf
 from tokenizers import Tokenizer
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.loadgen.requests import encoded_requests
-from tritonembed_perf.options import parse_with_rest
+from tritonembed_perf.options import Model, run_script
 
 
 @pytest.mark.parametrize(
@@ -26,14 +29,19 @@ from tritonembed_perf.options import parse_with_rest
     ],
 )
 def test_arguments_after_two_dashes_are_passed_to_the_server_unchanged(
-    words: list[str], rounds: int, rest: list[str], monkeypatch: pytest.MonkeyPatch
+    words: list[str], rounds: int, rest: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["script", *words])
-    parser = argparse.ArgumentParser()
-    parser.add_argument("model")
-    parser.add_argument("--rounds", type=int, default=5)
-    options, passed_on = parse_with_rest(parser)
-    assert (options.model, options.rounds, passed_on) == ("a folder", rounds, rest)
+    def measure(model: Model, context: typer.Context, rounds: int = 5) -> dict[str, Any]:
+        return {"model": model, "rounds": rounds, "rest": context.args}
+
+    report = tmp_path / "report.json"
+    monkeypatch.setattr(sys, "argv", ["script", "--json", str(report), *words])
+    with pytest.raises(SystemExit) as ended:
+        run_script("script", "", measure)
+    assert ended.value.code == 0
+    written = json.loads(report.read_text())
+    assert (written["model"], written["rounds"], written["rest"]) == ("a folder", rounds, rest)
+    assert written["command"].startswith("python -m tritonembed_perf.scripts.script --json report.json ")
 
 
 @pytest.mark.parametrize(("sentences", "texts", "count"), [(4, 10, 2), (1, 10, 10), (16, 10, 1)])

@@ -1,13 +1,10 @@
 """The short notation of loads."""
 
-import argparse
-
 import pytest
 
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.loadgen.requests import parse_loads
-from tritonembed_perf.options import loads_option
 
 
 def test_loads_are_tokens_sentences_and_concurrent_requests() -> None:
@@ -20,9 +17,3 @@ def test_loads_are_tokens_sentences_and_concurrent_requests() -> None:
 def test_anything_else_is_refused_with_what_was_typed(text: str) -> None:
     with pytest.raises(UsageError, match="--loads: "):
         parse_loads(text)
-
-
-def test_argparse_names_the_option_itself() -> None:
-    assert loads_option("50x64@4") == [LoadShape(50, 64, 4)]
-    with pytest.raises(argparse.ArgumentTypeError, match=r"^'5x' is not a load such as 50x64@32 "):
-        loads_option("5x")

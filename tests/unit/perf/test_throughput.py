@@ -1,4 +1,4 @@
-"""Errors of `bench throughput` before it starts a server."""
+"""Errors of `load throughput` before it starts a server."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 from tests.models import ModelShelf
 
-from tritonembed_perf.scripts import bench
+from tritonembed_perf.options import run_script
+from tritonembed_perf.scripts import load
 from tritonembed_perf.server import ServerEndedError
 
 Run = Callable[..., object]
@@ -14,16 +15,16 @@ Run = Callable[..., object]
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs the script with these arguments. Returns its exit code or message. A started server ends at once."""
+    """Runs the script with these arguments. Returns its exit code. A started server ends at once."""
 
     def start(*_: object) -> None:
         raise ServerEndedError(2, "tritonembed-manager: the server was started")
 
     def main(*words: str) -> object:
-        monkeypatch.setattr(bench, "running_server", start)
-        monkeypatch.setattr(sys, "argv", ["bench", "throughput", *words])
+        monkeypatch.setattr(load, "running_server", start)
+        monkeypatch.setattr(sys, "argv", ["load", "throughput", *words])
         with pytest.raises(SystemExit) as ended:
-            bench.main()
+            run_script("load", "", load.throughput, load.bursts)
         return ended.value.code
 
     return main
@@ -32,25 +33,18 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (
-            ["--loads", "5x"],
-            "argument --loads: '5x' is not a load such as 50x64@32",
-        ),
-        (
-            ["--loads", "5x1@0"],
-            "argument --loads: '5x1@0' is not a load such as 50x64@32",
-        ),
-        (["--seconds", "0"], "argument --seconds: invalid positive value: '0'"),
-        (["--seconds", "inf"], "argument --seconds: invalid positive value: 'inf'"),
-        (["--seconds", "a"], "argument --seconds: invalid positive value: 'a'"),
-        (["--rounds", "0"], "argument --rounds: invalid positive_whole value: '0'"),
-        (["--rounds", "1.5"], "argument --rounds: invalid positive_whole value: '1.5'"),
+        (["--loads", "5x"], "--loads: '5x' is not a load such as 50x64@32"),
+        (["--loads", "5x1@0"], "--loads: '5x1@0' is not a load such as 50x64@32"),
+        (["--seconds", "0"], "--seconds"),
+        (["--seconds", "a"], "--seconds"),
+        (["--rounds", "0"], "--rounds"),
+        (["--rounds", "1.5"], "--rounds"),
     ],
 )
 def test_an_option_that_is_wrong_is_named(
-    options: list[str], reason: str, run: Run, capsys: pytest.CaptureFixture[str]
+    options: list[str], reason: str, run: Run, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("model", *options) == 2
+    assert run(str(shelf("bert")), *options) == 2
     assert reason in capsys.readouterr().err.splitlines()[-1]
 
 
@@ -62,14 +56,20 @@ def test_an_option_that_is_wrong_is_named(
         ("50x1025@1", "the server takes 1024 sentences a request"),
     ],
 )
-def test_a_load_that_the_model_cannot_serve_is_refused(loads: str, reason: str, run: Run, shelf: ModelShelf) -> None:
-    assert run(str(shelf("bert")), "--loads", f"50x1@1,{loads}") == f"error: {loads}: {reason}"
+def test_a_load_that_the_model_cannot_serve_is_refused(
+    loads: str, reason: str, run: Run, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(str(shelf("bert")), "--loads", f"50x1@1,{loads}") == 2
+    assert capsys.readouterr().err == f"load: {loads}: {reason}\n"
 
 
-def test_a_model_that_is_not_there_is_one_line(run: Run) -> None:
-    assert run("/no/such/model") == "error: the tokenizer of /no/such/model: there is no model folder model"
+def test_a_model_that_is_not_there_is_one_line(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("/no/such/model") == 2
+    assert capsys.readouterr().err == "load: the tokenizer of /no/such/model: there is no model folder model\n"
 
 
-def test_a_server_that_does_not_come_up_is_one_line(run: Run, shelf: ModelShelf) -> None:
-    said = run(str(shelf("bert")), "--loads", "50x1@1")
-    assert said == "error: tritonembed-manager: the server was started"
+def test_a_server_that_does_not_come_up_is_one_line(
+    run: Run, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(str(shelf("bert")), "--loads", "50x1@1") == 2
+    assert capsys.readouterr().err == "load: tritonembed-manager: the server was started\n"
