@@ -4,6 +4,7 @@ For encoder families that vLLM does not have. Batches, padding, pooling and the 
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch
 from tritonembed_engine.errors import EmbedError, ModelError, reason_of
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.jina_bert import load_jina_bert
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
@@ -18,6 +20,7 @@ from tritonembed_engine.model.clip import text_tower
 from tritonembed_engine.model.encoders import ENCODERS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
+from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
 from tritonembed_engine.token_ids import ONE_TOKEN, TokenIds
@@ -117,40 +120,50 @@ def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> tor
     """
     config = read_object(files.transformer / "config.json")
     class_name = ENCODERS.get(files.model_type)
-    if class_name is None:
+    if class_name is None and files.model_type != JINA_BERT:
         raise ModelError(f"{files.name}: the transformers executor does not know {files.model_type} models")
     if config.get("quantization_config"):
         raise ModelError(f"{files.name}: the transformers executor has no quantized weights")
     refuse_arguments(settings, files, "transformers")
-    announce("importing transformers")
+    announce("fetching the weights")
+    folder = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
+    announce("loading the weights")
+    dtype = _dtype(settings, config, device)
+    try:
+        if class_name is None:
+            model: torch.nn.Module = load_jina_bert(folder, config, dtype)
+        else:
+            model = _from_transformers(class_name, folder, config, files, dtype)
+    except ModelError as error:
+        raise ModelError(f"{files.name}: {error}") from None
+    except Exception as error:
+        raise ModelError(f"transformers could not load the model: {reason_of(error, str(folder))}") from error
+    return model.eval().requires_grad_(False).to(device)
+
+
+def _from_transformers(
+    class_name: str, folder: Path, config: dict[str, Any], files: ModelFiles, dtype: torch.dtype
+) -> torch.nn.Module:
     with imports_that_stay():
         import transformers
 
         model_class: Any = getattr(transformers, class_name)
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    announce("fetching the weights")
-    folder = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
-    announce("loading the weights")
-    try:
-        checkpoint_files(folder)
-        tower = text_tower(config, files.folder)
-        model, info = model_class.from_pretrained(
-            folder,
-            dtype=_dtype(settings, config, device),
-            output_loading_info=True,
-            local_files_only=True,
-            # `check_complete` names the tensors.
-            ignore_mismatched_sizes=True,
-            **({"config": model_class.config_class(**tower)} if tower else {}),
-        )
-        check_complete(info)
-    except ModelError as error:
-        raise ModelError(f"{files.name}: {error}") from None
-    except Exception as error:
-        raise ModelError(f"transformers could not load the model: {reason_of(error, str(folder))}") from error
+    checkpoint_files(folder)
+    tower = text_tower(config, files.folder)
+    model, info = model_class.from_pretrained(
+        folder,
+        dtype=dtype,
+        output_loading_info=True,
+        local_files_only=True,
+        # `check_complete` names the tensors.
+        ignore_mismatched_sizes=True,
+        **({"config": model_class.config_class(**tower)} if tower else {}),
+    )
+    check_complete(info)
     model.config.return_dict = True
-    loaded: torch.nn.Module = model.eval().requires_grad_(False).to(device)
+    loaded: torch.nn.Module = model
     return loaded
 
 

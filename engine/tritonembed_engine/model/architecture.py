@@ -9,6 +9,7 @@ from typing import Any
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
+from tritonembed_engine.model.jina_bert import check_jina_bert, is_jina_bert
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -61,6 +62,8 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
         raise ModelError(f"{name}: is_decoder in config.json makes a {kind} causal, which can't be served")
     if kind in OFFSET_UNKNOWN and kind not in ENCODERS:
         raise ModelError(f"{name}: the positions of a {kind} model begin after padding's, but vLLM begins at 0")
+    if is_jina_bert(config):
+        check_jina_bert(name, config)
     if config.get("lora_adaptations"):
         raise ModelError(f"{name}: its tasks are LoRA adapters (lora_adaptations); adapters are not served")
     return architectures

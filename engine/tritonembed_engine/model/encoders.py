@@ -6,6 +6,8 @@ The class is always transformers' own: code that lies in a model's folder is not
 from collections.abc import Mapping
 from typing import Any
 
+from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+
 ENCODERS = {
     "albert": "AlbertModel",
     "bert": "BertModel",
@@ -35,7 +37,17 @@ ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
 """Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""
 
 _MISSING_IN_VLLM = (
-    *("albert", "clip_text_model", "deberta", "deberta-v2", "distilbert", "megatron-bert", "mpnet", "roformer"),
+    *(
+        "albert",
+        "clip_text_model",
+        "deberta",
+        "deberta-v2",
+        "distilbert",
+        JINA_BERT,
+        "megatron-bert",
+        "mpnet",
+        "roformer",
+    ),
     *ENCODERS_OF_PAIRS,
 )
 _POSITIONS_AFTER_PADDING = ("roberta-prelayernorm", "xlm-roberta-xl")
@@ -43,7 +55,7 @@ _POSITIONS_AFTER_PADDING = ("roberta-prelayernorm", "xlm-roberta-xl")
 
 def reason_against_vllm(config: Mapping[str, Any]) -> str | None:
     """Why vLLM can't serve a family of ENCODERS, in 0.25.1 and 0.32.0; None if it can. config: config.json."""
-    kind = config.get("model_type")
+    kind = JINA_BERT if is_jina_bert(config) else config.get("model_type")
     if kind in _MISSING_IN_VLLM:
         return f"vLLM has no {kind} models"
     if kind in _POSITIONS_AFTER_PADDING:

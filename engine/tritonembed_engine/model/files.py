@@ -14,6 +14,7 @@ from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
 from tritonembed_engine.model.instructions import fill, instruction_template
+from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
 from tritonembed_engine.model.modules import (
     Pooling,
     Step,
@@ -235,7 +236,7 @@ def read_model_files(
         default_prompt_name=settings.default_prompt_name,
         instruction_template=template or instruction_template(name, settings.prompts),
         padding_id=padding_id_of(config) if config.get("model_type") in OFFSET_POSITIONS else None,
-        model_type=str(config.get("model_type", "")),
+        model_type=JINA_BERT if is_jina_bert(config) else str(config.get("model_type", "")),
         reason_against_vllm=reason_against_vllm(config),
         unknown=settings.unknown + modules.unknown,
     )

@@ -19,9 +19,11 @@ from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
+from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.reference.cases import Case, Vectors
+from tritonembed_engine.reference.jina_bert_oracle import JinaBertOracle
 
 MOST_IN_FLOAT32 = 700_000_000
 """Parameters (2.6 GiB). Of a larger model one layer at a time is in float32; the rest stays mapped from its files."""
@@ -34,32 +36,16 @@ class Oracle:
 
     def __init__(self, model: str, revision: str | None, files: ModelFiles, trust_remote_code: bool = False) -> None:
         """Load the model. Raises ModelError, with their names, if the checkpoint lacks weights."""
-        import transformers
-        from transformers import AutoConfig
-        from transformers.utils import logging
-
+        self.unknown: list[str] = []
+        self._files = files
+        self._steps = Steps(files.steps)
         folder = weights_folder(model, revision, files.transformer, files.is_local)
-        # AutoModel would load the decoder of a pair, too, and no projection with CLIP's text tower.
-        kind = str(read_object(folder / "config.json").get("model_type"))
-        has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER
-        model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
-        logging.disable_progress_bar()
-        logging.set_verbosity_error()
         try:
             checkpoint_files(folder)
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-            config_for_reference(config, read_object(folder / "config.json"))
-            config.return_dict = True
-            self._model, info = model_class.from_pretrained(
-                folder,
-                config=config,
-                dtype=torch.float32 if _parameters(folder) <= MOST_IN_FLOAT32 else "auto",
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                # `check_complete` names the tensors.
-                ignore_mismatched_sizes=True,
-                **({"attn_implementation": "eager"} if _wants_eager(config, files) else {}),
-            )
+            if files.model_type == JINA_BERT and not trust_remote_code:
+                self._model: Any = JinaBertOracle(folder, read_object(folder / "config.json"))
+            else:
+                self._load(folder, trust_remote_code)
         except ModelError as error:
             raise ModelError(f"{files.name}: {error}") from None
         except Exception as error:
@@ -70,12 +56,36 @@ class Oracle:
             else:
                 reason += "; --reference FILE takes sentence-transformers' vectors, --no-reference none"
             raise ModelError(reason) from error
+        self._model.eval()
+
+    def _load(self, folder: Path, trust_remote_code: bool) -> None:
+        import transformers
+        from transformers import AutoConfig
+        from transformers.utils import logging
+
+        given = read_object(folder / "config.json")
+        # AutoModel would load the decoder of a pair, too, and no projection with CLIP's text tower.
+        kind = str(given.get("model_type"))
+        has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER
+        model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config_for_reference(config, given)
+        config.return_dict = True
+        self._model, info = model_class.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32 if _parameters(folder) <= MOST_IN_FLOAT32 else "auto",
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            # `check_complete` names the tensors.
+            ignore_mismatched_sizes=True,
+            **({"attn_implementation": "eager"} if _wants_eager(config, self._files) else {}),
+        )
         check_complete(info)
         known = {**type(config)().to_dict(), **_ALWAYS_KNOWN} if not trust_remote_code else config.to_dict()
-        self.unknown = [key for key in read_object(folder / "config.json") if key not in known]
-        self._model.eval()
-        self._files = files
-        self._steps = Steps(files.steps)
+        self.unknown = [key for key in given if key not in known]
 
     @torch.inference_mode()
     def embed(self, cases: Sequence[Case], dtype: torch.dtype = torch.float32) -> Vectors:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.families import vocabularies
-from tritonembed_perf.families.bert import PROMPTS, WIDTH, bert
+from tritonembed_perf.families.bert import PROMPTS, WIDTH
 from tritonembed_perf.families.modernbert import write
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import normalize, pooling, transformer, write_sentence_files
@@ -258,14 +258,3 @@ def jina_v3_local(folder: Path) -> None:
 def jina_v3_native(folder: Path) -> None:
     """jina-embeddings-v3-hf: as transformers 5 saves it, without adapters."""
     write(folder, _jina_v3_native())
-
-
-@case("jina", must_refuse=True)
-def jina_v2(folder: Path) -> None:
-    """jina-embeddings-v2: ALiBi, and code of its own, which is missing."""
-    model = bert(architectures=["JinaBertForMaskedLM"], position_embedding_type="alibi", feed_forward_type="geglu")
-    model.config["auto_map"] = {
-        "AutoConfig": "jinaai/jina-bert-implementation--configuration_bert.JinaBertConfig",
-        "AutoModel": "jinaai/jina-bert-implementation--modeling_bert.JinaBertModel",
-    }
-    write(folder, model)

@@ -40,7 +40,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir()
         case.reference(folder)
     try:
-        model = _load(folder, case.trusted)
+        model = _load(folder, case.trusted or case.reference_code)
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"}
     rows, problem = _embed(model)

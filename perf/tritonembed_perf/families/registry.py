@@ -20,6 +20,7 @@ FILES = (
     "modernbert",
     "nomic",
     "gte",
+    "jina_v2",
     "decoders",
     "quantized",
     "static",
@@ -50,6 +51,9 @@ class Case:
 
     reference: Writer | None = None
     """If sentence-transformers can't load the folder: writes the same weights in a form that it can load."""
+
+    reference_code: bool = False
+    """Whether sentence-transformers runs code that lies in the folder of `reference`; the engine never sees it."""
 
     @property
     def engine_arguments(self) -> dict[str, Any]:
