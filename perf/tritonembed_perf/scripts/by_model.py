@@ -11,48 +11,52 @@ import re
 import subprocess
 import tempfile
 import time
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typer import Argument, Option
 
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_perf.options import loads_option, parse_with_rest, positive, script_parser
-from tritonembed_perf.reports import describe_script, print_table, write_report
+from tritonembed_perf.loadgen.requests import parse_loads
+from tritonembed_perf.options import Loads, run_script
+from tritonembed_perf.reports import print_table
 from tritonembed_perf.server import RunningServer, running_server
 
-LOADS = "50x64@16,512x64@16,50x1@1024"
 ONE_QUERY = LoadShape(50, 1, 1)
 EXECUTOR = re.compile(r"(\w+) executor: lowest cosine ([\d.]+) to the reference")
 GPU_MEMORY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
-def main() -> None:
+def by_model(
+    models: Annotated[list[str], Argument(help="Folders of models.")],
+    loads: Loads = "50x64@16,512x64@16,50x1@1024",
+    seconds: Annotated[float, Option(min=0.1, help="Of each load.")] = 8.0,
+) -> dict[str, Any]:
     """Print a table, a row per model."""
-    parser = script_parser(__doc__, model=False)
-    parser.add_argument("models", nargs="+", type=Path, metavar="MODEL", help="folder of a model")
-    parser.add_argument("--loads", type=loads_option, default=LOADS, help="TOKENSxSENTENCES@CONCURRENCY, with commas")
-    parser.add_argument("--seconds", type=positive, default=8.0, help="of each load")
-    options, more = parse_with_rest(parser)
-    environment = describe_script("by_model")
+    shapes = parse_loads(loads)
+    folders = list(takewhile(lambda word: not word.startswith("-"), models))
+    more = models[len(folders) :]
     rows = []
-    for model in options.models:
-        rows.append(measure(model, options.loads, options.seconds, more))
+    for folder in folders:
+        rows.append(measure(folder, shapes, seconds, more))
         print(json.dumps(rows[-1]), flush=True)
-    write_report(options.json, {**environment, "rows": rows})
-    loads = [str(load) for load in options.loads]
-    header = ["model", "executor", *(f"{load}, K tokens/s" for load in loads), "one query, ms", "GPU, MiB", "start, s"]
-    print_table([*header, "least cosine"], [cells(row, loads) for row in rows], left=(0, 1))
+    names = list(map(str, shapes))
+    header = ["model", "executor", *(f"{name}, K tokens/s" for name in names), "one query, ms", "GPU, MiB", "start, s"]
+    print_table([*header, "least cosine"], [cells(row, names) for row in rows], left=(0, 1))
+    return {"rows": rows}
 
 
-def measure(model: Path, loads: list[LoadShape], seconds: float, more: list[str]) -> dict[str, Any]:
-    """One model. loads: beside them one query at a time is measured."""
+def measure(model: str, loads: list[LoadShape], seconds: float, more: list[str]) -> dict[str, Any]:
+    """One model. loads: beside them one query at a time is measured. more: options of the server."""
     before, started = gpu_memory_mib(), time.monotonic()
-    with running_server(str(model), more) as server:
+    with running_server(model, more) as server:
         start = time.monotonic() - started
         found = EXECUTOR.findall(server.read_log())
         executor, cosine = found[-1] if found else (None, None)
         return {
-            "model": model.name,
+            "model": Path(model).name,
             "executor": executor,
             "start_seconds": start,
             "least_cosine": float(cosine) if cosine else None,
@@ -61,17 +65,16 @@ def measure(model: Path, loads: list[LoadShape], seconds: float, more: list[str]
         }
 
 
-def run(server: RunningServer, model: Path, load: LoadShape, seconds: float) -> dict[str, Any]:
+def run(server: RunningServer, model: str, load: LoadShape, seconds: float) -> dict[str, Any]:
     """One load, by `tritonembed-bench run`; the script ends if an answer is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "run.json"
-        arguments = ["--server", server.target, "--model", str(model), "--json", str(report), "--timeout", "120"]
+        arguments = ["--server", server.target, "--model", model, "--json", str(report), "--timeout", "120"]
         arguments += ["--batch-sizes", str(load.sentences), "--prompt-length", str(load.tokens)]
         arguments += ["--concurrency", str(load.at_once), "--duration", str(seconds)]
         subprocess.run(module_command("tritonembed_perf", "run", *arguments), check=True, stdout=subprocess.DEVNULL)
-        [row] = json.loads(report.read_text())["rows"]
-        kept = ("tokens_per_second", "requests_per_second", "latency_ms", "errors", "wrong_answers", "client_saturated")
-        return {"load": str(load), **{key: row[key] for key in kept}}
+        row: dict[str, Any] = json.loads(report.read_text())["rows"][0]
+        return {"load": str(load), **row}
 
 
 def gpu_memory_mib() -> int:
@@ -86,12 +89,11 @@ def gpu_memory_mib() -> int:
 def cells(row: dict[str, Any], loads: list[str]) -> list[str]:
     """A row of the table."""
     by_load = {load["load"]: load for load in row["loads"]}
-    one = by_load[str(ONE_QUERY)]["latency_ms"]["p50"]
     rates = [f"{by_load[load]['tokens_per_second'] / 1e3:,.0f}" for load in loads]
     cosine = f"{row['least_cosine']:.6f}" if row["least_cosine"] else "not compared"
-    memory = f"{row['gpu_memory_mib']:,}"
-    return [row["model"], row["executor"] or "", *rates, f"{one:.2f}", memory, f"{row['start_seconds']:.0f}", cosine]
+    latency, memory = f"{by_load[str(ONE_QUERY)]['p50_ms']:.2f}", f"{row['gpu_memory_mib']:,}"
+    return [row["model"], row["executor"] or "", *rates, latency, memory, f"{row['start_seconds']:.0f}", cosine]
 
 
 if __name__ == "__main__":
-    main()
+    run_script("by_model", __doc__, by_model)
