@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "client" / "tritonembed"
-FILES = {"_aio.py": "_client.py", "_pipeline_aio.py": "_pipeline.py"}
+FILES = {"_aio.py": "_client.py", "_describe_aio.py": "_describe.py", "_pipeline_aio.py": "_pipeline.py"}
 REPLACEMENTS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"from asyncio import Queue", "from queue import SimpleQueue as Queue"),
-        (r"_(pipeline|transport)_aio\b", r"_\1"),
+        (r"_(describe|pipeline|transport)_aio\b", r"_\1"),
         (r"\bAsync(EmbeddingClient|Transport)\b", r"\1"),
         (r"\bAsyncGenerator\[(.+?), None\]", r"Generator[\1, None, None]"),
         (r"\bAsyncGenerator\b", "Generator"),

@@ -9,19 +9,28 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tritonclient.grpc import service_pb2
 
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
 
-from . import _pipeline_aio
+from . import _describe_aio, _pipeline_aio
 from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, targets_of
-from ._chunks import ChunkCall, ChunkCollector, ChunkResult, no_chunks
-from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
-from ._results import Collector, EmbeddingResult, ModelInfo, ServerInfo, model_info, rows_of, server_info
-from ._transport_aio import AsyncTransport, ask
+from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans, no_chunks
+from ._errors import TritonEmbedError, UnavailableError
+from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
+from ._transport_aio import AsyncTransport
 from .inputs import TokenIds
-from .request import AnyCall, AnyResult, Call, ChunkOptions, Deadline, Options, Request, VectorOptions
+from .request import (
+    AnyCall,
+    AnyResult,
+    Call,
+    ChunkOptions,
+    Deadline,
+    Options,
+    PromptOptions,
+    Request,
+    VectorOptions,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -172,14 +181,33 @@ class AsyncEmbeddingClient:
         4096 chunks: for very long texts choose a small ``batch_size``.
         """
         call = ChunkCall.of_texts(self._chunks_model, texts, options, batch_size, timeout)
-        collector = ChunkCollector()
-        async with aclosing(self._answers(call, rows_of(texts), metadata)) as answers:
-            async for answer in answers:
-                collector.add(answer)
-        result = collector.result()
+        result = await self._collect_chunks(call, rows_of(texts), metadata)
         if result is not None:
             return result
         none = await self.embed([], timeout=timeout, metadata=metadata, truncate="CHUNK", **options)
+        return no_chunks(none.embeddings)
+
+    async def embed_spans(
+        self,
+        texts: Iterable[str],
+        spans: Iterable[TextSpans],
+        *,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> ChunkResult:
+        """Late chunking: each text goes through the model whole, and each of its spans gets the mean of its tokens.
+
+        So the vector of a span depends on the rest of the text, too. ``spans``: per text, start and end of one or more
+        parts in characters, ``text[start:end]``. Other arguments and options are those of ``embed``, without
+        ``truncate``: a text that is too long for the model is an error. For models with mean pooling; others refuse it.
+        """
+        call = SpanCall.of_spans(self._chunks_model, texts, spans, options, batch_size, timeout)
+        result = await self._collect_chunks(call, rows_of(texts), metadata)
+        if result is not None:
+            return result
+        none = await self.embed([], timeout=timeout, metadata=metadata, **options)
         return no_chunks(none.embeddings)
 
     async def embed_tokens(
@@ -211,28 +239,9 @@ class AsyncEmbeddingClient:
         return True
 
     async def _is_starting(self, timeout: float) -> bool:
-        """Whether a server is there and none can embed yet: each reports that it is not ready, and knows no models.
-
-        A server that ends also reports that it is not ready, while it still answers.
-        """
+        """Whether a server is there and none can embed yet (see is_starting)."""
         self._transport.open()
-        found = False
-        for stub in self._transport.stubs:
-            try:
-                ready = await ask(stub.ServerReady, service_pb2.ServerReadyRequest(), timeout, self._metadata)
-                if ready.ready:
-                    return False
-            except TritonEmbedError:
-                continue
-            try:
-                await ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout, self._metadata)
-            except UnavailableError:
-                found = True
-            except TritonEmbedError:
-                return False
-            else:
-                return False
-        return found
+        return await _describe_aio.is_starting(self._transport.stubs, timeout, self._metadata)
 
     async def info(self, *, timeout: float = 5.0) -> ServerInfo:
         """The server's name, version and models, and the length of its vectors, found by an inference.
@@ -248,22 +257,12 @@ class AsyncEmbeddingClient:
         return await self._info(self._transport.stubs[-1], deadline)
 
     async def _info(self, stub: Any, deadline: Deadline) -> ServerInfo:
-        request = service_pb2.ServerMetadataRequest()
-        server = await ask(stub.ServerMetadata, request, deadline.left(), self._metadata)
-        models = [await self._model_info(stub, self._model, deadline)]
-        with suppress(ModelNotFoundError):
-            models.append(await self._model_info(stub, self._tokens_model, deadline))
+        server, models = await _describe_aio.describe(stub, self._model, self._tokens_model, deadline, self._metadata)
         dimensions = None
         with suppress(TritonEmbedError):
             result = await self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
         return server_info(server, models, dimensions)
-
-    async def _model_info(self, stub: Any, name: str, deadline: Deadline) -> ModelInfo:
-        request, config_request = service_pb2.ModelMetadataRequest(name=name), service_pb2.ModelConfigRequest(name=name)
-        metadata = await ask(stub.ModelMetadata, request, deadline.left(), self._metadata)
-        config = await ask(stub.ModelConfig, config_request, deadline.left(), self._metadata)
-        return model_info(metadata, config)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None
@@ -301,6 +300,14 @@ class AsyncEmbeddingClient:
             probe = await self._collect(call.probe(), 1, metadata)
             columns = probe.embeddings.shape[1]
         return EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
+
+    async def _collect_chunks(self, call: ChunkCall, rows: int | None, metadata: Metadata | None) -> ChunkResult | None:
+        """None if there are no texts."""
+        collector = ChunkCollector()
+        async with aclosing(self._answers(call, rows, metadata)) as answers:
+            async for answer in answers:
+                collector.add(answer)
+        return collector.result()
 
 
 async def _owned(answers: AsyncGenerator[EmbeddingResult, None]) -> AsyncGenerator[EmbeddingResult, None]:

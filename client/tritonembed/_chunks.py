@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from operator import index
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +15,10 @@ import numpy.typing as npt
 from tritonembed_protocol.framing import FramingError, unframe
 
 from ._errors import ServerError
-from .request import Call, ChunkOptions, Options, Request, check_names, contents_of
+from .request import Call, ChunkOptions, Options, PromptOptions, Request, check_names, contents_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+TextSpans = Sequence[tuple[int, int]]
+"""Start and end of parts of one text, in characters."""
 
 OUTPUTS = ("chunk_embeddings", "chunk_spans")
 _COLUMNS = 3
@@ -27,7 +30,7 @@ class ChunkResult:
 
     ``embeddings`` is (m, d), with the dtype of its embedding_type, as in EmbeddingResult. ``text_index`` is int64 (m,):
     the text that a chunk is part of. ``offsets`` is int32 (m, 2): chunk i is ``text[start:end]``. ``num_tokens`` is
-    int32 (m,): the tokens of each chunk, with its prompt and special tokens.
+    int32 (m,): the tokens of each chunk, with its prompt and special tokens; of ``embed_spans`` without.
     """
 
     embeddings: npt.NDArray[Any]
@@ -70,8 +73,8 @@ class ChunkCall:
         counts = [len(span) // (4 * _COLUMNS) for span in spans]
         table = np.frombuffer(b"".join(spans), "<i4").reshape(-1, _COLUMNS)
         first, self._first = self._first, self._first + count
-        index = np.repeat(np.arange(first, first + count), counts)
-        return ChunkResult(self._vectors(rows, counts), index, table[:, :2], table[:, 2])
+        text_index = np.repeat(np.arange(first, first + count), counts)
+        return ChunkResult(self._vectors(rows, counts), text_index, table[:, :2], table[:, 2])
 
     def _vectors(self, rows: Sequence[bytes], counts: Sequence[int]) -> npt.NDArray[Any]:
         size = len(rows[0]) // counts[0]
@@ -79,6 +82,38 @@ class ChunkCall:
         if not fits or not size or size % self._call.dtype.itemsize:
             raise ServerError("output chunk_embeddings: its bytes are not the vectors of the chunks")
         return np.frombuffer(b"".join(rows), self._call.dtype).reshape(sum(counts), -1)
+
+
+class SpanCall(ChunkCall):
+    """A call for the vectors of given parts of texts. spans: those of each text of ``call``."""
+
+    def __init__(self, call: Call, spans: Iterable[TextSpans]) -> None:
+        super().__init__(call)
+        self._spans = iter(spans)
+
+    @classmethod
+    def of_spans(
+        cls,
+        model: str,
+        texts: Iterable[str],
+        spans: Iterable[TextSpans],
+        options: PromptOptions,
+        batch_size: int,
+        timeout: float | None,
+    ) -> SpanCall:
+        """A call whose time runs from now on."""
+        check_names(options, PromptOptions)
+        return cls(Call.of_texts(model, texts, options, batch_size, timeout, outputs=OUTPUTS), spans)
+
+    def requests(self) -> Iterator[Request]:
+        """The requests, in order. Raises ValueError if there are fewer spans than texts."""
+        for request in super().requests():
+            part = list(islice(self._spans, request.count))
+            if len(part) < request.count:
+                raise ValueError("spans has fewer elements than texts")
+            numbers = [[[index(start), index(end)] for start, end in of_text] for of_text in part]
+            request.message.parameters["spans"].string_param = json.dumps(numbers)
+            yield request
 
 
 class ChunkCollector:

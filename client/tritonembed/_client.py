@@ -10,19 +10,28 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tritonclient.grpc import service_pb2
 
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
 
-from . import _pipeline
+from . import _describe, _pipeline
 from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, targets_of
-from ._chunks import ChunkCall, ChunkCollector, ChunkResult, no_chunks
-from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
-from ._results import Collector, EmbeddingResult, ModelInfo, ServerInfo, model_info, rows_of, server_info
-from ._transport import Transport, ask
+from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans, no_chunks
+from ._errors import TritonEmbedError, UnavailableError
+from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
+from ._transport import Transport
 from .inputs import TokenIds
-from .request import AnyCall, AnyResult, Call, ChunkOptions, Deadline, Options, Request, VectorOptions
+from .request import (
+    AnyCall,
+    AnyResult,
+    Call,
+    ChunkOptions,
+    Deadline,
+    Options,
+    PromptOptions,
+    Request,
+    VectorOptions,
+)
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -173,14 +182,33 @@ class EmbeddingClient:
         4096 chunks: for very long texts choose a small ``batch_size``.
         """
         call = ChunkCall.of_texts(self._chunks_model, texts, options, batch_size, timeout)
-        collector = ChunkCollector()
-        with closing(self._answers(call, rows_of(texts), metadata)) as answers:
-            for answer in answers:
-                collector.add(answer)
-        result = collector.result()
+        result = self._collect_chunks(call, rows_of(texts), metadata)
         if result is not None:
             return result
         none = self.embed([], timeout=timeout, metadata=metadata, truncate="CHUNK", **options)
+        return no_chunks(none.embeddings)
+
+    def embed_spans(
+        self,
+        texts: Iterable[str],
+        spans: Iterable[TextSpans],
+        *,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[PromptOptions],
+    ) -> ChunkResult:
+        """Late chunking: each text goes through the model whole, and each of its spans gets the mean of its tokens.
+
+        So the vector of a span depends on the rest of the text, too. ``spans``: per text, start and end of one or more
+        parts in characters, ``text[start:end]``. Other arguments and options are those of ``embed``, without
+        ``truncate``: a text that is too long for the model is an error. For models with mean pooling; others refuse it.
+        """
+        call = SpanCall.of_spans(self._chunks_model, texts, spans, options, batch_size, timeout)
+        result = self._collect_chunks(call, rows_of(texts), metadata)
+        if result is not None:
+            return result
+        none = self.embed([], timeout=timeout, metadata=metadata, **options)
         return no_chunks(none.embeddings)
 
     def embed_tokens(
@@ -212,28 +240,9 @@ class EmbeddingClient:
         return True
 
     def _is_starting(self, timeout: float) -> bool:
-        """Whether a server is there and none can embed yet: each reports that it is not ready, and knows no models.
-
-        A server that ends also reports that it is not ready, while it still answers.
-        """
+        """Whether a server is there and none can embed yet (see is_starting)."""
         self._transport.open()
-        found = False
-        for stub in self._transport.stubs:
-            try:
-                ready = ask(stub.ServerReady, service_pb2.ServerReadyRequest(), timeout, self._metadata)
-                if ready.ready:
-                    return False
-            except TritonEmbedError:
-                continue
-            try:
-                ask(stub.ServerMetadata, service_pb2.ServerMetadataRequest(), timeout, self._metadata)
-            except UnavailableError:
-                found = True
-            except TritonEmbedError:
-                return False
-            else:
-                return False
-        return found
+        return _describe.is_starting(self._transport.stubs, timeout, self._metadata)
 
     def info(self, *, timeout: float = 5.0) -> ServerInfo:
         """The server's name, version and models, and the length of its vectors, found by an inference.
@@ -249,22 +258,12 @@ class EmbeddingClient:
         return self._info(self._transport.stubs[-1], deadline)
 
     def _info(self, stub: Any, deadline: Deadline) -> ServerInfo:
-        request = service_pb2.ServerMetadataRequest()
-        server = ask(stub.ServerMetadata, request, deadline.left(), self._metadata)
-        models = [self._model_info(stub, self._model, deadline)]
-        with suppress(ModelNotFoundError):
-            models.append(self._model_info(stub, self._tokens_model, deadline))
+        server, models = _describe.describe(stub, self._model, self._tokens_model, deadline, self._metadata)
         dimensions = None
         with suppress(TritonEmbedError):
             result = self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
         return server_info(server, models, dimensions)
-
-    def _model_info(self, stub: Any, name: str, deadline: Deadline) -> ModelInfo:
-        request, config_request = service_pb2.ModelMetadataRequest(name=name), service_pb2.ModelConfigRequest(name=name)
-        metadata = ask(stub.ModelMetadata, request, deadline.left(), self._metadata)
-        config = ask(stub.ModelConfig, config_request, deadline.left(), self._metadata)
-        return model_info(metadata, config)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None
@@ -302,6 +301,14 @@ class EmbeddingClient:
             probe = self._collect(call.probe(), 1, metadata)
             columns = probe.embeddings.shape[1]
         return EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
+
+    def _collect_chunks(self, call: ChunkCall, rows: int | None, metadata: Metadata | None) -> ChunkResult | None:
+        """None if there are no texts."""
+        collector = ChunkCollector()
+        with closing(self._answers(call, rows, metadata)) as answers:
+            for answer in answers:
+                collector.add(answer)
+        return collector.result()
 
 
 def _owned(answers: Generator[EmbeddingResult, None, None]) -> Generator[EmbeddingResult, None, None]:

@@ -47,13 +47,18 @@ class VectorOptions(TypedDict, total=False):
     priority: Priority
 
 
-class ChunkOptions(VectorOptions, total=False):
-    """The same for a call with texts in chunks."""
+class PromptOptions(VectorOptions, total=False):
+    """The same for a call with whole texts."""
 
     input_type: InputType | None
     prompt_name: str | None
     prompt: str | None
     instruction: str | None
+
+
+class ChunkOptions(PromptOptions, total=False):
+    """The same for a call with texts in chunks."""
+
     chunk_tokens: int | None
     chunk_overlap: int | None
 
@@ -155,7 +160,7 @@ class Call:
         cls,
         model: str,
         texts: Iterable[str],
-        options: Options,
+        options: PromptOptions,
         batch_size: int,
         timeout: float | None,
         outputs: Sequence[str] = OUTPUTS,

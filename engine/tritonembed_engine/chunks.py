@@ -2,6 +2,9 @@
 
 Under `truncate=CHUNK`, an element of the tensor `token_ids` is int32 [MARK, count, then the number of tokens, the start
 and the end of each chunk, then all ids]. MARK is no token id, so an element that is just ids can be told from it.
+
+With the parameter `spans` it is int32 [SPANS_MARK, count, then the first token, the one after the last, the start and
+the end of each span, then the ids of the whole text].
 """
 
 from collections.abc import Sequence
@@ -12,16 +15,21 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.token_ids import Spans
 from tritonembed_engine.vectors import Vectors, normalized
 from tritonembed_protocol.framing import rows_as_bytes
 from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS
 
 MARK = -1
-_MARK_BYTES = np.array([MARK], "<i4").tobytes()
+SPANS_MARK = -2
+_MARK_BYTES, _SPANS_MARK_BYTES = (np.array([mark], "<i4").tobytes() for mark in (MARK, SPANS_MARK))
 _INT = 4
 """Bytes."""
 _COLUMNS = 3
 """Numbers per chunk before the ids."""
+_SPAN_COLUMNS = 4
+MOST_OVERLAP = 4
+"""Tokens in all spans of a text, in multiples of its own."""
 
 
 class Chunk(NamedTuple):
@@ -47,7 +55,7 @@ class Chunks:
     offsets: int32 [chunks, 2], start and end of each chunk in characters of its text; -1 for an element of mere ids.
     """
 
-    counts: npt.NDArray[np.intp]
+    counts: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int32]
 
     def sums(self, numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
@@ -105,6 +113,45 @@ def unpack(elements: Sequence[bytes]) -> tuple[list[bytes], Chunks]:
     return ids, Chunks(np.array(counts), np.concatenate(offsets))
 
 
+class Span(NamedTuple):
+    """A part of a text. first, stop: its tokens, counted in the text's ids. start, end: characters of the text."""
+
+    first: int
+    stop: int
+    start: int
+    end: int
+
+
+def pack_spans(ids: Sequence[int], spans: Sequence[Span]) -> bytes:
+    """One element of `token_ids`. ids: of the text, with prompt and special tokens."""
+    return np.array([SPANS_MARK, len(spans), *(number for span in spans for number in span), *ids], "<i4").tobytes()
+
+
+def unpack_spans(elements: Sequence[bytes]) -> tuple[list[bytes], Chunks, Spans]:
+    """The ids of each text of a request, the characters of its spans as Chunks, and their tokens.
+
+    elements: of `token_ids`. Raises InvalidArgument, which names the element.
+    """
+    ids: list[bytes] = []
+    tables: list[npt.NDArray[np.int32]] = []
+    for index, element in enumerate(elements):
+        table, begin = _table(element, index, _SPANS_MARK_BYTES, _SPAN_COLUMNS)
+        ids.append(element[begin:])
+        tokens = len(ids[-1]) // _INT
+        firsts, stops = table[:, 0].astype(np.int64), table[:, 1].astype(np.int64)
+        if firsts.min() < 0 or (firsts >= stops).any() or stops.max() > tokens:
+            raise _wrong(index)
+        if (stops - firsts).sum() > MOST_OVERLAP * tokens:
+            problem = f"those of sentence {index} have more than {MOST_OVERLAP} times the tokens of the sentence"
+            raise InvalidArgument("spans", problem)
+        tables.append(table)
+    together = np.concatenate(tables)
+    if len(together) > MAX_REQUEST_CHUNKS:
+        raise InvalidArgument("spans", f"more than {MAX_REQUEST_CHUNKS} in a request")
+    counts = np.array([len(table) for table in tables], np.int64)
+    return ids, Chunks(counts, together[:, 2:]), Spans(counts, together[:, 0], together[:, 1])
+
+
 def too_many_chunks(tensor: str) -> InvalidArgument:
     """A request of more chunks than are allowed. tensor: its input."""
     return InvalidArgument(tensor, f"the request has more than {MAX_REQUEST_CHUNKS} chunks; send fewer texts at once")
@@ -112,17 +159,22 @@ def too_many_chunks(tensor: str) -> InvalidArgument:
 
 def _read(element: bytes, index: int) -> tuple[list[bytes], npt.NDArray[np.int32]]:
     """The ids of each chunk, and int32 [chunks, 2]."""
-    count = int.from_bytes(element[_INT : 2 * _INT], "little", signed=True)
-    begin = (2 + _COLUMNS * count) * _INT
-    if len(element) % _INT or count < 1 or len(element) < begin:
-        raise _wrong(index)
-    table = np.frombuffer(element, "<i4", _COLUMNS * count, 2 * _INT).reshape(count, _COLUMNS)
+    table, begin = _table(element, index, _MARK_BYTES, _COLUMNS)
     sizes = table[:, 0].astype(np.int64) * _INT
     if sizes.min() <= 0 or sizes.sum() != len(element) - begin:
         raise _wrong(index)
     ends = (begin + np.cumsum(sizes)).tolist()
     starts = [begin, *ends[:-1]]
     return [element[start:end] for start, end in zip(starts, ends, strict=True)], table[:, 1:]
+
+
+def _table(element: bytes, index: int, mark: bytes, columns: int) -> tuple[npt.NDArray[np.int32], int]:
+    """The header of an element after its mark, int32 [count, columns], and where the ids begin, in bytes."""
+    count = int.from_bytes(element[_INT : 2 * _INT], "little", signed=True)
+    begin = (2 + columns * count) * _INT
+    if not element.startswith(mark) or len(element) % _INT or count < 1 or len(element) < begin:
+        raise _wrong(index)
+    return np.frombuffer(element, "<i4", columns * count, 2 * _INT).reshape(count, columns), begin
 
 
 def _wrong(index: int) -> InvalidArgument:

@@ -202,14 +202,17 @@ class EmbeddingEngine:
     def _launch(self, batch: Batch) -> None:
         start = self._clock()
         try:
-            self._launched.append((batch, self.executor.launch(batch.join(), batch.skips()), start))
+            spans = batch.spans()
+            # Spans leave out what `skips` would.
+            skips = batch.skips() if spans is None else None
+            self._launched.append((batch, self.executor.launch(batch.join(), skips, spans), start))
         except Exception as error:
             self._recover(batch, error)
 
     def _collect(self, batch: Batch, pending: Pending, start: float) -> None:
         try:
             vectors = pending.result()
-            if len(vectors) != batch.sentences:
+            if len(vectors) != batch.rows:
                 raise ExecutionFailed("the executor returned a wrong number of vectors")
         except Exception as error:
             self._recover(batch, error)
@@ -231,7 +234,7 @@ class EmbeddingEngine:
         all_finite = bool(finite.all())
         first = 0
         for piece in batch.pieces:
-            last = first + piece.stop - piece.start
+            last = first + piece.rows
             if all_finite or finite[first:last].all():
                 piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
             else:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
+from tritonembed_protocol.limits import MAX_TEXT_CHUNKS
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
 
 
@@ -21,6 +22,8 @@ class EmbedParameters:
     prompt: str | None = None
     instruction: str | None = None
     dimensions: int | None = None
+    spans: tuple[tuple[tuple[int, int], ...], ...] | None = None
+    """Per text, start and end of each span in characters."""
     embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
 
@@ -59,6 +62,10 @@ def _parse(raw: str) -> EmbedParameters:
     for name in ("chunk_tokens", "chunk_overlap"):
         if name in given and given.get("truncate") != "CHUNK":
             raise InvalidArgument(name, "needs truncate=CHUNK")
+    if "spans" in given:
+        if given.get("truncate", "NONE") != "NONE":
+            raise InvalidArgument("spans", "are of a whole text: truncate can only be NONE")
+        given["spans"] = _read_spans(given["spans"])
     if "normalize" in given and not isinstance(given["normalize"], bool):
         raise InvalidArgument("normalize", "must be a bool")
     parameters = EmbedParameters(**given)
@@ -84,6 +91,21 @@ def _check_prompt(given: dict[str, Any]) -> None:
         raise InvalidArgument("instruction", "must not be empty")
     if given.get("input_type") == "passage":
         raise InvalidArgument("instruction", "is for queries: input_type can't be passage")
+
+
+def _read_spans(value: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
+    """`[[[start, end], …], …]` as JSON, one list per text."""
+    try:
+        texts = json.loads(value) if isinstance(value, str) else None
+        found = tuple(tuple((start, end) for start, end in spans) for spans in texts)  # type: ignore[union-attr]
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidArgument("spans", "must be JSON: a list of [start, end] per text") from None
+    numbers = [number for spans in found for span in spans for number in span]
+    if not found or not all(found) or not all(type(number) is int and 0 <= number < 1 << 31 for number in numbers):
+        raise InvalidArgument("spans", "must be JSON: a list of [start, end] per text")
+    if max(map(len, found)) > MAX_TEXT_CHUNKS:
+        raise InvalidArgument("spans", f"more than {MAX_TEXT_CHUNKS} of one text")
+    return found
 
 
 def _check_number(name: str, value: Any, least: int) -> None:

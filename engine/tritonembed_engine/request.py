@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.token_ids import Spans, TokenIds
 from tritonembed_engine.vectors import Vectors
 
 
@@ -22,9 +22,11 @@ class Request:
     """Whether its client is gone; asked on the engine's thread before each batch that it would be part of."""
     skip: int = 0
     """Tokens at the start of each sentence that are not pooled."""
+    spans: Spans | None = None
+    """What is pooled, if not whole sentences: then the answer has one vector per span."""
 
     future: "Future[Vectors]" = field(default_factory=Future)
-    """float32 [sentences, dimensions], or an error."""
+    """float32 [sentences or spans, dimensions], or an error."""
     failed: bool = False
     """The answer is an error already: the rest is not computed."""
     arrived: float = 0.0
@@ -44,7 +46,7 @@ class Request:
     reported: int = 0
     """Sentences in batches that were reported; a batch can have two pieces of one request."""
     placed: int = 0
-    """Sentences whose vectors are there."""
+    """Vectors that are there."""
     vectors: Vectors | None = None
 
     def __post_init__(self) -> None:
@@ -59,18 +61,24 @@ class Request:
             return True
         return self.is_abandoned is not None and self.is_abandoned()
 
+    def rows(self, stop: int) -> int:
+        """Vectors of the sentences before `stop`."""
+        return stop if self.spans is None else int(self.spans.counts[:stop].sum())
+
     def place(self, vectors: Vectors, start: int) -> None:
         """Take the vectors of the sentences from `start` on; the last ones complete the answer."""
         if self.failed:
             return
-        if len(vectors) == len(self.lengths):
+        rows = self.rows(len(self.lengths))
+        if len(vectors) == rows:
             self.future.set_result(vectors)
             return
         if self.vectors is None:
-            self.vectors = np.empty((len(self.lengths), vectors.shape[1]), dtype=np.float32)
-        self.vectors[start : start + len(vectors)] = vectors
+            self.vectors = np.empty((rows, vectors.shape[1]), dtype=np.float32)
+        first = self.rows(start)
+        self.vectors[first : first + len(vectors)] = vectors
         self.placed += len(vectors)
-        if self.placed == len(self.lengths):
+        if self.placed == rows:
             self.future.set_result(self.vectors)
 
     def fail(self, error: Exception) -> None:
@@ -88,6 +96,11 @@ class Piece:
     request: Request
     start: int
     stop: int
+
+    @property
+    def rows(self) -> int:
+        """Vectors of these sentences."""
+        return self.request.rows(self.stop) - self.request.rows(self.start)
 
 
 @dataclass(frozen=True)
@@ -108,6 +121,17 @@ class Batch:
             return None
         return [piece.request.skip for piece in self.pieces for _ in range(piece.start, piece.stop)]
 
+    def spans(self) -> Spans | None:
+        """What is pooled of every sentence; None if that is whole sentences, without `skips`."""
+        if all(piece.request.spans is None for piece in self.pieces):
+            return None
+        return Spans.concatenate([_spans_of(piece) for piece in self.pieces])
+
+    @property
+    def rows(self) -> int:
+        """Vectors of all pieces."""
+        return sum(piece.rows for piece in self.pieces)
+
     def halves(self) -> "list[Batch]":
         """A batch of two sentences or more as two, of about as many sentences each."""
         middle = self.sentences // 2
@@ -122,6 +146,13 @@ class Batch:
             tokens = sum(sum(piece.request.lengths[piece.start : piece.stop]) for piece in pieces)
             parts.append(Batch(pieces, high - low, tokens))
         return parts
+
+
+def _spans_of(piece: Piece) -> Spans:
+    request = piece.request
+    if request.spans is None:
+        return Spans.whole(request.lengths[piece.start : piece.stop], request.skip)
+    return request.spans.cut(piece.start, piece.stop)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,53 @@ class TokenIds:
         return parts
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Spans:
+    """Parts of sentences that are pooled instead of whole sentences.
+
+    counts: int64 [sentences], the spans of each. starts, ends: int32 [spans], first token and the one after the last,
+    counted in the sentence.
+    """
+
+    counts: npt.NDArray[np.int64]
+    starts: npt.NDArray[np.int32]
+    ends: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        """Number of spans."""
+        return len(self.starts)
+
+    def cut(self, start: int, stop: int) -> "Spans":
+        """The spans of sentences start to stop (exclusive)."""
+        first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
+        return Spans(self.counts[start:stop], self.starts[first:last], self.ends[first:last])
+
+    @classmethod
+    def whole(cls, lengths: Sequence[int], skip: int) -> "Spans":
+        """One span per sentence: all of it but its first `skip` tokens. lengths: tokens of each sentence."""
+        ends = np.asarray(lengths, dtype=np.int32)
+        return cls(np.ones(len(ends), np.int64), np.minimum(skip, ends), ends)
+
+    @classmethod
+    def concatenate(cls, parts: "Sequence[Spans]") -> "Spans":
+        """The spans of all sentences of all parts."""
+        return cls(
+            np.concatenate([part.counts for part in parts]),
+            np.concatenate([part.starts for part in parts]),
+            np.concatenate([part.ends for part in parts]),
+        )
+
+    def rows_of(self, sentences: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+        """The numbers of these sentences' spans, in the order of the sentences."""
+        ends = np.cumsum(self.counts)
+        return np.concatenate([np.arange(ends[one] - self.counts[one], ends[one]) for one in sentences])
+
+    def places(self, lengths: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
+        """Start and end of each span in a flat batch. lengths: int32 [sentences], in tokens."""
+        firsts = np.repeat(np.cumsum(lengths, dtype=np.int64) - lengths, self.counts)
+        return list(zip((firsts + self.starts).tolist(), (firsts + self.ends).tolist(), strict=True))
+
+
 ONE_TOKEN = TokenIds(np.ones(1, dtype=np.int32), np.ones(1, dtype=np.int32))
 """The smallest batch: a sentence of the id 1."""
 

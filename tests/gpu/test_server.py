@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.integration.reference import cosines, reference_vectors
+from tests.integration.reference import cosines, reference_spans, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient
@@ -26,6 +26,11 @@ def test_bf16_vectors_are_those_of_float32_transformers(
     folder = shelf(name)
     with running_server(str(folder), ["--device", "cuda"]) as server, EmbeddingClient(server.target) as client:
         vectors = client.embed(TEXTS).embeddings
+        if pooling == "mean":
+            # More spans than a batch has sentences.
+            spans = [[(0, 10), (10, len(text))] * 2 for text in TEXTS[:8]]
+            parts = client.embed_spans(TEXTS[:8], spans).embeddings
+            assert cosines(parts, reference_spans(folder, TEXTS[:8], spans)[0]).min() >= 0.9995
         log = server.read_log()
     expected = reference_vectors(folder, TEXTS, pooling, name == "bert", maximum)
     assert cosines(vectors, expected).min() >= 0.9995

@@ -25,6 +25,28 @@ def reference_vectors(
     return torch.stack(rows).numpy()
 
 
+def reference_spans(
+    folder: Path, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> "tuple[np.ndarray, list[int]]":  # type: ignore[type-arg]
+    """Late chunking: unit vectors float32 [spans, hidden size], and the tokens of each span: those that end in it.
+
+    spans: start and end in characters, per text. Each text goes through the model alone and whole.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval()
+    rows, num_tokens = [], []
+    for text, of_text in zip(texts, spans, strict=True):
+        encoded = tokenizer(text, return_offsets_mapping=True, return_tensors="pt")
+        offsets = encoded.pop("offset_mapping")[0].tolist()
+        with torch.inference_mode():
+            hidden = model(**encoded).last_hidden_state[0]
+        for start, end in of_text:
+            inside = [at for at, (begin, after) in enumerate(offsets) if begin < after and start < after <= end]
+            rows.append(torch.nn.functional.normalize(hidden[inside].mean(0), dim=0))
+            num_tokens.append(len(inside))
+    return torch.stack(rows).numpy(), num_tokens
+
+
 def cosines(left: "np.ndarray", right: "np.ndarray") -> "np.ndarray":  # type: ignore[type-arg]
     """Cosines [rows], in float64; 1 if both rows are zero, as a random model's end token can be."""
     left, right = left.astype(np.float64), right.astype(np.float64)

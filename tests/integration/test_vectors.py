@@ -10,7 +10,7 @@ import pytest
 import tritonclient.grpc
 import tritonclient.utils
 from tests.integration.preloaded import Preloaded
-from tests.integration.reference import cosines, reference_vectors
+from tests.integration.reference import cosines, reference_spans, reference_vectors
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError
@@ -191,10 +191,25 @@ def test_each_chunk_has_a_vector_and_a_place(client: EmbeddingClient, model: Pat
         assert num_tokens == found.num_tokens[of_text].sum()
 
 
+def test_a_span_is_pooled_from_the_whole_text(client: EmbeddingClient, model: Path) -> None:
+    texts = ["The first sentence. And naïve 😀 words, then a third one!", "a dog", " ".join(LONG[2:3])]
+    spans = [[(0, 19), (20, 56), (0, 56)], [(2, 5)], [(0, 30), (30, 150)]]
+    expected, num_tokens = reference_spans(model, texts, spans)
+    found = client.embed_spans(texts, spans)
+    assert np.abs(found.embeddings - expected).max() <= 1e-5
+    assert found.num_tokens.tolist() == num_tokens
+    assert found.text_index.tolist() == [0, 0, 0, 1, 2, 2]
+    assert found.offsets.tolist() == [[*span] for of_text in spans for span in of_text]
+    with pytest.raises(InvalidArgumentError, match="spans: span 0 of sentence 0 is not within its 5 characters"):
+        client.embed_spans(["a dog"], [[(0, 6)]])
+
+
 def test_tritons_client_gets_chunks_if_it_asks_for_them(server: RunningServer, client: EmbeddingClient) -> None:
     long = " ".join(LONG).encode()
     tensor = tritonclient.grpc.InferInput("text", [2, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[long], [b"short"]], dtype=object))
+    short = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
+    short.set_data_from_numpy(np.array([[b"short"]], dtype=object))
     chunked = client.embed_chunks([long.decode(), "short"])
     with tritonclient.grpc.InferenceServerClient(server.target) as triton:
         answer = triton.infer("embedding_chunks", [tensor], parameters={"truncate": "CHUNK"})
@@ -207,6 +222,8 @@ def test_tritons_client_gets_chunks_if_it_asks_for_them(server: RunningServer, c
         assert answer.as_numpy("num_tokens").ravel().tolist() == [chunked.num_tokens[:4].sum(), 3]
         with pytest.raises(tritonclient.utils.InferenceServerException, match="truncate: must be CHUNK"):
             triton.infer("embedding_chunks", [tensor])
+        with pytest.raises(tritonclient.utils.InferenceServerException, match="spans: are for the model"):
+            triton.infer("embedding", [short], parameters={"spans": "[[[0, 5]]]"})
         # Everyone else gets what they got before, also if they name no output.
         names = {output.name for output in triton.infer("embedding", [tensor]).get_response().outputs}
         assert names == {"embedding", "num_tokens"}

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError
-from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.token_ids import Spans, TokenIds
 
 
 class Pending(Protocol):
     """A batch that was launched."""
 
     def result(self) -> npt.NDArray[np.float32]:
-        """Wait for the pooled vectors: float32 [sentences, dimensions], not normalised."""
+        """Wait for the pooled vectors: float32 [sentences or spans, dimensions], not normalised."""
 
 
 class Executor(Protocol):
@@ -36,10 +36,14 @@ class Executor(Protocol):
     on_any_thread: bool
     """Whether any thread may call it; else only the engine's own, because another one would cost more than it saves."""
 
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
+    pools_spans: bool
+    """Whether it can pool parts of a sentence."""
+
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
         """Start a batch; on a GPU this returns while it runs.
 
-        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled.
+        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled. spans: parts
+        of the sentences that get a vector each, instead of the sentences; if `pools_spans`, and without `skips`.
         """
 
     def explain(self, error: Exception) -> EmbedError:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tritonembed_engine.errors import EmbedError
-from tritonembed_engine.executors.base import Pending
+from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
 from tritonembed_engine.executors.faults import explain
@@ -28,7 +28,7 @@ from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.settings import EngineSettings
-from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.token_ids import Spans, TokenIds
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ class CudaDirectExecutor:
         self._model: OpenModel | None = model
         mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._pooler = Pooler(poolings, steps or Steps(()), mean)
+        self.pools_spans = self._pooler.pools_spans
         self._padding_id = padding_id
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
@@ -92,15 +93,32 @@ class CudaDirectExecutor:
         return Bucket(tokens, self._longest, self.max_batch_sentences)
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
-        """Start the forward pass of a batch."""
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+        """Start the forward pass of a batch; with `spans`, wait for it."""
         stage = self._stages.take()
         try:
-            done, pooled = self._launch(sentences, stage, skips)
+            if spans is None:
+                done, pooled = self._launch(sentences, stage, skips)
+                return _Answer(stage, len(sentences), done, self._stages, pooled)
+            vectors = self._pool_spans(sentences, stage, spans)
         except BaseException:
             self._stages.give_back(stage)
             raise
-        return _Answer(stage, len(sentences), done, self._stages, pooled)
+        self._stages.give_back(stage)
+        return Ready(vectors)
+
+    def _pool_spans(self, sentences: TokenIds, stage: Stage, spans: Spans) -> npt.NDArray[np.float32]:
+        """float32 [spans, dimensions]. There can be more spans than a stage has room for, and no graph pools them."""
+        batch = flatten(sentences, self._padding_id)
+        packed = stage.fill(batch, len(sentences))
+        with torch.cuda.stream(self._compute):
+            self._buffer[: len(packed)].copy_(packed, non_blocking=True)
+            hidden = self._forward(Inputs(self._buffer, len(sentences), batch.tokens), batch.longest)
+            # The copy to the host waits for the stream.
+            vectors: npt.NDArray[np.float32] = (
+                self._pooler.of_spans(hidden, spans.places(sentences.lengths)).cpu().numpy()
+            )
+        return vectors
 
     def _launch(
         self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None
@@ -148,13 +166,16 @@ class CudaDirectExecutor:
 
     def _run(self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU."""
+        return self._pooler(self._forward(inputs, longest), inputs.cu_seqlens, begins)
+
+    def _forward(self, inputs: Inputs, longest: int) -> torch.Tensor:
+        """Hidden states [tokens, hidden size]."""
         assert self._model is not None
         self._kernels.cu_seqlens, self._kernels.longest = inputs.cu_seqlens, longest
         # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
         cu_seqlens_cpu = torch.zeros(len(inputs.cu_seqlens), dtype=torch.int32)
         positions = inputs.positions.long()
-        hidden = forward(self._model, inputs.ids, positions, inputs.cu_seqlens, cu_seqlens_cpu, inputs.lengths, longest)
-        return self._pooler(hidden, inputs.cu_seqlens, begins)
+        return forward(self._model, inputs.ids, positions, inputs.cu_seqlens, cu_seqlens_cpu, inputs.lengths, longest)
 
 
 class _Answer:

@@ -13,7 +13,7 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import begins_of, flatten
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.vllm_internals import OpenModel
-from tritonembed_engine.token_ids import ONE_TOKEN, TokenIds
+from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 
 class DirectExecutor:
@@ -37,12 +37,13 @@ class DirectExecutor:
         self._model: OpenModel | None = model
         self._pooler = pooler
         self._padding_id = padding_id
+        self.pools_spans = pooler.pools_spans
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
         """Compute the batch."""
         assert self._model is not None
         batch = flatten(sentences, self._padding_id)
@@ -58,6 +59,8 @@ class DirectExecutor:
             batch.longest,
             torch.from_numpy(batch.places),
         )
+        if spans is not None:
+            return Ready(self._pooler.of_spans(hidden, spans.places(sentences.lengths)).numpy())
         begins = None if skips is None else torch.from_numpy(begins_of(batch, skips))
         return Ready(self._pooler(hidden, cu_seqlens, begins).numpy())
 

@@ -8,11 +8,19 @@ from typing import Literal
 
 import torch
 
+from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 
 Mean = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From hidden states and cu_seqlens to float32 [sentences, hidden size]; zeros for a sentence without tokens."""
+
+
+def reason_against_spans(poolings: Sequence[Pooling], executor: Executor) -> str | None:
+    """Why parts of a text can't be pooled; None if they can. poolings: of the model."""
+    if list(poolings) != [Pooling.MEAN]:
+        return "the model does not pool by the mean, so parts of a text have no vectors"
+    return None if executor.pools_spans else f"the {executor.name} executor can't pool parts of a text"
 
 
 def segment_mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -48,6 +56,20 @@ class Pooler:
         """
         parts = [self._pool(pooling, hidden, cu_seqlens, begins) for pooling in self._poolings]
         return self._steps(parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))
+
+    @property
+    def pools_spans(self) -> bool:
+        """Whether the pooling of a part of a sentence is that of the model: a mean."""
+        return self._poolings == [Pooling.MEAN]
+
+    def of_spans(self, hidden: torch.Tensor, places: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """The mean of each span and the model's steps: float32 [spans, dimensions].
+
+        hidden: [tokens, hidden size]. places: start and end of each span in the batch; zeros for an empty one.
+        """
+        zeros = torch.zeros(hidden.shape[1], device=hidden.device)
+        means = [hidden[start:end].float().mean(0) if start < end else zeros for start, end in places]
+        return self._steps(torch.stack(means))
 
     def _pool(
         self, pooling: Pooling, hidden: torch.Tensor, cu_seqlens: torch.Tensor, begins: torch.Tensor | None

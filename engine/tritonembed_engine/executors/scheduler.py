@@ -11,7 +11,7 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
-from tritonembed_engine.token_ids import ONE_TOKEN, TokenIds
+from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -28,6 +28,7 @@ class SchedulerExecutor:
     name = "scheduler"
     depth = 1
     on_any_thread = False
+    pools_spans = False
 
     def __init__(
         self,
@@ -56,8 +57,9 @@ class SchedulerExecutor:
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
         """Compute the batch; returns when it is done."""
+        assert spans is None, "vLLM pools whole sentences"
         if self._by_vllm:
             return Ready(self._steps(torch.stack(self._encode(sentences, "embed"))).numpy())
         tokens = self._encode(sentences, "token_embed")

@@ -23,7 +23,7 @@ from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
-from tritonembed_engine.token_ids import ONE_TOKEN, TokenIds
+from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 GROUPING = {"cpu": Grouping(64, 1024), "cuda": Grouping(4096, 65536)}
 """On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of few tokens takes
@@ -65,22 +65,25 @@ class TransformersExecutor:
         self._pooler = pooler
         self._padding_id = padding_id
         self._grouping = grouping
+        self.pools_spans = pooler.pools_spans
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None) -> Pending:
+    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
         """Compute the batch, one forward pass per group."""
         groups = list(self._grouping.groups(sentences, self._padding_id))
-        parts = [self._embed(group, skips) for group in groups]
-        vectors = torch.empty((len(sentences), parts[0].shape[1]), dtype=torch.float32)
-        for group, part in zip(groups, parts, strict=True):
-            vectors[torch.from_numpy(group.rows)] = part.cpu()
+        of_groups = [None if spans is None else [spans.cut(row, row + 1) for row in group.rows] for group in groups]
+        parts = [self._embed(group, skips, cut) for group, cut in zip(groups, of_groups, strict=True)]
+        rows = [group.rows if spans is None else spans.rows_of(group.rows) for group in groups]
+        vectors = torch.empty((sum(map(len, rows)), parts[0].shape[1]), dtype=torch.float32)
+        for places, part in zip(rows, parts, strict=True):
+            vectors[torch.from_numpy(places)] = part.cpu()
         return Ready(vectors.numpy())
 
-    def _embed(self, group: PaddedGroup, skips: Sequence[int] | None) -> torch.Tensor:
-        """float32 [sentences of the group, dimensions], on the model's device."""
+    def _embed(self, group: PaddedGroup, skips: Sequence[int] | None, spans: Sequence[Spans] | None) -> torch.Tensor:
+        """float32 [sentences or spans of the group, dimensions], on the model's device."""
         assert self._model is not None
         mask = torch.from_numpy(group.mask)
         output: Any = self._model(
@@ -93,6 +96,9 @@ class TransformersExecutor:
         if group.has_padding:
             hidden = hidden[mask.flatten().nonzero()[:, 0].to(self._device)]
         cu_seqlens = torch.from_numpy(group.cu_seqlens)
+        if spans is not None:
+            lengths = group.cu_seqlens[1:] - group.cu_seqlens[:-1]
+            return self._pooler.of_spans(hidden, Spans.concatenate(spans).places(lengths))
         begins = None
         if skips is not None:
             begins = (cu_seqlens[:-1] + torch.tensor([skips[row] for row in group.rows], dtype=torch.int32)).to(

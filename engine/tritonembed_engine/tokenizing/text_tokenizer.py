@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
-from tritonembed_engine.chunks import Chunk, pack, too_many_chunks
+from tritonembed_engine.chunks import Chunk, pack, pack_spans, too_many_chunks
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
 from tritonembed_engine.tokenizing.loading import load_tokenizer
 from tritonembed_engine.tokenizing.long_text import SafeCuts
+from tritonembed_engine.tokenizing.spans import tokens_of
 from tritonembed_engine.tokenizing.wordpiece import AsciiWordPiece
 from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS
 
@@ -72,6 +73,9 @@ class TextTokenizer:
                     parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
                 )
                 decoded = [_decode(text, index) for index, text in enumerate(texts)]
+                if parameters.spans is not None:
+                    answers.append(self._mark_spans(decoded, prompt, limit, parameters.spans))
+                    continue
                 if truncate == "CHUNK":
                     answers.append(self._chunk(decoded, prompt, limit, parameters))
                     continue
@@ -117,6 +121,27 @@ class TextTokenizer:
         if not all(chunk.ids for chunk in chunks):
             raise _no_tokens(index)
         return chunks
+
+    def _mark_spans(
+        self, texts: list[str], prompt: str, limit: int, spans: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[bytes]:
+        """The elements of a request whose texts have spans. Raises InvalidArgument."""
+        if len(spans) != len(texts):
+            raise InvalidArgument("spans", f"there are those of {len(spans)} texts, but the request has {len(texts)}")
+        elements = []
+        for index, (text, of_text) in enumerate(zip(texts, spans, strict=True)):
+            self._set_truncation("NONE", limit)
+            try:
+                # A part of a text of megabytes shows that it is too long.
+                encoding, is_cut = self._encode_long(prompt + text, "NONE", limit)
+                if not is_cut:
+                    encoding = self._tokenizer.encode(prompt + text)
+            except Exception:
+                raise _refused(index) from None
+            if len(encoding) > limit:
+                raise _too_long(index, None if is_cut else len(encoding), limit)
+            elements.append(pack_spans(encoding.ids, tokens_of(encoding.offsets, of_text, text, len(prompt), index)))
+        return elements
 
     def _accept_ascii(self, text: _Text, truncate: str, answers: list[list[bytes] | InvalidArgument]) -> bool:
         """Tokenize by `AsciiWordPiece`. False if it does not serve the text."""

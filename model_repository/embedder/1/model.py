@@ -40,17 +40,32 @@ from tritonembed_protocol.framing import rows_as_bytes
 class _Asked:
     """A request of Triton's whose parameters are right, and then its request of the engine."""
 
-    __slots__ = ("chunks", "elements", "outputs", "parameters", "request", "skip", "triton")
+    __slots__ = ("chunks", "elements", "outputs", "parameters", "request", "skip", "spans", "triton")
 
     def __init__(self, triton, parameters, skip):
         self.triton, self.parameters, self.skip = triton, parameters, skip
-        self.elements, self.chunks = bytes_tensor(triton, "token_ids"), None
+        self.elements, self.chunks, self.spans = bytes_tensor(triton, "token_ids"), None, None
         self.outputs = triton.requested_output_names()
-        if parameters.truncate == "CHUNK":
+        if parameters.spans is not None:
+            if "embedding" in self.outputs:
+                raise InvalidArgument("spans", "are for the model embedding_chunks")
+            self.elements, self.chunks, self.spans = chunks.unpack_spans(self.elements)
+        elif parameters.truncate == "CHUNK":
             self.elements, self.chunks = chunks.unpack(self.elements)
         elif "embedding" not in self.outputs and "chunk_embeddings" in self.outputs:
             # A caller of `embedding_chunks`. Callers of `embedder` that name no output get the two of plain texts.
-            raise InvalidArgument("truncate", "must be CHUNK for the vectors of chunks")
+            raise InvalidArgument("truncate", "must be CHUNK for the vectors of chunks, if there are no spans")
+
+    def tensors_of_chunks(self, found):
+        """Vectors and places of the chunks, as far as they are asked for. found: float32 [chunks, dimensions]."""
+        tokens = self.request.sentences.lengths if self.spans is None else self.spans.ends - self.spans.starts
+        tensors = []
+        if "chunk_embeddings" in self.outputs:
+            rows = rows_as_bytes(vectors.encode(found, self.parameters))
+            tensors.append(to_bytes_tensor("chunk_embeddings", self.chunks.split(rows)))
+        if "chunk_spans" in self.outputs:
+            tensors.append(to_bytes_tensor("chunk_spans", self.chunks.spans(tokens)))
+        return tensors
 
 
 class TritonPythonModel:
@@ -64,6 +79,7 @@ class TritonPythonModel:
             log_as(args["model_instance_name"])
             announce("importing torch")
             # Not before prepare_process: these import torch, which reads the environment only once.
+            from tritonembed_engine.executors.pooling import reason_against_spans
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.settings import read_settings
@@ -78,6 +94,7 @@ class TritonPythonModel:
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
             ahead = settings.engine.batches_ahead_on(device)
         refused_id = self._engine.executor.refused_id
+        self._no_spans = reason_against_spans(self._files.pooling, self._engine.executor)
         self._limits = TokenIdLimits(self._files.max_length, self._files.vocab_size, refused_id)
         self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
@@ -109,6 +126,8 @@ class TritonPythonModel:
         try:
             parameters = parse_parameters(request.parameters())
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
+            if parameters.spans is not None and self._no_spans:
+                raise InvalidArgument("spans", self._no_spans)
             return _Asked(request, parameters, self._prompts.skip(parameters))
         except Exception as error:
             return error
@@ -140,6 +159,7 @@ class TritonPythonModel:
             normalize=vectors.wants_unit_length(item.parameters, self._files.normalize),
             is_abandoned=Abandonment(item.triton.is_cancelled),
             skip=item.skip,
+            spans=item.spans,
         )
 
     def _respond(self, item, future):
@@ -149,20 +169,13 @@ class TritonPythonModel:
             request = item.request
             found = vectors.cut(found, item.parameters, request.normalize, self._files.truncate_dim)
             num_tokens = request.sentences.lengths
-            tensors = []
-            if item.chunks is not None:
-                if "chunk_embeddings" in item.outputs:
-                    rows = rows_as_bytes(vectors.encode(found, item.parameters))
-                    tensors.append(to_bytes_tensor("chunk_embeddings", item.chunks.split(rows)))
-                if "chunk_spans" in item.outputs:
-                    tensors.append(to_bytes_tensor("chunk_spans", item.chunks.spans(num_tokens)))
+            more = [] if item.chunks is None else item.tensors_of_chunks(found)
+            if item.chunks is not None and item.spans is None:
                 found = item.chunks.means(found, num_tokens, request.normalize)
                 num_tokens = item.chunks.sums(num_tokens)
-            return answer(
-                to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))),
-                pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)),
-                *tensors,
-            )
+            if "embedding" in item.outputs:
+                more.append(to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))))
+            return answer(pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)), *more)
         except Exception as error:
             return self._refuse(error)
 

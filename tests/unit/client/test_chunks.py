@@ -1,5 +1,7 @@
 """The chunks of texts: which vectors and places the client reads, and which answers it refuses."""
 
+import json
+
 import numpy as np
 import pytest
 from tests.unit.client.fake_server import DTYPES, elements, parameters
@@ -79,6 +81,38 @@ def test_no_texts_have_no_chunks_of_the_servers_width(client, server):
     assert result.offsets.shape == (0, 2)
     assert (len(result.text_index), len(result.num_tokens)) == (0, 0)
     assert parameters(server.requests[0]) == {"truncate": "CHUNK", "chunk_tokens": 32}
+
+
+def len_of(request):
+    return len(elements(request))
+
+
+async def test_the_spans_of_each_text_are_sent_with_it(client, chunked):
+    texts, spans = ["1 2", "3", "4 5"], [[(0, 1), (2, 3)], [(0, 1)], [(np.int64(0), 1), (2, 3)]]
+    for given in (spans, iter(spans)):
+        result = client.embed_spans(iter(texts), given, batch_size=2, input_type="query")
+        assert result.embeddings[:, 0].tolist() == [1, 2, 3, 4, 5]
+        assert result.text_index.tolist() == [0, 0, 1, 2, 2]
+        sent = [parameters(request) for request in sorted(chunked.requests[-2:], key=len_of, reverse=True)]
+        assert [json.loads(one["spans"]) for one in sent] == [[[[0, 1], [2, 3]], [[0, 1]]], [[[0, 1], [2, 3]]]]
+        assert [set(one) for one in sent] == [{"spans", "input_type"}] * 2
+    async with AsyncEmbeddingClient(chunked.target) as opened:
+        theirs = await opened.embed_spans(texts, spans)
+    assert np.array_equal(theirs.embeddings, result.embeddings)
+
+
+def test_spans_that_cannot_be_are_refused(client, chunked):
+    with pytest.raises(ValueError, match="spans has fewer elements than texts"):
+        client.embed_spans(["1", "2"], [[(0, 1)]])
+    with pytest.raises(TypeError):
+        client.embed_spans(["1"], [[(0, "secret")]])
+    with pytest.raises(TypeError, match="unexpected keyword argument 'chunk_tokens'"):
+        client.embed_spans(["1"], [[(0, 1)]], chunk_tokens=8)
+    assert chunked.requests == []
+
+
+def test_no_texts_have_no_spans(client, server):
+    assert client.embed_spans([], []).embeddings.shape == (0, 10)
 
 
 def test_options_that_cannot_be_are_refused(client, chunked):

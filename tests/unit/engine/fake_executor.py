@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
 from tritonembed_engine.request import Request
-from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.token_ids import Spans, TokenIds
 
 Array = npt.NDArray[np.float32]
 PATIENCE = 60.0
@@ -42,6 +42,7 @@ class FakeExecutor:
 
     name = "fake"
     dimensions = 3
+    pools_spans = True
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class FakeExecutor:
     def let_go(self) -> None:
         self._go.set()
 
-    def launch(self, batch: TokenIds, skips: Sequence[int] | None = None) -> "FakePending":
+    def launch(self, batch: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> "FakePending":
         sentences = [ids.tobytes() for ids in batch]
         self.before_launch(sentences)
         self.skips.append(skips)
