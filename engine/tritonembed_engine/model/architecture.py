@@ -9,6 +9,7 @@ from typing import Any
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
+from tritonembed_engine.model.gte import NEW, as_gte, check_new
 from tritonembed_engine.model.jina_bert import check_jina_bert, is_jina_bert
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")
@@ -37,6 +38,7 @@ WITH_HEAD = {
     "data2vec-text": ("data2vec_text.", "RobertaModel"),
     "xlm-roberta": ("roberta.", "XLMRobertaModel"),
     "modernbert": ("model.", "ModernBertModel"),
+    NEW: ("new.", "GteModel"),
 }
 """By model type: the prefix of the encoder's weights in a checkpoint with a head, and the class without the head."""
 
@@ -64,6 +66,8 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
         raise ModelError(f"{name}: the positions of a {kind} model begin after padding's, but vLLM begins at 0")
     if is_jina_bert(config):
         check_jina_bert(name, config)
+    if kind == NEW:
+        check_new(name, config)
     if config.get("lora_adaptations"):
         raise ModelError(f"{name}: its tasks are LoRA adapters (lora_adaptations); adapters are not served")
     return architectures
@@ -86,10 +90,9 @@ def config_for_vllm(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind in ("roberta", "xlm-roberta", *AS_ROBERTA):
         # The class reads it, and files of transformers 5 and of releases before 4 lack it.
         changed.setdefault("position_embedding_type", "absolute")
-    if changed.get("architectures") == ["NewModel"]:
-        # The class in the hub's code; vLLM's class has another name.
-        changed["architectures"] = ["GteNewModel"]
-    if kind == "gte":
+    if kind == NEW:
+        changed = as_gte(config, "vllm")
+    if changed.get("model_type") == "gte":
         changed.setdefault("position_embedding_type", "rope")
     if rope := _dropped_rope(config):
         changed["rope_parameters"] = rope

@@ -19,6 +19,7 @@ from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
+from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
@@ -70,7 +71,12 @@ class Oracle:
         model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
         logging.disable_progress_bar()
         logging.set_verbosity_error()
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        if kind == NEW:
+            # The hub's code is not needed, and not run.
+            trust_remote_code, model_class = False, transformers.GteModel
+            config = transformers.GteConfig(**as_gte(given, "transformers"))
+        else:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         config_for_reference(config, given)
         config.return_dict = True
         self._model, info = model_class.from_pretrained(

@@ -84,6 +84,7 @@ def _gte_hub(code: str, model_class: str, rope: Mapping[str, Any], prefix: str =
     return model
 
 
+THETA = {"rope_theta": 500000.0, "rope_type": "default"}
 NTK = {"rope_scaling": {"factor": 8.0, "type": "ntk"}, "rope_theta": 20000}
 NTK_NATIVE = {"rope_type": "linear", "factor": 8.0 ** (2 / 32), "rope_theta": 160000.0}
 """The same frequencies for transformers: base * factor, divided by factor ** (2 / head size)."""
@@ -105,22 +106,37 @@ def gte_multilingual_prefixed(folder: Path) -> None:
     write(folder, _gte_hub(f"{NEW_CODE}--", "NewForTokenClassification", NTK, "new."), "cls")
 
 
-@case(
-    "gte",
-    trusted=True,
-    vllm={"hf_overrides": {"architectures": ["GteNewModel"]}},
-    reference=_write_gte_reference,
-)
+@case("gte", trusted=True, reference=_write_gte_reference)
 def gte_multilingual_local(folder: Path) -> None:
     """gte-multilingual-base with its code in the folder."""
     write(folder, _gte_hub("", "NewModel", NTK), "cls")
     (folder / "configuration.py").write_text(STUB)
 
 
-@case("gte", reference=lambda folder: write(folder, _gte_native({"rope_theta": 500000.0, "rope_type": "default"})))
+@case("gte", reference=lambda folder: write(folder, _gte_native(THETA)))
 def gte_en(folder: Path) -> None:
-    """gte-base-en-v1.5 and stella_en_400M: another theta, no scaling."""
+    """stella_en_400M: another theta, no scaling."""
     write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
+
+
+def _write_without_token_type(folder: Path, model: Model) -> None:
+    model.config["type_vocab_size"] = 0
+    del model.state["embeddings.token_type_embeddings.weight"]
+    write(folder, model)
+
+
+@case("gte", reference=lambda folder: _write_without_token_type(folder, _gte_native(THETA)))
+def gte_en_no_types(folder: Path) -> None:
+    """gte-base-en-v1.5: no table of token types."""
+    _write_without_token_type(
+        folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000})
+    )
+
+
+@case("gte", must_refuse=True)
+def gte_rms_norm(folder: Path) -> None:
+    """A setting of the code that no released model has."""
+    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", NTK, layer_norm_type="rms_norm"), "cls")
 
 
 @case("gte")
