@@ -170,12 +170,13 @@ class TritonPythonModel:
             found = vectors.cut(found, item.parameters, request.normalize, self._files.truncate_dim)
             num_tokens = request.sentences.lengths
             more = [] if item.chunks is None else item.tensors_of_chunks(found)
+            tensors = []
             if item.chunks is not None and item.spans is None:
                 found = item.chunks.means(found, num_tokens, request.normalize)
                 num_tokens = item.chunks.sums(num_tokens)
             if "embedding" in item.outputs:
-                more.append(to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))))
-            return answer(pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)), *more)
+                tensors.append(to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))))
+            return answer(*tensors, pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)), *more)
         except Exception as error:
             return self._refuse(error)
 
