@@ -143,6 +143,7 @@ def _render_settings(context: typer.Context, model: str, options: RepositoryOpti
         queue_limits=options.queue_limits,
         reference=settings.resolve_reference(options.reference, options.no_reference),
         deterministic=options.deterministic,
+        instruction_template=options.instruction_template,
         vllm=engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context)),
     )
 

@@ -50,6 +50,14 @@ Reference = Annotated[
     ),
 ]
 NoReference = Annotated[bool, typer.Option(False, help="Serve without comparing the vectors with a reference.")]
+InstructionTemplate = Annotated[
+    str | None,
+    typer.Option(
+        None,
+        help="Prompt for the request parameter instruction, which stands at {instruction}; by default as the model's "
+        "own prompts or its name show.",
+    ),
+]
 Deterministic = Annotated[
     bool,
     typer.Option(
@@ -116,6 +124,7 @@ class RepositoryOptions:
     reference: Reference
     no_reference: NoReference
     deterministic: Deterministic
+    instruction_template: InstructionTemplate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -90,6 +90,7 @@ def _launch(context: typer.Context, options: ServeOptions, model: str) -> Launch
         max_batch_tokens=options.max_batch_tokens,
         reference=resolve_reference(options.reference, options.no_reference),
         deterministic=options.deterministic,
+        instruction_template=options.instruction_template,
         executor=options.executor,
         queue_limits=options.queue_limits,
         vllm={**vllm, "gpu_memory_utilization": options.gpu_memory_utilization} if device == "cuda" else vllm,

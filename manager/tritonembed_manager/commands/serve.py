@@ -171,6 +171,7 @@ class ServeOptions:
     reference: Launched[shared.Reference]
     no_reference: Launched[shared.NoReference]
     deterministic: Launched[shared.Deterministic]
+    instruction_template: Launched[shared.InstructionTemplate]
     mps: LaunchedOnAGpu[shared.Mps]
     tritonserver: Launched[shared.Tritonserver]
     work_dir: Launched[shared.WorkDir]

@@ -33,6 +33,8 @@ class RenderSettings:
     reference: str | None = None
     """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
     deterministic: bool = False
+    instruction_template: str | None = None
+    """The prompt for the request parameter `instruction`, which stands at `{instruction}`; None: the model's own."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """The given vLLM engine arguments, by their Python names."""
 
@@ -42,6 +44,8 @@ class RenderSettings:
                 raise StartError("--gpus needs --device cuda")
             if self.tensor_parallel_size > 1:
                 raise StartError("--tensor-parallel-size above 1 needs --device cuda")
+        if self.instruction_template is not None and self.instruction_template.count("{instruction}") != 1:
+            raise StartError("--instruction-template must hold {instruction} once")
         if len(set(self.gpus)) != len(self.gpus):
             raise StartError("--gpus names a GPU twice")
         if self.gpus and len(self.gpus) % self.tensor_parallel_size:

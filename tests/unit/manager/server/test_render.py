@@ -90,10 +90,18 @@ def test_engine_settings_and_vllm_arguments_reach_model_json_and_the_engine_acce
     assert settings.vllm == {"dtype": "float32", "max_model_len": 256}
 
 
+@pytest.mark.parametrize("template", ["", "Query: ", "{instruction}{instruction}"])
+def test_an_instruction_template_has_one_place(tmp_path, template):
+    with pytest.raises(StartError, match=r"^--instruction-template must hold \{instruction\} once$"):
+        rendered(tmp_path, instruction_template=template)
+
+
 def test_a_reference_and_determinism_reach_model_json(tmp_path):
     from tritonembed_engine.settings import DETERMINISTIC_BATCH_TOKENS, read_settings
 
-    _, model = rendered(tmp_path, reference="off", deterministic=True)
+    template = "Represent this for {instruction}: "
+    _, model = rendered(tmp_path, reference="off", deterministic=True, instruction_template=template)
+    assert model["engine"]["instruction_template"] == template
     assert (model["engine"]["reference"], model["engine"]["deterministic"]) == ("off", True)
     # A measured budget would change the shapes from start to start.
     assert read_settings(tmp_path / "repository").engine.max_batch_tokens == DETERMINISTIC_BATCH_TOKENS
