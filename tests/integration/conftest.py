@@ -68,7 +68,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manager(model: Path, hostile: Path) -> Iterator[Serve]:
     """The session's manager: two workers, one server with two replicas. A test that would harm it starts its own."""
     arguments = ["--model", model, "--device=cpu", "--num-replicas=2", "--tokenizer-instances=1", "--workers=2"]
-    with serving(*arguments, "--no-reference", "--health-interval=3600", folder=hostile.parent) as started:
+    options = ["--no-reference", "--health-interval=3600", "--instruction-template=Instruct: {instruction}\nQuery: "]
+    with serving(*arguments, *options, folder=hostile.parent) as started:
         yield started
 
 

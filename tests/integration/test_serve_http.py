@@ -99,6 +99,10 @@ def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
     whole = client.embeddings.create(model=model.id, input=" ".join(long), extra_body={"truncate": "CHUNK"})
     assert np.allclose(whole.data[0].embedding, parts.data[0].embedding, atol=1e-6)
     assert whole.usage.total_tokens == parts.usage.total_tokens == 3 * 43
+    with_instruction = client.embeddings.create(model=model.id, input="cats", extra_body={"instruction": "Find pets"})
+    as_text = client.embeddings.create(model=model.id, input="Instruct: Find pets\nQuery: cats")
+    assert np.allclose(with_instruction.data[0].embedding, as_text.data[0].embedding, atol=1e-6)
+    assert with_instruction.usage == as_text.usage
     by_ids = client.embeddings.create(model=model.id, input=[[2, 5, 3], [2, 3]])
     assert by_ids.usage.total_tokens == 5
     with pytest.raises(openai.BadRequestError, match="dimensions"):
