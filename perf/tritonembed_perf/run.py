@@ -13,8 +13,15 @@ from tritonembed_manager.tune.loadgen.clients import Interrupt, Watcher, run_cli
 from tritonembed_manager.tune.loadgen.load import Outcome, Work
 from tritonembed_manager.tune.loads import WordTexts, count_tokens
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
-from tritonembed_perf.loadgen.answers import SENTENCES, AnswerCheck, embed_with_transformers, make_references
-from tritonembed_perf.loadgen.protocol import PERCENTILES, figures, make_work
+from tritonembed_perf.loadgen.checks import (
+    PERCENTILES,
+    SENTENCES,
+    AnswerCheck,
+    embed_with_transformers,
+    figures,
+    make_references,
+    make_work,
+)
 from tritonembed_perf.loadgen.requests import (
     PooledRequest,
     draw_lengths,
@@ -69,7 +76,7 @@ def measure_server(settings: RunSettings) -> None:
         interrupt.happened = True
     _show(rows, settings)
     report["server"] = {"model": served.model, "description": served.description}
-    report |= {"settings": settings.as_json(), "interrupted": interrupt.happened, "rows": rows}
+    report |= {"interrupted": interrupt.happened, "rows": rows}
     write_report(settings.json_path, report)
     if wrong := sum(row["wrong"] for row in rows):
         raise BenchError(f"{wrong} answers were wrong")

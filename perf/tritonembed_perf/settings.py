@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -123,17 +123,6 @@ class RunSettings:
         if self.rate is None and self.processes is not None and self.processes > self.concurrency:
             raise UsageError(f"--processes {self.processes} is more than --concurrency {self.concurrency}")
         assert self.sizes
-
-    def as_json(self) -> dict[str, Any]:
-        """Every option, also those that were left to their defaults; of files their names without folders."""
-        values = asdict(self)
-        del values["json_path"]
-        values |= {"server": self.address, "batch_sizes": self.sizes, "processes": self.client_processes}
-        values |= {"concurrency": self.load.concurrency, "requests": self.load.requests}
-        for name in ("model", "tokenizer", "dataset"):
-            if values[name] is not None:
-                values[name] = Path(values[name]).name if Path(values[name]).exists() else str(values[name])
-        return values
 
 
 @dataclass(frozen=True)

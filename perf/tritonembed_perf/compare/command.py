@@ -3,12 +3,10 @@
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.compare.contest import Contest
-from tritonembed_perf.compare.environments import Bench, parse_pythons
-from tritonembed_perf.compare.measuring import Materials, Window
+from tritonembed_perf.compare.contest import Contest, Materials, Window
+from tritonembed_perf.compare.peer import Bench, parse_pythons
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
 from tritonembed_perf.compare.reports import publish
 from tritonembed_perf.compare.results import Trial, merge_reports, read_report
@@ -50,7 +48,11 @@ def _compare(settings: CompareSettings) -> None:
     trials += [Trial(*OFFERED, rate=rate) for rate in rates]
     files, tokenizer = read_tokenizer(str(bench.model))
     check_loads(trials, files, tokenizer)
-    _make_folder("--out", settings.out)
+    if settings.out is not None:
+        try:
+            settings.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--out: {settings.out} can't be made: {error.strerror}") from None
     print(f"{bench.model.name}, {bench.dtype} on {bench.device}", flush=True)
     began = time.monotonic()
 
@@ -93,15 +95,3 @@ def _make_bench(settings: CompareSettings, gpus: list[str]) -> Bench:
         raise UsageError(f"--model: {model} is not the folder of a model")
     cores = len(os.sched_getaffinity(0))
     return Bench(model.resolve(), settings.dtype or DTYPES[device], device, cores, work, pythons)
-
-
-def _make_folder(option: str, path: Path | None) -> None:
-    """Make the folder if it is missing. Raises UsageError, which names the option."""
-    if path is None:
-        return
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        raise UsageError(f"{option}: there is no folder {path}, and it can't be made") from None
-    if not os.access(path, os.W_OK):
-        raise UsageError(f"{option}: nothing can be written to {path}")

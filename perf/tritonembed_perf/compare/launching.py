@@ -12,14 +12,18 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from tritonembed_manager.tune.loadgen.load import RequestFailedError
-from tritonembed_perf.compare.environments import LINE_LENGTH, CannotRunError
-from tritonembed_perf.loadgen.protocol import WireProtocol, WrongAnswerError
+from tritonembed_perf.loadgen.protocols import WireProtocol, WrongAnswerError
 from tritonembed_perf.signals import deferred_signals
 
 START_LIMIT_S = 900.0
 ATTEMPT_S = 30.0
 PERIOD_S = 0.5
 STOP_PATIENCE_S = 20.0
+LINE_LENGTH = 160
+
+
+class CannotRunError(Exception):
+    """Why a peer has no figures: one line for the table."""
 
 
 @contextmanager

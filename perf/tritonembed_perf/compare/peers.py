@@ -3,11 +3,9 @@
 from pathlib import Path
 
 from tritonembed_engine.stub.child_python import module_command
-from tritonembed_perf.compare.environments import Environment
-from tritonembed_perf.compare.peer import DEFAULTS, ArcticInference, Peer
+from tritonembed_perf.compare.peer import DEFAULTS, ArcticInference, Environment, Peer
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
-from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.protocols import Arctic, KServe, OpenAI
 
 PROGRAMS = str(Path(__file__).parent / "programs")
 

@@ -17,10 +17,7 @@ from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE
 from tritonembed_manager.tune.loadgen.load import RequestFailedError
 from tritonembed_manager.tune.loads import LoadShape, NoTextError, WordTexts
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.loadgen.answers import Answer
-from tritonembed_perf.loadgen.grpc_protocols import Arctic, KServe
-from tritonembed_perf.loadgen.openai import OpenAI
-from tritonembed_perf.loadgen.protocol import Served, WireProtocol, WrongAnswerError
+from tritonembed_perf.loadgen.protocols import Answer, Arctic, KServe, OpenAI, Served, WireProtocol, WrongAnswerError
 from tritonembed_perf.loadgen.requests import encoded_requests, parse_loads
 from tritonembed_perf.settings import RunSettings
 from tritonembed_protocol.limits import MAX_BATCH_SIZE

@@ -29,9 +29,8 @@ from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
 from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import LoadShape, exact_length_texts
 from tritonembed_perf.failures import BenchError
-from tritonembed_perf.loadgen.answers import AnswerCheck, make_references, min_cosine
-from tritonembed_perf.loadgen.grpc_protocols import KServe
-from tritonembed_perf.loadgen.protocol import make_work
+from tritonembed_perf.loadgen.checks import AnswerCheck, make_references, make_work, min_cosine
+from tritonembed_perf.loadgen.protocols import KServe
 from tritonembed_perf.loadgen.requests import PooledRequest, make_requests
 from tritonembed_perf.models import cached_preset
 from tritonembed_perf.options import run_script

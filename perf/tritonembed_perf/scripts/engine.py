@@ -26,7 +26,7 @@ from typer import Option
 
 from tritonembed_manager.commands.signature import with_options
 from tritonembed_perf.failures import BenchError, UsageError
-from tritonembed_perf.loadgen.answers import row_cosines
+from tritonembed_perf.loadgen.checks import row_cosines
 from tritonembed_perf.options import run_script
 from tritonembed_perf.scripts.executor import ExecutorOptions, LoadedExecutor, load_executor
 

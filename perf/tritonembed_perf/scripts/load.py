@@ -28,7 +28,7 @@ from tritonembed_manager.tune.loadgen.kserve import GrpcSender
 from tritonembed_manager.tune.loadgen.load import Outcome
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
-from tritonembed_perf.loadgen.protocol import figures
+from tritonembed_perf.loadgen.checks import figures
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.options import Loads, Model, run_script
 from tritonembed_perf.server import RunningServer, running_manager, running_server

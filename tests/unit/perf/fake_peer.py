@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.compare.measuring import Material, Materials
+from tritonembed_perf.compare.contest import Material, Materials
 from tritonembed_perf.compare.peer import DEFAULTS, Peer
 from tritonembed_perf.compare.results import Trial
-from tritonembed_perf.loadgen.answers import AnswerCheck, Reference
-from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.checks import AnswerCheck, Reference
+from tritonembed_perf.loadgen.protocols import OpenAI
 from tritonembed_perf.loadgen.requests import PooledRequest
 
 VECTOR = """

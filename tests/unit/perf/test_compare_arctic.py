@@ -12,7 +12,7 @@ import pytest
 
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as messages
 from tritonembed_perf.compare.programs import arctic_main
-from tritonembed_perf.loadgen.grpc_protocols import Arctic
+from tritonembed_perf.loadgen.protocols import Arctic
 
 
 def test_replicas_are_started_through_the_shim(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from tritonembed_perf.compare import contest as contest_module
-from tritonembed_perf.compare.contest import Contest
-from tritonembed_perf.compare.environments import Bench, CannotRunError
-from tritonembed_perf.compare.measuring import Window
+from tritonembed_perf.compare.contest import Contest, Window
+from tritonembed_perf.compare.launching import CannotRunError
+from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.results import Result, Sample, Trial
 from tritonembed_perf.failures import BenchError
 

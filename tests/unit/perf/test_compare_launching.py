@@ -12,13 +12,11 @@ import psutil
 import pytest
 from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 
-from tritonembed_perf.compare.contest import Contest
-from tritonembed_perf.compare.environments import Bench, CannotRunError
-from tritonembed_perf.compare.launching import launched
-from tritonembed_perf.compare.measuring import Window
-from tritonembed_perf.compare.peer import DEFAULTS
+from tritonembed_perf.compare.contest import Contest, Window
+from tritonembed_perf.compare.launching import CannotRunError, launched
+from tritonembed_perf.compare.peer import DEFAULTS, Bench
 from tritonembed_perf.free_ports import free_ports
-from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAI
 from tritonembed_perf.signals import deferred_signals
 
 

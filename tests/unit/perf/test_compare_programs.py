@@ -12,8 +12,8 @@ from tests.models import ModelShelf
 
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_perf.compare.programs import sentence_transformers_main
-from tritonembed_perf.loadgen.answers import embed_with_transformers
-from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.checks import embed_with_transformers
+from tritonembed_perf.loadgen.protocols import OpenAI
 
 TEXTS = ["a cat sits here", "and a dog", "one"]
 

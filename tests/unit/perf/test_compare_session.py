@@ -8,7 +8,7 @@ from tests.models import ModelShelf
 from tests.unit.perf.fake_peer import FakeServer
 
 from tritonembed_perf.cli import main
-from tritonembed_perf.compare.environments import Bench
+from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.peers import all_peers
 
 

@@ -46,7 +46,7 @@ def test_nothing_in_the_wheel_imports_what_is_left_out_of_it() -> None:
 def test_a_package_that_is_missing_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for module in ("run", "loadgen.target", "loadgen.openai"):
+    for module in ("run", "loadgen.target", "loadgen.protocols"):
         monkeypatch.delitem(sys.modules, f"tritonembed_perf.{module}", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(SystemExit) as ended:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tritonembed_perf.loadgen.answers import SENTENCES, AnswerCheck, make_references, unit_rows
-from tritonembed_perf.loadgen.protocol import Answer
+from tritonembed_perf.loadgen.checks import SENTENCES, AnswerCheck, make_references, unit_rows
+from tritonembed_perf.loadgen.protocols import Answer
 from tritonembed_perf.loadgen.requests import PooledRequest
 
 RIGHT = unit_rows(np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32))

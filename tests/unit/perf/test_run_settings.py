@@ -37,12 +37,6 @@ def test_a_rate_replaces_the_concurrency_and_a_duration_the_number_of_requests()
     assert (load.duration, load.requests) == (3.0, None)
 
 
-def test_a_report_has_the_load_that_was_sent() -> None:
-    told = settings(rate=5.0, duration=3.0, batch_sizes="4, 4", processes=2).as_json()
-    assert (told["rate"], told["concurrency"], told["duration"], told["requests"]) == (5.0, None, 3.0, None)
-    assert (told["server"], told["batch_sizes"], told["processes"]) == ("localhost:50050", (4,), 2)
-
-
 @pytest.mark.parametrize(
     "given",
     [

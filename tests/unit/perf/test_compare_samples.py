@@ -8,11 +8,11 @@ import pytest
 from tests.unit.perf.fake_peer import PROGRAM, TRIAL, FakeServer, FewTexts
 
 from tritonembed_manager.tune.loadgen.clients import Interrupt
-from tritonembed_perf.compare.environments import Bench, CannotRunError
-from tritonembed_perf.compare.measuring import Window, take_sample
-from tritonembed_perf.compare.peer import DEFAULTS, InProcess, Peer
+from tritonembed_perf.compare.contest import Window, take_sample
+from tritonembed_perf.compare.launching import CannotRunError
+from tritonembed_perf.compare.peer import DEFAULTS, Bench, InProcess, Peer
 from tritonembed_perf.compare.results import Sample, Trial
-from tritonembed_perf.loadgen.openai import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAI
 from tritonembed_perf.settings import client_processes
 
 

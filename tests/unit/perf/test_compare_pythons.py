@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tritonembed_perf.compare.environments import Bench, CannotRunError, Environment, find_python
+from tritonembed_perf.compare.launching import CannotRunError
+from tritonembed_perf.compare.peer import Bench, Environment, find_python
 
 
 def bench(folder: Path, **pythons: str) -> Bench:

@@ -2,12 +2,19 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_manager.tune.loadgen.load import Outcome, Work
+from tritonembed_perf.loadgen.protocols import Answer, WireProtocol, WrongAnswerError
 from tritonembed_perf.loadgen.requests import PooledRequest
+from tritonembed_perf.reports import without_paths
+
+PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 NORM_TOLERANCE = 5e-3
 """How far a normalised vector's norm may be from 1; 16-bit vectors have about 1e-3."""
@@ -19,14 +26,6 @@ MIN_COSINE, MIN_COSINE_16_BITS = 0.999, 0.99
 """To the right vector, by the precision of the model's weights."""
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """vectors: (sentences, dimensions). tokens: as the server counted them, if the protocol has that number exactly."""
-
-    vectors: npt.NDArray[np.float32]
-    tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -122,3 +121,38 @@ def unit_rows(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Each row scaled to norm 1."""
     scaled: npt.NDArray[np.float32] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return scaled
+
+
+def make_work(protocol: WireProtocol, requests: Sequence[PooledRequest], check: AnswerCheck) -> Work:
+    """Requests for the load generator, with every answer checked."""
+    return Work(
+        protocol.sender(),
+        tuple(protocol.encode(request.texts) for request in requests),
+        tuple(request.tokens for request in requests),
+        partial(_fault, protocol.decode, len(requests[0].texts), check),
+        frozenset(check.references),
+    )
+
+
+def figures(outcome: Outcome) -> dict[str, Any]:
+    """What is reported of any load: rates, latencies, and of failures and wrong answers how many, and why."""
+    part = outcome.part
+    faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
+    return {
+        "requests_per_second": outcome.requests_per_second,
+        "tokens_per_second": outcome.tokens_per_second,
+        **{f"{name}_ms": outcome.latency_ms(of) if outcome.requests else 0.0 for name, of in PERCENTILES.items()},
+        "errors": part.errors,
+        "wrong": part.wrong,
+        "faults": [without_paths(fault) for fault in dict.fromkeys(faults)],
+        "client_cpu_seconds": outcome.client_cpu_seconds,
+        "client_saturated": outcome.is_client_saturated,
+    }
+
+
+def _fault(decode: Callable[[bytes, int], Answer], sentences: int, check: AnswerCheck, number: int, raw: bytes) -> str:
+    try:
+        answer = decode(raw, sentences)
+    except WrongAnswerError as error:
+        return str(error)
+    return check.find_fault(number, answer)
