@@ -29,6 +29,7 @@ from tritonembed_engine.executors.loading import (
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
 from tritonembed_engine.executors.vllm_internals import dtype_of
+from tritonembed_engine.model.architecture import reason_against_cpu
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object
 from tritonembed_engine.model.static import read_table
@@ -81,6 +82,8 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
 
 
 def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
+    if device == "cpu" and (reason := reason_against_cpu(read_object(files.transformer / "config.json"))):
+        raise ModelError(f"{files.name} can't be served on a CPU: {reason}")
     by_transformers = _serves_in_transformers(settings, files)
     for key in files.unknown:
         logger.warning("%s has no effect", key)

@@ -73,6 +73,18 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
     return architectures
 
 
+def has_experts(config: Mapping[str, Any]) -> bool:
+    """Whether it is NomicBERT with a mixture of experts (nomic-embed-text-v2-moe)."""
+    return config.get("model_type") == "nomic_bert" and bool(config.get("moe_every_n_layers"))
+
+
+def reason_against_cpu(config: Mapping[str, Any]) -> str | None:
+    """Why vLLM can't run the model on a CPU, in 0.32.0; None if it can. config: config.json."""
+    if has_experts(config):
+        return "vLLM runs NomicBERT's mixture of experts by Triton kernels alone, which need a GPU"
+    return None
+
+
 def is_causal(config: Mapping[str, Any]) -> bool:
     """Whether attention is causal, as far as config.json shows. vLLM knows when it has loaded the model."""
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):

@@ -13,7 +13,7 @@ import torch
 from typing_extensions import assert_never
 
 from tritonembed_engine.errors import ModelError, reason_of
-from tritonembed_engine.model.architecture import config_for_reference
+from tritonembed_engine.model.architecture import config_for_reference, has_experts
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
 from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
@@ -65,6 +65,11 @@ class Oracle:
         from transformers.utils import logging
 
         given = read_object(folder / "config.json")
+        if has_experts(given):
+            raise ModelError(
+                "transformers' NomicBERT has no mixture of experts, so there is no reference; --reference FILE takes"
+                " sentence-transformers' vectors, --no-reference none"
+            )
         # AutoModel would load the decoder of a pair, too, and no projection with CLIP's text tower.
         kind = str(given.get("model_type"))
         has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER

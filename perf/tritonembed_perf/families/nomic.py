@@ -1,5 +1,6 @@
 """nomic-embed-text and its relatives: BERT with rotary positions and a gated MLP; config.json has GPT-2's keys."""
 
+import re
 from pathlib import Path
 
 from tritonembed_perf.families import vocabularies
@@ -130,3 +131,27 @@ def arctic_m_long(folder: Path) -> None:
 def nomic_native(folder: Path) -> None:
     """As transformers 5 saves it."""
     write(folder, _nomic_native(**SMALL), prompts=NOMIC_PROMPTS)
+
+
+@case("nomic", must_refuse=True)
+def nomic_v2_moe(folder: Path) -> None:
+    """nomic-embed-text-v2-moe: every second layer has experts. transformers would leave them out."""
+    import torch
+
+    model = _nomic_hub(10000.0, **FULL)
+    width, inner = model.config["n_embd"], model.config["n_inner"]
+    model.state = {
+        name: tensor[: len(tensor) // 2] if ".mlp.fc1" in name else tensor
+        for name, tensor in model.state.items()
+        if int((re.findall(r"layers\.(\d+)\.mlp", name) or ["0"])[0]) % 2 == 0
+    }
+    for layer in range(1, FULL["layers"], 2):
+        stem = f"encoder.layers.{layer}.mlp"
+        model.state[f"{stem}.router.layer.weight"] = torch.zeros(2, width)
+        model.state[f"{stem}.experts.bias"] = torch.zeros(width)
+        for part in ("w1", "w2"):
+            model.state[f"{stem}.experts.mlp.{part}"] = torch.zeros(2 * inner, width)
+    model.config.update(
+        activation_function="gelu", expert_choice_router=False, moe_every_n_layers=2, moe_top_k=1, num_experts=2
+    )
+    write(folder, model, prompts=NOMIC_PROMPTS)
