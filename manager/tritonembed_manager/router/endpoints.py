@@ -94,7 +94,7 @@ def add_reflection(server: grpc.aio.Server) -> None:
 
 
 Send = Callable[[dict[str, Any]], None]
-_MOST_PENDING = 1 << 20
+_MOST_PENDING, _MOST_PENDING_S = 1 << 20, 86400
 _GRPC_OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", MAX_REQUEST),
@@ -112,6 +112,8 @@ _GRPC_OPTIONS: list[tuple[str, Any]] = [
     # By default gRPC cancels calls at random once 1,000 wait for a busy loop. Admission control refuses with a reason.
     ("grpc.server.max_pending_requests", _MOST_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
+    # By default it also cancels those that have waited for 30 s.
+    ("grpc.server_max_unrequested_time_in_server", _MOST_PENDING_S),
 ]
 _LAST_ANSWERS_S = 1.0
 """Time for the answers that are being written when a server stops."""

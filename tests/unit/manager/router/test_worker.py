@@ -237,7 +237,7 @@ async def test_every_request_of_a_burst_is_answered_or_refused():
         await infer(stub)
         fake.latency = 0.5
         # This is more than gRPC accepts before the application requests calls.
-        ended = await asyncio.gather(*(_answer(infer(stub)) for _ in range(3000)), return_exceptions=True)
+        ended = await asyncio.gather(*(_answer(infer(stub, timeout=250)) for _ in range(3000)), return_exceptions=True)
         refused = {error.code() for error in ended if isinstance(error, grpc.aio.AioRpcError)}
         assert refused == {grpc.StatusCode.RESOURCE_EXHAUSTED}
 
