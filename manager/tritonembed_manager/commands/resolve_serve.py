@@ -12,7 +12,9 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import plan_servers
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
+from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
+from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.settings import (
     RenderSettings,
@@ -54,7 +56,19 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         min_receive_rate=options.min_receive_rate,
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
+        tls=_tls(options),
     )
+
+
+def _tls(options: ServeOptions) -> TlsFiles | None:
+    certificate, key = options.tls_cert, options.tls_key
+    if certificate is None and key is None:
+        if options.tls_client_ca is not None:
+            raise StartError(f"{CLIENT_CA} needs {CERTIFICATE} and {KEY}")
+        return None
+    if certificate is None or key is None:
+        raise StartError(f"{CERTIFICATE} and {KEY} go together")
+    return TlsFiles(certificate, key, options.tls_client_ca)
 
 
 def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> AttachSettings:

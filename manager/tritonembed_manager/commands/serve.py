@@ -183,8 +183,24 @@ class ServeOptions:
             "Such calls are refused by default.",
         ),
     ]
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            None,
+            help="Speak TLS on both ports, with this certificate (PEM; intermediate ones may follow). If the files "
+            "change, new connections get the new certificate.",
+        ),
+    ]
+    tls_key: Annotated[Path | None, typer.Option(None, help="The key of --tls-cert (PEM, without a password).")]
+    tls_client_ca: Annotated[
+        Path | None,
+        typer.Option(None, help="Require a certificate of each client, signed by one of these authorities (PEM)."),
+    ]
     http_header_timeout: Annotated[
-        float, typer.Option(10.0, min=0.1, help="Seconds for the line and the headers of an HTTP request.")
+        float,
+        typer.Option(
+            10.0, min=0.1, help="Seconds for the line and the headers of an HTTP request, and for a TLS handshake."
+        ),
     ]
     receive_timeout: Annotated[
         float, typer.Option(60.0, min=0.1, help="Seconds for a request to arrive: an HTTP body, or a gRPC message.")

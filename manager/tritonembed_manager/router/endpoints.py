@@ -26,6 +26,7 @@ from tritonembed_manager.router.data.admission import DRAINING, MAX_REQUEST, Mem
 from tritonembed_manager.router.data.tracing import from_environment
 from tritonembed_manager.router.interfaces import Dispatcher
 from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_manager.router.tls import Pems, ServerTls
 
 _TURN_S, _QUIET_TURNS, _MOST_S = 0.01, 10, 1.0
 """A turn without a new call is quiet. After this many quiet turns in a row, every caller waits for an answer. Turns are
@@ -146,6 +147,7 @@ class Endpoints:
         self._tracing = from_environment()
         self._runner: web.AppRunner | None = None
         self.aborts = Aborts(send, config.workers - 1)
+        self._tls = ServerTls(config.tls) if config.tls else None
         self._grpc = grpc.aio.server(options=_GRPC_OPTIONS)
         self._late = LateCalls()
         self._grpc.add_generic_rpc_handlers((self._late,))
@@ -169,6 +171,11 @@ class Endpoints:
         """Send the health to its watchers; call it when servers changed, or when the worker drains."""
         self._health.refresh()
 
+    def set_tls(self, pems: Pems) -> None:
+        """Use another certificate for new connections, if the ports speak TLS. Raises ValueError."""
+        if self._tls is not None:
+            self._tls.update(pems)
+
     async def stop(self, grace: float = _LAST_ANSWERS_S) -> None:
         """Stop listening. grace: seconds for the answers that are being written."""
         await self._late.hold()
@@ -185,8 +192,12 @@ class Endpoints:
 
     async def _start_grpc(self) -> None:
         host, port = self._config.host, self._config.port
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
-            bound = self._grpc.add_insecure_port(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if self._tls is None:
+                bound = self._grpc.add_insecure_port(address)
+            else:
+                bound = self._grpc.add_secure_port(address, self._tls.credentials)
         except RuntimeError:
             bound = 0
         if not bound:
@@ -210,7 +221,8 @@ class Endpoints:
             limits=limits,
             memory=self._memory,
         )
-        self._runner = runner = make_runner(app, _LAST_ANSWERS_S)
+        tls = self._tls
+        self._runner = runner = make_runner(app, _LAST_ANSWERS_S, (lambda: tls.context) if tls else None)
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port, reuse_port=True).start()

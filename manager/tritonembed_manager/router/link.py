@@ -12,6 +12,7 @@ parent to worker
     {"type": "lame_duck"}                   health is negative from now on; requests are still served
     {"type": "ejected", …}                  as another worker sent it
     {"type": "quarantine", "until": {digest: seconds of the monotonic clock}}        refused requests (data/failover.py)
+    {"type": "tls", …}                      new Pems for the handshakes from now on
     {"type": "drain"}                       accept nothing new, finish, exit 0; exit 3 if requests were cut
 worker to parent
     {"type": "ready"}                       the worker listens on both ports
@@ -38,6 +39,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.tls import Pems
 from tritonembed_protocol.policies import PolicyName
 
 TO_ALL_WORKERS = ("abort", "aborted")
@@ -138,6 +140,8 @@ class WorkerConfig:
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
     """See data/model_names.py."""
+    tls: Pems | None = None
+    """None: both ports speak plain text."""
 
     @property
     def names(self) -> ServedNames:
@@ -151,4 +155,5 @@ class WorkerConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WorkerConfig":
         """The reverse of `to_json`. Unknown keys, such as "type", are ignored."""
-        return cls(**{field.name: data[field.name] for field in fields(cls)})
+        tls = data["tls"] and Pems(**data["tls"])
+        return cls(**{**{field.name: data[field.name] for field in fields(cls)}, "tls": tls})

@@ -23,6 +23,7 @@ from tritonembed_manager.router.endpoints import Endpoints, PortError
 from tritonembed_manager.router.interfaces import ServerView
 from tritonembed_manager.router.link import TO_ALL_WORKERS, Link, WorkerConfig
 from tritonembed_manager.router.log import set_up
+from tritonembed_manager.router.tls import Pems
 from tritonembed_protocol.policies import make_policy
 
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
@@ -143,6 +144,8 @@ class Worker:
         elif kind == "quarantine":
             for digest, until in line["until"].items():
                 self._quarantine.add(digest, until)
+        elif kind == "tls":
+            self._endpoints.set_tls(Pems(**line["pems"]))
         elif kind == "drain":
             self.drain()
         elif kind in TO_ALL_WORKERS:

@@ -4,23 +4,20 @@ The file and the name are read again and again while the manager runs.
 """
 
 import asyncio
-import os
 import re
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.control.files import read_small
 from tritonembed_manager.router.data.load_table import SLOTS
 from tritonembed_manager.router.log import log, warn
 
 _FORM = re.compile(r"^(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d+)(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$")
 _TRITON_PORTS = (8001, 8000, 8002)
 """Triton's default ports: gRPC, HTTP, metrics."""
-_MOST_BYTES = 1 << 20
-"""Limit for the size of a servers file."""
 _SHOWN = 60
 
 
@@ -65,7 +62,7 @@ class ServersFile:
         """The addresses in the file now. Raises ValueError, in one line, if it can't be read, is wrong or empty."""
         try:
             # Editors on Windows begin UTF-8 with a byte order mark.
-            lines = self._bytes().decode("utf-8-sig").splitlines()
+            lines = read_small(self._path).decode("utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not text"
             raise ValueError(f"--servers-file {self._path.name} cannot be read: {reason}") from None
@@ -77,17 +74,6 @@ class ServersFile:
         if not found:
             raise ValueError(f"--servers-file {self._path.name} names no server")
         return found
-
-    def _bytes(self) -> bytes:
-        # Opening a pipe would block, and reading a device might never end.
-        fd = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(fd, "rb") as file:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise OSError(0, "not a file")
-            content = file.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise OSError(0, "larger than 1 MiB")
-        return content
 
 
 class ServersDns:

@@ -8,6 +8,7 @@ from tritonembed_manager.router.control.discovery import Address, ServersDns, Se
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
+from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_protocol.policies import PolicyName
@@ -94,6 +95,8 @@ class ServeSettings:
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
     """See data/model_names.py."""
+    tls: TlsFiles | None = None
+    """None: the ports speak plain text."""
 
     def __post_init__(self) -> None:
         if (self.launch is None) == (self.attach is None):
@@ -138,4 +141,5 @@ class ServeSettings:
             min_receive_rate=self.min_receive_rate,
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
+            tls=self.tls.pems if self.tls else None,
         )

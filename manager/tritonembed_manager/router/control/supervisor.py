@@ -125,6 +125,8 @@ class Supervisor:
             self._servers.follow(await lists.first(), first=True)
             self._background(lists.run())
         self._background(self._send_status())
+        if self._settings.tls is not None:
+            self._background(self._settings.tls.watch(self._workers.set_tls))
         judge = StartJudge(self._registry, self._servers.launched, self._workers)
         await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
         if self._signals:

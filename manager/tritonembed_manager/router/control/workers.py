@@ -5,7 +5,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from tritonembed_manager.router.control.worker_process import Command, Worker, w
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.router.log import log, warn
+from tritonembed_manager.router.tls import Pems
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.5, longest_delay=5.0)
 """Workers are restarted for ever, because nothing is served without them."""
@@ -82,6 +83,11 @@ class WorkerPool:
         """Send a line to all workers. may_drop: as for a worker's `send`."""
         for worker in self._workers.values():
             worker.send(line, may_drop=may_drop)
+
+    def set_tls(self, pems: Pems) -> None:
+        """Let these workers, and those that are started later, use another certificate."""
+        self._config = replace(self._config, tls=pems)
+        self.send({"type": "tls", "pems": asdict(pems)})
 
     def be_lame_ducks(self) -> None:
         """Make the workers' health negative. They still serve requests."""

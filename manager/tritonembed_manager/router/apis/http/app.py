@@ -1,6 +1,7 @@
 """The manager's HTTP API as one aiohttp application."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, Protocol
 
@@ -98,11 +99,17 @@ def make_app(
     return app
 
 
-def make_runner(app: web.Application, shutdown_timeout: float) -> web.AppRunner:
-    """Runs the application. shutdown_timeout: seconds for answers that are still being written at the end."""
+def make_runner(
+    app: web.Application, shutdown_timeout: float, tls: Callable[[], ssl.SSLContext] | None = None
+) -> web.AppRunner:
+    """Runs the application. shutdown_timeout: seconds for answers that are still being written at the end.
+
+    tls: the context of the next handshake; None for plain text.
+    """
     return HalfClosingRunner(
         app,
         app[CONNECTIONS],
+        tls,
         keepalive_timeout=IDLE_S,
         # Seconds to receive the rest of a refused request.
         lingering_time=2.0,

@@ -11,6 +11,7 @@ Malformed requests are answered here too: their sender gets a line with the reas
 
 import asyncio
 import logging
+import ssl
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable
@@ -21,6 +22,7 @@ from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import BadStatusLine, InvalidHeader, LineTooLong
 
 from tritonembed_manager.router.apis.http.errors import Handler
+from tritonembed_manager.router.apis.http.handshakes import Handshake
 
 _log = logging.getLogger(__name__)
 _MAX_UNREAD = 192 * 1024 * 1024
@@ -46,8 +48,15 @@ class _Connection:
     peer: str
     waits_since: float | None
     """Since when a request's head is awaited: one that has begun, or the first one."""
+    below: Any = None
+    """With TLS, the transport of the encrypted bytes."""
     unread: int = 0
     unread_since: float = 0.0
+
+    def unsent(self) -> int:
+        """Bytes that the client has not taken yet."""
+        sizes = (transport.get_write_buffer_size() for transport in (self.transport, self.below) if transport)
+        return sum(sizes)
 
 
 class Connections:
@@ -56,7 +65,7 @@ class Connections:
     def __init__(
         self, limits: HttpLimits, clock: Callable[[], float] = time.monotonic, max_unread: int = _MAX_UNREAD
     ) -> None:
-        self._limits = limits
+        self.limits = limits
         self._clock = clock
         self._max_unread = max_unread
         self._open: dict[Hashable, _Connection] = {}
@@ -68,11 +77,17 @@ class Connections:
         peer = name[0] if isinstance(name, tuple) else ""
         self._open[key] = _Connection(transport, peer, self._clock())
         self._peers[peer] += 1
-        if self._peers[peer] > self._limits.max_connections_per_peer:
+        if self._peers[peer] > self.limits.max_connections_per_peer:
             _log.warning(
-                "an address has %d HTTP connections: new ones are closed", self._limits.max_connections_per_peer
+                "an address has %d HTTP connections: new ones are closed", self.limits.max_connections_per_peer
             )
             transport.abort()
+
+    def below(self, key: Hashable, transport: Any) -> None:
+        """The bytes of this connection are encrypted, and go through this transport."""
+        known = self._open.get(key)
+        if known is not None:
+            known.below = transport
 
     def lost(self, key: Hashable) -> None:
         """A connection was closed."""
@@ -105,15 +120,15 @@ class Connections:
         now = self._clock()
         total = 0
         for known in list(self._open.values()):
-            if known.waits_since is not None and now - known.waits_since >= self._limits.header_timeout:
+            if known.waits_since is not None and now - known.waits_since >= self.limits.header_timeout:
                 known.transport.abort()
                 continue
-            unread = known.transport.get_write_buffer_size()
+            unread = known.unsent()
             if not unread or unread < known.unread:
                 known.unread_since = now
             known.unread = unread
             total += unread
-            if unread and now - known.unread_since >= self._limits.receive_timeout:
+            if unread and now - known.unread_since >= self.limits.receive_timeout:
                 known.transport.abort()
         if total > self._max_unread:
             self._close_stalled(total, now)
@@ -183,12 +198,19 @@ async def note_answer(request: web.Request, _response: web.StreamResponse) -> No
 class HalfClosingRunner(web.AppRunner):
     """An AppRunner whose clients may close their half of a connection. Its application needs `note_request`.
 
-    connections: limits them.
+    connections: limits them. tls: the context of the next handshake; None for plain text.
     """
 
-    def __init__(self, app: web.Application, connections: Connections, **options: Any) -> None:
+    def __init__(
+        self,
+        app: web.Application,
+        connections: Connections,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        **options: Any,
+    ) -> None:
         super().__init__(app, **options)
         self._connections = connections
+        self._tls = tls
 
     async def _make_server(self) -> "web.Server":
         server = await super()._make_server()
@@ -196,13 +218,20 @@ class HalfClosingRunner(web.AppRunner):
         server.__class__ = _Server
         assert isinstance(server, _Server)
         server.bounded = self._connections
+        server.tls = self._tls
         return server
 
 
 class _Server(web.Server):
     bounded: Connections
+    tls: Callable[[], ssl.SSLContext] | None
 
-    def __call__(self) -> web.RequestHandler:
+    def __call__(self) -> asyncio.Protocol:  # type: ignore[override]
+        if self.tls is None:
+            return self._connection()
+        return Handshake(self._connection, self.tls(), self.bounded.limits.header_timeout, self.bounded)
+
+    def _connection(self) -> web.RequestHandler:
         connection = super().__call__()
         connection.__class__ = _HalfClosing
         return connection
@@ -231,7 +260,9 @@ class _HalfClosing(web.RequestHandler):
         super().data_received(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Returns True, so that asyncio keeps the connection open."""
+        """Returns True, so that asyncio keeps the connection open. With TLS it can't: it closes both halves."""
+        if self.transport is None or self.transport.get_extra_info("sslcontext") is not None:
+            return False
         task = asyncio.ensure_future(_finish(self))
         _lingering.add(task)
         task.add_done_callback(_lingering.discard)

@@ -3,11 +3,13 @@
 import click
 import pytest
 import typer
+from tests.fakes.certificates import Files
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
 from tritonembed_manager.router.control import supervisor
 from tritonembed_manager.router.control.discovery import Address
+from tritonembed_manager.router.control.settings import DrainTime
 from tritonembed_manager.server.vllm_arguments import variable
 
 VARIABLES = {
@@ -141,3 +143,26 @@ def test_a_value_out_of_range_is_exit_code_2(serve):
     assert serve("--model", "m", "--load-balancing", "best")[0] == 2
     assert serve("--model", "m", "--gpu-memory-utilization", "1.5")[0] == 2
     assert serve("--model", "m", "--workers", "0")[0] == 2
+
+
+def test_the_files_of_tls_are_read_at_the_start(serve, tmp_path):
+    files = Files(tmp_path)
+    settings = serve("--server", "a:1", *files.options, f"--tls-client-ca={files.ca}")
+    assert settings.tls.pems.certificate == files.certificate.read_text()
+    assert settings.worker_config(1, DrainTime(1, 1, 0)).tls.client_ca == files.authority.pem
+    assert serve("--server", "a:1").tls is None
+    files.key.unlink()
+    code, output = serve("--server", "a:1", *files.options)
+    assert (code, output) == (2, "tritonembed-manager: --tls-key cannot be read: No such file or directory\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--tls-cert=a"], "--tls-cert and --tls-key go together"),
+        (["--tls-key=a"], "--tls-cert and --tls-key go together"),
+        (["--tls-client-ca=a"], "--tls-client-ca needs --tls-cert and --tls-key"),
+    ],
+)
+def test_options_of_tls_that_go_together(serve, options, line):
+    assert serve("--server", "a:1", *options) == (2, f"tritonembed-manager: {line}\n")
