@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 
+from tritonembed_engine.chunks import unpack
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.factory import create_executor
 from tritonembed_engine.model.files import ModelFiles, read_model_files
@@ -106,7 +107,8 @@ def test_a_text_without_tokens_is_a_chunk_too(write: Write) -> None:
     parameters = EmbedParameters(truncate="CHUNK", chunk_tokens=4)
     [elements] = TextTokenizer(files).encode_requests([([b"", b"one two"], parameters)])
     assert isinstance(elements, list)
-    assert elements[0] == np.array([files.empty_id], "<i4").tobytes()
+    ids, _ = unpack(elements)
+    assert ids[0] == np.array([files.empty_id], "<i4").tobytes()
 
 
 def test_neither_vllm_nor_transformers_is_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
