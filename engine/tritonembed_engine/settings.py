@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.model.instructions import PLACE
+from tritonembed_engine.instructions import PLACE
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
 
 MODEL_JSON = "model.json"

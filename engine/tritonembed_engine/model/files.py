@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument, ModelError
+from tritonembed_engine.instructions import fill, instruction_template
 from tritonembed_engine.model.architecture import check_architecture, is_causal
 from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
-from tritonembed_engine.model.instructions import fill, instruction_template
 from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
 from tritonembed_engine.model.modules import (
     Pooling,

@@ -9,8 +9,8 @@ from sentence_transformers import SentenceTransformer
 from tests.models import ModelShelf
 
 from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.instructions import fill, instruction_template
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.model.instructions import fill, instruction_template
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
