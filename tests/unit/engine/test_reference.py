@@ -377,7 +377,7 @@ def test_the_error_of_the_process_is_raised(folder: Path, tmp_path: Path, monkey
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"^the model's weights lack encoder\.layer\.1\.output\.dense\.weight$"):
+    with pytest.raises(ModelError, match=r"^model: the model's weights lack encoder\.layer\.1\.output\.dense\.weight$"):
         find(folder)
 
 
@@ -397,7 +397,7 @@ def test_weights_that_a_vector_depends_on_are_required(missing: list[str], probl
     if problem is None:
         assert Oracle(str(folder), None, files).embed([Case("one", ids(101, 102))]).any()
     else:
-        with pytest.raises(ModelError, match=f"^the model's weights {problem}"):
+        with pytest.raises(ModelError, match=f"^model: the model's weights {problem}"):
             Oracle(str(folder), None, files)
 
 
