@@ -10,6 +10,8 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from tritonembed_protocol.tls import GRPCS, without_scheme
+
 Pem = str | PathLike[str] | bytes
 Metadata = Mapping[str, str | bytes] | Iterable[tuple[str, str | bytes]]
 Pairs = tuple[tuple[str, str | bytes], ...]
@@ -42,6 +44,15 @@ def targets_of(target: str | Iterable[str]) -> list[str]:
     return targets
 
 
+def split_schemes(targets: list[str], *, tls: bool) -> tuple[list[str], bool]:
+    """The addresses as host:port, and whether to encrypt. Raises ValueError if only some of them have grpcs://."""
+    addresses = [without_scheme(target) for target in targets]
+    encrypted = {secure or tls for _, secure in addresses}
+    if len(encrypted) > 1:
+        raise ValueError(f"target: {GRPCS} goes with all servers or none")
+    return [address for address, _ in addresses], encrypted.pop()
+
+
 class ChannelSettings:
     """Everything needed to open gRPC channels; files are read once, when it is made."""
 
@@ -56,7 +67,7 @@ class ChannelSettings:
         keepalive_timeout: float,
     ) -> None:
         if not tls and not (root_certificates is private_key is certificate_chain is None):
-            raise ValueError("certificates and keys need tls=True")
+            raise ValueError("certificates and keys need tls=True, or a target with grpcs://")
         if (private_key is None) != (certificate_chain is None):
             raise ValueError("private_key and certificate_chain go together")
         self._credentials = (

@@ -15,7 +15,7 @@ from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
 
 from . import _describe, _pipeline
-from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, targets_of
+from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, split_schemes, targets_of
 from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans, no_chunks
 from ._errors import TritonEmbedError, UnavailableError
 from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
@@ -41,10 +41,11 @@ class EmbeddingClient:
     """Embeds texts through one Triton server or several, over gRPC.
 
     ``target``: host:port, or a list of them; all of these servers have the same model. ``model`` takes texts,
-    ``tokens_model`` token ids, ``chunks_model`` texts to be embedded in chunks. ``tls=True`` encrypts. Root
-    certificates (to check the server) and a key with its certificate chain (to prove who the client is) are PEM, as a
-    path or as bytes. ``metadata``: pairs sent with every request, such as ``("authorization", "Bearer …")``.
-    ``max_in_flight``: outstanding requests per call and server.
+    ``tokens_model`` token ids, ``chunks_model`` texts to be embedded in chunks. ``tls=True`` encrypts, as a target
+    ``grpcs://host:port`` does. Root certificates (to check the server) and a key with its certificate chain (to prove
+    who the client is) are PEM, as a path or as bytes; without root certificates, gRPC's own are trusted. ``metadata``:
+    pairs sent with every request, such as ``("authorization", "Bearer …")``. ``max_in_flight``: outstanding requests
+    per call and server.
     A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;
     under 300 s a server may take pings for abuse.
 
@@ -79,7 +80,7 @@ class EmbeddingClient:
     ) -> None:
         if max_in_flight < 1:
             raise ValueError("max_in_flight must be at least 1")
-        targets = targets_of(target)
+        targets, tls = split_schemes(targets_of(target), tls=tls)
         self._model = model
         self._tokens_model = tokens_model
         self._chunks_model = chunks_model

@@ -18,6 +18,7 @@ from typing import Any
 import grpc
 
 from tritonembed_protocol.status import STATUSES, Outcome, classify
+from tritonembed_protocol.tls import tls_reason
 
 
 class TritonEmbedError(Exception):
@@ -78,7 +79,7 @@ STATUS_ERRORS: dict[grpc.StatusCode, type[TritonEmbedError]] = {
 
 def error_from_status(code: grpc.StatusCode, details: str | None) -> TritonEmbedError:
     """The error for a failed answer. details: gRPC's message."""
-    message = details or f"the server answered {code.name} without a message"
+    message = tls_reason(details) or details or f"the server answered {code.name} without a message"
     outcome = classify(code.name, details)
     if outcome is Outcome.OVERLOAD:
         return OverloadedError(message, code)

@@ -4,6 +4,7 @@ import datetime
 import ipaddress
 from pathlib import Path
 
+import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -50,6 +51,12 @@ class Files:
         certificate, key = (authority or self.authority).sign(**signed)
         self.certificate.write_text(certificate)
         self.key.write_text(key)
+
+    def credentials(self, client_ca: str | None = None) -> grpc.ServerCredentials:
+        """For a gRPC server. client_ca: clients need a certificate that it signed."""
+        pair = self.key.read_bytes(), self.certificate.read_bytes()
+        authority = client_ca and client_ca.encode()
+        return grpc.ssl_server_credentials([pair], authority or None, require_client_auth=client_ca is not None)
 
     @property
     def options(self) -> list[str]:

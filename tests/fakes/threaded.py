@@ -5,19 +5,22 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import grpc
 from tests.fakes.triton import FakeTriton
 
 _LOOPS: dict[FakeTriton, asyncio.AbstractEventLoop] = {}
 
 
 @contextmanager
-def fake_triton(prepare: Callable[[FakeTriton], None] = lambda _: None) -> Iterator[FakeTriton]:
+def fake_triton(
+    prepare: Callable[[FakeTriton], None] = lambda _: None, credentials: grpc.ServerCredentials | None = None
+) -> Iterator[FakeTriton]:
     """A fake that listens. prepare: sets its switches before the test begins. Its lists can be read at any time."""
     fakes: list[FakeTriton] = []
     listening, over = threading.Event(), threading.Event()
 
     async def run() -> None:
-        async with FakeTriton() as fake:
+        async with FakeTriton(credentials) as fake:
             prepare(fake)
             _LOOPS[fake] = asyncio.get_running_loop()
             fakes.append(fake)

@@ -67,9 +67,10 @@ def infer_response(vectors: list[np.ndarray], num_tokens: list[int]) -> service_
 
 
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """Switches can be set at any time and hold for later requests."""
+    """Switches can be set at any time and hold for later requests. credentials: for TLS."""
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: grpc.ServerCredentials | None = None) -> None:
+        self._credentials = credentials
         self.fail_first = 0
         """Number of requests that fail with `failure` before requests succeed."""
         self.failure = (grpc.StatusCode.UNAVAILABLE, "the fake fails")
@@ -119,7 +120,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         return f"127.0.0.1:{self._front.port}"
 
     async def start(self) -> None:
-        behind = self._server.add_insecure_port("127.0.0.1:0")
+        if self._credentials is None:
+            behind = self._server.add_insecure_port("127.0.0.1:0")
+        else:
+            behind = self._server.add_secure_port("127.0.0.1:0", self._credentials)
         await self._server.start()
         await self._front.listen(behind)
 

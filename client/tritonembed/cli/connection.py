@@ -20,6 +20,7 @@ import typer
 
 from tritonembed import EmbeddingClient
 from tritonembed_protocol.limits import ENDPOINT_PORT
+from tritonembed_protocol.tls import GRPCS
 
 from .failures import CommandError, UsageError, usage_errors
 
@@ -96,15 +97,16 @@ class Connection:
         return f"{f'[{host}]' if ':' in host else host}:{self._given.get('port', ENDPOINT_PORT)}"
 
     def open(self, servers: list[str] | None = None, **more: Any) -> EmbeddingClient:
-        """The client of the server, or of ``servers`` (host:port) instead.
+        """The client of the server, or of ``servers`` (host:port, or grpcs://host:port) instead.
 
         Raises UsageError if settings do not fit together or a file cannot be read.
         """
         names = ("model", "root_certificates", "private_key", "certificate_chain")
         settings = {name: self._given[name] for name in names if name in self._given}
         tls = self._given.get("tls", False)
-        if not tls and settings.keys() - {"model"}:
-            raise UsageError("the --tls-… files need --tls")
+        secure = any(server.startswith(GRPCS) for server in servers or ())
+        if not (tls or secure) and settings.keys() - {"model"}:
+            raise UsageError(f"the --tls-… files need --tls, or --server {GRPCS}…")
         with usage_errors():
             pairs = [_pair(text) for text in self._given.get("metadata", [])]
             return EmbeddingClient(servers or self.target, tls=tls, metadata=pairs, **settings, **more)

@@ -13,6 +13,7 @@ import typer
 from tritonembed import EmbeddingClient
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 from tritonembed_protocol.policies import PolicyName
+from tritonembed_protocol.tls import without_scheme
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, InputType, Priority, Truncate
 
 from .connection import Connection, option, wait_until_started, with_connection
@@ -90,7 +91,9 @@ def embed(
     servers: Annotated[
         list[str] | None,
         option(
-            "--server", "A server, instead of --host and --port; repeat it for several servers.", metavar="HOST:PORT"
+            "--server",
+            "A server, instead of --host and --port; repeat it for several servers. grpcs://HOST:PORT encrypts.",
+            metavar="HOST:PORT",
         ),
     ] = None,
     policy: Annotated[PolicyName, option("--policy", "Which --server gets the next request.")] = "least_loaded",
@@ -135,7 +138,7 @@ def embed(
 
 def _addresses(servers: list[str]) -> list[str]:
     for server in servers:
-        host, _, port = server.rpartition(":")
+        host, _, port = without_scheme(server)[0].rpartition(":")
         # gRPC would take a port that is too large modulo 65536.
         if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
             raise UsageError(f"--server must be HOST:PORT, not {server}")

@@ -2,9 +2,11 @@ import subprocess
 
 import grpc
 import pytest
+from tests.fakes.certificates import Authority, Files
 from tests.unit.client.fake_server import FakeServer
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient, UnavailableError
+from tritonembed_protocol.tls import CLOSES
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +47,50 @@ async def test_tls_works_in_asyncio(secure, keys):
         assert (await client.embed(["1"])).num_tokens.tolist() == [1]
 
 
-def test_a_server_that_is_not_trusted_is_unavailable(secure):
-    with EmbeddingClient(secure.target, tls=True) as client, pytest.raises(UnavailableError):
-        client.embed(["1"], timeout=10)
+def test_an_address_may_ask_for_tls(secure, keys):
+    key, certificate = keys
+    files = {"root_certificates": certificate, "private_key": key, "certificate_chain": certificate}
+    with EmbeddingClient(f"grpcs://{secure.target}", **files) as client:
+        assert client.embed(["1"]).num_tokens.tolist() == [1]
+    with pytest.raises(ValueError, match="grpcs:// goes with all servers or none"):
+        EmbeddingClient(["grpcs://a:1", "b:1"])
+    with pytest.raises(ValueError, match="70000 is not a port"):
+        EmbeddingClient("grpcs://a:70000")
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """The reason why a client gets no answer from a server. signed: of the server's certificate."""
+
+    def reason(client_ca=None, trusts=None, tls=True, with_tls=True, **signed):
+        files = Files(tmp_path)
+        files.renew(**signed)
+        server = FakeServer(files.credentials(client_ca) if with_tls else None)
+        settings = {"tls": True, "root_certificates": (trusts or files.authority).pem.encode()} if tls else {}
+        try:
+            with EmbeddingClient(server.target, **settings) as client, pytest.raises(UnavailableError) as caught:
+                client.embed(["1"], timeout=10)
+            return str(caught.value)
+        finally:
+            server.close()
+
+    return reason
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"days": (-2, -1)}, "the server's certificate has expired"),
+        ({"trusts": Authority()}, "the server's certificate is not signed by a trusted authority"),
+        ({"host": "127.0.0.9"}, "the server's certificate is for another host name"),
+        ({"with_tls": False}, "the server does not speak TLS"),
+        ({"tls": False}, CLOSES),
+        ({"client_ca": Authority().pem}, CLOSES),
+    ],
+    ids=["expired", "untrusted", "another host", "plain server", "plain client", "no certificate"],
+)
+def test_a_handshake_that_fails_is_one_plain_reason(refused, setting, reason):
+    assert refused(**setting) == reason
 
 
 def test_tls_settings_that_do_not_fit_together_are_value_errors(keys):
