@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 from typer import Option
 
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.load import Load
 from tritonembed_perf.failures import UsageError
+from tritonembed_protocol.tls import GRPCS, without_scheme
 
 DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8080"}
 """The addresses of our manager by default."""
@@ -52,7 +54,11 @@ class RunSettings:
     """`run`: a row of results per batch size."""
 
     server: Annotated[
-        str | None, Option(help="host:port, or a URL.", show_default="localhost:50050; openai: :8080")
+        str | None,
+        Option(
+            help="host:port, or a URL. grpcs:// and https:// are over TLS.",
+            show_default="localhost:50050; openai: :8080",
+        ),
     ] = None
     model: Annotated[str | None, Option(help=MODEL_HELP)] = None
     tokenizer: Annotated[str | None, Option(help="Folder or hub's name of the model, if --model is neither.")] = None
@@ -80,7 +86,22 @@ class RunSettings:
     reference: Annotated[Literal["server", "model"], Option(help=REFERENCE_HELP)] = "server"
     min_cosine: Annotated[float, Option(min=0, max=1, help="To the right vector.")] = 0.999
     seed: Annotated[int, Option(help="Of texts and arrivals.")] = 0
+    tls_ca: Annotated[
+        Path | None, Option(help="Authorities to trust (PEM).", show_default="those of gRPC or the system")
+    ] = None
+    tls_cert: Annotated[Path | None, Option(help="Certificate of the client, for a server that wants one (PEM).")] = (
+        None
+    )
+    tls_key: Annotated[Path | None, Option(help="The key of --tls-cert (PEM).")] = None
     json_path: Json = None
+
+    @property
+    def tls(self) -> ClientTls:
+        """The --tls-… files. Raises UsageError."""
+        try:
+            return ClientTls.read((self.tls_ca, self.tls_cert, self.tls_key), ("--tls-ca", "--tls-cert", "--tls-key"))
+        except ValueError as error:
+            raise UsageError(str(error)) from None
 
     @property
     def address(self) -> str:
@@ -116,7 +137,7 @@ class RunSettings:
             if getattr(self, one) is not None and getattr(self, other) != getattr(RunSettings, other):
                 raise UsageError(f"{_option(one)} and {_option(other)} contradict each other")
         if not _is_address(self.address, self.protocol):
-            what = "host:port or a URL" if self.protocol == "openai" else "host:port"
+            what = "host:port or a URL" if self.protocol == "openai" else f"host:port or {GRPCS}host:port"
             raise UsageError(f"--server is {what} for --protocol {self.protocol}, not {self.address!r}")
         if self.encoding != RunSettings.encoding and self.protocol != "openai":
             raise UsageError("--encoding goes with --protocol openai")
@@ -221,6 +242,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 def _is_address(server: str, protocol: str) -> bool:
     is_url = protocol == "openai" and server.startswith(("http://", "https://"))
+    server = server if protocol == "openai" else without_scheme(server)[0]
     try:
         parts = urlsplit(server if is_url else f"//{server}")
         if not parts.hostname or parts.port == 0:

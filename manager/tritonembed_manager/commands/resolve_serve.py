@@ -16,6 +16,7 @@ from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.server.settings import (
     RenderSettings,
     model_reference,
@@ -28,6 +29,10 @@ from tritonembed_manager.server.settings import (
 def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
     """Return the settings. Raises StartError if options contradict each other."""
     attaching = next((name for name in marked(ServeOptions, Mark.ATTACHED) if getattr(options, name)), None)
+    if not attaching:
+        for name, given in on_command_line(context).items():
+            if name in marked(ServeOptions, Mark.OVER_TLS):
+                raise StartError(f"{given} is for {Mark.OVER_TLS.value} (--server, --servers-file)")
     model = options.model
     if not model and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
@@ -82,11 +87,18 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
     dns = options.servers_dns
     if dns:
         parse_servers([dns], "--servers-dns")
-    return AttachSettings(
-        servers=parse_servers(options.server or (), "--server"),
-        file=ServersFile(options.servers_file) if options.servers_file else None,
-        dns=ServersDns(dns) if dns else None,
-    )
+    try:
+        return AttachSettings(
+            servers=parse_servers(options.server or (), "--server"),
+            file=ServersFile(options.servers_file) if options.servers_file else None,
+            dns=ServersDns(dns) if dns else None,
+            tls=ClientTls.read(
+                (options.server_ca, options.server_cert, options.server_key),
+                ("--server-ca", "--server-cert", "--server-key"),
+            ),
+        )
+    except ValueError as error:
+        raise StartError(str(error)) from None
 
 
 def _launch(context: typer.Context, options: ServeOptions, model: str) -> LaunchSettings:

@@ -24,12 +24,14 @@ class Mark(Enum):
     LAUNCHED = "servers that are launched"
     ON_A_GPU = "servers on a GPU"
     ATTACHED = "servers that run already"
+    OVER_TLS = "attached servers with grpcs://"
 
 
 _Option = TypeVar("_Option")
 Launched = Annotated[_Option, Mark.LAUNCHED]
 LaunchedOnAGpu = Annotated[_Option, Mark.LAUNCHED, Mark.ON_A_GPU]
 Attached = Annotated[_Option, Mark.ATTACHED]
+AttachedOverTls = Annotated[_Option, Mark.OVER_TLS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +108,7 @@ class ServeOptions:
             typer.Option(
                 None,
                 help="Attach to a running server instead of launching: host:port of gRPC, or "
-                "host:port/http_port/metrics_port. Repeatable.",
+                "host:port/http_port/metrics_port. With grpcs:// before it, gRPC is over TLS. Repeatable.",
             ),
         ]
     ]
@@ -124,6 +126,18 @@ class ServeOptions:
             str | None, typer.Option(None, help="Attach to every address of name:port, which is looked up every 5 s.")
         ]
     ]
+    server_ca: AttachedOverTls[
+        Annotated[
+            Path | None,
+            typer.Option(None, help="The authorities to trust with grpcs:// servers (PEM); by default gRPC's own."),
+        ]
+    ]
+    server_cert: AttachedOverTls[
+        Annotated[
+            Path | None, typer.Option(None, help="The manager's certificate for grpcs:// servers that want one (PEM).")
+        ]
+    ]
+    server_key: AttachedOverTls[Annotated[Path | None, typer.Option(None, help="The key of --server-cert (PEM).")]]
     health_interval: Annotated[float, typer.Option(2.0, min=0.05, help="Seconds between two checks of a server.")]
     health_timeout: Annotated[float, typer.Option(10.0, min=0.05, help="Seconds for the answer to a check.")]
     forward_timeout: Annotated[

@@ -1,18 +1,23 @@
 """`tritonembed-manager status`: shows the servers behind a running manager, as a table or as JSON."""
 
+import functools
 import json
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tritonembed_manager.commands.signature import with_options
-from tritonembed_manager.errors import ManagerError, one_line_errors
+from tritonembed_manager.errors import ManagerError, StartError, one_line_errors
 from tritonembed_protocol.limits import ENDPOINT_HTTP_PORT
 from tritonembed_protocol.printable import printable, printable_json
 
 if TYPE_CHECKING:
+    import ssl
+
     from rich.console import Group
 
 _STYLES = {
@@ -91,6 +96,7 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+_HTTPS = "https://"
 _EVERY_S = 1.0
 _TIMEOUT_S = 5.0
 
@@ -99,8 +105,18 @@ _TIMEOUT_S = 5.0
 def status(
     manager: Annotated[
         str,
-        typer.Option(f"127.0.0.1:{ENDPOINT_HTTP_PORT}", help="HTTP address of the manager, host:port."),
+        typer.Option(
+            f"127.0.0.1:{ENDPOINT_HTTP_PORT}", help="HTTP address of the manager, host:port, or https://host:port."
+        ),
     ],
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(None, help="The authorities to trust with https:// (PEM); by default those of the system."),
+    ],
+    tls_client_cert: Annotated[
+        Path | None, typer.Option(None, help="Certificate to show to a manager that wants one (PEM).")
+    ],
+    tls_client_key: Annotated[Path | None, typer.Option(None, help="The key of --tls-client-cert (PEM).")],
     watch: Annotated[bool, typer.Option(False, help="Show it again every second, until Ctrl-C.")],
     as_json: Annotated[
         bool, typer.Option(False, "--json", help="All of it as one JSON object; with --watch, one per line.")
@@ -108,59 +124,78 @@ def status(
 ) -> None:
     """Show the servers: state, model, replicas, in flight, rate, latency, restarts."""
     with one_line_errors():
+        ask = functools.partial(fetch, manager)
+        if manager.startswith(_HTTPS):
+            ask = functools.partial(fetch, manager, _context((tls_ca, tls_client_cert, tls_client_key)))
         if as_json:
-            _print_json(manager, watch)
+            _print_json(ask, watch)
         elif watch:
-            _watch(manager)
+            _watch(ask)
         else:
             from rich.console import Console
 
-            Console().print(table(fetch(manager)))
+            Console().print(table(ask()))
 
 
-def fetch(manager: str) -> dict[str, Any]:
-    """The manager's status. Raises ManagerError if it does not answer."""
+def _context(files: tuple[Path | None, Path | None, Path | None]) -> "ssl.SSLContext":
+    from tritonembed_manager.server.client_tls import ClientTls
+
+    options = ("--tls-ca", "--tls-client-cert", "--tls-client-key")
+    try:
+        return ClientTls.read(files, options).context()
+    except ValueError as error:
+        raise StartError(str(error)) from None
+
+
+def fetch(manager: str, context: "ssl.SSLContext | None" = None) -> dict[str, Any]:
+    """The manager's status. context: for https://. Raises ManagerError if it does not answer."""
     import http.client
     import urllib.error
     import urllib.request
 
+    from tritonembed_protocol.tls import CLOSES, tls_reason
+
     url = f"{manager if '://' in manager else f'http://{manager}'}/status"
     try:
         # The manager is near, so a proxy for the web is not used.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
         with opener.open(
             urllib.request.Request(url, headers={"Accept": "application/json"}), timeout=_TIMEOUT_S
         ) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
+    except (http.client.RemoteDisconnected, ConnectionResetError):
+        why = CLOSES
     except (json.JSONDecodeError, UnicodeDecodeError, http.client.BadStatusLine, http.client.LineTooLong):
         # The texts of these errors hold what was received, such as the bytes of gRPC.
         why = "the program there is not a manager, or this is not its --http-port"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        why = getattr(reason, "strerror", None) or str(reason)
+        why = tls_reason(str(reason)) or getattr(reason, "strerror", None) or str(reason)
     raise ManagerError(f"no manager answers at {manager}: {why}")
 
 
-def _print_json(manager: str, watch: bool) -> None:
-    print(json.dumps(fetch(manager), indent=None if watch else 2), flush=True)
+def _print_json(ask: Callable[[], dict[str, Any]], watch: bool) -> None:
+    print(json.dumps(ask(), indent=None if watch else 2), flush=True)
     while watch:
         time.sleep(_EVERY_S)
         try:
-            print(json.dumps(fetch(manager)), flush=True)
+            print(json.dumps(ask()), flush=True)
         except ManagerError as error:
             # The manager may be restarting: try again.
             print(f"tritonembed-manager: {printable(str(error))}", file=sys.stderr, flush=True)
 
 
-def _watch(manager: str) -> None:
+def _watch(ask: Callable[[], dict[str, Any]]) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    with Live(table(fetch(manager)), auto_refresh=False) as live:
+    with Live(table(ask()), auto_refresh=False) as live:
         while True:
             time.sleep(_EVERY_S)
             try:
-                live.update(table(fetch(manager)), refresh=True)
+                live.update(table(ask()), refresh=True)
             except ManagerError as error:
                 live.update(Text(printable(str(error)), style="red"), refresh=True)

@@ -35,11 +35,12 @@ to every process: the parent sends `drain` instead.
 import asyncio
 import json
 import socket
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.tls import Pems
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import PolicyName
 
 TO_ALL_WORKERS = ("abort", "aborted")
@@ -142,6 +143,8 @@ class WorkerConfig:
     """See data/model_names.py."""
     tls: Pems | None = None
     """None: both ports speak plain text."""
+    server_tls: ClientTls = field(default_factory=ClientTls)
+    """For servers with grpcs://."""
 
     @property
     def names(self) -> ServedNames:
@@ -155,5 +158,6 @@ class WorkerConfig:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "WorkerConfig":
         """The reverse of `to_json`. Unknown keys, such as "type", are ignored."""
+        plain = {field.name: data[field.name] for field in fields(cls)}
         tls = data["tls"] and Pems(**data["tls"])
-        return cls(**{**{field.name: data[field.name] for field in fields(cls)}, "tls": tls})
+        return cls(**{**plain, "tls": tls, "server_tls": ClientTls(**data["server_tls"])})

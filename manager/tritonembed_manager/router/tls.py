@@ -3,17 +3,15 @@
 New handshakes use the newest certificate. Open connections keep theirs.
 """
 
-import os
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import grpc
 
+from tritonembed_manager.server.pem import load_chain, trust
+
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
-_BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
-_MISMATCH = "KEY_VALUES_MISMATCH"
 _TIME_ERRORS = {9: "not valid yet", 10: "expired"}
 """OpenSSL's codes (X509_V_ERR_…)."""
 _MOST_FLIGHTS = 10
@@ -33,15 +31,13 @@ def server_context(pems: Pems) -> ssl.SSLContext:
     """The context of HTTP's handshakes. Raises ValueError, which names the option, if the files can't serve."""
     authority = _context(ssl.PROTOCOL_TLS_CLIENT)
     authority.check_hostname = False
-    _trust(authority, pems.certificate, CERTIFICATE)
-    if "PRIVATE KEY-----" not in pems.key:
-        raise ValueError(f"{KEY} has no private key in PEM")
+    trust(authority, pems.certificate, CERTIFICATE)
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
-    _load_chain(context, pems)
+    load_chain(context, pems.certificate, pems.key, (CERTIFICATE, KEY))
     _check_times(context, authority)
     if pems.client_ca is not None:
-        _trust(context, pems.client_ca, CLIENT_CA)
+        trust(context, pems.client_ca, CLIENT_CA)
         context.verify_mode = ssl.CERT_REQUIRED
     return context
 
@@ -51,55 +47,6 @@ def _context(protocol: "ssl._SSLMethod") -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     return context
-
-
-def _trust(context: ssl.SSLContext, certificates: str, option: str) -> None:
-    if _BEGIN not in certificates:
-        raise ValueError(f"{option} has no certificate in PEM")
-    try:
-        context.load_verify_locations(cadata=certificates)
-    except (ssl.SSLError, ValueError):
-        complete = False
-    else:
-        # OpenSSL ignores a certificate without its end if others precede it.
-        complete = certificates.count(_BEGIN) == certificates.count(_END)
-    if not complete:
-        raise ValueError(f"{option} has a certificate that is damaged or cut off")
-
-
-def _load_chain(context: ssl.SSLContext, pems: Pems) -> None:
-    encrypted = False
-
-    def password() -> str:
-        # Without this function OpenSSL would ask at the terminal.
-        nonlocal encrypted
-        encrypted = True
-        return ""
-
-    try:
-        with _as_file(pems.certificate) as certificate, _as_file(pems.key) as key:
-            context.load_cert_chain(certificate, key, password)
-    except (ssl.SSLError, ValueError) as error:
-        reason = getattr(error, "reason", None)
-        if encrypted:
-            raise ValueError(f"{KEY} is encrypted; a key without a password is needed") from None
-        if reason == _MISMATCH:
-            raise ValueError(f"{KEY} does not match {CERTIFICATE}") from None
-        if reason in ("EE_KEY_TOO_SMALL", "CA_MD_TOO_WEAK"):
-            raise ValueError(f"{CERTIFICATE}: its key or its signature is too weak") from None
-        raise ValueError(f"{KEY} has a key that is damaged or cut off") from None
-
-
-@contextmanager
-def _as_file(content: str) -> Iterator[str]:
-    """The path of a file in memory, because contexts load only from files. No key gets onto a disk."""
-    fd = os.memfd_create("pem")
-    try:
-        with open(fd, "w", encoding="ascii", errors="replace", closefd=False) as file:
-            file.write(content)
-        yield f"/proc/self/fd/{fd}"
-    finally:
-        os.close(fd)
 
 
 def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> None:

@@ -56,6 +56,7 @@ class Worker:
             # Lines are dropped only after thousands that the parent has not read.
             lambda server, why: link.report("suspect", may_drop=True, server=server, why=why),
             ejected=lambda server, why, seconds: link.report("ejected", server=server, why=why, seconds=seconds),
+            tls=config.server_tls,
         )
         self._quarantine = Quarantine()
         self._admission = AdmissionControl(self._row, config.max_in_flight, _MAX_BYTES)

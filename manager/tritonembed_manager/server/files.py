@@ -18,3 +18,13 @@ def read_small(path: Path) -> bytes:
     if len(content) > _MOST_BYTES:
         raise OSError(0, "larger than 1 MiB")
     return content
+
+
+def read_pem(path: Path, option: str) -> str:
+    """The text of a PEM file. Raises ValueError, in one line that names the option and not the path."""
+    try:
+        return read_small(path).decode()
+    except OSError as error:
+        raise ValueError(f"{option} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{option} is not in PEM") from None

@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
+from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.framing import HEADER, frame, unframe_vectors
+from tritonembed_protocol.tls import tls_reason
 from tritonembed_protocol.types import OUTPUT_TYPES
 
 SENTENCES = (
@@ -77,12 +79,13 @@ class Probe(Protocol):
 class GrpcProbe:
     """A probe over its own connection, so that a worker's full queue does not look like a sick server."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, tls: ClientTls = ClientTls()) -> None:  # noqa: B008 - it is frozen
         self._address = address
+        self._tls = tls
         self._connect()
 
     def _connect(self) -> None:
-        self._channel = grpc.aio.insecure_channel(self._address, options=_OPTIONS)
+        self._channel = open_channel(self._address, self._tls, _OPTIONS)
         self._infer = self._channel.unary_unary(
             f"{_SERVICE}/ModelInfer", None, response_deserializer=service_pb2.ModelInferResponse.FromString
         )
@@ -165,6 +168,8 @@ def _infer_request(sentences: Sequence[str], timeout: float) -> bytes:
 def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
     if code is grpc.StatusCode.DEADLINE_EXCEEDED or any(words in details for words in _EXPIRED):
         return ProbeError(f"no answer within {timeout:g} s", timed_out=True)
+    if (reason := tls_reason(details)) is not None:
+        return ProbeError(reason)
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
         return ProbeError("nothing listens there")
     return ProbeError(details or code.name, answered=code not in _NOT_AN_ANSWER, busy=_FULL in details)

@@ -5,10 +5,11 @@ Requests are bytes made beforehand, answers bytes until they are checked.
 
 import asyncio
 import json
+import ssl
 from base64 import b64decode
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -19,10 +20,12 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE, GrpcSender, encode_request, open_channels
 from tritonembed_manager.tune.loadgen.load import RequestFailedError, Sender
 from tritonembed_perf.failures import UsageError
 from tritonembed_protocol.framing import FramingError, unframe_vectors
+from tritonembed_protocol.tls import CLOSES, tls_reason
 from tritonembed_protocol.types import OUTPUT_TYPES
 
 
@@ -57,6 +60,10 @@ class WireProtocol(Protocol):
     @property
     def server(self) -> str:
         """The address."""
+
+    @property
+    def tls(self) -> ClientTls:
+        """For grpcs:// and https://."""
 
     @property
     def model(self) -> str | None:
@@ -99,9 +106,10 @@ class KServe:
     server: str
     model: str = ENSEMBLE
     name: str = "kserve"
+    tls: ClientTls = field(default_factory=ClientTls)
 
     def sender(self) -> GrpcSender:
-        return GrpcSender(self.server)
+        return GrpcSender(self.server, tls=self.tls)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         return encode_request(texts, self.model)
@@ -140,9 +148,10 @@ class Arctic:
     server: str
     model: str | None = None
     name: str = "arctic"
+    tls: ClientTls = field(default_factory=ClientTls)
 
     def sender(self) -> GrpcSender:
-        return GrpcSender(self.server, ARCTIC_SERVICE + "Encode")
+        return GrpcSender(self.server, ARCTIC_SERVICE + "Encode", self.tls)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         request = arctic.EncodeRequest(n_prompts=len(texts), prompts=texts, model_name=self.model or "")
@@ -173,16 +182,25 @@ class Arctic:
 @asynccontextmanager
 async def _connected(protocol: WireProtocol, timeout: float) -> AsyncIterator[grpc.aio.Channel]:
     """A channel to a server that answers. Raises UsageError, also for a call that fails within the block."""
-    [channel] = open_channels(protocol.server, 1)
+    [channel] = open_channels(protocol.server, 1, protocol.tls)
     try:
         await asyncio.wait_for(channel.channel_ready(), timeout)
         yield channel
     except (asyncio.TimeoutError, grpc.aio.UsageError):
-        raise unreachable(protocol) from None
+        raise unreachable(protocol, await _reason(channel)) from None
     except grpc.aio.AioRpcError as error:
         raise unreachable(protocol, f"{error.code().name}: {error.details()}") from None
     finally:
         await channel.close(None)
+
+
+async def _reason(channel: grpc.aio.Channel) -> str:
+    """The reason why a channel is not ready, if it is about TLS. Only a call has it."""
+    try:
+        await channel.unary_unary("/inference.GRPCInferenceService/ServerLive", None, None)(b"", timeout=1)
+    except grpc.aio.AioRpcError as error:
+        return tls_reason(error.details()) or ""
+    return ""
 
 
 HTTP_OK = 200
@@ -202,6 +220,7 @@ class OpenAI:
     model: str | None = None
     encoding: str = "base64"
     name: str = "openai"
+    tls: ClientTls = field(default_factory=ClientTls)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         body = {"input": list(texts), "encoding_format": "bytes_only" if self.encoding == "bytes" else self.encoding}
@@ -225,7 +244,7 @@ class OpenAI:
             raise WrongAnswerError(f"the answer can't be read as {sentences} vectors in {self.encoding}") from None
 
     def sender(self) -> "HttpSender":
-        return HttpSender(base_url(self.server) + "/embeddings")
+        return HttpSender(base_url(self.server) + "/embeddings", self.tls)
 
     async def describe(self, timeout: float) -> Served:
         """A server that does not list its models is taken to have the model that was named."""
@@ -233,7 +252,7 @@ class OpenAI:
         try:
             async with (
                 aiohttp.ClientSession(timeout=limit) as session,
-                session.get(base_url(self.server) + "/models") as answer,
+                session.get(base_url(self.server) + "/models", ssl=_context(self.server, self.tls)) as answer,
             ):
                 body = await answer.read()
                 status, software = answer.status, answer.headers.get("Server", "HTTP")
@@ -242,8 +261,10 @@ class OpenAI:
             models = [str(item["id"]) for item in json.loads(body)["data"]]
         except aiohttp.ClientResponseError:
             raise unreachable(self, "it does not speak HTTP") from None
+        except aiohttp.ServerDisconnectedError:
+            raise unreachable(self, CLOSES) from None
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise unreachable(self, str(error) or type(error).__name__) from None
+            raise unreachable(self, tls_reason(str(error)) or str(error) or type(error).__name__) from None
         except (ValueError, KeyError, TypeError):
             raise unreachable(self, "it does not answer as an OpenAI server: no list of models") from None
         return Served(choose_model(self, models), software)
@@ -254,21 +275,22 @@ class HttpSender:
     """A Sender: POSTs payloads to the URL."""
 
     url: str
+    tls: ClientTls = field(default_factory=ClientTls)
 
     def connections(self, concurrency: int | None) -> int:
         return min(concurrency or MOST_CONNECTIONS, MOST_CONNECTIONS)
 
     def open(self, connections: int, timeout: float) -> "HttpTransport":
-        return HttpTransport(self.url, connections, timeout)
+        return HttpTransport(self.url, connections, timeout, self.tls)
 
 
 class HttpTransport:
     """Keep-alive connections, as many as there are requests at one time and at most `connections`."""
 
-    def __init__(self, url: str, connections: int, timeout: float) -> None:
+    def __init__(self, url: str, connections: int, timeout: float, tls: ClientTls) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=connections),
+            connector=aiohttp.TCPConnector(limit=connections, ssl=_context(url, tls)),
             timeout=aiohttp.ClientTimeout(total=timeout),
             headers={"Content-Type": "application/json"},
         )
@@ -287,6 +309,11 @@ class HttpTransport:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _context(url: str, tls: ClientTls) -> ssl.SSLContext | bool:
+    # In plain text there is no need to read the system's authorities.
+    return tls.context() if url.startswith("https://") else True
 
 
 def base_url(server: str) -> str:

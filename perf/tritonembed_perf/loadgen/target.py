@@ -142,13 +142,13 @@ async def _ask_all(protocol: WireProtocol, texts: Sequence[str], timeout: float)
 
 
 def _protocol(settings: RunSettings) -> KServe | OpenAI | Arctic:
-    server, model = settings.address, settings.model
+    server, model, tls = settings.address, settings.model, settings.tls
     if settings.protocol == "openai":
-        return OpenAI(server, model, settings.encoding)
+        return OpenAI(server, model, settings.encoding, tls=tls)
     if settings.protocol == "arctic":
-        return Arctic(server, model)
+        return Arctic(server, model, tls=tls)
     # A Triton model has no slash in its name; a folder or a model of the hub has, and names the tokenizer.
-    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model)
+    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model, tls=tls)
 
 
 def _may_be_files(name: str) -> bool:

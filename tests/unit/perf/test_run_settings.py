@@ -1,9 +1,11 @@
 """Options of `tritonembed-bench run`: the settings they result in, and contradictions between them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from tests.fakes.certificates import Files
 
 from tritonembed_manager.commands.app import app
 from tritonembed_perf.failures import UsageError
@@ -88,3 +90,19 @@ def test_each_batch_size_counts_once() -> None:
 def test_batch_sizes_are_whole_numbers_from_one_on(text: str) -> None:
     with pytest.raises(UsageError, match="--batch-sizes"):
         settings(batch_sizes=text)
+
+
+def test_a_server_over_tls_and_its_files(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    chosen = settings(server="grpcs://host:1", tls_ca=files.ca, tls_cert=files.certificate, tls_key=files.key)
+    assert chosen.tls.ca == files.authority.pem
+    assert settings(server="https://host:1", protocol="openai").tls.ca is None
+    for wrong, reason in (
+        ({"tls_ca": tmp_path / "nowhere"}, "--tls-ca cannot be read: No such file or directory"),
+        ({"tls_cert": files.certificate}, "--tls-cert and --tls-key go together"),
+        ({"tls_ca": files.key}, "--tls-ca has no certificate in PEM"),
+    ):
+        with pytest.raises(UsageError, match=f"^{reason}$"):
+            _ = settings(server="grpcs://host:1", **wrong).tls
+    with pytest.raises(UsageError, match="--server is host:port or grpcs://host:port"):
+        settings(server="https://host:1")

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.files import read_small
 from tritonembed_manager.router.data.load_table import SLOTS
 from tritonembed_manager.router.log import log, warn
+from tritonembed_manager.server.files import read_small
+from tritonembed_protocol.tls import GRPCS, without_scheme
 
-_FORM = re.compile(r"^(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d+)(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$")
+_FORM = re.compile(
+    r"^(?P<scheme>grpcs://)?(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d+)(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$"
+)
 _TRITON_PORTS = (8001, 8000, 8002)
 """Triton's default ports: gRPC, HTTP, metrics."""
 _SHOWN = 60
@@ -23,7 +26,7 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a running server: host:port of gRPC, and of HTTP and metrics if known."""
+    """The address of a running server: host:port of gRPC, perhaps after grpcs://, and of HTTP and metrics if known."""
 
     grpc: str
     http: str | None = None
@@ -31,7 +34,10 @@ class Address:
 
 
 def parse_address(text: str) -> Address:
-    """`host:port`, or `host:port/http_port/metrics_port`; port 8001 implies 8000 and 8002. Raises ValueError."""
+    """`host:port`, or `host:port/http_port/metrics_port`, perhaps after grpcs://. Raises ValueError.
+
+    Port 8001 implies 8000 and 8002.
+    """
     # Printable only, because the address is the server's name in the log and on the status page.
     found = _FORM.match(text.strip()) if text.strip().isprintable() else None
     ports = [int(port) for port in found.group("port", "http", "metrics") if port] if found else []
@@ -41,7 +47,8 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"{shown!r} is not host:port or host:port/http_port/metrics_port")
     if ports == [_TRITON_PORTS[0]]:
         ports = list(_TRITON_PORTS)
-    return Address(*(f"{found['host']}:{port}" for port in ports))
+    grpc, *others = (f"{found['host']}:{port}" for port in ports)
+    return Address(f"{found['scheme'] or ''}{grpc}", *others)
 
 
 def parse_servers(texts: Iterable[str], option: str) -> list[Address]:
@@ -81,6 +88,9 @@ class ServersDns:
 
     def __init__(self, name: str) -> None:
         self._target = parse_address(name)
+        if without_scheme(self._target.grpc)[1]:
+            # Their certificates are for names, and a name's addresses have none.
+            raise ValueError(f"--servers-dns is without {GRPCS}; list such servers with --server or --servers-file")
         self._host, _, _ = self._target.grpc.rpartition(":")
 
     async def read(self) -> list[Address]:

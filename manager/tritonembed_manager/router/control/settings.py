@@ -11,6 +11,7 @@ from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import PolicyName
 
 SERVERS_END_S = 5.0
@@ -64,6 +65,8 @@ class AttachSettings:
     servers: list[Address] = field(default_factory=list)
     file: ServersFile | None = None
     dns: ServersDns | None = None
+    tls: ClientTls = field(default_factory=ClientTls)
+    """For those with grpcs://."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,4 +145,5 @@ class ServeSettings:
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
             tls=self.tls.pems if self.tls else None,
+            server_tls=self.attach.tls if self.attach else ClientTls(),
         )

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
 from tritonembed_manager.server.machine import check_gpu, raise_limit
 from tritonembed_manager.server.ports import check_ports
+from tritonembed_manager.server.probe import GrpcProbe
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
 from tritonembed_manager.server.signals import stop_signals
 
@@ -59,6 +61,7 @@ class Supervisor:
             settings.health,
             leave_timeout=settings.drain_timeout,
             cleared=lambda id: self._workers.send({"type": "cleared", "server": id}),
+            make_probe=partial(GrpcProbe, tls=settings.attach.tls) if settings.attach else GrpcProbe,
         )
         self._scrapes = ScrapeWatch(self._registry)
         self._snapshots = Snapshots(

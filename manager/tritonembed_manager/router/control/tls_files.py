@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.files import read_small
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, Pems, server_context
+from tritonembed_manager.server.files import read_pem
 
 EVERY_S = 0.5
 
@@ -70,16 +70,7 @@ class TlsFiles:
 
     def _read(self) -> Pems:
         return Pems(
-            certificate=_text(self._certificate, CERTIFICATE),
-            key=_text(self._key, KEY),
-            client_ca=None if self._client_ca is None else _text(self._client_ca, CLIENT_CA),
+            certificate=read_pem(self._certificate, CERTIFICATE),
+            key=read_pem(self._key, KEY),
+            client_ca=None if self._client_ca is None else read_pem(self._client_ca, CLIENT_CA),
         )
-
-
-def _text(path: Path, option: str) -> str:
-    try:
-        return read_small(path).decode()
-    except OSError as error:
-        raise ValueError(f"{option} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{option} is not in PEM") from None

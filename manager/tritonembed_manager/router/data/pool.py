@@ -10,6 +10,7 @@ from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.outliers import TRIAL_S, Outlier, is_stalled, reason_to_eject
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import ServerState, ServerView
+from tritonembed_manager.server.client_tls import ClientTls
 
 FIRST_PAUSE_S = 0.25
 """Seconds for which a server that was found broken gets no requests, unless the parent finds it well before."""
@@ -21,7 +22,7 @@ class UpstreamPool:
     """Servers in the order of the parent's list. A pool belongs to one event loop.
 
     suspect: called with (server id, reason in one line) when a request finds a server broken.
-    ejected: called with (server id, reason, seconds) when a server is ejected as an outlier.
+    ejected: called with (server id, reason, seconds) when a server is ejected as an outlier. tls: for grpcs:// servers.
     """
 
     def __init__(
@@ -32,6 +33,7 @@ class UpstreamPool:
         first_pause: float = FIRST_PAUSE_S,
         ejected: Callable[[str, str, float], None] = lambda _key, _reason, _seconds: None,
         clock: Callable[[], float] = time.monotonic,
+        tls: ClientTls = ClientTls(),  # noqa: B008 - it is frozen
     ) -> None:
         self._row = row
         self._max_in_flight = max_in_flight_per_server
@@ -39,6 +41,7 @@ class UpstreamPool:
         self._first_pause = first_pause
         self._ejected = ejected
         self._clock = clock
+        self._tls = tls
         self._servers: dict[str, Upstream] = {}
         self._usable: list[Upstream] = []
         self.serving: Sequence[Upstream] = ()
@@ -59,7 +62,7 @@ class UpstreamPool:
             server = gone.get(view.id)
             # Another slot has another column in the load table, so it counts as another server.
             if server is None or server.view.slot != view.slot:
-                server = Upstream(view, self._row, clock=self._clock)
+                server = Upstream(view, self._row, clock=self._clock, tls=self._tls)
             else:
                 kept.append(gone.pop(view.id))
                 if server.follow(view):

@@ -5,12 +5,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import grpc
-import grpc.aio
-
 from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.outliers import IN_A_ROW, SMALL_BYTES, Outlier
 from tritonembed_manager.router.interfaces import Metadata, ServerState, ServerView
+from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.policies import RetryBudget
 
 SERVICE = "inference.GRPCInferenceService"
@@ -43,8 +41,8 @@ class Forward:
     `done` must follow each `infer`. `retire` closes the channels once nothing is outstanding.
     """
 
-    def __init__(self, address: str) -> None:
-        self._channels = [grpc.aio.insecure_channel(address, _OPTIONS) for _ in range(_CHANNELS)]
+    def __init__(self, address: str, tls: ClientTls) -> None:
+        self._channels = [open_channel(address, tls, _OPTIONS) for _ in range(_CHANNELS)]
         self._infer: list[Callable[..., Call]] = [
             channel.unary_unary(f"/{SERVICE}/ModelInfer", None, None) for channel in self._channels
         ]
@@ -139,8 +137,15 @@ class Attempt:
 class Upstream:
     """A server of the pool. Policies read its `key` and `load`."""
 
-    def __init__(self, view: ServerView, row: LoadRow, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        view: ServerView,
+        row: LoadRow,
+        clock: Callable[[], float] = time.monotonic,
+        tls: ClientTls = ClientTls(),  # noqa: B008 - it is frozen
+    ) -> None:
         self.view = view
+        self._tls = tls
         self.clock = clock
         self.outlier = Outlier(clock())
         self.budget = RetryBudget(least=2 * IN_A_ROW)
@@ -148,7 +153,7 @@ class Upstream:
         self.key = view.id
         self._row = row
         self._table = row.table
-        self.forward = Forward(view.address)
+        self.forward = Forward(view.address, tls)
         self.attempts: set[Attempt] = set()
         self.incarnation: Incarnation = (view.id, 0)
         """The current incarnation; it changes when the server is started again."""
@@ -254,7 +259,7 @@ class Upstream:
     def reconnect(self) -> None:
         """Use new channels from now on."""
         self.forward.retire()
-        self.forward = Forward(self.view.address)
+        self.forward = Forward(self.view.address, self._tls)
 
     def leave(self) -> None:
         """The server is no longer listed: its requests in flight finish."""

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 from tritonclient.grpc import service_pb2
 
+from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_manager.tune.loadgen.load import RequestFailedError
 from tritonembed_protocol.framing import frame
 
@@ -34,10 +35,11 @@ def encode_request(texts: Sequence[str], model: str = ENSEMBLE, request_id: str 
 
 @dataclass(frozen=True)
 class GrpcSender:
-    """Sends raw bytes to `method` of the server at host:port."""
+    """Sends raw bytes to `method` of the server at host:port, or over TLS at grpcs://host:port."""
 
     server: str
     method: str = METHOD
+    tls: ClientTls = field(default_factory=ClientTls)
 
     def connections(self, concurrency: int | None) -> int:
         """As Sender says."""
@@ -45,14 +47,14 @@ class GrpcSender:
 
     def open(self, connections: int, timeout: float) -> "GrpcTransport":
         """As Sender says."""
-        return GrpcTransport(self.server, self.method, connections, timeout)
+        return GrpcTransport(self.server, self.method, connections, timeout, self.tls)
 
 
 class GrpcTransport:
     """Several connections, because one carries only so much."""
 
-    def __init__(self, server: str, method: str, connections: int, timeout: float) -> None:
-        self._channels = open_channels(server, connections)
+    def __init__(self, server: str, method: str, connections: int, timeout: float, tls: ClientTls) -> None:
+        self._channels = open_channels(server, connections, tls)
         self._calls: list[Any] = [channel.unary_unary(method, None, None) for channel in self._channels]
         self._timeout = timeout
 
@@ -69,6 +71,6 @@ class GrpcTransport:
         await asyncio.gather(*(channel.close(None) for channel in self._channels))
 
 
-def open_channels(server: str, count: int) -> Sequence[grpc.aio.Channel]:
+def open_channels(server: str, count: int, tls: ClientTls) -> Sequence[grpc.aio.Channel]:
     """Channels that share no connection."""
-    return [grpc.aio.insecure_channel(server, options=CONNECTION_OPTIONS) for _ in range(count)]
+    return [open_channel(server, tls, CONNECTION_OPTIONS) for _ in range(count)]

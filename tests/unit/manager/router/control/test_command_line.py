@@ -10,6 +10,7 @@ from tritonembed_manager.commands.app import app
 from tritonembed_manager.router.control import supervisor
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.settings import DrainTime
+from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.server.vllm_arguments import variable
 
 VARIABLES = {
@@ -166,3 +167,32 @@ def test_the_files_of_tls_are_read_at_the_start(serve, tmp_path):
 )
 def test_options_of_tls_that_go_together(serve, options, line):
     assert serve("--server", "a:1", *options) == (2, f"tritonembed-manager: {line}\n")
+
+
+def test_servers_over_tls_and_the_files_for_them(serve, tmp_path):
+    files = Files(tmp_path)
+    chain = [f"--server-cert={files.certificate}", f"--server-key={files.key}"]
+    settings = serve("--server", "grpcs://a:8001", "--server", "b:1", f"--server-ca={files.ca}", *chain)
+    assert settings.attach.servers == [Address("grpcs://a:8001", "a:8000", "a:8002"), Address("b:1")]
+    config = settings.worker_config(1, DrainTime(1, 1, 0))
+    assert config.server_tls.ca == files.authority.pem
+    assert WorkerConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--server=grpcs://a:1", "--server-cert=a"], "--server-cert and --server-key go together"),
+        (["--server=grpcs://a:1", "--server-ca=nowhere"], "--server-ca cannot be read: No such file or directory"),
+        (
+            ["--model=m", "--server-ca=a"],
+            "--server-ca is for attached servers with grpcs:// (--server, --servers-file)",
+        ),
+        (
+            ["--servers-dns=grpcs://a:1"],
+            "--servers-dns is without grpcs://; list such servers with --server or --servers-file",
+        ),
+    ],
+)
+def test_options_of_servers_over_tls_that_are_wrong(serve, options, line):
+    assert serve(*options) == (2, f"tritonembed-manager: {line}\n")

@@ -1,0 +1,61 @@
+"""Connections to servers, in plain text or over TLS: what is trusted, and the certificate that is shown."""
+
+import ssl
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tritonembed_manager.server.files import read_pem
+from tritonembed_manager.server.pem import load_chain, trust
+from tritonembed_protocol.tls import without_scheme
+
+
+@dataclass(frozen=True)
+class ClientTls:
+    """The contents of PEM files, or None. Without `ca`, the authorities of gRPC or of the system are trusted."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def read(cls, files: tuple[Path | None, Path | None, Path | None], options: tuple[str, str, str]) -> "ClientTls":
+        """From the files of the authorities, the certificate and its key, and the names of their options.
+
+        Raises ValueError, in one line that names the option.
+        """
+        if (files[1] is None) != (files[2] is None):
+            raise ValueError(f"{options[1]} and {options[2]} go together")
+        pems = (path and read_pem(path, option) for path, option in zip(files, options, strict=True))
+        found = cls(*(None if pem is None else str(pem) for pem in pems))
+        found.context(options)
+        return found
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For gRPC."""
+        pems = (self.ca, self.key, self.certificate)
+        return grpc.ssl_channel_credentials(*(None if pem is None else pem.encode() for pem in pems))
+
+    def context(self, options: tuple[str, str, str] = ("the CA", "the certificate", "the key")) -> ssl.SSLContext:
+        """For HTTP. Raises ValueError as `read` does."""
+        if self.ca is None:
+            context = ssl.create_default_context()
+        else:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            trust(context, self.ca, options[0])
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if self.certificate is not None and self.key is not None:
+            load_chain(context, self.certificate, self.key, options[1:])
+        return context
+
+
+def open_channel(address: str, tls: ClientTls, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
+    """A channel to host:port, or over TLS to grpcs://host:port."""
+    target, secure = without_scheme(address)
+    if secure:
+        return grpc.aio.secure_channel(target, tls.credentials(), options)
+    return grpc.aio.insecure_channel(target, options)
