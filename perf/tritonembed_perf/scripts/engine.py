@@ -188,7 +188,7 @@ def same_text(options: ExecutorOptions) -> dict[str, Any]:
     alone = np.concatenate([engine.submit([sentence]).result() for sentence in sentences])
     together = engine.submit(sentences).result()
     backwards = engine.submit(sentences[::-1]).result()[::-1]
-    rows = [_difference("alone", alone, together), _difference("in another order", together, backwards)]
+    rows = [_difference("alone and among all", alone, together), _difference("in another order", together, backwards)]
     print(f"digest of the vectors alone: {hashlib.sha256(alone.tobytes()).hexdigest()[:16]}")
     count, tokens = SAME_LOADS[options.device]
     request = [ids.tobytes() for ids in loaded.random_ids(np.random.default_rng(1), count, tokens)]
@@ -207,7 +207,7 @@ def same_text(options: ExecutorOptions) -> dict[str, Any]:
 def _difference(name: str, left: Vectors, right: Vectors) -> dict[str, Any]:
     """Printed, too."""
     other, least = int((left != right).any(axis=1).sum()), float(row_cosines(left, right).min())
-    print(f"{name}, not among {len(left)}: {other} vectors have other bits, cosine {least:.7f} and more")
+    print(f"{name}: {other} of {len(left)} vectors have other bits, cosine {least:.7f} and more")
     return {"sentences": name, "other_bits": other, "cosine": least}
 
 
