@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.server.quiet_grpc import import_grpc_quietly
 from tritonembed_perf.settings import PASSES_ON, PLAIN, AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
 
 app = typer.Typer(name="tritonembed-bench", help="Measures embedding servers.", no_args_is_help=True, **PLAIN)
@@ -32,6 +33,7 @@ def run(settings: RunSettings) -> None:
     Every answer is checked. Exit code 1: a wrong vector, or no answer at all. Ctrl-C shows what was measured so far.
     """
     settings.check()
+    import_grpc_quietly()
     from tritonembed_perf.run import measure_server
 
     measure_server(settings)

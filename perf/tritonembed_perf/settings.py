@@ -4,15 +4,17 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from typer import Option
 
-from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.load import Load
 from tritonembed_perf.failures import UsageError
 from tritonembed_protocol.tls import GRPCS, without_scheme
+
+if TYPE_CHECKING:
+    from tritonembed_manager.server.client_tls import ClientTls
 
 DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "openai": "http://localhost:8080"}
 """The addresses of our manager by default."""
@@ -96,8 +98,11 @@ class RunSettings:
     json_path: Json = None
 
     @property
-    def tls(self) -> ClientTls:
+    def tls(self) -> "ClientTls":
         """The --tls-… files. Raises UsageError."""
+        # It imports gRPC.
+        from tritonembed_manager.server.client_tls import ClientTls
+
         try:
             return ClientTls.read((self.tls_ca, self.tls_cert, self.tls_key), ("--tls-ca", "--tls-cert", "--tls-key"))
         except ValueError as error:

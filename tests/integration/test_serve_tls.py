@@ -193,21 +193,31 @@ def test_servers_over_tls_and_the_commands(tmp_path: Path) -> None:
     servers, managers = map(Files, folders)
     listed = tmp_path / "servers"
     own = [f"--server-ca={servers.ca}", f"--server-cert={managers.certificate}", f"--server-key={managers.key}"]
-    with fake_triton(credentials=servers.credentials(managers.authority.pem)) as server:
-        listed.write_text(f"grpcs://{server.address}\n")
+    with fake_triton(credentials=servers.credentials(managers.authority.pem)) as server, fake_triton() as plain:
+        listed.write_text(f"grpcs://{server.address}\ngrpcs://{plain.address}\n")
         with serving("--model=m", f"--servers-file={listed}", *own, *managers.options) as manager:
             at = f"--manager=https://127.0.0.1:{manager.http_port}"
             found = run("tritonembed_manager", "status", "--json", at, f"--tls-ca={managers.ca}")
-            assert [each["id"] for each in json.loads(found)["servers"]] == [f"grpcs://{server.address}"]
+            assert [(each["id"], each["state"], each["why"]) for each in json.loads(found)["servers"]] == [
+                (f"grpcs://{server.address}", "ready", ""),
+                (f"grpcs://{plain.address}", "unhealthy", "the server does not speak TLS"),
+            ]
             trust = ("--server", f"grpcs://{manager.target}", f"--tls-root-certificates={managers.ca}")
             lines = run("tritonembed", "embed", "--stream", *trust, *TEXTS).splitlines()
             assert [json.loads(line)["embedding"] for line in lines] == pytest.approx(EXPECTED, abs=1e-6)
             assert server.requests
+            line = "tritonembed: UnavailableError: the server's certificate is not signed by a trusted authority"
+            wrong = ("--server", f"grpcs://{manager.target}", f"--tls-root-certificates={servers.ca}")
+            # Before it, gRPC's core may write a line of its own.
+            assert run("tritonembed", "embed", *wrong, "a text", fails=1).splitlines()[-1] == line
+            # gRPC's core would write a line per handshake with the plain server.
+            assert "ssl_transport" not in manager.log()
 
 
-def run(module: str, *arguments: str) -> str:
-    """What a command writes to stdout. It writes nothing else."""
+def run(module: str, *arguments: str, fails: int = 0) -> str:
+    """What a command writes to stdout, or to stderr if it fails with this exit code. It writes nothing else."""
     program = [sys.executable, "-c", f"from {module}.cli import main; main()"]
     done = subprocess.run([*program, *arguments], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
+    shown, other = (done.stderr, done.stdout) if fails else (done.stdout, done.stderr)
+    assert (done.returncode, other) == (fails, "")
+    return shown

@@ -48,8 +48,6 @@ app.command()(info)
 
 def run(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit: 0, 1 for a failure, 2 for bad usage, 128 + its number for a signal."""
-    # Else gRPC's core writes lines of its own to stderr, such as one per failed handshake.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - else messages would go to standard output
     # An exception lets a half-written file be removed; the signal's default does not. An ignored signal stays ignored,

@@ -12,6 +12,7 @@ from tritonembed_manager.commands.signature import with_options
 from tritonembed_manager.errors import one_line_errors
 from tritonembed_manager.router.control.plan import Assignment
 from tritonembed_manager.server.ports import FIRST_PORT
+from tritonembed_manager.server.quiet_grpc import import_grpc_quietly
 from tritonembed_manager.server.settings import GPU_MEMORY_UTILIZATION, LOOPBACK
 from tritonembed_manager.server.signals import abandonable_start
 from tritonembed_protocol.limits import ENDPOINT_HTTP_PORT, ENDPOINT_PORT
@@ -238,6 +239,7 @@ class ServeOptions:
 def serve(context: typer.Context, options: ServeOptions) -> None:
     """Launch Triton servers, or attach to running ones, and serve all of them under one address."""
     with one_line_errors(), abandonable_start():
+        import_grpc_quietly()
         from tritonembed_manager.commands.resolve_serve import resolve
         from tritonembed_manager.router.control.supervisor import run_serve
 
