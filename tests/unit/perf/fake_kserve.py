@@ -28,7 +28,7 @@ def unit_vector(text: bytes, dimensions: int) -> np.ndarray:
 class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
     """A server that listens on `target` until `close`."""
 
-    def __init__(self, model: Path, dimensions: int) -> None:
+    def __init__(self, model: Path, dimensions: int, credentials: grpc.ServerCredentials | None = None) -> None:
         self.spoil: Callable[[list[np.ndarray]], list[np.ndarray]] = lambda vectors: vectors
         self.on_request: Callable[[int, int, Any], None] = lambda _number, _sentences, _context: None
         self.models = ["embedding", "embedder", "tokenizer"]
@@ -39,7 +39,10 @@ class FakeKServe(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._pool = ThreadPoolExecutor(16)
         self._server = grpc.server(self._pool)
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if credentials is None:
+            self.target = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            self.target = f"grpcs://127.0.0.1:{self._server.add_secure_port('127.0.0.1:0', credentials)}"
         self._server.start()
 
     def close(self) -> None:

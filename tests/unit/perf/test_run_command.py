@@ -10,6 +10,7 @@ from typing import Any
 
 import grpc
 import pytest
+from tests.fakes.certificates import Files
 from tests.models import ModelShelf
 from tests.unit.perf.fake_kserve import FakeKServe
 
@@ -61,6 +62,24 @@ def test_a_closed_loop_sends_exactly_the_requested_number_of_requests_and_report
     assert server.sizes.count(4) >= 40
     for line in ("requests/s", "sentences/s", "tokens/s", "latency p99, ms", "client CPU, s"):
         assert line in out
+
+
+def test_a_server_over_tls_is_measured_by_a_client_with_a_certificate(
+    shelf: ModelShelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files, path = Files(tmp_path), tmp_path / "result.json"
+    fake = FakeKServe(shelf("bert"), DIMENSIONS, files.credentials(files.authority.pem))
+    chain = (f"--tls-ca={files.ca}", f"--tls-cert={files.certificate}", f"--tls-key={files.key}")
+    options = ("--server", fake.target, "--model", str(shelf("bert")), "--warm-up", "0", "--batch-sizes", "1")
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["run", *options, "--requests", "10", "--prompt-length", "9", *chain, "--json", str(path)])
+        assert (ended.value.code, capsys.readouterr().err) == (0, "")
+    finally:
+        fake.close()
+    [row] = json.loads(path.read_text())["rows"]
+    assert (row["requests"], row["errors"], row["wrong"]) == (10, {}, 0)
+    assert str(tmp_path) not in path.read_text()
 
 
 def test_only_answers_of_the_measured_time_count_as_compared(run: Any, server: FakeKServe, tmp_path: Path) -> None:
