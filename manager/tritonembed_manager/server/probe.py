@@ -45,6 +45,8 @@ _FIRST = 1
 """KServe's priority of a check: ahead of waiting requests, if Triton's queues have priorities."""
 # Errors of gRPC itself.
 _NO_CONNECTION = "failed to connect"
+_NO_MESSAGE = "its answer can't be decoded"
+"""gRPC logs an answer that can't be decoded, and returns None."""
 _NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
 
 
@@ -115,6 +117,8 @@ class GrpcProbe:
                 await self._channel.close(None)
                 self._connect()
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        if answer is None:
+            raise ProbeError(_NO_MESSAGE, answered=True)
         for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
             if output.name == "embedding":
                 return bytes(content)
@@ -127,17 +131,19 @@ class GrpcProbe:
             answer = await self._config(request, timeout=timeout)
         except grpc.aio.AioRpcError:
             return 1
-        return max(1, _count_instances(answer))
+        return 1 if answer is None else max(1, _count_instances(answer))
 
     async def instances(self, model: str, timeout: float) -> int | None:
         """The configured number of a model's instances; None if the model is not loaded. Raises ProbeError."""
         try:
             ready = await self._ready(_model_request(service_pb2.ModelReadyRequest, model), timeout=timeout)
-            if not ready.ready:
+            if ready is not None and not ready.ready:
                 return None
             answer = await self._config(_model_request(service_pb2.ModelConfigRequest, model), timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        if ready is None or answer is None:
+            raise ProbeError(_NO_MESSAGE, answered=True)
         return _count_instances(answer)
 
     async def close(self) -> None:

@@ -242,6 +242,30 @@ async def test_a_check_after_an_unanswered_check_has_a_new_connection():
             await probe.close()
 
 
+class Garbling(grpc.GenericRpcHandler):
+    """Answers every call with bytes that are no message."""
+
+    def service(self, _details):
+        async def answer(_request, _context):
+            return b"\xff"
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def test_an_answer_that_cannot_be_decoded_is_an_error_of_the_check():
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((Garbling(),))
+    probe = GrpcProbe(f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
+    await server.start()
+    for asked in (probe.vectors(5), probe.infers(5), probe.instances("embedder", 5)):
+        with pytest.raises(ProbeError, match="can't be decoded") as caught:
+            await asked
+        assert caught.value.answered
+    assert await probe.replicas(5) == 1
+    await probe.close()
+    await server.stop(None)
+
+
 async def test_a_check_goes_ahead_of_waiting_requests():
     async with FakeTriton() as fake:
         probe = GrpcProbe(fake.address)
