@@ -84,15 +84,12 @@ def _write_parameters(to: Any, parameters: dict[str, Any]) -> None:
 
 
 _NEVER_TEXT = {
-    ("embedding", "embedding"),
-    ("embedding_chunks", "chunk_embeddings"),
-    ("embedding_chunks", "chunk_spans"),
-    ("embedder", "embedding"),
-    ("embedder", "chunk_embeddings"),
-    ("embedder", "chunk_spans"),
-    ("tokenizer", "token_ids"),
+    "embedding": ("embedding",),
+    "embedding_chunks": ("chunk_embeddings", "chunk_spans"),
+    "embedder": ("embedding", "chunk_embeddings", "chunk_spans"),
+    "tokenizer": ("token_ids",),
 }
-"""(model, output) pairs that JSON can't hold."""
+"""By model, the outputs that JSON can't hold."""
 _MAX_SIZE = 2**63
 
 
@@ -120,8 +117,8 @@ def read_request(body: bytes, header_length: int | None, model: str, version: st
         raise BadRequest("Inference-Header-Content-Length is larger than the body")
     request = _read(parse_object(body[:end]), memoryview(body)[end:], model, version)
     asked = [output.name for output in request.message.outputs]
-    for of, output in _NEVER_TEXT:
-        if of == model and (not asked or output in asked) and not request.is_binary(output):
+    for output in _NEVER_TEXT.get(model, ()):
+        if (not asked or output in asked) and not request.is_binary(output):
             raise tensor_json.no_text(output)
     return request
 
