@@ -17,7 +17,7 @@ from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from tritonembed_perf.chaos.harms import Harms
-from tritonembed_perf.chaos.ledger import CONNECTION_LOST, HANG, Ledger, Lost, documented_limit
+from tritonembed_perf.chaos.ledger import CONNECTION_LOST, HANG, Ledger, Lost, documented_limit, grpc_outcome
 from tritonembed_perf.chaos.sentences import KnownVectors, Vectors
 
 SIZES = (1, 1, 16, 64)
@@ -98,7 +98,8 @@ class GrpcStream:
             raise _grpc_lost(broken) from None
         except grpc.aio.AioRpcError as broken:
             # Only some of tritonclient's calls wrap this error.
-            raise Lost(broken.code().name, broken.details() or "") from None
+            message = broken.details() or ""
+            raise Lost(grpc_outcome(broken.code().name, message), message) from None
         except StopAsyncIteration:
             raise Lost(CONNECTION_LOST, "the stream ended") from None
         if error is not None:
@@ -262,7 +263,8 @@ def _vectors(answer: Any) -> Vectors:
 
 
 def _grpc_lost(error: Any) -> Lost:
-    return Lost(str(error.status()).rpartition(".")[2], str(error.message())[:300])
+    message = str(error.message())
+    return Lost(grpc_outcome(str(error.status()).rpartition(".")[2], message), message[:300])
 
 
 def _session() -> aiohttp.ClientSession:

@@ -10,6 +10,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2
 
 from tritonembed_perf.chaos.attack import ANYTHING_BUT_A_FAULT, LATE, NAMED_WRONG, Attack, Send, Target
+from tritonembed_perf.chaos.ledger import grpc_outcome
 from tritonembed_perf.chaos.messages import MESSAGES, Make, good_message
 
 _SERVICE = "/inference.GRPCInferenceService"
@@ -17,11 +18,16 @@ _CALL_S = 15.0
 NOT_ANSWERED = "the good request behind it was not answered"
 
 
+def _outcome(error: grpc.aio.AioRpcError) -> tuple[str, str]:
+    message = error.details() or ""
+    return grpc_outcome(error.code().name, message), message
+
+
 async def _call(target: Target, method: str, message: bytes, timeout: float = _CALL_S, **more: Any) -> tuple[str, str]:
     try:
         await target.channel.unary_unary(f"{_SERVICE}/{method}", None, None)(message, timeout=timeout, **more)
     except grpc.aio.AioRpcError as error:
-        return error.code().name, error.details() or ""
+        return _outcome(error)
     return "OK", ""
 
 
@@ -49,7 +55,7 @@ def streamed(make: Make) -> Send:
         try:
             answers = [service_pb2.ModelStreamInferResponse.FromString(answer) async for answer in call]
         except grpc.aio.AioRpcError as error:
-            return error.code().name, error.details() or ""
+            return _outcome(error)
         if len(answers) != 2 or answers[1].error_message or answers[1].infer_response.id != "after":
             return NOT_ANSWERED, answers[-1].error_message if answers else ""
         return ("stream error" if answers[0].error_message else "OK"), answers[0].error_message
@@ -119,7 +125,7 @@ async def broken_stream(target: Target, rng: random.Random) -> tuple[str, str]:
         for _ in range(rng.choice((0, 1, 5))):
             await call.read()
     except grpc.aio.AioRpcError as error:
-        return error.code().name, error.details() or ""
+        return _outcome(error)
     call.cancel()
     return "closed", ""
 

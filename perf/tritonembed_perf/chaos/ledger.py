@@ -21,6 +21,8 @@ BROKEN = (
     "stream error",
 )
 """Outcomes that a request can have if its worker is killed or stopped."""
+_FROM_CORE = "Internal error from Core"
+"""grpc.aio's own words, with INTERNAL, if it can't write on a stream whose connection broke."""
 MOST_FINDINGS = 200
 
 _BUDGET = "too many requests are retried"
@@ -29,6 +31,11 @@ _NO_SERVER = ("no server is ready", "no server became ready")
 _LATE = (HANG, "DEADLINE_EXCEEDED", "504")
 _BACK_S = 5.0
 """A request may be lost if its deadline passes within this many seconds after a server came back."""
+
+
+def grpc_outcome(code: str, message: str) -> str:
+    """The outcome of a gRPC call that failed with this code and these details."""
+    return CONNECTION_LOST if (code, message) == ("INTERNAL", _FROM_CORE) else code
 
 
 class Lost(Exception):

@@ -12,7 +12,7 @@ from tritonembed_perf.chaos import http2
 from tritonembed_perf.chaos.attack import CANARY, REFUSED, Attack, Target
 from tritonembed_perf.chaos.attackers import Attackers, all_attacks
 from tritonembed_perf.chaos.harms import SERVER, WORKER, Harms
-from tritonembed_perf.chaos.ledger import Ledger, Lost, documented_limit
+from tritonembed_perf.chaos.ledger import CONNECTION_LOST, Ledger, Lost, documented_limit, grpc_outcome
 from tritonembed_perf.chaos.messages import MESSAGES
 from tritonembed_perf.chaos.report import failures
 from tritonembed_perf.chaos.sentences import KnownVectors, make_sentences
@@ -61,6 +61,12 @@ def test_a_broken_connection_is_explained_by_a_harm_to_a_worker_and_by_nothing_e
     # Long after its end, a harm explains nothing.
     harm.ended = harm.began
     assert documented_limit(lost, harms, harm.began + 60, harm.began + 61) is None
+
+
+def test_grpcs_own_error_of_a_stream_that_broke_is_a_lost_connection() -> None:
+    assert grpc_outcome("INTERNAL", "Internal error from Core") == CONNECTION_LOST
+    assert grpc_outcome("INTERNAL", "the executor failed") == "INTERNAL"
+    assert grpc_outcome("UNAVAILABLE", "Socket closed") == "UNAVAILABLE"
 
 
 def test_an_error_that_no_server_is_ready_is_explained_only_by_an_outage() -> None:
