@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -99,7 +100,12 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest
         # The log has all of vLLM's message, the error its reason in one line.
         logger.exception("vLLM could not load the model")
         reason = reason_of(error, str(arguments["model"]))
-        raise ModelError(f"vLLM could not load the model: {reason}{_advice(reason, arguments)}") from error
+        if not (longest is not None and has_small_cache(settings, files, device) and "KV cache" in reason):
+            raise ModelError(f"vLLM could not load the model: {reason}{_advice(reason, arguments)}") from error
+    # Out of the handler, which keeps the failed load's memory.
+    gc.collect()
+    logger.warning("vLLM gets its whole cache: the small one does not hold a text")
+    return load_vllm(settings, files, device)
 
 
 def max_batch_tokens(settings: ModelSettings, files: "ModelFiles", device: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -102,6 +103,30 @@ def test_a_short_model_that_is_refused_on_a_gpu_gets_its_whole_cache(
     vllm = FakeVllm(monkeypatch, refuse)
     factory.create_executor(settings_with("auto"), replace(files, max_length=64), "cuda")
     assert vllm.loads == [64, None]
+
+
+def test_a_model_whose_texts_need_more_gets_the_whole_cache(
+    files: ModelFiles, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def make(**arguments: Any) -> object:
+        asked.append(arguments)
+        if arguments.get("kv_cache_memory_bytes"):
+            raise ValueError("4 GiB KV cache is needed, which is larger than the available KV cache memory")
+        return object()
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=make))
+    monkeypatch.setitem(sys.modules, "vllm.config", SimpleNamespace(PoolerConfig=dict))
+    loading.load_vllm(settings_with("auto"), files, "cuda", LONGEST_IN_CACHE)
+    assert [arguments["max_model_len"] for arguments in asked] == [LONGEST_IN_CACHE, LONG]
+    assert "kv_cache_memory_bytes" not in asked[1]
+    assert "vLLM gets its whole cache" in caplog.text
+    # Without the small cache the same error ends the start.
+    with pytest.raises(ModelError, match="KV cache is needed"):
+        loading.load_vllm(
+            settings_with("auto").model_copy(update={"vllm": {"kv_cache_memory_bytes": 7}}), files, "cuda"
+        )
 
 
 def test_a_shorter_maximum_stays(files: ModelFiles) -> None:
