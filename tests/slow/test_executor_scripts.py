@@ -9,7 +9,7 @@ from tests.models import ModelShelf
 
 
 def test_the_time_of_a_batch_is_shown_by_operator(script: Script, shelf: ModelShelf) -> None:
-    done = script("engine_profile", str(shelf("bert")), "--shape", "4x8")
+    done = script("engine", "profile", str(shelf("bert")), "--shape", "4x8")
     assert done.returncode == 0, done.stderr[-1000:]
     assert "executor: direct" in done.stdout
     assert re.search(r"^4 x 8: +\d+\.\d\d ms per batch$", done.stdout, re.MULTILINE)
@@ -21,7 +21,9 @@ def test_the_time_of_a_batch_is_shown_by_operator(script: Script, shelf: ModelSh
 
 def test_precision_is_that_of_the_computing_type(script: Script, shelf: ModelShelf, tmp_path: Path) -> None:
     report = tmp_path / "precision.json"
-    done = script("precision", str(shelf("bert-cls")), "--vllm", '{"dtype": "bfloat16"}', "--json", str(report))
+    done = script(
+        "engine", "precision", str(shelf("bert-cls")), "--vllm", '{"dtype": "bfloat16"}', "--json", str(report)
+    )
     assert done.returncode == 0, done.stderr[-1000:]
     rows = json.loads(report.read_text())["rows"]
     assert [row["tokens"] for row in rows] == [1, 2, 5, 10, 20, 50, 100, 200, 512]
@@ -29,6 +31,6 @@ def test_precision_is_that_of_the_computing_type(script: Script, shelf: ModelShe
 
 
 def test_lengths_end_at_vllms_maximum(script: Script, shelf: ModelShelf) -> None:
-    done = script("precision", str(shelf("bert")), "--vllm", '{"max_model_len": 30}')
+    done = script("engine", "precision", str(shelf("bert")), "--vllm", '{"max_model_len": 30}')
     assert done.returncode == 0, done.stderr[-1000:]
     assert re.findall(r"^ +(\d+) tokens: ", done.stdout, re.MULTILINE) == ["1", "2", "5", "10", "20", "30"]
