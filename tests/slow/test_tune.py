@@ -22,7 +22,7 @@ def test_tune_measures_real_servers_and_writes_the_winner(model, tmp_path):
     assert all(len(attempt["runs"]["20x8@4"]) == 3 for attempt in record["search"])
     assert record["decision"].lower() in said.lower()
     configs = read_configs(out)
-    assert set(configs) == {"tokenizer", "embedder", "embedding"}
+    assert set(configs) == {"tokenizer", "embedder", "embedding", "embedding_chunks"}
     assert configs["tokenizer"].instance_group[0].count == record["written"]["tokenizer_instances"]
     assert "max_batch_tokens" not in json.loads((out / "model.json").read_text())["engine"]
     assert not tune.family()
