@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.broken_files import cut_in_half
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.factory import create_executor
@@ -98,20 +99,16 @@ def test_the_reference_refuses_another_projection(name: str, write: Write) -> No
         refuse_wrong(load(folder), reference, "float32")
 
 
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
         ("config.json", Path.unlink, "clip_text is not a model: it has no config.json"),
-        ("config.json", _cut, "config.json can't be read"),
+        ("config.json", cut_in_half, "config.json can't be read"),
         ("config.json", lambda file: edit_json(file, text_config="x"), "text_config in config.json is not an object"),
         ("config.json", lambda file: edit_json(file, projection_dim=0), "has no projection_dim"),
         ("config.json", lambda file: edit_json(file, projection_dim=7), "another shape of text_projection.weight"),
         ("model.safetensors", Path.unlink, "clip_text: the model has no weights"),
-        ("model.safetensors", _cut, "transformers could not load the model: SafetensorError"),
+        ("model.safetensors", cut_in_half, "transformers could not load the model: SafetensorError"),
         ("tokenizer.json", Path.unlink, "clip_text has no tokenizer"),
         ("../adapter_config.json", lambda file: file.write_text("{}"), "clip_text is a LoRA adapter"),
     ],

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from tests.broken_files import cut_in_half
 from transformers import GteConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -116,17 +117,13 @@ def test_what_differs_is_refused_by_its_name(changes: dict[str, Any], named: str
     assert named in refusal(folder)
 
 
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
         ("model.safetensors", Path.unlink, "gte_multilingual: the model has no weights"),
-        ("model.safetensors", _cut, "transformers can't load it for the reference: SafetensorError"),
+        ("model.safetensors", cut_in_half, "transformers can't load it for the reference: SafetensorError"),
         ("tokenizer.json", Path.unlink, "gte_multilingual has no tokenizer"),
-        ("config.json", _cut, "config.json can't be read"),
+        ("config.json", cut_in_half, "config.json can't be read"),
         ("adapter_config.json", lambda file: file.write_text("{}"), "gte_multilingual is a LoRA adapter"),
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.broken_files import cut_in_half
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from tritonembed_engine.errors import ModelError
@@ -127,15 +128,11 @@ def test_a_variant_is_refused_by_the_key_or_the_weights(changes: dict[str, Any],
     assert named in refusal(folder)
 
 
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
         ("model.safetensors", Path.unlink, "jina_v2: the model has no weights"),
-        ("model.safetensors", _cut, "could not load the model: SafetensorError"),
+        ("model.safetensors", cut_in_half, "could not load the model: SafetensorError"),
         ("config.json", Path.unlink, "jina_v2 is not a model: it has no config.json"),
         ("tokenizer.json", Path.unlink, "jina_v2 has no tokenizer"),
         ("adapter_config.json", lambda file: file.write_text("{}"), "jina_v2 is a LoRA adapter"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from tests.broken_files import cut_in_half
 
 from tritonembed_engine.chunks import unpack
 from tritonembed_engine.errors import InvalidArgument, ModelError
@@ -189,19 +190,15 @@ def test_tensors_of_a_wrong_shape_are_refused_by_name(changes: dict[str, Any], n
     assert named in refusal(file.parent)
 
 
-def _cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 @pytest.mark.parametrize(
     ("file", "change", "named"),
     [
         ("model.safetensors", Path.unlink, "model2vec: the model has no weights (model.safetensors)"),
-        ("model.safetensors", _cut, "model.safetensors is broken or not complete"),
+        ("model.safetensors", cut_in_half, "model.safetensors is broken or not complete"),
         ("tokenizer.json", Path.unlink, "the model has no tokenizer (tokenizer.json)"),
-        ("tokenizer.json", _cut, "tokenizer.json can't be read"),
+        ("tokenizer.json", cut_in_half, "tokenizer.json can't be read"),
         ("tokenizer.json", lambda file: file.write_text("{}"), "its tokenizer can't be loaded"),
-        ("modules.json", _cut, "modules.json can't be read"),
+        ("modules.json", cut_in_half, "modules.json can't be read"),
         ("adapter_config.json", lambda file: file.write_text("{}"), "model2vec is a LoRA adapter (adapter_config"),
     ],
 )
