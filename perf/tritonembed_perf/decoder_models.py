@@ -6,13 +6,11 @@ Weights come from one block of random numbers, again and again from other places
 """
 
 import argparse
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-from tritonembed_perf.models import BERT_TOKENIZER
+from tritonembed_perf.models import BERT_TOKENIZER, SMALL, write_json, write_sentence_files
 
 SHAPES: dict[str, dict[str, int]] = {
     "qwen3-0.6b": {"layers": 28, "hidden": 1024, "heads": 16, "key_heads": 8, "intermediate": 3072},
@@ -53,24 +51,14 @@ def write_decoder(name: str, folder: Path) -> Path:
         "vocab_size": VOCABULARY,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     (folder / "tokenizer.json").write_bytes(BERT_TOKENIZER.read_bytes())
     tokens = {f"{token}_token": f"[{token.upper()}]" for token in ("cls", "sep", "pad", "unk", "mask")}
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": LONGEST, **tokens},
     )
-    types = ("Transformer", "Pooling", "Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
-    modules = [
-        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
-        for i, (kind, path) in enumerate(zip(types, paths, strict=True))
-    ]
-    _write_json(folder / "modules.json", modules)
-    (folder / "1_Pooling").mkdir(exist_ok=True)
-    pooling = {"word_embedding_dimension": shape["hidden"], "pooling_mode_lasttoken": True, "include_prompt": True}
-    _write_json(folder / "1_Pooling" / "config.json", pooling)
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+    write_sentence_files(folder, shape["hidden"], {**SMALL, "pooling": "lasttoken", "max_length": LONGEST})
     _write_weights(folder, shape)
     return folder
 
@@ -124,11 +112,7 @@ def _write_weights(folder: Path, shape: dict[str, int]) -> None:
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file(shard, folder / file)
         places.update(dict.fromkeys(shard, file))
-    _write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": places})
 
 
 def main() -> None:

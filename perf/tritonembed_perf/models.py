@@ -136,8 +136,8 @@ def write_model(
         _spread(model, chosen["pooling"])
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(folder / "tokenizer_config.json", {**tokenizer_settings, "model_max_length": chosen["max_length"]})
-    _write_sentence_files(folder, config.hidden_size, chosen)
+    write_json(folder / "tokenizer_config.json", {**tokenizer_settings, "model_max_length": chosen["max_length"]})
+    write_sentence_files(folder, config.hidden_size, chosen)
     return folder
 
 
@@ -158,25 +158,29 @@ def _spread(model: Any, pooling: str) -> None:
             weights[queries_and_keys:].mul_(STRONG_ATTENTION)
 
 
-def _write_sentence_files(folder: Path, hidden: int, chosen: Options) -> None:
-    """The files that sentence-transformers adds to a model, in the form that most models of the hub still have."""
+def write_sentence_files(folder: Path, hidden: int, chosen: Options) -> None:
+    """The files that sentence-transformers adds to a model, in the form that most models of the hub still have.
+
+    hidden: width of a token's vector.
+    """
     names = ["Transformer", "Pooling", *(["Normalize"] if chosen["normalize"] else [])]
     paths = ["", "1_Pooling", "2_Normalize"]
     modules = [
         {"idx": i, "name": str(i), "path": paths[i], "type": f"sentence_transformers.models.{name}"}
         for i, name in enumerate(names)
     ]
-    _write_json(folder / "modules.json", modules)
+    write_json(folder / "modules.json", modules)
     modes = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": "lasttoken"}
     pooling = {f"pooling_mode_{key}": mode == chosen["pooling"] for mode, key in modes.items()}
     (folder / "1_Pooling").mkdir(exist_ok=True)
-    _write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden, **pooling})
-    _write_json(folder / "sentence_bert_config.json", {"max_seq_length": chosen["max_length"], "do_lower_case": False})
+    write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": hidden, **pooling})
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": chosen["max_length"], "do_lower_case": False})
     prompts = {"prompts": dict(chosen["prompts"] or {}), "default_prompt_name": chosen["default_prompt_name"]}
-    _write_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
+    write_json(folder / "config_sentence_transformers.json", {**prompts, "similarity_fn_name": "cosine"})
 
 
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """As the hub's files are written: indented, UTF-8."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
