@@ -12,6 +12,8 @@ import psutil  # type: ignore[import-untyped]
 
 PERIOD_S = 0.5
 QUERY = ("nvidia-smi", "--query-gpu=name,utilization.gpu,memory.used", "--format=csv,noheader,nounits")
+NO_ANSWER = (OSError, subprocess.SubprocessError, ValueError)
+"""Exceptions of `query_gpus`: without a GPU, or without its driver."""
 
 
 class ServerProcesses:
@@ -86,11 +88,16 @@ class GpuMeter:
     def _run(self) -> None:
         while not self._stop.wait(PERIOD_S):
             try:
-                answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
-                rows = [line.rsplit(", ", 2) for line in answer.splitlines()]
-                self._samples.append([(name, int(busy), int(used)) for name, busy, used in rows])
-            except (OSError, subprocess.SubprocessError, ValueError):
+                self._samples.append(query_gpus())
+            except NO_ANSWER:
                 return
+
+
+def query_gpus() -> list[tuple[str, int, int]]:
+    """Of each GPU its name, the per cent of time in which a kernel ran, and the MiB in use. Raises NO_ANSWER."""
+    answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
+    rows = [line.rsplit(", ", 2) for line in answer.splitlines()]
+    return [(name, int(busy), int(used)) for name, busy, used in rows]
 
 
 def _is_local(host: str) -> bool:

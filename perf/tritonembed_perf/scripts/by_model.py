@@ -23,10 +23,10 @@ from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.options import Loads, run_script
 from tritonembed_perf.reports import print_table
 from tritonembed_perf.server import RunningServer, running_server
+from tritonembed_perf.server_use import NO_ANSWER, query_gpus
 
 ONE_QUERY = LoadShape(50, 1, 1)
 EXECUTOR = re.compile(r"(\w+) executor: lowest cosine ([\d.]+) to the reference")
-GPU_MEMORY = ("nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
 
 
 def by_model(
@@ -80,10 +80,9 @@ def run(server: RunningServer, model: str, load: LoadShape, seconds: float) -> d
 def gpu_memory_mib() -> int:
     """In use on all GPUs; 0 without one."""
     try:
-        answer = subprocess.run(GPU_MEMORY, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        return sum(used for _, _, used in query_gpus())
+    except NO_ANSWER:
         return 0
-    return sum(map(int, answer.split()))
 
 
 def cells(row: dict[str, Any], loads: list[str]) -> list[str]:
