@@ -11,7 +11,9 @@ from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.pool import UpstreamPool
-from tritonembed_manager.router.interfaces import ServerState, ServerView
+from tritonembed_manager.router.interfaces import Caller, ServerState, ServerView
+
+CALLER = Caller("somebody")
 
 
 class InTurn:
@@ -58,10 +60,10 @@ class DataPlane:
         self.views[server] = ServerView(**{**vars(self.views[server]), "state": state, **changes})
         self.pool.update(self.views)
 
-    async def infer(self, *sentences, timeout=10.0, metadata=(), **parameters):
+    async def infer(self, *sentences, timeout=10.0, metadata=(), caller=CALLER, **parameters):
         """Send one request; return the decoded answer."""
         message = infer_request(*(sentences or (b"a text",)), **parameters).SerializeToString()
-        answer = await self.dispatcher.infer(message, timeout=timeout, metadata=metadata)
+        answer = await self.dispatcher.infer(message, timeout=timeout, metadata=metadata, caller=caller)
         return service_pb2.ModelInferResponse.FromString(answer)
 
     def start(self, count=1, **options):

@@ -74,12 +74,25 @@ class DispatchError(Exception):
         self.retry_after = retry_after
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends requests. Servers' time is shared between callers.
+
+    name: the tenant; without tenants, the connection, as address and port. The address alone would make one caller of
+    all clients behind a proxy or NAT. weight: the caller's share in comparison with others.
+    """
+
+    name: str
+    weight: float = 1.0
+
+
 @dataclass(slots=True)
 class Admission:
     """A caller's request that was let in. It may be sent to the servers in parts."""
 
     deadline: float
     """The deadline of all parts, in seconds of the dispatcher's clock."""
+    caller: Caller
     started: bool = False
     """Whether a part was sent to a server. The other parts then wait for a place instead of being refused."""
 
@@ -93,16 +106,17 @@ class Dispatcher(Protocol):
         *,
         timeout: float | None,
         metadata: Metadata,
+        caller: Caller,
         admitted: Admission | None = None,
     ) -> bytes:
         """Send an encoded ModelInferRequest to a server. Returns the encoded ModelInferResponse.
 
         timeout: the caller's remaining seconds; None means the manager's --forward-timeout. admitted: the admission of
-        which this request is a part; its deadline then counts. Raises DispatchError. Cancelling the task frees its
-        place at once.
+        which this request is a part; its deadline and caller then count. Raises DispatchError. Cancelling the task
+        frees its place at once.
         """
 
-    def admitted(self, size: int, *, timeout: float | None) -> AbstractContextManager[Admission]:
+    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> AbstractContextManager[Admission]:
         """Admit a caller's request of `size` bytes that is sent in several parts. It ends with the `with` block.
 
         All parts are admitted, timed and counted as one request, and a drain waits for it. timeout: as for `infer`.

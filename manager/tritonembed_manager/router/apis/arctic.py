@@ -23,6 +23,7 @@ from tritonembed import ServerError
 from tritonembed.inputs import encode_texts
 from tritonembed_manager.router.apis.arctic_aborts import Aborted, Aborts
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
+from tritonembed_manager.router.apis.callers import grpc_caller
 from tritonembed_manager.router.apis.grpc_arrivals import refuse
 from tritonembed_manager.router.apis.grpc_health import outage
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -95,7 +96,10 @@ class _Service:
             infer = _to_infer_request(request, self._names)
             with self._aborts.in_flight(request_id):
                 answer = await self._dispatcher.infer(
-                    infer, timeout=context.time_remaining(), metadata=context.invocation_metadata()
+                    infer,
+                    timeout=context.time_remaining(),
+                    metadata=context.invocation_metadata(),
+                    caller=grpc_caller(context),
                 )
             return _to_encode_response(request, answer)
         except BadRequest as error:

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from tritonembed_manager.router.apis.callers import grpc_caller
 from tritonembed_manager.router.apis.grpc_arrivals import refuse
 from tritonembed_manager.router.apis.kserve_calls import (
     add_up_statistics,
@@ -90,7 +91,9 @@ class _Service:
 
     async def _infer(self, request: bytes, context: Any, metadata: Any) -> bytes:
         async def infer(request: bytes) -> bytes:
-            return await self._dispatcher.infer(request, timeout=context.time_remaining(), metadata=metadata)
+            return await self._dispatcher.infer(
+                request, timeout=context.time_remaining(), metadata=metadata, caller=grpc_caller(context)
+            )
 
         return await self._names.infer(request, infer)
 

@@ -24,7 +24,7 @@ from tritonembed_manager.router.data.request import (
     seconds,
 )
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
-from tritonembed_manager.router.interfaces import Admission, DispatchError, Metadata, ServerView
+from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
 from tritonembed_protocol.status import Outcome, classify, is_about_models, status_of, unreachable_deadline
 
@@ -78,6 +78,7 @@ class TritonDispatcher:
         *,
         timeout: float | None,
         metadata: Metadata,
+        caller: Caller,
         admitted: Admission | None = None,
     ) -> bytes:
         """Send an encoded ModelInferRequest to one of the servers; see interfaces.py."""
@@ -90,18 +91,18 @@ class TritonDispatcher:
             raise
         if admitted is not None:
             return await self._answer(self._prepare(request, forwards, admitted))
-        with self.admitted(len(request), timeout=timeout) as own:
+        with self.admitted(len(request), timeout=timeout, caller=caller) as own:
             return await self._answer(self._prepare(request, forwards, own))
 
     @contextmanager
-    def admitted(self, size: int, *, timeout: float | None) -> Iterator[Admission]:
+    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> Iterator[Admission]:
         """Admit a request that is sent to the servers in parts; see interfaces.py."""
         began = self._clock()
         code = _CODE.CANCELLED
         try:
             self.admission.enter(size)
             try:
-                yield Admission(began + seconds(timeout, self._forward_timeout))
+                yield Admission(began + seconds(timeout, self._forward_timeout), caller)
                 code = _CODE.OK
             finally:
                 self.admission.leave(size)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from tritonembed_manager.router.interfaces import Admission, Dispatcher, DispatchError, Metadata, ServerView
+from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata, ServerView
 
 HEADERS = ("traceparent", "tracestate")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -87,13 +87,21 @@ class _Traced:
         self.refused = dispatcher.refused
 
     async def infer(
-        self, request: bytes, *, timeout: float | None, metadata: Metadata, admitted: Admission | None = None
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata,
+        caller: Caller,
+        admitted: Admission | None = None,
     ) -> bytes:
         with self._tracing.dispatching(metadata) as (span, extended):
             span.set_attribute("rpc.system", "grpc")
             span.set_attribute("rpc.request.size", len(request))
             try:
-                return await self._dispatcher.infer(request, timeout=timeout, metadata=extended, admitted=admitted)
+                return await self._dispatcher.infer(
+                    request, timeout=timeout, metadata=extended, caller=caller, admitted=admitted
+                )
             except DispatchError as error:
                 span.set_attribute("rpc.grpc.status_code", error.code.value[0])
                 self._tracing.failed(span)

@@ -12,6 +12,7 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import web
 from tritonclient.grpc import service_pb2
 
+from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converted, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
@@ -138,7 +139,9 @@ class KServe:
         async with self._bodies.read_chunks(request) as chunks:
             asked = await self._read(request, chunks, model)
             [message] = asked.messages
-            answer = await self._dispatcher.infer(message, timeout=None, metadata=metadata_of(request.headers))
+            answer = await self._dispatcher.infer(
+                message, timeout=None, metadata=metadata_of(request.headers), caller=http_caller(request)
+            )
         return to_answer(InferRequest(None, **asked.info), answer, model.alias)
 
     async def _read(self, request: web.Request, chunks: list[bytes], model: ModelPath) -> Converted:

@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed import ServerError
 from tritonembed.request import Call, Deadline, Options
+from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
@@ -24,7 +25,7 @@ from tritonembed_manager.router.apis.http.openai_request import Prepared, field_
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import metadata_of
-from tritonembed_manager.router.interfaces import Admission, Dispatcher, DispatchError, Metadata
+from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 
 _REQUESTS_AT_ONCE = 8
 """Concurrent requests of one caller's call. They are admitted as one, and have one deadline."""
@@ -63,7 +64,9 @@ class OpenAI:
             if len(requests) > _FEW_REQUESTS:
                 await stack.enter_async_context(self._large)
             try:
-                vectors, tokens = await _embed(self._dispatcher, requests, metadata_of(request.headers))
+                vectors, tokens = await _embed(
+                    self._dispatcher, requests, metadata_of(request.headers), http_caller(request)
+                )
             except DispatchError as error:
                 if error.code is grpc.StatusCode.INVALID_ARGUMENT:
                     bad = BadRequest(error.message, field_at_fault(error.message))
@@ -134,7 +137,7 @@ def _texts(rows: npt.NDArray[np.float32], *, as_base64: bool) -> list[bytes]:
 
 
 async def _embed(
-    dispatcher: Dispatcher, requests: Sequence[Prepared], metadata: Metadata
+    dispatcher: Dispatcher, requests: Sequence[Prepared], metadata: Metadata, caller: Caller
 ) -> tuple[list[npt.NDArray[np.float32]], int]:
     """The float32 vectors of the requests, in order, and the number of tokens.
 
@@ -146,10 +149,13 @@ async def _embed(
 
     async def send(request: Prepared, admitted: Admission) -> tuple[npt.NDArray[np.float32], int]:
         async with places:
-            answer = await dispatcher.infer(request.message, timeout=None, metadata=metadata, admitted=admitted)
+            answer = await dispatcher.infer(
+                request.message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
+            )
         return _read_answer(call, request, answer)
 
-    with dispatcher.admitted(sum(len(request.message) for request in requests), timeout=None) as admitted:
+    size = sum(len(request.message) for request in requests)
+    with dispatcher.admitted(size, timeout=None, caller=caller) as admitted:
         if len(requests) == 1:
             answers = [await send(requests[0], admitted)]
         else:

@@ -44,7 +44,7 @@ class FakeDispatcher:
     def refused(self, code):
         self.refusals.append(code)
 
-    async def infer(self, request, *, timeout, metadata):
+    async def infer(self, request, *, timeout, metadata, caller):
         self.requests.append(decoded := service_pb2.ModelInferRequest.FromString(request))
         self.calls.append(SimpleNamespace(timeout=timeout, metadata=dict(metadata)))
         self.inside.release()

@@ -6,7 +6,7 @@ from collections import Counter
 
 import grpc
 import pytest
-from tests.fakes.data_plane import data_plane
+from tests.fakes.data_plane import CALLER, data_plane
 from tests.fakes.triton import STUB_DIED, infer_request, infer_response, vector
 from tritonclient.grpc import service_pb2
 
@@ -74,11 +74,11 @@ async def test_requests_that_would_harm_a_server_never_reach_one():
     async with data_plane(1, max_in_flight=1) as plane:
         bad = infer_request(b"a text")
         bad.outputs.add(name="embedding").parameters["classification"].int64_param = 1
-        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=()))
+        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=(), caller=CALLER))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         bad = infer_request(b"a text")
         bad.inputs[0].parameters["shared_memory_region"].string_param = "a region"
-        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=()))
+        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=(), caller=CALLER))
         assert error.code is grpc.StatusCode.UNIMPLEMENTED
         assert answered(plane) == [0]
 
@@ -88,10 +88,10 @@ async def test_a_name_that_triton_would_misread_is_refused(name):
     async with data_plane(1) as plane:
         bad = infer_request(b"a text")
         bad.model_name = name
-        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=()))
+        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=(), caller=CALLER))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         bad.model_name, bad.model_version = "embedding", "1x"
-        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=()))
+        error = await refusal(plane.dispatcher.infer(bad.SerializeToString(), timeout=5, metadata=(), caller=CALLER))
         assert error.code is grpc.StatusCode.INVALID_ARGUMENT
         assert answered(plane) == [0]
 
@@ -336,7 +336,7 @@ async def test_triton_receives_the_remaining_time():
 async def test_the_shorter_of_both_timeouts_counts(asked, least, most):
     async with data_plane(1) as plane:
         message = infer_request(b"text", timeout=asked).SerializeToString()
-        await plane.dispatcher.infer(message, timeout=5, metadata=())
+        await plane.dispatcher.infer(message, timeout=5, metadata=(), caller=CALLER)
         assert least < plane.fakes[0].requests[0].parameters["timeout"].int64_param <= most
 
 
@@ -348,12 +348,12 @@ async def test_the_manager_has_a_timeout_of_its_own():
 
 def part(plane, admitted):
     message = infer_request(b"text").SerializeToString()
-    return plane.dispatcher.infer(message, timeout=None, metadata=(), admitted=admitted)
+    return plane.dispatcher.infer(message, timeout=None, metadata=(), caller=CALLER, admitted=admitted)
 
 
 async def test_the_parts_of_a_request_are_admitted_counted_and_drained_as_one():
     async with data_plane(1, max_in_flight=1) as plane:
-        with plane.dispatcher.admitted(1000, timeout=None) as admitted:
+        with plane.dispatcher.admitted(1000, timeout=None, caller=CALLER) as admitted:
             assert (plane.table.admitted(), plane.table.admitted_bytes()) == (1, 1000)
             await asyncio.gather(part(plane, admitted), part(plane, admitted))
             assert (await refusal(plane.infer())).code is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -371,7 +371,7 @@ async def test_the_parts_of_a_request_are_admitted_counted_and_drained_as_one():
 async def test_the_parts_of_a_request_have_one_deadline():
     now = [0.0]
     async with data_plane(1, timeout=10, clock=lambda: now[0]) as plane:
-        with plane.dispatcher.admitted(8, timeout=None) as admitted:
+        with plane.dispatcher.admitted(8, timeout=None, caller=CALLER) as admitted:
             for now[0] in (1, 6):
                 await part(plane, admitted)
             now[0] = 10
@@ -383,7 +383,7 @@ async def test_the_parts_of_a_request_have_one_deadline():
 async def test_the_first_part_never_waits_for_a_place_but_the_others_do():
     async with data_plane(1, per_server=1) as plane:
         plane.fakes[0].hang()
-        with plane.dispatcher.admitted(8, timeout=10) as admitted:
+        with plane.dispatcher.admitted(8, timeout=10, caller=CALLER) as admitted:
             parts = [asyncio.ensure_future(part(plane, admitted)) for _ in range(2)]
             await plane.fakes[0].wait_inside(1)
             assert (await refusal(plane.infer())).code is grpc.StatusCode.RESOURCE_EXHAUSTED

@@ -32,6 +32,7 @@ class FakeDispatcher:
         self.requests = []
         self.metadata = []
         self.timeouts = []
+        self.callers = []
         self.failure = None
         self.answer = None
         self.released = asyncio.Event()
@@ -44,17 +45,18 @@ class FakeDispatcher:
         self.refusals = []
 
     @contextmanager
-    def admitted(self, _size, *, timeout):
-        yield Admission(deadline=0)
+    def admitted(self, _size, *, timeout, caller):
+        yield Admission(deadline=0, caller=caller)
 
     def refused(self, code):
         self.refusals.append(code)
 
-    async def infer(self, request, *, timeout, metadata, admitted=None):
+    async def infer(self, request, *, timeout, metadata, caller, admitted=None):
         decoded = service_pb2.ModelInferRequest.FromString(request)
         self.requests.append(decoded)
         self.metadata.append(dict(metadata))
         self.timeouts.append(timeout)
+        self.callers.append(caller)
         self.inside.release()
         try:
             await self.released.wait()

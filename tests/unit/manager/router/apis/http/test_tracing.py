@@ -12,7 +12,7 @@ from tests.fakes.triton import infer_request
 from tests.unit.manager.router.apis.http.conftest import running
 
 from tritonembed_manager.router.data import tracing
-from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_manager.router.interfaces import Caller, DispatchError
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 HEADERS = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=1"}
@@ -78,6 +78,7 @@ async def test_a_grpc_callers_context_is_the_parent(dispatcher, spans):
         infer_request(b"a").SerializeToString(),
         timeout=None,
         metadata=[*HEADERS.items(), ("other", "kept"), ("bin-bin", b"\x00")],
+        caller=Caller("somebody"),
     )
     [span] = spans.get_finished_spans()
     assert span.parent.span_id == int(PARENT, 16)
