@@ -139,6 +139,8 @@ class AsyncEmbeddingClient:
         - ``normalize``: whether vectors have length 1. The default is the model's own way.
         - ``priority``: ``interactive`` goes ahead of ``bulk`` (the default) in the server's queue; it is for few, small
           requests.
+        - ``embedding_space``: the only space that the vectors may be of, as an earlier result or ``info`` names it;
+          a server with another model or precision refuses the request.
 
         The result is ``embeddings`` of shape (n, d) and ``num_tokens`` of shape (n,). No texts give embeddings of shape
         (0, d); without ``dimensions`` one request to the server finds d. Raises InvalidArgumentError for a parameter
@@ -222,8 +224,8 @@ class AsyncEmbeddingClient:
     ) -> EmbeddingResult:
         """The embeddings of token id sequences, which include their special tokens; nothing is truncated.
 
-        Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize`` and
-        ``priority``.
+        Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize``,
+        ``priority`` and ``embedding_space``.
         """
         call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return await self._collect(call, rows_of(sequences), metadata)
@@ -245,7 +247,7 @@ class AsyncEmbeddingClient:
         return await _describe_aio.is_starting(self._transport.stubs, timeout, self._metadata)
 
     async def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name, version and models, and the length of its vectors, found by an inference.
+        """The server's name, version and models, and the length and the space of its vectors, found by an inference.
 
         A server without ``tokens_model`` gives only ``model``; a server that cannot embed now gives no dimensions. With
         several servers, the first that is there.
@@ -263,7 +265,8 @@ class AsyncEmbeddingClient:
         with suppress(TritonEmbedError):
             result = await self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
-        return server_info(server, models, dimensions)
+        space = await _describe_aio.space(stub, self._tokens_model, deadline, self._metadata)
+        return server_info(server, models, dimensions, space)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from tritonembed_protocol.framing import FramingError, unframe
 
 from ._errors import ServerError
+from ._results import CommonSpace
 from .request import Call, ChunkOptions, Options, PromptOptions, Request, check_names, contents_of
 
 TextSpans = Sequence[tuple[int, int]]
@@ -31,12 +32,14 @@ class ChunkResult:
     ``embeddings`` is (m, d), with the dtype of its embedding_type, as in EmbeddingResult. ``text_index`` is int64 (m,):
     the text that a chunk is part of. ``offsets`` is int32 (m, 2): chunk i is ``text[start:end]``. ``num_tokens`` is
     int32 (m,): the tokens of each chunk, with its prompt and special tokens; of ``embed_spans`` without.
+    ``embedding_space`` is that of EmbeddingResult.
     """
 
     embeddings: npt.NDArray[Any]
     text_index: npt.NDArray[np.int64]
     offsets: npt.NDArray[np.int32]
     num_tokens: npt.NDArray[np.int32]
+    embedding_space: str | None = None
 
 
 class ChunkCall:
@@ -74,7 +77,8 @@ class ChunkCall:
         table = np.frombuffer(b"".join(spans), "<i4").reshape(-1, _COLUMNS)
         first, self._first = self._first, self._first + count
         text_index = np.repeat(np.arange(first, first + count), counts)
-        return ChunkResult(self._vectors(rows, counts), text_index, table[:, :2], table[:, 2])
+        space = self._call.space_of(response)
+        return ChunkResult(self._vectors(rows, counts), text_index, table[:, :2], table[:, 2], space)
 
     def _vectors(self, rows: Sequence[bytes], counts: Sequence[int]) -> npt.NDArray[Any]:
         size = len(rows[0]) // counts[0]
@@ -121,9 +125,11 @@ class ChunkCollector:
 
     def __init__(self) -> None:
         self._parts: list[ChunkResult] = []
+        self._space = CommonSpace()
 
     def add(self, part: ChunkResult) -> None:
-        """Add the next result. Raises ServerError if its width differs."""
+        """Add the next result. Raises ServerError if its width differs, or if another model made it."""
+        self._space.add(part.embedding_space)
         if self._parts and part.embeddings.shape[1] != self._parts[0].embeddings.shape[1]:
             # Another model was loaded meanwhile.
             raise ServerError("output chunk_embeddings: the number of dimensions changed during the call")
@@ -138,6 +144,7 @@ class ChunkCollector:
             np.concatenate([part.text_index for part in self._parts]),
             np.concatenate([part.offsets for part in self._parts]),
             np.concatenate([part.num_tokens for part in self._parts]),
+            self._space.found,
         )
 
 

@@ -140,6 +140,8 @@ class EmbeddingClient:
         - ``normalize``: whether vectors have length 1. The default is the model's own way.
         - ``priority``: ``interactive`` goes ahead of ``bulk`` (the default) in the server's queue; it is for few, small
           requests.
+        - ``embedding_space``: the only space that the vectors may be of, as an earlier result or ``info`` names it;
+          a server with another model or precision refuses the request.
 
         The result is ``embeddings`` of shape (n, d) and ``num_tokens`` of shape (n,). No texts give embeddings of shape
         (0, d); without ``dimensions`` one request to the server finds d. Raises InvalidArgumentError for a parameter
@@ -223,8 +225,8 @@ class EmbeddingClient:
     ) -> EmbeddingResult:
         """The embeddings of token id sequences, which include their special tokens; nothing is truncated.
 
-        Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize`` and
-        ``priority``.
+        Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize``,
+        ``priority`` and ``embedding_space``.
         """
         call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return self._collect(call, rows_of(sequences), metadata)
@@ -246,7 +248,7 @@ class EmbeddingClient:
         return _describe.is_starting(self._transport.stubs, timeout, self._metadata)
 
     def info(self, *, timeout: float = 5.0) -> ServerInfo:
-        """The server's name, version and models, and the length of its vectors, found by an inference.
+        """The server's name, version and models, and the length and the space of its vectors, found by an inference.
 
         A server without ``tokens_model`` gives only ``model``; a server that cannot embed now gives no dimensions. With
         several servers, the first that is there.
@@ -264,7 +266,8 @@ class EmbeddingClient:
         with suppress(TritonEmbedError):
             result = self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
-        return server_info(server, models, dimensions)
+        space = _describe.space(stub, self._tokens_model, deadline, self._metadata)
+        return server_info(server, models, dimensions, space)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None

@@ -8,11 +8,14 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from tritonembed_protocol.framing import FramingError, frame, unframe
+from tritonembed_protocol.space import SPACE
+
 from ._channel import Pairs
 from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import ModelInfo, model_info
 from ._transport_aio import ask
-from .request import Deadline
+from .request import PROBES, Deadline, contents_of
 
 
 async def is_starting(stubs: Iterable[Any], timeout: float, metadata: Pairs) -> bool:
@@ -55,3 +58,15 @@ async def _model_info(stub: Any, name: str, deadline: Deadline, metadata: Pairs)
     described = await ask(stub.ModelMetadata, request, deadline.left(), metadata)
     config = await ask(stub.ModelConfig, config_request, deadline.left(), metadata)
     return model_info(described, config)
+
+
+async def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:
+    """The embedding space of the server's vectors; None if it has no model that can tell, or does not answer."""
+    request = service_pb2.ModelInferRequest(model_name=tokens_model, raw_input_contents=[frame([PROBES["token_ids"]])])
+    request.inputs.add(name="token_ids", datatype="BYTES", shape=(1, 1))
+    request.outputs.add(name=SPACE)
+    with suppress(TritonEmbedError, FramingError):
+        answer = await ask(stub.ModelInfer, request, deadline.left(), metadata)
+        [found] = unframe(contents_of(answer, [SPACE])[SPACE])
+        return found.decode()
+    return None

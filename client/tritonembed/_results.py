@@ -9,6 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_protocol.space import model_part
+
+from ._errors import ServerError
+
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingResult:
@@ -17,17 +21,20 @@ class EmbeddingResult:
     ``embeddings`` is (n, d), with the dtype of its embedding_type: float32 for ``float``, float16, int8 or uint8, where
     d is the number of dimensions; int8 for ``binary`` and uint8 for ``ubinary``, where d = ceil(dimensions / 8) bytes.
     ``num_tokens`` is int32 (n,): the tokens that the model saw, after prompt, truncation and special tokens.
+    ``embedding_space`` names the model and the precision that made the vectors. It is None if the server does not say
+    it, as Triton itself does not, and if the parts of the result have different precisions.
     """
 
     embeddings: npt.NDArray[Any]
     num_tokens: npt.NDArray[np.int32]
+    embedding_space: str | None = None
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return iter((self.embeddings, self.num_tokens))
 
     def copy(self) -> EmbeddingResult:
         """A copy that owns its memory."""
-        return EmbeddingResult(self.embeddings.copy(), self.num_tokens.copy())
+        return EmbeddingResult(self.embeddings.copy(), self.num_tokens.copy(), self.embedding_space)
 
 
 @dataclass(frozen=True)
@@ -63,10 +70,31 @@ class ServerInfo:
     dimensions: int | None = None
     """Of the vectors, found by an inference; None if the server cannot embed now."""
 
+    embedding_space: str | None = None
+    """The model and the precision of its vectors; None if the server cannot tell it now."""
+
 
 def rows_of(inputs: Iterable[object]) -> int | None:
     """The number of inputs; None if they come one by one, as from a generator."""
     return len(inputs) if isinstance(inputs, Sized) else None
+
+
+class CommonSpace:
+    """The embedding space of several answers: ``found`` is None if it is unknown, or if their precisions differ."""
+
+    def __init__(self) -> None:
+        self.found: str | None = None
+        self._first: str | None = None
+
+    def add(self, space: str | None) -> None:
+        """Add the space of the next answer. Raises ServerError if another model made it."""
+        if self._first is None:
+            self.found = self._first = space
+        elif space is not None and model_part(space) != model_part(self._first):
+            # Vectors of two models must not be mixed.
+            raise ServerError("the model changed during the call")
+        elif space != self._first:
+            self.found = None
 
 
 class Collector:
@@ -80,9 +108,11 @@ class Collector:
         self._count = 0
         self._embeddings: npt.NDArray[Any] | None = None
         self._num_tokens = np.empty(self._capacity, np.int32)
+        self._space = CommonSpace()
 
     def add(self, answer: EmbeddingResult) -> None:
-        """Add the next answer; all answers have the same width."""
+        """Add the next answer; all answers have the same width. Raises ServerError if another model made it."""
+        self._space.add(answer.embedding_space)
         if self._embeddings is None:
             self._embeddings = np.empty((self._capacity, answer.embeddings.shape[1]), answer.embeddings.dtype)
         end = self._count + len(answer.num_tokens)
@@ -98,7 +128,7 @@ class Collector:
             return None
         if self._capacity > self._count:
             self._resize(self._count)
-        return EmbeddingResult(self._embeddings, self._num_tokens)
+        return EmbeddingResult(self._embeddings, self._num_tokens, self._space.found)
 
     def _resize(self, rows: int) -> None:
         # refcheck would fail while a debugger or a profiler looks at the array, which has no other user yet.
@@ -108,9 +138,9 @@ class Collector:
         self._capacity = rows
 
 
-def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None) -> ServerInfo:
-    """ServerInfo of a ServerMetadataResponse, its models and the dimensions of its vectors."""
-    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models), dimensions)
+def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None, space: str | None) -> ServerInfo:
+    """ServerInfo of a ServerMetadataResponse, its models, and the dimensions and the space of its vectors."""
+    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models), dimensions, space)
 
 
 def model_info(metadata: Any, config: Any) -> ModelInfo:

@@ -15,6 +15,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
 from tritonembed_protocol.limits import MAX_INT64
+from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import (
     DEFAULT_OUTPUT_TYPE,
     PRIORITY_LEVELS,
@@ -45,6 +46,7 @@ class VectorOptions(TypedDict, total=False):
     embedding_type: EmbeddingType
     normalize: bool | None
     priority: Priority
+    embedding_space: str | None
 
 
 class PromptOptions(VectorOptions, total=False):
@@ -232,7 +234,14 @@ class Call:
         if vectors.shape[1] != self._width:
             # Another model was loaded meanwhile.
             raise ServerError("output embedding: the number of dimensions changed during the call")
-        return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"))
+        return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"), self.space_of(response))
+
+    def space_of(self, response: Any) -> str | None:
+        """The embedding space of an answer, as it says; else the one that was asked for, as the server checked that."""
+        if SPACE in response.parameters:
+            return str(response.parameters[SPACE].string_param)
+        asked: str | None = self._options.get(SPACE)
+        return asked
 
 
 def contents_of(response: Any, outputs: Iterable[str]) -> dict[str, bytes]:
@@ -258,7 +267,7 @@ def _check(options: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"{name} must be at least {least} and at most the model's")
     if options.get("priority", "bulk") not in PRIORITY_LEVELS:
         raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
-    for name in ("prompt_name", "prompt", "instruction"):
+    for name in ("prompt_name", "prompt", "instruction", SPACE):
         _check_text(name, options.get(name))
 
 
@@ -280,7 +289,7 @@ def _check_text(name: str, text: Any) -> None:
 
 def _write(options: dict[str, Any], parameters: Any) -> None:
     """Put options that differ from the defaults into a request's parameters."""
-    for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate"):
+    for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate", SPACE):
         if options.get(name) is not None:
             parameters[name].string_param = options[name]
     for name in NUMBERS:

@@ -202,7 +202,7 @@ def _transformers_executor(
         own.GROUPING[device],
     )
     announce("comparing the vectors with the reference")
-    return _let_through(executor, Gate(reference, own.dtype_name(model), False, padded=True), files, [])
+    return _let_through(executor, Gate(reference, executor.dtype, False, padded=True), files, [])
 
 
 def choose_reference(settings: ModelSettings, files: ModelFiles) -> Reference | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_protocol.limits import MAX_TEXT_CHUNKS
+from tritonembed_protocol.space import SPACE, of_another_space
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
 
 
@@ -26,6 +27,8 @@ class EmbedParameters:
     """Per text, start and end of each span in characters."""
     embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
+    embedding_space: str | None = None
+    """The space that the vectors must be of."""
 
 
 DEFAULTS = EmbedParameters()
@@ -68,10 +71,18 @@ def _parse(raw: str) -> EmbedParameters:
         given["spans"] = _read_spans(given["spans"])
     if "normalize" in given and not isinstance(given["normalize"], bool):
         raise InvalidArgument("normalize", "must be a bool")
+    if SPACE in given and not isinstance(given[SPACE], str):
+        raise InvalidArgument(SPACE, "must be a string")
     parameters = EmbedParameters(**given)
     if parameters.normalize is False and OUTPUT_TYPES[parameters.embedding_type].unit_length:
         raise InvalidArgument("embedding_type", f"{parameters.embedding_type} needs normalize=true")
     return parameters
+
+
+def check_space(wanted: str | None, own: str) -> None:
+    """wanted: of a request; None: any. own: the space of the vectors here. Raises InvalidArgument if they differ."""
+    if wanted not in (None, own):
+        raise InvalidArgument(SPACE, of_another_space(own))
 
 
 _kept = functools.lru_cache(maxsize=1024)(_parse)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from tritonembed import EmbeddingClient
+from tritonembed._results import CommonSpace
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 from tritonembed_protocol.policies import PolicyName
 from tritonembed_protocol.tls import without_scheme
@@ -88,6 +89,10 @@ def embed(
         option("--normalize/--no-normalize", "Scale vectors to length 1, or do not.", show_default="the model's"),
     ] = None,
     priority: Annotated[Priority, option("--priority", "Interactive goes ahead in the server's queue.")] = "bulk",
+    embedding_space: Annotated[
+        str | None,
+        option("--embedding-space", "Refuse vectors of any other model or precision; `info` shows the server's."),
+    ] = None,
     servers: Annotated[
         list[str] | None,
         option(
@@ -125,6 +130,7 @@ def embed(
         "embedding_type": embedding_type,
         "normalize": normalize,
         "priority": priority,
+        "embedding_space": embedding_space,
         "batch_size": batch_size,
     }
     chosen = _source(source, column, [*(texts or []), *(more_texts or [])])
@@ -160,8 +166,10 @@ def _run(
 ) -> None:
     start = perf_counter()
     texts = tokens = 0
+    space = CommonSpace()
     with EmbeddingBar(source, shown) as bar, closing(client.iter_embed(source.texts(), **options)) as results:
         for result in results:
+            space.add(result.embedding_space)
             sink.write(result)
             texts += len(result.num_tokens)
             tokens += int(result.num_tokens.sum())
@@ -170,4 +178,5 @@ def _run(
     if output is not None:
         seconds = perf_counter() - start
         summary = f"{texts} texts, {tokens} tokens in {seconds:.1f} s ({texts / seconds:.0f} texts/s): {output}"
+        summary += f", embedding space {space.found}" if space.found else ""
         typer.echo(f"tritonembed: {summary}", err=True)

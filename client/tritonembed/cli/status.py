@@ -54,6 +54,8 @@ def _show(server: ServerInfo, target: str, as_json: bool) -> None:
     typer.echo(printable(f"server      {server.name} {server.version} at {target}"))
     if server.dimensions is not None:
         typer.echo(f"dimensions  {server.dimensions}")
+    if server.embedding_space is not None:
+        typer.echo(printable(f"space       {server.embedding_space}"))
     for model in server.models:
         typer.echo(printable(f"model       {_model(model)}"))
 

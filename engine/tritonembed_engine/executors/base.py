@@ -22,6 +22,9 @@ class Executor(Protocol):
     """Runs batches of sentences; called from one thread at a time."""
 
     name: str
+    dtype: str
+    """The type that the model computes in, by torch's name."""
+
     dimensions: int
     """Of the model's vectors."""
 

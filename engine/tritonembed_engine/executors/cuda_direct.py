@@ -61,6 +61,7 @@ class CudaDirectExecutor:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
+        self.dtype = str(model.dtype).removeprefix("torch.")
         mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._pooler = Pooler(poolings, steps or Steps(()), mean)
         self.pools_spans = self._pooler.pools_spans

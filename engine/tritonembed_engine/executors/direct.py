@@ -35,6 +35,7 @@ class DirectExecutor:
     ) -> None:
         """padding_id: see `flatten`."""
         self._model: OpenModel | None = model
+        self.dtype = str(model.dtype).removeprefix("torch.")
         self._pooler = pooler
         self._padding_id = padding_id
         self.pools_spans = pooler.pools_spans

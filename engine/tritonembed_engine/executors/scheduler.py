@@ -9,6 +9,7 @@ from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
@@ -45,6 +46,7 @@ class SchedulerExecutor:
         from vllm import PoolingParams
 
         self._llm: LLM | None = llm
+        self.dtype = dtype_of(llm)
         self.refused_id = padding_id
         self._steps = steps or Steps(())
         self._pooler = Pooler(poolings, self._steps)

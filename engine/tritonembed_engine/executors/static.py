@@ -19,6 +19,7 @@ class StaticExecutor:
     """Reads a table of static embeddings; `launch` returns when the batch is done."""
 
     name = "static"
+    dtype = "float32"
     depth = 1
     refused_id: int | None = None
     # A batch is shorter than a change of threads.

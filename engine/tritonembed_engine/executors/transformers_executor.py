@@ -61,6 +61,7 @@ class TransformersExecutor:
     ) -> None:
         """padding_id: fills rows; any id of the vocabulary does, because padding is masked."""
         self._model: torch.nn.Module | None = model
+        self.dtype = dtype_name(model)
         self._device = next(model.parameters()).device
         self._pooler = pooler
         self._padding_id = padding_id

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.contents import cache_folder, digests_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import weights_folder
 from tritonembed_engine.parameters import EmbedParameters
@@ -52,8 +53,6 @@ TOKENS_OF_LARGE = 700
 PRODUCTS_PER_CORE = 20e9
 """Multiplications and additions per second in float32 on one core, a low estimate."""
 
-HASHED_AT_ONCE = 1 << 22
-
 
 def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
     """The reference of a model: from the cache, else made by a process of its own, on the CPU.
@@ -61,12 +60,12 @@ def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
     Raises ModelError with the process's error, or if it would take too long.
     """
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
-    cache = cache_folder()
+    cache = cache_folder("references")
     if cache is None:
         logger.warning("the reference is not cached: no cache folder is writable (XDG_CACHE_HOME)")
         with tempfile.TemporaryDirectory() as folder:
             return _make(settings, files, complete, Path(folder) / "reference.npz")
-    key = _digest(cache, complete, files, settings)
+    key = _digest(complete, files, settings)
     file = cache / f"{key}.npz"
     # Replicas start at the same time: the first makes it.
     with _lock(cache / f"{key}.lock"):
@@ -106,17 +105,6 @@ def read_reference(file: Path, files: ModelFiles) -> Reference:
             raise ModelError(f"the reference {file.name}: text {number}: {answer}")
         cases.append(Case(f"text {number}", answer[0], prompts.skip(parameters), text, kind or None))
     return Reference(cases, vectors, file.name, {})
-
-
-def cache_folder() -> Path | None:
-    """The folder of all references; None if it can't be written."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = root / "tritonembed" / "references"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
 
 
 def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path) -> Reference:
@@ -171,36 +159,19 @@ def _python() -> str:
     return shutil.which("python3") or "python3"
 
 
-def _digest(cache: Path, complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
-    """A digest of all that the reference depends on. Contents are read only if names, sizes or times are new."""
+def _digest(complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
+    """A digest of all that the reference depends on."""
     import transformers
 
     listed = sorted(file for root in {complete, files.folder} for file in root.rglob("*") if file.is_file())
     names = [str(file.relative_to(files.folder)) if files.folder in file.parents else file.name for file in listed]
-    stats = [[name, (at := file.stat()).st_size, at.st_mtime_ns] for name, file in zip(names, listed, strict=True)]
-    known = cache / f"{_sha(stats)}.contents"
-    if known.is_file():
-        contents = known.read_text()
-    else:
-        contents = _sha([[name, _sha_of_file(file)] for name, file in zip(names, listed, strict=True)])
-        # Another process may read it meanwhile.
-        part = known.with_name(f".{known.name}.{os.getpid()}")
-        part.write_text(contents)
-        part.replace(known)
+    contents = _sha([list(pair) for pair in zip(names, digests_of(listed), strict=True)])
     trust = bool(settings.vllm.get("trust_remote_code"))
     return _sha([VERSION, contents, transformers.__version__, np.__version__, settings.max_model_len, trust])
 
 
 def _sha(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
-
-
-def _sha_of_file(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while block := opened.read(HASHED_AT_ONCE):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

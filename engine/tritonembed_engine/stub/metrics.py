@@ -31,7 +31,8 @@ TOKENIZER_COUNTERS = {
 class EngineMetrics:
     """Counters of one model instance. `add` is cheap and may be called from any thread."""
 
-    def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], executor: str | None = None) -> None:
+    def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], **executor: str) -> None:
+        """executor: labels that tell which executor runs, and its embedding space."""
         labels = {"instance": instance}
         # A metric dies with its family, so the families are kept.
         self._families = [
@@ -46,7 +47,7 @@ class EngineMetrics:
             info = pb_utils.MetricFamily(
                 name="tritonembed_executor_info", description="Which executor runs", kind=pb_utils.MetricFamily.GAUGE
             )
-            self._info = info.Metric(labels={**labels, "executor": executor})
+            self._info = info.Metric(labels={**labels, **executor})
             self._info.set(1)
             self._families.append(info)
         self._pending: Counter[str] = Counter()

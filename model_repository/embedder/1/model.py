@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import chunks, vectors
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
-from tritonembed_engine.parameters import parse_parameters
+from tritonembed_engine.parameters import check_space, parse_parameters
 from tritonembed_engine.request import Request
 from tritonembed_engine.stub.abandonment import Abandonment
 from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
@@ -35,6 +35,7 @@ from tritonembed_engine.stub.triton import (
 )
 from tritonembed_engine.token_ids import TokenIdLimits
 from tritonembed_protocol.framing import rows_as_bytes
+from tritonembed_protocol.space import SPACE
 
 
 class _Asked:
@@ -68,6 +69,15 @@ class _Asked:
         return tensors
 
 
+class _SpaceAlone:
+    """A request of Triton's for the embedding space, which needs no forward pass."""
+
+    __slots__ = ("rows",)
+
+    def __init__(self, rows):
+        self.rows = rows
+
+
 class TritonPythonModel:
     """One replica of the model: an engine of its own, in a process of its own."""
 
@@ -82,6 +92,7 @@ class TritonPythonModel:
             from tritonembed_engine.executors.pooling import reason_against_spans
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
+            from tritonembed_engine.model.space import embedding_space
             from tritonembed_engine.settings import read_settings
             from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 
@@ -93,12 +104,15 @@ class TritonPythonModel:
             device = "cpu" if devices is None else "cuda"
             self._engine = create_engine(settings, self._files, device, self._count_batch, end_process_soon)
             ahead = settings.engine.batches_ahead_on(device)
+            announce("reading the model's digest")
+            self._space = embedding_space(settings, self._files, self._engine.executor.dtype)
         refused_id = self._engine.executor.refused_id
         self._no_spans = reason_against_spans(self._files.pooling, self._engine.executor)
         self._limits = TokenIdLimits(self._files.max_length, self._files.vocab_size, refused_id)
         self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
-        self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, self._engine.executor.name)
+        labels = {"executor": self._engine.executor.name, "embedding_space": self._space}
+        self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, **labels)
 
     def execute(self, requests):
         """Answer the requests of one Triton batch. A bad request gets its own error."""
@@ -108,7 +122,7 @@ class TritonPythonModel:
         split = self._engine.splits(good)
         later = self._senders.want(len(requests), sentences, waiting=self._engine.waiting, split=split)
         computed = iter(self._engine.submit_all(good, wait=not later))
-        futures = [next(computed) if isinstance(item, _Asked) else _failed(item) for item in asked]
+        futures = [next(computed) if isinstance(item, _Asked) else _done(item) for item in asked]
         responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
         if later:
             self._senders.hand_over(requests, futures, responses)
@@ -125,6 +139,9 @@ class TritonPythonModel:
         """What the request asks for, or the error that is its answer."""
         try:
             parameters = parse_parameters(request.parameters())
+            check_space(parameters.embedding_space, self._space)
+            if request.requested_output_names() == [SPACE]:
+                return _SpaceAlone(len(bytes_tensor(request, "token_ids")))
             vectors.check_dimensions(parameters.dimensions, self._engine.executor.dimensions)
             if parameters.spans is not None and self._no_spans:
                 raise InvalidArgument("spans", self._no_spans)
@@ -166,6 +183,8 @@ class TritonPythonModel:
         """The response to one request, whose future is done or will be."""
         try:
             found = future.result()
+            if isinstance(item, _SpaceAlone):
+                return answer(self._space_of(item.rows))
             request = item.request
             found = vectors.cut(found, item.parameters, request.normalize, self._files.truncate_dim)
             num_tokens = request.sentences.lengths
@@ -176,9 +195,14 @@ class TritonPythonModel:
                 num_tokens = item.chunks.sums(num_tokens)
             if "embedding" in item.outputs:
                 tensors.append(to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, item.parameters))))
+            if SPACE in item.outputs:
+                more.append(self._space_of(len(item.elements)))
             return answer(*tensors, pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)), *more)
         except Exception as error:
             return self._refuse(error)
+
+    def _space_of(self, rows):
+        return to_bytes_tensor(SPACE, [self._space.encode()] * rows)
 
     def _count_batch(self, report):
         self._metrics.add(
@@ -200,7 +224,11 @@ class TritonPythonModel:
         return refusal(error)
 
 
-def _failed(error):
+def _done(item):
+    """A future of what is not computed: an error, or a request for the space alone."""
     future = Future()
-    future.set_exception(error)
+    if isinstance(item, Exception):
+        future.set_exception(item)
+    else:
+        future.set_result(None)
     return future

@@ -78,10 +78,10 @@ def test_the_documentation_names_every_counter() -> None:
 
 
 def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:
-    EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS, executor="direct").close()
+    EngineMetrics(FakeTriton, "e", EMBEDDER_COUNTERS, executor="direct", embedding_space="a-b").close()
     info = FakeFamily.made["tritonembed_executor_info"]
     assert (info.kind, info.metric.value) == ("gauge", 1)
-    assert info.metric.labels == {"instance": "e", "executor": "direct"}
+    assert info.metric.labels == {"instance": "e", "executor": "direct", "embedding_space": "a-b"}
 
 
 def test_counts_arrive_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:

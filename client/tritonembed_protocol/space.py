@@ -1,0 +1,26 @@
+"""The embedding space of vectors: which model made them, and in which precision ("3f2a9c01b7de-float32").
+
+Vectors can be compared if their spaces are equal. A request that names a space gets vectors of that space, or an error.
+"""
+
+SPACE = "embedding_space"
+"""The request's parameter, the parameter in a manager's answers, and the output of `embedder`."""
+HEADER = "x-embedding-space"
+"""The same as an HTTP header and as gRPC metadata, in both directions."""
+
+_REFUSAL = "the vectors here are of the space "
+
+
+def model_part(space: str) -> str:
+    """What tells models apart: the space without its precision."""
+    return space.rpartition("-")[0]
+
+
+def of_another_space(own: str) -> str:
+    """The reason to refuse a request for another space than `own`."""
+    return f"{_REFUSAL}{own}, not of the one that is asked for"
+
+
+def is_refusal(message: str | None) -> bool:
+    """Whether a server's error is about another space."""
+    return message is not None and _REFUSAL in message
