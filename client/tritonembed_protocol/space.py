@@ -3,12 +3,20 @@
 Vectors can be compared if their spaces are equal. A request that names a space gets vectors of that space, or an error.
 """
 
+import re
+
 SPACE = "embedding_space"
 """The request's parameter, the parameter in a manager's answers, and the output of `embedder`."""
 HEADER = "x-embedding-space"
 """The same as an HTTP header and as gRPC metadata, in both directions."""
 
 _REFUSAL = "the vectors here are of the space "
+_FORM = re.compile(r"[0-9A-Za-z._-]{1,64}")
+
+
+def is_space(text: str) -> bool:
+    """Whether the text can be a space. Servers send it, and it goes into headers."""
+    return _FORM.fullmatch(text) is not None
 
 
 def model_part(space: str) -> str:

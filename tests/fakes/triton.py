@@ -21,6 +21,9 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from tritonembed_protocol.framing import frame
+from tritonembed_protocol.space import SPACE, of_another_space
+
 DIMENSIONS = 8
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 STUB_DIED = (
@@ -99,6 +102,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         """Number of requests in progress."""
         self.cancelled = 0
         """Number of requests that their caller cancelled."""
+        self.space = ""
+        """Its embedding space; empty: it does not know of spaces. Requests for it are in `calls`, as "space"."""
         self.statistics = service_pb2.ModelStatisticsResponse()
         self._released = asyncio.Event()
         self._released.set()
@@ -159,6 +164,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
             await asyncio.wait_for(self._changed.wait_for(lambda: self.inside == count), 60)
 
     async def ModelInfer(self, request, context):
+        if [output.name for output in request.outputs] == [SPACE]:
+            return await self._tell_space(context)
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         self.time_left.append(context.time_remaining())
@@ -190,11 +197,25 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         await self._released.wait()
         if [tensor.name for tensor in request.inputs] != ["text"] or len(request.raw_input_contents) != 1:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the fake wants one input, text, as raw content")
+        wanted = request.parameters[SPACE].string_param if SPACE in request.parameters else None
+        if wanted not in (None, self.space):
+            reason = of_another_space(self.space) if self.space else "unknown parameter"
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"in ensemble 'embedding', {SPACE}: {reason}")
         found = texts(request)
         vectors = [self.vector_sign * np.resize(vector(text), self.dimensions) for text in found]
         response = infer_response(vectors, [len(text.split()) for text in found])
         response.id = request.id
         self.spoil(response)
+        return response
+
+    async def _tell_space(self, context):
+        self.calls.append("space")
+        await self._released.wait()
+        if not self.space:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected inference output '{SPACE}'")
+        response = service_pb2.ModelInferResponse(model_name="embedder")
+        response.outputs.add(name=SPACE, datatype="BYTES", shape=(1, 1))
+        response.raw_output_contents.append(frame([self.space.encode()]))
         return response
 
     async def _count(self, change: int) -> None:

@@ -230,7 +230,7 @@ def test_tritons_client_gets_chunks_if_it_asks_for_them(server: RunningServer, c
         ids = tritonclient.grpc.InferInput("token_ids", [1, 1], "BYTES")
         ids.set_data_from_numpy(np.array([[np.array([101, 102], "<i4").tobytes()]], dtype=object))
         names = {output.name for output in triton.infer("embedder", [ids]).get_response().outputs}
-        assert names == {"embedding", "num_tokens"}
+        assert names == {"embedding", "num_tokens", "embedding_space"}
 
 
 def test_dimensions_shorten_and_then_normalise_again(client: EmbeddingClient) -> None:

@@ -35,7 +35,7 @@ def embedding_space(settings: ModelSettings, files: ModelFiles, dtype: str) -> s
     listed = _files(settings, files)
     contents = [list(pair) for pair in zip(listed, digests_of(list(listed.values())), strict=True)]
     chosen = {name: settings.vllm[name] for name in CHANGE_THE_MODEL if settings.vllm.get(name) is not None}
-    made_of = [VERSION, contents, chosen, settings.engine.instruction_template]
+    made_of = [VERSION, contents, chosen]
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:DIGITS]
     return f"{digest}-{precision_of(settings, files, dtype)}"
 

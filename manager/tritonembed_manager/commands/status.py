@@ -61,7 +61,19 @@ def table(status: dict[str, Any]) -> "Group":
     running = f"{workers['ready']} of {workers['count']} workers, up {_duration(status['uptime_s'])}{draining}"
     head = f"{status['model']}: {status['policy']} over {totals['servers']} servers, {running}"
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
-    return Group(Text(head), *warnings, rows, *(Text(line) for line in (*_of_all(totals), *reasons)))
+    lines = [*_of_all(totals), *_spaces(status["servers"]), *reasons]
+    return Group(Text(head), *warnings, rows, *map(Text, lines))
+
+
+def _spaces(servers: list[dict[str, Any]]) -> list[str]:
+    """The embedding space of all servers; if they differ, which servers have which."""
+    having: dict[str, list[str]] = {}
+    for server in servers:
+        if server.get("space"):
+            having.setdefault(server["space"], []).append(server["id"])
+    if len(having) == 1:
+        return [f"embedding space {next(iter(having))}"]
+    return [f"embedding space {space}: {', '.join(ids)}" for space, ids in having.items()]
 
 
 def _of_all(totals: dict[str, Any]) -> list[str]:

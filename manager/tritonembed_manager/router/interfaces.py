@@ -50,6 +50,8 @@ class ServerView:
     """The reason for a state other than READY, in one line."""
     deaths: int = 0
     """How often it died or stopped answering while READY."""
+    space: str = ""
+    """The embedding space of its vectors, by its last check; empty if it can't tell."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the line to the workers and for `status --json`."""

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
-from tritonembed_protocol.framing import HEADER, frame, unframe_vectors
+from tritonembed_protocol.framing import HEADER, FramingError, frame, unframe, unframe_vectors
+from tritonembed_protocol.space import SPACE, is_space
+from tritonembed_protocol.status import is_about_models
 from tritonembed_protocol.tls import tls_reason
 from tritonembed_protocol.types import OUTPUT_TYPES
 
@@ -29,6 +31,9 @@ _SERVICE = "/inference.GRPCInferenceService"
 _MICROSECONDS = 1_000_000
 _MODEL = "embedding"
 _REPLICATED_MODEL = "embedder"
+_ANY_TOKEN = bytes(4)
+_CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+"""Codes of a server without the model or its output."""
 _OPTIONS = (
     # Reconnect soon to a restarted server: gRPC's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -71,6 +76,9 @@ class Probe(Protocol):
     async def vectors(self, timeout: float) -> Vectors:
         """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
 
+    async def space(self, timeout: float) -> str:
+        """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
+
     async def replicas(self, timeout: float) -> int:
         """How many embedders the server runs; 1 if it does not answer."""
 
@@ -108,21 +116,35 @@ class GrpcProbe:
         if len(content) <= HEADER:
             raise ProbeError("it answered without a vector", answered=True)
 
-    async def _embed(self, sentences: Sequence[str], timeout: float) -> bytes:
+    async def space(self, timeout: float) -> str:
+        """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
+        request = _infer_request(_REPLICATED_MODEL, "token_ids", [_ANY_TOKEN], SPACE, timeout)
         try:
-            answer = await self._infer(_infer_request(sentences, timeout), timeout=timeout)
+            answer = await self._infer(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _CANNOT_TELL or is_about_models(error.details()):
+                return ""
+            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        try:
+            [found] = unframe(_content_of(answer, SPACE))
+        except (FramingError, ValueError):
+            found = b""
+        space = found.decode(errors="replace")
+        if not is_space(space):
+            raise ProbeError("its embedding space is not a name", answered=True)
+        return space
+
+    async def _embed(self, sentences: Sequence[str], timeout: float) -> bytes:
+        texts = [sentence.encode() for sentence in sentences]
+        try:
+            answer = await self._infer(_infer_request(_MODEL, "text", texts, "embedding", timeout), timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 # A network device may have dropped the connection silently. Then not even an error would arrive.
                 await self._channel.close(None)
                 self._connect()
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
-        if answer is None:
-            raise ProbeError(_NO_MESSAGE, answered=True)
-        for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
-            if output.name == "embedding":
-                return bytes(content)
-        raise ProbeError("it answered without an embedding", answered=True)
+        return _content_of(answer, "embedding")
 
     async def replicas(self, timeout: float) -> int:
         """How many embedders the server runs; 1 if it does not answer."""
@@ -160,13 +182,23 @@ def _count_instances(answer: Any) -> int:
     return sum(int(group.count) * max(len(group.gpus), 1) for group in answer.config.instance_group)
 
 
-def _infer_request(sentences: Sequence[str], timeout: float) -> bytes:
-    request = service_pb2.ModelInferRequest(model_name=_MODEL)
-    request.inputs.add(name="text", datatype="BYTES", shape=[len(sentences), 1])
-    request.outputs.add(name="embedding")
+def _content_of(answer: Any, name: str) -> bytes:
+    """The raw content of an output. Raises ProbeError."""
+    if answer is None:
+        raise ProbeError(_NO_MESSAGE, answered=True)
+    for output, content in zip(answer.outputs, answer.raw_output_contents, strict=False):
+        if output.name == name:
+            return bytes(content)
+    raise ProbeError(f"it answered without an {name.replace('_', ' ')}", answered=True)
+
+
+def _infer_request(model: str, tensor: str, elements: list[bytes], output: str, timeout: float) -> bytes:
+    request = service_pb2.ModelInferRequest(model_name=model)
+    request.inputs.add(name=tensor, datatype="BYTES", shape=[len(elements), 1])
+    request.outputs.add(name=output)
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
     request.parameters["priority"].uint64_param = _FIRST
-    request.raw_input_contents.append(frame([sentence.encode() for sentence in sentences]))
+    request.raw_input_contents.append(frame(elements))
     encoded: bytes = request.SerializeToString()
     return encoded
 

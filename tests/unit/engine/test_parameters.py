@@ -20,6 +20,7 @@ ASKED = (
     "dimensions",
     "spans",
     "normalize",
+    "embedding_space",
 )
 """Parameters whose default is the model's own."""
 
@@ -40,6 +41,7 @@ def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
         *(("instruction", value) for value in ("find cats", "naïve {instruction} 😀")),
         *(("dimensions", value) for value in (1, 256, 1 << 40)),
         *(("normalize", value) for value in (True, False)),
+        ("embedding_space", "3f2a9c01b7de-float32"),
     ],
 )
 def test_every_allowed_value_arrives(name: str, value: Any) -> None:

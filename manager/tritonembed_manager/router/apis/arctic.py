@@ -26,6 +26,7 @@ from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as ar
 from tritonembed_manager.router.apis.callers import grpc_caller
 from tritonembed_manager.router.apis.grpc_arrivals import refuse
 from tritonembed_manager.router.apis.grpc_health import outage
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import varint
 from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
@@ -101,6 +102,7 @@ class _Service:
                     metadata=context.invocation_metadata(),
                     caller=grpc_caller(context),
                 )
+            context.set_trailing_metadata(tuple(spaces.headers_of([spaces.in_answer(answer)]).items()))
             return _to_encode_response(request, answer)
         except BadRequest as error:
             self._dispatcher.refused(grpc.StatusCode.INVALID_ARGUMENT)

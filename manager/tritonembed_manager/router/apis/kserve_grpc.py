@@ -21,6 +21,7 @@ from tritonembed_manager.router.apis.kserve_calls import (
     check_load,
     read_message,
 )
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY, read_id
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import field
@@ -85,7 +86,9 @@ class _Service:
 
     async def infer(self, request: bytes, context: Any) -> bytes:
         try:
-            return await self._infer(request, context, context.invocation_metadata())
+            answer = await self._infer(request, context, context.invocation_metadata())
+            context.set_trailing_metadata(tuple(spaces.headers_of([spaces.in_answer(answer)]).items()))
+            return answer
         except DispatchError as error:
             return await refuse(context, error)
 

@@ -243,7 +243,10 @@ class HealthWatch:
         self._alive()
         doubted, self._doubted = self._doubted, False
         try:
-            vectors = await self._vectors()
+            vectors, space = await self._vectors(), upstream.space
+            if doubted or upstream.state is not ServerState.READY:
+                # It may be a different server at the same address.
+                space = await self._probe.space(self._settings.timeout)
         except ProbeError as error:
             if await self._only_busy(error):
                 upstream.failures = 0
@@ -254,10 +257,9 @@ class HealthWatch:
         if upstream.generation != generation:
             return
         if not upstream.launched and upstream.state is not ServerState.READY:
-            # It was not READY, so this may be a different server at the same address.
             upstream.replicas = await self._probe.replicas(self._settings.timeout)
         self._refusals = 0
-        self._registry.answered(upstream, vectors)
+        self._registry.answered(upstream, vectors, space)
         if doubted and upstream.state is ServerState.READY:
             self._cleared(upstream.id)
 

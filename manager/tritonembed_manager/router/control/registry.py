@@ -13,6 +13,7 @@ from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.probe import ProbeError, Vectors
 from tritonembed_protocol.printable import printable
+from tritonembed_protocol.space import model_part
 
 SAME = 0.999
 """Two vectors of a sentence count as the same from this cosine on."""
@@ -32,6 +33,25 @@ def difference(ours: Vectors, theirs: Vectors) -> str | None:
     return None if cosine >= SAME else f"its vectors differ (cosine {cosine:.4f}, at least {SAME} wanted)"
 
 
+@dataclass(frozen=True)
+class Fingerprint:
+    """vectors: of the fixed sentences, (sentences, dimensions). space: their embedding space; empty if it is unknown.
+
+    Two servers of one model may differ in the precision, as far as their vectors are the same. Two models may not,
+    however close their vectors are.
+    """
+
+    vectors: Vectors
+    space: str = ""
+
+    def difference(self, theirs: "Fingerprint") -> str | None:
+        """How `theirs` differs, in a few words; None if the vectors may be mixed."""
+        spaces = self.space, theirs.space
+        if all(spaces) and model_part(self.space) != model_part(theirs.space):
+            return f"its vectors differ (embedding space {theirs.space} instead of {self.space})"
+        return difference(self.vectors, theirs.vectors)
+
+
 class Agreement:
     """The servers whose vectors agree.
 
@@ -41,7 +61,7 @@ class Agreement:
     """
 
     def __init__(self) -> None:
-        self._accepted: dict[str, Vectors] = {}
+        self._accepted: dict[str, Fingerprint] = {}
         self._settled = False
 
     @property
@@ -49,28 +69,28 @@ class Agreement:
         """Whether there is an accepted group."""
         return self._settled and bool(self._accepted)
 
-    def settle(self, answers: Mapping[str, Vectors]) -> None:
-        """Accept a group. answers: the first vectors by server, in the order of the servers."""
+    def settle(self, answers: Mapping[str, Fingerprint]) -> None:
+        """Accept a group. answers: the first answers by server, in the order of the servers."""
         if not answers or self.settled:
             return
         groups = [
-            [key for key, theirs in answers.items() if difference(ours, theirs) is None] for ours in answers.values()
+            [key for key, theirs in answers.items() if ours.difference(theirs) is None] for ours in answers.values()
         ]
         chosen = max(groups, key=len)
         self._accepted = {key: answers[key] for key in chosen}
         self._settled = True
 
-    def judge(self, key: str, vectors: Vectors) -> str | None:
+    def judge(self, key: str, answer: Fingerprint) -> str | None:
         """The reason why this server may not join the group; None if it agrees, and then it has joined."""
         if key in self._accepted:
-            found = difference(self._accepted[key], vectors)
+            found = self._accepted[key].difference(answer)
             return found and f"{found} from those it gave when it joined"
         for other, expected in self._accepted.items():
-            found = difference(expected, vectors)
+            found = expected.difference(answer)
             if found is not None:
                 return f"{found} from those of {other}: another model, pooling or precision"
             break
-        self._accepted[key] = vectors
+        self._accepted[key] = answer
         self._settled = True
         return None
 
@@ -113,6 +133,8 @@ class Upstream:
     """Failed checks in a row."""
     doing: str = ""
     """The current step of its start, a better reason than that it does not answer yet."""
+    space: str = ""
+    """The embedding space of its vectors; empty if it is not known."""
     out_until: float = 0.0
     suspicions: Restarts = field(default_factory=lambda: Restarts(SUSPICION_LIMITS))
 
@@ -130,6 +152,7 @@ class Upstream:
             replicas=self.replicas,
             why=self.why,
             deaths=self.deaths,
+            space=self.space,
         )
 
 
@@ -154,7 +177,7 @@ class UpstreamRegistry:
         self._busy = busy
         self._agreement = Agreement()
         self._awaited: set[str] = set()
-        self._first_answers: dict[str, Vectors] = {}
+        self._first_answers: dict[str, Fingerprint] = {}
 
     def views(self) -> list[ServerView]:
         return [upstream.view() for upstream in self.members.values()]
@@ -211,16 +234,20 @@ class UpstreamRegistry:
         upstream.state, upstream.why = state, why
         self._changed()
 
-    def answered(self, upstream: Upstream, vectors: Vectors) -> None:
-        """A check got vectors for the fixed sentences."""
+    def answered(self, upstream: Upstream, vectors: Vectors, space: str = "") -> None:
+        """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown."""
         upstream.failures = 0
+        if upstream.space != space:
+            upstream.space = space
+            self._changed()
+        answer = Fingerprint(vectors, space)
         if upstream.state in (ServerState.DRAINING, ServerState.FAILED):
             return
         if not self._agreement.settled:
-            self._first_answers[upstream.id] = vectors
+            self._first_answers[upstream.id] = answer
             self._settle_without(upstream.id)
             return
-        self._judge(upstream, vectors)
+        self._judge(upstream, answer)
 
     def failed(self, upstream: Upstream, error: ProbeError) -> None:
         """A check failed."""
@@ -260,8 +287,8 @@ class UpstreamRegistry:
         upstream.failures = 0
         self.set_state(upstream, state, why)
 
-    def _judge(self, upstream: Upstream, vectors: Vectors) -> None:
-        refusal = self._agreement.judge(upstream.id, vectors)
+    def _judge(self, upstream: Upstream, answer: Fingerprint) -> None:
+        refusal = self._agreement.judge(upstream.id, answer)
         if refusal is not None:
             self.set_state(upstream, ServerState.REFUSED, refusal)
         elif self._clock() >= upstream.out_until:
@@ -274,5 +301,5 @@ class UpstreamRegistry:
         answers = {key: self._first_answers[key] for key in self.members if key in self._first_answers}
         self._first_answers.clear()
         self._agreement.settle(answers)
-        for key, vectors in answers.items():
-            self._judge(self.members[key], vectors)
+        for key, answer in answers.items():
+            self._judge(self.members[key], answer)

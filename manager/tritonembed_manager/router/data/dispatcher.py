@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import grpc
 import grpc.aio
 
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.failover import MOST_SERVERS, REASON, VERDICT_S, Break, Quarantine, digest
 from tritonembed_manager.router.data.metrics import Meter
@@ -26,6 +27,7 @@ from tritonembed_manager.router.data.request import (
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
+from tritonembed_protocol.space import is_refusal
 from tritonembed_protocol.status import Outcome, classify, is_about_models, status_of, unreachable_deadline
 
 _MOST_SERVERS = 4
@@ -165,7 +167,7 @@ class TritonDispatcher:
                     code = _CODE.OK
                     self._answered(server, attempt)
                     self.meter.tokens(server.key, tokens)
-                    return answer
+                    return answer + spaces.parameter(attempt.space)
                 self.admission.raise_if_cut()
                 code = _CODE.ABORTED
             except BrokenAnswer as error:
@@ -183,6 +185,8 @@ class TritonDispatcher:
 
     def _choose(self, request: Request) -> Upstream | None:
         candidates = self.pool.candidates(request.tried)
+        if request.envelope.space:
+            candidates = spaces.only(candidates, request.envelope.space, self.pool.serving)
         request.alone = request.is_suspected
         while candidates:
             place = self._policy.choose(candidates)
@@ -194,9 +198,11 @@ class TritonDispatcher:
     def _begin(self, request: Request, server: Upstream) -> Attempt:
         now = self._clock()
         try:
-            message = request.timed_message(now)
+            space = spaces.of_request(request.envelope.model, server)
+            message = request.timed_message(now, space)
             left, work = request.admitted.deadline - now, len(request.message)
             attempt = server.begin(message, left, request.metadata, work, alone=request.alone)
+            attempt.space = space
         except BaseException:
             if request.alone:
                 server.leave_lane()
@@ -257,6 +263,10 @@ class TritonDispatcher:
                 return False  # the request was in flight when this break was found
             self.meter.ejected(server.key)
             self.pool.broke(server, f"{code.name}: {outcome.value}", move=outcome is Outcome.STUB_DIED)
+            return True
+        if attempt.space and is_refusal(details):
+            # No caller asked for this space: it is that of the server's last check.
+            self.pool.broke(server, spaces.CHANGED, move=False)
             return True
         if code is _CODE.DEADLINE_EXCEEDED:
             waited_in_vain = server.outlier.last_answer < attempt.began

@@ -21,6 +21,7 @@ from tritonembed_manager.router.data.protobuf import (
     WrongMessage,
     read_varint,
 )
+from tritonembed_protocol.space import SPACE
 
 MOST_ELEMENTS = 65_536
 """Elements of all BYTES tensors of a request. Checking an element takes a tenth of a microsecond."""
@@ -42,6 +43,7 @@ _LONGEST_VARINT = 10
 """Bytes. The last byte is below 0x80, the others are not."""
 _AT_ONCE = 1 << 18
 _INT64, _STRING = 2, 3
+_SPACE = SPACE.encode()
 LONGEST_NAME, LONGEST_ID = 255, 1024
 """Bytes. Triton repeats names and ids in its errors, which must fit into gRPC's metadata."""
 _LONGEST_SHOWN = 64
@@ -69,6 +71,8 @@ class Envelope:
     """Elements of the request's BYTES inputs."""
     model: bytes = b""
     version: bytes = b""
+    space: str = ""
+    """The embedding space that is asked for; empty if there is none."""
 
 
 @dataclass(slots=True)
@@ -105,7 +109,7 @@ def read_envelope(message: bytes) -> Envelope:
         elif number == _ID:
             _text(message, at, end, LONGEST_ID)
             envelope.own.append((begin, end))
-        elif number == _PARAMETERS and _is_timeout(fields, message, at, end, envelope):
+        elif number == _PARAMETERS and _takes_timeout(fields, message, at, end, envelope):
             envelope.own.append((begin, end))
     envelope.rows = _check_inputs(message, inputs, raw)
     return envelope
@@ -123,9 +127,13 @@ def read_id(message: bytes) -> bytes:
     return found
 
 
-def _is_timeout(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
-    """Whether a parameter is the timeout; if so, the timeout is written into the envelope."""
-    key, numbers = _read_parameter(fields, message, at, end)
+def _takes_timeout(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
+    """Write the timeout or the embedding space into the envelope. Returns whether the parameter is the timeout."""
+    key, numbers, text = _read_parameter(fields, message, at, end)
+    if key == _SPACE:
+        if not text:
+            raise Refused(f"{SPACE}: must be a string that is not empty")
+        envelope.space = text.decode()
     if key != b"timeout":
         return False
     envelope.timeout, envelope.timed = None, True
@@ -137,24 +145,25 @@ def _is_timeout(fields: Fields, message: bytes, at: int, end: int, envelope: Env
     return True
 
 
-def _read_parameter(fields: Fields, message: bytes, at: int, end: int) -> tuple[bytes, dict[int, int]]:
-    """The key of a parameter; and, if its value is a number, the value by its field number.
+def _read_parameter(fields: Fields, message: bytes, at: int, end: int) -> tuple[bytes, dict[int, int], bytes]:
+    """The key of a parameter; if its value is a number, the value by its field number; and its text, if it has one.
 
     The value is read completely, because Triton answers a malformed value with a different error.
     """
     key = b""
     numbers: dict[int, int] = {}
+    text = b""
     for number, kind, _, start, stop in fields.within(at, end):
         if kind == BYTES and number == _KEY:
             key = _text(message, start, stop)
         elif kind == BYTES and number == _VALUE:
-            numbers = {}
+            numbers, text = {}, b""
             for of, form, _, content, content_end in fields.within(start, stop):
                 if form == VARINT:
-                    numbers[of] = content
+                    numbers[of], text = content, b""
                 elif form == BYTES and of == _STRING:
-                    _text(message, content, content_end, content_end - content)
-    return key, numbers
+                    text = _text(message, content, content_end, content_end - content)
+    return key, numbers, text
 
 
 def _read_input(fields: Fields, message: bytes, at: int, end: int) -> _Input:
@@ -230,7 +239,7 @@ def _check_output(fields: Fields, message: bytes, at: int, end: int) -> None:
 
 def _refuse_shared_memory(fields: Fields, message: bytes, at: int, end: int) -> bytes:
     """The key of a tensor's parameter. Raises Refused if it is about shared memory, which belongs to one server."""
-    key, _ = _read_parameter(fields, message, at, end)
+    key, _, _ = _read_parameter(fields, message, at, end)
     if key.startswith(b"shared_memory_"):
         raise Refused(NO_SHARED_MEMORY, supported=False)
     return key

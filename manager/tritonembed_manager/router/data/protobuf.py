@@ -36,11 +36,11 @@ def varint(number: int) -> bytes:
     return bytes(out)
 
 
-def with_timeout(message: bytes, seconds: float) -> bytes:
-    """The message with KServe's parameter `timeout` set to `seconds` (at least a microsecond)."""
+def with_timeout(message: bytes, seconds: float, more: bytes = b"") -> bytes:
+    """The message with KServe's parameter `timeout` set to `seconds` (at least a microsecond). more: encoded fields."""
     value = _INT64_TAG + varint(min(max(int(seconds * MICROSECONDS), 1), _LONGEST_US))
     entry = _ENTRY + _VALUE_TAG + bytes([len(value)]) + value
-    return b"".join((message, _PLACE, bytes([len(entry)]), entry))
+    return b"".join((message, _PLACE, bytes([len(entry)]), entry, more))
 
 
 def field(number: int, content: bytes) -> bytes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import grpc
 import numpy as np
 
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import Envelope, read_envelope
 from tritonembed_manager.router.data.failover import Break
 from tritonembed_manager.router.data.model_names import OF_TRITON, check_name
@@ -57,12 +58,16 @@ class Request:
         """Breaks that no health check has dismissed."""
         return [found for found in self.breaks if not found.dismissed]
 
-    def timed_message(self, now: float) -> bytes:
-        """The message to send now, with the time left as `timeout`. Raises DispatchError if no time is left."""
+    def timed_message(self, now: float, space: str) -> bytes:
+        """The message to send now, with the time left as `timeout`. Raises DispatchError if no time is left.
+
+        space: that the server has to have; empty for any.
+        """
         left = self.start_by - now
         if left <= 0:
             raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
-        return with_timeout(self.message, left) if self.envelope.timed else self.message
+        more = spaces.parameter(space)
+        return with_timeout(self.message, left, more) if self.envelope.timed else self.message + more
 
 
 def read(message: bytes) -> Envelope:
@@ -83,6 +88,7 @@ def prepare(message: bytes, envelope: Envelope, metadata: Metadata | None, now: 
     start_by = admitted.deadline
     if envelope.timeout is not None:
         start_by = min(start_by, now + envelope.timeout)
+    envelope.space = envelope.space or spaces.in_metadata(metadata)
     return Request(message, envelope, metadata, admitted, start_by)
 
 

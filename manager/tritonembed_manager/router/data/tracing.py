@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata, ServerView
+from tritonembed_protocol.space import HEADER
 
 HEADERS = ("traceparent", "tracestate")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
@@ -21,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 def metadata_of(headers: Mapping[str, str]) -> Metadata:
     """An HTTP request's headers that are sent to Triton, as gRPC metadata."""
-    return [(name, headers[name]) for name in HEADERS if name in headers]
+    return [(name, headers[name]) for name in (*HEADERS, HEADER) if name in headers]
 
 
 class Tracing:

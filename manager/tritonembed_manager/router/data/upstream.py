@@ -108,6 +108,7 @@ class Attempt:
         "seen_clears",
         "seen_deaths",
         "slot",
+        "space",
         "work",
     )
 
@@ -118,6 +119,8 @@ class Attempt:
         self.died = False
         """Whether the request is sent elsewhere because the server may have died."""
         self.began = began
+        self.space = ""
+        """The embedding space that the server has to have."""
         self.alone = alone
         """Whether the request holds the server's lane (failover.py)."""
         self.forward = server.forward

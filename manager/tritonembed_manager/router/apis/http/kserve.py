@@ -18,6 +18,7 @@ from tritonembed_manager.router.apis.http.converter import Converted, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.kserve_json import HEADER_LENGTH, InferRequest, to_answer, to_json
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
@@ -142,7 +143,9 @@ class KServe:
             answer = await self._dispatcher.infer(
                 message, timeout=None, metadata=metadata_of(request.headers), caller=http_caller(request)
             )
-        return to_answer(InferRequest(None, **asked.info), answer, model.alias)
+        found = to_answer(InferRequest(None, **asked.info), answer, model.alias)
+        found.headers.update(spaces.headers_of([spaces.in_answer(answer)]))
+        return found
 
     async def _read(self, request: web.Request, chunks: list[bytes], model: ModelPath) -> Converted:
         length = request.headers.get(HEADER_LENGTH)

@@ -15,7 +15,7 @@ from aiohttp import web
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
-from tritonembed import ServerError
+from tritonembed import EmbeddingResult, ServerError
 from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
@@ -24,6 +24,7 @@ from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.openai_request import Prepared, field_at_fault
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 
@@ -64,19 +65,19 @@ class OpenAI:
             if len(requests) > _FEW_REQUESTS:
                 await stack.enter_async_context(self._large)
             try:
-                vectors, tokens = await _embed(
-                    self._dispatcher, requests, metadata_of(request.headers), http_caller(request)
-                )
+                results = await _embed(self._dispatcher, requests, metadata_of(request.headers), http_caller(request))
             except DispatchError as error:
                 if error.code is grpc.StatusCode.INVALID_ARGUMENT:
                     bad = BadRequest(error.message, field_at_fault(error.message))
                     bad.is_counted = True
                     raise bad from None
                 raise
-            pieces = self._write(vectors, tokens, as_base64=asked.info["as_base64"])
+            headers = headers_of(result.embedding_space for result in results)
+            pieces = self._write(results, as_base64=asked.info["as_base64"])
             if len(requests) > _FEW_REQUESTS:
-                return await _stream(request, pieces)
-        return web.Response(body=b"".join([piece async for piece in pieces]), content_type="application/json")
+                return await _stream(request, pieces, headers)
+        body = b"".join([piece async for piece in pieces])
+        return web.Response(body=body, content_type="application/json", headers=headers)
 
     async def models(self, _request: web.Request) -> web.Response:
         """The one model, under each of its ids."""
@@ -93,9 +94,9 @@ class OpenAI:
     def _describe(self, id: str) -> dict[str, Any]:
         return {"id": id, "object": "model", "created": self._created, "owned_by": "tritonembed"}
 
-    async def _write(
-        self, parts: list[npt.NDArray[np.float32]], tokens: int, *, as_base64: bool
-    ) -> AsyncIterator[bytes]:
+    async def _write(self, results: Sequence[EmbeddingResult], *, as_base64: bool) -> AsyncIterator[bytes]:
+        parts = [result.embeddings for result in results]
+        tokens = sum(int(result.num_tokens.sum()) for result in results)
         if not as_base64 and not all(np.isfinite(vectors).all() for vectors in parts):
             raise ServerError("output embedding: a number that is not finite cannot be written as JSON; ask for base64")
         index = 0
@@ -113,11 +114,11 @@ class OpenAI:
         yield b"]," + json.dumps(end).encode()[1:]
 
 
-async def _stream(request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
+async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> web.StreamResponse:
     """Send an answer in pieces, so that it is never in memory as a whole."""
     # Errors show with the first piece, before the answer begins.
     first = await anext(pieces)
-    answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8"})
+    answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
     await answer.prepare(request)
     await answer.write(first)
     async for piece in pieces:
@@ -138,16 +139,15 @@ def _texts(rows: npt.NDArray[np.float32], *, as_base64: bool) -> list[bytes]:
 
 async def _embed(
     dispatcher: Dispatcher, requests: Sequence[Prepared], metadata: Metadata, caller: Caller
-) -> tuple[list[npt.NDArray[np.float32]], int]:
-    """The float32 vectors of the requests, in order, and the number of tokens.
+) -> list[EmbeddingResult]:
+    """The float32 vectors of the requests, in order.
 
-    Vectors: one matrix per request. Raises DispatchError and ServerError. If one request fails, the others are
-    cancelled.
+    Raises DispatchError and ServerError. If one request fails, the others are cancelled.
     """
     call = Call("", "", iter(()), Options(), Deadline(None))
     places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
-    async def send(request: Prepared, admitted: Admission) -> tuple[npt.NDArray[np.float32], int]:
+    async def send(request: Prepared, admitted: Admission) -> EmbeddingResult:
         async with places:
             answer = await dispatcher.infer(
                 request.message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
@@ -157,23 +157,18 @@ async def _embed(
     size = sum(len(request.message) for request in requests)
     with dispatcher.admitted(size, timeout=None, caller=caller) as admitted:
         if len(requests) == 1:
-            answers = [await send(requests[0], admitted)]
-        else:
-            answers = await _all([asyncio.ensure_future(send(request, admitted)) for request in requests])
-    return [vectors for vectors, _ in answers], sum(tokens for _, tokens in answers)
+            return [await send(requests[0], admitted)]
+        return await _all([asyncio.ensure_future(send(request, admitted)) for request in requests])
 
 
-def _read_answer(call: Call, request: Prepared, answer: bytes) -> tuple[npt.NDArray[np.float32], int]:
+def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResult:
     try:
-        result = call.read(request.count, service_pb2.ModelInferResponse.FromString(answer))
+        return call.read(request.count, service_pb2.ModelInferResponse.FromString(answer))
     except DecodeError:
         raise ServerError("the server's answer is not a ModelInferResponse") from None
-    return result.embeddings, int(result.num_tokens.sum())
 
 
-async def _all(
-    tasks: list["asyncio.Task[tuple[npt.NDArray[np.float32], int]]"],
-) -> list[tuple[npt.NDArray[np.float32], int]]:
+async def _all(tasks: list["asyncio.Task[EmbeddingResult]"]) -> list[EmbeddingResult]:
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -12,6 +12,7 @@ from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
+from tritonembed_protocol.space import SPACE
 
 MAX_INPUTS = 32 * 1024
 MAX_PROMPT = 64 * 1024
@@ -25,7 +26,7 @@ _TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
 """NVIDIA NIM's names for `input_type` and `truncate`."""
 _CHUNK_FIELDS = {"chunk_tokens": 1, "chunk_overlap": 0}
 """Our own numbers beside `truncate`, and the least of each."""
-_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize")
+_FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize", SPACE)
 
 _FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")
 """How servers' errors begin: Triton's with the ensemble, the engine's with the tensor or the parameter."""
@@ -112,7 +113,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         number = body.get(name)
         if number is not None and (type(number) is not int or not least <= number <= MAX_INT64):
             raise BadRequest(f"{name} must be a whole number of at least {least}", name)
-    for name in _TEXT_FIELDS:
+    for name in (*_TEXT_FIELDS, SPACE):
         if not isinstance(body.get(name), str | None):
             raise BadRequest(f"{name} must be a string", name)
     for name in _PROMPT_FIELDS:
@@ -133,6 +134,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         chunk_overlap=body.get("chunk_overlap"),
         dimensions=body.get("dimensions"),
         normalize=normalize,
+        embedding_space=body.get(SPACE),
     )
 
 

@@ -253,3 +253,27 @@ async def test_clients_do_not_notice_a_crash_under_load():
 
 async def _answer(stub, text):
     return await stub.ModelInfer(infer_request(text), timeout=30)
+
+
+async def test_answers_name_the_embedding_space_in_metadata_and_parameters():
+    async with endpoint(1) as (plane, stub):
+        plane.fakes[0].space = "aa-float32"
+        plane.report(0, space="aa-float32")
+        call = stub.ModelInfer(infer_request(b"text"), timeout=10)
+        answer = await call
+        assert answer.parameters["embedding_space"].string_param == "aa-float32"
+        assert dict(await call.trailing_metadata())["x-embedding-space"] == "aa-float32"
+        requests = [infer_request(b"text"), infer_request(b"text", embedding_space="bb-float32")]
+        right, wrong = [answer async for answer in stub.ModelStreamInfer(iter(requests), timeout=10)]
+        assert right.infer_response.parameters["embedding_space"].string_param == "aa-float32"
+        assert wrong.error_message.startswith("embedding_space: the vectors here are of the space aa-float32")
+        with pytest.raises(grpc.aio.AioRpcError, match="not of the one that is asked for") as caught:
+            await stub.ModelInfer(infer_request(b"text"), metadata=[("x-embedding-space", "bb-float32")], timeout=10)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_answers_of_an_unknown_space_have_no_metadata_for_it():
+    async with endpoint(1) as (_, stub):
+        call = stub.ModelInfer(infer_request(b"text"), timeout=10)
+        await call
+        assert "x-embedding-space" not in dict(await call.trailing_metadata())

@@ -26,6 +26,7 @@ class Probe:
         self.closed = False
         self.before_answer = lambda: None
         self.copies = 3
+        self.told = "aa-float32"
 
     async def vectors(self, timeout):
         self.asked += 1
@@ -33,6 +34,9 @@ class Probe:
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
+
+    async def space(self, timeout):
+        return self.told
 
     async def replicas(self, timeout):
         return self.copies
@@ -281,4 +285,40 @@ async def test_a_check_refused_because_of_its_deadline_counts_as_late():
         with pytest.raises(ProbeError) as caught:
             await probe.vectors(5)
         assert caught.value.timed_out
+        await probe.close()
+
+
+async def test_the_space_is_read_when_a_server_joins_and_when_it_is_suspected():
+    case = Case()
+    await case.watch.check()
+    assert case.upstream.view().space == "aa-float32"
+    case.probe.told = "aa-16bit"
+    await case.watch.check()
+    assert case.upstream.view().space == "aa-float32"
+    case.watch.check_now()
+    await case.watch.check()
+    assert (case.upstream.view().space, case.upstream.state) == ("aa-16bit", ServerState.READY)
+    case.probe.told = "bb-16bit"
+    case.watch.check_now()
+    await case.watch.check()
+    assert case.upstream.state is ServerState.REFUSED
+    assert "embedding space bb-16bit instead of aa-float32" in case.upstream.why
+
+
+@pytest.mark.parametrize(("space", "found"), [("aa-float32", "aa-float32"), ("", "")])
+async def test_a_server_tells_its_space_or_does_not_know_of_spaces(space, found):
+    async with FakeTriton() as fake:
+        fake.space = space
+        probe = GrpcProbe(fake.address)
+        assert await probe.space(5) == found
+        await probe.close()
+
+
+@pytest.mark.parametrize("space", ["a\r\nx: y", "a b", "x" * 65, "\xe9"])
+async def test_a_space_that_cannot_be_a_header_is_a_failed_check(space):
+    async with FakeTriton() as fake:
+        fake.space = space
+        probe = GrpcProbe(fake.address)
+        with pytest.raises(ProbeError, match="its embedding space is not a name"):
+            await probe.space(5)
         await probe.close()

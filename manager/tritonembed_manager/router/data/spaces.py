@@ -1,0 +1,67 @@
+"""The embedding space of requests and answers on their way through a worker.
+
+A health check reads a server's space. Each request for vectors is sent with that space as a parameter, so a server that
+has become another one meanwhile refuses it: an answer's space is what the server itself has checked. The answer gets
+the same parameter, from which the endpoints make their headers.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import grpc
+
+from tritonembed_manager.router.data.protobuf import field
+from tritonembed_manager.router.data.upstream import Upstream
+from tritonembed_manager.router.interfaces import DispatchError, Metadata
+from tritonembed_protocol.space import HEADER, SPACE, of_another_space
+
+CHANGED = "it has another embedding space now"
+"""Why a server is broken that refuses the space of its last check."""
+_WITH_VECTORS = (b"embedding", b"embedding_chunks", b"embedder")
+_PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
+"""Fields of ModelInferRequest and ModelInferResponse, of an entry in their map of parameters, and of its value."""
+_HEAD = field(_KEY, SPACE.encode())
+_LONGEST_ENTRY = 256
+
+
+def of_request(model: bytes, server: Upstream) -> str:
+    """The space to send a request with; empty if the server's is not known, or if the model makes no vectors."""
+    return server.view.space if model in _WITH_VECTORS else ""
+
+
+@functools.lru_cache(maxsize=256)
+def parameter(space: str) -> bytes:
+    """The space as a parameter, to be appended to an encoded request or answer; nothing for an empty one."""
+    if not space:
+        return b""
+    return field(_PARAMETERS, _HEAD + field(_VALUE, field(_STRING, space.encode())))
+
+
+def in_answer(answer: bytes) -> str:
+    """The space at the end of an answer; empty if it has none."""
+    start = answer.rfind(_HEAD, max(0, len(answer) - _LONGEST_ENTRY))
+    if start < 0:
+        return ""
+    # After the key: the tag and the length of the value, and those of its text.
+    space = answer[start + len(_HEAD) + 4 :].decode(errors="replace")
+    return space if answer.endswith(parameter(space)) else ""
+
+
+def in_metadata(metadata: Metadata | None) -> str:
+    """The space that a caller asks for in a header; empty if it asks for none."""
+    return next((str(value) for name, value in metadata or () if name == HEADER), "")
+
+
+def headers_of(spaces: Iterable[str | None]) -> dict[str, str]:
+    """The header of an answer whose parts are of these spaces. Several precisions of one model are a list."""
+    found = sorted({space for space in spaces if space})
+    return {HEADER: ", ".join(found)} if found else {}
+
+
+def only(candidates: Sequence[Upstream], space: str, serving: Sequence[Upstream]) -> list[Upstream]:
+    """The candidates of a space. Raises DispatchError if servers are serving, and none of them has it."""
+    if serving and all(server.view.space != space for server in serving):
+        own = sorted({server.view.space for server in serving if server.view.space})
+        reason = of_another_space(" and ".join(own)) if own else "the servers do not tell theirs"
+        raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")
+    return [server for server in candidates if server.view.space == space]
