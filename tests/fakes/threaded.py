@@ -47,3 +47,13 @@ def start_anew(fake: FakeTriton, down_s: float) -> None:
         await fake.come_back()
 
     asyncio.run_coroutine_threadsafe(run(), _LOOPS[fake]).result(down_s + 10)
+
+
+@contextmanager
+def held(fake: FakeTriton) -> Iterator[None]:
+    """The fake answers nothing until the end of the block."""
+    _LOOPS[fake].call_soon_threadsafe(fake.hang)
+    try:
+        yield
+    finally:
+        _LOOPS[fake].call_soon_threadsafe(fake.release)

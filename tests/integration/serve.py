@@ -180,13 +180,19 @@ def serving(
 
 
 class Load:
-    """Clients that send one request after the other until the end of the `with`. rest_s: between two requests."""
+    """Clients that send one request after the other until the end of the `with`. rest_s: between two requests.
 
-    def __init__(self, target: str, clients: int = 96, *, rest_s: float = 0.0, connections: int = 4) -> None:
+    megabytes: the size of each request; by default a few sentences.
+    """
+
+    def __init__(
+        self, target: str, clients: int = 96, *, rest_s: float = 0.0, connections: int = 4, megabytes: int = 0
+    ) -> None:
         self._target = target
         self._connections = connections
         self._clients = clients
         self._rest_s = rest_s
+        self._more = " " * (megabytes << 20)
         self._stopping = False
         self._told_at = float("inf")
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -224,6 +230,7 @@ class Load:
 
     async def _send(self, client: AsyncEmbeddingClient, index: int) -> None:
         texts = [f"client {index} sends sentence {number} of a request" for number in range(4 + index % 8)]
+        texts[0] += self._more
         while not self._stopping:
             began = time.monotonic()
             try:

@@ -120,11 +120,13 @@ def serial(manager: Serve, files: Files) -> str:
         return str(encrypted.getpeercert()["serialNumber"])  # type: ignore[index]
 
 
-def test_clients_get_vectors_and_new_certificates_cost_no_request(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data_plane", ["workers", "envoy"])
+def test_clients_get_vectors_and_new_certificates_cost_no_request(tmp_path: Path, data_plane: str) -> None:
     files = Files(tmp_path)
+    options = ["--workers=2", f"--data-plane={data_plane}", *files.options]
     with (
         fake_triton() as server,
-        serving("--model=m", "--server", server.address, "--workers=2", *files.options) as manager,
+        serving("--model=m", "--server", server.address, *options) as manager,
     ):
         with_tritonclient(manager, files.ca)
         with_openai(manager, trusting(files))
@@ -161,14 +163,16 @@ def test_clients_get_vectors_and_new_certificates_cost_no_request(tmp_path: Path
         assert len([line for line in log.splitlines() if "ready" not in line.lower()]) < 12, log
 
 
-def test_a_client_needs_a_certificate_if_the_manager_has_a_client_ca(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data_plane", ["workers", "envoy"])
+def test_a_client_needs_a_certificate_if_the_manager_has_a_client_ca(tmp_path: Path, data_plane: str) -> None:
     files = Files(tmp_path)
     clients = tmp_path / "clients"
     clients.mkdir()
     known = Files(clients)
+    own = [*files.options, f"--tls-client-ca={known.ca}"]
     with (
         fake_triton() as server,
-        serving("--model=m", "--server", server.address, *files.options, f"--tls-client-ca={known.ca}") as manager,
+        serving("--model=m", "--server", server.address, *own, f"--data-plane={data_plane}") as manager,
     ):
         chain = {"private_key": known.key, "certificate_chain": known.certificate}
         with EmbeddingClient(manager.target, tls=True, root_certificates=files.ca, **chain) as client:

@@ -8,6 +8,7 @@ from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.commands.signature import marked, on_command_line
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
+from tritonembed_manager.router.control.envoy.settings import EnvoySettings, default_threads, find_envoy
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import plan_servers
 from tritonembed_manager.router.control.restarts import RestartLimits
@@ -24,6 +25,7 @@ from tritonembed_manager.server.settings import (
     resolve_reference,
     resolve_tokenizer_instances,
 )
+from tritonembed_protocol.tls import GRPCS
 
 
 def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
@@ -62,6 +64,25 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
         tls=_tls(options),
+        envoy=_envoy(context, options),
+    )
+
+
+def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | None:
+    if options.data_plane != "envoy":
+        for name, given in on_command_line(context).items():
+            if name in marked(ServeOptions, Mark.ENVOY):
+                raise StartError(f"{given} is for {Mark.ENVOY.value}")
+        return None
+    over_tls = next((server for server in options.server or () if server.startswith(GRPCS)), None)
+    if over_tls is not None:
+        raise StartError("--data-plane envoy: Envoy does not reach servers with grpcs://")
+    return EnvoySettings(
+        binary=find_envoy(options.envoy),
+        threads=options.envoy_threads or default_threads(),
+        max_bytes=options.envoy_max_bytes,
+        access_log=options.envoy_access_log.absolute() if options.envoy_access_log else None,
+        log_verbose=options.log_verbose,
     )
 
 

@@ -10,6 +10,7 @@ import typer
 from tritonembed_manager.commands import options as shared
 from tritonembed_manager.commands.signature import with_options
 from tritonembed_manager.errors import one_line_errors
+from tritonembed_manager.router.control.envoy.settings import MAX_BYTES
 from tritonembed_manager.router.control.plan import Assignment
 from tritonembed_manager.server.ports import FIRST_PORT
 from tritonembed_manager.server.quiet_grpc import import_grpc_quietly
@@ -26,6 +27,7 @@ class Mark(Enum):
     ON_A_GPU = "servers on a GPU"
     ATTACHED = "servers that run already"
     OVER_TLS = "attached servers with grpcs://"
+    ENVOY = "--data-plane envoy"
 
 
 _Option = TypeVar("_Option")
@@ -33,6 +35,7 @@ Launched = Annotated[_Option, Mark.LAUNCHED]
 LaunchedOnAGpu = Annotated[_Option, Mark.LAUNCHED, Mark.ON_A_GPU]
 Attached = Annotated[_Option, Mark.ATTACHED]
 AttachedOverTls = Annotated[_Option, Mark.OVER_TLS]
+WithEnvoy = Annotated[_Option, Mark.ENVOY]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,32 @@ class ServeOptions:
         typer.Option(
             1, min=1, max=256, help="Processes of the manager that share its ports (not threads of a server)."
         ),
+    ]
+    data_plane: Annotated[
+        Literal["workers", "envoy"],
+        typer.Option(
+            "workers",
+            help="What forwards requests: the manager's workers, or Envoy, which is faster with single sentences "
+            "(extra `envoy`).",
+        ),
+    ]
+    envoy_threads: WithEnvoy[
+        Annotated[
+            int | None,
+            typer.Option(None, min=1, max=256, help="Threads of Envoy; by default a quarter of the cores, at most 4."),
+        ]
+    ]
+    envoy_max_bytes: WithEnvoy[
+        Annotated[
+            int,
+            typer.Option(MAX_BYTES, min=1, help="Larger gRPC requests go to the workers instead of a server."),
+        ]
+    ]
+    envoy_access_log: WithEnvoy[
+        Annotated[Path | None, typer.Option(None, help="A file to which Envoy appends a line of JSON per request.")]
+    ]
+    envoy: WithEnvoy[
+        Annotated[Path | None, typer.Option(None, help="Envoy's program; by default that of the extra `envoy`.")]
     ]
     server: Attached[
         Annotated[

@@ -6,6 +6,7 @@ The gRPC server also has reflection, and refuses the calls that arrive while it 
 import asyncio
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -26,6 +27,7 @@ from tritonembed_manager.router.data.admission import DRAINING, MAX_REQUEST, Mem
 from tritonembed_manager.router.data.tracing import from_environment
 from tritonembed_manager.router.interfaces import Dispatcher
 from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_manager.router.sockets import Sockets
 from tritonembed_manager.router.tls import Pems, ServerTls
 
 _TURN_S, _QUIET_TURNS, _MOST_S = 0.01, 10, 1.0
@@ -141,6 +143,7 @@ class Endpoints:
         is_serving: Callable[[], bool],
     ) -> None:
         self._config = config
+        self._sockets = Sockets(Path(config.sockets)) if config.sockets is not None else None
         self._dispatcher = dispatcher
         self._status = status
         self._is_serving = is_serving
@@ -193,6 +196,8 @@ class Endpoints:
     async def _start_grpc(self) -> None:
         host, port = self._config.host, self._config.port
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if self._sockets is not None:
+            address = f"unix:{self._sockets.grpc(self._config.index)}"
         try:
             if self._tls is None:
                 bound = self._grpc.add_insecure_port(address)
@@ -220,11 +225,15 @@ class Endpoints:
             self._tracing,
             limits=limits,
             memory=self._memory,
+            envoy=self._sockets.admin if self._sockets else None,
         )
         tls = self._tls
         self._runner = runner = make_runner(app, _LAST_ANSWERS_S, (lambda: tls.context) if tls else None)
         await runner.setup()
         try:
-            await web.TCPSite(runner, host, port, reuse_port=True).start()
+            if self._sockets is not None:
+                await web.UnixSite(runner, self._sockets.http(self._config.index)).start()
+            else:
+                await web.TCPSite(runner, host, port, reuse_port=True).start()
         except OSError:
             raise PortError(f"--http-port {port}: cannot listen on {host}:{port}") from None

@@ -145,6 +145,8 @@ class WorkerConfig:
     """None: both ports speak plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
     """For servers with grpcs://."""
+    sockets: str | None = None
+    """The folder of the Unix sockets on which the worker listens behind Envoy; None if it listens on the ports."""
 
     @property
     def names(self) -> ServedNames:

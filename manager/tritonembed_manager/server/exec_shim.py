@@ -23,7 +23,7 @@ def main() -> None:
     try:
         os.execv(program[0], program)
     except OSError as error:
-        sys.exit(f"cannot start tritonserver: {error.strerror}")
+        sys.exit(f"cannot start {os.path.basename(program[0])}: {error.strerror}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.discovery import Address, ServersDns, ServersFile
+from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
@@ -100,6 +101,8 @@ class ServeSettings:
     """See data/model_names.py."""
     tls: TlsFiles | None = None
     """None: the ports speak plain text."""
+    envoy: EnvoySettings | None = None
+    """None: the workers listen on the ports themselves."""
 
     def __post_init__(self) -> None:
         if (self.launch is None) == (self.attach is None):
@@ -120,8 +123,8 @@ class ServeSettings:
             return ["the vectors are not compared with a reference (--no-reference)"]
         return []
 
-    def worker_config(self, slots: int, drain: DrainTime) -> WorkerConfig:
-        """The workers' settings. slots: columns of the load table."""
+    def worker_config(self, slots: int, drain: DrainTime, sockets: Path | None = None) -> WorkerConfig:
+        """The workers' settings. slots: columns of the load table. sockets: their folder, if Envoy has the ports."""
         return WorkerConfig(
             index=0,
             workers=self.workers,
@@ -144,6 +147,8 @@ class ServeSettings:
             min_receive_rate=self.min_receive_rate,
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
-            tls=self.tls.pems if self.tls else None,
+            # Envoy speaks TLS itself.
+            tls=self.tls.pems if self.tls and sockets is None else None,
             server_tls=self.attach.tls if self.attach else ClientTls(),
+            sockets=None if sockets is None else str(sockets),
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.router.control.discovery import Address
+from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.registry import UpstreamRegistry
@@ -30,8 +31,15 @@ _SHOWS_MORE = "(--log-verbose shows more)"
 class StartJudge:
     """Judges by the servers and the workers whether the manager is ready."""
 
-    def __init__(self, registry: UpstreamRegistry, launched: Mapping[str, LaunchedServer], workers: WorkerPool) -> None:
+    def __init__(
+        self,
+        registry: UpstreamRegistry,
+        launched: Mapping[str, LaunchedServer],
+        workers: WorkerPool,
+        envoy: EnvoyDataPlane | None = None,
+    ) -> None:
         self._registry = registry
+        self._envoy = envoy
         self._launched = launched
         self._workers = workers
 
@@ -42,15 +50,20 @@ class StartJudge:
         """
         if self._workers.outage is not None:
             raise StartError(self._workers.outage)
+        if self._envoy is not None and self._envoy.outage is not None:
+            raise StartError(self._envoy.outage)
         if not self._registry.ready():
             self._raise_if_hopeless()
             return False
-        return self._workers.ready and not any(self._is_starting(id) for id in self._registry.members)
+        listening = self._workers.ready and (self._envoy is None or self._envoy.ready)
+        return listening and not any(self._is_starting(id) for id in self._registry.members)
 
     def why(self) -> str:
         """The reason why it has not started, in one line."""
         if not self._workers.ready:
             return "a worker does not listen yet"
+        if self._envoy is not None and not self._envoy.ready:
+            return "Envoy does not listen yet"
         reasons = [f"{upstream.id}: {upstream.why}" for upstream in self._registry.members.values() if upstream.why]
         return reasons[0] if reasons else "no server is known"
 

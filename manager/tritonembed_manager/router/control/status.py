@@ -180,9 +180,14 @@ class Snapshots:
         policy: str,
         warnings: Sequence[str] = (),
         more_warnings: Callable[[], Sequence[str]] = list,
+        not_admitted: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """warnings: about the settings. more_warnings: returns warnings about the present state. clock: seconds."""
+        """warnings: about the settings. more_warnings: returns warnings about the present state. clock: seconds.
+
+        not_admitted: returns the number of requests in flight that no worker has admitted.
+        """
+        self._not_admitted = not_admitted
         self._registry = registry
         self._traffic = traffic
         self._table = table
@@ -224,7 +229,7 @@ class Snapshots:
             "workers": workers,
             "totals": {
                 "in_flight": in_flight,
-                "waiting": max(0, self._table.admitted() - in_flight),
+                "waiting": max(0, self._table.admitted() + self._not_admitted() - in_flight),
                 **asdict(self._traffic.in_all()),
                 "retries": self._traffic.retries,
                 "moves": self._traffic.moves,

@@ -12,6 +12,7 @@ from typing import Any
 
 from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
+from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.servers import Servers
@@ -44,11 +45,14 @@ class Supervisor:
         metrics_folder: Path,
         *,
         worker_command: Command = worker_command,
+        sockets: Path | None = None,
     ) -> None:
+        """sockets: a private folder with a short path, if Envoy is the data plane."""
         self._settings = settings
         self._prepared = servers
         self._began = time.monotonic()
-        self._table = LoadTable.create(settings.workers)
+        # The last row is Envoy's.
+        self._table = LoadTable.create(settings.workers + (settings.envoy is not None))
         self._traffic = Traffic(time.monotonic)
         self._registry = UpstreamRegistry(
             self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
@@ -72,6 +76,7 @@ class Supervisor:
             policy=settings.policy,
             warnings=settings.warnings,
             more_warnings=self._scrapes.warnings,
+            not_admitted=lambda: self._envoy.in_flight() if self._envoy is not None else 0,
         )
         environment = {
             # gRPC's core would write its own lines to stderr.
@@ -80,7 +85,7 @@ class Supervisor:
             "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder),
         }
         self._workers = WorkerPool(
-            settings.worker_config(self._table.slots, self._drain_time),
+            settings.worker_config(self._table.slots, self._drain_time, sockets),
             self._table,
             first=lambda: [self._servers_line(), self._status_line(), self._quarantine_line()],
             receive=self._handle,
@@ -89,6 +94,10 @@ class Supervisor:
             environment=environment,
         )
         self._quarantine = Quarantine()
+        self._envoy: EnvoyDataPlane | None = None
+        if settings.envoy is not None and sockets is not None:
+            row = self._table.row(settings.workers)
+            self._envoy = EnvoyDataPlane(settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news)
         self._draining = self._lame_duck = False
         self._seen = 0
         """Signals that have had their effect. Another signal forces the next step."""
@@ -110,6 +119,8 @@ class Supervisor:
                 await self._drain()
         finally:
             self._workers.kill()
+            if self._envoy is not None:
+                self._envoy.kill()
             await self._servers.close()
             for task in self._tasks:
                 task.cancel()
@@ -119,6 +130,8 @@ class Supervisor:
     async def _start(self) -> bool:
         """Start everything. Returns whether it started; if not, there is nothing to drain."""
         self._background(self._workers.run())
+        if self._envoy is not None:
+            self._background(self._envoy.run())
         for server in self._prepared:
             self._servers.launch(server.id, server.spec, server.address, server.replicas)
         attach = self._settings.attach
@@ -129,8 +142,9 @@ class Supervisor:
             self._background(lists.run())
         self._background(self._send_status())
         if self._settings.tls is not None:
-            self._background(self._settings.tls.watch(self._workers.set_tls))
-        judge = StartJudge(self._registry, self._servers.launched, self._workers)
+            set_tls = self._workers.set_tls if self._envoy is None else self._envoy.set_tls
+            self._background(self._settings.tls.watch(set_tls))
+        judge = StartJudge(self._registry, self._servers.launched, self._workers, self._envoy)
         await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
         if self._signals:
             log("stopped", f"{self._signals[-1].name}: start abandoned")
@@ -165,11 +179,20 @@ class Supervisor:
         self._servers.retire()
         self._workers.send(self._status_line())
         self._workers.drain()
-        workers = self._tasks[0]
-        await self._wait(lambda: workers.done() or self._is_forced(), parts.work + parts.closing)
+        parts_of_the_plane = [self._tasks[0]]
+        if self._envoy is not None:
+            self._envoy.drain()
+            parts_of_the_plane.append(self._background(self._envoy.drained()))
+
+        def finished() -> bool:
+            return all(part.done() for part in parts_of_the_plane)
+
+        await self._wait(lambda: finished() or self._is_forced(), parts.work + parts.closing)
         self._stop_if_forced()
-        unfinished = self._unfinished(workers_ended=workers.done())
+        unfinished = self._unfinished(ended=finished())
         self._workers.kill()
+        if self._envoy is not None:
+            await self._envoy.end()
         # Nothing is in flight at the servers, so slow ends are not waited for.
         left = until - time.monotonic() - parts.killing
         stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
@@ -179,12 +202,12 @@ class Supervisor:
             raise ManagerError(unfinished)
         log("stopped", "stopped; no request was in flight any more")
 
-    def _unfinished(self, *, workers_ended: bool) -> str | None:
+    def _unfinished(self, *, ended: bool) -> str | None:
         """The requests that were lost in the drain, in one line; None if there are none."""
         pool, late = self._workers, f"did not finish within {self._settings.drain_timeout:g} s (--drain-timeout)"
         if pool.cut:
             return f"{pool.cut} request{'s' if pool.cut > 1 else ''} {late}: cut"
-        if not workers_ended:
+        if not ended:
             return f"requests in flight {late}: killed"
         return pool.died and f"{pool.died} before its requests in flight were finished"
 
@@ -231,6 +254,8 @@ class Supervisor:
         self._dirty = False
         self._servers.changed()
         self._workers.send(self._servers_line())
+        if self._envoy is not None:
+            self._envoy.update(self._registry.views())
         # At once, so that a status right after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()
@@ -257,6 +282,8 @@ class Supervisor:
             f"{' and '.join(servers)} died with the same request in flight: requests like it are refused now",
         )
         self._workers.send(self._quarantine_line())
+        if self._envoy is not None:
+            self._envoy.set_quarantine(self._quarantine.entries())
 
     def _quarantine_line(self) -> dict[str, Any]:
         return {"type": "quarantine", "until": self._quarantine.entries()}
@@ -270,7 +297,10 @@ class Supervisor:
         return {"type": "servers", "servers": [view.to_json() for view in self._registry.views()]}
 
     def _status_line(self) -> dict[str, Any]:
-        return self._snapshots.take(draining=self._draining, lame_duck=self._lame_duck, workers=self._workers.figures())
+        taken = self._snapshots.take(
+            draining=self._draining, lame_duck=self._lame_duck, workers=self._workers.figures()
+        )
+        return taken if self._envoy is None else {**taken, "envoy": self._envoy.figures()}
 
 
 def run_serve(settings: ServeSettings) -> None:
@@ -292,4 +322,8 @@ async def _run(settings: ServeSettings, run: RunFolder) -> None:
     metrics.mkdir(mode=0o700)
     with ExitStack() as stack:
         servers = prepare(settings, settings.launch, run, stack) if settings.launch else []
-        await Supervisor(settings, servers, metrics).run()
+        sockets = None
+        if settings.envoy is not None:
+            sockets = run.path / "envoy"
+            sockets.mkdir(mode=0o700)
+        await Supervisor(settings, servers, metrics, sockets=sockets).run()

@@ -153,20 +153,30 @@ class Worker:
 
     async def ended(self) -> int:
         """Wait until the worker has ended. Returns its exit status."""
-        loop = asyncio.get_running_loop()
-        gone: asyncio.Future[None] = loop.create_future()
-        pidfd = os.pidfd_open(self.pid)
-        loop.add_reader(pidfd, _resolve, gone)
-        try:
-            await gone
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
-        return self.process.wait()
+        return await process_ended(self.process)
 
     def kill(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
+
+
+async def process_ended(process: "subprocess.Popen[bytes]") -> int:
+    """Wait until a child process has ended. Returns its exit status."""
+    loop = asyncio.get_running_loop()
+    gone: asyncio.Future[None] = loop.create_future()
+    pidfd = os.pidfd_open(process.pid)
+    loop.add_reader(pidfd, _resolve, gone)
+    try:
+        await gone
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+    return process.wait()
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status in words."""
+    return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
 def _resolve(future: asyncio.Future[None]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
-from tritonembed_manager.router.control.worker_process import Command, Worker, worker_command
+from tritonembed_manager.router.control.worker_process import Command, Worker, how_it_ended, worker_command
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.router.log import log, warn
@@ -114,10 +114,10 @@ class WorkerPool:
             delay = restarts.died(time.monotonic()) or 0.0
             self.restarts += 1
             if not self._ever_ready and self.restarts >= _HOPELESS_STARTS:
-                self.outage = self.outage or f"the manager's workers do not start ({_how(status)})"
+                self.outage = self.outage or f"the manager's workers do not start ({how_it_ended(status)})"
                 self.news.set()
                 return
-            warn("worker_died", f"worker {index} ended ({_how(status)}); another one starts", worker=index)
+            warn("worker_died", f"worker {index} ended ({how_it_ended(status)}); another one starts", worker=index)
             await asyncio.sleep(delay)
 
     async def _live(self, index: int) -> int:
@@ -131,7 +131,7 @@ class WorkerPool:
             # Its last lines are still in the socket.
             await listening
             if self._draining and worker.ready and status:
-                self.died = f"worker {index} ended ({_how(status)})"
+                self.died = f"worker {index} ended ({how_it_ended(status)})"
             return status
         finally:
             watching.cancel()
@@ -170,10 +170,6 @@ class WorkerPool:
             self.cut += line["requests"] if self._draining else 0
         elif line["type"] != "alive":
             self._receive(index, line)
-
-
-def _how(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
 def mark_dead(pid: int, folder: Path) -> None:

@@ -125,6 +125,11 @@ class LoadRow:
         self._cells[cell] -= work
         self._cells[cell + 1] -= 1
 
+    def show(self, in_flight: dict[int, int]) -> None:
+        """Show requests that another process counts, by slot; other slots have none. They are not admitted here."""
+        for slot in range(self.table.slots):
+            self._cells[self._servers + 2 * slot + 1] = in_flight.get(slot, 0)
+
     def in_flight(self, slot: int) -> int:
         """Requests of this worker at a server."""
         return self._cells[self._servers + 2 * slot + 1]

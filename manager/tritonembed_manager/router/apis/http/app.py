@@ -3,6 +3,7 @@
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 import aiohttp
@@ -55,12 +56,14 @@ def make_app(
     *,
     limits: HttpLimits,
     memory: Memory | None = None,
+    envoy: Path | None = None,
 ) -> web.Application:
     """The application, to be run by `make_runner`.
 
     status: returns the parent's last snapshot, {} before the first.
     is_serving: False from the moment this worker ends.
     tracing: by default as the environment configures it.
+    envoy: the socket of Envoy's administration, if Envoy is the data plane.
     """
     tracing = from_environment() if tracing is None else tracing
     sessions: list[aiohttp.ClientSession] = []
@@ -91,7 +94,7 @@ def make_app(
         OpenAI(traced, settings.names, bodies, converter),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
-        Metrics(dispatcher.servers, lambda: sessions[0]),
+        Metrics(dispatcher.servers, lambda: sessions[0], envoy),
         StatusPage(reason, status, history),
     ):
         app.add_routes(with_trailing_slashes(part.routes()))

@@ -77,7 +77,8 @@ class Connections:
         peer = name[0] if isinstance(name, tuple) else ""
         self._open[key] = _Connection(transport, peer, self._clock())
         self._peers[peer] += 1
-        if self._peers[peer] > self.limits.max_connections_per_peer:
+        # Without an address, it is Envoy, through which all clients come.
+        if peer and self._peers[peer] > self.limits.max_connections_per_peer:
             _log.warning(
                 "an address has %d HTTP connections: new ones are closed", self.limits.max_connections_per_peer
             )

@@ -6,10 +6,13 @@ The texts of many servers are merged into one in Prometheus' format: each metric
 import asyncio
 import os
 import re
+import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
+import yarl
 from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -76,12 +79,28 @@ _PATIENCE_S = 2.0
 _MAX_BYTES = 4 * 1024 * 1024
 
 
-class Metrics:
-    """servers: returns their current state. session: returns the client that scrapes them."""
+_OF_ENVOY = urllib.parse.quote(
+    r"^(cluster\.(servers|workers|workers_http|servers_then_workers)\.|http\.(grpc|http)\.|overload\."
+    r"|server\.(live|uptime|memory|total_connections))"
+)
+"""The statistics of Envoy that are shown; those of its administration are not."""
 
-    def __init__(self, servers: Callable[[], list[ServerView]], session: Callable[[], aiohttp.ClientSession]) -> None:
+
+class Metrics:
+    """servers: returns their current state. session: returns the client that scrapes them.
+
+    envoy: the socket of Envoy's administration; None if there is no Envoy.
+    """
+
+    def __init__(
+        self,
+        servers: Callable[[], list[ServerView]],
+        session: Callable[[], aiohttp.ClientSession],
+        envoy: Path | None = None,
+    ) -> None:
         self._servers = servers
         self._session = session
+        self._envoy = envoy
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/metrics", self.metrics)]
@@ -90,26 +109,35 @@ class Metrics:
         """Prometheus' text format; a server's own metrics have its id as the label `server`."""
         servers = self._servers()
         asked = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
-        ours, theirs = await asyncio.gather(
+        ours, theirs, envoy = await asyncio.gather(
             asyncio.to_thread(_ours, servers),
             asyncio.gather(*(self._fetch(server.metrics_address or "") for server in asked)),
+            self._fetch_envoy(),
         )
         scraped = {server.id: text for server, text in zip(asked, theirs, strict=True)}
         # A server may have many lines, so another thread merges them.
-        body = await asyncio.to_thread(_merged, ours, scraped)
+        body = await asyncio.to_thread(_merged, f"{ours}{envoy}", scraped)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def _fetch(self, address: str) -> str | None:
         """The text of a server's metrics; None if it does not arrive in time, or is too long."""
-        try:
-            async with self._session().get(
-                f"http://{address}/metrics", timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)
-            ) as answer:
-                if answer.status != 200:
-                    return None
-                return await _text(answer)
-        except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
-            return None
+        return await _fetched(self._session(), f"http://{address}/metrics")
+
+    async def _fetch_envoy(self) -> str:
+        """Envoy's statistics; empty if there are none now."""
+        if self._envoy is None:
+            return ""
+        async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._envoy)), trust_env=False) as session:
+            url = f"http://envoy/stats/prometheus?usedonly&filter={_OF_ENVOY}"
+            return await _fetched(session, yarl.URL(url, encoded=True)) or ""
+
+
+async def _fetched(session: aiohttp.ClientSession, url: str | yarl.URL) -> str | None:
+    try:
+        async with session.get(url, timeout=aiohttp.ClientTimeout(total=_PATIENCE_S)) as answer:
+            return await _text(answer) if answer.status == 200 else None
+    except (aiohttp.ClientError, asyncio.TimeoutError, ValueError):
+        return None
 
 
 def _merged(ours: str, scraped: dict[str, str | None]) -> bytes:

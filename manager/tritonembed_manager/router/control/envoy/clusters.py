@@ -1,0 +1,198 @@
+"""Envoy's clusters: the tritonservers, the manager's workers, and first the one, then the other.
+
+A request is tried at a server. If that breaks, or if no server is READY, the request goes to a worker. The worker has
+the manager's failover: budgets, lanes, quarantine, and waiting for a server within the deadline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tritonembed_manager.router.control.envoy.protobuf_json import Config, extension, seconds, typed
+from tritonembed_manager.router.data.outliers import FIRST_EJECTION_S, IN_A_ROW, LONGEST_EJECTION_S
+from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.router.sockets import Sockets
+from tritonembed_protocol.policies import PolicyName
+
+SERVERS, WORKERS, WORKERS_HTTP = "servers", "workers", "workers_http"
+SERVERS_THEN_WORKERS = "servers_then_workers"
+_CONNECT_S = 5.0
+_MOST_AT_WORKERS = 1 << 16
+"""Requests at a time. The workers refuse earlier, with a reason."""
+_HTTP_IDLE_S = 30.0
+"""Less than the workers' own limit: Envoy never sends a request on a connection that a worker is closing."""
+_STREAM_WINDOW, _CONNECTION_WINDOW = 4 << 20, 64 << 20
+"""Bytes that a server may send before Envoy has read them: one answer, and all answers of a connection."""
+_UNANSWERED_MS = 20_000
+_TCP, _TCP_USER_TIMEOUT = 6, 18
+_ALL = 1_000_000
+"""In percent: a priority counts as healthy as long as one of its hosts is."""
+
+_POLICIES: dict[PolicyName, Config] = {
+    "least_loaded": extension(
+        "envoy.load_balancing_policies.least_request",
+        "envoy.extensions.load_balancing_policies.least_request.v3.LeastRequest",
+        selection_method="FULL_SCAN",
+    ),
+    "round_robin": extension(
+        "envoy.load_balancing_policies.round_robin",
+        "envoy.extensions.load_balancing_policies.round_robin.v3.RoundRobin",
+    ),
+    "random": extension(
+        "envoy.load_balancing_policies.random", "envoy.extensions.load_balancing_policies.random.v3.Random"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A server as Envoy knows it. host: an IP address, because Envoy resolves no names here."""
+
+    host: str
+    port: int
+    state: ServerState
+
+    @property
+    def address(self) -> str:
+        """As Envoy shows it in its figures."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def clusters(
+    policy: PolicyName, most_requests: int, endpoints_file: Path, sockets: Sockets, workers: int
+) -> list[Config]:
+    """All clusters. They never change; the servers are in the endpoints, in a file of their own.
+
+    most_requests: requests at the servers at a time; Envoy refuses more. sockets: those of the workers.
+    """
+    return [
+        _servers(policy, most_requests, endpoints_file),
+        {
+            **_cluster(WORKERS, _POLICIES["least_loaded"], _MOST_AT_WORKERS),
+            "type": "STATIC",
+            "load_assignment": _pipes(WORKERS, [sockets.grpc(index) for index in range(workers)]),
+            "typed_extension_protocol_options": _http2(),
+        },
+        {
+            **_cluster(WORKERS_HTTP, _POLICIES["least_loaded"], _MOST_AT_WORKERS),
+            "type": "STATIC",
+            "load_assignment": _pipes(WORKERS_HTTP, [sockets.http(index) for index in range(workers)]),
+            "typed_extension_protocol_options": _http1(),
+        },
+        {
+            "name": SERVERS_THEN_WORKERS,
+            "connect_timeout": seconds(_CONNECT_S),
+            "lb_policy": "CLUSTER_PROVIDED",
+            "cluster_type": extension(
+                "envoy.clusters.aggregate",
+                "envoy.extensions.clusters.aggregate.v3.ClusterConfig",
+                clusters=[SERVERS, WORKERS],
+            ),
+            "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+            "circuit_breakers": _circuit_breakers(most_requests),
+        },
+    ]
+
+
+def endpoints(servers: Sequence[Endpoint]) -> Config:
+    """The servers. Only READY servers get new requests; requests in flight at the others go on."""
+    found = [
+        {
+            "endpoint": {"address": {"socket_address": {"address": server.host, "port_value": server.port}}},
+            "health_status": _health(server.state),
+        }
+        for server in servers
+    ]
+    return typed(
+        "envoy.config.endpoint.v3.ClusterLoadAssignment",
+        cluster_name=SERVERS,
+        endpoints=[{"priority": 0, "lb_endpoints": found}],
+        policy={"overprovisioning_factor": _ALL},
+    )
+
+
+def _health(state: ServerState) -> str:
+    if state is ServerState.READY:
+        return "HEALTHY"
+    return "DRAINING" if state is ServerState.DRAINING else "UNHEALTHY"
+
+
+def _servers(policy: PolicyName, most_requests: int, endpoints_file: Path) -> Config:
+    return {
+        **_cluster(SERVERS, _POLICIES[policy], most_requests),
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": watched(endpoints_file)},
+        "typed_extension_protocol_options": _http2(),
+        # A machine that vanished answers nothing, not even a reset.
+        "upstream_connection_options": {
+            "tcp_keepalive": {"keepalive_time": 10, "keepalive_interval": 5, "keepalive_probes": 2}
+        },
+        "upstream_bind_config": {
+            "socket_options": [
+                {
+                    "level": _TCP,
+                    "name": _TCP_USER_TIMEOUT,
+                    "int_value": _UNANSWERED_MS,
+                    "state": "STATE_PREBIND",
+                }
+            ]
+        },
+        "outlier_detection": {
+            "consecutive_5xx": IN_A_ROW,
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": IN_A_ROW,
+            "interval": "1s",
+            "base_ejection_time": seconds(FIRST_EJECTION_S),
+            "max_ejection_time": seconds(LONGEST_EJECTION_S),
+            # If all servers are ejected, the workers judge for themselves.
+            "max_ejection_percent": 100,
+        },
+    }
+
+
+def _cluster(name: str, policy: Config, most_requests: int) -> Config:
+    return {
+        "name": name,
+        "connect_timeout": seconds(_CONNECT_S),
+        "load_balancing_policy": {"policies": [{"typed_extension_config": policy}]},
+        # Never all hosts because most of them are unhealthy.
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+        "circuit_breakers": _circuit_breakers(most_requests),
+    }
+
+
+def _circuit_breakers(most_requests: int) -> Config:
+    limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
+    return {"thresholds": [{"priority": "DEFAULT", **dict.fromkeys(limits, most_requests)}]}
+
+
+def _pipes(name: str, paths: Sequence[Path]) -> Config:
+    hosts = [{"endpoint": {"address": {"pipe": {"path": str(path)}}}} for path in paths]
+    return {"cluster_name": name, "endpoints": [{"lb_endpoints": hosts}], "policy": {"overprovisioning_factor": _ALL}}
+
+
+_HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
+
+def _http2() -> Config:
+    protocol = {
+        "initial_stream_window_size": _STREAM_WINDOW,
+        "initial_connection_window_size": _CONNECTION_WINDOW,
+        "max_concurrent_streams": _MOST_AT_WORKERS,
+    }
+    return {_HTTP_OPTIONS: typed(_HTTP_OPTIONS, explicit_http_config={"http2_protocol_options": protocol})}
+
+
+def _http1() -> Config:
+    return {
+        _HTTP_OPTIONS: typed(
+            _HTTP_OPTIONS,
+            common_http_protocol_options={"idle_timeout": seconds(_HTTP_IDLE_S)},
+            explicit_http_config={"http_protocol_options": {}},
+        )
+    }
+
+
+def watched(file: Path) -> Config:
+    """Resources in a file that is replaced whenever they change."""
+    return {"path_config_source": {"path": str(file)}}
