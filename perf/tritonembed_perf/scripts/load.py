@@ -2,7 +2,8 @@
 
     python -m tritonembed_perf.scripts.load throughput MODEL [--loads 50x64@96,50x1@1024] [-- replica options]
     python -m tritonembed_perf.scripts.load bursts MODEL [--bursts 30] [-- replica options]
-    python -m tritonembed_perf.scripts.load hop MODEL [--workers 1,2] [--clients 1] [-- replica options]
+    python -m tritonembed_perf.scripts.load hop MODEL [--data-planes workers,envoy] [--workers 1,2] [--clients 1]
+                                                      [-- replica options]
 
 `throughput`: tokens per second and latency, in a closed loop from several processes.
 
@@ -11,11 +12,13 @@ batcher, if its queues have limits or priorities, can miss that an instance beca
 compare with `--queue-limits`.
 
 `hop`: the same requests straight to a Triton server and through the manager, in turn. Requests per CPU second of the
-manager is what one core of it forwards, however many cores the machine has for it.
+manager, with Envoy, is what one core of it forwards, however many cores the machine has for it. On a GPU machine:
+`hop MODEL --data-planes workers,envoy --workers 4 --envoy-threads 4 --clients 6 --loads 50x1@1024,50x1@1,50x64@96`.
 """
 
 import asyncio
 import time
+from itertools import product
 from typing import Annotated, Any
 
 import numpy as np
@@ -129,7 +132,11 @@ def hop(
     model: Model,
     context: typer.Context,
     loads: Loads = "50x64@4,50x16@8,50x1@32,50x1@1",
+    data_planes: Annotated[
+        str, Option(help="What forwards requests, with commas between: workers, envoy.")
+    ] = "workers",
     workers: Annotated[str, Option(help="Of the manager, with commas between them.")] = "1,2",
+    envoy_threads: Annotated[int | None, Option(min=1, help="Of Envoy; by default the manager's choice.")] = None,
     clients: Annotated[int, Option(min=1, help="Client processes; one sends some 3,000 requests/s.")] = 1,
     seconds: Seconds = 3,
     rounds: Rounds = 5,
@@ -138,8 +145,11 @@ def hop(
     requests = encode_loads(model, loads)
     rows = []
     with running_server(model, context.args) as server:
-        for count in workers.split(","):
+        for count, plane in product(workers.split(","), data_planes.split(",")):
             attached = ["--server", server.target, "--workers", count, "--max-in-flight", "4096"]
+            attached += ["--max-in-flight-per-server", "4096", "--data-plane", plane]
+            if envoy_threads and plane == "envoy":
+                attached += ["--envoy-threads", str(envoy_threads)]
             with running_manager("hop", attached) as manager:
                 for load, payloads in requests.items():
                     processes = min(clients, load.at_once)
@@ -156,15 +166,14 @@ def hop(
                             speed = outcome.requests_per_second
                             ways[way].append([speed, outcome.latency_ms(50), spent / speed])
                     direct, through = np.array(ways[server]).T, np.array(ways[manager]).T
-                    rows.append({"workers": int(count), "load": str(load), **compare(direct, through)})
-                    print(
-                        "{workers} workers, {load:>8}: {through_requests_per_second:8,.0f} requests/s through, "
-                        "{direct_requests_per_second:8,.0f} direct: {ratio:.3f} x; p50 +{added_p50_ms:.2f} ms; "
-                        "{requests_per_manager_core_second:,.0f} requests per CPU second of the manager".format_map(
-                            rows[-1]
-                        ),
-                        flush=True,
+                    row = {"data_plane": plane, "workers": int(count), "load": str(load)}
+                    rows.append({**row, **compare(direct, through)})
+                    line = (
+                        "{data_plane}, {workers} workers, {load:>8}: {through_requests_per_second:8,.0f} requests/s "
+                        "through, {direct_requests_per_second:8,.0f} direct: {ratio:.3f}; p50 +{added_p50_ms:.2f} ms; "
+                        "{requests_per_manager_core_second:,.0f} requests per CPU second of the manager"
                     )
+                    print(line.format_map(rows[-1]), flush=True)
     return {"rows": rows}
 
 
@@ -181,11 +190,11 @@ def compare(direct: np.ndarray[Any, Any], through: np.ndarray[Any, Any]) -> dict
 
 
 def manager_cpu_seconds(pid: int) -> float:
-    """User and system time of the manager and its workers so far, without the Triton servers that it launched."""
+    """User and system time of the manager, its workers and its Envoy so far, without the servers that it launched."""
     total = 0.0
     for process in (root := psutil.Process(pid), *root.children(recursive=True)):
         try:
-            if "python" in process.name():
+            if "python" in process.name() or process.name() == "envoy":
                 times = process.cpu_times()
                 total += times.user + times.system
         except psutil.NoSuchProcess:
