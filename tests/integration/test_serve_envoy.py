@@ -174,26 +174,39 @@ def test_overload_and_deadlines_are_answered_at_once() -> None:
             assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-def test_without_a_ready_server_requests_wait_and_a_drain_answers_what_is_in_flight() -> None:
+def test_without_a_ready_server_requests_wait() -> None:
     with (
         fake_triton() as fake,
         serving("--model=m", "--server", fake.address, *ENVOY, "--health-interval=0.1") as manager,
-        ThreadPoolExecutor(16) as pool,
+        ThreadPoolExecutor(1) as pool,
     ):
-        request = infer_request(b"a text")
         down = threading.Thread(target=start_anew, args=(fake, 2.0))
         down.start()
         manager.until(lambda: manager.states() == ["unhealthy"])
-        waiting = pool.submit(infer, manager.target, request)
+        waiting = pool.submit(infer, manager.target, infer_request(b"a text"))
         down.join()
         assert waiting.result(60).model_name == "embedding"
-        manager.until(lambda: manager.states() == ["ready"])
+
+
+def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest() -> None:
+    with (
+        fake_triton() as fake,
+        serving("--model=m", "--server", fake.address, *ENVOY, *NO_CHECKS) as manager,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        request = infer_request(b"a text")
+        # Envoy learns a moment later that the server is READY.
+        manager.until(lambda: infer(manager.target, request) and envoy_counts(manager).get("servers"), 30)
         with held(fake):
             flying = [pool.submit(infer, manager.target, request) for _ in range(8)]
-            manager.until(lambda: fake.inside >= 8)
+            manager.until(lambda: fake.inside == 8, 30)
             manager.process.send_signal(signal.SIGTERM)
-            manager.until(lambda: "finishing requests in flight" in manager.log())
-            manager.until(lambda: infer(manager.target, request)[0] is grpc.StatusCode.UNAVAILABLE)
+            # Until Envoy knows of the drain, a request still goes to the server, and is held.
+            manager.until(lambda: infer(manager.target, request, 1)[0] is grpc.StatusCode.UNAVAILABLE, 20)
+            # Only Envoy has requests.
+            manager.until(lambda: manager.workers() == [], 20)
+            assert infer(manager.target, request)[0] is grpc.StatusCode.UNAVAILABLE
+            assert not any(future.done() for future in flying)
         assert [future.result(60).model_name for future in flying] == ["embedding"] * 8
         assert manager.process.wait(60) == 0
 
