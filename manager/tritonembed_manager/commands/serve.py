@@ -189,7 +189,7 @@ class ServeOptions:
     ]
     max_in_flight_per_server: Annotated[
         int,
-        typer.Option(1024, min=1, help="Requests at one time at one server; when all are full, more are refused."),
+        typer.Option(1024, min=1, help="Requests at one time per server, waiting ones included; more are refused."),
     ]
     max_restarts: Launched[
         Annotated[

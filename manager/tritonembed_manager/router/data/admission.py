@@ -65,6 +65,10 @@ class AdmissionControl:
         if self._drained is not None and not self._row.admitted():
             self._drained.set()
 
+    def admitted(self) -> int:
+        """Requests that wait or are in flight, in all workers."""
+        return self._row.table.admitted()
+
     @property
     def draining(self) -> bool:
         """Whether new requests are refused."""

@@ -9,10 +9,12 @@ import grpc
 import grpc.aio
 
 from tritonembed_manager.router.data import spaces
-from tritonembed_manager.router.data.admission import AdmissionControl
+from tritonembed_manager.router.data.admission import CUT, AdmissionControl
 from tritonembed_manager.router.data.failover import MOST_SERVERS, REASON, VERDICT_S, Break, Quarantine, digest
+from tritonembed_manager.router.data.front_queue import Callers, FrontQueue
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
+from tritonembed_manager.router.data.parts import GoWholeError, Parts
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.request import (
     EXPIRED,
@@ -24,6 +26,7 @@ from tritonembed_manager.router.data.request import (
     read_answer,
     seconds,
 )
+from tritonembed_manager.router.data.split import rows_of
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
@@ -65,6 +68,10 @@ class TritonDispatcher:
         self.quarantine = quarantine or Quarantine()
         self._quarantined = quarantined
         self._clock = clock
+        self._callers = Callers(pool.row)
+        self._queue = FrontQueue(pool, policy, pool.row, self._begin, clock)
+        pool.freed = self._freed
+        pool.queued = self._queue.__len__
 
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last reported them."""
@@ -103,10 +110,12 @@ class TritonDispatcher:
         code = _CODE.CANCELLED
         try:
             self.admission.enter(size)
+            self._callers.enter(caller)
             try:
                 yield Admission(began + seconds(timeout, self._forward_timeout), caller)
                 code = _CODE.OK
             finally:
+                self._callers.leave(caller)
                 self.admission.leave(size)
         except Exception as error:
             code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
@@ -143,6 +152,7 @@ class TritonDispatcher:
     def cut(self) -> None:
         """The drain timeout is over: every request that waits or is in flight ends with UNAVAILABLE now."""
         self.admission.cut()
+        self._queue.fail(DispatchError(_CODE.UNAVAILABLE, CUT))
         self.pool.move_all()
 
     def _prepare(self, message: bytes, metadata: Metadata | None, admitted: Admission) -> Request:
@@ -153,9 +163,44 @@ class TritonDispatcher:
         return prepare(message, envelope, metadata, self._clock(), admitted)
 
     async def _answer(self, request: Request) -> bytes:
-        while True:
+        """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
+        rows = rows_of(request.message) if self._queue.must_split(request) else None
+        if rows is not None:
+            self._refuse_if_full(request)
+            try:
+                return await Parts(request, rows, self._queue, self._begin, self._follow).answer()
+            except BrokenAnswer as error:
+                raise DispatchError(_CODE.INTERNAL, f"the servers sent {error}") from None
+            except GoWholeError:
+                await self._quarantine_if_deadly(request)
+        server, attempt = await self._send(request)
+        return await self._follow(request, server, attempt)
+
+    async def _send(self, request: Request) -> tuple[Upstream, Attempt]:
+        """Send the request to a server, as soon as it may be sent. Raises DispatchError."""
+        if request.tried or not self.pool.usable():
             server = self._choose(request) or await self._wait(request)
-            attempt = self._begin(request, server)
+            return server, self._begin(request, server)
+        now = self._queue.server_now(request)
+        if now is not None:
+            return now, self._begin(request, now)
+        self._refuse_if_full(request)
+        return await self._queue.turn(request)
+
+    def _refuse_if_full(self, request: Request) -> None:
+        """Raises DispatchError if every server has its maximum of requests, waiting ones included."""
+        if not request.admitted.started and self.pool.is_full() and self.pool.is_over(self.admission.admitted()):
+            raise self.admission.overload("every server has its maximum of requests")
+
+    def _freed(self, server: Upstream | None) -> None:
+        if server is not None:
+            self._queue.ended(server)
+        else:
+            self._queue.pump()
+
+    async def _follow(self, request: Request, server: Upstream, attempt: Attempt) -> bytes:
+        """The answer to a request that was sent. If its server breaks, it is sent to another. Raises DispatchError."""
+        while True:
             now = attempt.began
             code = _CODE.CANCELLED
             charged = False
@@ -166,6 +211,7 @@ class TritonDispatcher:
                     tokens = read_answer(answer, request.envelope.rows)
                     code = _CODE.OK
                     self._answered(server, attempt)
+                    server.computed(attempt)
                     self.meter.tokens(server.key, tokens)
                     return answer + spaces.parameter(attempt.space)
                 self.admission.raise_if_cut()
@@ -182,6 +228,7 @@ class TritonDispatcher:
                 self.pool.end(server, attempt)
                 self.meter.attempt(server.key, code, self._clock() - now)
             await self._send_again(request, server, attempt, charged=charged)
+            server, attempt = await self._send(request)
 
     def _choose(self, request: Request) -> Upstream | None:
         candidates = self.pool.candidates(request.tried)
@@ -207,7 +254,9 @@ class TritonDispatcher:
             if request.alone:
                 server.leave_lane()
             raise
-        request.admitted.started = True
+        if not request.admitted.started:
+            request.admitted.started = True
+            self.meter.waited(request.envelope.priority, now - request.arrived)
         self.pool.begin(server, attempt)
         return attempt
 
@@ -290,12 +339,15 @@ class TritonDispatcher:
         request.tried.append(attempt.incarnation)
         if attempt.died:
             request.breaks.append(Break(server, attempt.seen_deaths, attempt.seen_clears))
-            await self._quarantine_if_deadly(request)
+            if not request.is_part:
+                await self._quarantine_if_deadly(request)
         if len(request.tried) >= _MOST_SERVERS:
             raise DispatchError(_CODE.UNAVAILABLE, f"{_MOST_SERVERS} servers broke while they worked on the request")
         if charged and not server.budget.take():
             raise DispatchError(_CODE.UNAVAILABLE, "a server broke; too many requests are retried already")
         self.meter.again(charged=charged)
+        if request.is_part and request.breaks:
+            raise GoWholeError
 
     async def _quarantine_if_deadly(self, request: Request) -> None:
         """Quarantine the request and raise DispatchError if MOST_SERVERS servers died with it in flight."""

@@ -42,7 +42,7 @@ _SIZES_OF_CONTENTS = {6: 4, 7: 8}
 _LONGEST_VARINT = 10
 """Bytes. The last byte is below 0x80, the others are not."""
 _AT_ONCE = 1 << 18
-_INT64, _STRING = 2, 3
+_INT64, _STRING, _UINT64 = 2, 3, 5
 _SPACE = SPACE.encode()
 LONGEST_NAME, LONGEST_ID = 255, 1024
 """Bytes. Triton repeats names and ids in its errors, which must fit into gRPC's metadata."""
@@ -69,6 +69,8 @@ class Envelope:
     """Where the id and the timeout are: requests that ask for the same differ only there."""
     rows: int = 0
     """Elements of the request's BYTES inputs."""
+    priority: int = 2
+    """KServe's `priority`: 1 goes ahead of 2, the default; all other values count as 2."""
     model: bytes = b""
     version: bytes = b""
     space: str = ""
@@ -109,7 +111,7 @@ def read_envelope(message: bytes) -> Envelope:
         elif number == _ID:
             _text(message, at, end, LONGEST_ID)
             envelope.own.append((begin, end))
-        elif number == _PARAMETERS and _takes_timeout(fields, message, at, end, envelope):
+        elif number == _PARAMETERS and _read_own(fields, message, at, end, envelope):
             envelope.own.append((begin, end))
     envelope.rows = _check_inputs(message, inputs, raw)
     return envelope
@@ -127,13 +129,16 @@ def read_id(message: bytes) -> bytes:
     return found
 
 
-def _takes_timeout(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
-    """Write the timeout or the embedding space into the envelope. Returns whether the parameter is the timeout."""
+def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
+    """Write the timeout, the priority or the embedding space into the envelope. Returns whether it is the timeout."""
     key, numbers, text = _read_parameter(fields, message, at, end)
     if key == _SPACE:
         if not text:
             raise Refused(f"{SPACE}: must be a string that is not empty")
         envelope.space = text.decode()
+    if key == b"priority":
+        first = numbers.get(_INT64) == 1 or numbers.get(_UINT64) == 1
+        envelope.priority = 1 if first else 2
     if key != b"timeout":
         return False
     envelope.timeout, envelope.timed = None, True

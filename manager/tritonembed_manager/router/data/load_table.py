@@ -12,14 +12,17 @@ from collections.abc import Iterable
 _HEADER = 2
 """Cells before the first row: rows, columns."""
 _CELL = 8
-_OWN = 2
-"""Cells of a row before the first server: requests that this worker has admitted, and their bytes."""
+_OWN = 5
+"""Cells of a row before the first server: requests that this worker has admitted, their bytes, the weight of its
+callers (thousandths), and when it last had a small request and a large one waiting (milliseconds)."""
+_PER_SERVER = 3
+_MILLI = 1000
 SLOTS = 1024
 """Default number of servers at a time."""
 
 
 class LoadTable:
-    """int64 cells. Per worker: requests and bytes admitted in all; then, per server slot, work (bytes) and requests."""
+    """int64 cells. Per worker: those of `_OWN`; then, per server slot, work (bytes), requests and work done so far."""
 
     def __init__(self, fd: int) -> None:
         """The table behind a file descriptor made by `create`, here or in the parent. The descriptor stays open."""
@@ -27,13 +30,13 @@ class LoadTable:
         self._map = mmap.mmap(fd, os.fstat(fd).st_size)
         self._cells = memoryview(self._map).cast("q")
         self.workers, self.slots = self._cells[0], self._cells[1]
-        self._width = _OWN + 2 * self.slots
+        self._width = _OWN + _PER_SERVER * self.slots
 
     @classmethod
     def create(cls, workers: int, slots: int = SLOTS) -> "LoadTable":
         """A new table of zeros. A child that is started with `pass_fds=[table.fd]` inherits its `fd`."""
         fd = os.memfd_create("tritonembed-load")
-        os.ftruncate(fd, _CELL * (_HEADER + workers * (_OWN + 2 * slots)))
+        os.ftruncate(fd, _CELL * (_HEADER + workers * (_OWN + _PER_SERVER * slots)))
         with mmap.mmap(fd, 0) as memory, memoryview(memory) as raw, raw.cast("q") as cells:
             cells[0], cells[1] = workers, slots
         return cls(fd)
@@ -57,11 +60,23 @@ class LoadTable:
 
     def work(self, slot: int) -> int:
         """Bytes outstanding at a server, of all workers."""
-        return self._column(_OWN + 2 * slot)
+        return self._column(_OWN + _PER_SERVER * slot)
 
     def in_flight(self, slot: int) -> int:
         """Requests outstanding at a server, of all workers."""
-        return self._column(_OWN + 2 * slot + 1)
+        return self._column(_OWN + _PER_SERVER * slot + 1)
+
+    def done(self, slot: int) -> int:
+        """Bytes that a server has answered so far, for all workers. It falls if a worker is replaced."""
+        return self._column(_OWN + _PER_SERVER * slot + 2)
+
+    def weight(self) -> int:
+        """Weight of the callers that have requests, over all workers, in thousandths."""
+        return self._column(2)
+
+    def mixed_at(self) -> float:
+        """When small and large requests last met: the earlier of the last small and the last large one, in seconds."""
+        return min(self._latest(3), self._latest(4)) / _MILLI
 
     def try_lane(self, slot: int) -> bool:
         """Take a server's lane, which one worker holds at a time; False if another worker holds it."""
@@ -82,6 +97,9 @@ class LoadTable:
     def admitted_bytes(self) -> int:
         """Bytes of the requests that are waiting or in flight, of all workers."""
         return self._column(1)
+
+    def _latest(self, column: int) -> int:
+        return max(self._cells[index] for index in self._indices(_HEADER + column))
 
     def _column(self, column: int) -> int:
         cells = self._cells
@@ -115,24 +133,44 @@ class LoadRow:
 
     def begin(self, slot: int, work: int) -> None:
         """A request of `work` bytes is sent to a server."""
-        cell = self._servers + 2 * slot
+        cell = self._servers + _PER_SERVER * slot
         self._cells[cell] += work
         self._cells[cell + 1] += 1
 
     def end(self, slot: int, work: int) -> None:
         """A request of `work` bytes is no longer at a server."""
-        cell = self._servers + 2 * slot
+        cell = self._servers + _PER_SERVER * slot
         self._cells[cell] -= work
         self._cells[cell + 1] -= 1
 
     def show(self, in_flight: dict[int, int]) -> None:
         """Show requests that another process counts, by slot; other slots have none. They are not admitted here."""
         for slot in range(self.table.slots):
-            self._cells[self._servers + 2 * slot + 1] = in_flight.get(slot, 0)
+            self._cells[self._servers + _PER_SERVER * slot + 1] = in_flight.get(slot, 0)
+
+    def answered(self, slot: int, work: int) -> None:
+        """A server answered a request of `work` bytes."""
+        self._cells[self._servers + _PER_SERVER * slot + 2] += work
+
+    def work(self, slot: int) -> int:
+        """Bytes of this worker outstanding at a server."""
+        return self._cells[self._servers + _PER_SERVER * slot]
+
+    def weigh(self, weight: float) -> None:
+        """Add to the weight of this worker's callers; negative if a caller has no requests any more."""
+        self._cells[self._first + 2] += round(weight * _MILLI)
+
+    def weight(self) -> int:
+        """Weight of this worker's callers that have requests, in thousandths."""
+        return self._cells[self._first + 2]
+
+    def saw(self, now: float, *, small: bool) -> None:
+        """A small request came, or a large one waits. now: in seconds."""
+        self._cells[self._first + (3 if small else 4)] = int(now * _MILLI)
 
     def in_flight(self, slot: int) -> int:
         """Requests of this worker at a server."""
-        return self._cells[self._servers + 2 * slot + 1]
+        return self._cells[self._servers + _PER_SERVER * slot + 1]
 
     def admitted(self) -> int:
         """Requests of this worker that are waiting or in flight."""

@@ -67,11 +67,21 @@ class Tally:
 
 
 @dataclass
+class Waits:
+    """Times from a request's arrival to its sending to a server, as in a Tally."""
+
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BOUNDS) + 1))
+    seconds: float = 0.0
+
+
+@dataclass
 class Tallies:
     """All counts since the last collection."""
 
     total: Tally = field(default_factory=Tally)
     servers: dict[str, Tally] = field(default_factory=dict)
+    waits: dict[int, Waits] = field(default_factory=dict)
+    """By priority."""
     retries: int = 0
     """Requests sent again and charged to the retry budget."""
     moves: int = 0
@@ -87,6 +97,14 @@ class Meter:
     def request(self, code: grpc.StatusCode, seconds: float) -> None:
         """A client's request ended."""
         self.tallies.total.add(code, seconds)
+
+    def waited(self, priority: int, seconds: float) -> None:
+        """A request, or the first part of it, was sent to a server after that time."""
+        waits = self.tallies.waits.get(priority)
+        if waits is None:
+            waits = self.tallies.waits[priority] = Waits()
+        waits.buckets[bisect_left(BOUNDS, seconds)] += 1
+        waits.seconds += seconds
 
     def attempt(self, server: str, code: grpc.StatusCode, seconds: float) -> None:
         """A request to a server ended. A request that is taken off the server counts as ABORTED."""
@@ -160,7 +178,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
 class _Latencies(prometheus.Histogram):
     """A histogram that takes over counts made elsewhere."""
 
-    def take(self, tally: Tally) -> None:
+    def take(self, tally: Tally | Waits) -> None:
         """Add a tally's buckets."""
         for bucket, count in zip(self._buckets, tally.buckets, strict=True):
             if count:
@@ -185,6 +203,9 @@ class WorkerMetrics:
 
         self._requests = counter("requests", "Requests of clients, by the gRPC status they ended with.", "code")
         self._duration = latencies("request_duration_seconds", "From a request's arrival to its answer; OK ones only.")
+        self._waits = latencies(
+            "queue_wait_seconds", "From a request's arrival to the sending of its first part to a server.", "priority"
+        )
         self._in_flight = gauge("requests_in_flight", "Requests of clients that have no answer yet.")
         self._waiting = gauge("requests_waiting", "Those of them that wait for a server.")
         self._retries = counter("retries", "Requests sent again after a server broke, charged to the retry budget.")
@@ -206,6 +227,8 @@ class WorkerMetrics:
         self._duration.take(tallies.total)
         self._in_flight.set(in_flight)
         self._waiting.set(waiting)
+        for priority, waits in tallies.waits.items():
+            self._waits.labels(str(priority)).take(waits)
         self._retries.inc(tallies.retries)
         self._moves.inc(tallies.moves)
         for key, tally in tallies.servers.items():

@@ -35,7 +35,7 @@ class UpstreamPool:
         clock: Callable[[], float] = time.monotonic,
         tls: ClientTls = ClientTls(),  # noqa: B008 - it is frozen
     ) -> None:
-        self._row = row
+        self.row = row
         self._max_in_flight = max_in_flight_per_server
         self._suspect = suspect
         self._first_pause = first_pause
@@ -48,6 +48,10 @@ class UpstreamPool:
         """Servers that requests go to, including a server that was just found broken: it may be well again soon."""
         self.changed: Callable[[], None] = lambda: None
         """Called whenever `serving` may have changed."""
+        self.queued: Callable[[], int] = lambda: 0
+        """Requests in the queue in front of the servers."""
+        self.freed: Callable[[Upstream | None], None] = lambda _server: None
+        """Called when a server has room again, or with None when the servers have changed."""
         self._leaving: list[Upstream] = []
         """Servers that are no longer listed but still have requests."""
         self.waiters = Waiters()
@@ -62,7 +66,7 @@ class UpstreamPool:
             server = gone.get(view.id)
             # Another slot has another column in the load table, so it counts as another server.
             if server is None or server.view.slot != view.slot:
-                server = Upstream(view, self._row, clock=self._clock, tls=self._tls)
+                server = Upstream(view, self.row, clock=self._clock, tls=self._tls)
             else:
                 kept.append(gone.pop(view.id))
                 if server.follow(view):
@@ -102,6 +106,10 @@ class UpstreamPool:
     def is_full(self) -> bool:
         """If there are no candidates: whether the reason is that servers are full."""
         return any(server.is_open for server in self._usable)
+
+    def is_over(self, requests: int) -> bool:
+        """Whether that many requests of clients are more than the usable servers may have, or none has room."""
+        return requests > self._max_in_flight * len(self._usable) or not self.candidates()
 
     def exhausted(self, tried: Collection[Incarnation]) -> bool:
         """Whether waiting is useless: the request was sent to every server, and none of them is down."""
@@ -196,13 +204,14 @@ class UpstreamPool:
     @property
     def waiting(self) -> int:
         """Requests that wait for a server."""
-        return len(self.waiters) + len(self.turns)
+        return len(self.waiters) + len(self.turns) + self.queued()
 
     def end(self, server: Upstream, attempt: Attempt) -> None:
         """A request is no longer at a server: its slot is free again."""
         server.end(attempt)
         if self.waiters:
             self.waiters.wake_one(server.incarnation)
+        self.freed(server)
 
     async def close(self) -> None:
         """Close every connection."""
@@ -245,6 +254,7 @@ class UpstreamPool:
     def _wake_all(self) -> None:
         self.waiters.wake_all()
         self.turns.wake_all()
+        self.freed(None)
 
     def _only_outliers(self) -> list[Upstream]:
         now = self._clock()

@@ -41,6 +41,7 @@ class Request:
     """The part of the caller's metadata that the server receives."""
     admitted: Admission
     """The caller's request that this is, or is a part of. At its deadline the caller stops waiting."""
+    arrived: float
     start_by: float
     """The deadline, or the end of the caller's KServe `timeout` if that is sooner. No attempt begins after it."""
     tried: list[Incarnation] = field(default_factory=list)
@@ -48,6 +49,8 @@ class Request:
     """Breaks of servers that may have died of this request."""
     alone: bool = False
     """Whether the request goes to its next server alone (failover.py)."""
+    is_part: bool = False
+    """Whether it is a part of a large request (parts.py)."""
 
     @property
     def is_suspected(self) -> bool:
@@ -89,7 +92,7 @@ def prepare(message: bytes, envelope: Envelope, metadata: Metadata | None, now: 
     if envelope.timeout is not None:
         start_by = min(start_by, now + envelope.timeout)
     envelope.space = envelope.space or spaces.in_metadata(metadata)
-    return Request(message, envelope, metadata, admitted, start_by)
+    return Request(message, envelope, metadata, admitted, now, start_by)
 
 
 def seconds(timeout: float | None, default: float) -> float:

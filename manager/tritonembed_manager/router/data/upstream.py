@@ -7,6 +7,7 @@ from typing import Any
 
 from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.outliers import IN_A_ROW, SMALL_BYTES, Outlier
+from tritonembed_manager.router.data.window import Window
 from tritonembed_manager.router.interfaces import Metadata, ServerState, ServerView
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.policies import RetryBudget
@@ -151,6 +152,7 @@ class Upstream:
         self._tls = tls
         self.clock = clock
         self.outlier = Outlier(clock())
+        self.window = Window(view.replicas, clock)
         self.budget = RetryBudget(least=2 * IN_A_ROW)
         """Per server: a server that breaks all the time does not use up the budget of the others."""
         self.key = view.id
@@ -224,6 +226,10 @@ class Upstream:
         if attempt.alone:
             self.leave_lane()
 
+    def computed(self, attempt: Attempt) -> None:
+        """The server answered a request with vectors."""
+        self._row.answered(attempt.slot, attempt.work)
+
     def answered(self, attempt: Attempt) -> None:
         """The server answered a request."""
         self.answers = True
@@ -248,6 +254,7 @@ class Upstream:
         if another:
             self.incarnation = (self.key, self.incarnation[1] + 1)
             self.outlier, self.ejected_until = Outlier(self.clock()), 0.0
+            self.window = Window(view.replicas, self.clock)
         if another or (is_ready and not was_ready):
             self.renew()
             self.answers = is_ready

@@ -1,0 +1,135 @@
+"""Splits a large request by its rows, and joins the answers, without a difference to the answer of the whole request.
+
+Only a request whose rows have nothing to do with each other is split: one BYTES input in raw_input_contents, the
+outputs `embedding` and `num_tokens`, and parameters that hold for each row alone. All other requests go whole.
+"""
+
+from collections.abc import Sequence
+from struct import Struct
+from struct import error as StructError
+
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+
+from tritonembed_manager.router.data import spaces
+from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
+from tritonembed_manager.router.data.request import BrokenAnswer
+from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
+from tritonembed_protocol.space import SPACE
+
+_INPUT_OF = {"embedding": "text", "embedder": "token_ids"}
+_OUTPUTS = {"embedding", "num_tokens"}
+_PARAMETERS = {
+    *("truncate", "input_type", "prompt_name", "prompt", "instruction", "dimensions", "embedding_type", "normalize"),
+    *("priority", "timeout", SPACE),
+}
+_NAME, _PARAMETER, _INPUT, _OUTPUT, _RAW = 1, 4, 5, 6, 7
+_size_at = Struct("<I").unpack_from
+
+
+class Rows:
+    """A request that can be split."""
+
+    def __init__(self, head: bytes, tensor: service_pb2.ModelInferRequest.InferInputTensor, raw: bytes) -> None:
+        self._head = head
+        self._tensor = tensor
+        self._raw = raw
+        at, self._ends = 0, [0]
+        for _ in range(tensor.shape[0]):
+            at += 4 + _size_at(raw, at)[0]
+            self._ends.append(at)
+        self._taken = 0
+
+    @property
+    def left(self) -> int:
+        """Rows that are not taken yet."""
+        return len(self._ends) - 1 - self._taken
+
+    def take(self, most: int) -> tuple[bytes, int, int]:
+        """The next part, with about `most` bytes of rows and at least one row.
+
+        Returns the encoded ModelInferRequest, its rows, and the bytes of these rows.
+        """
+        ends, first = self._ends, self._taken
+        stop = first + 1
+        while stop < len(ends) - 1 and ends[stop + 1] - ends[first] <= most:
+            stop += 1
+        self._taken = stop
+        begin, end = ends[first], ends[stop]
+        self._tensor.shape[0] = stop - first
+        tensor = field(_INPUT, self._tensor.SerializeToString())
+        return b"".join((self._head, tensor, field(_RAW, self._raw[begin:end]))), stop - first, end - begin
+
+
+def rows_of(message: bytes) -> Rows | None:
+    """The rows of an encoded ModelInferRequest that read_envelope accepted; None if it has to go whole."""
+    head: list[bytes] = []
+    inputs: list[bytes] = []
+    raw: list[bytes] = []
+    model = ""
+    for number, kind, begin, at, end in Fields(message).within(0, len(message)):
+        if kind != BYTES:
+            return None
+        if number == _INPUT:
+            inputs.append(message[at:end])
+        elif number == _RAW:
+            raw.append(message[at:end])
+        else:
+            head.append(message[begin:end])
+            if number == _NAME:
+                model = message[at:end].decode()
+    try:
+        rest = service_pb2.ModelInferRequest.FromString(b"".join(head))
+        tensors = [service_pb2.ModelInferRequest.InferInputTensor.FromString(each) for each in inputs]
+    except DecodeError:
+        return None
+    outputs = {output.name for output in rest.outputs}
+    if (
+        len(tensors) != 1
+        or len(raw) != 1
+        or len(raw[0]) > MAX_REQUEST_BYTES
+        or tensors[0].name != _INPUT_OF.get(model)
+        or tensors[0].datatype != "BYTES"
+        or tensors[0].parameters
+        or tensors[0].HasField("contents")
+        or list(tensors[0].shape[1:]) != [1]
+        or not 1 < tensors[0].shape[0] <= MAX_BATCH_SIZE
+        or not set(rest.parameters) <= _PARAMETERS
+        or not outputs <= _OUTPUTS
+        or (model == "embedder" and not outputs)
+        or len(outputs) != len(rest.outputs)
+        or any(output.parameters for output in rest.outputs)
+    ):
+        return None
+    try:
+        return Rows(b"".join(head), tensors[0], raw[0])
+    except StructError:
+        return None
+
+
+def join(answers: Sequence[bytes], rows: Sequence[int]) -> bytes:
+    """The encoded ModelInferResponse of a request, from those of its parts, in order. rows: of each part.
+
+    Servers may order their outputs differently. Raises BrokenAnswer if the answers do not fit together.
+    """
+    parts = [service_pb2.ModelInferResponse.FromString(answer) for answer in answers]
+    whole = parts[0]
+    places = [{output.name: place for place, output in enumerate(part.outputs)} for part in parts]
+    contents = []
+    for output in whole.outputs:
+        for part, found in zip(parts, places, strict=True):
+            place = found.get(output.name, -1)
+            other = part.outputs[place] if place >= 0 else None
+            if other is None or (other.datatype, other.shape[1:]) != (output.datatype, output.shape[1:]):
+                raise BrokenAnswer("parts of an answer with different outputs")
+        contents.append(
+            b"".join(part.raw_output_contents[found[output.name]] for part, found in zip(parts, places, strict=True))
+        )
+    for output in whole.outputs:
+        output.shape[0] = sum(rows)
+    whole.raw_output_contents[:] = contents
+    told = {spaces.in_answer(answer) for answer in answers}
+    # The space is at the end of an answer, as in those that the dispatcher has from one server.
+    if SPACE in whole.parameters:
+        del whole.parameters[SPACE]
+    return bytes(whole.SerializeToString()) + (spaces.parameter(told.pop()) if len(told) == 1 else b"")

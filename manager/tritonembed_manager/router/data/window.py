@@ -1,0 +1,71 @@
+"""The window of a server: how much work it may have, so that it is busy and its queue stays short.
+
+Work is measured in bytes of encoded requests. A token has about four of them, in English as in token ids.
+
+By Little's law, a server that finishes `rate` bytes per second while it holds `rate x T` takes T for each of them. So
+the window is the measured rate times the time that work may spend at the server. If the window was too small to keep
+the server busy, the next measured rate is higher, and so is the next window. The rate is measured only while requests
+wait for the server: at other times it shows the load, not the server.
+"""
+
+import time
+from collections.abc import Callable
+
+BYTES_PER_TOKEN = 4
+LOOSE_S = 0.5
+"""Time of work at a server if nobody waits for a short answer. Large batches are the fastest."""
+TIGHT_S = 0.05
+"""Time of work at a server if small requests and large ones came within MIXED_S: a small one waits about this long."""
+MIXED_S = 60.0
+LEAST_PART = 256 * BYTES_PER_TOKEN
+"""Smaller parts of a large request are slower per token."""
+_FIRST = 4096 * BYTES_PER_TOKEN
+"""Window per replica before the first measurement."""
+_LOOK_EVERY_S = 0.25
+_NEWEST = 0.5
+"""Weight of the newest measurement."""
+FRESH_S = 60.0
+"""An older measurement refuses no request: the machine may have been busy with other work then."""
+
+
+class Window:
+    """The window of one server, as one worker sees it. clock: seconds."""
+
+    def __init__(self, replicas: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._replicas = max(replicas, 1)
+        # One is computed at each replica, and one is on its way.
+        self._parts = self._replicas + 1
+        self._clock = clock
+        self._rate: float | None = None
+        self._measured = 0.0
+        self._since: float | None = None
+        self._done = 0
+
+    def look(self, done: int, *, waiting: bool) -> None:
+        """To be called when an answer came. done: bytes answered so far. waiting: whether requests wait now."""
+        now = self._clock()
+        if not waiting or self._since is None or done < self._done:
+            self._since, self._done = (now, done) if waiting else (None, 0)
+            return
+        passed = now - self._since
+        if passed < _LOOK_EVERY_S:
+            return
+        rate = (done - self._done) / passed
+        self._since, self._done = now, done
+        self._rate = rate if self._rate is None else self._rate + _NEWEST * (rate - self._rate)
+        self._measured = now
+
+    @property
+    def rate(self) -> float | None:
+        """Bytes per second; None if there is no measurement of the last FRESH_S."""
+        return self._rate if self._clock() - self._measured <= FRESH_S else None
+
+    def size(self, seconds: float) -> float:
+        """Bytes that the server may have, so that each is there for about `seconds`."""
+        if self._rate is None:
+            return self._replicas * _FIRST
+        return max(self._rate * seconds, self._parts * LEAST_PART)
+
+    def part(self, seconds: float) -> int:
+        """Bytes of one part of a large request."""
+        return int(self.size(seconds) / self._parts)
