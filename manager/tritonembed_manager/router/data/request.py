@@ -28,6 +28,9 @@ _KNOWN = tuple(name.encode() for name in OF_TRITON)
 _KEY = re.compile(r"[0-9a-z_.-]+")
 """Valid names of metadata (gRPC over HTTP/2, "Custom-Metadata")."""
 _HOP = ("user-agent", "te", "host", "content-type", "accept-encoding", "content-length", "connection")
+_SECRET = ("authorization", "x-api-key", "proxy-authorization", "cookie")
+"""Secrets between the caller and this manager."""
+_NOT_FORWARDED = frozenset((*_HOP, *_SECRET))
 EXPIRED = "the deadline passed before a server could answer"
 
 
@@ -102,11 +105,11 @@ def seconds(timeout: float | None, default: float) -> float:
 
 
 def forwarded(metadata: Metadata) -> Metadata | None:
-    """The part of a caller's metadata that is forwarded to Triton: all but the entries about the caller's connection.
+    """The part of a caller's metadata that is forwarded to Triton: nothing about the caller's connection, and no keys.
 
     Raises DispatchError for an entry that gRPC can't send: gRPC would neither send the request nor ever answer.
     """
-    kept = [pair for pair in metadata if pair[0] not in _HOP and not pair[0].startswith(("grpc-", ":"))]
+    kept = [pair for pair in metadata if pair[0] not in _NOT_FORWARDED and not pair[0].startswith(("grpc-", ":"))]
     for name, value in kept:
         if not _KEY.fullmatch(name):
             raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, "the name of a metadata entry can't be passed on")

@@ -43,6 +43,15 @@ async def test_metadata_is_passed_on_except_that_of_the_connection():
         assert "someone" not in plane.fakes[0].metadata[0]["user-agent"]
 
 
+async def test_no_secret_between_caller_and_manager_reaches_a_server():
+    secrets = ("authorization", "x-api-key", "proxy-authorization", "cookie")
+    async with data_plane(1) as plane:
+        await plane.infer(metadata=[("x-team", "a"), *((name, "secret") for name in secrets)])
+        [metadata] = plane.fakes[0].metadata
+        assert metadata["x-team"] == "a"
+        assert "secret" not in metadata.values()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
