@@ -14,7 +14,17 @@ from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
 
 from . import _describe_aio, _pipeline_aio
-from ._channel import ChannelSettings, Metadata, Pairs, Pem, metadata_pairs, split_schemes, targets_of
+from ._channel import (
+    ChannelSettings,
+    Metadata,
+    Pairs,
+    Pem,
+    added,
+    metadata_pairs,
+    split_schemes,
+    targets_of,
+    with_api_key,
+)
 from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans, no_chunks
 from ._errors import TritonEmbedError, UnavailableError
 from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
@@ -42,9 +52,9 @@ class AsyncEmbeddingClient:
     ``target``: host:port, or a list of them; all of these servers have the same model. ``model`` takes texts,
     ``tokens_model`` token ids, ``chunks_model`` texts to be embedded in chunks. ``tls=True`` encrypts, as a target
     ``grpcs://host:port`` does. Root certificates (to check the server) and a key with its certificate chain (to prove
-    who the client is) are PEM, as a path or as bytes; without root certificates, gRPC's own are trusted. ``metadata``:
-    pairs sent with every request, such as ``("authorization", "Bearer …")``. ``max_in_flight``: outstanding requests
-    per call and server.
+    who the client is) are PEM, as a path or as bytes; without root certificates, gRPC's own are trusted. ``api_key``:
+    the key of a tenant, for a manager that wants one; by default that of the variable TRITONEMBED_API_KEY.
+    ``metadata``: pairs sent with every request. ``max_in_flight``: outstanding requests per call and server.
     A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;
     under 300 s a server may take pings for abuse.
 
@@ -72,6 +82,7 @@ class AsyncEmbeddingClient:
         root_certificates: Pem | None = None,
         private_key: Pem | None = None,
         certificate_chain: Pem | None = None,
+        api_key: str | None = None,
         metadata: Metadata | None = None,
         max_in_flight: int = 8,
         keepalive_time: float = 300.0,
@@ -83,7 +94,7 @@ class AsyncEmbeddingClient:
         self._model = model
         self._tokens_model = tokens_model
         self._chunks_model = chunks_model
-        self._metadata = metadata_pairs(metadata)
+        self._metadata = with_api_key(metadata_pairs(metadata), api_key)
         self._max_in_flight = max_in_flight * len(targets)
         channels = ChannelSettings(
             tls=tls,
@@ -273,7 +284,7 @@ class AsyncEmbeddingClient:
     ) -> AsyncGenerator[AnyResult, None]:
         """``rows``: how many inputs there are, if that is known."""
         self._transport.open()
-        return self._read(call, rows, self._metadata + metadata_pairs(metadata))
+        return self._read(call, rows, added(self._metadata, metadata_pairs(metadata)))
 
     async def _read(self, call: AnyCall[AnyResult], rows: int | None, pairs: Pairs) -> AsyncGenerator[AnyResult, None]:
         requests = call.requests()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
@@ -25,8 +26,11 @@ SEVERAL: list[Option] = [
     ("grpc.min_reconnect_backoff_ms", 5000),
 ]
 
+API_KEY_VARIABLE = "TRITONEMBED_API_KEY"
+_KEY_NAMES = ("authorization", "x-api-key")
 _NAME = re.compile(r"[0-9a-z_.-]+")
 _VALUE = re.compile(r"[ -~]*")
+_KEY = re.compile(r"[!-~]+")
 
 
 def targets_of(target: str | Iterable[str]) -> list[str]:
@@ -118,6 +122,30 @@ def metadata_pairs(metadata: Metadata | None) -> Pairs:
         return ()
     items = metadata.items() if isinstance(metadata, Mapping) else metadata
     return tuple(_pair(name.lower(), value) for name, value in items)
+
+
+def with_api_key(pairs: Pairs, api_key: str | None) -> Pairs:
+    """The pairs with the key. None: that of the variable TRITONEMBED_API_KEY, unless the pairs have a key already.
+
+    An empty key is none. Raises ValueError, which does not show the key.
+    """
+    has_key = any(name in _KEY_NAMES for name, _ in pairs)
+    if api_key is None and not has_key:
+        api_key = os.environ.get(API_KEY_VARIABLE)
+    if not api_key:
+        return pairs
+    if has_key:
+        raise ValueError("api_key and metadata both have a key")
+    if not _KEY.fullmatch(api_key):
+        raise ValueError(f"api_key (or {API_KEY_VARIABLE}) must be printable ASCII characters without spaces")
+    return (("authorization", f"Bearer {api_key}"), *pairs)
+
+
+def added(own: Pairs, more: Pairs) -> Pairs:
+    """The client's own pairs and those of a call, whose key replaces the client's."""
+    if any(name in _KEY_NAMES for name, _ in more):
+        own = tuple(pair for pair in own if pair[0] not in _KEY_NAMES)
+    return own + more
 
 
 def _pair(name: str, value: str | bytes) -> tuple[str, str | bytes]:

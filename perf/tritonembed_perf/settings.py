@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -95,6 +95,10 @@ class RunSettings:
         None
     )
     tls_key: Annotated[Path | None, Option(help="The key of --tls-cert (PEM).")] = None
+    api_key: Annotated[
+        str | None,
+        Option(envvar="TRITONEMBED_API_KEY", help="Key of a tenant, for a manager that wants one.", show_default=False),
+    ] = field(default=None, repr=False)
     json_path: Json = None
 
     @property

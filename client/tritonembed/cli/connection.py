@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import typer
 
 from tritonembed import EmbeddingClient
+from tritonembed._channel import API_KEY_VARIABLE
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.tls import GRPCS
 
@@ -50,6 +51,14 @@ PrivateKey = Annotated[Path | None, option("--tls-private-key", "PEM file of the
 CertificateChain = Annotated[
     Path | None, option("--tls-certificate-chain", "PEM file of the client's certificate chain.")
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar=API_KEY_VARIABLE,
+        help="Key of a tenant, for a manager that wants one. Better in the variable: others can see command lines.",
+    ),
+]
 Timeout = Annotated[float | None, option("--timeout", "Seconds for the whole command.", min=0, show_default="no limit")]
 # The variable is read below: typer would split its values, such as "authorization=Bearer …", at spaces.
 MetadataPairs = Annotated[
@@ -69,6 +78,7 @@ OPTIONS: dict[str, Any] = {
     "root_certificates": RootCertificates,
     "private_key": PrivateKey,
     "certificate_chain": CertificateChain,
+    "api_key": ApiKey,
     "metadata": MetadataPairs,
     "timeout": Timeout,
 }
@@ -101,11 +111,11 @@ class Connection:
 
         Raises UsageError if settings do not fit together or a file cannot be read.
         """
-        names = ("model", "root_certificates", "private_key", "certificate_chain")
+        names = ("model", "api_key", "root_certificates", "private_key", "certificate_chain")
         settings = {name: self._given[name] for name in names if name in self._given}
         tls = self._given.get("tls", False)
         secure = any(server.startswith(GRPCS) for server in servers or ())
-        if not (tls or secure) and settings.keys() - {"model"}:
+        if not (tls or secure) and settings.keys() - {"model", "api_key"}:
             raise UsageError(f"the --tls-… files need --tls, or --server {GRPCS}…")
         with usage_errors():
             pairs = [_pair(text) for text in self._given.get("metadata", [])]

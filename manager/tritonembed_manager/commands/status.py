@@ -17,6 +17,7 @@ from tritonembed_protocol.printable import printable, printable_json
 
 if TYPE_CHECKING:
     import ssl
+    import urllib.error
 
     from rich.console import Group
 
@@ -111,6 +112,8 @@ def _duration(seconds: float) -> str:
 _HTTPS = "https://"
 _EVERY_S = 1.0
 _TIMEOUT_S = 5.0
+_REFUSED = (401, 403)
+_MOST_BYTES = 10_000
 
 
 @with_options
@@ -129,6 +132,10 @@ def status(
         Path | None, typer.Option(None, help="Certificate to show to a manager that wants one (PEM).")
     ],
     tls_client_key: Annotated[Path | None, typer.Option(None, help="The key of --tls-client-cert (PEM).")],
+    api_key: Annotated[
+        str | None,
+        typer.Option(None, help="Key of a tenant with `monitor` or `admin`, for a manager that wants one."),
+    ],
     watch: Annotated[bool, typer.Option(False, help="Show it again every second, until Ctrl-C.")],
     as_json: Annotated[
         bool, typer.Option(False, "--json", help="All of it as one JSON object; with --watch, one per line.")
@@ -136,9 +143,9 @@ def status(
 ) -> None:
     """Show the servers: state, model, replicas, in flight, rate, latency, restarts."""
     with one_line_errors():
-        ask = functools.partial(fetch, manager)
+        ask = functools.partial(fetch, manager, api_key=api_key)
         if manager.startswith(_HTTPS):
-            ask = functools.partial(fetch, manager, _context((tls_ca, tls_client_cert, tls_client_key)))
+            ask = functools.partial(ask, context=_context((tls_ca, tls_client_cert, tls_client_key)))
         if as_json:
             _print_json(ask, watch)
         elif watch:
@@ -159,7 +166,7 @@ def _context(files: tuple[Path | None, Path | None, Path | None]) -> "ssl.SSLCon
         raise StartError(str(error)) from None
 
 
-def fetch(manager: str, context: "ssl.SSLContext | None" = None) -> dict[str, Any]:
+def fetch(manager: str, context: "ssl.SSLContext | None" = None, api_key: str | None = None) -> dict[str, Any]:
     """The manager's status. context: for https://. Raises ManagerError if it does not answer."""
     import http.client
     import urllib.error
@@ -168,16 +175,19 @@ def fetch(manager: str, context: "ssl.SSLContext | None" = None) -> dict[str, An
     from tritonembed_protocol.tls import CLOSES, tls_reason
 
     url = f"{manager if '://' in manager else f'http://{manager}'}/status"
+    headers = {"Accept": "application/json", **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
     try:
         # The manager is near, so a proxy for the web is not used.
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
-        with opener.open(
-            urllib.request.Request(url, headers={"Accept": "application/json"}), timeout=_TIMEOUT_S
-        ) as answer:
+        with opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:
             found: dict[str, Any] = json.load(answer)
             return found
+    except urllib.error.HTTPError as error:
+        if error.code in _REFUSED:
+            raise ManagerError(f"the manager at {manager} refuses: {_reason(error)} (--api-key)") from None
+        why = str(error.reason)
     except (http.client.RemoteDisconnected, ConnectionResetError):
         why = CLOSES
     except (json.JSONDecodeError, UnicodeDecodeError, http.client.BadStatusLine, http.client.LineTooLong):
@@ -187,6 +197,14 @@ def fetch(manager: str, context: "ssl.SSLContext | None" = None) -> dict[str, An
         reason = getattr(error, "reason", None) or error
         why = tls_reason(str(reason)) or getattr(reason, "strerror", None) or str(reason)
     raise ManagerError(f"no manager answers at {manager}: {why}")
+
+
+def _reason(error: "urllib.error.HTTPError") -> str:
+    """The manager's own words."""
+    try:
+        return str(json.loads(error.read(_MOST_BYTES))["error"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return str(error.reason)
 
 
 def _print_json(ask: Callable[[], dict[str, Any]], watch: bool) -> None:

@@ -21,7 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.server.client_tls import ClientTls
-from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE, GrpcSender, encode_request, open_channels
+from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE, GrpcSender, encode_request, key_metadata, open_channels
 from tritonembed_manager.tune.loadgen.load import RequestFailedError, Sender
 from tritonembed_perf.failures import UsageError
 from tritonembed_protocol.framing import FramingError, unframe_vectors
@@ -66,6 +66,10 @@ class WireProtocol(Protocol):
         """For grpcs:// and https://."""
 
     @property
+    def api_key(self) -> str | None:
+        """A tenant's, for a manager that wants one."""
+
+    @property
     def model(self) -> str | None:
         """The name at the server; None: what it has."""
 
@@ -107,9 +111,10 @@ class KServe:
     model: str = ENSEMBLE
     name: str = "kserve"
     tls: ClientTls = field(default_factory=ClientTls)
+    api_key: str | None = field(default=None, repr=False)
 
     def sender(self) -> GrpcSender:
-        return GrpcSender(self.server, tls=self.tls)
+        return GrpcSender(self.server, tls=self.tls, api_key=self.api_key)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         return encode_request(texts, self.model)
@@ -130,12 +135,13 @@ class KServe:
     async def describe(self, timeout: float) -> Served:
         async with _connected(self, timeout) as channel:
             stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
-            server = await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=timeout)
-            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), timeout=timeout)
+            more: Any = {"timeout": timeout, "metadata": key_metadata(self.api_key)}
+            server = await stub.ServerMetadata(service_pb2.ServerMetadataRequest(), **more)
+            index = await stub.RepositoryIndex(service_pb2.RepositoryIndexRequest(ready=True), **more)
             models = sorted({model.name for model in index.models})
             choose_model(self, models)
             request = service_pb2.ModelConfigRequest(name=self.model)
-            config = (await stub.ModelConfig(request, timeout=timeout)).config
+            config = (await stub.ModelConfig(request, **more)).config
             if [tensor.name for tensor in config.input] != ["text"]:
                 choose_model(self, [name for name in models if name == ENSEMBLE != self.model])
             return Served(self.model, f"{server.name} {server.version}", config.max_batch_size)
@@ -149,9 +155,10 @@ class Arctic:
     model: str | None = None
     name: str = "arctic"
     tls: ClientTls = field(default_factory=ClientTls)
+    api_key: str | None = field(default=None, repr=False)
 
     def sender(self) -> GrpcSender:
-        return GrpcSender(self.server, ARCTIC_SERVICE + "Encode", self.tls)
+        return GrpcSender(self.server, ARCTIC_SERVICE + "Encode", self.tls, self.api_key)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         request = arctic.EncodeRequest(n_prompts=len(texts), prompts=texts, model_name=self.model or "")
@@ -174,7 +181,7 @@ class Arctic:
                 arctic.ReplicaInfoRequest.SerializeToString,
                 arctic.ReplicaInfoResponse.FromString,
             )
-            info = await call(arctic.ReplicaInfoRequest(), timeout=timeout)
+            info = await call(arctic.ReplicaInfoRequest(), timeout=timeout, metadata=key_metadata(self.api_key))
             model = choose_model(self, sorted({replica.model_name for replica in info.replica_infos}))
             return Served(model, f"{info.n_healthy_replicas} of {info.n_replicas} replicas healthy")
 
@@ -221,6 +228,7 @@ class OpenAI:
     encoding: str = "base64"
     name: str = "openai"
     tls: ClientTls = field(default_factory=ClientTls)
+    api_key: str | None = field(default=None, repr=False)
 
     def encode(self, texts: Sequence[str]) -> bytes:
         body = {"input": list(texts), "encoding_format": "bytes_only" if self.encoding == "bytes" else self.encoding}
@@ -244,14 +252,14 @@ class OpenAI:
             raise WrongAnswerError(f"the answer can't be read as {sentences} vectors in {self.encoding}") from None
 
     def sender(self) -> "HttpSender":
-        return HttpSender(base_url(self.server) + "/embeddings", self.tls)
+        return HttpSender(base_url(self.server) + "/embeddings", self.tls, self.api_key)
 
     async def describe(self, timeout: float) -> Served:
         """A server that does not list its models is taken to have the model that was named."""
         limit = aiohttp.ClientTimeout(total=timeout)
         try:
             async with (
-                aiohttp.ClientSession(timeout=limit) as session,
+                aiohttp.ClientSession(timeout=limit, headers=dict(key_metadata(self.api_key))) as session,
                 session.get(base_url(self.server) + "/models", ssl=_context(self.server, self.tls)) as answer,
             ):
                 body = await answer.read()
@@ -276,23 +284,24 @@ class HttpSender:
 
     url: str
     tls: ClientTls = field(default_factory=ClientTls)
+    api_key: str | None = field(default=None, repr=False)
 
     def connections(self, concurrency: int | None) -> int:
         return min(concurrency or MOST_CONNECTIONS, MOST_CONNECTIONS)
 
     def open(self, connections: int, timeout: float) -> "HttpTransport":
-        return HttpTransport(self.url, connections, timeout, self.tls)
+        return HttpTransport(self.url, connections, timeout, self.tls, self.api_key)
 
 
 class HttpTransport:
     """Keep-alive connections, as many as there are requests at one time and at most `connections`."""
 
-    def __init__(self, url: str, connections: int, timeout: float, tls: ClientTls) -> None:
+    def __init__(self, url: str, connections: int, timeout: float, tls: ClientTls, api_key: str | None = None) -> None:
         self._url = url
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=connections, ssl=_context(url, tls)),
             timeout=aiohttp.ClientTimeout(total=timeout),
-            headers={"Content-Type": "application/json"},
+            headers={"Content-Type": "application/json", **dict(key_metadata(api_key))},
         )
 
     async def send(self, payload: bytes, number: int) -> bytes:  # noqa: ARG002 - the pool spreads requests by itself

@@ -142,13 +142,13 @@ async def _ask_all(protocol: WireProtocol, texts: Sequence[str], timeout: float)
 
 
 def _protocol(settings: RunSettings) -> KServe | OpenAI | Arctic:
-    server, model, tls = settings.address, settings.model, settings.tls
+    server, model, tls, key = settings.address, settings.model, settings.tls, settings.api_key
     if settings.protocol == "openai":
-        return OpenAI(server, model, settings.encoding, tls=tls)
+        return OpenAI(server, model, settings.encoding, tls=tls, api_key=key)
     if settings.protocol == "arctic":
-        return Arctic(server, model, tls=tls)
+        return Arctic(server, model, tls=tls, api_key=key)
     # A Triton model has no slash in its name; a folder or a model of the hub has, and names the tokenizer.
-    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model, tls=tls)
+    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model, tls=tls, api_key=key)
 
 
 def _may_be_files(name: str) -> bool:

@@ -40,6 +40,7 @@ class GrpcSender:
     server: str
     method: str = METHOD
     tls: ClientTls = field(default_factory=ClientTls)
+    api_key: str | None = field(default=None, repr=False)
 
     def connections(self, concurrency: int | None) -> int:
         """As Sender says."""
@@ -47,21 +48,26 @@ class GrpcSender:
 
     def open(self, connections: int, timeout: float) -> "GrpcTransport":
         """As Sender says."""
-        return GrpcTransport(self.server, self.method, connections, timeout, self.tls)
+        return GrpcTransport(self.server, self.method, connections, timeout, self.tls, self.api_key)
 
 
 class GrpcTransport:
     """Several connections, because one carries only so much."""
 
-    def __init__(self, server: str, method: str, connections: int, timeout: float, tls: ClientTls) -> None:
+    def __init__(
+        self, server: str, method: str, connections: int, timeout: float, tls: ClientTls, api_key: str | None = None
+    ) -> None:
         self._channels = open_channels(server, connections, tls)
         self._calls: list[Any] = [channel.unary_unary(method, None, None) for channel in self._channels]
         self._timeout = timeout
+        self._metadata = key_metadata(api_key)
 
     async def send(self, payload: bytes, number: int) -> bytes:
         """As Transport says."""
         try:
-            answer: bytes = await self._calls[number % len(self._calls)](payload, timeout=self._timeout)
+            answer: bytes = await self._calls[number % len(self._calls)](
+                payload, timeout=self._timeout, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise RequestFailedError(error.code().name, error.details() or "") from None
         return answer
@@ -69,6 +75,11 @@ class GrpcTransport:
     async def close(self) -> None:
         """As Transport says."""
         await asyncio.gather(*(channel.close(None) for channel in self._channels))
+
+
+def key_metadata(api_key: str | None) -> tuple[tuple[str, str], ...]:
+    """A tenant's key as gRPC metadata."""
+    return (("authorization", f"Bearer {api_key}"),) if api_key else ()
 
 
 def open_channels(server: str, count: int, tls: ClientTls) -> Sequence[grpc.aio.Channel]:

@@ -92,7 +92,7 @@ def manager():
 
 def show(monkeypatch, status, width):
     monkeypatch.setenv("COLUMNS", str(width))
-    monkeypatch.setattr(status_command, "fetch", lambda _: status)
+    monkeypatch.setattr(status_command, "fetch", lambda _, **_more: status)
     result = CliRunner().invoke(app, ["status"])
     assert result.exit_code == 0
     return result.output.splitlines()
@@ -197,7 +197,7 @@ def test_the_answer_of_another_port_is_not_printed(raw):
 def test_a_watch_goes_on_while_the_manager_is_away(options, monkeypatch):
     answers = iter([STATUS, ManagerError("no manager answers"), STATUS])
 
-    def fetch(_):
+    def fetch(_, **_more):
         answer = next(answers, None)
         if answer is None:
             raise KeyboardInterrupt
