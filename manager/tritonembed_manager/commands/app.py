@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritonembed_manager.commands.key import key
 from tritonembed_manager.commands.options import (
     Force,
     ListenOptions,
@@ -122,6 +123,7 @@ def replica(
 
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
 app.command()(status)
+app.command()(key)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(verify)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
 

@@ -13,6 +13,8 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import plan_servers
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
+from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
+from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
@@ -65,6 +67,10 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         admin=options.admin,
         tls=_tls(options),
         envoy=_envoy(context, options),
+        tenants=_tenants(context, options),
+        key_for_health=options.key_for_health,
+        key_for_metrics=options.key_for_metrics,
+        usage_file=options.usage_file,
     )
 
 
@@ -84,6 +90,19 @@ def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | Non
         access_log=options.envoy_access_log.absolute() if options.envoy_access_log else None,
         log_verbose=options.log_verbose,
     )
+
+
+def _tenants(context: typer.Context, options: ServeOptions) -> TenantsFile | None:
+    if options.tenants is None:
+        for name, given in on_command_line(context).items():
+            if name in marked(ServeOptions, Mark.TENANTS):
+                raise StartError(f"{given} needs {TENANTS}")
+        return None
+    if options.data_plane == "envoy":
+        raise StartError(f"{TENANTS} needs --data-plane workers: Envoy would carry requests past the keys")
+    if options.admin:
+        raise StartError(f"--admin is for everybody; with {TENANTS}, the file names who may (`admin: true`)")
+    return TenantsFile(options.tenants)
 
 
 def _tls(options: ServeOptions) -> TlsFiles | None:

@@ -28,6 +28,7 @@ class Mark(Enum):
     ATTACHED = "servers that run already"
     OVER_TLS = "attached servers with grpcs://"
     ENVOY = "--data-plane envoy"
+    TENANTS = "tenants"
 
 
 _Option = TypeVar("_Option")
@@ -36,6 +37,7 @@ LaunchedOnAGpu = Annotated[_Option, Mark.LAUNCHED, Mark.ON_A_GPU]
 Attached = Annotated[_Option, Mark.ATTACHED]
 AttachedOverTls = Annotated[_Option, Mark.OVER_TLS]
 WithEnvoy = Annotated[_Option, Mark.ENVOY]
+ForTenants = Annotated[_Option, Mark.TENANTS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -224,7 +226,7 @@ class ServeOptions:
         typer.Option(
             False,
             help="Let anyone who reaches the ports change servers: load and unload models, log and trace settings. "
-            "Such calls are refused by default.",
+            "Such calls are refused by default. With --tenants, the file names who may.",
         ),
     ]
     tls_cert: Annotated[
@@ -239,6 +241,38 @@ class ServeOptions:
     tls_client_ca: Annotated[
         Path | None,
         typer.Option(None, help="Require a certificate of each client, signed by one of these authorities (PEM)."),
+    ]
+    tenants: Annotated[
+        Path | None,
+        typer.Option(
+            None,
+            help="Want a key of each caller: the tenants in this file (YAML), with their keys and limits. The file is "
+            "watched.",
+        ),
+    ]
+    key_for_health: ForTenants[
+        Annotated[
+            bool,
+            typer.Option(
+                False, "--key-for-health/--no-key-for-health", help="Whether health and readiness need a key."
+            ),
+        ]
+    ]
+    key_for_metrics: ForTenants[
+        Annotated[
+            bool,
+            typer.Option(
+                True,
+                "--key-for-metrics/--no-key-for-metrics",
+                help="Whether metrics and the status need a key, of a tenant with `monitor` or `admin`.",
+            ),
+        ]
+    ]
+    usage_file: ForTenants[
+        Annotated[
+            Path | None,
+            typer.Option(None, help="Append a line of JSON per tenant and minute: its requests and tokens."),
+        ]
     ]
     http_header_timeout: Annotated[
         float,

@@ -18,6 +18,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed_manager.router.apis.arctic import add_arctic
 from tritonembed_manager.router.apis.arctic_aborts import Aborts
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2
+from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.apis.grpc_arrivals import Arrivals
 from tritonembed_manager.router.apis.grpc_health import HEALTH, add_health
 from tritonembed_manager.router.apis.http.app import make_app, make_runner
@@ -130,7 +131,7 @@ class Endpoints:
     """The gRPC server and the HTTP server, with every adapter over one dispatcher.
 
     status: returns the parent's last status line. send: sends a line to the parent. is_serving: False once the worker
-    is a lame duck or drains.
+    is a lame duck or drains. door: with tenants.
     """
 
     def __init__(
@@ -141,6 +142,7 @@ class Endpoints:
         status: Callable[[], dict[str, Any]],
         send: Send,
         is_serving: Callable[[], bool],
+        door: Door | None = None,
     ) -> None:
         self._config = config
         self._sockets = Sockets(Path(config.sockets)) if config.sockets is not None else None
@@ -157,7 +159,8 @@ class Endpoints:
         self._memory = Memory()
         self._arrivals = Arrivals(config.receive_timeout, self._memory)
         self._keeping: asyncio.Future[None] | None = None
-        server = self._arrivals.over(self._grpc)
+        self._door = door
+        server = self._arrivals.over(self._grpc if door is None else door.over(self._grpc))
         traced = self._tracing.over(dispatcher)
         add_kserve(server, traced, is_serving, admin=config.admin, names=config.names)
         add_arctic(server, traced, config, is_serving, self.aborts)
@@ -226,6 +229,7 @@ class Endpoints:
             limits=limits,
             memory=self._memory,
             envoy=self._sockets.admin if self._sockets else None,
+            door=self._door,
         )
         tls = self._tls
         self._runner = runner = make_runner(app, _LAST_ANSWERS_S, (lambda: tls.context) if tls else None)

@@ -97,6 +97,8 @@ class Admission:
     caller: Caller
     started: bool = False
     """Whether a part was sent to a server. The other parts then wait for a place instead of being refused."""
+    tokens: int = 0
+    """Of the answers so far (`num_tokens`)."""
 
 
 class Dispatcher(Protocol):

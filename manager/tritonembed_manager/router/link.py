@@ -13,6 +13,7 @@ parent to worker
     {"type": "ejected", …}                  as another worker sent it
     {"type": "quarantine", "until": {digest: seconds of the monotonic clock}}        refused requests (data/failover.py)
     {"type": "tls", …}                      new Pems for the handshakes from now on
+    {"type": "tenants", "tenants": [Tenant.to_json(), …]}          the tenants from now on
     {"type": "drain"}                       accept nothing new, finish, exit 0; exit 3 if requests were cut
 worker to parent
     {"type": "ready"}                       the worker listens on both ports
@@ -39,6 +40,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.tls import Pems
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import PolicyName
@@ -147,6 +149,13 @@ class WorkerConfig:
     """For servers with grpcs://."""
     sockets: str | None = None
     """The folder of the Unix sockets on which the worker listens behind Envoy; None if it listens on the ports."""
+    tenants: tuple[Tenant, ...] | None = None
+    """None: everybody may use the ports, without a key."""
+    quota_fd: int | None = None
+    """The memory of the quota table, with tenants."""
+    key_for_health: bool = False
+    key_for_metrics: bool = True
+    """Whether tenants' keys are needed for health, and for metrics and the status."""
 
     @property
     def names(self) -> ServedNames:
@@ -162,4 +171,10 @@ class WorkerConfig:
         """The reverse of `to_json`. Unknown keys, such as "type", are ignored."""
         plain = {field.name: data[field.name] for field in fields(cls)}
         tls = data["tls"] and Pems(**data["tls"])
-        return cls(**{**plain, "tls": tls, "server_tls": ClientTls(**data["server_tls"])})
+        tenants = data["tenants"]
+        changed = {
+            "tls": tls,
+            "server_tls": ClientTls(**data["server_tls"]),
+            "tenants": None if tenants is None else tuple(map(Tenant.from_json, tenants)),
+        }
+        return cls(**{**plain, **changed})

@@ -13,14 +13,19 @@ import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
 
+from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.metrics import WorkerMetrics, stats_line
 from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.data.quota_table import QuotaTable
+from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.tenant_dispatcher import TenantDispatcher
+from tritonembed_manager.router.data.tenants import Tenant, Tenants
 from tritonembed_manager.router.endpoints import Endpoints, PortError
-from tritonembed_manager.router.interfaces import ServerView
+from tritonembed_manager.router.interfaces import Dispatcher, ServerView
 from tritonembed_manager.router.link import TO_ALL_WORKERS, Link, WorkerConfig
 from tritonembed_manager.router.log import set_up
 from tritonembed_manager.router.tls import Pems
@@ -74,14 +79,27 @@ class Worker:
         self._status_came = 0.0
         self._over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._tasks: list[asyncio.Future[None]] = []
+        self._tenants = None if config.tenants is None else Tenants(config.tenants, config.names)
+        endpoint, door = self._with_tenants(self._tenants)
         self._endpoints = Endpoints(
             config,
-            self.dispatcher,
+            endpoint,
             status=self._status_now,
             send=link.send,
             is_serving=lambda: not (self._is_lame_duck or self._admission.draining),
+            door=door,
         )
         self._pool.changed = self._endpoints.refresh
+
+    def _with_tenants(self, tenants: Tenants | None) -> tuple[Dispatcher, Door | None]:
+        """The dispatcher of the endpoints, and their door, if there are tenants."""
+        if tenants is None:
+            return self.dispatcher, None
+        if self._config.quota_fd is None:
+            raise ValueError("tenants without a quota table")
+        quotas = Quotas(QuotaTable(self._config.quota_fd), self._config.index)
+        door = Door(tenants, quotas, self.dispatcher.refused, self._config.key_for_health, self._config.key_for_metrics)
+        return TenantDispatcher(self.dispatcher, quotas), door
 
     async def run(self) -> int:
         """Serve until the end. Returns the exit code."""
@@ -147,6 +165,8 @@ class Worker:
                 self._quarantine.add(digest, until)
         elif kind == "tls":
             self._endpoints.set_tls(Pems(**line["pems"]))
+        elif kind == "tenants" and self._tenants is not None:
+            self._tenants.update(map(Tenant.from_json, line["tenants"]))
         elif kind == "drain":
             self.drain()
         elif kind in TO_ALL_WORKERS:

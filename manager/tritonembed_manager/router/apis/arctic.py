@@ -29,6 +29,7 @@ from tritonembed_manager.router.apis.grpc_health import outage
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import varint
+from tritonembed_manager.router.data.tenants import current_tenant
 from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
 from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
 from tritonembed_protocol.status import status_of
@@ -95,7 +96,7 @@ class _Service:
             request = _read_encode(message)
             request_id = request.request_id
             infer = _to_infer_request(request, self._names)
-            with self._aborts.in_flight(request_id):
+            with self._aborts.in_flight(_of_tenant(request_id)):
                 answer = await self._dispatcher.infer(
                     infer,
                     timeout=context.time_remaining(),
@@ -120,7 +121,7 @@ class _Service:
     async def abort(self, request: arctic.AbortRequest, _context: Any) -> arctic.AbortResponse:
         if not request.request_id:
             return arctic.AbortResponse(success=False, message="request_id is empty")
-        found = await self._aborts.abort_everywhere(request.request_id)
+        found = await self._aborts.abort_everywhere(_of_tenant(request.request_id))
         return arctic.AbortResponse(
             success=found, message="aborted" if found else "no request is in flight under that request_id"
         )
@@ -137,6 +138,12 @@ class _Service:
     async def health_check(self, _request: arctic.HealthCheckRequest, _context: Any) -> arctic.HealthCheckResponse:
         why = outage(self._dispatcher, self._is_serving)
         return arctic.HealthCheckResponse(healthy=not why, message=why)
+
+
+def _of_tenant(request_id: str) -> str:
+    """The id among those of all tenants: nobody can abort the calls of another tenant."""
+    tenant = current_tenant()
+    return request_id if tenant is None else f"{tenant.name}\n{request_id}"
 
 
 class BadRequest(Exception):

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
+from tritonembed_manager.router.data.tenants import NO_ADMIN, check_model, current_tenant
 from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
 
 _NAME_OF = {
@@ -34,7 +35,7 @@ _MAX_SIZE = 1 << 20
 def read_message(method: str, encoded: bytes, names: ServedNames) -> tuple[Any, str]:
     """The message with its model's name as servers know it; and the name that was asked for, if it is another.
 
-    names: aliases of the ensemble. Raises DispatchError (INVALID_ARGUMENT).
+    names: aliases of the ensemble. Raises DispatchError (INVALID_ARGUMENT, PERMISSION_DENIED).
     """
     request = getattr(service_pb2, f"{method}Request")
     if len(encoded) > _MAX_SIZE:
@@ -49,6 +50,7 @@ def read_message(method: str, encoded: bytes, names: ServedNames) -> tuple[Any, 
     name = names.to_model(asked)
     if name or method not in _OF_ALL:
         check_name(name, getattr(message, "version", ""))
+        check_model(name)
     if name == asked:
         return message, ""
     setattr(message, _NAME_OF[method], name)
@@ -76,8 +78,11 @@ NO_FILES = (
 
 
 def check_admin(allowed: bool) -> None:
-    """allowed: the value of --admin. Raises DispatchError (PERMISSION_DENIED)."""
-    if not allowed:
+    """allowed: the value of --admin; a tenant has its own. Raises DispatchError (PERMISSION_DENIED)."""
+    tenant = current_tenant()
+    if tenant is not None and not tenant.admin:
+        raise DispatchError(grpc.StatusCode.PERMISSION_DENIED, NO_ADMIN)
+    if tenant is None and not allowed:
         raise DispatchError(grpc.StatusCode.PERMISSION_DENIED, OFF)
 
 

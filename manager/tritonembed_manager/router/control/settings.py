@@ -9,6 +9,7 @@ from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
+from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import TlsFiles
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
@@ -103,6 +104,11 @@ class ServeSettings:
     """None: the ports speak plain text."""
     envoy: EnvoySettings | None = None
     """None: the workers listen on the ports themselves."""
+    tenants: TenantsFile | None = None
+    """None: everybody may use the ports, without a key."""
+    key_for_health: bool = False
+    key_for_metrics: bool = True
+    usage_file: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.launch is None) == (self.attach is None):
@@ -123,8 +129,14 @@ class ServeSettings:
             return ["the vectors are not compared with a reference (--no-reference)"]
         return []
 
-    def worker_config(self, slots: int, drain: DrainTime, sockets: Path | None = None) -> WorkerConfig:
-        """The workers' settings. slots: columns of the load table. sockets: their folder, if Envoy has the ports."""
+    def worker_config(
+        self, slots: int, drain: DrainTime, sockets: Path | None = None, quota_fd: int | None = None
+    ) -> WorkerConfig:
+        """The workers' settings.
+
+        slots: columns of the load table. sockets: their folder, if Envoy has the ports. quota_fd: the quota table's,
+        with tenants.
+        """
         return WorkerConfig(
             index=0,
             workers=self.workers,
@@ -151,4 +163,8 @@ class ServeSettings:
             tls=self.tls.pems if self.tls and sockets is None else None,
             server_tls=self.attach.tls if self.attach else ClientTls(),
             sockets=None if sockets is None else str(sockets),
+            tenants=tuple(self.tenants.tenants) if self.tenants else None,
+            quota_fd=quota_fd,
+            key_for_health=self.key_for_health,
+            key_for_metrics=self.key_for_metrics,
         )

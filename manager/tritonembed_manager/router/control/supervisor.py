@@ -19,10 +19,12 @@ from tritonembed_manager.router.control.servers import Servers
 from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
 from tritonembed_manager.router.control.start import Prepared, StartJudge, prepare
 from tritonembed_manager.router.control.status import Snapshots, Traffic
+from tritonembed_manager.router.control.usage import UsageLines
 from tritonembed_manager.router.control.worker_process import Command, worker_command
 from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.quota_table import QuotaTable
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
 from tritonembed_manager.server.machine import check_gpu, raise_limit
@@ -53,6 +55,7 @@ class Supervisor:
         self._began = time.monotonic()
         # The last row is Envoy's.
         self._table = LoadTable.create(settings.workers + (settings.envoy is not None))
+        self._quota_table = QuotaTable.create(settings.workers) if settings.tenants else None
         self._traffic = Traffic(time.monotonic)
         self._registry = UpstreamRegistry(
             self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
@@ -75,7 +78,7 @@ class Supervisor:
             model=settings.model,
             policy=settings.policy,
             warnings=settings.warnings,
-            more_warnings=self._scrapes.warnings,
+            more_warnings=self._warnings,
             not_admitted=lambda: self._envoy.in_flight() if self._envoy is not None else 0,
         )
         environment = {
@@ -85,14 +88,20 @@ class Supervisor:
             "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder),
         }
         self._workers = WorkerPool(
-            settings.worker_config(self._table.slots, self._drain_time, sockets),
+            settings.worker_config(
+                self._table.slots, self._drain_time, sockets, self._quota_table.fd if self._quota_table else None
+            ),
             self._table,
             first=lambda: [self._servers_line(), self._status_line(), self._quarantine_line()],
             receive=self._handle,
-            gone=lambda _, pid: mark_dead(pid, metrics_folder),
+            gone=lambda index, pid: self._worker_gone(index, pid, metrics_folder),
             command=worker_command,
             environment=environment,
         )
+        self._usage: UsageLines | None = None
+        if settings.tenants is not None and settings.usage_file is not None and self._quota_table is not None:
+            tenants = settings.tenants
+            self._usage = UsageLines(settings.usage_file, self._quota_table, lambda: tenants.slots)
         self._quarantine = Quarantine()
         self._envoy: EnvoyDataPlane | None = None
         if settings.envoy is not None and sockets is not None:
@@ -125,6 +134,10 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._usage is not None:
+                self._usage.write()
+            if self._quota_table is not None:
+                self._quota_table.close()
             self._table.close()
 
     async def _start(self) -> bool:
@@ -144,6 +157,10 @@ class Supervisor:
         if self._settings.tls is not None:
             set_tls = self._workers.set_tls if self._envoy is None else self._envoy.set_tls
             self._background(self._settings.tls.watch(set_tls))
+        if self._settings.tenants is not None:
+            self._background(self._settings.tenants.watch(self._workers.set_tenants))
+        if self._usage is not None:
+            self._background(self._usage.keep())
         judge = StartJudge(self._registry, self._servers.launched, self._workers, self._envoy)
         await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
         if self._signals:
@@ -259,6 +276,15 @@ class Supervisor:
         # At once, so that a status right after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()
+
+    def _worker_gone(self, index: int, pid: int, metrics_folder: Path) -> None:
+        if self._quota_table is not None:
+            self._quota_table.zero(index)
+        mark_dead(pid, metrics_folder)
+
+    def _warnings(self) -> list[str]:
+        tenants = self._settings.tenants
+        return [*self._scrapes.warnings(), *(tenants.warnings if tenants else ())]
 
     def _handle(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
         if line["type"] == "suspect":

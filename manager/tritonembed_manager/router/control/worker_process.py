@@ -89,16 +89,21 @@ def worker_command(control_fd: int, table_fd: int) -> Sequence[str]:
 
 
 class Worker:
-    """A worker process and the parent's end of its socket. Needs a running event loop."""
+    """A worker process and the parent's end of its socket. Needs a running event loop.
 
-    def __init__(self, command: Command, table: LoadTable, environment: Mapping[str, str]) -> None:
+    inherited: further descriptors that the worker has, too.
+    """
+
+    def __init__(
+        self, command: Command, table: LoadTable, environment: Mapping[str, str], inherited: Sequence[int] = ()
+    ) -> None:
         ours, theirs = socket.socketpair()
         self._ours = ours
         with theirs:
             # In its own session, so that Ctrl-C at the terminal reaches only the parent, which then drains.
             self.process = subprocess.Popen(
                 command(theirs.fileno(), table.fd),
-                pass_fds=[theirs.fileno(), table.fd],
+                pass_fds=[theirs.fileno(), table.fd, *inherited],
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
 from tritonembed_manager.router.control.worker_process import Command, Worker, how_it_ended, worker_command
 from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.tls import Pems
@@ -89,6 +90,11 @@ class WorkerPool:
         self._config = replace(self._config, tls=pems)
         self.send({"type": "tls", "pems": asdict(pems)})
 
+    def set_tenants(self, tenants: Sequence[Tenant]) -> None:
+        """Let these workers, and those that are started later, serve other tenants."""
+        self._config = replace(self._config, tenants=tuple(tenants))
+        self.send({"type": "tenants", "tenants": [tenant.to_json() for tenant in tenants]})
+
     def be_lame_ducks(self) -> None:
         """Make the workers' health negative. They still serve requests."""
         self._lame_ducks = True
@@ -121,7 +127,8 @@ class WorkerPool:
             await asyncio.sleep(delay)
 
     async def _live(self, index: int) -> int:
-        worker = self._workers[index] = Worker(self._command, self._table, self._environment)
+        inherited = [] if self._config.quota_fd is None else [self._config.quota_fd]
+        worker = self._workers[index] = Worker(self._command, self._table, self._environment, inherited)
         listening = asyncio.create_task(
             worker.listen(lambda: self._first_lines(index), lambda line: self._handle(index, line))
         )

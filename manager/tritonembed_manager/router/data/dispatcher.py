@@ -213,6 +213,7 @@ class TritonDispatcher:
                     self._answered(server, attempt)
                     server.computed(attempt)
                     self.meter.tokens(server.key, tokens)
+                    request.admitted.tokens += tokens
                     return answer + spaces.parameter(attempt.space)
                 self.admission.raise_if_cut()
                 code = _CODE.ABORTED

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import aiohttp
 from aiohttp import web
 
+from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.apis.grpc_health import outage
 from tritonembed_manager.router.apis.http.bodies import MAX_BODY, Bodies
 from tritonembed_manager.router.apis.http.connections import (
@@ -57,12 +58,13 @@ def make_app(
     limits: HttpLimits,
     memory: Memory | None = None,
     envoy: Path | None = None,
+    door: Door | None = None,
 ) -> web.Application:
     """The application, to be run by `make_runner`.
 
     status: returns the parent's last snapshot, {} before the first.
     is_serving: False from the moment this worker ends.
-    tracing: by default as the environment configures it.
+    tracing: by default as the environment configures it. door: with tenants.
     envoy: the socket of Envoy's administration, if Envoy is the data plane.
     """
     tracing = from_environment() if tracing is None else tracing
@@ -86,16 +88,22 @@ def make_app(
         await asyncio.to_thread(tracing.close)
 
     middlewares = [note_request, _traced(tracing), answer_errors, counting(dispatcher.refused)]
+    tenants, quotas = (None, None) if door is None else (door.tenants, door.quotas)
+    metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas)
+    monitor = (metrics, StatusPage(reason, status, history))
+    if door is not None:
+        middlewares.append(door.middleware({route.path for part in monitor for route in part.routes()}))
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(note_answer)
+    if door is not None:
+        app.on_response_prepare.append(door.add_limits)
     app[CONNECTIONS] = Connections(limits)
     traced = tracing.over(dispatcher)
     for part in (
         OpenAI(traced, settings.names, bodies, converter),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
-        Metrics(dispatcher.servers, lambda: sessions[0], envoy),
-        StatusPage(reason, status, history),
+        *monitor,
     ):
         app.add_routes(with_trailing_slashes(part.routes()))
     app.cleanup_ctx.append(around)

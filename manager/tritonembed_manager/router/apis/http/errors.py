@@ -19,6 +19,8 @@ _CODE = grpc.StatusCode
 _VECTORS = ("/infer", "/embeddings")
 """Endings of the paths that answer with vectors."""
 _SERVER_ERROR = 500
+_ASK_A_BROWSER = 'Basic realm="tritonembed: any name, and a key as the password", charset="UTF-8"'
+_OPENAI_CODES = {_CODE.RESOURCE_EXHAUSTED: "rate_limit_exceeded", _CODE.UNAUTHENTICATED: "invalid_api_key"}
 LONE_SURROGATE = "a string of the request has a lone surrogate, which has no UTF-8 form"
 _log = logging.getLogger(__name__)
 
@@ -38,6 +40,10 @@ class BadRequest(Exception):
         self.parameter = parameter
         self.status = status
         self.code = code
+
+
+class PageNeedsKey(DispatchError):
+    """A page lacks a key: the browser is to ask its user for it."""
 
 
 @web.middleware
@@ -77,11 +83,16 @@ def counting(refused: Callable[[grpc.StatusCode], None]) -> Any:
         try:
             return await handler(request)
         except BadRequest as error:
-            if not error.is_counted and request.method == "POST" and request.path.rstrip("/").endswith(_VECTORS):
+            if not error.is_counted and is_for_vectors(request):
                 refused(grpc.StatusCode[code_of_refusal(error.status)])
             raise
 
     return count
+
+
+def is_for_vectors(request: web.Request) -> bool:
+    """Whether the request's route answers with vectors."""
+    return request.method == "POST" and request.path.rstrip("/").endswith(_VECTORS)
 
 
 def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:
@@ -90,8 +101,9 @@ def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:
         # Retry-After has whole seconds; OpenAI's clients also read Retry-After-Ms.
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         headers["Retry-After-Ms"] = str(round(error.retry_after * 1000))
-    status = status_of(error.code.name).http
-    code = "rate_limit_exceeded" if error.code is _CODE.RESOURCE_EXHAUSTED else None
+    if error.code is _CODE.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = _ASK_A_BROWSER if isinstance(error, PageNeedsKey) else "Bearer"
+    status, code = status_of(error.code.name).http, _OPENAI_CODES.get(error.code)
     return _answer(request, BadRequest(error.message, status=status, code=code), headers)
 
 

@@ -20,6 +20,7 @@ from tritonembed_manager.router.apis.http.kserve_json import HEADER_LENGTH, Infe
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
+from tritonembed_manager.router.data.tenants import check_model
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
 
@@ -43,7 +44,7 @@ def model_pattern(names: ServedNames) -> str:
 
 
 def read_model(request: web.Request, names: ServedNames) -> ModelPath:
-    """The model in a request's path. Raises BadRequest and DispatchError (both are 400)."""
+    """The model in a request's path. Raises BadRequest and DispatchError (400, 403)."""
     try:
         # Invalid UTF-8 would stay percent-encoded, as if the name had a percent sign.
         unquote_to_bytes(request.rel_url.raw_path).decode()
@@ -53,6 +54,7 @@ def read_model(request: web.Request, names: ServedNames) -> ModelPath:
     name = names.to_model(asked)
     if "model" in request.match_info:
         check_name(name, version)
+        check_model(name)
     return ModelPath(name, version, "" if name == asked else asked)
 
 

@@ -23,8 +23,9 @@ from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.openai_request import Prepared, field_at_fault
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
-from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.model_names import ENSEMBLE, ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
+from tritonembed_manager.router.data.tenants import current_tenant
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 
@@ -81,13 +82,14 @@ class OpenAI:
 
     async def models(self, _request: web.Request) -> web.Response:
         """The one model, under each of its ids."""
-        return web.json_response({"object": "list", "data": [self._describe(id) for id in self._names.ids]})
+        ids = self._names.ids if _may_use_it() else ()
+        return web.json_response({"object": "list", "data": [self._describe(id) for id in ids]})
 
     async def one_model(self, request: web.Request) -> web.Response:
         """The model, by one of its names."""
         # A name may contain slashes; a trailing slash is not part of it.
         name = request.match_info["model"].rstrip("/")
-        if name not in self._names:
+        if name not in self._names or not _may_use_it():
             raise BadRequest("this server has no such model; GET /v1/models names it", "model", 404, "model_not_found")
         return web.json_response(self._describe(name if name in self._names.ids else self._names.model))
 
@@ -129,6 +131,12 @@ async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: d
 
 def _item(index: int, vector: bytes) -> bytes:
     return b'{"object":"embedding","index":%d,"embedding":%b}' % (index, vector)
+
+
+def _may_use_it() -> bool:
+    """Whether the current tenant, if there is one, may use the served model."""
+    tenant = current_tenant()
+    return tenant is None or tenant.may_use(ENSEMBLE)
 
 
 def _texts(rows: npt.NDArray[np.float32], *, as_base64: bool) -> list[bytes]:

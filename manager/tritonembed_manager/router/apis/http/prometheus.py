@@ -18,6 +18,9 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from tritonembed_manager.router.data.quota_table import QuotaTable
+from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.tenants import Tenants
 from tritonembed_manager.router.interfaces import ServerState, ServerView
 
 _SAMPLE = re.compile(r"([A-Za-z_:][A-Za-z0-9_:]*)(?:\{(.*)\})?( [^{}]+)")
@@ -89,7 +92,7 @@ _OF_ENVOY = urllib.parse.quote(
 class Metrics:
     """servers: returns their current state. session: returns the client that scrapes them.
 
-    envoy: the socket of Envoy's administration; None if there is no Envoy.
+    envoy: the socket of Envoy's administration; None if there is no Envoy. tenants, quotas: of a manager with tenants.
     """
 
     def __init__(
@@ -97,10 +100,13 @@ class Metrics:
         servers: Callable[[], list[ServerView]],
         session: Callable[[], aiohttp.ClientSession],
         envoy: Path | None = None,
+        tenants: Tenants | None = None,
+        quotas: Quotas | None = None,
     ) -> None:
         self._servers = servers
         self._session = session
         self._envoy = envoy
+        self._tenants = None if tenants is None or quotas is None else _OfTenants(tenants, quotas.table)
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/metrics", self.metrics)]
@@ -110,7 +116,7 @@ class Metrics:
         servers = self._servers()
         asked = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
         ours, theirs, envoy = await asyncio.gather(
-            asyncio.to_thread(_ours, servers),
+            asyncio.to_thread(_ours, servers, self._tenants),
             asyncio.gather(*(self._fetch(server.metrics_address or "") for server in asked)),
             self._fetch_envoy(),
         )
@@ -197,16 +203,44 @@ class _Answered:
         return (family,)
 
 
-def _ours(servers: list[ServerView]) -> str:
+class _OfTenants:
+    """Metrics of the tenants in the file, over all workers: no caller can add a series."""
+
+    def __init__(self, tenants: Tenants, table: QuotaTable) -> None:
+        self._tenants = tenants
+        self._table = table
+
+    def collect(self) -> Iterable[Metric]:
+        label = ["tenant"]
+        answered = CounterMetricFamily("tritonembed_tenant_requests", "Requests that were answered.", labels=label)
+        failed = CounterMetricFamily("tritonembed_tenant_failed_requests", "Requests that failed.", labels=label)
+        refused = CounterMetricFamily(
+            "tritonembed_tenant_refused_requests", "Requests refused, by the limit.", labels=[*label, "limit"]
+        )
+        tokens = CounterMetricFamily("tritonembed_tenant_tokens", "Tokens of answers (num_tokens).", labels=label)
+        in_flight = GaugeMetricFamily("tritonembed_tenant_requests_in_flight", "Requests in flight.", labels=label)
+        for tenant in self._tenants.all:
+            used = self._table.used(tenant.slot)
+            answered.add_metric([tenant.name], used.answered)
+            failed.add_metric([tenant.name], used.failed)
+            for limit in ("requests", "tokens", "in_flight"):
+                refused.add_metric([tenant.name, limit], getattr(used, f"over_{limit}"))
+            tokens.add_metric([tenant.name], used.tokens)
+            in_flight.add_metric([tenant.name], used.in_flight)
+        return answered, failed, refused, tokens, in_flight
+
+
+def _ours(servers: list[ServerView], tenants: _OfTenants | None = None) -> str:
     if os.environ.get(_FOLDER):
         counted = CollectorRegistry()
         MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
     else:
         counted = REGISTRY
-    return (generate_latest(counted) + generate_latest(_registry(_Standing(servers)))).decode()
+    of_tenants = b"" if tenants is None else generate_latest(_registry(tenants))
+    return (generate_latest(counted) + generate_latest(_registry(_Standing(servers))) + of_tenants).decode()
 
 
-def _registry(collector: _Standing | _Answered) -> CollectorRegistry:
+def _registry(collector: _Standing | _Answered | _OfTenants) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(collector)
     return registry

@@ -91,6 +91,7 @@ class Serving:
     def __init__(self, session, base, dispatcher):
         self.session = session
         self.base = base
+        self.app = None
         self.dispatcher = dispatcher
         self.status = {}
         self.is_serving = True
@@ -114,7 +115,7 @@ class Serving:
 
 
 @asynccontextmanager
-async def running(dispatcher, tracing=None, admin=False, names=None, limits=None):
+async def running(dispatcher, tracing=None, admin=False, names=None, limits=None, door=None):
     """Runs the application exactly as a worker does."""
     serving = Serving(None, None, dispatcher)
     app = make_app(
@@ -125,12 +126,14 @@ async def running(dispatcher, tracing=None, admin=False, names=None, limits=None
         tracing=tracing or Tracing(),
         history=serving.history,
         limits=limits or http_limits(),
+        door=door,
     )
     runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
     async with aiohttp.ClientSession() as session:
+        serving.app = app
         serving.session, serving.base = session, f"http://{host}:{port}"
         yield serving
     await runner.cleanup()

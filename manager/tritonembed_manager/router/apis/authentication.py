@@ -1,0 +1,203 @@
+"""The door of both ports: a call with a key becomes a call of a tenant; another call is refused before it is read.
+
+Every method and route needs a key, those that don't exist included. The exceptions are listed here: health, and with
+--no-key-for-metrics also metrics and the status. Without --tenants there is no door.
+"""
+
+import binascii
+from base64 import b64decode
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+from aiohttp import web
+
+from tritonembed_manager.router.apis.grpc_arrivals import refuse
+from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
+from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.tenants import NO_MONITOR, Tenants, current_tenant, leave
+from tritonembed_manager.router.interfaces import DispatchError, Metadata
+
+_HEALTH_CALLS = frozenset(
+    (
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/inference.GRPCInferenceService/ServerLive",
+        "/inference.GRPCInferenceService/ServerReady",
+        "/arctic_inference.InferenceService/HealthCheck",
+    )
+)
+_VECTOR_CALLS = frozenset(
+    (
+        "/inference.GRPCInferenceService/ModelInfer",
+        "/inference.GRPCInferenceService/ModelStreamInfer",
+        "/arctic_inference.InferenceService/Encode",
+    )
+)
+_HEALTH_ROUTES = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))
+_BEARER, _BASIC = "bearer", "basic"
+_CODE = grpc.StatusCode
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """tenants: who may come in. refused: counts a request for vectors that may not.
+
+    key_for_health, key_for_metrics: whether health, and metrics and the status, need a key.
+    """
+
+    tenants: Tenants
+    quotas: Quotas
+    refused: Callable[[grpc.StatusCode], None]
+    key_for_health: bool
+    key_for_metrics: bool
+
+    def over(self, server: Any) -> Any:
+        """The gRPC server to add handlers to, which puts the door before them."""
+        return _GuardedServer(server, self)
+
+    def enter_call(self, method: str, metadata: Metadata) -> None:
+        """Let a gRPC call in. Raises DispatchError."""
+        leave()
+        if method in _HEALTH_CALLS and not self.key_for_health:
+            return
+        given = {name: value for name, value in reversed(metadata) if isinstance(value, str)}
+        try:
+            self.tenants.enter(key_of(given.get("authorization", ""), given.get("x-api-key", "")))
+        except DispatchError as error:
+            if method in _VECTOR_CALLS:
+                self.refused(error.code)
+            raise
+
+    def enter_request(self, request: web.Request, monitor: Collection[str]) -> None:
+        """Let an HTTP request in. monitor: the routes of metrics and of the status. Raises DispatchError."""
+        leave()
+        route = request.match_info.route.resource
+        path = "" if route is None else route.canonical.rstrip("/") or "/"
+        is_health = path in _HEALTH_ROUTES
+        is_monitor = path in monitor and not is_health
+        if (is_health and not self.key_for_health) or (is_monitor and not self.key_for_metrics):
+            return
+        headers = request.headers
+        try:
+            key = key_of(headers.get("Authorization", ""), headers.get("x-api-key", ""), basic=is_monitor)
+            tenant = self.tenants.enter(key)
+        except DispatchError as error:
+            if is_for_vectors(request):
+                self.refused(error.code)
+            if is_monitor:
+                raise PageNeedsKey(error.code, error.message) from None
+            raise
+        if is_monitor and not (tenant.monitor or tenant.admin):
+            raise DispatchError(_CODE.PERMISSION_DENIED, NO_MONITOR)
+
+    def limits(self) -> list[tuple[str, str]]:
+        """The quotas of the current tenant as headers; none if there is no tenant."""
+        try:
+            tenant = current_tenant()
+        except DispatchError:
+            return []
+        return [] if tenant is None else self.quotas.limits(tenant)
+
+    def middleware(self, monitor: Collection[str]) -> Any:
+        """For HTTP, inside `answer_errors`. monitor: the routes of metrics and of the status."""
+
+        @web.middleware
+        async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:
+            self.enter_request(request, monitor)
+            return await handler(request)
+
+        return enter
+
+    async def add_limits(self, _request: web.Request, response: web.StreamResponse) -> None:
+        """Write the quotas into an HTTP answer, before it is sent."""
+        response.headers.extend(self.limits())
+
+
+def key_of(authorization: str, api_key: str, *, basic: bool = False) -> str | None:
+    """The key in these headers; None if there is none.
+
+    basic: also as the password of Basic, the only scheme that a browser asks its user for.
+    """
+    scheme, _, value = authorization.strip().partition(" ")
+    if scheme.lower() == _BEARER and value.strip():
+        return value.strip()
+    if scheme.lower() == _BASIC and basic:
+        try:
+            return b64decode(value.strip(), validate=True).decode().partition(":")[2] or None
+        except (binascii.Error, UnicodeDecodeError):
+            return None
+    return api_key.strip() or None
+
+
+class _GuardedServer:
+    """The part of grpc.aio.Server that adds handlers."""
+
+    def __init__(self, server: Any, door: Door) -> None:
+        self._server = server
+        self._door = door
+
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
+        self._server.add_generic_rpc_handlers(tuple(_Guarded(handler, self._door) for handler in handlers))
+
+
+class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    def __init__(self, inner: Any, door: Door) -> None:
+        self._inner = inner
+        self._door = door
+        self._known: dict[str, Any] = {}
+
+    def service(self, details: Any) -> Any:
+        known = self._known.get(details.method)
+        if known is None:
+            inner = self._inner.service(details)
+            if inner is not None:
+                known = self._known[details.method] = _guard(details.method, inner, self._door)
+        return known
+
+
+def _guard(method: str, handler: Any, door: Door) -> Any:
+    """handler: of a stream of messages, as grpc_arrivals.py makes them, so that nothing is read before the key."""
+    forms = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+    if handler.stream_unary is not None:
+
+        async def unary(messages: Any, context: Any) -> Any:
+            try:
+                door.enter_call(method, context.invocation_metadata())
+            except DispatchError as error:
+                return await refuse(context, error)
+            answer = await handler.stream_unary(messages, _Limited(context, door))
+            context.set_trailing_metadata((*context.trailing_metadata(), *door.limits()))
+            return answer
+
+        return grpc.stream_unary_rpc_method_handler(unary, **forms)
+    assert handler.stream_stream is not None
+
+    async def stream(messages: Any, context: Any) -> AsyncIterator[Any]:
+        try:
+            door.enter_call(method, context.invocation_metadata())
+        except DispatchError as error:
+            await refuse(context, error)
+        async with aclosing(handler.stream_stream(messages, _Limited(context, door))) as answers:
+            async for answer in answers:
+                yield answer
+        context.set_trailing_metadata((*context.trailing_metadata(), *door.limits()))
+
+    return grpc.stream_stream_rpc_method_handler(stream, **forms)
+
+
+class _Limited:
+    """A call's context that adds the quotas to the trailing metadata of an error."""
+
+    def __init__(self, context: Any, door: Door) -> None:
+        self._context = context
+        self._door = door
+
+    async def abort(self, code: grpc.StatusCode, details: str = "", trailing_metadata: Metadata = ()) -> None:
+        await self._context.abort(code, details, (*trailing_metadata, *self._door.limits()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)

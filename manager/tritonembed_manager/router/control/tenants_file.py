@@ -1,0 +1,261 @@
+"""The file of --tenants: YAML, which is read again and again while the manager runs.
+
+    tenants:
+      - name: search
+        keys:
+          - sha256: 5e884898da28047151d0e56f8dc6292773603d0d6aabbdd62a11ef721d1542d8
+            expires: 2027-06-30
+        tokens_per_minute: 1000000
+
+`tritonembed-manager key` makes a key and its hash. Errors are one line, which names the place and never a value: a key
+may stand where its hash belongs.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Hashable
+from dataclasses import replace
+from datetime import date, datetime, timezone
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.data.quota_table import SLOTS
+from tritonembed_manager.router.data.tenants import Key, Tenant
+from tritonembed_manager.router.log import log, warn
+from tritonembed_manager.server.files import read_small
+
+OPTION = "--tenants"
+EVERY_S = 0.5
+_MOST_TENANTS, _MOST_KEYS, _MOST_MODELS = 1000, 100, 100
+_MOST_PER_MINUTE = 10**12
+_DEEPEST = 8
+_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_Count = Annotated[int, Field(ge=1, le=_MOST_PER_MINUTE)]
+_WORDS = {
+    "extra_forbidden": "there is no such field",
+    "missing": "this field is missing",
+    "model_type": "it must have fields",
+}
+"""Ours for some errors of pydantic, by their types."""
+_STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _KeyEntry(BaseModel):
+    model_config = _STRICT
+
+    sha256: str
+    expires: date | datetime | None = None
+
+    @field_validator("sha256")
+    @classmethod
+    def _is_a_hash(cls, given: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", given):
+            raise ValueError("it must be the 64 hexadecimal digits that `tritonembed-manager key` prints")
+        return given
+
+    def key(self) -> Key:
+        if self.expires is None:
+            return Key(self.sha256)
+        if not isinstance(self.expires, datetime):
+            # A day is meant to its end.
+            end = datetime(self.expires.year, self.expires.month, self.expires.day, 23, 59, 59, tzinfo=timezone.utc)
+            return Key(self.sha256, end.timestamp() + 1)
+        moment = self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=timezone.utc)
+        return Key(self.sha256, moment.timestamp())
+
+
+class _TenantEntry(BaseModel):
+    model_config = _STRICT
+
+    name: str
+    keys: list[_KeyEntry] = Field(max_length=_MOST_KEYS)
+    tokens_per_minute: _Count | None = None
+    requests_per_minute: _Count | None = None
+    max_in_flight: _Count | None = None
+    weight: float = Field(1.0, ge=0.001, le=1000, allow_inf_nan=False)
+    models: list[str] | None = Field(None, min_length=1, max_length=_MOST_MODELS)
+    admin: bool = False
+    monitor: bool = False
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_name(cls, given: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", given):
+            raise ValueError("it must be 1 to 64 letters, digits, dots, dashes and underscores")
+        return given
+
+    def tenant(self) -> Tenant:
+        plain = self.model_dump(exclude={"keys", "models"})
+        models = None if self.models is None else tuple(self.models)
+        return Tenant(**plain, keys=tuple(entry.key() for entry in self.keys), models=models)
+
+
+class _Content(BaseModel):
+    model_config = _STRICT
+
+    tenants: list[_TenantEntry] = Field(min_length=1, max_length=_MOST_TENANTS)
+
+
+def parse_tenants(content: bytes) -> list[Tenant]:
+    """The tenants in the content of a file. Raises ValueError, in one line."""
+    try:
+        found = _Content.model_validate(_load(content))
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{_place(first['loc'])}{message}") from None
+    tenants = [entry.tenant() for entry in found.tenants]
+    names = [tenant.name for tenant in tenants]
+    if (twice := _twice(names)) is not None:
+        raise ValueError(f"two tenants have the name {twice}")
+    owners = [(key.sha256, tenant.name) for tenant in tenants for key in tenant.keys]
+    if (twice := _twice([hash for hash, _ in owners])) is not None:
+        both = " and ".join(name for hash, name in owners if hash == twice)
+        raise ValueError(f"{both} have the same key")
+    return tenants
+
+
+def _twice(values: list[str]) -> str | None:
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    """Such as `tenants[2].keys[0].sha256: `; an unknown field is shown, if it may be a field at all."""
+    text = ""
+    for part in location:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part if re.fullmatch('[a-z0-9_]{1,32}', part) else '…'}"
+    return f"{text.lstrip('.')}: " if text else "the file: "
+
+
+class _Unique(_Loader):  # type: ignore[misc]
+    """A loader that refuses a key which occurs twice in a mapping; YAML's own would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [self.construct_object(name, deep=True) for name, _ in node.value]
+        if len({repr(name) for name in names}) < len(names):
+            raise _Wrong("a field occurs twice", node.start_mark)
+        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
+        return found
+
+
+class _Wrong(yaml.MarkedYAMLError):  # type: ignore[misc]
+    def __init__(self, what: str, mark: yaml.Mark) -> None:
+        super().__init__(problem_mark=mark)
+        self.what = what
+
+
+def _load(content: bytes) -> Any:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError("it is not UTF-8") from None
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=_Loader):
+            # Nine lines of aliases can stand for a billion strings. A list of tenants needs none.
+            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
+                raise _Wrong("anchors and aliases (& and *) are not allowed", event.start_mark)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise _Wrong("it is nested too deeply", event.start_mark)
+        return yaml.load(text, Loader=_Unique)
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        # Their texts hold what stands in the file.
+        mark = getattr(error, "problem_mark", None)
+        at = f"line {mark.line + 1}: " if mark is not None else ""
+        raise ValueError(f"{at}{error.what if isinstance(error, _Wrong) else 'it is not valid YAML'}") from None
+
+
+class TenantsFile:
+    """Reads the file at once. Raises StartError, in one line, if it is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._complaint = ""
+        self._content = b""
+        self._slots: dict[str, int] = {}
+        try:
+            self._content = self._read()
+            self.tenants = self._placed(parse_tenants(self._content))
+            """The last tenants that were right, with their slots."""
+        except ValueError as error:
+            raise StartError(f"{OPTION}: {error}") from None
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """The slot of every tenant since the start, by name, also of those that have left."""
+        return dict(self._slots)
+
+    @property
+    def warnings(self) -> list[str]:
+        """For the status: why the file is not in use."""
+        return [self._complaint] if self._complaint else []
+
+    async def watch(
+        self, changed: Callable[[list[Tenant]], None], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """Call `changed` with new tenants, until cancelled.
+
+        New content counts once two reads in a row gave the same, because it may be in the middle of being written.
+        """
+        before: bytes | str | None = None
+        while True:
+            await pause(EVERY_S)
+            found = await asyncio.to_thread(self._content_or_reason)
+            if found == before:
+                await self._take_or_complain(found, changed)
+            before = found
+
+    async def _take_or_complain(self, found: bytes | str, changed: Callable[[list[Tenant]], None]) -> None:
+        if found == self._content and not self._complaint:
+            return
+        try:
+            if isinstance(found, str):
+                raise ValueError(found)
+            tenants = (
+                self.tenants if found == self._content else self._placed(await asyncio.to_thread(parse_tenants, found))
+            )
+        except ValueError as error:
+            complaint = f"{OPTION}: {error}; the earlier tenants stay"
+            if complaint != self._complaint:
+                self._complaint = complaint
+                warn("tenants_not_reloaded", complaint)
+            return
+        self._complaint = ""
+        if tenants is not self.tenants:
+            self._content, self.tenants = bytes(found), tenants
+            log("tenants_reloaded", f"{OPTION} has changed: {len(tenants)} tenants")
+            changed(tenants)
+
+    def _placed(self, tenants: list[Tenant]) -> list[Tenant]:
+        """The tenants with their slots. A slot is never used for another name. Raises ValueError if none is left."""
+        new = [tenant.name for tenant in tenants if tenant.name not in self._slots]
+        if len(self._slots) + len(new) > SLOTS:
+            raise ValueError(f"more than {SLOTS} different tenants since the start: restart the manager")
+        for name in new:
+            self._slots[name] = len(self._slots)
+        return [replace(tenant, slot=self._slots[tenant.name]) for tenant in tenants]
+
+    def _content_or_reason(self) -> bytes | str:
+        try:
+            return self._read()
+        except ValueError as error:
+            return str(error)
+
+    def _read(self) -> bytes:
+        try:
+            return read_small(self._path)
+        except OSError as error:
+            raise ValueError(f"it cannot be read: {error.strerror}") from None

@@ -1,0 +1,175 @@
+"""Quotas of tenants: tokens and requests per minute (token buckets), and requests in flight.
+
+A bucket holds one minute's worth, and fills evenly. How much of it is used is kept in the quota table, and shrinks with
+time. A request is charged with an estimate of its tokens, and with their true number once it is answered. A request
+that is larger than the bucket needs a full one.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import grpc
+
+from tritonembed_manager.router.data.quota_table import (
+    ANSWERED,
+    AT,
+    FAILED,
+    OVER_IN_FLIGHT,
+    OVER_REQUESTS,
+    OVER_TOKENS,
+    SPENT_REQUESTS,
+    SPENT_TOKENS,
+    TOKENS,
+    USED_REQUESTS,
+    USED_TOKENS,
+    QuotaTable,
+)
+from tritonembed_manager.router.data.tenants import Tenant
+from tritonembed_manager.router.interfaces import DispatchError
+
+_MINUTE_S = 60.0
+_BYTES_PER_TOKEN = 4
+"""Of English text about; of token ids exactly."""
+_SOON_S = 1.0
+"""When to try again if too many requests are in flight: nobody knows when they end."""
+_LEAST = 1e-6
+"""Differences below it come from rounding."""
+
+
+def estimate(size: int) -> int:
+    """Tokens of a request with so many bytes."""
+    return max(1, size // _BYTES_PER_TOKEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """limit: per minute. size: what fits, less than the limit if several managers divide it. used: of the size."""
+
+    limit: int
+    size: float
+    used: float
+
+    @property
+    def remaining(self) -> int:
+        return max(0, int(self.size - self.used + _LEAST))
+
+    @property
+    def reset(self) -> float:
+        """Seconds until it is full."""
+        return self.wait(self.size)
+
+    def wait(self, amount: float) -> float:
+        """Seconds until `amount` can be taken, which is at most the size; 0 for now."""
+        missing = self.used + min(amount, self.size) - self.size
+        return missing * _MINUTE_S / self.size if missing > _LEAST else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What an admitted request was charged with."""
+
+    tenant: Tenant
+    tokens: int
+
+
+class Quotas:
+    """The quotas as one worker counts them, in a table that it shares with the others. clock: monotonic, shared too."""
+
+    def __init__(self, table: QuotaTable, worker: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.table = table
+        self._worker = worker
+        self._clock = clock
+
+    def enter(self, tenant: Tenant, tokens: int) -> Charge:
+        """Admit a request of about so many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
+        with self.table.locked(tenant.slot) as row:
+            refusal = self._refusal(tenant, row, tokens)
+            if refusal is not None:
+                raise refusal
+            self._charge(row, 1, tokens)
+            self.table.cells[self.table.worker_cell(tenant.slot, self._worker)] += 1
+        return Charge(tenant, tokens)
+
+    def leave(self, charge: Charge, *, answered: bool, tokens: int, requests: int, charged: int) -> None:
+        """The request ended.
+
+        tokens: of its answer. requests, charged: the requests (0 or 1) and tokens that the quotas keep of it.
+        """
+        cells = self.table.cells
+        with self.table.locked(charge.tenant.slot) as row:
+            self._shrink(charge.tenant, row)
+            self._charge(row, requests - 1, charged - charge.tokens)
+            cells[self.table.worker_cell(charge.tenant.slot, self._worker)] -= 1
+            cells[row + (ANSWERED if answered else FAILED)] += 1
+            cells[row + TOKENS] += tokens
+
+    def buckets(self, tenant: Tenant) -> tuple[Bucket | None, Bucket | None]:
+        """Of requests and of tokens, now; None for no limit."""
+        with self.table.locked(tenant.slot) as row:
+            return self._shrink(tenant, row)
+
+    def limits(self, tenant: Tenant) -> list[tuple[str, str]]:
+        """The quotas as headers, with the names and forms of OpenAI's."""
+        found = []
+        for what, bucket in zip(("requests", "tokens"), self.buckets(tenant), strict=True):
+            if bucket is not None:
+                found += [
+                    (f"x-ratelimit-limit-{what}", str(bucket.limit)),
+                    (f"x-ratelimit-remaining-{what}", str(bucket.remaining)),
+                    (f"x-ratelimit-reset-{what}", duration(bucket.reset)),
+                ]
+        return found
+
+    def _refusal(self, tenant: Tenant, row: int, tokens: int) -> DispatchError | None:
+        cells = self.table.cells
+        of_requests, of_tokens = self._shrink(tenant, row)
+        if tenant.max_in_flight is not None and self.table.in_flight(tenant.slot) >= tenant.max_in_flight:
+            cells[row + OVER_IN_FLIGHT] += 1
+            return _refused(f"{tenant.max_in_flight} requests are in flight", _SOON_S)
+        if of_requests is not None and (wait := of_requests.wait(1)):
+            cells[row + OVER_REQUESTS] += 1
+            return _refused(f"{tenant.requests_per_minute} requests per minute are used up", wait)
+        if of_tokens is not None and (wait := of_tokens.wait(tokens)):
+            cells[row + OVER_TOKENS] += 1
+            return _refused(f"{tenant.tokens_per_minute} tokens per minute are used up", wait)
+        return None
+
+    def _charge(self, row: int, requests: int, tokens: int) -> None:
+        cells = self.table.cells
+        cells[row + USED_REQUESTS] += requests
+        cells[row + SPENT_REQUESTS] += requests
+        cells[row + USED_TOKENS] += tokens
+        cells[row + SPENT_TOKENS] += tokens
+
+    def _shrink(self, tenant: Tenant, row: int) -> tuple[Bucket | None, Bucket | None]:
+        """The buckets, after the time since the last look has emptied them."""
+        cells = self.table.cells
+        now = self._clock()
+        passed = max(0.0, now - cells[row + AT])
+        cells[row + AT] = now
+        return (
+            self._bucket(tenant.requests_per_minute, row + USED_REQUESTS, passed),
+            self._bucket(tenant.tokens_per_minute, row + USED_TOKENS, passed),
+        )
+
+    def _bucket(self, limit: int | None, cell: int, passed: float) -> Bucket | None:
+        if limit is None:
+            self.table.cells[cell] = 0.0
+            return None
+        size = max(1.0, limit / self.table.shares)
+        used = max(0.0, self.table.cells[cell] - passed * size / _MINUTE_S)
+        self.table.cells[cell] = used
+        return Bucket(limit, size, used)
+
+
+def _refused(what: str, wait: float) -> DispatchError:
+    return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this tenant's {what}; try again later", wait)
+
+
+def duration(seconds: float) -> str:
+    """As OpenAI writes it: 120ms, 7.5s, 6m0s."""
+    if seconds < 1:
+        return f"{round(seconds * 1000)}ms"
+    minutes, rest = divmod(round(seconds, 2), 60)
+    return f"{int(minutes)}m{rest:g}s" if minutes else f"{rest:g}s"

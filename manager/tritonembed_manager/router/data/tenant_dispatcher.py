@@ -1,0 +1,105 @@
+"""The dispatcher of a manager with tenants: it checks each request's tenant, model and quotas, and counts its tokens.
+
+A request that has come past the door without a key is refused here once more.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from tritonembed_manager.router.data.quotas import Quotas, estimate
+from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant
+from tritonembed_manager.router.data.token_counts import asked, with_count, without_count
+from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
+from tritonembed_protocol.status import STATUSES
+
+_CODE = grpc.StatusCode
+_PERHAPS_COMPUTED = (_CODE.CANCELLED, _CODE.DEADLINE_EXCEEDED)
+"""Ends of a request that its client can bring about while servers compute it: they cost the estimate."""
+_CLIENTS_FAULT = 500
+"""HTTP statuses below it, but for overload (429), are the client's fault."""
+
+
+class TenantDispatcher:
+    """A Dispatcher over another one; interfaces.py describes its methods."""
+
+    def __init__(self, dispatcher: Dispatcher, quotas: Quotas) -> None:
+        self._dispatcher = dispatcher
+        self._quotas = quotas
+        self.servers = dispatcher.servers
+        self.serving = dispatcher.serving
+        self.refused = dispatcher.refused
+
+    async def infer(
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata,
+        caller: Caller,
+        admitted: Admission | None = None,
+    ) -> bytes:
+        try:
+            self._tenant()
+            model, lacks_count = asked(request)
+            check_model(model)
+        except ValueError:
+            # The dispatcher has the reason, and refuses it.
+            lacks_count = False
+        except DispatchError as error:
+            if admitted is None:
+                self.refused(error.code)
+            raise
+        if lacks_count:
+            request = with_count(request)
+        if admitted is not None:
+            answer = await self._dispatcher.infer(
+                request, timeout=timeout, metadata=metadata, caller=admitted.caller, admitted=admitted
+            )
+        else:
+            with self.admitted(len(request), timeout=timeout, caller=caller) as own:
+                answer = await self._dispatcher.infer(
+                    request, timeout=timeout, metadata=metadata, caller=own.caller, admitted=own
+                )
+        return without_count(answer) if lacks_count else answer
+
+    @contextmanager
+    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> Iterator[Admission]:  # noqa: ARG002
+        try:
+            tenant = self._tenant()
+            charge = self._quotas.enter(tenant, estimate(size))
+        except DispatchError as error:
+            self.refused(error.code)
+            raise
+        own: Admission | None = None
+        code = _CODE.CANCELLED
+        try:
+            with self._dispatcher.admitted(size, timeout=timeout, caller=Caller(tenant.name, tenant.weight)) as own:
+                yield own
+            code = _CODE.OK
+        except Exception as error:
+            code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
+            raise
+        finally:
+            tokens = own.tokens if own is not None else 0
+            charged = tokens
+            if code in _PERHAPS_COMPUTED or (code is _CODE.OK and not tokens):
+                charged = max(tokens, charge.tokens)
+            requests = 1 if code is _CODE.OK or code in _PERHAPS_COMPUTED or tokens or _is_clients_fault(code) else 0
+            self._quotas.leave(charge, answered=code is _CODE.OK, tokens=tokens, requests=requests, charged=charged)
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
+        self._tenant()
+        return await self._dispatcher.call(method, request, timeout=timeout, server=server)
+
+    @staticmethod
+    def _tenant() -> Tenant:
+        tenant = current_tenant()
+        if tenant is None:
+            raise DispatchError(_CODE.UNAUTHENTICATED, NO_KEY)
+        return tenant
+
+
+def _is_clients_fault(code: grpc.StatusCode) -> bool:
+    return code is not _CODE.RESOURCE_EXHAUSTED and STATUSES[code.name].http < _CLIENTS_FAULT

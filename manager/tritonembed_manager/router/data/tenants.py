@@ -1,0 +1,152 @@
+"""Tenants: who may use the manager, with which keys and limits; and the tenant whose request is being handled.
+
+The parent reads tenants from a file (control/tenants_file.py) and sends them to the workers. At a worker's door, a key
+becomes a tenant (apis/authentication.py). From there on, a context variable has the key's hash. Tasks inherit it, so
+every part of a request's path can ask for the tenant. The tenant is looked up anew each time: a key that is taken away
+ends a long stream, too.
+"""
+
+import hmac
+import time
+from collections.abc import Callable, Iterable
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass, fields, replace
+from hashlib import sha256
+from typing import Any
+
+import grpc
+
+from tritonembed_manager.router.data.model_names import ENSEMBLE, OF_TRITON, ServedNames
+from tritonembed_manager.router.interfaces import DispatchError
+
+NO_KEY = "this server wants a key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`"
+UNKNOWN_KEY = "the key is not known"
+EXPIRED_KEY = "the key has expired"
+OTHER_MODEL = "this key is not for that model"
+NO_ADMIN = "this call changes servers, and this key may not (`admin` in the tenants file)"
+NO_MONITOR = "this key may not see metrics and the status (`monitor` in the tenants file)"
+_CODE = grpc.StatusCode
+
+
+@dataclass(frozen=True)
+class Key:
+    """sha256: of the key, in hexadecimal digits. expires: seconds of Unix time; None for never."""
+
+    sha256: str
+    expires: float | None = None
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A limit of None is no limit."""
+
+    name: str
+    keys: tuple[Key, ...] = ()
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    max_in_flight: int | None = None
+    weight: float = 1.0
+    """Its share of the servers, relative to that of others."""
+    models: tuple[str, ...] | None = None
+    """The models that it may use; None for all."""
+    admin: bool = False
+    """Whether it may change servers."""
+    monitor: bool = False
+    """Whether it may see metrics and the status, which concern all tenants."""
+    slot: int = -1
+    """Its place in the quota table, which the parent gives it."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, for the line to the workers."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "Tenant":
+        """The reverse of `to_json`."""
+        plain = {field.name: data[field.name] for field in fields(cls)}
+        models = data["models"]
+        keys = tuple(Key(**key) for key in data["keys"])
+        return cls(**{**plain, "keys": keys, "models": None if models is None else tuple(models)})
+
+    def may_use(self, model: str) -> bool:
+        """model: Triton's name."""
+        return self.models is None or model in self.models
+
+
+class Tenants:
+    """The tenants of a worker, by their keys. names: of the served model. clock: seconds of Unix time."""
+
+    def __init__(
+        self,
+        tenants: Iterable[Tenant],
+        names: ServedNames | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._names = names or ServedNames()
+        self._clock = clock
+        self.all: list[Tenant] = []
+        self._keys: dict[bytes, tuple[Tenant, Key]] = {}
+        self.update(tenants)
+
+    def update(self, tenants: Iterable[Tenant]) -> None:
+        """Replace all tenants."""
+        self.all = [replace(tenant, models=_of_triton(tenant.models, self._names)) for tenant in tenants]
+        self._keys = {bytes.fromhex(key.sha256): (tenant, key) for tenant in self.all for key in tenant.keys}
+
+    def enter(self, key: str | None) -> Tenant:
+        """The tenant of a key, who from now on is the current one of this task. Raises DispatchError."""
+        if not key:
+            raise DispatchError(_CODE.UNAUTHENTICATED, NO_KEY)
+        digest = sha256(key.encode()).digest()
+        tenant = self.find(digest)
+        _session.set(_Session(self, digest))
+        return tenant
+
+    def find(self, digest: bytes) -> Tenant:
+        """The tenant of a key with that hash. Raises DispatchError."""
+        # The time of this look-up depends on a hash of a hash, which is salted anew in every process: it tells nothing.
+        found = self._keys.get(digest)
+        if found is None or not hmac.compare_digest(bytes.fromhex(found[1].sha256), digest):
+            raise DispatchError(_CODE.UNAUTHENTICATED, UNKNOWN_KEY)
+        tenant, key = found
+        if key.expires is not None and self._clock() >= key.expires:
+            raise DispatchError(_CODE.UNAUTHENTICATED, EXPIRED_KEY)
+        return tenant
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    tenants: Tenants
+    digest: bytes
+
+
+_session: ContextVar[_Session | None] = ContextVar("session", default=None)
+
+
+def leave() -> None:
+    """Forget the current tenant of this task, if there is one."""
+    _session.set(None)
+
+
+def current_tenant() -> Tenant | None:
+    """The tenant whose request is being handled; None if none came through the door.
+
+    Raises DispatchError (UNAUTHENTICATED) if its key was taken away or has expired meanwhile.
+    """
+    session = _session.get()
+    return None if session is None else session.tenants.find(session.digest)
+
+
+def check_model(model: str) -> None:
+    """model: Triton's name. Raises DispatchError (PERMISSION_DENIED) if the current tenant may not use it."""
+    tenant = current_tenant()
+    if tenant is not None and not tenant.may_use(model):
+        raise DispatchError(_CODE.PERMISSION_DENIED, OTHER_MODEL)
+
+
+def _of_triton(models: tuple[str, ...] | None, names: ServedNames) -> tuple[str, ...] | None:
+    """The models as Triton names them. The ensemble brings its parts along: they are the same model."""
+    if models is None:
+        return None
+    known = {names.to_model(model) for model in models}
+    return tuple(sorted(known | set(OF_TRITON) if ENSEMBLE in known else known))
