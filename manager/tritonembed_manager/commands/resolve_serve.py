@@ -11,6 +11,7 @@ from tritonembed_manager.router.control.discovery import ServersDns, ServersFile
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings, default_threads, find_envoy
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import plan_servers
+from tritonembed_manager.router.control.quota_store import open_store
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
@@ -71,6 +72,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         key_for_health=options.key_for_health,
         key_for_metrics=options.key_for_metrics,
         usage_file=options.usage_file,
+        quota_store=open_store(options.quota_store) if options.tenants and options.quota_store is not None else None,
     )
 
 

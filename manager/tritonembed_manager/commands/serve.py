@@ -274,6 +274,16 @@ class ServeOptions:
             typer.Option(None, help="Append a line of JSON per tenant and minute: its requests and tokens."),
         ]
     ]
+    quota_store: ForTenants[
+        Annotated[
+            str | None,
+            typer.Option(
+                None,
+                help="Count quotas together with other managers, in the Redis at redis://host:port/db. If it does not "
+                "answer, each manager keeps to its share.",
+            ),
+        ]
+    ]
     http_header_timeout: Annotated[
         float,
         typer.Option(

@@ -1,5 +1,7 @@
 """The door of both ports: a call with a key becomes a call of a tenant; another call is refused before it is read.
 
+So are requests beyond a quota.
+
 Every method and route needs a key, those that don't exist included. The exceptions are listed here: health, and with
 --no-key-for-metrics also metrics and the status. Without --tenants there is no door.
 """
@@ -37,6 +39,8 @@ _VECTOR_CALLS = frozenset(
         "/arctic_inference.InferenceService/Encode",
     )
 )
+_STREAMS = ("/inference.GRPCInferenceService/ModelStreamInfer",)
+"""Quotas are for the requests in them."""
 _HEALTH_ROUTES = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))
 _BEARER, _BASIC = "bearer", "basic"
 _CODE = grpc.StatusCode
@@ -66,7 +70,9 @@ class Door:
             return
         given = {name: value for name, value in reversed(metadata) if isinstance(value, str)}
         try:
-            self.tenants.enter(key_of(given.get("authorization", ""), given.get("x-api-key", "")))
+            tenant = self.tenants.enter(key_of(given.get("authorization", ""), given.get("x-api-key", "")))
+            if method in _VECTOR_CALLS and method not in _STREAMS:
+                self.quotas.check(tenant)
         except DispatchError as error:
             if method in _VECTOR_CALLS:
                 self.refused(error.code)
@@ -85,10 +91,12 @@ class Door:
         try:
             key = key_of(headers.get("Authorization", ""), headers.get("x-api-key", ""), basic=is_monitor)
             tenant = self.tenants.enter(key)
+            if is_for_vectors(request):
+                self.quotas.check(tenant)
         except DispatchError as error:
             if is_for_vectors(request):
                 self.refused(error.code)
-            if is_monitor:
+            if is_monitor and error.code is _CODE.UNAUTHENTICATED:
                 raise PageNeedsKey(error.code, error.message) from None
             raise
         if is_monitor and not (tenant.monitor or tenant.admin):
@@ -165,11 +173,12 @@ def _guard(method: str, handler: Any, door: Door) -> Any:
     if handler.stream_unary is not None:
 
         async def unary(messages: Any, context: Any) -> Any:
+            limited = _Limited(context, door)
             try:
                 door.enter_call(method, context.invocation_metadata())
             except DispatchError as error:
-                return await refuse(context, error)
-            answer = await handler.stream_unary(messages, _Limited(context, door))
+                return await refuse(limited, error)
+            answer = await handler.stream_unary(messages, limited)
             context.set_trailing_metadata((*context.trailing_metadata(), *door.limits()))
             return answer
 
@@ -177,11 +186,12 @@ def _guard(method: str, handler: Any, door: Door) -> Any:
     assert handler.stream_stream is not None
 
     async def stream(messages: Any, context: Any) -> AsyncIterator[Any]:
+        limited = _Limited(context, door)
         try:
             door.enter_call(method, context.invocation_metadata())
         except DispatchError as error:
-            await refuse(context, error)
-        async with aclosing(handler.stream_stream(messages, _Limited(context, door))) as answers:
+            await refuse(limited, error)
+        async with aclosing(handler.stream_stream(messages, limited)) as answers:
             async for answer in answers:
                 yield answer
         context.set_trailing_metadata((*context.trailing_metadata(), *door.limits()))

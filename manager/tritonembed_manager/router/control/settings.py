@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.discovery import Address, ServersDns, ServersFile
@@ -109,6 +110,8 @@ class ServeSettings:
     key_for_health: bool = False
     key_for_metrics: bool = True
     usage_file: Path | None = None
+    quota_store: Any = None
+    """A client of Redis; None: quotas are this manager's."""
 
     def __post_init__(self) -> None:
         if (self.launch is None) == (self.attach is None):

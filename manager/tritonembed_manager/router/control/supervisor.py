@@ -14,6 +14,7 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
+from tritonembed_manager.router.control.quota_store import QuotaStore
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.servers import Servers
 from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
@@ -25,6 +26,7 @@ from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.quota_table import QuotaTable
+from tritonembed_manager.router.data.quotas import Quotas
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
 from tritonembed_manager.server.machine import check_gpu, raise_limit
@@ -102,6 +104,10 @@ class Supervisor:
         if settings.tenants is not None and settings.usage_file is not None and self._quota_table is not None:
             tenants = settings.tenants
             self._usage = UsageLines(settings.usage_file, self._quota_table, lambda: tenants.slots)
+        self._store: QuotaStore | None = None
+        if settings.tenants is not None and settings.quota_store is not None and self._quota_table is not None:
+            file = settings.tenants
+            self._store = QuotaStore(settings.quota_store, Quotas(self._quota_table, 0), lambda: file.tenants)
         self._quarantine = Quarantine()
         self._envoy: EnvoyDataPlane | None = None
         if settings.envoy is not None and sockets is not None:
@@ -161,6 +167,8 @@ class Supervisor:
             self._background(self._settings.tenants.watch(self._workers.set_tenants))
         if self._usage is not None:
             self._background(self._usage.keep())
+        if self._store is not None:
+            self._background(self._store.keep())
         judge = StartJudge(self._registry, self._servers.launched, self._workers, self._envoy)
         await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
         if self._signals:
@@ -284,7 +292,8 @@ class Supervisor:
 
     def _warnings(self) -> list[str]:
         tenants = self._settings.tenants
-        return [*self._scrapes.warnings(), *(tenants.warnings if tenants else ())]
+        store = self._store.warnings if self._store else ()
+        return [*self._scrapes.warnings(), *(tenants.warnings if tenants else ()), *store]
 
     def _handle(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
         if line["type"] == "suspect":

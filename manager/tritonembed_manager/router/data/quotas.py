@@ -8,6 +8,7 @@ that is larger than the bucket needs a full one.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import grpc
 
@@ -65,6 +66,13 @@ class Bucket:
         return missing * _MINUTE_S / self.size if missing > _LEAST else 0.0
 
 
+class Spent(NamedTuple):
+    """Requests and tokens."""
+
+    requests: float = 0.0
+    tokens: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class Charge:
     """What an admitted request was charged with."""
@@ -80,6 +88,13 @@ class Quotas:
         self.table = table
         self._worker = worker
         self._clock = clock
+
+    def check(self, tenant: Tenant) -> None:
+        """Raise DispatchError (RESOURCE_EXHAUSTED) if even the smallest request would be refused now."""
+        with self.table.locked(tenant.slot) as row:
+            refusal = self._refusal(tenant, row, 1)
+        if refusal is not None:
+            raise refusal
 
     def enter(self, tenant: Tenant, tokens: int) -> Charge:
         """Admit a request of about so many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
@@ -104,10 +119,30 @@ class Quotas:
             cells[row + (ANSWERED if answered else FAILED)] += 1
             cells[row + TOKENS] += tokens
 
+    def unsent(self, tenant: Tenant, sent: Spent) -> tuple[Spent, Spent] | None:
+        """All that was ever charged, and what of it others don't know. sent: as returned the last time.
+
+        None if nothing is used. A charge that has been waited off is not sent any more.
+        """
+        cells = self.table.cells
+        with self.table.locked(tenant.slot) as row:
+            self._shrink(tenant, row)
+            spent = Spent(cells[row + SPENT_REQUESTS], cells[row + SPENT_TOKENS])
+            used = Spent(cells[row + USED_REQUESTS], cells[row + USED_TOKENS])
+        charge = Spent(min(spent.requests - sent.requests, used.requests), min(spent.tokens - sent.tokens, used.tokens))
+        return (spent, charge) if any((*used, *charge)) else None
+
+    def adopt(self, tenant: Tenant, spent: Spent, used: Spent) -> None:
+        """used: by all managers, when this one's charges were `spent`; what was charged since then comes on top."""
+        cells = self.table.cells
+        with self.table.locked(tenant.slot) as row:
+            cells[row + USED_REQUESTS] = max(0.0, used.requests + cells[row + SPENT_REQUESTS] - spent.requests)
+            cells[row + USED_TOKENS] = max(0.0, used.tokens + cells[row + SPENT_TOKENS] - spent.tokens)
+            cells[row + AT] = self._clock()
+
     def buckets(self, tenant: Tenant) -> tuple[Bucket | None, Bucket | None]:
         """Of requests and of tokens, now; None for no limit."""
-        with self.table.locked(tenant.slot) as row:
-            return self._shrink(tenant, row)
+        return self._look(tenant, self.table.row(tenant.slot), self._clock())
 
     def limits(self, tenant: Tenant) -> list[tuple[str, str]]:
         """The quotas as headers, with the names and forms of OpenAI's."""
@@ -143,24 +178,27 @@ class Quotas:
         cells[row + SPENT_TOKENS] += tokens
 
     def _shrink(self, tenant: Tenant, row: int) -> tuple[Bucket | None, Bucket | None]:
-        """The buckets, after the time since the last look has emptied them."""
-        cells = self.table.cells
-        now = self._clock()
-        passed = max(0.0, now - cells[row + AT])
+        """The buckets, which are written into the table as they are now."""
+        cells, now = self.table.cells, self._clock()
+        of_requests, of_tokens = self._look(tenant, row, now)
         cells[row + AT] = now
+        cells[row + USED_REQUESTS] = 0.0 if of_requests is None else of_requests.used
+        cells[row + USED_TOKENS] = 0.0 if of_tokens is None else of_tokens.used
+        return of_requests, of_tokens
+
+    def _look(self, tenant: Tenant, row: int, now: float) -> tuple[Bucket | None, Bucket | None]:
+        cells = self.table.cells
+        passed = max(0.0, now - cells[row + AT])
         return (
-            self._bucket(tenant.requests_per_minute, row + USED_REQUESTS, passed),
-            self._bucket(tenant.tokens_per_minute, row + USED_TOKENS, passed),
+            self._bucket(tenant.requests_per_minute, cells[row + USED_REQUESTS], passed),
+            self._bucket(tenant.tokens_per_minute, cells[row + USED_TOKENS], passed),
         )
 
-    def _bucket(self, limit: int | None, cell: int, passed: float) -> Bucket | None:
+    def _bucket(self, limit: int | None, used: float, passed: float) -> Bucket | None:
         if limit is None:
-            self.table.cells[cell] = 0.0
             return None
         size = max(1.0, limit / self.table.shares)
-        used = max(0.0, self.table.cells[cell] - passed * size / _MINUTE_S)
-        self.table.cells[cell] = used
-        return Bucket(limit, size, used)
+        return Bucket(limit, size, max(0.0, used - passed * size / _MINUTE_S))
 
 
 def _refused(what: str, wait: float) -> DispatchError:

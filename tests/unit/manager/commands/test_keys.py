@@ -16,6 +16,7 @@ from tritonembed_manager.router.control.tenants_file import parse_tenants
 
 KEY = "te-secret"
 PAST_THE_KEYS = "--tenants needs --data-plane workers: Envoy would carry requests past the keys"
+URLS = "redis://host:port/db, rediss://host:port/db or unix://path"
 NAMES_WHO_MAY = "with --tenants, the file names who may (`admin: true`)"
 
 
@@ -46,6 +47,8 @@ def test_a_day_that_does_not_exist_is_one_line():
     ("options", "line"),
     [
         (["--usage-file=u"], "--usage-file needs --tenants"),
+        (["--quota-store=redis://h"], "--quota-store needs --tenants"),
+        (["--tenants=T", "--quota-store=h:1"], f"--quota-store must be {URLS}"),
         (["--key-for-health"], "--key-for-health needs --tenants"),
         (["--no-key-for-metrics"], "--key-for-metrics needs --tenants"),
         (["--tenants=T", "--admin"], f"--admin is for everybody; {NAMES_WHO_MAY}"),

@@ -252,6 +252,26 @@ async def test_a_message_is_not_awaited_without_a_key():
     assert doors.inner.refusals == [grpc.StatusCode.UNAUTHENTICATED]
 
 
+async def test_nothing_is_read_beyond_a_quota():
+    doors = Doors(tenant("a", requests_per_minute=1))
+    doors.time.quotas.enter(doors.tenants.all[0], 1)
+    async with doors.http() as serving, doors.grpc() as channel:
+        found = await serving.post("/v1/embeddings", data=b"{", headers=bearer("a"))
+        assert (found.status, found.headers["Retry-After"]) == (429, "60")
+        assert (await serving.get("/v1/models", headers=bearer("a"))).status == 200
+        # It never sends a message.
+        call = channel.stream_unary(f"/{KSERVE}/ModelInfer")(metadata=[("x-api-key", key_of("a"))], timeout=20)
+        with pytest.raises(grpc.aio.AioRpcError, match="requests per minute are used up"):
+            await call
+        stream = channel.stream_stream(f"/{KSERVE}/ModelStreamInfer")(
+            iter([infer()]), metadata=[("x-api-key", key_of("a"))], timeout=20
+        )
+        answer = service_pb2.ModelStreamInferResponse.FromString(await stream.read())
+        assert "requests per minute are used up" in answer.error_message
+    assert doors.time.table.used(0).over_requests == 3
+    assert doors.inner.refusals == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 3
+
+
 @pytest.mark.parametrize(("header", "scheme"), [("authorization", "Bearer "), ("x-api-key", "")])
 async def test_a_key_as_metadata_opens_and_quotas_are_in_the_trailing_metadata(header, scheme):
     doors = Doors(tenant("a", requests_per_minute=2))
