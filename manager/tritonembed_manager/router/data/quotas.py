@@ -91,6 +91,9 @@ class Quotas:
 
     def check(self, tenant: Tenant) -> None:
         """Raise DispatchError (RESOURCE_EXHAUSTED) if even the smallest request would be refused now."""
+        # Without the lock, which is taken only for a refusal: a look that is not exact costs nothing.
+        if self._limit(tenant, self.buckets(tenant), 1) is None:
+            return
         with self.table.locked(tenant.slot) as row:
             refusal = self._refusal(tenant, row, 1)
         if refusal is not None:
@@ -157,17 +160,24 @@ class Quotas:
         return found
 
     def _refusal(self, tenant: Tenant, row: int, tokens: int) -> DispatchError | None:
-        cells = self.table.cells
-        of_requests, of_tokens = self._shrink(tenant, row)
+        found = self._limit(tenant, self._shrink(tenant, row), tokens)
+        if found is None:
+            return None
+        cell, limit, wait = found
+        self.table.cells[row + cell] += 1
+        return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this tenant's {limit}; try again later", wait)
+
+    def _limit(
+        self, tenant: Tenant, buckets: tuple[Bucket | None, Bucket | None], tokens: int
+    ) -> tuple[int, str, float] | None:
+        """The limit that a request is over: the cell that counts it, its words, and the seconds to wait."""
+        of_requests, of_tokens = buckets
         if tenant.max_in_flight is not None and self.table.in_flight(tenant.slot) >= tenant.max_in_flight:
-            cells[row + OVER_IN_FLIGHT] += 1
-            return _refused(f"{tenant.max_in_flight} requests are in flight", _SOON_S)
+            return OVER_IN_FLIGHT, f"{tenant.max_in_flight} requests are in flight", _SOON_S
         if of_requests is not None and (wait := of_requests.wait(1)):
-            cells[row + OVER_REQUESTS] += 1
-            return _refused(f"{tenant.requests_per_minute} requests per minute are used up", wait)
+            return OVER_REQUESTS, f"{of_requests.limit} requests per minute are used up", wait
         if of_tokens is not None and (wait := of_tokens.wait(tokens)):
-            cells[row + OVER_TOKENS] += 1
-            return _refused(f"{tenant.tokens_per_minute} tokens per minute are used up", wait)
+            return OVER_TOKENS, f"{of_tokens.limit} tokens per minute are used up", wait
         return None
 
     def _charge(self, row: int, requests: int, tokens: int) -> None:
@@ -199,10 +209,6 @@ class Quotas:
             return None
         size = max(1.0, limit / self.table.shares)
         return Bucket(limit, size, max(0.0, used - passed * size / _MINUTE_S))
-
-
-def _refused(what: str, wait: float) -> DispatchError:
-    return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this tenant's {what}; try again later", wait)
 
 
 def duration(seconds: float) -> str:

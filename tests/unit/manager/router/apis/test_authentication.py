@@ -118,7 +118,7 @@ async def test_no_body_is_read_without_a_key():
 
 
 async def test_a_key_opens_and_the_caller_is_the_tenant():
-    doors = Doors(tenant("a", weight=2.5), tenant("late", 1, expires=50.0))
+    doors = Doors(tenant("a", weight=2.5, requests_per_minute=10), tenant("late", 1, expires=50.0))
     async with doors.http() as serving:
         for headers in (bearer("a"), {"x-api-key": key_of("a")}, {"authorization": f"bearer  {key_of('a')}"}):
             assert (await serving.post("/v1/embeddings", json=BODY, headers=headers)).status == 200
@@ -126,6 +126,8 @@ async def test_a_key_opens_and_the_caller_is_the_tenant():
         assert (late.status, late.body["error"]["message"]) == (401, EXPIRED_KEY)
         # The connection is the same: nothing of the last request's tenant is left.
         assert (await serving.post("/v1/embeddings", json=BODY)).status == 401
+        assert "x-ratelimit-limit-requests" in (await serving.get("/v1/models", headers=bearer("a"))).headers
+        assert "x-ratelimit-limit-requests" not in (await serving.get("/health")).headers
     assert doors.inner.callers == [Caller("a", 2.5)] * 3
     assert not any("te-key" in str(metadata) for metadata in doors.inner.metadata)
 
