@@ -67,12 +67,12 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
         tls=_tls(options),
-        envoy=_envoy(context, options),
         tenants=_tenants(context, options),
         key_for_health=options.key_for_health,
         key_for_metrics=options.key_for_metrics,
         usage_file=options.usage_file,
         quota_store=open_store(options.quota_store) if options.tenants and options.quota_store is not None else None,
+        envoy=_envoy(context, options),
     )
 
 

@@ -52,7 +52,7 @@ def test_a_day_that_does_not_exist_is_one_line():
         (["--key-for-health"], "--key-for-health needs --tenants"),
         (["--no-key-for-metrics"], "--key-for-metrics needs --tenants"),
         (["--tenants=T", "--admin"], f"--admin is for everybody; {NAMES_WHO_MAY}"),
-        (["--tenants=T", "--data-plane=envoy", "--envoy=T"], PAST_THE_KEYS),
+        (["--tenants=T", "--data-plane=envoy"], PAST_THE_KEYS),
         (["--tenants=missing"], "--tenants: it cannot be read: No such file or directory"),
     ],
 )
