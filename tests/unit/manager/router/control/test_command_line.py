@@ -196,3 +196,26 @@ def test_servers_over_tls_and_the_files_for_them(serve, tmp_path):
 )
 def test_options_of_servers_over_tls_that_are_wrong(serve, options, line):
     assert serve(*options) == (2, f"tritonembed-manager: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--envoy-threads=2"], "--envoy-threads is for --data-plane envoy"),
+        (
+            ["--data-plane=envoy", "--server=grpcs://h:1"],
+            "--data-plane envoy: Envoy does not reach servers with grpcs://",
+        ),
+        (["--data-plane=envoy", "--envoy=/nowhere"], "--envoy is not a program"),
+    ],
+)
+def test_what_envoy_can_not_do_is_one_line(serve, options, line):
+    assert serve("--model=m", "--server=h:1", *options) == (2, f"tritonembed-manager: {line}\n")
+
+
+def test_envoy_takes_the_ports_and_the_certificates_from_the_workers(serve, tmp_path):
+    settings = serve("--server=h:1", "--data-plane=envoy", "--envoy-threads=3", *Files(tmp_path).options)
+    assert (settings.envoy.threads, settings.envoy.binary.name) == (3, "envoy")
+    config = settings.worker_config(16, DrainTime.of(30, launches=False), tmp_path)
+    assert (config.sockets, config.tls) == (str(tmp_path), None)
+    assert WorkerConfig.from_json(config.to_json()) == config
