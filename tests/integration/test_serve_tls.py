@@ -218,6 +218,32 @@ def test_servers_over_tls_and_the_commands(tmp_path: Path) -> None:
             assert "ssl_transport" not in manager.log()
 
 
+def test_files_for_servers_are_read_again_and_a_dns_name_is_verified(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("server", "manager")]
+    for folder in folders:
+        folder.mkdir()
+    servers, managers = map(Files, folders)
+    # Not for the address, only for the name that is looked up.
+    servers.renew(name="localhost", host="10.9.9.9")
+    own = [f"--server-ca={servers.ca}", f"--server-cert={managers.certificate}", f"--server-key={managers.key}"]
+    options = [*own, "--workers=2", "--health-interval=0.2"]
+    with fake_triton(credentials=servers.credentials(managers.authority.pem)) as server:
+        port = server.address.rpartition(":")[2]
+        with serving("--model=m", f"--servers-dns=grpcs://localhost:{port}", *options) as manager:
+            assert f"grpcs://localhost@127.0.0.1:{port}" in [each["id"] for each in manager.status()["servers"]]
+            with EmbeddingClient(manager.target) as client:
+                np.testing.assert_array_equal(client.embed(TEXTS, timeout=30).embeddings, EXPECTED)
+                # The server does not trust this certificate, so new connections fail.
+                managers.renew(Authority())
+                manager.until(lambda: "new connections to grpcs:// servers" in manager.log(), 20)
+                manager.until(lambda: "ready" not in manager.states(), 20)
+                managers.renew()
+                manager.until(lambda: "ready" in manager.states(), 20)
+                np.testing.assert_array_equal(client.embed(TEXTS, timeout=30).embeddings, EXPECTED)
+            log = manager.log()
+            assert not any(word in log for word in ("Traceback", "PRIVATE", str(tmp_path)))
+
+
 def run(module: str, *arguments: str, fails: int = 0) -> str:
     """What a command writes to stdout, or to stderr if it fails with this exit code. It writes nothing else."""
     program = [sys.executable, "-c", f"from {module}.cli import main; main()"]

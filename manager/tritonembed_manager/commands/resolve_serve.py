@@ -16,11 +16,10 @@ from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants_file import TenantsFile
-from tritonembed_manager.router.control.tls_files import TlsFiles
+from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
 from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
-from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.server.settings import (
     RenderSettings,
     model_reference,
@@ -37,7 +36,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
     if not attaching:
         for name, given in on_command_line(context).items():
             if name in marked(ServeOptions, Mark.OVER_TLS):
-                raise StartError(f"{given} is for {Mark.OVER_TLS.value} (--server, --servers-file)")
+                raise StartError(f"{given} is for {Mark.OVER_TLS.value} (--server, --servers-file, --servers-dns)")
     model = options.model
     if not model and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
@@ -127,6 +126,7 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
         meant = engine_arguments.did_you_mean(context.args[0], engine_arguments.own_options(context))
         raise StartError(f"{context.args[0]} is for servers that are launched; {option} attaches to others{meant}")
     dns = options.servers_dns
+    files = options.server_ca, options.server_cert, options.server_key
     if dns:
         parse_servers([dns], "--servers-dns")
     try:
@@ -134,10 +134,7 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
             servers=parse_servers(options.server or (), "--server"),
             file=ServersFile(options.servers_file) if options.servers_file else None,
             dns=ServersDns(dns) if dns else None,
-            tls=ClientTls.read(
-                (options.server_ca, options.server_cert, options.server_key),
-                ("--server-ca", "--server-cert", "--server-key"),
-            ),
+            tls=ServerFiles(*files) if any(files) else None,
         )
     except ValueError as error:
         raise StartError(str(error)) from None

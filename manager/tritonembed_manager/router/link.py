@@ -14,6 +14,7 @@ parent to worker
     {"type": "quarantine", "until": {digest: seconds of the monotonic clock}}        refused requests (data/failover.py)
     {"type": "tls", …}                      new Pems for the handshakes from now on
     {"type": "tenants", "tenants": [Tenant.to_json(), …]}          the tenants from now on
+    {"type": "server_tls", …}               a new ClientTls for connections to grpcs:// servers from now on
     {"type": "drain"}                       accept nothing new, finish, exit 0; exit 3 if requests were cut
 worker to parent
     {"type": "ready"}                       the worker listens on both ports

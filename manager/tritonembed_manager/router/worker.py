@@ -29,6 +29,7 @@ from tritonembed_manager.router.interfaces import Dispatcher, ServerView
 from tritonembed_manager.router.link import TO_ALL_WORKERS, Link, WorkerConfig
 from tritonembed_manager.router.log import set_up
 from tritonembed_manager.router.tls import Pems
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import make_policy
 
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
@@ -167,6 +168,8 @@ class Worker:
             self._endpoints.set_tls(Pems(**line["pems"]))
         elif kind == "tenants" and self._tenants is not None:
             self._tenants.update(map(Tenant.from_json, line["tenants"]))
+        elif kind == "server_tls":
+            self._pool.set_tls(ClientTls(**line["pems"]))
         elif kind == "drain":
             self.drain()
         elif kind in TO_ALL_WORKERS:

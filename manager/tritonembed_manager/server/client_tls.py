@@ -24,6 +24,15 @@ class ClientTls:
 
     @classmethod
     def read(cls, files: tuple[Path | None, Path | None, Path | None], options: tuple[str, str, str]) -> "ClientTls":
+        """As `of_files`, and checks the contents, too."""
+        found = cls.of_files(files, options)
+        found.context(options)
+        return found
+
+    @classmethod
+    def of_files(
+        cls, files: tuple[Path | None, Path | None, Path | None], options: tuple[str, str, str]
+    ) -> "ClientTls":
         """From the files of the authorities, the certificate and its key, and the names of their options.
 
         Raises ValueError, in one line that names the option.
@@ -31,9 +40,7 @@ class ClientTls:
         if (files[1] is None) != (files[2] is None):
             raise ValueError(f"{options[1]} and {options[2]} go together")
         pems = (path and read_pem(path, option) for path, option in zip(files, options, strict=True))
-        found = cls(*(None if pem is None else str(pem) for pem in pems))
-        found.context(options)
-        return found
+        return cls(*(None if pem is None else str(pem) for pem in pems))
 
     def credentials(self) -> grpc.ChannelCredentials:
         """For gRPC."""
@@ -54,8 +61,13 @@ class ClientTls:
 
 
 def open_channel(address: str, tls: ClientTls, options: Sequence[tuple[str, Any]]) -> grpc.aio.Channel:
-    """A channel to host:port, or over TLS to grpcs://host:port."""
+    """A channel to host:port, or over TLS to grpcs://host:port.
+
+    In grpcs://name@host:port, the server's certificate has to be for the name.
+    """
     target, secure = without_scheme(address)
     if secure:
-        return grpc.aio.secure_channel(target, tls.credentials(), options)
+        name, _, target = target.rpartition("@")
+        named = [("grpc.ssl_target_name_override", name)] if name else []
+        return grpc.aio.secure_channel(target, tls.credentials(), [*options, *named])
     return grpc.aio.insecure_channel(target, options)

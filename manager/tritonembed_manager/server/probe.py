@@ -1,6 +1,6 @@
 """Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import grpc
@@ -89,13 +89,15 @@ class Probe(Protocol):
 class GrpcProbe:
     """A probe over its own connection, so that a worker's full queue does not look like a sick server."""
 
-    def __init__(self, address: str, tls: ClientTls = ClientTls()) -> None:  # noqa: B008 - it is frozen
+    def __init__(self, address: str, tls: Callable[[], ClientTls] = ClientTls) -> None:
+        """tls: what is used now, for grpcs://; after a change, the next check opens a new connection."""
         self._address = address
         self._tls = tls
         self._connect()
 
     def _connect(self) -> None:
-        self._channel = open_channel(self._address, self._tls, _OPTIONS)
+        self._used = self._tls()
+        self._channel = open_channel(self._address, self._used, _OPTIONS)
         self._infer = self._channel.unary_unary(
             f"{_SERVICE}/ModelInfer", None, response_deserializer=service_pb2.ModelInferResponse.FromString
         )
@@ -136,6 +138,9 @@ class GrpcProbe:
 
     async def _embed(self, sentences: Sequence[str], timeout: float) -> bytes:
         texts = [sentence.encode() for sentence in sentences]
+        if self._used != self._tls():
+            await self._channel.close(None)
+            self._connect()
         try:
             answer = await self._infer(_infer_request(_MODEL, "text", texts, "embedding", timeout), timeout=timeout)
         except grpc.aio.AioRpcError as error:

@@ -2,6 +2,7 @@
 
     python -m tritonembed_perf.scripts.service policies [--servers 4] [--utilization 0.6] [--seconds 30] [--plot FILE]
     python -m tritonembed_perf.scripts.service failover MODEL [--kills 20] [--clients 32] [-- serve options]
+    python -m tritonembed_perf.scripts.service tls [--turns 5] [--dimensions 768]
 
 `policies`: latencies at the same rate with very mixed lengths. The servers are real tritonservers whose model takes as
 long as the text is long, one request at a time, as one GPU does: so four of them need no four GPUs, and no two of them
@@ -12,11 +13,15 @@ one short sentence, some are many long ones.
 at the server that dies; the other one answers them. Measured is the time from SIGKILL to the last answer of all that
 were in flight, which no failed-over request exceeds, and the time until both servers are ready. A request that fails
 ends the run.
+
+`tls`: what TLS between clients and the manager costs. Two managers, one of them with TLS, stand before one tritonserver
+whose model takes no time; the same load goes through them in turns. Needs `openssl`.
 """
 
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import time
 import urllib.request
@@ -32,6 +37,7 @@ import psutil  # type: ignore[import-untyped]
 import typer
 from typer import Option
 
+from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Interrupt, run_clients
 from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
 from tritonembed_manager.tune.loadgen.load import Load, Outcome, Part, Work
@@ -190,5 +196,95 @@ def server_states(manager: RunningServer) -> tuple[int, bool]:
     return sum(server["restarts"] for server in servers), all(server["state"] == "ready" for server in servers)
 
 
+TLS_LOADS = {"50x1": (1, 32, 6000), "50x64": (64, 8, 800)}
+"""Sentences of 50 tokens per request, requests at once, and requests in all."""
+
+
+def tls(
+    turns: Annotated[int, Option(min=1)] = 5,
+    dimensions: Annotated[int, Option(min=1, help="Of the vectors.")] = 768,
+) -> dict[str, Any]:
+    """Sentences per second, and CPU of the manager per request, with TLS and without."""
+    rows: list[dict[str, Any]] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        copytree(Path(__file__).parent / "queue_model", folder / "repository" / "embedding")
+        os.environ |= {"QUEUE_MODEL_BYTES_PER_SECOND": "1e15", "QUEUE_MODEL_DIMENSIONS": str(dimensions)}
+        target = stack.enter_context(running_server(None, ["--model-repository", str(folder / "repository")])).target
+        certificate, key = write_certificate(folder)
+        trust = ClientTls(ca=certificate.read_text())
+        options = {"plain": [], "TLS": ["--tls-cert", str(certificate), "--tls-key", str(key)]}
+        managers = {
+            way: stack.enter_context(running_manager("tls", ["--server", target, *given]))
+            for way, given in options.items()
+        }
+        senders = {
+            "plain": GrpcSender(managers["plain"].target),
+            "TLS": GrpcSender(f"grpcs://{managers['TLS'].target}", tls=trust),
+        }
+        for name, (sentences, at_once, requests) in TLS_LOADS.items():
+            payloads = [encode_request(["x" * MEDIAN_BYTES] * sentences)]
+            load = Load(at_once, None, requests, None, 0.0, TIMEOUT_S, seed=0)
+            found: dict[str, list[tuple[float, float]]] = {way: [] for way in managers}
+            for _ in range(turns):
+                for way, manager in managers.items():
+                    found[way].append(rate_and_cpu(manager, Work(senders[way], payloads), load, sentences))
+            row = {"load": name} | summary(found)
+            rows.append(row)
+            print(
+                f"{name:>6}: {row['plain_rate']:,.0f} sentences/s in plain text, {row['tls_rate']:,.0f} with TLS"
+                f" ({row['rate_ratio']:.2f} x); {row['plain_cpu_us']:,.0f} and {row['tls_cpu_us']:,.0f} µs of the"
+                f" manager's CPU per request ({row['cpu_ratio']:.2f} x)",
+                flush=True,
+            )
+    return {"dimensions": dimensions, "turns": turns, "rows": rows}
+
+
+def rate_and_cpu(manager: RunningServer, work: Work, load: Load, sentences: int) -> tuple[float, float]:
+    """Sentences per second, and microseconds of the manager's CPU per request."""
+    before = cpu_seconds(manager.process.pid)
+    outcome = run_clients(work, load, 1)
+    if outcome.part.errors:
+        raise BenchError(f"requests failed: {outcome.part.errors}")
+    spent = cpu_seconds(manager.process.pid) - before
+    requests = len(outcome.part.latencies)
+    return requests * sentences / outcome.seconds, spent / requests * 1e6
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and its descendants."""
+    root = psutil.Process(pid)
+    times = [process.cpu_times() for process in (root, *root.children(recursive=True))]
+    return float(sum(each.user + each.system for each in times))
+
+
+def summary(found: dict[str, list[tuple[float, float]]]) -> dict[str, float]:
+    """Medians, and medians of the ratios within a turn."""
+    plain, encrypted = (np.array(found[way]) for way in ("plain", "TLS"))
+    ratios = np.median(encrypted / plain, axis=0)
+    (plain_rate, plain_cpu), (tls_rate, tls_cpu) = np.median(plain, axis=0), np.median(encrypted, axis=0)
+    return {
+        "plain_rate": float(plain_rate),
+        "tls_rate": float(tls_rate),
+        "rate_ratio": float(ratios[0]),
+        "plain_cpu_us": float(plain_cpu),
+        "tls_cpu_us": float(tls_cpu),
+        "cpu_ratio": float(ratios[1]),
+    }
+
+
+def write_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    of = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "2"]
+    kind = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command = ["openssl", "req", "-x509", *kind, *of, "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BenchError(f"openssl made no certificate ({type(error).__name__})") from None
+    return certificate, key
+
+
 if __name__ == "__main__":
-    run_script("service", __doc__, policies, failover)
+    run_script("service", __doc__, policies, failover, tls)

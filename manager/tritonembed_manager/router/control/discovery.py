@@ -4,6 +4,7 @@ The file and the name are read again and again while the manager runs.
 """
 
 import asyncio
+import ipaddress
 import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -17,7 +18,8 @@ from tritonembed_manager.server.files import read_small
 from tritonembed_protocol.tls import GRPCS, without_scheme
 
 _FORM = re.compile(
-    r"^(?P<scheme>grpcs://)?(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/\[\]]+):(?P<port>\d+)(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$"
+    r"^(?P<scheme>grpcs://([^\s:/@\[\]]+@)?)?(?P<host>\[[0-9a-fA-F:.%]+\]|[^\s:/@\[\]]+):(?P<port>\d+)"
+    r"(/(?P<http>\d+)(/(?P<metrics>\d+))?)?$"
 )
 _TRITON_PORTS = (8001, 8000, 8002)
 """Triton's default ports: gRPC, HTTP, metrics."""
@@ -26,7 +28,10 @@ _SHOWN = 60
 
 @dataclass(frozen=True)
 class Address:
-    """The address of a running server: host:port of gRPC, perhaps after grpcs://, and of HTTP and metrics if known."""
+    """The address of a running server: host:port of gRPC, perhaps after grpcs://, and of HTTP and metrics if known.
+
+    In grpcs://name@host:port, the server's certificate has to be for the name instead of the host.
+    """
 
     grpc: str
     http: str | None = None
@@ -88,10 +93,9 @@ class ServersDns:
 
     def __init__(self, name: str) -> None:
         self._target = parse_address(name)
-        if without_scheme(self._target.grpc)[1]:
-            # Their certificates are for names, and a name's addresses have none.
-            raise ValueError(f"--servers-dns is without {GRPCS}; list such servers with --server or --servers-file")
-        self._host, _, _ = self._target.grpc.rpartition(":")
+        target, self._secure = without_scheme(self._target.grpc)
+        self._certified, _, target = target.rpartition("@")
+        self._host, _, _ = target.rpartition(":")
 
     async def read(self) -> list[Address]:
         """The addresses of the name now. Raises ValueError, in one line, if it does not resolve."""
@@ -112,7 +116,18 @@ class ServersDns:
         target = self._target
         ports = (text and f"{host}:{text.rpartition(':')[2]}" for text in (target.grpc, target.http, target.metrics))
         grpc, http, metrics = ports
-        return Address(grpc or "", http, metrics)
+        # The certificate is for the name that was looked up, and not for an address of it.
+        name = self._certified or ("" if _is_ip(self._host) else self._host)
+        scheme = GRPCS + (f"{name}@" if name else "") if self._secure else ""
+        return Address(f"{scheme}{grpc}", http, metrics)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 FILE_EVERY_S = 0.5

@@ -11,7 +11,7 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tenants_file import TenantsFile
-from tritonembed_manager.router.control.tls_files import TlsFiles
+from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.server.client_tls import ClientTls
@@ -68,8 +68,8 @@ class AttachSettings:
     servers: list[Address] = field(default_factory=list)
     file: ServersFile | None = None
     dns: ServersDns | None = None
-    tls: ClientTls = field(default_factory=ClientTls)
-    """For those with grpcs://."""
+    tls: ServerFiles | None = None
+    """For those with grpcs://; None: without files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +124,10 @@ class ServeSettings:
         """All names of the model, for clients."""
         return ServedNames((self.model, *self.more_ids), self.other_names)
 
+    def server_tls(self) -> ClientTls:
+        """What servers with grpcs:// are reached with now."""
+        return self.attach.tls.pems if self.attach and self.attach.tls else ClientTls()
+
     @property
     def warnings(self) -> list[str]:
         """Warnings about the settings, for `status`."""
@@ -164,7 +168,7 @@ class ServeSettings:
             admin=self.admin,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,
-            server_tls=self.attach.tls if self.attach else ClientTls(),
+            server_tls=self.server_tls(),
             sockets=None if sockets is None else str(sockets),
             tenants=tuple(self.tenants.tenants) if self.tenants else None,
             quota_fd=quota_fd,

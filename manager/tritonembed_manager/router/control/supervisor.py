@@ -70,7 +70,7 @@ class Supervisor:
             settings.health,
             leave_timeout=settings.drain_timeout,
             cleared=lambda id: self._workers.send({"type": "cleared", "server": id}),
-            make_probe=partial(GrpcProbe, tls=settings.attach.tls) if settings.attach else GrpcProbe,
+            make_probe=partial(GrpcProbe, tls=settings.server_tls),
         )
         self._scrapes = ScrapeWatch(self._registry)
         self._snapshots = Snapshots(
@@ -159,6 +159,8 @@ class Supervisor:
             lists = ServerLists(attach.servers, attach.file, attach.dns, self._servers.follow)
             self._servers.follow(await lists.first(), first=True)
             self._background(lists.run())
+            if attach.tls is not None:
+                self._background(attach.tls.watch(self._workers.set_server_tls))
         self._background(self._send_status())
         if self._settings.tls is not None:
             set_tls = self._workers.set_tls if self._envoy is None else self._envoy.set_tls

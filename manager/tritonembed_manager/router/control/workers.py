@@ -16,6 +16,7 @@ from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.tls import Pems
+from tritonembed_manager.server.client_tls import ClientTls
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.5, longest_delay=5.0)
 """Workers are restarted for ever, because nothing is served without them."""

@@ -82,6 +82,12 @@ class UpstreamPool:
             server.leave()
         self._leaving = [server for server in (*self._leaving, *gone.values()) if server.attempts]
 
+    def set_tls(self, tls: ClientTls) -> None:
+        """Reach grpcs:// servers with this from now on. Requests in flight finish on their connections."""
+        self._tls = tls
+        for server in self._servers.values():
+            server.set_tls(tls)
+
     def views(self) -> list[ServerView]:
         """All servers, as the parent last reported them."""
         return [server.view for server in self._servers.values()]

@@ -11,6 +11,7 @@ from tritonembed_manager.router.data.window import Window
 from tritonembed_manager.router.interfaces import Metadata, ServerState, ServerView
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.policies import RetryBudget
+from tritonembed_protocol.tls import without_scheme
 
 SERVICE = "inference.GRPCInferenceService"
 _CHANNELS = 2
@@ -265,6 +266,12 @@ class Upstream:
         reconnect."""
         self.reconnect()
         self.ejected = None
+
+    def set_tls(self, tls: ClientTls) -> None:
+        """Use this for new connections; if the server is reached over TLS, begin one."""
+        self._tls = tls
+        if without_scheme(self.view.address)[1]:
+            self.reconnect()
 
     def reconnect(self) -> None:
         """Use new channels from now on."""

@@ -8,7 +8,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 BYTES_PER_SECOND = float(os.environ["QUEUE_MODEL_BYTES_PER_SECOND"])
-VECTOR = np.full(16, 0.25, dtype="<f4").tobytes()
+VECTOR = np.full(int(os.environ.get("QUEUE_MODEL_DIMENSIONS", "16")), 0.25, dtype="<f4").tobytes()
 
 
 class TritonPythonModel:

@@ -26,13 +26,16 @@ from tritonembed_manager.router.data.load_table import SLOTS
         ("host:9000/9001", Address("host:9000", "host:9001")),
         (" host:9000/9001/9002\n", Address("host:9000", "host:9001", "host:9002")),
         ("[::1]:8001/1/2", Address("[::1]:8001", "[::1]:1", "[::1]:2")),
+        ("grpcs://name@10.0.0.7:9000/9001", Address("grpcs://name@10.0.0.7:9000", "10.0.0.7:9001")),
     ],
 )
 def test_an_address_names_the_ports_of_grpc_http_and_metrics(text, address):
     assert parse_address(text) == address
 
 
-@pytest.mark.parametrize("text", ["host", "host:", "host:0", "host:70000", "::1:8001", "http://host:80", "a b:1", ""])
+@pytest.mark.parametrize(
+    "text", ["host", "host:", "host:0", "host:70000", "::1:8001", "http://host:80", "a b:1", "a@b:1", ""]
+)
 def test_an_invalid_address_is_refused_with_the_option(text):
     with pytest.raises(StartError, match=r"--server: .* is not host:port"):
         parse_servers([text], "--server")
@@ -61,6 +64,14 @@ def test_a_file_that_is_missing_empty_or_wrong_is_one_line_without_its_folder(tm
 async def test_a_name_stands_for_every_address_behind_it():
     assert await ServersDns("127.0.0.1:8001/8000").read() == [Address("127.0.0.1:8001", "127.0.0.1:8000")]
     assert Address("127.0.0.1:9000") in await ServersDns("localhost:9000").read()
+
+
+async def test_over_tls_every_address_keeps_the_name_that_its_certificate_is_for():
+    assert Address("grpcs://localhost@127.0.0.1:9000") in await ServersDns("grpcs://localhost:9000").read()
+    assert Address("grpcs://other@127.0.0.1:9000") in await ServersDns("grpcs://other@localhost:9000").read()
+    assert await ServersDns("grpcs://127.0.0.1:9000/9001").read() == [
+        Address("grpcs://127.0.0.1:9000", "127.0.0.1:9001")
+    ]
 
 
 async def test_a_name_that_does_not_resolve_is_one_line():

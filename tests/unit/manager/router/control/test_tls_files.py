@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.fakes.certificates import Authority, Files
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.tls_files import TlsFiles
+from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
 from tritonembed_manager.router.tls import Pems, server_context
 
 AUTHORITY = Authority()
@@ -151,3 +151,26 @@ async def test_files_in_the_middle_of_being_written_are_no_line(files, caplog):
     found = await watch(tls, nothing, lambda: of_another(files), files.renew, nothing, nothing)
     assert len(found) == 1
     assert not caplog.messages
+
+
+async def test_the_files_for_servers_are_watched_likewise(files, tmp_path, caplog):
+    tls = ServerFiles(files.ca, files.certificate, files.key)
+    before = tls.pems
+    with caplog.at_level("INFO"):
+        found = await watch(
+            tls, nothing, files.renew, nothing, nothing, lambda: files.key.write_text("no PEM"), *[nothing] * 3
+        )
+    assert [pems.certificate for pems in found] == [files.certificate.read_text()]
+    assert found[0].ca == before.ca == files.authority.pem
+    assert "new connections to grpcs:// servers" in caplog.messages[0]
+    assert caplog.messages[1:] == ["--server-key has no private key in PEM; the earlier files stay in use"]
+    assert str(tmp_path) not in caplog.text
+
+
+def test_files_for_servers_that_can_not_serve_end_the_start(files):
+    assert ServerFiles(files.ca, None, None).pems.certificate is None
+    with pytest.raises(StartError, match="--server-cert and --server-key go together"):
+        ServerFiles(files.ca, files.certificate, None)
+    files.ca.write_text("")
+    with pytest.raises(StartError, match="--server-ca has no certificate in PEM"):
+        ServerFiles(files.ca, None, None)

@@ -1,5 +1,6 @@
 """Servers that are reached over TLS: requests, checks, and the reasons of their failures."""
 
+import grpc
 import pytest
 from tests.fakes.certificates import Authority, Files
 from tests.fakes.data_plane import view
@@ -32,7 +33,7 @@ async def test_requests_and_checks_go_over_tls_with_a_certificate(files, client)
     tls = read(files, client)
     async with FakeTriton(files.credentials(client.authority.pem)) as fake:
         address = f"grpcs://{fake.address}"
-        probe = GrpcProbe(address, tls)
+        probe = GrpcProbe(address, lambda: tls)
         assert len(await probe.vectors(10)) == 3
         await probe.close()
         table = LoadTable.create(1, 8)
@@ -51,7 +52,7 @@ async def test_requests_and_checks_go_over_tls_with_a_certificate(files, client)
 
 
 async def reason(address: str, tls: ClientTls) -> str:
-    probe = GrpcProbe(address, tls)
+    probe = GrpcProbe(address, lambda: tls)
     with pytest.raises(ProbeError) as caught:
         await probe.vectors(10)
     await probe.close()
@@ -72,3 +73,55 @@ async def test_a_check_that_fails_because_of_tls_has_the_reason(files, client, t
     files.renew(days=(-2, -1))
     async with FakeTriton(files.credentials()) as fake:
         assert await reason(f"grpcs://{fake.address}", read(files)) == "the server's certificate has expired"
+
+
+async def test_a_certificate_for_a_name_is_checked_against_that_name(tmp_path):
+    folder = tmp_path / "named"
+    folder.mkdir()
+    files = Files(folder)
+    files.renew(name="triton.example", host="10.9.9.9")
+    async with FakeTriton(files.credentials()) as fake:
+        probe = GrpcProbe(f"grpcs://triton.example@{fake.address}", lambda: read(files))
+        assert len(await probe.vectors(10)) == 3
+        await probe.close()
+        for wrong in (f"grpcs://{fake.address}", f"grpcs://another.example@{fake.address}"):
+            assert await reason(wrong, read(files)) == "the server's certificate is for another host name"
+
+
+async def test_new_files_are_used_for_new_connections_and_requests_in_flight_finish(files, tmp_path):
+    folder = tmp_path / "next"
+    folder.mkdir()
+    later = Files(folder)
+    now = read(files)
+    async with FakeTriton(files.credentials()) as fake:
+        address = f"grpcs://{fake.address}"
+        probe = GrpcProbe(address, lambda: now)
+        await probe.vectors(10)
+        table = LoadTable.create(1, 8)
+        pool = UpstreamPool(table.row(0), 10, lambda *_: None, tls=now)
+        pool.update([view("a", 0, address)])
+        [server] = pool.servers()
+        fake.hang()
+        attempt = server.begin(infer_request(b"before").SerializeToString(), 30, None, 1)
+        await fake.wait_inside(1)
+        now = read(later)
+        pool.set_tls(now)
+        fake.release()
+        assert await attempt.call
+        server.end(attempt)
+        # The server's certificate is not of the new authority.
+        with pytest.raises(ProbeError, match="not signed by a trusted authority"):
+            await probe.vectors(10)
+        refused = server.begin(infer_request(b"after").SerializeToString(), 10, None, 1)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await refused.call
+        server.end(refused)
+        now = read(files)
+        pool.set_tls(now)
+        assert len(await probe.vectors(10)) == 3
+        again = server.begin(infer_request(b"again").SerializeToString(), 10, None, 1)
+        assert await again.call
+        server.end(again)
+        await probe.close()
+        await pool.close()
+        table.close()

@@ -4,7 +4,7 @@ import asyncio
 
 import grpc
 import pytest
-from tests.fakes.data_plane import data_plane
+from tests.fakes.data_plane import CALLER, data_plane
 from tests.fakes.triton import infer_request, infer_response, vector
 
 from tritonembed_manager.router.data import spaces
@@ -36,6 +36,15 @@ async def test_an_answer_has_the_space_of_the_server_that_made_it():
             assert space_of(response) == space
             # The server has checked it itself.
             assert plane.fakes[int(server)].requests[-1].parameters[SPACE].string_param == space
+
+
+async def test_a_large_answer_has_the_space_once_and_at_its_end():
+    async with data_plane(2) as plane:
+        give(plane, ONE, ONE)
+        request = infer_request(*[b"x" * 500] * 700).SerializeToString()
+        answer = await plane.dispatcher.infer(request, timeout=60, metadata=(), caller=CALLER)
+        assert spaces.in_answer(answer) == ONE
+        assert answer.count(SPACE.encode()) == 1
 
 
 async def test_an_unknown_space_is_neither_sent_nor_told():
