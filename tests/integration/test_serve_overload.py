@@ -47,6 +47,8 @@ class Crowd:
         self._target = target
         self.accepted: list[float] = []
         self.refused: list[float] = []
+        self.told: list[float] = []
+        """The seconds after which to retry, of each refusal."""
 
     @asynccontextmanager
     async def calling(self, callers: int) -> AsyncIterator[None]:
@@ -75,7 +77,8 @@ class Crowd:
                     raise
                 self.refused.append(time.monotonic() - began)
                 trailing = dict(error.trailing_metadata() or ())
-                assert int(trailing["grpc-retry-pushback-ms"]) > 0
+                self.told.append(int(trailing["grpc-retry-pushback-ms"]) / 1e3)
+                assert self.told[-1] > 0
                 # A well-behaved caller waits for the given time. This caller only lets the others run.
                 await asyncio.sleep(0.05)
 
@@ -120,6 +123,25 @@ def test_admitted_requests_keep_their_latency(manager: Serve, server: FakeTriton
     asyncio.run(run())
     assert crowd.refused
     assert statistics.median(crowd.accepted) < 1.4 * statistics.median(direct.accepted)
+    manager.until(lambda: manager.status()["totals"]["in_flight"] == 0, limit=30)
+
+
+def test_the_time_of_a_retry_is_true_within_a_factor_of_two(manager: Serve, server: FakeTriton) -> None:
+    server.latency = 2 * LATENCY_S
+    crowd = Crowd(manager.target)
+
+    async def run() -> float:
+        async with crowd.calling(3 * ROOM):
+            # Until the pace is known.
+            await reach(crowd.accepted, 5 * ROOM)
+            crowd.told.clear()
+            began = time.monotonic()
+            await reach(crowd.accepted, 5 * ROOM)
+            return time.monotonic() - began
+
+    pace = 5 * ROOM / asyncio.run(run())
+    ratio = statistics.median(crowd.told) / (ROOM / 2 / pace)
+    assert 0.5 < ratio < 2, ratio
     manager.until(lambda: manager.status()["totals"]["in_flight"] == 0, limit=30)
 
 

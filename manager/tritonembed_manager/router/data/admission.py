@@ -14,6 +14,7 @@ from enum import IntEnum
 import grpc
 
 from tritonembed_manager.router.data.load_table import LoadRow
+from tritonembed_manager.router.data.pace import UNKNOWN_S, Pace
 from tritonembed_manager.router.interfaces import DispatchError
 
 DRAINING = "the manager is draining: it accepts no new requests"
@@ -21,8 +22,6 @@ CUT = "the manager stopped before the answer arrived: --drain-timeout was over"
 MAX_REQUEST = 64 * 1024 * 1024
 """Largest size of a request in bytes; gRPC and HTTP hold it before it gets here. Servers accept 32 MiB of text by
 default, which may take twice as much in JSON."""
-_SHORTEST_S, _LONGEST_S = 0.1, 10.0
-_WINDOW_S = 1.0
 
 
 class AdmissionControl:
@@ -38,10 +37,7 @@ class AdmissionControl:
         self._row = row
         self._max_in_flight = max_in_flight
         self._max_bytes = max_bytes
-        self._clock = clock
-        self._since = clock()
-        self._left = 0
-        self._rate = 0.0
+        self._pace = Pace(clock)
         self._drained: asyncio.Event | None = None
         self._cut = False
 
@@ -61,7 +57,7 @@ class AdmissionControl:
     def leave(self, size: int) -> None:
         """An admitted request was answered, or its caller went away."""
         self._row.leave(size)
-        self._left += 1
+        self._pace.left()
         if self._drained is not None and not self._row.admitted():
             self._drained.set()
 
@@ -100,15 +96,11 @@ class AdmissionControl:
         return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"overloaded: {what}; try again", self.retry_after())
 
     def retry_after(self) -> float:
-        """Seconds until half of the requests in flight are answered, at the rate of the last second or so."""
-        now = self._clock()
-        passed = now - self._since
-        if passed >= _WINDOW_S:
-            self._rate, self._left, self._since = self._left / passed, 0, now
-        rate = max(self._rate, self._left / max(passed, _WINDOW_S))
-        if not rate:
-            return 1.0
-        return min(max(self._row.admitted() / (2 * rate), _SHORTEST_S), _LONGEST_S)
+        """Seconds until half of the requests in flight are answered, at the pace of the last second or so."""
+        own = self._row.admitted()
+        seconds = self._pace.seconds_for(own / 2)
+        # A worker without requests has no pace, and is only refused a place by the others.
+        return seconds if own or not self._row.table.admitted() else UNKNOWN_S
 
 
 _Found = asyncio.Future[Hashable]
