@@ -13,7 +13,7 @@ CACHED_FROM = 1 << 20
 """Bytes. Smaller files are read each time."""
 HASHED_AT_ONCE = 1 << 22
 FILES_AT_ONCE = 8
-"""Shards of a large model: a core hashes about 1.5 GB per second."""
+"""Shards of a large model: a core hashes about a GB per second."""
 _DIGITS = 64
 
 

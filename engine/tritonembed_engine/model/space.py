@@ -30,7 +30,7 @@ CHANGE_THE_MODEL = ("hf_overrides", "rope_scaling", "rope_theta", "tokenizer", "
 def embedding_space(settings: ModelSettings, files: ModelFiles, dtype: str) -> str:
     """The space of a model. dtype: the type that it computes in, by torch's name.
 
-    It reads all of the weights, unless their digest is cached: a second per 1.5 GB and core, in parallel for shards.
+    It reads all of the weights, unless their digest is cached: about a second per GB and core, in parallel for shards.
     """
     listed = _files(settings, files)
     contents = [list(pair) for pair in zip(listed, digests_of(list(listed.values())), strict=True)]

@@ -1,5 +1,6 @@
 """Turns the options of `serve` into its settings. Applies the machine's defaults and refuses contradictions."""
 
+import math
 from typing import Any
 
 import typer
@@ -17,6 +18,7 @@ from tritonembed_manager.router.control.settings import AttachSettings, LaunchSe
 from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
+from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
@@ -65,6 +67,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         min_receive_rate=options.min_receive_rate,
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
+        hedge_after=_hedge_after(options.hedge_after),
         tls=_tls(options),
         tenants=_tenants(context, options),
         key_for_health=options.key_for_health,
@@ -104,6 +107,18 @@ def _tenants(context: typer.Context, options: ServeOptions) -> TenantsFile | Non
     if options.admin:
         raise StartError(f"--admin is for everybody; with {TENANTS}, the file names who may (`admin: true`)")
     return TenantsFile(options.tenants)
+
+
+def _hedge_after(given: str | None) -> After | None:
+    if given is None or given == P95:
+        return given
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise StartError("--hedge-after must be p95, or seconds above 0")
+    return seconds
 
 
 def _tls(options: ServeOptions) -> TlsFiles | None:

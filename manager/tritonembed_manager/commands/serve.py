@@ -193,6 +193,15 @@ class ServeOptions:
         int,
         typer.Option(1024, min=1, help="Requests at one time per server, waiting ones included; more are refused."),
     ]
+    hedge_after: Annotated[
+        str | None,
+        typer.Option(
+            None,
+            help="Send an interactive request (priority 1) that is late to an idle server, too, and take the first "
+            "answer: p95 (late is slower than 95 of 100 such requests) or seconds. At most 5 % more requests. By "
+            "default none is.",
+        ),
+    ]
     max_restarts: Launched[
         Annotated[
             int, typer.Option(5, min=0, help="Restarts of a server within --restart-window before it stays down.")

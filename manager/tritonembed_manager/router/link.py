@@ -40,6 +40,7 @@ import socket
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from tritonembed_manager.router.data.hedging import After
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.tls import Pems
@@ -141,6 +142,8 @@ class WorkerConfig:
     """HTTP connections per address and worker."""
     admin: bool
     """Whether requests may change servers."""
+    hedge_after: "After | None" = None
+    """See data/hedging.py; None: requests are not hedged."""
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
     """See data/model_names.py."""

@@ -71,6 +71,7 @@ class Worker:
             make_policy(config.policy),
             self._admission,
             config.forward_timeout,
+            hedge_after=config.hedge_after,
             quarantine=self._quarantine,
             quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
         )

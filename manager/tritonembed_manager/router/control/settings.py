@@ -12,6 +12,7 @@ from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
+from tritonembed_manager.router.data.hedging import After
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.server.client_tls import ClientTls
@@ -98,6 +99,8 @@ class ServeSettings:
     min_receive_rate: float
     max_connections_per_peer: int
     admin: bool
+    hedge_after: After | None = None
+    """See data/hedging.py."""
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
     """See data/model_names.py."""
@@ -166,6 +169,7 @@ class ServeSettings:
             min_receive_rate=self.min_receive_rate,
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
+            hedge_after=self.hedge_after,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,
             server_tls=self.server_tls(),

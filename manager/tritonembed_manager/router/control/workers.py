@@ -96,6 +96,11 @@ class WorkerPool:
         self._config = replace(self._config, tenants=tuple(tenants))
         self.send({"type": "tenants", "tenants": [tenant.to_json() for tenant in tenants]})
 
+    def set_server_tls(self, tls: ClientTls) -> None:
+        """Let these workers, and those that are started later, reach grpcs:// servers in another way."""
+        self._config = replace(self._config, server_tls=tls)
+        self.send({"type": "server_tls", "pems": asdict(tls)})
+
     def be_lame_ducks(self) -> None:
         """Make the workers' health negative. They still serve requests."""
         self._lame_ducks = True

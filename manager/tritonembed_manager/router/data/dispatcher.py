@@ -12,6 +12,7 @@ from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.admission import CUT, AdmissionControl
 from tritonembed_manager.router.data.failover import MOST_SERVERS, REASON, VERDICT_S, Break, Quarantine, digest
 from tritonembed_manager.router.data.front_queue import Callers, FrontQueue
+from tritonembed_manager.router.data.hedging import After, Hedging
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
 from tritonembed_manager.router.data.parts import GoWholeError, Parts
@@ -46,6 +47,7 @@ _CODE = grpc.StatusCode
 class TritonDispatcher:
     """The Dispatcher of a worker; interfaces.py describes its methods.
 
+    hedge_after: when an interactive request is late (hedging.py); None: requests are not hedged.
     quarantined: called with the digest of a query of death and the ids of the servers that died with it.
     """
 
@@ -59,6 +61,7 @@ class TritonDispatcher:
         quarantine: Quarantine | None = None,
         quarantined: Callable[[str, list[str]], None] = lambda _digest, _servers: None,
         clock: Callable[[], float] = time.monotonic,
+        hedge_after: After | None = None,
     ) -> None:
         self.pool = pool
         self.admission = admission
@@ -72,6 +75,7 @@ class TritonDispatcher:
         self._queue = FrontQueue(pool, policy, pool.row, self._begin, clock)
         pool.freed = self._freed
         pool.queued = self._queue.__len__
+        self._hedging = None if hedge_after is None else Hedging(hedge_after, pool, self.meter, self._begin, clock)
 
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last reported them."""
@@ -201,10 +205,11 @@ class TritonDispatcher:
     async def _follow(self, request: Request, server: Upstream, attempt: Attempt) -> bytes:
         """The answer to a request that was sent. If its server breaks, it is sent to another. Raises DispatchError."""
         while True:
-            now = attempt.began
             code = _CODE.CANCELLED
             charged = False
             try:
+                if self._hedging is not None:
+                    server, attempt = await self._hedging.first(request, server, attempt)
                 if await attempt.done:
                     answer: bytes = await attempt.call
                     code = _CODE.DATA_LOSS
@@ -227,7 +232,7 @@ class TritonDispatcher:
                 if code is _CODE.CANCELLED:
                     attempt.call.cancel()
                 self.pool.end(server, attempt)
-                self.meter.attempt(server.key, code, self._clock() - now)
+                self.meter.attempt(server.key, code, self._clock() - attempt.began)
             await self._send_again(request, server, attempt, charged=charged)
             server, attempt = await self._send(request)
 

@@ -86,6 +86,8 @@ class Tallies:
     """Requests sent again and charged to the retry budget."""
     moves: int = 0
     """Requests sent again without a charge: the server they were on died or was ejected."""
+    hedges: Counter[str] = field(default_factory=Counter)
+    """Second tries of late requests, by outcome: won or lost."""
 
 
 class Meter:
@@ -125,6 +127,10 @@ class Meter:
             self.tallies.retries += 1
         else:
             self.tallies.moves += 1
+
+    def hedged(self, *, won: bool) -> None:
+        """A late request was sent to a second server. won: it was answered first there."""
+        self.tallies.hedges["won" if won else "lost"] += 1
 
     def collect(self) -> Tallies:
         """Return the counts since the last collection, and start again from zero."""
@@ -210,6 +216,7 @@ class WorkerMetrics:
         self._waiting = gauge("requests_waiting", "Those of them that wait for a server.")
         self._retries = counter("retries", "Requests sent again after a server broke, charged to the retry budget.")
         self._moves = counter("moves", "Requests sent again because the server they were on died.")
+        self._hedges = counter("hedges", "Late requests sent to a second server; won: answered there first.", "outcome")
         self._server_requests = counter(
             "server_requests", "Requests sent to a server; ABORTED ones were taken off it.", "server", "code"
         )
@@ -231,6 +238,8 @@ class WorkerMetrics:
             self._waits.labels(str(priority)).take(waits)
         self._retries.inc(tallies.retries)
         self._moves.inc(tallies.moves)
+        for outcome, count in tallies.hedges.items():
+            self._hedges.labels(outcome).inc(count)
         for key, tally in tallies.servers.items():
             _add_codes(self._server_requests, tally, key)
             self._server_duration.labels(key).take(tally)

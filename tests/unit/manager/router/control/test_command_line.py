@@ -1,5 +1,7 @@
 """`serve` and `status` on the command line: options, their variables, and contradictions."""
 
+import json
+
 import click
 import pytest
 import typer
@@ -89,6 +91,19 @@ def test_the_defaults_are_those_of_the_documentation(serve):
     assert (launch.host, launch.start_port) == ("127.0.0.1", 50100)
     assert [plan.replicas for plan in launch.plans] == [2]
     assert settings.attach is None
+
+
+@pytest.mark.parametrize(("given", "after"), [((), None), (("p95",), "p95"), (("0.25",), 0.25)])
+def test_hedging_is_off_or_after_a_percentile_or_seconds(serve, given, after):
+    settings = serve("--server", "a:1", *(f"--hedge-after={value}" for value in given))
+    config = settings.worker_config(1, DrainTime(1, 1, 0))
+    assert WorkerConfig.from_json(json.loads(json.dumps(config.to_json()))).hedge_after == after
+
+
+@pytest.mark.parametrize("wrong", ["p99", "0", "-1", "nan", "inf", ""])
+def test_another_time_of_hedging_is_refused(serve, wrong):
+    line = "tritonembed-manager: --hedge-after must be p95, or seconds above 0\n"
+    assert serve("--server", "a:1", f"--hedge-after={wrong}") == (2, line)
 
 
 def test_flags_of_arctic_inference_are_accepted(serve):
