@@ -48,7 +48,8 @@ class Window:
             self._since, self._done = (now, done) if waiting else (None, 0)
             return
         passed = now - self._since
-        if passed < _LOOK_EVERY_S:
+        if passed < _LOOK_EVERY_S or done == self._done:
+            # Requests that end without an answer, such as cancelled ones, are no measurement.
             return
         rate = (done - self._done) / passed
         self._since, self._done = now, done

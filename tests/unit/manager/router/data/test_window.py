@@ -66,6 +66,18 @@ def test_a_pause_is_no_part_of_a_measurement():
     assert simulated.run(0.3) == pytest.approx(before, rel=0.15)
 
 
+def test_requests_that_end_without_an_answer_measure_nothing():
+    simulated = Simulated(1_000_000)
+    simulated.run(5)
+    simulated.now += 0.3
+    simulated.window.look(simulated.done, waiting=True)
+    before = simulated.window.size(TIGHT_S)
+    for _ in range(40):
+        simulated.now += 0.3
+        simulated.window.look(simulated.done, waiting=True)
+    assert simulated.window.size(TIGHT_S) == before
+
+
 def test_an_old_measurement_is_no_reason_to_refuse():
     simulated = Simulated(1_000_000)
     assert simulated.window.rate is None
