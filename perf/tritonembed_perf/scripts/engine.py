@@ -1,6 +1,7 @@
 """The engine's executor alone, without Triton: its speed, where its time goes, how right and how equal its vectors are.
 
-    python -m tritonembed_perf.scripts.engine speed MODEL [--device cuda] [--executor direct,scheduler] [--json FILE]
+    python -m tritonembed_perf.scripts.engine speed MODEL [--device cuda] [--executor direct,scheduler]
+        [--shapes 64x512,1x50] [--json FILE]
     python -m tritonembed_perf.scripts.engine profile MODEL [--device cuda] [--shape 64x50]
     python -m tritonembed_perf.scripts.engine precision MODEL [--device cuda] [--vllm JSON]
     python -m tritonembed_perf.scripts.engine same-text MODEL [--device cuda] [--deterministic]
@@ -43,8 +44,8 @@ SHAPES = {
 """Sentences x tokens of a batch, by device; those that the model or an executor can't hold are left out."""
 
 ROUNDS, SECONDS_PER_ROUND = 7, 0.5
-ALONE = 10
-"""Batches of a round that are alone in flight, for the latency."""
+ALONE, SECONDS_ALONE = 70, 3.0
+"""Batches that are alone in flight, for the latency; fewer, but at least three, if they would take longer."""
 
 PROFILED_BATCHES, PROFILED_ROWS = 5, 12
 LENGTHS, SENTENCES_OF_LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 512), 32
@@ -54,19 +55,31 @@ SAME_SENTENCES, SAME_LONGEST = 64, 300
 SAME_LOADS, SAME_REQUESTS = {"cpu": (64, 50), "cuda": (655, 50)}, 4
 
 
-def speed(options: ExecutorOptions) -> dict[str, Any]:
+def speed(
+    options: ExecutorOptions,
+    shapes: Annotated[str, Option(None, help="SENTENCESxTOKENS of batches, with commas.", show_default=False)] = "",
+) -> dict[str, Any]:
     """Tokens per second, and the latency of a batch alone, by its shape."""
+    chosen = [read_shape("--shapes", shape) for shape in shapes.split(",")] if shapes else SHAPES[options.device]
     executors = [load_executor(replace(options, executor=name)) for name in options.executor.split(",")]
-    rows = [row for shape in fitting(executors, options.device) for row in measure_shape(executors, *shape)]
+    rows = [row for shape in fitting(executors, chosen) for row in measure_shape(executors, *shape)]
     if not rows:
         raise BenchError("none of the shapes can be measured")
     return {"rows": rows}
 
 
-def fitting(executors: Sequence[LoadedExecutor], device: str) -> list[tuple[int, int]]:
-    """Those of SHAPES that can be run; for each of the others, print why it is left out."""
+def read_shape(option: str, text: str) -> tuple[int, int]:
+    """Sentences and tokens. Raises UsageError."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise UsageError(f"{option}: {text!r} is not SENTENCESxTOKENS")
+    sentences, tokens = map(int, text.split("x"))
+    return sentences, tokens
+
+
+def fitting(executors: Sequence[LoadedExecutor], wanted: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The shapes that can be run; for each of the others, print why it is left out."""
     shapes = []
-    for sentences, tokens in SHAPES[device]:
+    for sentences, tokens in wanted:
         if reasons := list(filter(None, (loaded.reason_against(sentences, tokens) for loaded in executors))):
             print(f"{sentences:>5} x {tokens:<4} left out: {reasons[0]}", flush=True)
         else:
@@ -84,7 +97,8 @@ def measure_shape(executors: Sequence[LoadedExecutor], sentences: int, tokens: i
     rates = np.median([[_rate(loaded, batches) for loaded in executors] for _ in range(ROUNDS)], axis=0)
     rows: Rows = []
     for loaded, rate in zip(executors, (rates * sentences * tokens).tolist(), strict=True):
-        latency = float(np.median([loaded.seconds(batches[i % 4]) for i in range(ALONE * ROUNDS)])) * 1e3
+        alone = max(3, min(ALONE, int(SECONDS_ALONE / loaded.seconds(batches[0]))))
+        latency = float(np.median([loaded.seconds(batches[i % 4]) for i in range(alone)])) * 1e3
         row = {"executor": loaded.executor.name, "sentences": sentences, "tokens": tokens}
         rows.append(row | {"tokens_per_second": rate, "latency_ms": latency})
         ratio = f"   the first has {rows[0]['tokens_per_second'] / rate:.2f} x" if len(rows) > 1 else ""
@@ -116,9 +130,7 @@ def profile(
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", shape):
-        raise UsageError(f"--shape: {shape!r} is not SENTENCESxTOKENS")
-    sentences, tokens = map(int, shape.split("x"))
+    sentences, tokens = read_shape("--shape", shape)
     loaded = load_executor(options)
     if reason := loaded.reason_against(sentences, tokens):
         raise BenchError(f"--shape {sentences}x{tokens}: {reason}")

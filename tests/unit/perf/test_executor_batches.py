@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from tests.unit.perf.fake_loaded import fake_loaded
 
-from tritonembed_perf.failures import BenchError
+from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.scripts import engine
 from tritonembed_perf.scripts.executor import ExecutorOptions
 
@@ -48,7 +48,7 @@ def test_a_batch_has_limits_of_its_own(sentences: int, tokens: int, reason: str 
 
 
 def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shapes = engine.fitting([fake_loaded(tmp_path, max_length=128, most_tokens=12_000)], "cuda")
+    shapes = engine.fitting([fake_loaded(tmp_path, max_length=128, most_tokens=12_000)], engine.SHAPES["cuda"])
     assert shapes == [(225, 50), (160, 50), (64, 50), (16, 50), (1, 50)]
     said = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert said == [
@@ -57,6 +57,12 @@ def test_shapes_that_do_not_fit_are_left_out_with_a_line(tmp_path: Path, capsys:
         "16 x 512 left out: the longest text of this model has 128 tokens",
         "1 x 512 left out: the longest text of this model has 128 tokens",
     ]
+
+
+def test_a_shape_is_read_from_the_command_line() -> None:
+    assert engine.read_shape("--shapes", "64x512") == (64, 512)
+    with pytest.raises(UsageError, match="--shapes: '64x' is not SENTENCESxTOKENS"):
+        engine.read_shape("--shapes", "64x")
 
 
 def test_it_is_an_error_if_no_shape_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
