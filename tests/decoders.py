@@ -46,11 +46,14 @@ def expected_vectors(folder: Path, sentences: list[npt.NDArray[np.int32]]) -> np
     return torch.stack(rows).numpy()
 
 
-def check_packed_batches(preloaded: Preloaded, folder: Path, work: Path) -> None:
-    """The direct executor's vectors are sentence-transformers', whatever else is in the batch."""
+def check_packed_batches(preloaded: Preloaded, folder: Path, work: Path, vllm: str = "{}") -> None:
+    """The direct executor's vectors are sentence-transformers', whatever else is in the batch.
+
+    vllm: vLLM's arguments as JSON.
+    """
     sentences = random_sentences(folder)
     np.savez(work / "ids.npz", *sentences)
-    done = preloaded.run("tests.integration.packed_vectors", folder, work / "ids.npz", work / "found.npz")
+    done = preloaded.run("tests.integration.packed_vectors", folder, work / "ids.npz", work / "found.npz", vllm)
     assert done.returncode == 0, done.stderr[-3000:]
     found = np.load(work / "found.npz")
     assert found["executor"] == "direct", done.stderr[-3000:]

@@ -17,6 +17,13 @@ from tritonembed_engine.executors.agreement import (
     compute_vllm_vectors,
 )
 from tritonembed_engine.executors.base import Executor
+from tritonembed_engine.executors.building import (
+    build_direct_of_rank,
+    build_direct_on_cpu,
+    build_direct_on_gpu,
+    build_scheduler,
+    without_kernels,
+)
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.loading import (
     SENTENCES_PER_BATCH,
@@ -27,7 +34,7 @@ from tritonembed_engine.executors.loading import (
     tries_direct,
 )
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.executors.scheduler import SchedulerExecutor
+from tritonembed_engine.executors.ranks import Ranks, ranks_of
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.architecture import reason_against_cpu
 from tritonembed_engine.model.files import ModelFiles
@@ -38,12 +45,14 @@ from tritonembed_engine.reference.cases import Reference
 from tritonembed_engine.reference.check import Gate, Wrong
 from tritonembed_engine.reference.store import find_reference, read_reference
 from tritonembed_engine.request import BatchReport
-from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
+from tritonembed_engine.settings import EngineSettings, ModelSettings
 from tritonembed_engine.stub.process import announce
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+    from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
+    from tritonembed_engine.executors.direct import DirectExecutor
     from tritonembed_engine.executors.vllm_internals import OpenModel
 
 logger = logging.getLogger(__name__)
@@ -94,13 +103,28 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         return _static_executor(settings, files, reference)
     if by_transformers:
         return _transformers_executor(settings, files, device, reference)
+    ranks = Ranks(settings, files, device) if ranks_of(settings) > 1 else None
+    try:
+        return _vllm_executor(settings, files, device, reference, ranks)
+    except BaseException:
+        if ranks is not None:
+            ranks.close()
+        raise
+
+
+def _vllm_executor(
+    settings: ModelSettings, files: ModelFiles, device: str, reference: Reference | None, ranks: Ranks | None
+) -> Executor:
+    """The direct executor or the scheduler, over a model that vLLM loads. ranks: the replica's other processes."""
     longest = longest_in_vllm(settings, files)
-    llm = load_vllm(settings, files, device, longest)
+    llm = load_vllm(settings, files, device, longest, None if ranks is None else 0)
     gate = Gate(reference, dtype_of(llm), _is_quantized(settings, files))
-    scheduler = _scheduler(llm, settings, files, device)
+    scheduler: Executor = build_scheduler(llm, settings, files, device)
+    if ranks is not None:
+        scheduler = ranks.mirror(scheduler)
     if not tries_direct(settings):
         return _let_through(scheduler, gate, files, [])
-    found = _try_direct(llm, longest, settings, files, device, scheduler, gate)
+    found = _try_direct(llm, longest, settings, files, device, scheduler, gate, ranks)
     if not isinstance(found, _Declined):
         return found
     if settings.engine.executor == "direct":
@@ -111,7 +135,7 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         scheduler.close()
         del llm
         gc.collect()
-        scheduler = _scheduler(load_vllm(settings, files, device), settings, files, device)
+        scheduler = build_scheduler(load_vllm(settings, files, device), settings, files, device)
     return _let_through(scheduler, gate, files, [f"direct executor: {found.reason}"])
 
 
@@ -123,23 +147,15 @@ class _Declined:
     spoiled: bool = False
 
 
-def _scheduler(llm: "LLM", settings: ModelSettings, files: ModelFiles, device: str) -> SchedulerExecutor:
-    # The steps' weights are read here: a fault in them has to stop the start, not only the direct executor.
-    steps = Steps(files.steps)
-    tokens = max_batch_tokens(settings, files, device)
-    return SchedulerExecutor(
-        llm, tokens, SENTENCES_PER_BATCH, files.pooling, steps, files.padding_id, files.include_prompt
-    )
-
-
 def _try_direct(
     llm: "LLM",
     longest: int,
     settings: ModelSettings,
     files: ModelFiles,
     device: str,
-    scheduler: SchedulerExecutor,
+    scheduler: Executor,
     gate: Gate,
+    ranks: Ranks | None,
 ) -> Executor | _Declined:
     """A direct executor whose vectors are right, or the reason against it. longest: tokens of a text in vLLM."""
     # Imported here: the direct path touches vLLM's internals, which may have moved.
@@ -148,13 +164,20 @@ def _try_direct(
     spoiled = False
     try:
         model = open_model(llm)
+        if ranks is not None:
+            ranks.send("open_model")
         announce("computing vLLM's vectors, to compare with")
         # Before the direct executor is made: it puts its kernels into the same model.
         most = min(longest, LONGEST[device])
         expected = compute_vllm_vectors(scheduler, files.vocab_size, most, model.quantized, files.padding_id)
+        if ranks is not None:
+            executor = _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
+            ranks.send("free_cache")
+            model.free_cache()
+            return executor
         spoiled = model.causal
         model.free_cache()
-        return _direct_executor(model, settings.engine, files, device, scheduler, expected, gate)
+        return _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
     except (DirectUnavailable, Disagreement, Wrong) as problem:
         return _Declined(str(problem), spoiled)
     except Exception as error:
@@ -240,58 +263,48 @@ def _direct_executor(
     model: "OpenModel",
     engine: EngineSettings,
     files: ModelFiles,
-    device: str,
-    scheduler: SchedulerExecutor,
+    scheduler: Executor,
     expected: VllmVectors,
     gate: Gate,
+    ranks: Ranks | None,
 ) -> Executor:
     """A direct executor that agrees with vLLM's answers and passes the gate.
 
     Raises the error of whatever is wrong, and then leaves the model as vLLM made it.
     """
     tokens = scheduler.max_batch_tokens
-    if device == "cpu":
-        from tritonembed_engine.executors.direct import DirectExecutor
 
-        pooler = Pooler(files.pooling, Steps(files.steps))
-        on_cpu = DirectExecutor(model, pooler, tokens, SENTENCES_PER_BATCH, files.padding_id)
-        announce("comparing the vectors with vLLM's and with the reference")
-        check_agreement(on_cpu, expected, [])
-        gate.check(on_cpu)
-        return on_cpu
-    from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
-
-    def make(settings: EngineSettings) -> CudaDirectExecutor:
-        announce("compiling kernels")
-        executor = CudaDirectExecutor(
-            model,
-            settings,
-            scheduler.dimensions,
-            files.max_length,
-            tokens,
-            SENTENCES_PER_BATCH,
-            files.pooling,
-            Steps(files.steps, model.device),
-            files.padding_id,
-        )
+    def checked(built: "DirectExecutor | CudaDirectExecutor") -> Executor:
+        executor = built if ranks is None else ranks.mirror(built)
         try:
             announce("comparing the vectors with vLLM's and with the reference")
-            check_agreement(executor, expected, [graph.bucket for graph in executor.graphs], [executor.uncaptured])
+            check_agreement(executor, expected, built.captured, built.uncaptured)
             gate.check(executor)
         except BaseException:
-            executor.close()
+            if ranks is not None:
+                ranks.send("close", built.name)
+            built.close()
             raise
         return executor
 
-    without = KernelSettings(**dict.fromkeys(KernelSettings.model_fields, False))
-    if engine.kernels != without:
+    def on_gpu(settings: EngineSettings) -> Executor:
+        announce("compiling kernels")
+        return checked(build_direct_on_gpu(model, settings, files, scheduler.dimensions, tokens))
+
+    if ranks is not None:
+        ranks.send("build_direct")
+        return checked(build_direct_of_rank(model, engine, files, scheduler))
+    if model.device.type == "cpu":
+        return checked(build_direct_on_cpu(model, files, tokens))
+    without = without_kernels(engine)
+    if engine.kernels != without.kernels:
         try:
-            return make(engine)
+            return on_gpu(engine)
         except (Disagreement, Wrong) as problem:
             logger.warning("vLLM's kernels serve, not ours: %s", problem)
         except Exception as error:
             logger.warning("vLLM's kernels serve, not ours: %s", _failure("a kernel", error))
-    return make(engine.model_copy(update={"kernels": without}))
+    return on_gpu(without)
 
 
 def _failure(what: str, error: Exception) -> str:

@@ -1,9 +1,11 @@
-"""Vectors of packed batches without Triton: `python -m tests.integration.packed_vectors FOLDER IDS OUT`.
+"""Vectors of packed batches without Triton: `python -m tests.integration.packed_vectors FOLDER IDS OUT [VLLM]`.
 
 IDS: an .npz with one array of token ids per sentence. OUT: an .npz with their vectors in one batch (`together`), in one
-batch in the reverse order (`reversed`), in a batch per sentence (`alone`), and the executor's name.
+batch in the reverse order (`reversed`), in a batch per sentence (`alone`), and the executor's name. VLLM: vLLM's
+arguments as JSON.
 """
 
+import json
 import sys
 
 from tritonembed_engine.stub.process import prepare_process
@@ -17,8 +19,9 @@ if __name__ == "__main__":
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.token_ids import TokenIds
 
-    folder, ids, out = sys.argv[1:]
-    settings = ModelSettings.model_validate({"model": folder, "engine": {"reference": "off"}})
+    folder, ids, out, *vllm = sys.argv[1:]
+    arguments = json.loads(vllm[0]) if vllm else {}
+    settings = ModelSettings.model_validate({"model": folder, "vllm": arguments, "engine": {"reference": "off"}})
     with np.load(ids) as stored:
         sentences = [stored[name].astype("<i4").tobytes() for name in stored.files]
     executor = create_executor(settings, read_model_files(folder), "cpu")
@@ -34,4 +37,5 @@ if __name__ == "__main__":
         alone=np.concatenate([embed([sentence]) for sentence in sentences]),
         executor=executor.name,
     )
+    executor.close()
     sys.stdout.flush()

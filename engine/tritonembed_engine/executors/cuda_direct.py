@@ -78,20 +78,29 @@ class CudaDirectExecutor:
         with model.config():
             self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
         try:
-            if settings.max_batch_tokens is None:
+            # Ranks would measure different times.
+            if settings.max_batch_tokens is None and model.ranks == 1:
                 self.max_batch_tokens = measure_budget(self, max_length)
             if settings.graphs.enabled:
                 limits = (self.max_batch_tokens, max_batch_sentences, lengths)
-                self.graphs = capture_graphs(self._run, self._buffer, self._compute, limits, settings.graphs)
+                with model.capturing():
+                    self.graphs = capture_graphs(
+                        self._run, self._buffer, self._compute, limits, settings.graphs, model.agree
+                    )
         except BaseException:
             self.close()
             raise
 
     @property
-    def uncaptured(self) -> Bucket:
+    def captured(self) -> list[Bucket]:
+        """The shapes of the CUDA graphs."""
+        return [graph.bucket for graph in self.graphs]
+
+    @property
+    def uncaptured(self) -> list[Bucket]:
         """The shape of a large batch that no graph serves, if there is such a batch."""
         tokens = max(1, int(self.max_batch_tokens * UNCAPTURED_SHARE))
-        return Bucket(tokens, self._longest, self.max_batch_sentences)
+        return [Bucket(tokens, self._longest, self.max_batch_sentences)]
 
     @torch.inference_mode()
     def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:

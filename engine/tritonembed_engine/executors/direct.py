@@ -11,6 +11,7 @@ from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import begins_of, flatten
+from tritonembed_engine.executors.graphs import Bucket
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
@@ -21,6 +22,9 @@ class DirectExecutor:
 
     name = "direct"
     depth = 1
+    captured: Sequence[Bucket] = ()
+    uncaptured: Sequence[Bucket] = ()
+    """The shapes of CUDA graphs, and of batches without one: there are none on a CPU."""
     refused_id: int | None = None
     # OpenMP starts a team of threads per computing thread, and the teams of two threads would spin at the same time.
     on_any_thread = False

@@ -83,11 +83,13 @@ def capture_graphs(
     stream: torch.cuda.Stream,
     limits: tuple[int, int, list[int]],
     settings: GraphSettings,
+    agree: Callable[[bool], bool] = bool,
 ) -> list[CapturedGraph]:
     """Capture `run` for every bucket within the limits of time and memory. Returns the graphs, smallest first.
 
-    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. The graphs share
-    one memory pool: only one replays at a time.
+    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. agree: the decision
+    of all processes of the replica to stop, given this one's. The graphs share one memory pool: only one replays at a
+    time.
     """
     # The first capture would free what eager runs left in the allocator's cache, and memory would be measured wrong.
     torch.cuda.empty_cache()
@@ -99,13 +101,18 @@ def capture_graphs(
     # Largest first, so that the pool is sized once. The eager runs before compile the kernels.
     for bucket in reversed(wanted):
         used = (torch.cuda.memory_reserved() - reserved) // MIB
-        if time.monotonic() - started > settings.seconds or used >= settings.memory_mib:
+        if agree(time.monotonic() - started > settings.seconds or used >= settings.memory_mib):
             break
         if time.monotonic() - announced >= _ANNOUNCED_EVERY_S:
             announced = time.monotonic()
             announce(f"capturing CUDA graphs ({len(captured)} of {len(wanted)})")
+        inputs = Inputs(buffer, bucket.rows, bucket.tokens)
         try:
-            captured.append(_capture(run, Inputs(buffer, bucket.rows, bucket.tokens), bucket, stream, pool))
+            if agree(2 * _run_once(run, inputs, bucket, stream) // MIB > settings.memory_mib):
+                # The largest batches of a large model: they gain nothing from a graph, and leave no room for others.
+                torch.cuda.empty_cache()
+                continue
+            captured.append(_capture(run, inputs, bucket, stream, pool))
         except torch.OutOfMemoryError:
             logger.warning(
                 "no memory for the CUDA graph of %d tokens: batches of this size run without a graph", bucket.tokens
@@ -118,6 +125,24 @@ def capture_graphs(
 
 
 @torch.inference_mode()
+def _run_once(
+    run: Callable[[Inputs, int], torch.Tensor], inputs: Inputs, bucket: Bucket, stream: torch.cuda.Stream
+) -> int:
+    """Run it without a graph, which compiles kernels. Returns the bytes that it takes."""
+    # An allowed batch: as many of the longest sentences as there is room for.
+    inputs.packed.zero_()
+    cu_seqlens = torch.arange(bucket.rows + 1, device=inputs.cu_seqlens.device) * bucket.longest
+    inputs.cu_seqlens.copy_(cu_seqlens.clamp_max(bucket.tokens))
+    inputs.lengths.copy_(inputs.cu_seqlens.diff())
+    before = int(torch.cuda.memory_allocated())
+    torch.cuda.reset_peak_memory_stats()
+    with torch.cuda.stream(stream):
+        run(inputs, bucket.longest)
+    stream.synchronize()
+    return int(torch.cuda.max_memory_allocated()) - before
+
+
+@torch.inference_mode()
 def _capture(
     run: Callable[[Inputs, int], torch.Tensor],
     inputs: Inputs,
@@ -125,14 +150,6 @@ def _capture(
     stream: torch.cuda.Stream,
     pool: tuple[int, int],
 ) -> CapturedGraph:
-    # An allowed batch: as many of the longest sentences as there is room for.
-    inputs.packed.zero_()
-    cu_seqlens = torch.arange(bucket.rows + 1, device=inputs.cu_seqlens.device) * bucket.longest
-    inputs.cu_seqlens.copy_(cu_seqlens.clamp_max(bucket.tokens))
-    inputs.lengths.copy_(inputs.cu_seqlens.diff())
-    with torch.cuda.stream(stream):
-        run(inputs, bucket.longest)
-    stream.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool, stream=stream):
         pooled = run(inputs, bucket.longest)

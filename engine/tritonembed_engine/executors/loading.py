@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError, reason_of
 from tritonembed_engine.executors.scheduler import pooling_in_vllm
+from tritonembed_engine.executors.vllm_internals import OWN_LAUNCHER
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.settings import ModelSettings
@@ -41,7 +42,7 @@ def tries_direct(settings: ModelSettings) -> bool:
 
 def needs_no_cache(settings: ModelSettings, files: "ModelFiles") -> bool:
     """Whether a causal model is to run in the direct executor, so that vLLM's KV cache is only for the check."""
-    # The direct executor declines a model on several GPUs. Without this the model would be loaded twice.
+    # On several GPUs the model could not be loaded a second time, if the direct executor declines it.
     parallel = any(settings.vllm.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline"))
     return files.is_causal and tries_direct(settings) and not parallel
 
@@ -65,10 +66,12 @@ def has_small_cache(settings: ModelSettings, files: "ModelFiles", device: str) -
     return device == "cuda" and needs_no_cache(settings, files)
 
 
-def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest: int | None = None) -> "LLM":
+def load_vllm(
+    settings: ModelSettings, files: "ModelFiles", device: str, longest: int | None = None, rank: int | None = None
+) -> "LLM":
     """The model in vLLM. device: "cpu" or "cuda". longest: of `longest_in_vllm`; None if vLLM has to run all texts.
 
-    Raises ModelError, in one line, if vLLM refuses it.
+    rank: of this process, if every rank of the replica calls this. Raises ModelError, in one line, if vLLM refuses it.
     """
     announce("importing vLLM")
     with imports_that_stay():
@@ -85,10 +88,13 @@ def load_vllm(settings: ModelSettings, files: "ModelFiles", device: str, longest
     else:
         pooler = PoolerConfig(task="token_embed", use_activation=False)
     arguments["pooler_config"] = pooler
+    if rank is not None:
+        arguments["distributed_executor_backend"] = OWN_LAUNCHER
     announce("fetching the weights")
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     try:
-        with vllm_folder(complete) as folder, _turn(device):
+        # Rank 0 takes the turn of all ranks.
+        with vllm_folder(complete) as folder, contextlib.nullcontext() if rank else _turn(device):
             arguments["model"] = str(folder)
             announce("loading the weights")
             return LLM(**arguments)

@@ -2,12 +2,13 @@
 
 Used are the model runner of an in-process engine, its `model`, `vllm_config`, `device`, `attn_groups` and `kv_caches`;
 `CommonAttentionMetadata` and each group's metadata builder; the attention layers and their implementations;
-`set_forward_context`, `set_current_vllm_config`; and, before a load, the registry of model classes. If any of it has
-moved, `open_model` raises DirectUnavailable or the first batch fails, and vLLM's own scheduler serves.
+`set_forward_context`, `set_current_vllm_config`; the group of tensor parallel ranks; and, before a load, the registry
+of model classes. If any of it has moved, `open_model` raises DirectUnavailable or the first batch fails, and vLLM's own
+scheduler serves.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from vllm import LLM
 
 HELD_AGAINST = ("0.25.1", "0.32.0")
+OWN_LAUNCHER = "external_launcher"
+"""vLLM's `distributed_executor_backend` for processes that someone else starts, as torchrun does: one rank in each."""
 
 
 class DirectUnavailable(Exception):
@@ -61,7 +64,8 @@ class OpenModel:
     """A model that vLLM loaded, for use without its scheduler.
 
     model: from flat `input_ids` and `positions` [tokens] to hidden states [tokens, hidden]. quantized: whether it
-    computes products in 8 bits. causal: whether a token attends only to itself and the tokens before it.
+    computes products in 8 bits. causal: whether a token attends only to itself and the tokens before it. ranks: the
+    processes that hold a part of it each.
     """
 
     model: torch.nn.Module
@@ -69,6 +73,7 @@ class OpenModel:
     dtype: torch.dtype
     quantized: bool
     causal: bool
+    ranks: int
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
     _without_cache: AbstractContextManager[None]
@@ -131,6 +136,23 @@ class OpenModel:
         with self._without_cache, set_forward_context(metadata, self._vllm_config, num_tokens=tokens):
             yield
 
+    def capturing(self) -> AbstractContextManager[Any]:
+        """The context for capturing CUDA graphs: vLLM's all-reduce exchanges the graphs' addresses between ranks."""
+        if self.ranks == 1:
+            return nullcontext()
+        from vllm.distributed.parallel_state import graph_capture
+
+        context: AbstractContextManager[Any] = graph_capture(device=self.device)
+        return context
+
+    def agree(self, value: bool) -> bool:
+        """The value of rank 0. Every rank has to call it."""
+        if self.ranks == 1:
+            return value
+        from vllm.distributed.parallel_state import get_tp_group
+
+        return bool(get_tp_group().broadcast_object(value))
+
     def free_cache(self) -> None:
         """Free vLLM's KV cache. Its scheduler can't run a causal model afterwards."""
         if self.causal:
@@ -158,8 +180,8 @@ def open_model(llm: "LLM") -> OpenModel:
 def _open(llm: "LLM") -> OpenModel:
     runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
     parallel = runner.vllm_config.parallel_config
-    if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
-        raise DirectUnavailable("the model is spread over several GPUs")
+    if parallel.world_size > 1 and parallel.distributed_executor_backend != OWN_LAUNCHER:
+        raise DirectUnavailable("vLLM spreads the model over processes of its own")
     groups = [group for per_cache in runner.attn_groups for group in per_cache]
     builders = [(group.get_metadata_builder(), group.layer_names) for group in groups]
     causal = _is_causal([group.kv_cache_spec for group in groups])
@@ -172,6 +194,7 @@ def _open(llm: "LLM") -> OpenModel:
         # Weight-only quantization unpacks the weights: its products are of 16 bits.
         quantized=any(weight.dtype in (torch.float8_e4m3fn, torch.int8) for weight in runner.model.parameters()),
         causal=causal,
+        ranks=parallel.world_size,
         _vllm_config=runner.vllm_config,
         _builders=builders,
         _without_cache=Exchanged(changes),

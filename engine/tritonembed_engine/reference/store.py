@@ -15,9 +15,7 @@ import hashlib
 import json
 import logging
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,7 +31,7 @@ from tritonembed_engine.model.folder import weights_folder
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import UNREADABLE, Case, Reference, load
 from tritonembed_engine.settings import ModelSettings
-from tritonembed_engine.stub.child_python import module_command
+from tritonembed_engine.stub.child_python import module_command, stub_python
 from tritonembed_engine.stub.process import announce
 from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 from tritonembed_protocol.types import INPUT_TYPES
@@ -132,7 +130,7 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
     # vLLM's settings of this process must not limit the child to one core.
     environment.pop("OMP_NUM_THREADS", None)
     ran = subprocess.run(
-        module_command("tritonembed_engine.reference.making", json.dumps(given), python=_python()),
+        module_command("tritonembed_engine.reference.making", json.dumps(given), python=stub_python()),
         capture_output=True,
         text=True,
         env=environment,
@@ -150,13 +148,6 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
     reference = load(file)
     logger.warning("the reference has %d cases, computed in %.1f s", len(reference.cases), time.monotonic() - started)
     return reference
-
-
-def _python() -> str:
-    """The interpreter. Triton's stub has none in `sys.executable`, but it uses the packages of the one on PATH."""
-    if Path(sys.executable or "").name.startswith("python"):
-        return sys.executable
-    return shutil.which("python3") or "python3"
 
 
 def _digest(complete: Path, files: ModelFiles, settings: ModelSettings) -> str:

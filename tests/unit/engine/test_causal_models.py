@@ -148,12 +148,12 @@ class FakeVllm:
         self.loads: list[int | None] = []
         monkeypatch.setattr(factory, "load_vllm", self._load)
         monkeypatch.setattr(factory, "dtype_of", lambda llm: "float32")
-        monkeypatch.setattr(factory, "_scheduler", lambda *_: executor(reference().vectors))
+        monkeypatch.setattr(factory, "build_scheduler", lambda *_: executor(reference().vectors))
         self.longest: list[int] = []
         monkeypatch.setattr(factory, "compute_vllm_vectors", lambda _, __, longest, *___: self.longest.append(longest))
         monkeypatch.setattr(vllm_internals, "open_model", open_model)
 
-    def _load(self, settings: Any, files: Any, device: str, longest: int | None = None) -> object:
+    def _load(self, _: Any, __: Any, ___: str, longest: int | None = None, rank: int | None = None) -> object:
         self.loads.append(longest)
         return object()
 
