@@ -13,6 +13,14 @@ from tests.models import ModelShelf
 TWO = '{"tensor_parallel_size": 2}'
 
 
+@pytest.fixture(autouse=True)
+def _no_regions_left() -> Iterator[None]:
+    """vLLM's sums on a CPU use shared memory of a fixed name, which a killed process leaves behind."""
+    yield
+    for region in Path("/dev/shm").glob("-tp:*-cpushm_*"):
+        region.unlink()
+
+
 @pytest.fixture(scope="module")
 def preloaded() -> Iterator[Preloaded]:
     with preloaded_python() as started:
