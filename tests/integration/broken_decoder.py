@@ -57,7 +57,7 @@ if __name__ == "__main__":
     first, load = [llm], factory.load_vllm
     del llm, runner, group, layer
 
-    def load_vllm(settings, files, device, longest=None):  # type: ignore[no-untyped-def]
+    def load_vllm(settings, files, device, longest=None, rank=None):  # type: ignore[no-untyped-def]
         loads.append(longest)
         return first.pop() if first else load(settings, files, device, longest)
 

@@ -49,6 +49,7 @@ def test_a_command_runs_as_written(server: RunningServer, tmp_path: Path, page: 
 def test_the_pages_have_the_blocks_that_are_tested() -> None:
     assert [page for page, _ in PYTHON_BLOCKS] == [
         "README.md",
+        "docs/concepts/embedding-space.md",
         "docs/concepts/executors.md",
         *["docs/guides/clients.md"] * 4,
         "docs/quick-start.md",

@@ -253,8 +253,9 @@ class TritonDispatcher:
         try:
             space = spaces.of_request(request.envelope.model, server)
             message = request.timed_message(now, space)
-            left, work = request.admitted.deadline - now, len(request.message)
-            attempt = server.begin(message, left, request.metadata, work, alone=request.alone)
+            left = request.admitted.deadline - now
+            counted = self._queue.counted(request, server)
+            attempt = server.begin(message, left, request.metadata, request.work, counted, alone=request.alone)
             attempt.space = space
         except BaseException:
             if request.alone:

@@ -79,7 +79,7 @@ class FrontQueue:
 
     def server_now(self, request: Request) -> Upstream | None:
         """The server for a request that need not wait; None if it has to."""
-        work = len(request.message)
+        work = request.work
         if work <= SMALL:
             self._mark(small=True)
         caller, priority = request.admitted.caller, request.envelope.priority
@@ -95,9 +95,13 @@ class FrontQueue:
             self._queue.charge(caller, priority, work)
         return servers[self._policy.choose(servers)]
 
+    def counted(self, request: Request, server: Upstream) -> int:
+        """How much of the window a request fills: at most a part, so that small requests go on beside a large text."""
+        return min(request.work, server.window.part(self._seconds()))
+
     def must_split(self, request: Request) -> bool:
         """Whether a request is more than a part."""
-        work = len(request.message)
+        work = request.work
         if work <= SMALL:
             return False
         seconds = self._seconds()
@@ -115,7 +119,7 @@ class FrontQueue:
             except DispatchError as error:
                 found.set_exception(error)
                 return 0
-            return len(request.message)
+            return request.work
 
         try:
             with self.waiting(request, send, found):
@@ -142,7 +146,7 @@ class FrontQueue:
             if not done.done():
                 done.set_exception(error)
 
-        work = len(request.message)
+        work = request.work
         waiting = Waiting(request.admitted.caller, request.envelope.priority, work, work <= SMALL, send, fail)
         waiting.space = lambda: request.envelope.space
         self._mark(small=waiting.is_small)
@@ -241,7 +245,7 @@ class FrontQueue:
     def _refuse_if_late(self, waiting: Waiting, left: float) -> None:
         """Raises DispatchError if the request, which waits already, would clearly miss its deadline."""
         servers = self._pool.usable()
-        rates = [server.window.rate for server in servers]
+        rates = [server.window.best_rate for server in servers]
         known = [rate for rate in rates if rate]
         if not servers or len(known) < len(rates):
             return

@@ -14,6 +14,7 @@ from tritonembed_manager.router.data.front_queue import Begin, FrontQueue
 from tritonembed_manager.router.data.request import Request
 from tritonembed_manager.router.data.split import Rows, join
 from tritonembed_manager.router.data.upstream import Attempt, Upstream
+from tritonembed_manager.router.data.window import work_of
 from tritonembed_manager.router.interfaces import DispatchError
 
 Follow = Callable[[Request, Upstream, Attempt], Awaitable[bytes]]
@@ -80,7 +81,7 @@ class Parts:
         task = asyncio.ensure_future(self._follow(part, server, attempt))
         task.add_done_callback(self._ended)
         self._tasks.append(task)
-        return taken if self._rows.left else len(request.message)
+        return work_of(taken, count) if self._rows.left else request.work
 
     def _ended(self, task: "asyncio.Task[bytes]") -> None:
         if self._done.done():

@@ -18,6 +18,7 @@ from tritonembed_manager.router.data.failover import Break
 from tritonembed_manager.router.data.model_names import OF_TRITON, check_name
 from tritonembed_manager.router.data.protobuf import BYTES, Refused, WrongMessage, read_varint, with_timeout
 from tritonembed_manager.router.data.upstream import Incarnation
+from tritonembed_manager.router.data.window import work_of
 from tritonembed_manager.router.interfaces import Admission, DispatchError, Metadata
 
 _LONGEST_S = 1e9
@@ -54,6 +55,11 @@ class Request:
     """Whether the request goes to its next server alone (failover.py)."""
     is_part: bool = False
     """Whether it is a part of a large request (parts.py)."""
+
+    @property
+    def work(self) -> int:
+        """In bytes; see window.py."""
+        return work_of(len(self.message), self.envelope.rows)
 
     @property
     def is_suspected(self) -> bool:

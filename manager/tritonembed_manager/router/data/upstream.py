@@ -102,6 +102,7 @@ class Attempt:
         "alone",
         "began",
         "call",
+        "counted",
         "died",
         "done",
         "forward",
@@ -114,7 +115,7 @@ class Attempt:
         "work",
     )
 
-    def __init__(self, call: Any, server: "Upstream", work: int, began: float, *, alone: bool) -> None:
+    def __init__(self, call: Any, server: "Upstream", work: int, counted: int, began: float, *, alone: bool) -> None:
         self.call = call
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """Its result is True if there is an answer, False if the request is to be sent elsewhere."""
@@ -128,6 +129,8 @@ class Attempt:
         self.forward = server.forward
         self.slot = server.view.slot
         self.work = work
+        self.counted = counted
+        """The part of the work that fills the server's window."""
         self.incarnation = server.incarnation
         self.seen_breaks = server.breaks
         self.seen_deaths = server.view.deaths
@@ -208,14 +211,25 @@ class Upstream:
         return min((attempt.began for attempt in self.attempts if attempt.work <= SMALL_BYTES), default=None)
 
     def begin(
-        self, message: bytes, timeout: float, metadata: Metadata | None, work: int, *, alone: bool = False
+        self,
+        message: bytes,
+        timeout: float,
+        metadata: Metadata | None,
+        work: int,
+        counted: int | None = None,
+        *,
+        alone: bool = False,
     ) -> Attempt:
-        """Send a request; `end` must follow. alone: the request holds the lane, which `end` releases."""
+        """Send a request; `end` must follow.
+
+        counted: the part of its work that fills the server's window, by default all of it. alone: the request holds the
+        lane, which `end` releases.
+        """
         call = self.forward.infer(message, timeout, metadata)
-        attempt = Attempt(call, self, work, self.clock(), alone=alone)
+        attempt = Attempt(call, self, work, work if counted is None else counted, self.clock(), alone=alone)
         self.budget.request()
         call.add_done_callback(attempt.finished)
-        self._row.begin(attempt.slot, work)
+        self._row.begin(attempt.slot, attempt.counted)
         self.attempts.add(attempt)
         return attempt
 
@@ -223,7 +237,7 @@ class Upstream:
         """The request is no longer at this server."""
         self.attempts.discard(attempt)
         attempt.forward.done()
-        self._row.end(attempt.slot, attempt.work)
+        self._row.end(attempt.slot, attempt.counted)
         if attempt.alone:
             self.leave_lane()
 

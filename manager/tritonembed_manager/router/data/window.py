@@ -1,6 +1,7 @@
 """The window of a server: how much work it may have, so that it is busy and its queue stays short.
 
-Work is measured in bytes of encoded requests. A token has about four of them, in English as in token ids.
+Work is measured in bytes of encoded requests. A token has about four of them, in English as in token ids. A text counts
+at most as the longest that a model takes: the rest of it is cut off.
 
 By Little's law, a server that finishes `rate` bytes per second while it holds `rate x T` takes T for each of them. So
 the window is the measured rate times the time that work may spend at the server. If the window was too small to keep
@@ -9,9 +10,12 @@ wait for the server: at other times it shows the load, not the server.
 """
 
 import time
+from collections import deque
 from collections.abc import Callable
 
 BYTES_PER_TOKEN = 4
+MOST_PER_ROW = 32_768 * BYTES_PER_TOKEN
+"""No model here takes more tokens of one text."""
 LOOSE_S = 0.5
 """Time of work at a server if nobody waits for a short answer. Large batches are the fastest."""
 TIGHT_S = 0.05
@@ -28,6 +32,11 @@ FRESH_S = 60.0
 """An older measurement refuses no request: the machine may have been busy with other work then."""
 
 
+def work_of(size: int, rows: int) -> int:
+    """The work of a request of `size` bytes; rows: its texts, 0 if it has none."""
+    return min(size, max(rows, 1) * MOST_PER_ROW)
+
+
 class Window:
     """The window of one server, as one worker sees it. clock: seconds."""
 
@@ -37,7 +46,8 @@ class Window:
         self._parts = self._replicas + 1
         self._clock = clock
         self._rate: float | None = None
-        self._measured = 0.0
+        self._highest: deque[tuple[float, float]] = deque()
+        """Times and rates of which each is higher than all later ones."""
         self._since: float | None = None
         self._done = 0
 
@@ -54,12 +64,19 @@ class Window:
         rate = (done - self._done) / passed
         self._since, self._done = now, done
         self._rate = rate if self._rate is None else self._rate + _NEWEST * (rate - self._rate)
-        self._measured = now
+        while self._highest and self._highest[-1][1] <= rate:
+            self._highest.pop()
+        self._highest.append((now, rate))
 
     @property
-    def rate(self) -> float | None:
-        """Bytes per second; None if there is no measurement of the last FRESH_S."""
-        return self._rate if self._clock() - self._measured <= FRESH_S else None
+    def best_rate(self) -> float | None:
+        """The highest rate of the last FRESH_S, in bytes per second; None if nothing was measured.
+
+        A server that hung, or had a request that is slow for its size, is faster again afterwards.
+        """
+        while self._highest and self._clock() - self._highest[0][0] > FRESH_S:
+            self._highest.popleft()
+        return self._highest[0][1] if self._highest else None
 
     def size(self, seconds: float) -> float:
         """Bytes that the server may have, so that each is there for about `seconds`."""

@@ -146,7 +146,7 @@ async def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         plane.fakes[0].hang()
         flood = [large(plane, "flood") for _ in range(4)]
         await inside(plane.fakes[0], 2)
-        server.window._rate, server.window._measured = 10_000.0, plane.dispatcher._clock()
+        server.window._highest.append((plane.dispatcher._clock(), 10_000.0))
         late = r"it would end after its deadline passed: about [\d.]+ s of work at 2,500 tokens per second, and 5.0 s"
         for count in (ROWS, 100):
             with pytest.raises(DispatchError, match=late) as caught:
@@ -158,6 +158,18 @@ async def test_a_request_that_cannot_be_in_time_is_refused_at_once():
         assert not other.done()
         plane.fakes[0].release()
         await asyncio.gather(other, *flood)
+
+
+async def test_small_requests_go_on_beside_a_huge_text():
+    async with data_plane(1) as plane:
+        plane.fakes[0].hang()
+        huge = asyncio.ensure_future(plane.infer("x" * 3_000_000, caller=FLOOD))
+        await inside(plane.fakes[0], 1)
+        small = asyncio.ensure_future(plane.infer("small", caller=OTHER))
+        await inside(plane.fakes[0], 2)
+        plane.fakes[0].release()
+        await asyncio.gather(huge, small)
+        assert plane.pool.servers()[0].load == 0
 
 
 async def test_a_request_that_waits_until_its_deadline_ends_there():

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.router.data.window import FRESH_S, LEAST_PART, LOOSE_S, TIGHT_S, Window
+from tritonembed_manager.router.data.window import FRESH_S, LEAST_PART, LOOSE_S, MOST_PER_ROW, TIGHT_S, Window, work_of
 
 
 class Simulated:
@@ -80,12 +80,32 @@ def test_requests_that_end_without_an_answer_measure_nothing():
 
 def test_an_old_measurement_is_no_reason_to_refuse():
     simulated = Simulated(1_000_000)
-    assert simulated.window.rate is None
+    assert simulated.window.best_rate is None
     simulated.run(5)
-    assert simulated.window.rate == pytest.approx(1_000_000, rel=0.15)
+    assert simulated.window.best_rate == pytest.approx(1_000_000, rel=0.15)
     simulated.now += FRESH_S + 1
-    assert simulated.window.rate is None
+    assert simulated.window.best_rate is None
     assert simulated.window.size(TIGHT_S) == pytest.approx(1_000_000 * TIGHT_S, rel=0.15)
+
+
+def test_a_server_that_hung_is_as_fast_as_before():
+    simulated = Simulated(1_000_000)
+    simulated.run(5)
+    simulated.now += 20
+    simulated.done += 1000
+    simulated.window.look(simulated.done, waiting=True)
+    assert simulated.window.best_rate == pytest.approx(1_000_000, rel=0.15)
+    simulated.rate = 2_000_000
+    simulated.run(5)
+    assert simulated.window.best_rate == pytest.approx(2_000_000, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("size", "rows", "work"),
+    [(500, 1, 500), (32 << 20, 1, MOST_PER_ROW), (200_000, 4, 200_000), (900_000, 4, 4 * MOST_PER_ROW), (70, 0, 70)],
+)
+def test_a_text_is_no_more_work_than_the_longest_that_a_model_takes(size, rows, work):
+    assert work_of(size, rows) == work
 
 
 def test_a_worker_that_was_replaced_takes_its_count_with_it():
