@@ -232,7 +232,8 @@ OPEN = {
 async def test_every_method_needs_a_key_but_for_health(method):
     doors = Doors(tenant("a"))
     async with doors.grpc() as channel:
-        stream = channel.stream_stream(method)(iter([b""]), timeout=20)
+        # gRPC's client may take a refusal while it still writes for an error of its own.
+        stream = channel.stream_stream(method)(iter([b""] if method in OPEN else []), timeout=20)
         if method in OPEN:
             await stream.read()
             stream.cancel()
