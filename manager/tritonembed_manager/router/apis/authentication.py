@@ -8,7 +8,7 @@ Every method and route needs a key, those that don't exist included. The excepti
 
 import binascii
 from base64 import b64decode
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 from aiohttp import web
 
-from tritonembed_manager.router.apis.grpc_arrivals import refuse
+from tritonembed_manager.router.apis.grpc_arrivals import WrappedServer, refuse
 from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
 from tritonembed_manager.router.data.quotas import Quotas
 from tritonembed_manager.router.data.tenants import NO_MONITOR, Tenants, current_tenant, leave
@@ -61,7 +61,7 @@ class Door:
 
     def over(self, server: Any) -> Any:
         """The gRPC server to add handlers to, which puts the door before them."""
-        return _GuardedServer(server, self)
+        return WrappedServer(server, lambda method, handler: _guard(method, handler, self))
 
     def enter_call(self, method: str, metadata: Metadata) -> None:
         """Let a gRPC call in. Raises DispatchError."""
@@ -139,32 +139,6 @@ def key_of(authorization: str, api_key: str, *, basic: bool = False) -> str | No
         except (binascii.Error, UnicodeDecodeError):
             return None
     return api_key.strip() or None
-
-
-class _GuardedServer:
-    """The part of grpc.aio.Server that adds handlers."""
-
-    def __init__(self, server: Any, door: Door) -> None:
-        self._server = server
-        self._door = door
-
-    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
-        self._server.add_generic_rpc_handlers(tuple(_Guarded(handler, self._door) for handler in handlers))
-
-
-class _Guarded(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    def __init__(self, inner: Any, door: Door) -> None:
-        self._inner = inner
-        self._door = door
-        self._known: dict[str, Any] = {}
-
-    def service(self, details: Any) -> Any:
-        known = self._known.get(details.method)
-        if known is None:
-            inner = self._inner.service(details)
-            if inner is not None:
-                known = self._known[details.method] = _guard(details.method, inner, self._door)
-        return known
 
 
 def _guard(method: str, handler: Any, door: Door) -> Any:

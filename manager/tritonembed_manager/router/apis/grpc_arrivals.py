@@ -6,7 +6,7 @@ So every call is handled as a stream. This module reads its message, and flow co
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -61,7 +61,7 @@ class Arrivals:
 
     def over(self, server: grpc.aio.Server) -> Any:
         """The server to add handlers to, which wraps them."""
-        return WrappedServer(server, self)
+        return WrappedServer(server, lambda _method, handler: _wrap(handler, self))
 
     async def keep(self) -> None:
         """Check the arriving messages regularly, until cancelled."""
@@ -154,21 +154,21 @@ class Arrivals:
 
 
 class WrappedServer:
-    """The part of grpc.aio.Server that adds handlers."""
+    """The part of grpc.aio.Server that adds handlers. wrap: from a method's name and handler to the handler to add."""
 
-    def __init__(self, server: grpc.aio.Server, arrivals: Arrivals) -> None:
+    def __init__(self, server: Any, wrap: Callable[[str, Any], Any]) -> None:
         self._server = server
-        self._arrivals = arrivals
+        self._wrap = wrap
 
-    def add_generic_rpc_handlers(self, handlers: Sequence[Any]) -> None:
+    def add_generic_rpc_handlers(self, handlers: Iterable[Any]) -> None:
         """Wrap the handlers and add them to the server."""
-        self._server.add_generic_rpc_handlers(tuple(_Wrapped(handler, self._arrivals) for handler in handlers))
+        self._server.add_generic_rpc_handlers(tuple(_Wrapped(handler, self._wrap) for handler in handlers))
 
 
 class _Wrapped(grpc.GenericRpcHandler):  # type: ignore[type-arg]
-    def __init__(self, inner: Any, arrivals: Arrivals) -> None:
+    def __init__(self, inner: Any, wrap: Callable[[str, Any], Any]) -> None:
         self._inner = inner
-        self._arrivals = arrivals
+        self._wrap = wrap
         self._known: dict[str, Any] = {}
 
     def service(self, details: Any) -> Any:
@@ -176,7 +176,7 @@ class _Wrapped(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         if known is None:
             inner = self._inner.service(details)
             if inner is not None:
-                known = self._known[details.method] = _wrap(inner, self._arrivals)
+                known = self._known[details.method] = self._wrap(details.method, inner)
         return known
 
 
