@@ -11,7 +11,7 @@ import grpc.aio
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.admission import CUT, AdmissionControl
 from tritonembed_manager.router.data.failover import MOST_SERVERS, REASON, VERDICT_S, Break, Quarantine, digest
-from tritonembed_manager.router.data.front_queue import Callers, FrontQueue
+from tritonembed_manager.router.data.front_queue import LOOK_AGAIN_S, Callers, FrontQueue
 from tritonembed_manager.router.data.hedging import After, Hedging
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
@@ -36,11 +36,7 @@ from tritonembed_protocol.status import Outcome, classify, is_about_models, stat
 
 _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: the request may be the cause."""
-_SPARE_S, _SPARE_PART = 0.02, 0.1
-"""Give up on a waiting request this long before its deadline: the smaller of 20 ms and 10 % of its time."""
 _LOOK_FOR_A_LANE_S = 0.01
-_LOOK_AGAIN_S = 0.1
-"""Poll interval while every server is full: slots freed by other workers are not signalled."""
 _CODE = grpc.StatusCode
 
 
@@ -277,8 +273,7 @@ class TritonDispatcher:
         if not request.admitted.started and self.pool.is_full():
             raise self.admission.overload("every server has its maximum of requests")
         now = self._clock()
-        # If the caller's own clock runs out first, the caller does not receive the reason.
-        until = request.start_by - min(_SPARE_S, (request.start_by - now) * _SPARE_PART)
+        until = request.give_up_at(now)
         turns, is_turn = self.pool.turns, False
         try:
             while True:
@@ -291,7 +286,7 @@ class TritonDispatcher:
                         await turns.wait(left)
                         continue
                 is_full = bool(self.pool.usable(request.tried))
-                look_again = _LOOK_FOR_A_LANE_S if request.alone else _LOOK_AGAIN_S
+                look_again = _LOOK_FOR_A_LANE_S if request.alone else LOOK_AGAIN_S
                 await self.pool.waiters.wait(min(left, look_again) if is_full else left, request.tried)
                 server = self._choose(request)
                 if server is not None:

@@ -29,9 +29,7 @@ _SLACK = 0.25
 """Small requests may exceed a window by this part of it: they need not wait until a large part is done."""
 _CLEARLY = 1.5
 """A request is refused if it would take this many times the time that it has left."""
-_SPARE_S, _SPARE_PART = 0.02, 0.1
-"""Give up on a waiting request this long before its deadline: the smaller of 20 ms and 10 % of its time."""
-_LOOK_AGAIN_S = 0.1
+LOOK_AGAIN_S = 0.1
 """Poll interval while requests wait: slots freed by other workers are not signalled."""
 _MARK_EVERY_S = 0.5
 _CODE = grpc.StatusCode
@@ -154,10 +152,9 @@ class FrontQueue:
         loop = asyncio.get_running_loop()
         timer = None
         try:
-            left = request.start_by - self._clock()
-            self._refuse_if_late(waiting, left)
-            left -= min(_SPARE_S, left * _SPARE_PART)
-            timer = loop.call_later(max(left, 0.0), self._give_up, waiting)
+            now = self._clock()
+            self._refuse_if_late(waiting, request.start_by - now)
+            timer = loop.call_later(max(request.give_up_at(now) - now, 0.0), self._give_up, waiting)
             self.pump()
             yield
         finally:
@@ -188,7 +185,7 @@ class FrontQueue:
             else:
                 queue.remove(waiting)
         if queue and self._looking is None:
-            self._looking = asyncio.get_running_loop().call_later(_LOOK_AGAIN_S, self._look_again)
+            self._looking = asyncio.get_running_loop().call_later(LOOK_AGAIN_S, self._look_again)
 
     def ended(self, server: Upstream) -> None:
         """A request is no longer at this server."""

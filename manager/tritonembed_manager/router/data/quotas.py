@@ -27,11 +27,10 @@ from tritonembed_manager.router.data.quota_table import (
     QuotaTable,
 )
 from tritonembed_manager.router.data.tenants import Tenant
+from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_manager.router.interfaces import DispatchError
 
 _MINUTE_S = 60.0
-_BYTES_PER_TOKEN = 4
-"""Of English text about; of token ids exactly."""
 _SOON_S = 1.0
 """When to try again if too many requests are in flight: nobody knows when they end."""
 _LEAST = 1e-6
@@ -40,7 +39,7 @@ _LEAST = 1e-6
 
 def estimate(size: int) -> int:
     """Tokens of a request with so many bytes."""
-    return max(1, size // _BYTES_PER_TOKEN)
+    return max(1, size // BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 BYTES_PER_TOKEN = 4
+"""Of English text about; of token ids exactly."""
 MOST_PER_ROW = 32_768 * BYTES_PER_TOKEN
 """No model here takes more tokens of one text."""
 LOOSE_S = 0.5
