@@ -170,14 +170,15 @@ def _try_direct(
         # Before the direct executor is made: it puts its kernels into the same model.
         most = min(longest, LONGEST[device])
         expected = compute_vllm_vectors(scheduler, files.vocab_size, most, model.quantized, files.padding_id)
+        if ranks is None:
+            spoiled = model.causal
+            model.free_cache()
+        executor = _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
         if ranks is not None:
-            executor = _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
+            # Not before: ranks can't load the model again for the scheduler.
             ranks.send("free_cache")
             model.free_cache()
-            return executor
-        spoiled = model.causal
-        model.free_cache()
-        return _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
+        return executor
     except (DirectUnavailable, Disagreement, Wrong) as problem:
         return _Declined(str(problem), spoiled)
     except Exception as error:

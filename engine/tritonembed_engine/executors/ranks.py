@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHANNEL_BYTES = 4 << 20
-"""Room for a few batches of ids, so that rank 0 does not wait for the others to read them."""
+"""Room for batches of ids, as far as the system allows: rank 0 waits if the others read them later."""
 
 SECONDS_TO_END = 5.0
 EXIT_CODE = 1
