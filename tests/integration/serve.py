@@ -122,6 +122,19 @@ class Serve:
         [pid] = model_stubs((process for process in self.family() if process.session == leader), f"{model}/")
         return pid
 
+    def check_a_death(self, server: str, pid: Callable[[], int]) -> None:
+        """Kill a process of a server under load. The server is restarted, and no client gets an error."""
+        before = self.server(server)["restarts"]
+        with Load(self.target) as load:
+            load.answers(96)
+            self.until(self.is_full)
+            os.kill(pid(), signal.SIGKILL)
+            self.until(lambda: self.server(server)["restarts"] == before + 1)
+            load.answers(300)
+        assert load.errors == []
+        # The load has ended, because a restart needs the two cores of a small machine.
+        self.until(lambda: self.states() == ["ready", "ready"])
+
     def workers(self) -> list[int]:
         """Pids of the workers."""
         module = "tritonembed_manager.router.worker"

@@ -26,16 +26,7 @@ def manager(two_servers: Serve) -> Serve:
 
 
 def test_a_server_that_is_killed_costs_no_client_an_error_and_comes_back(manager: Serve) -> None:
-    before = manager.server("server-0")["restarts"]
-    with Load(manager.target) as load:
-        load.answers(96)
-        manager.until(manager.is_full)
-        os.kill(manager.tritonservers()["server-0"], signal.SIGKILL)
-        manager.until(lambda: manager.server("server-0")["restarts"] == before + 1)
-        load.answers(300)
-    assert load.errors == []
-    # The load has ended, because a restart needs the two cores of a small machine.
-    manager.until(lambda: manager.states() == ["ready", "ready"])
+    manager.check_a_death("server-0", lambda: manager.tritonservers()["server-0"])
 
 
 def test_a_worker_that_is_killed_under_load_is_replaced_and_its_load_is_forgotten(manager: Serve) -> None:

@@ -26,27 +26,11 @@ def manager(model: Path) -> Iterator[Serve]:
 
 
 def test_a_server_that_is_killed_costs_no_client_an_error_and_comes_back(manager: Serve) -> None:
-    before = manager.server("server-0")["restarts"]
-    with Load(manager.target) as load:
-        load.answers(96)
-        manager.until(manager.is_full)
-        os.kill(manager.tritonservers()["server-0"], signal.SIGKILL)
-        manager.until(lambda: manager.server("server-0")["restarts"] == before + 1)
-        load.answers(300)
-    assert load.errors == []
-    manager.until(lambda: manager.states() == ["ready", "ready"])
+    manager.check_a_death("server-0", lambda: manager.tritonservers()["server-0"])
 
 
 def test_a_dead_stub_costs_no_client_an_error(manager: Serve) -> None:
-    before = manager.server("server-1")["restarts"]
-    with Load(manager.target) as load:
-        load.answers(96)
-        manager.until(manager.is_full)
-        os.kill(manager.stub("server-1", "embedder"), signal.SIGKILL)
-        manager.until(lambda: manager.server("server-1")["restarts"] == before + 1)
-        load.answers(300)
-    assert load.errors == []
-    manager.until(lambda: manager.states() == ["ready", "ready"])
+    manager.check_a_death("server-1", lambda: manager.stub("server-1", "embedder"))
 
 
 def test_requests_of_megabytes_survive_the_death_of_a_server(manager: Serve) -> None:
