@@ -59,8 +59,9 @@ class Window:
             self._since, self._done = (now, done) if waiting else (None, 0)
             return
         passed = now - self._since
-        if passed < _LOOK_EVERY_S or done == self._done:
-            # Requests that end without an answer, such as cancelled ones, are no measurement.
+        if passed < _LOOK_EVERY_S or done - self._done < self.part(TIGHT_S):
+            # A small answer while a large part is computed says nothing of the rate, nor do requests that end without
+            # an answer, such as cancelled ones.
             return
         rate = (done - self._done) / passed
         self._since, self._done = now, done

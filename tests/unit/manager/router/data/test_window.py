@@ -78,6 +78,17 @@ def test_requests_that_end_without_an_answer_measure_nothing():
     assert simulated.window.size(TIGHT_S) == before
 
 
+def test_a_small_answer_beside_a_large_part_measures_nothing():
+    simulated = Simulated(16_000)
+    simulated.window.look(0, waiting=True)
+    simulated.now += 0.3
+    simulated.window.look(60, waiting=True)
+    assert simulated.window.best_rate is None
+    simulated.now += 0.7
+    simulated.window.look(60 + 16_000, waiting=True)
+    assert simulated.window.best_rate == pytest.approx(16_060)
+
+
 def test_an_old_measurement_is_no_reason_to_refuse():
     simulated = Simulated(1_000_000)
     assert simulated.window.best_rate is None
