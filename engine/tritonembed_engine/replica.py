@@ -1,0 +1,211 @@
+"""The Triton side of one replica: requests of Triton's in, tensors out, through an engine of its own.
+
+For use inside a stub only. A model's model.py says what its requests ask for and which tensors answer them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import triton_python_backend_utils as pb_utils
+
+from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
+from tritonembed_engine.request import BatchReport, Request
+from tritonembed_engine.stub.abandonment import Abandonment
+from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.placement import visible_devices
+from tritonembed_engine.stub.process import announce, log_as, prepare_process
+from tritonembed_engine.stub.senders import Senders
+from tritonembed_engine.stub.triton import (
+    answer,
+    bytes_tensor,
+    end_process_soon,
+    refusal,
+    repository_of,
+    start_up,
+    to_bytes_tensor,
+)
+from tritonembed_engine.token_ids import Spans, TokenIdLimits, TokenIds
+from tritonembed_protocol.space import SPACE
+
+if TYPE_CHECKING:
+    from tritonembed_engine.model.files import ModelFiles
+
+
+class Asked:
+    """A request of Triton's whose parameters are right, and then its request of the engine.
+
+    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize: as in `Request`.
+    """
+
+    def __init__(self, triton: Any, *, skip: int = 0, normalize: bool = False) -> None:
+        self.triton = triton
+        self.outputs: Sequence[str] = triton.requested_output_names()
+        self.elements = bytes_tensor(triton, "token_ids")
+        self.rows = len(self.elements)
+        self.skip, self.normalize = skip, normalize
+        self.spans: Spans | None = None
+        self.request: Request
+
+
+class _SpaceAlone:
+    """A request of Triton's for the embedding space, which needs no forward pass."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+
+class Replica:
+    """One replica of the model: an engine of its own, in a process of its own."""
+
+    files: "ModelFiles"
+    space: str
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Load the model onto the device that Triton gave this instance."""
+        with start_up():
+            devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
+            prepare_process(devices)
+            log_as(args["model_instance_name"])
+            announce("importing torch")
+            # Not before prepare_process: these import torch, which reads the environment only once.
+            from tritonembed_engine.factory import create_engine
+            from tritonembed_engine.model.files import read_model_files
+            from tritonembed_engine.model.space import embedding_space
+            from tritonembed_engine.settings import read_settings
+
+            announce("reading the model's files")
+            settings = read_settings(repository_of(args))
+            template = settings.engine.instruction_template
+            self.files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
+            device = "cpu" if devices is None else "cuda"
+            self.engine = create_engine(settings, self.files, device, self._count_batch, end_process_soon)
+            ahead = settings.engine.batches_ahead_on(device)
+            announce("reading the model's digest")
+            self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
+            self.prepare()
+        self._limits = TokenIdLimits(self.files.max_length, self.files.vocab_size, self.engine.executor.refused_id)
+        self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        name = args["model_instance_name"]
+        labels = {"executor": self.engine.executor.name, "embedding_space": self.space}
+        self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, **labels)
+
+    def prepare(self) -> None:
+        """Called once, when the engine is there."""
+
+    def ask(self, request: Any) -> Asked:
+        """What a request asks for. Raises an error, which is its answer."""
+        raise NotImplementedError
+
+    def tensors(self, asked: Any, found: Any) -> list[Any]:
+        """The tensors that answer a request. found: float32 [sentences or spans, dimensions], of the engine."""
+        raise NotImplementedError
+
+    def execute(self, requests: Sequence[Any]) -> list[Any] | None:
+        """Answer the requests of one Triton batch. A bad request gets its own error."""
+        asked = self._read_ids([self._parse(request) for request in requests])
+        good = [item.request for item in asked if isinstance(item, Asked)]
+        sentences = sum(len(request.sentences) for request in good)
+        split = self.engine.splits(good)
+        later = self._senders.want(len(requests), sentences, waiting=self.engine.waiting, split=split)
+        computed = iter(self.engine.submit_all(good, wait=not later))
+        futures = [next(computed) if isinstance(item, Asked) else _done(item) for item in asked]
+        responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
+        if later:
+            self._senders.hand_over(requests, futures, responses)
+            return None
+        return [respond() for respond in responses]
+
+    def finalize(self) -> None:
+        """Free the model's memory."""
+        self._senders.finish()
+        self.engine.close()
+        self._metrics.close()
+
+    def _parse(self, request: Any) -> "Asked | _SpaceAlone | Exception":
+        """What the request asks for, or the error that is its answer."""
+        try:
+            asked = self.ask(request)
+            return _SpaceAlone(asked.rows) if asked.outputs == [SPACE] else asked
+        except Exception as error:
+            return error
+
+    def _read_ids(self, asked: list[Any]) -> list[Any]:
+        """Check and join the ids of all requests at once. Only if some are wrong, each request is looked at alone."""
+        good = [item for item in asked if isinstance(item, Asked)]
+        try:
+            together = self._limits.read([element for item in good for element in item.elements])
+            for item, sentences in zip(good, together.split([len(item.elements) for item in good]), strict=True):
+                item.request = _request(item, sentences)
+            return asked
+        except InvalidArgument:
+            return [self._read_alone(item) if isinstance(item, Asked) else item for item in asked]
+
+    def _read_alone(self, item: Asked) -> Asked | InvalidArgument:
+        try:
+            item.request = _request(item, self._limits.read(item.elements))
+            return item
+        except InvalidArgument as error:
+            return error
+
+    def _respond(self, item: Any, future: "Future[Any]") -> Any:
+        """The response to one request, whose future is done or will be."""
+        try:
+            found = future.result()
+            if isinstance(item, _SpaceAlone):
+                return answer(self._space_of(item.rows))
+            tensors = self.tensors(item, found)
+            if SPACE in item.outputs:
+                tensors.append(self._space_of(item.rows))
+            return answer(*tensors)
+        except Exception as error:
+            return self._refuse(error)
+
+    def _space_of(self, rows: int) -> Any:
+        return to_bytes_tensor(SPACE, [self.space.encode()] * rows)
+
+    def _count_batch(self, report: BatchReport) -> None:
+        self._metrics.add(
+            sentences=report.sentences,
+            tokens=report.tokens,
+            batches=1,
+            batch_capacity_tokens=report.capacity,
+            compute_seconds=report.compute_seconds,
+            embedded_requests=report.requests,
+            queue_seconds=report.queue_seconds,
+            request_compute_seconds=report.request_compute_seconds,
+        )
+
+    def _refuse(self, error: Exception) -> Any:
+        if isinstance(error, DeadlineExceeded):
+            self._metrics.add(expired_requests=1)
+        elif isinstance(error, EmbedError):
+            self._metrics.add(refused_requests=1)
+        return refusal(error)
+
+
+def _request(item: Asked, sentences: TokenIds) -> Request:
+    # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
+    timeout = item.triton.timeout()
+    return Request(
+        sentences,
+        deadline=time.monotonic() + timeout / 1e6 if timeout else None,
+        normalize=item.normalize,
+        is_abandoned=Abandonment(item.triton.is_cancelled),
+        skip=item.skip,
+        spans=item.spans,
+    )
+
+
+def _done(item: Any) -> "Future[Any]":
+    """A future of what is not computed: an error, or a request for the space alone."""
+    future: Future[Any] = Future()
+    if isinstance(item, Exception):
+        future.set_exception(item)
+    else:
+        future.set_result(None)
+    return future
