@@ -103,12 +103,15 @@ def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
     as_text = client.embeddings.create(model=model.id, input="Instruct: Find pets\nQuery: cats")
     assert np.allclose(with_instruction.data[0].embedding, as_text.data[0].embedding, atol=1e-6)
     assert with_instruction.usage == as_text.usage
-    by_ids = client.embeddings.create(model=model.id, input=[[2, 5, 3], [2, 3]])
+    by_ids = client.embeddings.create(model=model.id, input=[[101, 5, 102], [101, 102]])
     assert by_ids.usage.total_tokens == 5
     with pytest.raises(openai.BadRequestError, match="dimensions"):
         client.embeddings.create(model=model.id, input="a", dimensions=65)
     with pytest.raises(openai.BadRequestError, match="token_ids"):
-        client.embeddings.create(model=model.id, input=[10_000_000])
+        client.embeddings.create(model=model.id, input=[101, 10_000_000, 102])
+    # `hello world` in the ids of OpenAI's tokenizer.
+    with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
+        client.embeddings.create(model=model.id, input=[[15339, 1917]])
 
 
 def test_chunks_come_through_the_endpoint(manager: Serve) -> None:

@@ -67,6 +67,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         min_receive_rate=options.min_receive_rate,
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
+        accept_token_ids=options.accept_token_ids,
         hedge_after=_hedge_after(options.hedge_after),
         tls=_tls(options),
         tenants=_tenants(context, options),

@@ -238,6 +238,14 @@ class ServeOptions:
             "Such calls are refused by default. With --tenants, the file names who may.",
         ),
     ]
+    accept_token_ids: Annotated[
+        bool,
+        typer.Option(
+            False,
+            help="Accept any token ids over HTTP's /v1. By default they must have the special tokens that the model's "
+            "tokenizer adds to every text, and a model without special tokens takes text only.",
+        ),
+    ]
     tls_cert: Annotated[
         Path | None,
         typer.Option(

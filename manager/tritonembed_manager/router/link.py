@@ -142,6 +142,8 @@ class WorkerConfig:
     """HTTP connections per address and worker."""
     admin: bool
     """Whether requests may change servers."""
+    accept_token_ids: bool = False
+    """Whether token ids over HTTP's /v1 are accepted without a check for special tokens."""
     hedge_after: "After | None" = None
     """See data/hedging.py; None: requests are not hedged."""
     more_ids: tuple[str, ...] = ()

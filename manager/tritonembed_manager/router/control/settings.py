@@ -99,6 +99,7 @@ class ServeSettings:
     min_receive_rate: float
     max_connections_per_peer: int
     admin: bool
+    accept_token_ids: bool = False
     hedge_after: After | None = None
     """See data/hedging.py."""
     more_ids: tuple[str, ...] = ()
@@ -169,6 +170,7 @@ class ServeSettings:
             min_receive_rate=self.min_receive_rate,
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
+            accept_token_ids=self.accept_token_ids,
             hedge_after=self.hedge_after,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,

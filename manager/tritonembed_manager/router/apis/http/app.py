@@ -27,6 +27,7 @@ from tritonembed_manager.router.apis.http.kserve_admin import KServeAdmin
 from tritonembed_manager.router.apis.http.openai import OpenAI
 from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.status_page import History, StatusPage
+from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing, from_environment
@@ -45,6 +46,10 @@ class Settings(Protocol):
     @property
     def admin(self) -> bool:
         """Whether requests may change servers."""
+
+    @property
+    def accept_token_ids(self) -> bool:
+        """Whether token ids are accepted without a check for special tokens."""
 
 
 def make_app(
@@ -99,8 +104,9 @@ def make_app(
         app.on_response_prepare.append(door.add_limits)
     app[CONNECTIONS] = Connections(limits)
     traced = tracing.over(dispatcher)
+    calls = VectorCalls(traced, settings.names, bodies, converter, accept_ids=settings.accept_token_ids)
     for part in (
-        OpenAI(traced, settings.names, bodies, converter),
+        OpenAI(calls, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
         *monitor,

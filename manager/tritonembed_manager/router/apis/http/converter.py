@@ -26,8 +26,8 @@ from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.errors import LONE_SURROGATE, BadRequest
 from tritonembed_manager.router.apis.http.kserve_json import InferRequest, read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
-from tritonembed_manager.router.apis.http.openai_request import prepare
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, prepare
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 
@@ -41,11 +41,16 @@ class Converted:
 
 
 def _openai(body: bytes, ids: list[str], others: list[str]) -> Converted:
-    """info: as_base64, and the number of sentences per message (counts)."""
+    """info: as_base64; see `_of_vectors`."""
     asked = read_openai(parse_object(body), ServedNames(tuple(ids), tuple(others)))
-    requests = list(prepare(asked.elements, by_ids=asked.by_ids, options=asked.options))
+    return _of_vectors(asked, as_base64=asked.as_base64)
+
+
+def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
+    """info: also the number of sentences per message (counts), and whether they are token ids (by_ids)."""
+    requests = list(prepare(asked))
     counts = [request.count for request in requests]
-    return Converted({"as_base64": asked.as_base64, "counts": counts}, [request.message for request in requests])
+    return Converted({**info, "counts": counts, "by_ids": asked.by_ids}, [request.message for request in requests])
 
 
 def _kserve(body: bytes, header_length: int | None, model: str, version: str) -> Converted:

@@ -1,24 +1,17 @@
-"""Reads and checks the body of a request to OpenAI's /v1/embeddings, and makes requests of it that servers accept."""
+"""Reads and checks the body of a request to OpenAI's /v1/embeddings."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
-from tritonembed import InvalidArgumentError
-from tritonembed.inputs import batches, encode_texts, encode_token_ids
-from tritonembed.request import Call, Deadline, Options
+from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, check_prompt, read_input
 from tritonembed_manager.router.data.model_names import ServedNames
-from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
+from tritonembed_protocol.limits import MAX_INT64
 from tritonembed_protocol.space import SPACE
 
-MAX_INPUTS = 32 * 1024
-MAX_PROMPT = 64 * 1024
-"""Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
-_MAX_BYTES = 4 * 1024 * 1024
-"""Bytes of a request with more than one element: each copy of a larger request would delay others."""
 _OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
 _PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
 """sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
@@ -35,13 +28,10 @@ _TENSORS = {"text": "input", "token_ids": "input"}
 
 
 @dataclass(frozen=True)
-class EmbeddingsRequest:
-    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids)."""
+class EmbeddingsRequest(VectorsRequest):
+    """as_base64: whether vectors are written as base64 instead of numbers."""
 
-    elements: list[bytes]
-    by_ids: bool
     as_base64: bool
-    options: Options
 
 
 def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
@@ -53,13 +43,13 @@ def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
-    elements, by_ids = _read_input(body.get("input"))
+    elements, by_ids = read_input(body.get("input"), "input")
     options = _read_options(body)
     if by_ids:
         for name in (*_PROMPT_FIELDS, *_CHUNK_FIELDS):
             if body.get(name) is not None:
                 raise BadRequest(f"{name} applies to texts, but input has token ids", name)
-    return EmbeddingsRequest(elements, by_ids, encoding == "base64", options)
+    return EmbeddingsRequest(elements, by_ids, options, encoding == "base64")
 
 
 def field_at_fault(message: str) -> str | None:
@@ -88,26 +78,6 @@ def _check_model(asked: Any, names: ServedNames) -> None:
         )
 
 
-def _read_input(given: Any) -> tuple[list[bytes], bool]:
-    if isinstance(given, str):
-        given = [given]
-    if not isinstance(given, list) or not given:
-        raise BadRequest(
-            "input must be a string, a list of strings, a list of token ids, or a list of such lists, and not empty",
-            "input",
-        )
-    first = given[0]
-    by_ids = not isinstance(first, str)
-    if by_ids and not isinstance(first, list):
-        given = [given]
-    if len(given) > MAX_INPUTS:
-        raise BadRequest(f"input has {len(given)} elements; at most {MAX_INPUTS} are allowed", "input")
-    try:
-        return (encode_token_ids(given) if by_ids else encode_texts(given)), by_ids
-    except (InvalidArgumentError, TypeError) as error:
-        raise BadRequest(f"input: {error}", "input") from None
-
-
 def _read_options(body: dict[str, Any]) -> Options:
     for name, least in {"dimensions": 1, **_CHUNK_FIELDS}.items():
         number = body.get(name)
@@ -117,7 +87,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         if not isinstance(body.get(name), str | None):
             raise BadRequest(f"{name} must be a string", name)
     for name in _PROMPT_FIELDS:
-        _check_prompt(name, body.get(name))
+        check_prompt(name, body.get(name))
     chosen = [name for name in _PROMPT_FIELDS if body.get(name) is not None]
     if len(chosen) > 1:
         raise BadRequest(f"{chosen[0]} and {chosen[1]} exclude each other", chosen[0])
@@ -136,26 +106,3 @@ def _read_options(body: dict[str, Any]) -> Options:
         normalize=normalize,
         embedding_space=body.get(SPACE),
     )
-
-
-def _check_prompt(name: str, prompt: str | None) -> None:
-    # A lone surrogate raises UnicodeEncodeError, which errors.py answers for all strings.
-    size = len(prompt.encode()) if prompt else 0
-    if size > MAX_PROMPT:
-        raise BadRequest(f"{name} has {size} bytes; at most {MAX_PROMPT} are allowed", name)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """message: an encoded ModelInferRequest. count: its sentences."""
-
-    message: bytes
-    count: int
-
-
-def prepare(elements: list[bytes], *, by_ids: bool, options: Options) -> Iterator[Prepared]:
-    """Texts (UTF-8) or token ids (little-endian int32) as requests that a server accepts."""
-    model, tensor = ("embedder", "token_ids") if by_ids else ("embedding", "text")
-    parts = batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
-    for request in Call(model, tensor, parts, options, Deadline(None)).requests():
-        yield Prepared(request.message.SerializeToString(), request.count)

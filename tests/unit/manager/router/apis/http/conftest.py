@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, contextmanager
 from types import SimpleNamespace
 
 import aiohttp
+import numpy as np
 import pytest
 from aiohttp import web
 from tests.fakes.triton import infer_response, texts, vector
@@ -17,8 +18,19 @@ from tritonembed_manager.router.apis.http.status_page import History
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing
 from tritonembed_manager.router.interfaces import Admission, ServerState, ServerView
+from tritonembed_protocol.framing import frame
 
 MODEL = "org/a-model"
+BERT = ([101, 102], [101, 1037, 102])
+"""The ids of an empty text and of "a"."""
+
+
+def tokenizer_answer(*ids):
+    """The answer of the model `tokenizer`."""
+    answer = service_pb2.ModelInferResponse(model_name="tokenizer", model_version="1")
+    answer.outputs.add(name="token_ids", datatype="BYTES", shape=(len(ids), 1))
+    answer.raw_output_contents.append(frame([np.array(row, "<i4").tobytes() for row in ids]))
+    return answer
 
 
 def server_view(name, state=ServerState.READY, **more):
@@ -40,7 +52,7 @@ class FakeDispatcher:
         self.inside = asyncio.Semaphore(0)
         self.cancelled = asyncio.Semaphore(0)
         self.calls = []
-        self.answers = {}
+        self.answers = {"ModelInfer": tokenizer_answer(*BERT)}
         self.views = [server_view("a"), server_view("b")]
         self.refusals = []
 
@@ -115,12 +127,14 @@ class Serving:
 
 
 @asynccontextmanager
-async def running(dispatcher, tracing=None, admin=False, names=None, limits=None, door=None):
+async def running(dispatcher, tracing=None, admin=False, names=None, limits=None, door=None, **settings):
     """Runs the application exactly as a worker does."""
     serving = Serving(None, None, dispatcher)
     app = make_app(
         dispatcher,
-        SimpleNamespace(names=names or ServedNames((MODEL,)), admin=admin),
+        SimpleNamespace(
+            **{"names": names or ServedNames((MODEL,)), "admin": admin, "accept_token_ids": False, **settings}
+        ),
         lambda: serving.status,
         is_serving=lambda: serving.is_serving,
         tracing=tracing or Tracing(),

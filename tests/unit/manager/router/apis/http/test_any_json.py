@@ -14,8 +14,8 @@ from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.kserve_admin import log_request, trace_request
 from tritonembed_manager.router.apis.http.kserve_json import read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
-from tritonembed_manager.router.apis.http.openai_request import prepare
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.vector_requests import prepare
 
 NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31, 2**63, -(2**63), 2**64, 10**400]) | st.floats()
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(st.characters(codec=None), max_size=3)
@@ -77,7 +77,7 @@ def test_openai(body):
     with suppress(BadRequest, UnicodeEncodeError):
         request = read_openai(json.loads(json.dumps(body)), "m")
         assert request.elements
-        assert list(prepare(request.elements, by_ids=request.by_ids, options=request.options))
+        assert list(prepare(request))
 
 
 @given(st.dictionaries(st.text(max_size=3), ANYTHING, max_size=3))

@@ -13,7 +13,7 @@ from tests.fakes.data_plane import data_plane
 from tests.fakes.triton import infer_response, texts, vector
 from tests.unit.manager.router.apis.http.conftest import MODEL, running
 
-from tritonembed_manager.router.apis.http import bodies, openai_request
+from tritonembed_manager.router.apis.http import bodies, vector_requests
 from tritonembed_manager.router.interfaces import DispatchError
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -101,7 +101,7 @@ async def test_a_prompt_is_sent_with_every_part(client, dispatcher, extra):
 
 async def test_a_null_prompt_is_no_prompt(client, dispatcher):
     extra = {"prompt_name": None, "prompt": None, "instruction": None}
-    await client.embeddings.create(model=MODEL, input=[1, 2], extra_body=extra)
+    await client.embeddings.create(model=MODEL, input=[101, 102], extra_body=extra)
     assert not dispatcher.requests[0].parameters
 
 
@@ -215,7 +215,7 @@ async def test_another_model_is_not_found(client):
         ({"input": "a", "instruction": "é" * 32769}, "instruction", "at most 65536 are allowed"),
         ({"input": [1, 2], "instruction": "secret"}, "instruction", "input has token ids"),
         ({"input": [1, 2], "prompt": ""}, "prompt", "input has token ids"),
-        ({"input": [[1, 2]], "prompt_name": "secret"}, "prompt_name", "input has token ids"),
+        ({"input": [[101, 102]], "prompt_name": "secret"}, "prompt_name", "input has token ids"),
         ({"input": "a", "normalize": 1}, "normalize", "true or false"),
         ({"input": "a", "truncate": "secret\ud800"}, None, "lone surrogate"),
     ],
@@ -356,7 +356,7 @@ async def test_an_unknown_path_has_openais_form_too(serving, path):
 async def test_a_wrong_method_is_refused_with_the_allowed_methods(serving):
     answer = await serving.get("/v1/embeddings")
     assert (answer.status, answer.headers["Allow"]) == (405, "POST")
-    assert openai_request.MAX_INPUTS >= 2048  # OpenAI's limit
+    assert vector_requests.MAX_INPUTS >= 2048  # OpenAI's limit
 
 
 @pytest.mark.parametrize(

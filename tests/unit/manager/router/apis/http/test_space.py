@@ -7,7 +7,7 @@ import grpc
 import pytest
 from tests.fakes.triton import infer_response, texts, vector
 
-from tritonembed_manager.router.apis.http.openai_request import MAX_INPUTS
+from tritonembed_manager.router.apis.http.vector_requests import MAX_INPUTS
 from tritonembed_manager.router.data.spaces import parameter
 from tritonembed_manager.router.interfaces import DispatchError
 

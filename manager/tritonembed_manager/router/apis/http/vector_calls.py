@@ -1,0 +1,171 @@
+"""Calls for vectors over HTTP, whichever API they came over: from a body to vectors, and vectors as pieces of JSON."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+
+from tritonembed import EmbeddingResult, ServerError
+from tritonembed.request import Call, Deadline, Options
+from tritonembed_manager.router.apis.callers import http_caller
+from tritonembed_manager.router.apis.http.bodies import Bodies
+from tritonembed_manager.router.apis.http.converter import Converter
+from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
+from tritonembed_manager.router.apis.http.vector_requests import Prepared
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.spaces import headers_of
+from tritonembed_manager.router.data.tracing import metadata_of
+from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, Metadata
+
+_REQUESTS_AT_ONCE = 8
+"""Concurrent requests of one caller's call. They are admitted as one, and have one deadline."""
+_ROWS_AT_ONCE = 64
+"""Vectors that are written before other requests have their turn."""
+_FEW_REQUESTS = 2
+_LARGE_AT_ONCE = 2
+"""Concurrent calls of more than _FEW_REQUESTS requests: their vectors take up to 128 MiB. Others wait."""
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The answers to one call, in order. info: of the conversion of its body. is_large: to be sent in pieces."""
+
+    results: Sequence[EmbeddingResult]
+    info: dict[str, Any]
+    is_large: bool
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(int(result.num_tokens.sum()) for result in self.results)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The embedding space, as a header."""
+        return headers_of(result.embedding_space for result in self.results)
+
+    async def parts(self) -> AsyncIterator[npt.NDArray[Any]]:
+        """A few rows at a time. Other requests have their turn in between."""
+        is_first = True
+        for result in self.results:
+            for at in range(0, len(result.embeddings), _ROWS_AT_ONCE):
+                if not is_first:
+                    await asyncio.sleep(0)
+                is_first = False
+                yield result.embeddings[at : at + _ROWS_AT_ONCE]
+
+    def check_finite(self, instead: str) -> None:
+        """Raises ServerError for a number that JSON lacks. instead: what to ask for."""
+        if not all(np.isfinite(result.embeddings).all() for result in self.results):
+            raise ServerError(
+                f"output embedding: a number that is not finite cannot be written as JSON; ask for {instead}"
+            )
+
+    async def answer(self, request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
+        """pieces: the JSON of the answer. Errors show with the first piece, before the answer begins."""
+        if self.is_large:
+            return await _stream(request, pieces, self.headers)
+        body = b"".join([piece async for piece in pieces])
+        return web.Response(body=body, content_type="application/json", headers=self.headers)
+
+
+class VectorCalls:
+    """Sends the texts of HTTP requests to the servers. names: of the model. accept_ids: see ForeignIds."""
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        names: ServedNames,
+        bodies: Bodies,
+        converter: Converter,
+        *,
+        accept_ids: bool = False,
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._names = names
+        self._bodies = bodies
+        self._converter = converter
+        self._foreign = ForeignIds(dispatcher, accept=accept_ids)
+        self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
+
+    @asynccontextmanager
+    async def embed(self, request: web.Request, kind: str, field: str, **arguments: Any) -> AsyncIterator[Vectors]:
+        """The vectors of a request's body; they are in memory until the block is left.
+
+        kind, arguments: of the conversion (see converter.py); its info has `counts` and `by_ids`. field: of the texts,
+        for errors. Raises BadRequest, DispatchError, ServerError.
+        """
+        names: dict[str, Any] = {"ids": self._names.ids, "others": self._names.others}
+        async with self._bodies.read_chunks(request) as chunks, AsyncExitStack() as stack:
+            asked = await self._converter.convert(kind, chunks, **names, **arguments)
+            if asked.info["by_ids"]:
+                await self._foreign.check(asked.messages, field)
+            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
+            is_large = len(requests) > _FEW_REQUESTS
+            if is_large:
+                await stack.enter_async_context(self._large)
+            options = asked.info.get("options", {})
+            results = await _embed(
+                self._dispatcher, requests, options, metadata_of(request.headers), http_caller(request)
+            )
+            yield Vectors(results, asked.info, is_large)
+
+
+async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> web.StreamResponse:
+    """Send an answer in pieces, so that it is never in memory as a whole."""
+    first = await anext(pieces)
+    answer = web.StreamResponse(headers={"Content-Type": "application/json; charset=utf-8", **headers})
+    await answer.prepare(request)
+    await answer.write(first)
+    async for piece in pieces:
+        await answer.write(piece)
+    await answer.write_eof()
+    return answer
+
+
+async def _embed(
+    dispatcher: Dispatcher, requests: Sequence[Prepared], options: Options, metadata: Metadata, caller: Caller
+) -> list[EmbeddingResult]:
+    """The vectors of the requests, in order. options: those that decide how answers are read.
+
+    Raises DispatchError and ServerError. If one request fails, the others are cancelled.
+    """
+    call = Call("", "", iter(()), options, Deadline(None))
+    places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
+
+    async def send(request: Prepared, admitted: Admission) -> EmbeddingResult:
+        async with places:
+            answer = await dispatcher.infer(
+                request.message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
+            )
+        return _read_answer(call, request, answer)
+
+    size = sum(len(request.message) for request in requests)
+    with dispatcher.admitted(size, timeout=None, caller=caller) as admitted:
+        if len(requests) == 1:
+            return [await send(requests[0], admitted)]
+        return await _all([asyncio.ensure_future(send(request, admitted)) for request in requests])
+
+
+def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResult:
+    try:
+        return call.read(request.count, service_pb2.ModelInferResponse.FromString(answer))
+    except DecodeError:
+        raise ServerError("the server's answer is not a ModelInferResponse") from None
+
+
+async def _all(tasks: list["asyncio.Task[EmbeddingResult]"]) -> list[EmbeddingResult]:
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        # Their slots must be free before the admitted call leaves.
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,71 @@
+"""What a request for vectors asks for, whichever API it came over, and the requests that servers accept for it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from tritonembed import InvalidArgumentError
+from tritonembed.inputs import batches, encode_texts, encode_token_ids
+from tritonembed.request import Call, Deadline, Options
+from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_protocol.limits import MAX_BATCH_SIZE
+
+MAX_INPUTS = 32 * 1024
+MAX_PROMPT = 64 * 1024
+"""Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
+_MAX_BYTES = 4 * 1024 * 1024
+"""Bytes of a request with more than one element: each copy of a larger request would delay others."""
+
+
+@dataclass(frozen=True)
+class VectorsRequest:
+    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids)."""
+
+    elements: list[bytes]
+    by_ids: bool
+    options: Options
+
+
+def read_input(given: Any, name: str) -> tuple[list[bytes], bool]:
+    """Texts or token ids as elements, and whether they are token ids. name: of the field. Raises BadRequest."""
+    if isinstance(given, str):
+        given = [given]
+    if not isinstance(given, list) or not given:
+        raise BadRequest(
+            f"{name} must be a string, a list of strings, a list of token ids, or a list of such lists, and not empty",
+            name,
+        )
+    first = given[0]
+    by_ids = not isinstance(first, str)
+    if by_ids and not isinstance(first, list):
+        given = [given]
+    if len(given) > MAX_INPUTS:
+        raise BadRequest(f"{name} has {len(given)} elements; at most {MAX_INPUTS} are allowed", name)
+    try:
+        return (encode_token_ids(given) if by_ids else encode_texts(given)), by_ids
+    except (InvalidArgumentError, TypeError) as error:
+        raise BadRequest(f"{name}: {error}", name) from None
+
+
+def check_prompt(name: str, prompt: str | None) -> None:
+    """Raises BadRequest for a prompt that is too long."""
+    # A lone surrogate raises UnicodeEncodeError, which errors.py answers for all strings.
+    size = len(prompt.encode()) if prompt else 0
+    if size > MAX_PROMPT:
+        raise BadRequest(f"{name} has {size} bytes; at most {MAX_PROMPT} are allowed", name)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """message: an encoded ModelInferRequest. count: its sentences."""
+
+    message: bytes
+    count: int
+
+
+def prepare(asked: VectorsRequest) -> Iterator[Prepared]:
+    """The requests that a server accepts."""
+    model, tensor = ("embedder", "token_ids") if asked.by_ids else ("embedding", "text")
+    parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
+    for request in Call(model, tensor, parts, asked.options, Deadline(None)).requests():
+        yield Prepared(request.message.SerializeToString(), request.count)
