@@ -8,6 +8,7 @@ import typer
 from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.commands.signature import marked, on_command_line
 from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.apis.http.cors import read_origins
 from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings, default_threads, find_envoy
 from tritonembed_manager.router.control.health import HealthSettings
@@ -68,6 +69,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         max_connections_per_peer=options.max_connections_per_peer,
         admin=options.admin,
         accept_token_ids=options.accept_token_ids,
+        cors_origins=read_origins(options.cors_origin or ()),
         hedge_after=_hedge_after(options.hedge_after),
         tls=_tls(options),
         tenants=_tenants(context, options),

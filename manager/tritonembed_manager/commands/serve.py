@@ -246,6 +246,14 @@ class ServeOptions:
             "tokenizer adds to every text, and a model without special tokens takes text only.",
         ),
     ]
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            None,
+            help="Let web pages of this origin, such as https://app.example, call the HTTP port from a browser; * for "
+            "all. Repeatable. By default browsers refuse.",
+        ),
+    ]
     tls_cert: Annotated[
         Path | None,
         typer.Option(

@@ -144,6 +144,8 @@ class WorkerConfig:
     """Whether requests may change servers."""
     accept_token_ids: bool = False
     """Whether token ids over HTTP's /v1 are accepted without a check for special tokens."""
+    cors_origins: tuple[str, ...] = ()
+    """The origins whose web pages may call the HTTP port."""
     hedge_after: "After | None" = None
     """See data/hedging.py; None: requests are not hedged."""
     more_ids: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from aiohttp import web
 
 from tritonembed_manager.router.apis.grpc_arrivals import WrappedServer, refuse
 from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
+from tritonembed_manager.router.apis.http.probes import HEALTH
 from tritonembed_manager.router.data.quotas import Quotas
 from tritonembed_manager.router.data.tenants import NO_MONITOR, Tenants, current_tenant, leave
 from tritonembed_manager.router.interfaces import DispatchError, Metadata
@@ -41,7 +42,7 @@ _VECTOR_CALLS = frozenset(
 )
 _STREAMS = ("/inference.GRPCInferenceService/ModelStreamInfer",)
 """Quotas are for the requests in them."""
-_HEALTH_ROUTES = frozenset(("/health", "/v2/health/live", "/v2/health/ready"))
+_HEALTH_ROUTES = frozenset(("/health", "/v2/health/live", "/v2/health/ready", *HEALTH))
 _BEARER, _BASIC = "bearer", "basic"
 _CODE = grpc.StatusCode
 

@@ -100,6 +100,7 @@ class ServeSettings:
     max_connections_per_peer: int
     admin: bool
     accept_token_ids: bool = False
+    cors_origins: tuple[str, ...] = ()
     hedge_after: After | None = None
     """See data/hedging.py."""
     more_ids: tuple[str, ...] = ()
@@ -171,6 +172,7 @@ class ServeSettings:
             max_connections_per_peer=self.max_connections_per_peer,
             admin=self.admin,
             accept_token_ids=self.accept_token_ids,
+            cors_origins=self.cors_origins,
             hedge_after=self.hedge_after,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,

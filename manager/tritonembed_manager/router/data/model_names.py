@@ -75,8 +75,9 @@ def name_as_asked(answer: Any, alias: str) -> None:
 def served_names(model: str, given: Sequence[str]) -> ServedNames:
     """model: --model, or its substitute. given: --served-model-name; if there are any, they are the only names.
 
-    The name of a folder is the last part of its path. The path is a valid name too, as written and in full. Raises
-    StartError.
+    The last part of a name on the hub is a name, too. The name of a folder is the last part of its path; the path is a
+    valid name too, as written and in full.
+    Raises StartError.
     """
     for name in given:
         if not name or not name.isprintable() or len(name.encode()) > MAX_NAME:
@@ -87,7 +88,9 @@ def served_names(model: str, given: Sequence[str]) -> ServedNames:
         return ServedNames(tuple(dict.fromkeys(given)))
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        return ServedNames((model,))
+        # Some clients send the last part of a hub's name only.
+        last = model.rpartition("/")[2]
+        return ServedNames((model,), (last,) if last not in ("", model, *OF_TRITON) else ())
     full = folder.resolve()
     return ServedNames((full.name or model,), (model, str(full)))
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +21,12 @@ from tritonembed_manager.router.apis.http.connections import (
     note_request,
 )
 from tritonembed_manager.router.apis.http.converter import Converter
-from tritonembed_manager.router.apis.http.errors import Handler, answer_errors, counting
+from tritonembed_manager.router.apis.http.cors import Cors
+from tritonembed_manager.router.apis.http.errors import FORMS, Handler, answer_errors, counting
 from tritonembed_manager.router.apis.http.kserve import KServe
 from tritonembed_manager.router.apis.http.kserve_admin import KServeAdmin
 from tritonembed_manager.router.apis.http.openai import OpenAI
+from tritonembed_manager.router.apis.http.probes import Probes
 from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.status_page import History, StatusPage
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
@@ -50,6 +52,10 @@ class Settings(Protocol):
     @property
     def accept_token_ids(self) -> bool:
         """Whether token ids are accepted without a check for special tokens."""
+
+    @property
+    def cors_origins(self) -> Sequence[str]:
+        """The origins whose pages may call; none without --cors-origin."""
 
 
 def make_app(
@@ -92,7 +98,9 @@ def make_app(
             await asyncio.gather(*keeping, converter.close(), return_exceptions=True)
         await asyncio.to_thread(tracing.close)
 
-    middlewares = [note_request, _traced(tracing), answer_errors, counting(dispatcher.refused)]
+    cors = Cors(settings.cors_origins) if settings.cors_origins else None
+    before = [note_request] if cors is None else [note_request, cors.middleware()]
+    middlewares = [*before, _traced(tracing), answer_errors, counting(dispatcher.refused)]
     tenants, quotas = (None, None) if door is None else (door.tenants, door.quotas)
     metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas)
     monitor = (metrics, StatusPage(reason, status, history))
@@ -102,16 +110,24 @@ def make_app(
     app.on_response_prepare.append(note_answer)
     if door is not None:
         app.on_response_prepare.append(door.add_limits)
+    if cors is not None:
+        app.on_response_prepare.append(cors.add_headers)
     app[CONNECTIONS] = Connections(limits)
     traced = tracing.over(dispatcher)
     calls = VectorCalls(traced, settings.names, bodies, converter, accept_ids=settings.accept_token_ids)
+    app[FORMS] = {}
     for part in (
         OpenAI(calls, settings.names),
+        Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
         *monitor,
     ):
-        app.add_routes(with_trailing_slashes(part.routes()))
+        routes = with_trailing_slashes(part.routes())
+        app.add_routes(routes)
+        form = getattr(part, "errors", None)
+        if form is not None:
+            app[FORMS].update({f"{route.method} {route.path}": form for route in routes})
     app.cleanup_ctx.append(around)
     return app
 

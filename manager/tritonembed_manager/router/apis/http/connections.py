@@ -11,6 +11,7 @@ Malformed requests are answered here too: their sender gets a line with the reas
 
 import asyncio
 import logging
+import re
 import ssl
 import time
 from collections import Counter
@@ -20,10 +21,12 @@ from typing import Any
 
 from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import BadStatusLine, InvalidHeader, LineTooLong
+from yarl import URL
 
 from tritonembed_manager.router.apis.http.errors import Handler
 from tritonembed_manager.router.apis.http.handshakes import Handshake
 
+_SLASHES = re.compile(r"^/+(?:(v[12])/+)?")
 _log = logging.getLogger(__name__)
 _MAX_UNREAD = 192 * 1024 * 1024
 _STALLED_S = 1.0
@@ -220,7 +223,25 @@ class HalfClosingRunner(web.AppRunner):
         assert isinstance(server, _Server)
         server.bounded = self._connections
         server.tls = self._tls
+        server.request_factory = _merging_slashes(server.request_factory)
         return server
+
+
+def _merging_slashes(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """Requests whose path has one slash at its start and after the version, as in `//v1//embeddings`.
+
+    Some clients join a base URL that ends in a slash with a path that begins with one. Later slashes can be part of a
+    model's name.
+    """
+
+    def request(message: Any, *rest: Any) -> web.BaseRequest:
+        path = _SLASHES.sub(lambda found: f"/{found[1]}/" if found[1] else "/", message.path)
+        if path != message.path:
+            url = URL.build(path=path.partition("?")[0], query_string=message.url.raw_query_string, encoded=True)
+            message = message._replace(path=path, url=url)
+        return make(message, *rest)
+
+    return request
 
 
 class _Server(web.Server):

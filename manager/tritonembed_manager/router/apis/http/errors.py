@@ -1,4 +1,7 @@
-"""Errors as HTTP answers: OpenAI's JSON form under /v1, KServe's everywhere else."""
+"""Errors as HTTP answers, each in the form of the API that was called.
+
+A path that no API has gets OpenAI's form under /v1 and KServe's elsewhere.
+"""
 
 import asyncio
 import logging
@@ -40,6 +43,12 @@ class BadRequest(Exception):
         self.parameter = parameter
         self.status = status
         self.code = code
+
+
+Form = Callable[[BadRequest], tuple[int, dict[str, Any]]]
+"""The status and the body of an error."""
+FORMS = web.AppKey("forms", dict[str, Form])
+"""By method and route, such as `POST /v1/embeddings`."""
 
 
 class PageNeedsKey(DispatchError):
@@ -108,12 +117,27 @@ def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:
 
 
 def _answer(request: web.Request, error: BadRequest, headers: dict[str, str] | None = None) -> web.Response:
-    form = _openai_form(error) if request.path.startswith("/v1/") else error.message
-    return web.json_response({"error": form}, status=error.status, headers=headers)
+    status, body = _form_of(request)(error)
+    return web.json_response(body, status=status, headers=headers)
 
 
-def _openai_form(error: BadRequest) -> dict[str, Any]:
+def _form_of(request: web.Request) -> Form:
+    route = request.match_info.route.resource
+    known = request.app.get(FORMS, {})
+    path = "" if route is None else route.canonical
+    by_prefix = openai_form if request.path.startswith("/v1/") else kserve_form
+    return known.get(f"{request.method} {path}", by_prefix)
+
+
+def kserve_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
+    """An error's status and body in KServe's form."""
+    return error.status, {"error": error.message}
+
+
+def openai_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
+    """An error's status and body in OpenAI's form."""
     kind = "server_error" if error.status >= _SERVER_ERROR else "invalid_request_error"
     if error.code == "rate_limit_exceeded":
         kind = "rate_limit_error"
-    return {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}
+    form = {"message": error.message, "type": kind, "param": error.parameter, "code": error.code}
+    return error.status, {"error": form}

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
-from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
 from tritonembed_manager.router.apis.http.openai_request import field_at_fault
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors
@@ -23,6 +23,8 @@ from tritonembed_manager.router.interfaces import DispatchError
 class OpenAI:
     """The routes of OpenAI's API. names: of the model."""
 
+    errors = staticmethod(openai_form)
+
     def __init__(self, calls: VectorCalls, names: ServedNames) -> None:
         self._calls = calls
         self._names = names
@@ -31,7 +33,10 @@ class OpenAI:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.post("/v1/embeddings", self.embeddings),
+            # For clients whose base URL lacks /v1.
+            web.post("/embeddings", self.embeddings),
             web.get("/v1/models", self.models),
+            web.get("/models", self.models),
             web.get("/v1/models/{model:.+}", self.one_model),
         ]
 

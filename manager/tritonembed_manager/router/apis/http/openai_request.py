@@ -17,6 +17,8 @@ _PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
 """sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
 _TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
 """NVIDIA NIM's names for `input_type` and `truncate`."""
+_INPUT_TYPES = {"document": "passage", "search_document": "passage", "search_query": "query"}
+"""Names of other APIs for the servers' two types."""
 _CHUNK_FIELDS = {"chunk_tokens": 1, "chunk_overlap": 0}
 """Our own numbers beside `truncate`, and the least of each."""
 _FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize", SPACE)
@@ -94,8 +96,9 @@ def _read_options(body: dict[str, Any]) -> Options:
     normalize = body.get("normalize")
     if not isinstance(normalize, bool | None):
         raise BadRequest("normalize must be true or false", "normalize")
+    input_type: Any = body.get("input_type")
     return Options(
-        input_type=body.get("input_type"),
+        input_type=_INPUT_TYPES.get(input_type, input_type) if input_type else None,
         prompt_name=body.get("prompt_name"),
         prompt=body.get("prompt"),
         instruction=body.get("instruction"),

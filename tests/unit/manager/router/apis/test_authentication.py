@@ -27,8 +27,20 @@ from tritonembed_manager.router.data.upstream import SERVICE as KSERVE
 from tritonembed_manager.router.endpoints import NAMES, add_reflection
 from tritonembed_manager.router.interfaces import Caller
 
-HEALTH_ROUTES = {"/health", "/v2/health/live", "/v2/health/ready"}
+HEALTH_ROUTES = {
+    *("/health", "/healthz", "/livez", "/readyz", "/ping"),
+    *("/v1/health/live", "/v1/health/ready", "/v2/health/live", "/v2/health/ready"),
+}
 MONITOR_ROUTES = {"/", "/status", "/status/history", "/metrics"}
+
+
+def is_page(method, path):
+    """Whether a browser shows it to its user."""
+    return method != "POST" and (
+        (path.rstrip("/") or "/") in MONITOR_ROUTES or path.startswith("/status") or "." in path
+    )
+
+
 BODY = {"model": MODEL, "input": "a"}
 
 
@@ -98,7 +110,7 @@ async def test_every_route_needs_a_key_but_for_health():
             is_open = path.rstrip("/") in HEALTH_ROUTES
             assert (found.status == 401) is not is_open, (method, path)
             if not is_open:
-                assert found.headers["WWW-Authenticate"].startswith("Basic" if "/v" not in path else "Bearer")
+                assert found.headers["WWW-Authenticate"].startswith("Basic" if is_page(method, path) else "Bearer")
         for method, path in (("GET", "/nothing"), ("DELETE", "/v1/embeddings"), ("GET", "//v1/models")):
             assert (await serving.raw(method, path)).status == 401
     assert not doors.inner.requests

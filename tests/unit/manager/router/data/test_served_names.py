@@ -36,10 +36,11 @@ def test_a_folder_is_named_by_its_last_part_and_its_paths_stay_valid(tmp_path, m
     assert served_names(".", ()).model == "my-model"
 
 
-def test_a_name_of_the_hub_stays_as_it_is():
+def test_a_name_of_the_hub_stays_as_it_is_and_its_last_part_is_accepted():
     names = served_names("org/a-model", ())
     assert (names.ids, names.to_model("org/a-model")) == (("org/a-model",), "embedding")
-    assert "a-model" not in names
+    assert "a-model" in names
+    assert "org" not in names
 
 
 def test_given_names_replace_the_models_own(tmp_path):

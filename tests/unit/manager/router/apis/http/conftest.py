@@ -133,7 +133,13 @@ async def running(dispatcher, tracing=None, admin=False, names=None, limits=None
     app = make_app(
         dispatcher,
         SimpleNamespace(
-            **{"names": names or ServedNames((MODEL,)), "admin": admin, "accept_token_ids": False, **settings}
+            **{
+                "names": names or ServedNames((MODEL,)),
+                "admin": admin,
+                "accept_token_ids": False,
+                "cors_origins": (),
+                **settings,
+            }
         ),
         lambda: serving.status,
         is_serving=lambda: serving.is_serving,
