@@ -13,6 +13,7 @@ import numpy as np
 
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
+from tritonembed_protocol.served import FIRST, ServedModel
 
 from . import _describe, _pipeline
 from ._channel import (
@@ -50,12 +51,13 @@ if TYPE_CHECKING:
 class EmbeddingClient:
     """Embeds texts through one Triton server or several, over gRPC.
 
-    ``target``: host:port, or a list of them; all of these servers have the same model. ``model`` takes texts,
-    ``tokens_model`` token ids, ``chunks_model`` texts to be embedded in chunks. ``tls=True`` encrypts, as a target
-    ``grpcs://host:port`` does. Root certificates (to check the server) and a key with its certificate chain (to prove
-    who the client is) are PEM, as a path or as bytes; without root certificates, gRPC's own are trusted. ``api_key``:
-    the key of a tenant, for a manager that wants one; by default that of the variable TRITONEMBED_API_KEY.
-    ``metadata``: pairs sent with every request. ``max_in_flight``: outstanding requests per call and server.
+    ``target``: host:port, or a list of them; all of these servers have the same models. ``model`` takes texts, its
+    ``tokens_model`` token ids, its ``chunks_model`` texts to be embedded in chunks; by default those of the same name.
+    ``tls=True`` encrypts, as a target ``grpcs://host:port`` does. Root certificates (to check the server) and a key
+    with its certificate chain (to prove who the client is) are PEM, as a path or as bytes; without root certificates,
+    gRPC's own are trusted. ``api_key``: the key of a tenant, for a manager that wants one; by default that of the
+    variable TRITONEMBED_API_KEY. ``metadata``: pairs sent with every request. ``max_in_flight``: outstanding requests
+    per call and server.
     A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;
     under 300 s a server may take pings for abuse.
 
@@ -76,9 +78,9 @@ class EmbeddingClient:
         target: str | Iterable[str] = f"localhost:{ENDPOINT_PORT}",
         *,
         policy: PolicyName = "least_loaded",
-        model: str = "embedding",
-        tokens_model: str = "embedder",
-        chunks_model: str = "embedding_chunks",
+        model: str = FIRST,
+        tokens_model: str | None = None,
+        chunks_model: str | None = None,
         tls: bool = False,
         root_certificates: Pem | None = None,
         private_key: Pem | None = None,
@@ -93,8 +95,9 @@ class EmbeddingClient:
             raise ValueError("max_in_flight must be at least 1")
         targets, tls = split_schemes(targets_of(target), tls=tls)
         self._model = model
-        self._tokens_model = tokens_model
-        self._chunks_model = chunks_model
+        served = ServedModel(model)
+        self._tokens_model = tokens_model or served.embedder
+        self._chunks_model = chunks_model or served.chunks
         self._metadata = with_api_key(metadata_pairs(metadata), api_key)
         self._max_in_flight = max_in_flight * len(targets)
         channels = ChannelSettings(

@@ -25,7 +25,7 @@ from tritonembed_engine.stub.triton import (
     bytes_tensor,
     end_process_soon,
     refusal,
-    repository_of,
+    settings_of,
     start_up,
     to_bytes_tensor,
 )
@@ -67,7 +67,7 @@ class Replica:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model onto the device that Triton gave this instance."""
-        with start_up():
+        with start_up(args):
             devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
             prepare_process(devices)
             log_as(args["model_instance_name"])
@@ -76,10 +76,9 @@ class Replica:
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.model.space import embedding_space
-            from tritonembed_engine.settings import read_settings
 
             announce("reading the model's files")
-            settings = read_settings(repository_of(args))
+            settings = settings_of(args)
             template = settings.engine.instruction_template
             self.files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
             device = "cpu" if devices is None else "cuda"

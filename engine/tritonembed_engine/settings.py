@@ -157,23 +157,24 @@ class ModelSettings(BaseModel):
         return self.vllm.get("revision")
 
 
-def read_settings(repository: str | Path) -> ModelSettings:
-    """Settings of a model repository; the variable TRITONEMBED_MODEL overrides the model.
+def read_settings(repository: str | Path, file: str = MODEL_JSON) -> ModelSettings:
+    """Settings of a model of the repository; the variable TRITONEMBED_MODEL overrides the first model.
 
-    Raises ModelError, which names the wrong field, if the file is missing or wrong.
+    file: relative to the repository; the first model's by default. Raises ModelError, which names the wrong field, if
+    the file is missing or wrong.
     """
     try:
-        raw = json.loads((Path(repository) / MODEL_JSON).read_text(encoding="utf-8"))
+        raw = json.loads((Path(repository) / file).read_text(encoding="utf-8"))
         settings = ModelSettings.model_validate(raw)
     except FileNotFoundError:
-        raise ModelError(f"the model repository has no {MODEL_JSON}") from None
+        raise ModelError(f"the model repository has no {file}") from None
     except UnicodeDecodeError:
-        raise ModelError(f"{MODEL_JSON} is not UTF-8") from None
+        raise ModelError(f"{file} is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise ModelError(f"{MODEL_JSON} is not JSON (line {error.lineno})") from None
+        raise ModelError(f"{file} is not JSON (line {error.lineno})") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ": ".join([MODEL_JSON, ".".join(str(part) for part in first["loc"])]).removesuffix(": ")
+        where = ": ".join([file, ".".join(str(part) for part in first["loc"])]).removesuffix(": ")
         raise ModelError(f"{where}: {first['msg']}") from None
-    model = os.environ.get(MODEL_VARIABLE)
+    model = os.environ.get(MODEL_VARIABLE) if file == MODEL_JSON else None
     return settings.model_copy(update={"model": model}) if model else settings

@@ -2,12 +2,13 @@
 
 import atexit
 import contextlib
+import json
 import os
 import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
@@ -15,6 +16,9 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine import errors
 from tritonembed_engine.stub import bytes_tensors
 from tritonembed_engine.stub.process import end_at_once
+
+if TYPE_CHECKING:
+    from tritonembed_engine.settings import ModelSettings
 
 bytes_tensors.install(pb_utils)
 
@@ -36,8 +40,11 @@ EXIT_CODE = 70
 
 
 @contextlib.contextmanager
-def start_up() -> Iterator[None]:
-    """Turn any error of `initialize` into one line that begins with `tritonembed: `, for the manager to find."""
+def start_up(args: dict[str, str]) -> Iterator[None]:
+    """Turn any error of `initialize` into one line that begins with `tritonembed: `, for the manager to find.
+
+    args: of `initialize`. In a repository of several models, the line names the model.
+    """
     atexit.register(end_at_once)
     try:
         yield
@@ -49,14 +56,29 @@ def start_up() -> Iterator[None]:
         problem = f"the model could not be loaded ({type(error).__name__}); the server's log has the reason"
     else:
         return
+    if _file_parameter(args) is not None:
+        problem = f"{args['model_name']}: {problem}"
     # Logged at once: Triton repeats it only when the other instances have loaded, too.
     pb_utils.Logger.log_error(f"tritonembed: {problem}")
     raise pb_utils.TritonModelException(f"tritonembed: {problem}")
 
 
-def repository_of(args: dict[str, str]) -> Path:
-    """The model repository: the folder with this model's folder and model.json."""
-    return Path(args["model_repository"]).parent
+FILE_PARAMETER = "model_json"
+"""config.pbtxt parameter: the model's model.json, relative to the repository. Without it, the one at its root.
+
+Only repositories of several models have it."""
+
+
+def settings_of(args: dict[str, str]) -> "ModelSettings":
+    """The settings of this model. Raises ModelError."""
+    from tritonembed_engine.settings import MODEL_JSON, read_settings
+
+    return read_settings(Path(args["model_repository"]).parent, _file_parameter(args) or MODEL_JSON)
+
+
+def _file_parameter(args: dict[str, str]) -> str | None:
+    parameter = json.loads(args["model_config"]).get("parameters", {}).get(FILE_PARAMETER)
+    return None if parameter is None else str(parameter["string_value"])
 
 
 def bytes_tensor(request: Any, name: str) -> list[bytes]:

@@ -118,7 +118,7 @@ def replica(
             return
         if model is None:
             raise missing_model(context, " (or --model-repository, for one that is rendered already)")
-        run_replica(server, render=_render_settings(context, model, repository), work_dir=run.work_dir)
+        run_replica(server, models=[_render_settings(context, model, repository)], work_dir=run.work_dir)
 
 
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)

@@ -20,7 +20,7 @@ from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
 from tritonembed_manager.router.data.hedging import P95, After
-from tritonembed_manager.router.data.model_names import ENSEMBLE, served_names
+from tritonembed_manager.router.data.model_names import served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.settings import (
@@ -30,6 +30,7 @@ from tritonembed_manager.server.settings import (
     resolve_reference,
     resolve_tokenizer_instances,
 )
+from tritonembed_protocol.served import FIRST
 from tritonembed_protocol.tls import GRPCS
 
 
@@ -43,7 +44,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
     model = options.model
     if not model and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
-    names = served_names(model or ENSEMBLE, options.served_model_name or ())
+    names = served_names(model or FIRST, options.served_model_name or ())
     return ServeSettings(
         model=names.model,
         more_ids=names.ids[1:],

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,13 @@ from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.server.machine import check_gpu, raise_limit
 from tritonembed_manager.server.ports import check_ports
 from tritonembed_manager.server.process import ServerProcess
-from tritonembed_manager.server.repository import MODEL_VARIABLE, check_model, instance_kinds, read_configs
+from tritonembed_manager.server.repository import (
+    MODEL_VARIABLE,
+    check_models,
+    instance_kinds,
+    read_configs,
+    served_models,
+)
 from tritonembed_manager.server.repository import render as render_repository
 from tritonembed_manager.server.run_folder import new_region_prefix, plain, run_folder, warning, work_folder
 from tritonembed_manager.server.settings import RenderSettings, ServerSettings, model_reference
@@ -21,6 +27,7 @@ from tritonembed_manager.server.signals import stop_signals
 from tritonembed_manager.server.started import StartedServer
 from tritonembed_manager.server.tritonserver import command_and_environment, find_tritonserver
 from tritonembed_protocol.printable import printable
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _STILL_STARTING_EVERY_S = 5.0
 _GRACE_AFTER_DRAIN_S = 10.0
@@ -29,59 +36,58 @@ _GRACE_AFTER_DRAIN_S = 10.0
 def run_replica(
     server: ServerSettings,
     *,
-    render: RenderSettings | None = None,
+    models: Sequence[RenderSettings] = (),
     repository: Path | None = None,
     work_dir: Path | None = None,
 ) -> None:
-    """Run one server until a signal stops it. It serves `repository`, or else one rendered from `render`.
+    """Run one server until a signal stops it. It serves `repository`, or else one rendered for `models`.
 
     Raises ManagerError if the server can't start or breaks. None of its processes, shared memory and temporary files
     is left in either case.
     """
-    if render is not None and render.device == "cuda":
+    if models and models[0].device == "cuda":
         check_gpu("--device cuda")
     if (few := raise_limit()) is not None:
         say(few)
     check_ports(server.host, server.ports(), server.hosts())
-    if render is not None:
-        check_model(render.model, render.vllm.get("revision"), render.vllm.get("max_model_len"))
+    check_models(models)
     with run_folder() as run:
         work = work_folder(work_dir, run)
         if line := warning(work_dir):
             say(line)
         environment = dict(os.environ)
         if repository is None:
-            assert render is not None
             repository = work / "model_repository"
-            render_repository(repository, render)
+            render_repository(repository, *models)
             repository.chmod(0o700)
             # model.json names the model now, and the variable would override it.
             environment.pop(MODEL_VARIABLE, None)
         elif MODEL_VARIABLE in environment:
             environment[MODEL_VARIABLE] = model_reference(environment[MODEL_VARIABLE])
         named, repository = repository, plain(repository, run.path)
-        configs = read_configs(repository).values()
-        kinds = instance_kinds(configs)
+        configs = read_configs(repository)
+        kinds = instance_kinds(configs.values())
         if not kinds:
             raise StartError(f"--model-repository: {repository} holds no models")
-        if "KIND_GPU" in kinds and render is None:
+        if "KIND_GPU" in kinds and not models:
             check_gpu("--model-repository (KIND_GPU)")
         installation = find_tritonserver(server.tritonserver, run.path)
         command, environment = command_and_environment(installation, repository, server, environment, run.path)
-        say(f"starting {installation.binary.name} for {render.model if render else named}")
+        say(f"starting {installation.binary.name} for {' and '.join(model.model for model in models) or named}")
 
         def start() -> ServerProcess:
             prefix = new_region_prefix()
             return ServerProcess(command(prefix), environment, prefix, home=run.home(), keep_open=[run.lock])
 
-        asyncio.run(ForegroundServer(server).run(start))
+        asyncio.run(ForegroundServer(server, served_models(configs)).run(start))
 
 
 class ForegroundServer:
     """Runs one server until a stop signal drains it or a part of it breaks."""
 
-    def __init__(self, settings: ServerSettings) -> None:
+    def __init__(self, settings: ServerSettings, models: Sequence[ServedModel] = (FIRST_MODEL,)) -> None:
         self._settings = settings
+        self._models = models
         self._reported = time.monotonic()
 
     async def run(self, start: Callable[[], ServerProcess]) -> None:
@@ -91,7 +97,7 @@ class ForegroundServer:
         """
         loop = asyncio.get_running_loop()
         self._stopped: asyncio.Future[None] = loop.create_future()
-        self._server = StartedServer(self._settings, start, show=_show, doing=self._report_step)
+        self._server = StartedServer(self._settings, start, models=self._models, show=_show, doing=self._report_step)
         for number in stop_signals():
             loop.add_signal_handler(number, self._stop, number)
         async with self._server:

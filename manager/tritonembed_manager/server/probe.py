@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.framing import HEADER, FramingError, frame, unframe, unframe_vectors
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE, is_space
 from tritonembed_protocol.status import is_about_models
 from tritonembed_protocol.tls import tls_reason
@@ -29,8 +30,8 @@ Vectors = NDArray[np.float32]
 
 _SERVICE = "/inference.GRPCInferenceService"
 _MICROSECONDS = 1_000_000
-_MODEL = "embedding"
-_REPLICATED_MODEL = "embedder"
+_VECTORS = "embedding"
+"""The output with the vectors, of every model."""
 _ANY_TOKEN = bytes(4)
 _CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
@@ -89,9 +90,15 @@ class Probe(Protocol):
 class GrpcProbe:
     """A probe over its own connection, so that a worker's full queue does not look like a sick server."""
 
-    def __init__(self, address: str, tls: Callable[[], ClientTls] = ClientTls) -> None:
-        """tls: what is used now, for grpcs://; after a change, the next check opens a new connection."""
+    def __init__(
+        self, address: str, tls: Callable[[], ClientTls] = ClientTls, model: ServedModel = FIRST_MODEL
+    ) -> None:
+        """tls: what is used now, for grpcs://; after a change, the next check opens a new connection.
+
+        model: the one to check.
+        """
         self._address = address
+        self._model = model
         self._tls = tls
         self._connect()
 
@@ -120,7 +127,7 @@ class GrpcProbe:
 
     async def space(self, timeout: float) -> str:
         """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
-        request = _infer_request(_REPLICATED_MODEL, "token_ids", [_ANY_TOKEN], SPACE, timeout)
+        request = _infer_request(self._model.embedder, "token_ids", [_ANY_TOKEN], SPACE, timeout)
         try:
             answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
@@ -142,18 +149,19 @@ class GrpcProbe:
             await self._channel.close(None)
             self._connect()
         try:
-            answer = await self._infer(_infer_request(_MODEL, "text", texts, "embedding", timeout), timeout=timeout)
+            request = _infer_request(self._model.name, "text", texts, _VECTORS, timeout)
+            answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 # A network device may have dropped the connection silently. Then not even an error would arrive.
                 await self._channel.close(None)
                 self._connect()
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
-        return _content_of(answer, "embedding")
+        return _content_of(answer, _VECTORS)
 
     async def replicas(self, timeout: float) -> int:
         """How many embedders the server runs; 1 if it does not answer."""
-        request = _model_request(service_pb2.ModelConfigRequest, _REPLICATED_MODEL)
+        request = _model_request(service_pb2.ModelConfigRequest, self._model.embedder)
         try:
             answer = await self._config(request, timeout=timeout)
         except grpc.aio.AioRpcError:

@@ -7,7 +7,7 @@ import json
 import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,16 @@ from tritonclient.grpc import model_config_pb2
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import RenderSettings
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
+
+
+def check_models(models: Sequence[RenderSettings]) -> None:
+    """Check all of them as `check_model` does. Of several models, the StartError names the one at fault."""
+    for model in models:
+        try:
+            check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
+        except StartError as error:
+            raise StartError(f"{model.served.name}: {error}" if len(models) > 1 else str(error)) from None
 
 
 def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> None:
@@ -148,17 +158,13 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
     return {**template, "model": settings.model, "vllm": vllm, "engine": engine}
 
 
+_FILE_PARAMETER = "model_json"
+"""Parameter of the python models in a repository of several models: where their model.json is."""
 MARKER = ".rendered-by-tritonembed"
 CONFIG = "config.pbtxt"
 MODEL_JSON = "model.json"
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 """Overrides the model in model.json. The engine has it too; its module would bring pydantic along."""
-MODELS = ("tokenizer", "embedder", "embedding", "embedding_chunks")
-
-_SETTERS: dict[str, Callable[..., None]] = {
-    "tokenizer": _set_tokenizer,
-    "embedder": _set_embedder,
-}
 
 
 def template_folder() -> Path:
@@ -170,8 +176,8 @@ def template_folder() -> Path:
     raise StartError("this installation of tritonembed has no model repository; install it again")
 
 
-def render(out: Path, settings: RenderSettings, *, force: bool = False) -> None:
-    """Write the repository `out`, completely or not at all.
+def render(out: Path, *models: RenderSettings, force: bool = False) -> None:
+    """Write the repository `out` of these models, the first first, completely or not at all.
 
     force: write even if `out` holds files that were not rendered. Files that are not part of a repository stay there.
     Raises StartError if `out` is in use for something else or can't be written.
@@ -185,7 +191,7 @@ def render(out: Path, settings: RenderSettings, *, force: bool = False) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
             written = Path(scratch) / "new"
-            _write(written, settings)
+            _write(written, models)
             if in_use and not ours:
                 _replace_entries(written, out)
             else:
@@ -205,17 +211,38 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
     return {path.parent.name: parse_config(path.read_text()) for path in paths}
 
 
-def _write(folder: Path, settings: RenderSettings) -> None:
-    template = template_folder()
-    for name in MODELS:
-        shutil.copytree(template / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-        config = parse_config((template / name / CONFIG).read_text())
-        if name in _SETTERS:
-            _SETTERS[name](config, settings)
-        (folder / name / CONFIG).write_text(str(text_format.MessageToString(config)))
-    content = model_json(json.loads((template / MODEL_JSON).read_text()), settings)
-    (folder / MODEL_JSON).write_text(json.dumps(content, indent=2) + "\n")
+def served_models(configs: Iterable[str]) -> list[ServedModel]:
+    """The served models of a repository, the first first. configs: the names of its models. At least one."""
+    names = set(configs)
+    found = [ServedModel(name) for name in sorted(names) if names.issuperset(ServedModel(name).triton_models)]
+    return sorted(found, key=lambda model: not model.is_first) or [FIRST_MODEL]
+
+
+def _write(folder: Path, models: Sequence[RenderSettings]) -> None:
+    for settings in models:
+        _write_model(folder, settings, is_only=len(models) == 1)
     (folder / MARKER).write_text("Written by tritonembed-manager render, which replaces this folder as a whole.\n")
+
+
+def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> None:
+    template, served = template_folder(), settings.served
+    names = dict(zip(FIRST_MODEL.triton_models, served.triton_models, strict=True))
+    file = MODEL_JSON if served.is_first else f"{served.name}/{MODEL_JSON}"
+    for old, new in names.items():
+        shutil.copytree(template / old, folder / new, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        config = parse_config((template / old / CONFIG).read_text())
+        config.name = new
+        for step in config.ensemble_scheduling.step:
+            step.model_name = names[step.model_name]
+        if old == FIRST_MODEL.tokenizer:
+            _set_tokenizer(config, settings)
+        elif old == FIRST_MODEL.embedder:
+            _set_embedder(config, settings)
+        if config.backend and not (is_only and served.is_first):
+            config.parameters[_FILE_PARAMETER].string_value = file
+        (folder / new / CONFIG).write_text(str(text_format.MessageToString(config)))
+    content = model_json(json.loads((template / MODEL_JSON).read_text()), settings)
+    (folder / file).write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _replace_folder(new: Path, out: Path, old: Path) -> None:

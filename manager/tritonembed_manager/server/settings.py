@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.machine import Device, default_device, default_tokenizer_instances
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 LOOPBACK = "127.0.0.1"
 GPU_MEMORY_UTILIZATION = 0.9
@@ -37,6 +38,8 @@ class RenderSettings:
     """The prompt for the request parameter `instruction`, which stands at `{instruction}`; None: the model's own."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """The given vLLM engine arguments, by their Python names."""
+    served: ServedModel = FIRST_MODEL
+    """What the server calls the model."""
 
     def __post_init__(self) -> None:
         if self.device == "cpu":

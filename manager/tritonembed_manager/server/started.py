@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from tritonembed_manager.errors import ManagerError, StartError
@@ -10,6 +10,7 @@ from tritonembed_manager.server.life import Cause, Life
 from tritonembed_manager.server.probe import GrpcProbe, ProbeError
 from tritonembed_manager.server.process import ServerProcess
 from tritonembed_manager.server.settings import ServerSettings
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _RETRY_S = 0.1
 _AFTER_A_REFUSAL_S = 1.0
@@ -23,7 +24,8 @@ _LOOK_EVERY_S = 0.5
 class StartedServer:
     """One server, from its start until it ends or breaks. An async context manager, at whose end nothing is left.
 
-    start: starts the server's process, in the main thread. show: receives the log lines that are worth showing.
+    start: starts the server's process, in the main thread. models: those that it serves.
+    show: receives the log lines that are worth showing.
     doing: receives the current step of the start.
     """
 
@@ -32,10 +34,12 @@ class StartedServer:
         settings: ServerSettings,
         start: Callable[[], ServerProcess],
         *,
+        models: Sequence[ServedModel] = (FIRST_MODEL,),
         show: Callable[[str], None] = lambda _: None,
         doing: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._settings = settings
+        self._models = models
         self._start = start
         self._show = show
         self._doing = doing
@@ -44,7 +48,7 @@ class StartedServer:
 
     async def __aenter__(self) -> "StartedServer":
         self.began = time.monotonic()
-        self._probe = GrpcProbe(self._settings.local_address)
+        self._probes = [GrpcProbe(self._settings.local_address, model=model) for model in self._models]
         self._life = Life(
             self._start(),
             show=self._show,
@@ -64,7 +68,8 @@ class StartedServer:
         self._too_late.cancel()
         self.over.cancel()
         await asyncio.gather(self.over, return_exceptions=True)
-        await self._probe.close()
+        for probe in self._probes:
+            await probe.close()
         await asyncio.shield(self._life.end())
 
     async def until_ready(self) -> None:
@@ -106,16 +111,20 @@ class StartedServer:
         raise ManagerError(f"{why}: the server is stopped" if cause is Cause.STUB else why)
 
     async def _until_it_infers(self) -> None:
+        for probe, model in zip(self._probes, self._models, strict=True):
+            await self._until_a_model_infers(probe, "" if len(self._models) == 1 else f" of the model {model.name}")
+
+    async def _until_a_model_infers(self, probe: GrpcProbe, which: str) -> None:
         refusals = 0
         while True:
             try:
-                return await self._probe.infers(_ATTEMPT_S)
+                return await probe.infers(_ATTEMPT_S)
             except ProbeError as error:
                 refusals = refusals + 1 if error.answered else 0
                 if error.answered or error.timed_out:
                     self._no_answer = error.why
                 if refusals == _REFUSALS:
-                    raise ManagerError(f"the server started, but an inference fails: {error.why}") from None
+                    raise ManagerError(f"the server started, but an inference{which} fails: {error.why}") from None
                 await asyncio.sleep(_AFTER_A_REFUSAL_S if refusals else _RETRY_S)
 
     def _check_startup(self) -> None:
@@ -129,7 +138,7 @@ class StartedServer:
         Under explicit and poll control, a stub also ends if its model is unloaded or replaced.
         """
         try:
-            wanted = await self._probe.instances(model, _QUESTION_S)
+            wanted = await self._probes[0].instances(model, _QUESTION_S)
         except ProbeError:
             return True
         return wanted is not None and running < wanted

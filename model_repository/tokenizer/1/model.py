@@ -14,7 +14,7 @@ from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.stub.metrics import TOKENIZER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.process import leave_out_torch, prepare_process
-from tritonembed_engine.stub.triton import answer, bytes_tensor, refusal, repository_of, start_up, to_bytes_tensor
+from tritonembed_engine.stub.triton import answer, bytes_tensor, refusal, settings_of, start_up, to_bytes_tensor
 
 
 class TritonPythonModel:
@@ -22,14 +22,13 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Read the model's tokenizer, but not its weights."""
-        with start_up():
+        with start_up(args):
             prepare_process(visible_gpus=None)
             leave_out_torch()
             from tritonembed_engine.model.files import read_model_files
-            from tritonembed_engine.settings import read_settings
             from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
-            settings = read_settings(repository_of(args))
+            settings = settings_of(args)
             self._max_bytes = settings.engine.max_request_bytes
             template = settings.engine.instruction_template
             files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)

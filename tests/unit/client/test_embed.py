@@ -286,3 +286,10 @@ def test_an_unknown_option_is_a_type_error(client):
         client.embed(["1"], dimension=3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'truncate'"):
         client.embed_tokens([[1]], truncate="END")
+
+
+def test_the_parts_of_another_model_have_its_name(server):
+    with EmbeddingClient(server.target, model="bge") as client:
+        client.embed(["a"])
+        client.embed_tokens([[101, 102]])
+    assert [request.model_name for request in server.requests] == ["bge", "bge_embedder"]

@@ -2,7 +2,7 @@ import subprocess
 import sys
 from importlib.resources import files
 
-MODULES = "framing limits policies printable space status tls types"
+MODULES = "framing limits policies printable served space status tls types"
 IMPORTED = """
 import sys
 import numpy

@@ -1,8 +1,10 @@
-"""The names of the served model, and checks of the model names and versions that clients send.
+"""The names of the served models, and checks of the model names and versions that clients send.
 
-To Triton, every name of the served model is the ensemble `embedding`. `check_name` applies to every route of every
-protocol: `http/kserve.py` calls it for HTTP, `request.py` for ModelInfer and `kserve_calls.py` for gRPC's other
-calls. Triton reads names and versions as C strings: `embedding\\0x` as `embedding`, and `1abc` as version 1.
+To Triton, every name of a served model is that of its ensemble, which is `embedding` for the first. `check_name`
+applies to every route of every protocol: `http/kserve.py` calls it for HTTP, `request.py` for ModelInfer and
+`kserve_calls.py` for gRPC's other calls.
+
+Triton reads names and versions as C strings: `embedding\\0x` as `embedding`, and `1abc` as version 1.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,10 +17,10 @@ import grpc
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.data.protobuf import field
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import FIRST, FIRST_MODEL, ServedModel
 
-ENSEMBLE = "embedding"
-OF_TRITON = (ENSEMBLE, "embedding_chunks", "embedder", "tokenizer")
-"""Names of the repository's own models. None of them can be an alias."""
+OF_TRITON = FIRST_MODEL.triton_models
+"""Names of the first model's parts. None of them can be an alias."""
 MAX_NAME = 255
 """Bytes of a name. A model is a folder of Triton's repository, so its name is a file name."""
 _MAX_PATH = 4096
@@ -26,28 +28,65 @@ _MAX_PATH = 4096
 _NAME = 1
 """The field in ModelInferRequest and in ModelInferResponse."""
 _NAME_TAG = b"\x0a"
-_PLAIN = field(_NAME, ENSEMBLE.encode())
+_PLAIN = field(_NAME, FIRST.encode())
 """First bytes of nearly every request."""
 
 
 @dataclass(frozen=True)
 class ServedNames:
-    """ids: the names in OpenAI's list; the first is in every answer. others: further names that requests may have."""
+    """The names of the first model, and in `more` those of further models.
 
-    ids: tuple[str, ...] = (ENSEMBLE,)
+    ids: the names in OpenAI's list; the first is in every answer. others: further names that requests may have.
+    """
+
+    ids: tuple[str, ...] = (FIRST,)
     others: tuple[str, ...] = ()
+    served: ServedModel = FIRST_MODEL
+    """Triton's names of the model."""
+    more: tuple["ServedNames", ...] = ()
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "ServedNames":
+        """The reverse of dataclasses.asdict, after JSON."""
+        return cls(
+            tuple(data["ids"]),
+            tuple(data["others"]),
+            ServedModel(**data["served"]),
+            tuple(map(cls.from_json, data["more"])),
+        )
 
     @property
     def model(self) -> str:
         """The name in every answer."""
         return self.ids[0]
 
+    @property
+    def models(self) -> tuple["ServedNames", ...]:
+        """The names of each model."""
+        return (self, *self.more)
+
+    def find(self, name: str) -> "ServedNames | None":
+        """The names of the model that has this name; None if no model has it."""
+        own = (each for each in self.models if name == each.served.name)
+        other = (each for each in self.models if name in each.ids or name in each.others)
+        return next(own, None) or next(other, None)
+
     def __contains__(self, name: str) -> bool:
-        return name in self.ids or name in self.others or name == ENSEMBLE
+        return self.find(name) is not None
+
+    def of_part(self, name: str) -> "ServedNames | None":
+        """The names of the model that has this Triton model; None if no model has it."""
+        return next((each for each in self.models if name in each.served.triton_models), None)
 
     def to_model(self, name: str) -> str:
-        """Triton's name of a model: the ensemble for a served name, any other name unchanged."""
-        return ENSEMBLE if name in self and name not in OF_TRITON else name
+        """Triton's name of a model or of a part of it (`NAME_embedder`); any other name unchanged."""
+        if self.of_part(name) is not None:
+            return name
+        for each in self.models:
+            for alias in (*each.ids, *each.others):
+                if name.startswith(alias) and (found := each.served.of_alias(alias, name)) is not None:
+                    return found
+        return name
 
     async def infer(self, request: bytes, infer: Callable[[bytes], Awaitable[bytes]]) -> bytes:
         """Send an encoded ModelInferRequest with `infer`; the answer repeats the name that the request has.
@@ -56,19 +95,19 @@ class ServedNames:
         """
         if request.startswith(_PLAIN):
             return await infer(request)
-        name, end = _front(request)
+        name, end = front(request)
         model = self.to_model(name) if name else name
         if model == name:
             return await infer(request)
         answer = await infer(field(_NAME, model.encode()) + request[end:])
-        answered, end = _front(answer)
+        answered, end = front(answer)
         return field(_NAME, name.encode()) + answer[end:] if answered == model else answer
 
 
 def name_as_asked(answer: Any, alias: str) -> None:
-    """Write the alias into a ModelMetadata-, ModelConfig- or ModelStatisticsResponse about the ensemble."""
+    """Write the alias into a ModelMetadata-, ModelConfig- or ModelStatisticsResponse about one model."""
     for part in (answer, getattr(answer, "config", None), *getattr(answer, "model_stats", ())):
-        if getattr(part, "name", None) == ENSEMBLE:
+        if getattr(part, "name", None):
             part.name = alias
 
 
@@ -82,7 +121,7 @@ def served_names(model: str, given: Sequence[str]) -> ServedNames:
     for name in given:
         if not name or not name.isprintable() or len(name.encode()) > MAX_NAME:
             raise StartError(f"--served-model-name: a name has 1 to {MAX_NAME} bytes, all of them printable")
-        if name in OF_TRITON and name != ENSEMBLE:
+        if name in OF_TRITON and name != FIRST:
             raise StartError(f"--served-model-name: {name} is the name of one of Triton's own models")
     if given:
         return ServedNames(tuple(dict.fromkeys(given)))
@@ -95,7 +134,7 @@ def served_names(model: str, given: Sequence[str]) -> ServedNames:
     return ServedNames((full.name or model,), (model, str(full)))
 
 
-def _front(message: bytes) -> tuple[str, int]:
+def front(message: bytes) -> tuple[str, int]:
     """The model's name if it is the first field (else empty), and the index at which that field ends."""
     if message[:1] != _NAME_TAG or len(message) < 3:
         return "", 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import grpc
 
-from tritonembed_manager.router.data.model_names import ENSEMBLE, OF_TRITON, ServedNames
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 
 NO_KEY = "this server wants a key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`"
@@ -149,4 +149,5 @@ def _of_triton(models: tuple[str, ...] | None, names: ServedNames) -> tuple[str,
     if models is None:
         return None
     known = {names.to_model(model) for model in models}
-    return tuple(sorted(known | set(OF_TRITON) if ENSEMBLE in known else known))
+    parts = {part for each in names.models if each.served.name in known for part in each.served.triton_models}
+    return tuple(sorted(known | parts))

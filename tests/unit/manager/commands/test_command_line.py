@@ -77,8 +77,8 @@ def test_replica_takes_every_option_from_the_environment(started):
     assert (server.startup_timeout, server.drain_timeout) == (11, 12)
     assert server.log_verbose
     assert not server.log_requests
-    assert rest["render"].model == "org/name"
-    assert rest["render"].tokenizer_instances == 5
+    assert rest["models"][0].model == "org/name"
+    assert rest["models"][0].tokenizer_instances == 5
 
 
 @pytest.mark.parametrize("command", ["render", "replica"])
@@ -101,8 +101,8 @@ def test_the_defaults_are_those_of_the_manual(started):
         "0.0.0.0",
         {"--port": 50051, "--http-port": 8000, "--metrics-port": 8002},
     )
-    assert rest["render"].replicas == 1
-    assert rest["render"].vllm == {}
+    assert rest["models"][0].replicas == 1
+    assert rest["models"][0].vllm == {}
 
 
 @pytest.mark.parametrize(

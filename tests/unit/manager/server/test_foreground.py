@@ -68,7 +68,7 @@ class Replica:
 def replica(tmp_path, monkeypatch):
     def make(code: str, refuses: str = "", **settings: object) -> Replica:
         made = Replica(tmp_path, code, refuses, **settings)
-        monkeypatch.setattr(started, "GrpcProbe", lambda _: made)
+        monkeypatch.setattr(started, "GrpcProbe", lambda _, model: made)
         return made
 
     yield make

@@ -7,9 +7,19 @@ from pathlib import Path
 import pytest
 from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
 
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.settings import read_settings
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.server.repository import MARKER, read_configs, render, template_folder, tritonserver_line
+from tritonembed_manager.server.repository import (
+    MARKER,
+    read_configs,
+    render,
+    served_models,
+    template_folder,
+    tritonserver_line,
+)
 from tritonembed_manager.server.settings import RenderSettings, model_reference, parse_gpus, resolve_reference
+from tritonembed_protocol.served import ServedModel
 
 KIND_CPU, KIND_GPU, KIND_MODEL = ModelInstanceGroup.KIND_CPU, ModelInstanceGroup.KIND_GPU, ModelInstanceGroup.KIND_MODEL
 
@@ -247,3 +257,45 @@ def test_triton_hands_smaller_batches_to_a_cpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["models", "my models", "a;b $(c) 'd'", "a\nb"])
 def test_the_line_that_render_prints_can_be_pasted_into_a_shell(name):
     assert shlex.split(tritonserver_line(Path(name))) == ["tritonserver", f"--model-repository={name}"]
+
+
+def several(tmp_path: Path, *models):
+    out = tmp_path / "repository"
+    render(out, *models)
+    return out, read_configs(out)
+
+
+def test_several_models_have_triton_models_and_settings_of_their_own(tmp_path):
+    first = RenderSettings("org/first", tokenizer_instances=3)
+    second = RenderSettings("org/second", replicas=2, vllm={"dtype": "float16"}, served=ServedModel("bge-m3"))
+    out, configs = several(tmp_path, first, second)
+    assert set(configs) == {*ServedModel().triton_models, *ServedModel("bge-m3").triton_models}
+    assert served_models(configs) == [ServedModel(), ServedModel("bge-m3")]
+    assert groups(configs["embedder"]) == [(KIND_CPU, 1, [])]
+    assert groups(configs["bge-m3_embedder"]) == [(KIND_CPU, 2, [])]
+    assert groups(configs["tokenizer"]) == [(KIND_CPU, 3, [])]
+    for ensemble in ("bge-m3", "bge-m3_chunks"):
+        steps = [step.model_name for step in configs[ensemble].ensemble_scheduling.step]
+        assert steps == ["bge-m3_tokenizer", "bge-m3_embedder"]
+        assert configs[ensemble].name == ensemble
+    for name, file, model in (
+        ("embedder", "model.json", "org/first"),
+        ("bge-m3_tokenizer", "bge-m3/model.json", "org/second"),
+    ):
+        assert configs[name].parameters["model_json"].string_value == file
+        assert json.loads((out / file).read_text())["model"] == model
+
+
+def test_one_model_has_no_parameter_for_its_settings(tmp_path):
+    configs, _ = rendered(tmp_path)
+    assert "model_json" not in configs["embedder"].parameters
+    assert served_models(configs) == [ServedModel()]
+
+
+def test_the_engine_reads_the_settings_of_the_model_that_it_is_asked_for(tmp_path, monkeypatch):
+    out, _ = several(tmp_path, RenderSettings("org/first"), RenderSettings("org/second", served=ServedModel("other")))
+    monkeypatch.setenv("TRITONEMBED_MODEL", "org/mine")
+    assert read_settings(out).model == "org/mine"
+    assert read_settings(out, "other/model.json").model == "org/second"
+    with pytest.raises(ModelError, match=r"the model repository has no third/model\.json"):
+        read_settings(out, "third/model.json")

@@ -66,7 +66,7 @@ class Tritonserver:
             self.environments.append(environment)
             return lambda _: [sys.executable, "-I", "-c", self.code, str(self.listening)], environment
 
-        monkeypatch.setattr(started, "GrpcProbe", Probe)
+        monkeypatch.setattr(started, "GrpcProbe", lambda address, model: Probe(address))
         monkeypatch.setattr(server, "command_and_environment", command_and_environment)
 
     @property

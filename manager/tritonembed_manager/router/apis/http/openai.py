@@ -15,9 +15,10 @@ from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
 from tritonembed_manager.router.apis.http.openai_request import field_at_fault
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors
-from tritonembed_manager.router.data.model_names import ENSEMBLE, ServedNames
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tenants import current_tenant
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import FIRST
 
 
 class OpenAI:
@@ -94,7 +95,7 @@ def _item(index: int, vector: bytes) -> bytes:
 def _may_use_it() -> bool:
     """Whether the current tenant, if there is one, may use the served model."""
     tenant = current_tenant()
-    return tenant is None or tenant.may_use(ENSEMBLE)
+    return tenant is None or tenant.may_use(FIRST)
 
 
 def _texts(rows: npt.NDArray[np.float32], *, as_base64: bool) -> list[bytes]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from tritonembed_manager.router.control.envoy.clusters import SERVERS_THEN_WORKERS, WORKERS, WORKERS_HTTP
 from tritonembed_manager.router.control.envoy.protobuf_json import Config, extension, seconds, typed
 from tritonembed_manager.router.data.admission import MAX_REQUEST
-from tritonembed_manager.router.data.model_names import ENSEMBLE
 from tritonembed_manager.router.data.upstream import SERVICE
+from tritonembed_protocol.served import FIRST
 from tritonembed_protocol.space import HEADER, SPACE
 
 GRPC_ROUTES = "grpc"
@@ -80,7 +80,7 @@ def http_routes() -> Config:
 def lua_script(max_bytes: int, quarantined_sizes: Iterable[int]) -> str:
     """The script with its settings."""
     sizes = ", ".join(f"[{size}] = true" for size in sorted(set(quarantined_sizes)))
-    names = f'local MODEL, SPACE = "{ENSEMBLE}", "{SPACE}"\n'
+    names = f'local MODEL, SPACE = "{FIRST}", "{SPACE}"\n'
     limits = f"local MAX_BYTES, SIZES = {max_bytes + _FRAME_BYTES}, {{{sizes}}}\n"
     return names + limits + _SCRIPT.read_text()
 

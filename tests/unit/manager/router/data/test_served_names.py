@@ -1,5 +1,8 @@
 """--served-model-name names the model on every endpoint. For Triton, each name means the ensemble."""
 
+import json
+from dataclasses import asdict
+
 import grpc.aio
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as ar
 from tritonembed_manager.router.control import supervisor
 from tritonembed_manager.router.data.model_names import OF_TRITON, ServedNames, served_names
 from tritonembed_manager.server.vllm_arguments import one_value_each, parse
+from tritonembed_protocol.served import ServedModel
 
 LONG = "org/" + "n" * 200
 NAMES = ServedNames(("minilm", LONG), ("/models/all-MiniLM-L6-v2",))
@@ -60,7 +64,34 @@ def test_tritons_own_names_are_never_an_alias(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("name", ["", "a\x1b[31m", "a\nb", "a\0", *OF_TRITON[1:], "n" * 256, "\udcff"])
+def test_a_part_of_an_alias_is_that_part_of_the_model():
+    assert [NAMES.to_model(f"minilm_{part}") for part in ("embedder", "chunks", "tokenizer", "other")] == [
+        "embedder",
+        "embedding_chunks",
+        "tokenizer",
+        "minilm_other",
+    ]
+
+
+def test_each_model_has_names_of_its_own():
+    bge = ServedNames(("bge", "bge-m3"), ("org/bge",), ServedModel("bge"))
+    names = ServedNames(("minilm",), more=(bge,))
+    assert [names.to_model(name) for name in ("minilm", "embedder", "bge-m3", "org/bge_embedder", "bge_chunks")] == [
+        "embedding",
+        "embedder",
+        "bge",
+        "bge_embedder",
+        "bge_chunks",
+    ]
+    assert names.find("org/bge") is bge
+    assert names.of_part("bge_tokenizer") is bge
+    assert names.find("bge_tokenizer") is None
+    assert ServedNames.from_json(json.loads(json.dumps(asdict(names)))) == names
+
+
+@pytest.mark.parametrize(
+    "name", ["", "a\x1b[31m", "a\nb", "a\0", *sorted({*OF_TRITON} - {"embedding"}), "n" * 256, "\udcff"]
+)
 def test_a_name_that_no_client_could_use_is_refused_at_the_start(name):
     with pytest.raises(StartError, match="--served-model-name") as caught:
         served_names("m", [name])

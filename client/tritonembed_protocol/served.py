@@ -1,0 +1,70 @@
+"""A served model, and the names of the Triton models that it consists of."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+FIRST = "embedding"
+"""The first model of a server. It has no other name for Triton, so clients of one model need to know none."""
+Task = Literal["embed"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_RESERVED = ("embedding_chunks", "embedder", "tokenizer")
+_SUFFIXES = ("_tokenizer", "_embedder", "_chunks")
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that a server serves. name: of its ensemble, which takes texts; `embedding` for the first model."""
+
+    name: str = FIRST
+    task: Task = "embed"
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it is the first model of its server."""
+        return self.name == FIRST
+
+    @property
+    def tokenizer(self) -> str:
+        """The Triton model from texts to token ids."""
+        return "tokenizer" if self.is_first else f"{self.name}_tokenizer"
+
+    @property
+    def embedder(self) -> str:
+        """The Triton model from token ids to vectors; its instances are the replicas."""
+        return "embedder" if self.is_first else f"{self.name}_embedder"
+
+    @property
+    def chunks(self) -> str:
+        """The ensemble from texts to the vectors of their chunks."""
+        return f"{self.name}_chunks"
+
+    @property
+    def triton_models(self) -> tuple[str, ...]:
+        """The names of all its Triton models."""
+        return self.tokenizer, self.embedder, self.name, self.chunks
+
+    def of_alias(self, alias: str, name: str) -> str | None:
+        """The Triton model that `name` is if the model is called `alias`: the model itself, or a part of it."""
+        known = dict(zip(ServedModel(alias or "?").triton_models, self.triton_models, strict=True))
+        return known.get(name)
+
+    @property
+    def with_vectors(self) -> tuple[str, ...]:
+        """Those of them that answer with vectors."""
+        return self.name, self.chunks, self.embedder
+
+
+FIRST_MODEL = ServedModel()
+
+
+def reason_against_name(name: str) -> str | None:
+    """Why a model can't have this name; None if it can. The name is a folder's, and part of three more."""
+    if not _NAME.fullmatch(name):
+        return "a name has 1 to 100 letters, digits, '-', '.' and '_', and begins with a letter or a digit"
+    if name in _RESERVED:
+        return f"{name} is a part of the model {FIRST}"
+    if name.endswith(_SUFFIXES):
+        return f"a name must not end with {', '.join(_SUFFIXES[:-1])} or {_SUFFIXES[-1]}, as parts of models do"
+    return None
