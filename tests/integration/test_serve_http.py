@@ -14,10 +14,13 @@ import numpy as np
 import openai
 import pytest
 import tritonclient.http
+from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.serve import Serve
 
 from tritonembed import EmbeddingClient
+from tritonembed_protocol.types import EmbeddingType
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TEXTS = ["a sentence", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
@@ -112,6 +115,30 @@ def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) 
     # `hello world` in the ids of OpenAI's tokenizer.
     with pytest.raises(openai.BadRequestError, match="check_embedding_ctx_length=False"):
         client.embeddings.create(model=model.id, input=[[15339, 1917]])
+
+
+def test_hugging_faces_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) -> None:
+    client = InferenceClient(f"http://127.0.0.1:{manager.http_port}")
+    assert (client.feature_extraction(TEXTS) == expected.embeddings).all()
+    scores = client.sentence_similarity(TEXTS[0], other_sentences=TEXTS[1:])
+    assert np.allclose(scores, expected.embeddings[1:] @ expected.embeddings[0], atol=1e-6)
+    with pytest.raises(HfHubHTTPError) as caught:
+        client.feature_extraction("word " * 100, truncate=False)
+    assert caught.value.response.status_code == 413
+    assert caught.value.response.json()["error_type"] == "Validation"
+
+
+def test_coheres_types_are_those_of_the_engine(manager: Serve, http: httpx.Client) -> None:
+    kinds: list[EmbeddingType] = ["float", "int8", "uint8", "binary", "ubinary"]
+    body = {"texts": TEXTS, "input_type": "search_query", "embedding_types": kinds, "output_dimension": 16}
+    found = http.post("/v2/embed", json=body).json()["embeddings"]
+    with EmbeddingClient(manager.target) as client:
+        for kind in kinds:
+            rows = client.embed(TEXTS, input_type="query", dimensions=16, embedding_type=kind).embeddings
+            assert (np.array(found[kind], rows.dtype) == rows).all(), kind
+            body = {"input": TEXTS, "input_type": "search_query", "embedding_type": kind, "dimensions": 16}
+            data = http.post("/v1/embeddings", json=body).json()["data"]
+            assert (np.array([item["embedding"] for item in data], rows.dtype) == rows).all(), kind
 
 
 def test_chunks_come_through_the_endpoint(manager: Serve) -> None:

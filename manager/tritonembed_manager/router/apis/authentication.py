@@ -85,7 +85,7 @@ class Door:
         route = request.match_info.route.resource
         path = "" if route is None else route.canonical.rstrip("/") or "/"
         is_health = path in _HEALTH_ROUTES
-        is_monitor = path in monitor and not is_health
+        is_monitor = path in monitor and not is_health and request.method != "POST"
         if (is_health and not self.key_for_health) or (is_monitor and not self.key_for_metrics):
             return
         headers = request.headers

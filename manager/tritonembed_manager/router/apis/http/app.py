@@ -12,6 +12,7 @@ from aiohttp import web
 from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.apis.grpc_health import outage
 from tritonembed_manager.router.apis.http.bodies import MAX_BODY, Bodies
+from tritonembed_manager.router.apis.http.cohere import Cohere
 from tritonembed_manager.router.apis.http.connections import (
     IDLE_S,
     Connections,
@@ -29,6 +30,7 @@ from tritonembed_manager.router.apis.http.openai import OpenAI
 from tritonembed_manager.router.apis.http.probes import Probes
 from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.status_page import History, StatusPage
+from tritonembed_manager.router.apis.http.tei import Tei
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -118,6 +120,8 @@ def make_app(
     app[FORMS] = {}
     for part in (
         OpenAI(calls, settings.names),
+        Tei(calls, settings.names),
+        Cohere(calls),
         Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),

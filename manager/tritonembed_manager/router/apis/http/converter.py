@@ -23,10 +23,12 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis.http.bodies import parse_object
+from tritonembed_manager.router.apis.http.cohere_request import read_request as read_cohere
 from tritonembed_manager.router.apis.http.errors import LONE_SURROGATE, BadRequest
 from tritonembed_manager.router.apis.http.kserve_json import InferRequest, read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.tei_request import read_request as read_tei
 from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, prepare
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
@@ -41,9 +43,22 @@ class Converted:
 
 
 def _openai(body: bytes, ids: list[str], others: list[str]) -> Converted:
-    """info: as_base64; see `_of_vectors`."""
+    """info: as_base64, and the options that decide how answers are read; see `_of_vectors`."""
     asked = read_openai(parse_object(body), ServedNames(tuple(ids), tuple(others)))
-    return _of_vectors(asked, as_base64=asked.as_base64)
+    options = {"embedding_type": asked.options["embedding_type"]}
+    return _of_vectors(asked, as_base64=asked.as_base64, options=options)
+
+
+def _tei(body: bytes, ids: list[str], others: list[str], similarity: bool | None) -> Converted:  # noqa: ARG001
+    """info: is_similarity; see `_of_vectors`."""
+    asked = read_tei(parse_object(body), similarity)
+    return _of_vectors(asked, is_similarity=asked.is_similarity)
+
+
+def _cohere(body: bytes, ids: list[str], others: list[str], version: int) -> Converted:
+    """info: embedding_types; see `_of_vectors`."""
+    asked = read_cohere(parse_object(body), ServedNames(tuple(ids), tuple(others)), version)
+    return _of_vectors(asked, embedding_types=asked.embedding_types)
 
 
 def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
@@ -68,7 +83,13 @@ def _of(request: InferRequest) -> Converted:
     return Converted(info, [request.message.SerializeToString()])
 
 
-_CONVERSIONS: dict[str, Callable[..., Converted]] = {"openai": _openai, "kserve": _kserve, "raw": _raw}
+_CONVERSIONS: dict[str, Callable[..., Converted]] = {
+    "openai": _openai,
+    "tei": _tei,
+    "cohere": _cohere,
+    "kserve": _kserve,
+    "raw": _raw,
+}
 
 _MAX_MEMORY = 768 * 1024 * 1024
 """Bytes, in addition to those that the process has when it starts."""

@@ -19,7 +19,7 @@ from tritonembed_protocol.status import code_of_refusal, status_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CODE = grpc.StatusCode
-_VECTORS = ("/infer", "/embeddings")
+_VECTORS = ("/infer", "/embeddings", "/embed", "/similarity")
 """Endings of the paths that answer with vectors."""
 _SERVER_ERROR = 500
 _ASK_A_BROWSER = 'Basic realm="tritonembed: any name, and a key as the password", charset="UTF-8"'
@@ -101,7 +101,9 @@ def counting(refused: Callable[[grpc.StatusCode], None]) -> Any:
 
 def is_for_vectors(request: web.Request) -> bool:
     """Whether the request's route answers with vectors."""
-    return request.method == "POST" and request.path.rstrip("/").endswith(_VECTORS)
+    path = request.path.rstrip("/")
+    # `POST /` is TEI's.
+    return request.method == "POST" and (not path or path.endswith(_VECTORS))
 
 
 def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:

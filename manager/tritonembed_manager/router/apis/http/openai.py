@@ -7,14 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
 from tritonembed_manager.router.apis.http.openai_request import field_at_fault
-from tritonembed_manager.router.apis.http.tensor_json import json_rows
-from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors
+from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tenants import current_tenant
 from tritonembed_manager.router.interfaces import DispatchError
@@ -42,7 +40,7 @@ class OpenAI:
         ]
 
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
-        """The vectors of `input`, as lists of numbers or as base64 of little-endian float32."""
+        """The vectors of `input`, as lists of numbers or as base64 of their little-endian bytes."""
         try:
             async with self._calls.embed(request, "openai", "input") as vectors:
                 return await vectors.answer(request, self._write(vectors))
@@ -98,7 +96,7 @@ def _may_use_it() -> bool:
     return tenant is None or tenant.may_use(FIRST)
 
 
-def _texts(rows: npt.NDArray[np.float32], *, as_base64: bool) -> list[bytes]:
+def _texts(rows: npt.NDArray[Any], *, as_base64: bool) -> list[bytes]:
     if as_base64:
         return [b'"' + b64encode(row.tobytes()) + b'"' for row in rows]
-    return json_rows(rows)
+    return as_json(rows)

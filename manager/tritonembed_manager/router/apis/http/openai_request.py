@@ -2,21 +2,27 @@
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, check_prompt, read_input
+from tritonembed_manager.router.apis.http.vector_requests import (
+    VectorsRequest,
+    check_model,
+    check_prompt,
+    read_input,
+    unknown_field,
+)
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.limits import MAX_INT64
 from tritonembed_protocol.space import SPACE
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, OUTPUT_TYPES
 
 _OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
 _PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
 """sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
-_TEXT_FIELDS = ("input_type", "truncate", *_PROMPT_FIELDS)
-"""NVIDIA NIM's names for `input_type` and `truncate`."""
+_TEXT_FIELDS = ("input_type", "truncate", "embedding_type", *_PROMPT_FIELDS)
+"""NVIDIA NIM's names for the first three."""
 _INPUT_TYPES = {"document": "passage", "search_document": "passage", "search_query": "query"}
 """Names of other APIs for the servers' two types."""
 _CHUNK_FIELDS = {"chunk_tokens": 1, "chunk_overlap": 0}
@@ -25,7 +31,6 @@ _FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize", SPACE)
 
 _FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")
 """How servers' errors begin: Triton's with the ensemble, the engine's with the tensor or the parameter."""
-_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _TENSORS = {"text": "input", "token_ids": "input"}
 
 
@@ -40,8 +45,8 @@ def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
     """Check a body. Raises BadRequest, which names the field. names: of the model."""
     for name in body:
         if name not in _FIELDS:
-            raise _unknown_field(name)
-    _check_model(body.get("model"), names)
+            raise unknown_field(name, _FIELDS)
+    check_model(body.get("model"), names)
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
@@ -61,25 +66,6 @@ def field_at_fault(message: str) -> str | None:
     return name if name in _FIELDS else None
 
 
-def _unknown_field(name: str) -> BadRequest:
-    known = ", ".join(_FIELDS)
-    if not _FIELD_NAME.fullmatch(name):
-        # The name may be a text in the wrong place, and is not repeated.
-        return BadRequest(f"the request has an unknown field; known fields are {known}", code="unknown_parameter")
-    close = get_close_matches(name, _FIELDS, n=1)
-    meant = f"did you mean {close[0]}?" if close else f"there are {known}"
-    return BadRequest(f"{name}: there is no such field; {meant}", name, code="unknown_parameter")
-
-
-def _check_model(asked: Any, names: ServedNames) -> None:
-    if asked is not None and not isinstance(asked, str):
-        raise BadRequest("model must be a string", "model")
-    if asked and asked not in names:
-        raise BadRequest(
-            "model: this server has no such model; GET /v1/models names it", "model", 404, "model_not_found"
-        )
-
-
 def _read_options(body: dict[str, Any]) -> Options:
     for name, least in {"dimensions": 1, **_CHUNK_FIELDS}.items():
         number = body.get(name)
@@ -88,6 +74,9 @@ def _read_options(body: dict[str, Any]) -> Options:
     for name in (*_TEXT_FIELDS, SPACE):
         if not isinstance(body.get(name), str | None):
             raise BadRequest(f"{name} must be a string", name)
+    kind = body.get("embedding_type")
+    if kind is not None and kind not in OUTPUT_TYPES:
+        raise BadRequest(f"embedding_type must be one of {', '.join(OUTPUT_TYPES)}", "embedding_type")
     for name in _PROMPT_FIELDS:
         check_prompt(name, body.get(name))
     chosen = [name for name in _PROMPT_FIELDS if body.get(name) is not None]
@@ -106,6 +95,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         chunk_tokens=body.get("chunk_tokens"),
         chunk_overlap=body.get("chunk_overlap"),
         dimensions=body.get("dimensions"),
+        embedding_type=kind or DEFAULT_OUTPUT_TYPE,
         normalize=normalize,
         embedding_space=body.get(SPACE),
     )

@@ -1,6 +1,7 @@
 """Calls for vectors over HTTP, whichever API they came over: from a body to vectors, and vectors as pieces of JSON."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
+from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.apis.http.vector_requests import Prepared
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, Metadata
+from tritonembed_protocol.framing import unframe
 
 _REQUESTS_AT_ONCE = 8
 """Concurrent requests of one caller's call. They are admitted as one, and have one deadline."""
@@ -35,10 +38,15 @@ _LARGE_AT_ONCE = 2
 
 @dataclass(frozen=True)
 class Vectors:
-    """The answers to one call, in order. info: of the conversion of its body. is_large: to be sent in pieces."""
+    """The answers to one call, in order.
+
+    info: of the conversion of its body. messages: the encoded ModelInferRequests that were answered. is_large: whether
+    the answer is to be sent in pieces.
+    """
 
     results: Sequence[EmbeddingResult]
     info: dict[str, Any]
+    messages: Sequence[bytes]
     is_large: bool
 
     @property
@@ -61,9 +69,18 @@ class Vectors:
                 is_first = False
                 yield result.embeddings[at : at + _ROWS_AT_ONCE]
 
+    async def texts(self) -> AsyncIterator[list[bytes]]:
+        """The texts of the call as JSON, those of one request at a time."""
+        for message in self.messages:
+            [content] = service_pb2.ModelInferRequest.FromString(message).raw_input_contents
+            yield [json.dumps(text.decode()).encode() for text in unframe(content)]
+            await asyncio.sleep(0)
+
     def check_finite(self, instead: str) -> None:
         """Raises ServerError for a number that JSON lacks. instead: what to ask for."""
-        if not all(np.isfinite(result.embeddings).all() for result in self.results):
+        if not all(
+            result.embeddings.dtype.kind != "f" or np.isfinite(result.embeddings).all() for result in self.results
+        ):
             raise ServerError(
                 f"output embedding: a number that is not finite cannot be written as JSON; ask for {instead}"
             )
@@ -115,7 +132,14 @@ class VectorCalls:
             results = await _embed(
                 self._dispatcher, requests, options, metadata_of(request.headers), http_caller(request)
             )
-            yield Vectors(results, asked.info, is_large)
+            yield Vectors(results, asked.info, asked.messages, is_large)
+
+
+def as_json(rows: npt.NDArray[Any]) -> list[bytes]:
+    """Each row as the text of a JSON list."""
+    if rows.dtype.kind == "f":
+        return json_rows(rows.astype(np.float32, copy=False))
+    return [json.dumps(row, separators=(",", ":")).encode() for row in rows.tolist()]
 
 
 async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: dict[str, str]) -> web.StreamResponse:

@@ -1,18 +1,22 @@
 """What a request for vectors asks for, whichever API it came over, and the requests that servers accept for it."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from tritonembed import InvalidArgumentError
 from tritonembed.inputs import batches, encode_texts, encode_token_ids
 from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_protocol.limits import MAX_BATCH_SIZE
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
 
 MAX_INPUTS = 32 * 1024
 MAX_PROMPT = 64 * 1024
 """Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
+_FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a request with more than one element: each copy of a larger request would delay others."""
 
@@ -45,6 +49,33 @@ def read_input(given: Any, name: str) -> tuple[list[bytes], bool]:
         return (encode_token_ids(given) if by_ids else encode_texts(given)), by_ids
     except (InvalidArgumentError, TypeError) as error:
         raise BadRequest(f"{name}: {error}", name) from None
+
+
+def unknown_field(name: str, known: Sequence[str]) -> BadRequest:
+    """The error for a field that an API does not have. known: its fields."""
+    fields = ", ".join(known)
+    if not _FIELD_NAME.fullmatch(name):
+        # The name may be a text in the wrong place, and is not repeated.
+        return BadRequest(f"the request has an unknown field; known fields are {fields}", code="unknown_parameter")
+    close = get_close_matches(name, known, n=1)
+    meant = f"did you mean {close[0]}?" if close else f"there are {fields}"
+    return BadRequest(f"{name}: there is no such field; {meant}", name, code="unknown_parameter")
+
+
+def check_model(asked: Any, names: ServedNames) -> None:
+    """Raises BadRequest (404) for another model than the one that is served. asked: None for none."""
+    if asked is not None and not isinstance(asked, str):
+        raise BadRequest("model must be a string", "model")
+    if asked and asked not in names:
+        raise BadRequest(
+            "model: this server has no such model; GET /v1/models names it", "model", 404, "model_not_found"
+        )
+
+
+def check_dimensions(number: Any, name: str) -> None:
+    """Raises BadRequest for a number of dimensions that no model has. name: of the field."""
+    if number is not None and (type(number) is not int or not 1 <= number <= MAX_INT64):
+        raise BadRequest(f"{name} must be a whole number of at least 1", name)
 
 
 def check_prompt(name: str, prompt: str | None) -> None:

@@ -380,3 +380,26 @@ async def test_nobody_aborts_the_calls_of_another_tenant():
 )
 def test_where_the_key_is(authorization, api_key, expected):
     assert key_in(authorization, api_key) == expected
+
+
+@pytest.mark.parametrize("header", [bearer("a"), {"x-api-key": key_of("a")}])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/", {"inputs": "a"}),
+        ("/embed", {"inputs": "a"}),
+        ("/similarity", {"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
+        ("/embeddings", {"input": "a"}),
+        ("/v1/embed", {"texts": ["a"]}),
+        ("/v2/embed", {"texts": ["a"], "input_type": "search_query"}),
+    ],
+)
+async def test_keys_and_quotas_hold_on_every_route_for_vectors(path, body, header):
+    doors = Doors(tenant("a", requests_per_minute=1))
+    async with doors.http() as serving:
+        assert (await serving.post(path, json=body)).status == 401
+        answer = await serving.post(path, json=body, headers=header)
+        assert (answer.status, answer.headers["x-ratelimit-remaining-requests"]) == (200, "0")
+        assert (await serving.post(path, json=body, headers=header)).status == 429
+    assert doors.inner.callers == [Caller("a")]
+    assert doors.inner.refusals == [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED]

@@ -55,7 +55,8 @@ async def test_a_large_body_becomes_the_same_requests_as_its_parts(converter):
     assert len(json.dumps(body, ensure_ascii=False).encode()) > LARGE_JSON
     done = await openai(converter, body)
     assert converter._process is not None
-    assert done.info == {"as_base64": True, "by_ids": False, "counts": [1024] * 4 + [904]}
+    assert (done.info["as_base64"], done.info["by_ids"]) == (True, False)
+    assert done.info["counts"] == [1024] * 4 + [904]
     assert [text for message in done.messages for text in texts_of(message)] == texts
     for message in done.messages:
         assert service_pb2.ModelInferRequest.FromString(message).parameters["dimensions"].int64_param == 5

@@ -395,3 +395,25 @@ async def test_the_content_type_does_not_matter(serving, kind):
 async def test_a_body_may_begin_with_a_byte_order_mark(serving):
     answer = await serving.post("/v1/embeddings", data=b'\xef\xbb\xbf{"input": "a"}')
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+@pytest.mark.parametrize("kind", ["int8", "ubinary", "float16"])
+async def test_nims_embedding_type_is_passed_on(client, dispatcher, kind, encoding):
+    made = {"int8": np.int8, "ubinary": np.uint8, "float16": np.float16}[kind]
+    rows = np.arange(-4, 4).astype(made)[None]
+    dispatcher.answer = lambda _: infer_response([rows[0]], [1])
+    answer = await client.embeddings.create(
+        model=MODEL, input="a", encoding_format=encoding, extra_body={"embedding_type": kind}
+    )
+    assert dispatcher.requests[0].parameters["embedding_type"].string_param == kind
+    found = answer.data[0].embedding
+    if encoding == "base64":
+        found = np.frombuffer(base64.b64decode(found), made).tolist()
+    assert found == rows[0].tolist()
+
+
+async def test_an_unknown_embedding_type_is_named(client):
+    with pytest.raises(openai.BadRequestError, match="embedding_type must be one of float, float16") as caught:
+        await client.embeddings.create(model=MODEL, input="a", extra_body={"embedding_type": "double"})
+    assert caught.value.param == "embedding_type"

@@ -1,0 +1,112 @@
+"""The routes of text-embeddings-inference (TEI), which Hugging Face's, LangChain's and LlamaIndex's clients speak.
+
+Errors have TEI's form and its statuses: 413 for a text that is too long or too many texts, 422 for other bad input,
+424 if the servers failed, 429 for overload.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from aiohttp import web
+
+from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
+from tritonembed_manager.router.apis.http.vector_requests import MAX_INPUTS
+from tritonembed_manager.router.data.model_names import ServedNames
+
+_UNPROCESSABLE, _TOO_LARGE, _FAILED = 422, 413, 424
+_TYPES = {
+    400: "Validation",
+    401: "Unauthorized",
+    403: "Unauthorized",
+    413: "Validation",
+    422: "Validation",
+    424: "Backend",
+    429: "Overloaded",
+    503: "Unhealthy",
+    504: "Backend",
+}
+_TOO_LONG = "the model's maximum of"
+"""In the tokenizer's error for a text that is too long."""
+
+
+def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
+    """An error's status and body in TEI's form."""
+    status = error.status
+    if status == 400:
+        status = _TOO_LARGE if _TOO_LONG in error.message else _UNPROCESSABLE
+    elif status in (500, 501):
+        status = _FAILED
+    return status, {"error": error.message, "error_type": _TYPES.get(status, "Validation")}
+
+
+class Tei:
+    """names: of the model. max_in_flight: for /info."""
+
+    errors = staticmethod(tei_form)
+
+    def __init__(self, calls: VectorCalls, names: ServedNames) -> None:
+        self._calls = calls
+        self._names = names
+        self._version = version("tritonembed")
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.post("/", self.either),
+            web.post("/embed", self.embed),
+            web.post("/similarity", self.similarity),
+            web.get("/info", self.info),
+        ]
+
+    async def embed(self, request: web.Request) -> web.StreamResponse:
+        """The vectors of `inputs` as lists of numbers."""
+        return await self._answer(request, similarity=False)
+
+    async def similarity(self, request: web.Request) -> web.StreamResponse:
+        """The cosine of `source_sentence` with each of `sentences`."""
+        return await self._answer(request, similarity=True)
+
+    async def either(self, request: web.Request) -> web.StreamResponse:
+        """As /embed; as /similarity if `inputs` is an object."""
+        return await self._answer(request, similarity=None)
+
+    async def info(self, _request: web.Request) -> web.Response:
+        """The model's name and what a client may send."""
+        return web.json_response(
+            {
+                "model_id": self._names.model,
+                "model_sha": None,
+                "model_type": {"embedding": {}},
+                "max_client_batch_size": MAX_INPUTS,
+                "auto_truncate": True,
+                "version": self._version,
+            }
+        )
+
+    async def _answer(self, request: web.Request, *, similarity: bool | None) -> web.StreamResponse:
+        async with self._calls.embed(request, "tei", "inputs", similarity=similarity) as vectors:
+            vectors.check_finite("base64 at /v1/embeddings")
+            write = _similarities if vectors.info["is_similarity"] else _lists
+            return await vectors.answer(request, write(vectors))
+
+
+async def _lists(vectors: Vectors) -> AsyncIterator[bytes]:
+    start = b"["
+    async for rows in vectors.parts():
+        yield start + b",".join(as_json(rows))
+        start = b","
+    yield b"]"
+
+
+async def _similarities(vectors: Vectors) -> AsyncIterator[bytes]:
+    source, found = None, list[float]()
+    async for rows in vectors.parts():
+        wide = rows.astype(np.float64)
+        wide /= np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+        if source is None:
+            source, wide = wide[0], wide[1:]
+        found += (wide @ source).tolist()
+    yield json.dumps(found).encode()
