@@ -68,21 +68,23 @@ def test_the_openai_block_of_the_docs_runs_as_written(manager: Serve, capsys: py
 
 
 @pytest.mark.parametrize(
-    ("page", "mark"),
+    ("page", "marks"),
     [
-        ("../README.md", '"embedding":['),
-        ("quick-start.md", '"embedding":['),
-        ("reference/http.md", '"binary_data_size"'),
+        ("../README.md", ['"embedding":[']),
+        ("quick-start.md", ['"embedding":[']),
+        ("reference/http.md", ['"binary_data_size"', '"datatype":"FP32","shape":[2,']),
     ],
 )
-def test_a_curl_line_of_the_docs_is_answered(http: httpx.Client, page: str, mark: str) -> None:
-    [line] = re.findall(r"^(curl .*?)\n```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    words = shlex.split(line)
-    [address] = [word for word in words if word.startswith("http://localhost:8080/")]
-    headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
-    answer = http.post(urlsplit(address).path, content=words[words.index("-d") + 1], headers=headers)
-    assert answer.status_code == 200, answer.text
-    assert mark.encode() in answer.content
+def test_the_curl_lines_of_the_docs_are_answered(http: httpx.Client, page: str, marks: list[str]) -> None:
+    lines = re.findall(r"^(curl .*?)\n```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert len(lines) == len(marks)
+    for line, mark in zip(lines, marks, strict=True):
+        words = shlex.split(line)
+        [address] = [word for word in words if word.startswith("http://localhost:8080/")]
+        headers = dict(words[at + 1].split(": ") for at, word in enumerate(words) if word == "-H")
+        answer = http.post(urlsplit(address).path, content=words[words.index("-d") + 1], headers=headers)
+        assert answer.status_code == 200, answer.text
+        assert mark.encode() in answer.content
 
 
 def test_openais_client_gets_the_vectors_of_grpc(manager: Serve, expected: Any) -> None:
@@ -139,6 +141,19 @@ def test_coheres_types_are_those_of_the_engine(manager: Serve, http: httpx.Clien
             body = {"input": TEXTS, "input_type": "search_query", "embedding_type": kind, "dimensions": 16}
             data = http.post("/v1/embeddings", json=body).json()["data"]
             assert (np.array([item["embedding"] for item in data], rows.dtype) == rows).all(), kind
+
+
+def test_numbers_in_kserves_json_are_the_vectors_of_grpc(http: httpx.Client, expected: Any) -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(TEXTS), 1], "data": TEXTS}
+    outputs = [{"name": "embedding_fp32"}, {"name": "num_tokens"}]
+    answer = http.post("/v2/models/embedding/infer", json={"inputs": [tensor], "outputs": outputs}).json()
+    found = {output["name"]: output for output in answer["outputs"]}
+    numbers = found["embedding_fp32"]
+    assert (np.array(numbers["data"], "<f4").reshape(numbers["shape"]) == expected.embeddings).all()
+    assert found["num_tokens"]["data"] == expected.num_tokens.tolist()
+    sent = {"inputs": [{"name": "input_text", "datatype": "BYTES", "shape": [len(TEXTS)], "data": TEXTS}]}
+    [only] = http.post("/triton/embeddings", json=sent).json()["outputs"]
+    assert (np.array(only["data"], "<f4").reshape(only["shape"]) == expected.embeddings).all()
 
 
 def test_chunks_come_through_the_endpoint(manager: Serve) -> None:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -68,9 +68,9 @@ def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
     return Converted({**info, "counts": counts, "by_ids": asked.by_ids}, [request.message for request in requests])
 
 
-def _kserve(body: bytes, header_length: int | None, model: str, version: str) -> Converted:
-    """info: which outputs are binary; see InferRequest."""
-    return _of(read_infer(body, header_length, model, version))
+def _kserve(body: bytes, header_length: int | None, model: str, version: str, of_litellm: bool = False) -> Converted:
+    """info: which outputs are binary, and which are numbers; see InferRequest."""
+    return _of(read_infer(body, header_length, model, version, of_litellm))
 
 
 def _raw(body: bytes, metadata: str, version: str) -> Converted:
@@ -79,7 +79,11 @@ def _raw(body: bytes, metadata: str, version: str) -> Converted:
 
 
 def _of(request: InferRequest) -> Converted:
-    info = {"binary": request.binary, "binary_by_default": request.binary_by_default}
+    info = {
+        "binary": request.binary,
+        "binary_by_default": request.binary_by_default,
+        "numbers": asdict(request.numbers),
+    }
     return Converted(info, [request.message.SerializeToString()])
 
 

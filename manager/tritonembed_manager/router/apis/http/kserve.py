@@ -17,12 +17,15 @@ from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converted, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.kserve_json import HEADER_LENGTH, InferRequest, to_answer, to_json
+from tritonembed_manager.router.apis.http.litellm import ROUTE
+from tritonembed_manager.router.apis.http.vectors_as_numbers import Numbers
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
 from tritonembed_manager.router.data.tenants import check_model
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
+from tritonembed_protocol.served import FIRST
 
 
 class ModelPath(NamedTuple):
@@ -95,6 +98,7 @@ class KServe:
             *(web.get(f"{path}/config", self.config) for path in both),
             *(web.get(f"{path}/stats", self.stats) for path in both),
             *(web.post(f"{path}/infer", self.infer) for path in both),
+            web.post(ROUTE, self.infer_for_litellm),
         ]
 
     async def live(self, _request: web.Request) -> web.Response:
@@ -138,18 +142,28 @@ class KServe:
 
     async def infer(self, request: web.Request) -> web.Response:
         """An inference, with JSON or the binary extension in both directions."""
-        model = read_model(request, self._names)
+        return await self._infer(request, read_model(request, self._names))
+
+    async def infer_for_litellm(self, request: web.Request) -> web.Response:
+        """The vectors of `input_text` as numbers, for litellm's `triton/` provider."""
+        check_model(FIRST)
+        return await self._infer(request, ModelPath(FIRST, "", ""), of_litellm=True)
+
+    async def _infer(self, request: web.Request, model: ModelPath, *, of_litellm: bool = False) -> web.Response:
         async with self._bodies.read_chunks(request) as chunks:
-            asked = await self._read(request, chunks, model)
+            asked = await self._read(request, chunks, model, of_litellm=of_litellm)
             [message] = asked.messages
             answer = await self._dispatcher.infer(
                 message, timeout=None, metadata=metadata_of(request.headers), caller=http_caller(request)
             )
-        found = to_answer(InferRequest(None, **asked.info), answer, model.alias)
+        numbers = Numbers(tuple(asked.info["numbers"]["names"]), asked.info["numbers"]["also_bytes"])
+        found = to_answer(InferRequest(None, **{**asked.info, "numbers": numbers}), answer, model.alias)
         found.headers.update(spaces.headers_of([spaces.in_answer(answer)]))
         return found
 
-    async def _read(self, request: web.Request, chunks: list[bytes], model: ModelPath) -> Converted:
+    async def _read(
+        self, request: web.Request, chunks: list[bytes], model: ModelPath, *, of_litellm: bool
+    ) -> Converted:
         length = request.headers.get(HEADER_LENGTH)
         if length is not None and not (length.isascii() and length.isdigit() and len(length) < 20):
             raise BadRequest(f"{HEADER_LENGTH} must be a number")
@@ -159,7 +173,13 @@ class KServe:
             return await self._converter.convert("raw", chunks, json_size=0, metadata=encoded, version=model.version)
         size = None if length is None else int(length)
         return await self._converter.convert(
-            "kserve", chunks, json_size=size, header_length=size, model=model.name, version=model.version
+            "kserve",
+            chunks,
+            json_size=size,
+            header_length=size,
+            model=model.name,
+            version=model.version,
+            of_litellm=of_litellm,
         )
 
     async def _call(self, method: str, model: ModelPath) -> Any:

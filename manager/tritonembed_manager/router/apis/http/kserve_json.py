@@ -23,6 +23,17 @@ from tritonembed import ServerError
 from tritonembed_manager.router.apis.http import tensor_json
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.litellm import to_kserve
+from tritonembed_manager.router.apis.http.vectors_as_numbers import (
+    AS_NUMBERS,
+    DATATYPE,
+    NO_NUMBERS,
+    OUTPUT,
+    Numbers,
+    as_flat_json,
+    matrix,
+    read_numbers,
+)
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY
 from tritonembed_protocol.framing import frame
 
@@ -96,28 +107,36 @@ _MAX_SIZE = 2**63
 @dataclass(frozen=True)
 class InferRequest:
     """message: a ModelInferRequest. binary: by output name, whether its content follows the JSON of the answer.
-    binary_by_default: the same for outputs that the request does not name."""
+    binary_by_default: the same for outputs that the request does not name. numbers: vectors to send as numbers."""
 
     message: Any
     binary: dict[str, bool]
     binary_by_default: bool
+    numbers: Numbers = NO_NUMBERS
 
     def is_binary(self, output: str) -> bool:
         """Whether the content of the output follows the JSON."""
         return self.binary.get(output, self.binary_by_default)
 
 
-def read_request(body: bytes, header_length: int | None, model: str, version: str) -> InferRequest:
-    """header_length: bytes of the JSON; None if the whole body is JSON.
+def read_request(
+    body: bytes, header_length: int | None, model: str, version: str, of_litellm: bool = False
+) -> InferRequest:
+    """header_length: bytes of the JSON; None if the whole body is JSON. of_litellm: see litellm.py.
 
     Raises BadRequest, and UnicodeEncodeError if a string has no UTF-8 form.
     """
     end = len(body) if header_length is None else header_length
     if end > len(body):
         raise BadRequest("Inference-Header-Content-Length is larger than the body")
-    request = _read(parse_object(body[:end]), memoryview(body)[end:], model, version)
-    asked = [output.name for output in request.message.outputs]
+    header = parse_object(body[:end])
+    if of_litellm:
+        header = to_kserve(header)
+    request = _read(header, memoryview(body)[end:], model, version)
+    asked = list(request.binary)
     for output in _NEVER_TEXT.get(model, ()):
+        if output in request.numbers.names or (request.numbers.names and not asked):
+            continue
         if (not asked or output in asked) and not request.is_binary(output):
             raise tensor_json.no_text(output)
     return request
@@ -127,18 +146,24 @@ def _read(header: dict[str, Any], tensors: memoryview, model: str, version: str)
     message = service_pb2.ModelInferRequest(model_name=model, model_version=version, id=_read_id(header))
     parameters = dict(read_object(header.get("parameters"), "parameters"))
     by_default = _read_bool(parameters.pop("binary_data_output", False), "binary_data_output")
+    outputs = {}
+    for output in _read_objects(header.get("outputs", []), "outputs"):
+        name = _read_name(output, "an output")
+        outputs[name] = _read_tensor_parameters(output, f"output {name}")
+    numbers = read_numbers(outputs, parameters, model)
     _write_parameters(message.parameters, parameters)
     for tensor in _read_objects(header.get("inputs"), "inputs"):
         tensors = _add_input(message, tensor, tensors)
     if tensors:
         raise BadRequest(f"{len(tensors)} bytes of the body belong to no input")
     binary = {}
-    for output in _read_objects(header.get("outputs", []), "outputs"):
-        name = _read_name(output, "an output")
-        parameters = _read_tensor_parameters(output, f"output {name}")
-        binary[name] = _read_bool(parameters.pop("binary_data", by_default), f"output {name}: binary_data")
-        _write_parameters(message.outputs.add(name=name).parameters, parameters)
-    return InferRequest(message, binary, by_default)
+    for name, own in outputs.items():
+        binary[name] = _read_bool(own.pop("binary_data", by_default), f"output {name}: binary_data")
+        if name != AS_NUMBERS:
+            _write_parameters(message.outputs.add(name=name).parameters, own)
+    if AS_NUMBERS in outputs and OUTPUT not in outputs:
+        message.outputs.add(name=OUTPUT)
+    return InferRequest(message, binary, by_default, numbers)
 
 
 def _add_input(message: Any, tensor: dict[str, Any], rest: memoryview) -> memoryview:
@@ -218,11 +243,16 @@ def to_answer(request: InferRequest, encoded: bytes, alias: str = "") -> web.Res
         raise ServerError("the server's answer is not a ModelInferResponse") from None
     if len(message.raw_output_contents) != len(message.outputs):
         raise ServerError("the server's answer lacks the raw content of an output")
-    outputs = []
+    outputs = list[bytes]()
     parts = [b""]
     for output, content in zip(message.outputs, message.raw_output_contents, strict=True):
         tensor: dict[str, Any] = {"name": output.name, "datatype": output.datatype, "shape": list(output.shape)}
         parameters = _parameters(output.parameters)
+        if output.name == OUTPUT and request.numbers.names:
+            for name in request.numbers.names:
+                outputs.append(_numbers(name, matrix(content, prod(output.shape)), request, parts))
+            if not request.numbers.also_bytes:
+                continue
         if request.is_binary(output.name):
             parameters["binary_data_size"] = len(content)
             parts.append(content)
@@ -232,13 +262,13 @@ def to_answer(request: InferRequest, encoded: bytes, alias: str = "") -> web.Res
             except BadRequest as error:
                 error.is_counted = True
                 raise
-        outputs.append({**tensor, **({"parameters": parameters} if parameters else {})})
+        outputs.append(_dumps({**tensor, **({"parameters": parameters} if parameters else {})}))
     header: dict[str, Any] = {"model_name": alias or message.model_name, "model_version": message.model_version}
     if message.id:
         header["id"] = message.id
     if message.parameters:
         header["parameters"] = _parameters(message.parameters)
-    parts[0] = json.dumps({**header, "outputs": outputs}, separators=(",", ":")).encode()
+    parts[0] = b'%b,"outputs":[%b]}' % (_dumps(header)[:-1], b",".join(outputs))
     if len(parts) == 1:
         return web.Response(body=parts[0], content_type="application/json")
     return web.Response(
@@ -246,6 +276,20 @@ def to_answer(request: InferRequest, encoded: bytes, alias: str = "") -> web.Res
         content_type="application/octet-stream",
         headers={HEADER_LENGTH: str(len(parts[0]))},
     )
+
+
+def _numbers(name: str, vectors: Any, request: InferRequest, parts: list[bytes]) -> bytes:
+    """An output with vectors as numbers: its JSON, or its JSON here and its content in `parts`."""
+    tensor: dict[str, Any] = {"name": name, "datatype": DATATYPE, "shape": list(vectors.shape)}
+    if not request.is_binary(name):
+        return b'%b,"data":[%b]}' % (_dumps(tensor)[:-1], b"".join(as_flat_json(vectors)))
+    content = vectors.tobytes()
+    parts.append(content)
+    return _dumps({**tensor, "parameters": {"binary_data_size": len(content)}})
+
+
+def _dumps(found: dict[str, Any]) -> bytes:
+    return json.dumps(found, separators=(",", ":")).encode()
 
 
 def _parameters(found: Any) -> dict[str, Any]:

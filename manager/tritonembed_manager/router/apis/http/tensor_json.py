@@ -60,10 +60,11 @@ def to_json(name: str, datatype: str, content: bytes) -> list[Any]:
 
 def no_text(name: str) -> BadRequest:
     """The error for an output that JSON can't hold."""
+    numbers = 'numbers ("as": "FP32" in the parameters), or ' if name == "embedding" else ""
     return BadRequest(
-        f'output {name}: its bytes are not text, and JSON holds only text. Request binary output ("binary_data": '
-        'true in the parameters of the output, or "binary_data_output": true in those of the request), or use '
-        "/v1/embeddings"
+        f"output {name}: its bytes are not text, and JSON holds only text. Request {numbers}binary output "
+        '("binary_data": true in the parameters of the output, or "binary_data_output": true in those of the request), '
+        "or use /v1/embeddings"
     )
 
 
