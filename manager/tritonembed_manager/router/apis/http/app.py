@@ -27,6 +27,7 @@ from tritonembed_manager.router.apis.http.errors import FORMS, Handler, answer_e
 from tritonembed_manager.router.apis.http.kserve import KServe
 from tritonembed_manager.router.apis.http.kserve_admin import KServeAdmin
 from tritonembed_manager.router.apis.http.openai import OpenAI
+from tritonembed_manager.router.apis.http.openapi import OpenApi
 from tritonembed_manager.router.apis.http.probes import Probes
 from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.status_page import History, StatusPage
@@ -125,6 +126,7 @@ def make_app(
         Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),
+        OpenApi(needs_key=door is not None),
         *monitor,
     ):
         routes = with_trailing_slashes(part.routes())

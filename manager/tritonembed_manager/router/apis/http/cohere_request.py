@@ -18,7 +18,7 @@ from tritonembed_protocol.types import EmbeddingType
 _FIELDS = ("model", "texts", "images", "input_type", "embedding_types", "truncate")
 _V2_FIELDS = (*_FIELDS, "inputs", "output_dimension", "max_tokens", "priority")
 """`priority` has no effect here."""
-_INPUT_TYPES = {
+INPUT_TYPES = {
     "search_query": "query",
     "search_document": "passage",
     "query": "query",
@@ -29,7 +29,7 @@ _INPUT_TYPES = {
 }
 """Cohere's, and the servers' names for them. For the last two the model's default prompt is used."""
 BASE64 = "base64"
-_EMBEDDING_TYPES = (*(kind for kind in get_args(EmbeddingType) if kind != "float16"), BASE64)
+EMBEDDING_TYPES = (*(kind for kind in get_args(EmbeddingType) if kind != "float16"), BASE64)
 _TRUNCATE = ("NONE", "START", "END")
 
 
@@ -86,12 +86,12 @@ def _read_options(body: dict[str, Any], version: int) -> Options:
     kind, truncate = body.get("input_type"), body.get("truncate")
     if kind is None and version > 1:
         raise BadRequest("input_type must be given", "input_type")
-    if kind is not None and (not isinstance(kind, str) or kind not in _INPUT_TYPES):
-        raise BadRequest(f"input_type must be one of {', '.join(_INPUT_TYPES)}", "input_type")
+    if kind is not None and (not isinstance(kind, str) or kind not in INPUT_TYPES):
+        raise BadRequest(f"input_type must be one of {', '.join(INPUT_TYPES)}", "input_type")
     if truncate is not None and truncate not in _TRUNCATE:
         raise BadRequest(f"truncate must be one of {', '.join(_TRUNCATE)}", "truncate")
     check_dimensions(body.get("output_dimension"), "output_dimension")
-    input_type: Any = None if kind is None else _INPUT_TYPES[kind]
+    input_type: Any = None if kind is None else INPUT_TYPES[kind]
     return Options(input_type=input_type, truncate=truncate, dimensions=body.get("output_dimension"))
 
 
@@ -100,6 +100,6 @@ def _read_types(body: dict[str, Any], version: int) -> list[str] | None:
     if given is None:
         return ["float"] if version > 1 else None
     for kind in _listed(given, "embedding_types"):
-        if kind not in _EMBEDDING_TYPES:
-            raise BadRequest(f"embedding_types: must be of {', '.join(_EMBEDDING_TYPES)}", "embedding_types")
+        if kind not in EMBEDDING_TYPES:
+            raise BadRequest(f"embedding_types: must be of {', '.join(EMBEDDING_TYPES)}", "embedding_types")
     return list(dict.fromkeys(given))

@@ -125,10 +125,14 @@ def _answer(request: web.Request, error: BadRequest, headers: dict[str, str] | N
 
 def _form_of(request: web.Request) -> Form:
     route = request.match_info.route.resource
-    known = request.app.get(FORMS, {})
-    path = "" if route is None else route.canonical
-    by_prefix = openai_form if request.path.startswith("/v1/") else kserve_form
-    return known.get(f"{request.method} {path}", by_prefix)
+    path = request.path if route is None else route.canonical
+    return form_of_route(request.app, request.method, path)
+
+
+def form_of_route(app: web.Application, method: str, path: str) -> Form:
+    """The form of errors of a route. path: with the names of its variable parts."""
+    by_prefix = openai_form if path.startswith("/v1/") else kserve_form
+    return app.get(FORMS, {}).get(f"{method} {path}", by_prefix)
 
 
 def kserve_form(error: BadRequest) -> tuple[int, dict[str, Any]]:

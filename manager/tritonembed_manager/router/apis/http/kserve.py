@@ -119,6 +119,7 @@ class KServe:
         return web.json_response(to_json(await self._call("ModelMetadata", read_model(request, self._names))))
 
     async def config(self, request: web.Request) -> web.Response:
+        """A model's configuration."""
         asked = read_model(request, self._names)
         answer = await self._call("ModelConfig", asked)
         return web.json_response(to_json(answer.config))

@@ -123,6 +123,7 @@ class KServeAdmin:
         return web.Response()
 
     async def unload(self, request: web.Request) -> web.Response:
+        """Unload a model on every ready server."""
         self._check_change(request)
         message = service_pb2.RepositoryModelUnloadRequest(model_name=read_model(request, self._names).name)
         for name, value in read_object((await self._body(request)).get("parameters"), "parameters").items():

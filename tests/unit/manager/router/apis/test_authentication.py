@@ -37,7 +37,7 @@ MONITOR_ROUTES = {"/", "/status", "/status/history", "/metrics"}
 def is_page(method, path):
     """Whether a browser shows it to its user."""
     return method != "POST" and (
-        (path.rstrip("/") or "/") in MONITOR_ROUTES or path.startswith("/status") or "." in path
+        (path.rstrip("/") or "/") in MONITOR_ROUTES or path.startswith("/status") or path.endswith((".js", ".css"))
     )
 
 

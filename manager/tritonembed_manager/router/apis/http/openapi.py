@@ -1,0 +1,168 @@
+"""The HTTP API as an OpenAPI document (/openapi.json) and as a page for people (/docs).
+
+Both are made of the application's own routes: their paths, the docstrings of their handlers, the bodies in schemas.py
+and the errors in the form of each API.
+"""
+
+import base64
+import hashlib
+import inspect
+import re
+from collections.abc import Iterator
+from html import escape
+from importlib.metadata import version
+from typing import Any
+
+from aiohttp import web
+
+from tritonembed_manager.router.apis.http.errors import BadRequest, form_of_route
+from tritonembed_manager.router.apis.http.probes import HEALTH
+from tritonembed_manager.router.apis.http.schemas import BODIES
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+@media (prefers-color-scheme: dark) { body { background: #16181c; color: #ddd; } a { color: #8ab4f8; } }
+h2 { margin-top: 2rem; } summary { cursor: pointer; padding: .2rem 0; }
+code { font-family: ui-monospace, monospace; } table { margin: .5rem 0 1rem 1.2rem; border-spacing: 0; }
+td { padding: .1rem 1rem .1rem 0; vertical-align: top; } .verb { display: inline-block; width: 4rem; font-weight: 600; }
+"""
+_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_HASH}'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
+_ANY = ("GET", "POST")
+"""The methods to show for a route of all methods."""
+_OPEN = frozenset((*HEALTH, "/health", "/v2/health/live", "/v2/health/ready"))
+"""Routes that need no key by default."""
+
+
+class OpenApi:
+    """needs_key: whether there are tenants."""
+
+    def __init__(self, *, needs_key: bool) -> None:
+        self._needs_key = needs_key
+        self._made: dict[str, Any] | None = None
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/openapi.json", self.document), web.get("/docs", self.page)]
+
+    async def document(self, request: web.Request) -> web.Response:
+        """This API as an OpenAPI document."""
+        return web.json_response(self._document(request.app))
+
+    async def page(self, request: web.Request) -> web.Response:
+        """This API as a page."""
+        return web.Response(text=_page(self._document(request.app)), content_type="text/html", headers=_HEADERS)
+
+    def _document(self, app: web.Application) -> dict[str, Any]:
+        if self._made is None:
+            self._made = describe(app, needs_key=self._needs_key)
+        return self._made
+
+
+def describe(app: web.Application, *, needs_key: bool) -> dict[str, Any]:
+    """The OpenAPI document of an application. needs_key: whether there are tenants."""
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path, handler in _routes(app):
+        operation = _operation(app, method, path, handler)
+        if needs_key and path not in _OPEN:
+            operation["security"] = [{"bearer": []}, {"key": []}]
+        paths.setdefault(path, {})[method.lower()] = operation
+    found: dict[str, Any] = {
+        "openapi": "3.1.0",
+        "info": {"title": "tritonembed", "version": version("tritonembed")},
+        "paths": paths,
+    }
+    if needs_key:
+        schemes = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+        }
+        found["components"] = {"securitySchemes": schemes}
+    return found
+
+
+def _routes(app: web.Application) -> Iterator[tuple[str, str, Any]]:
+    """Method, path and handler of each route, without those with a trailing slash and those of files."""
+    for route in app.router.routes():
+        path = "" if route.resource is None else route.resource.canonical
+        if (len(path) > 1 and path.endswith("/")) or "." in path.removesuffix(".json") or route.method == "HEAD":
+            continue
+        for method in _ANY if route.method == "*" else (route.method,):
+            yield method, path, route.handler
+
+
+def _operation(app: web.Application, method: str, path: str, handler: Any) -> dict[str, Any]:
+    status, example = form_of_route(app, method, path)(BadRequest("what is wrong, in one line"))
+    operation: dict[str, Any] = {
+        "tags": [_tag(handler)],
+        "summary": _summary(handler),
+        "operationId": re.sub(r"\W+", "_", f"{method.lower()}{path}").strip("_"),
+        "responses": {
+            "200": {"description": "The answer."},
+            "default": {
+                "description": f"An error, such as {status}.",
+                "content": {"application/json": {"example": example}},
+            },
+        },
+    }
+    names = re.findall(r"\{(\w+)\}", path)
+    if names:
+        operation["parameters"] = [
+            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
+        ]
+    if method == "POST" and path in BODIES:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": BODIES[path]}}}
+    return operation
+
+
+def _summary(handler: Any) -> str:
+    return " ".join((inspect.getdoc(handler) or "").partition("\n\n")[0].split())
+
+
+def _tag(handler: Any) -> str:
+    """The name of a handler's API: how its module's docstring begins."""
+    module = inspect.getdoc(inspect.getmodule(handler)) or ""
+    return re.split(r"[:,.]\s", module, maxsplit=1)[0]
+
+
+def _page(document: dict[str, Any]) -> str:
+    by_tag: dict[str, list[str]] = {}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            by_tag.setdefault(operation["tags"][0], []).append(_entry(path, method, operation))
+    title = escape(f"{document['info']['title']} {document['info']['version']}: HTTP API")
+    sections = "".join(f"<h2>{escape(tag)}</h2>\n{''.join(entries)}" for tag, entries in by_tag.items())
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n"
+        f'<p>The same for programs: <a href="openapi.json">openapi.json</a>.</p>\n{sections}</body></html>\n'
+    )
+
+
+def _entry(path: str, method: str, operation: dict[str, Any]) -> str:
+    head = f'<span class="verb">{method.upper()}</span> <code>{escape(path)}</code> {escape(operation["summary"])}'
+    schema = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
+    if schema is None:
+        return f"<p>{head}</p>\n"
+    rows = "".join(
+        f"<tr><td><code>{escape(name)}</code></td><td>{escape(_type(part))}</td>"
+        f"<td>{'required' if name in schema['required'] else ''}</td></tr>"
+        for name, part in schema["properties"].items()
+    )
+    return f"<details><summary>{head}</summary><table>{rows}</table></details>\n"
+
+
+def _type(schema: dict[str, Any]) -> str:
+    """A schema in a few words."""
+    if "oneOf" in schema:
+        return " or ".join(map(_type, schema["oneOf"]))
+    if "enum" in schema:
+        return ", ".join(schema["enum"])
+    if schema["type"] == "array" and "items" in schema:
+        return f"list of ({_type(schema['items'])})"
+    return str(schema["type"])
