@@ -138,6 +138,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         await self._front.crash()
         await self._server.stop(None)
 
+    def accept_after(self, seconds: float) -> None:
+        """Forward the bytes of a new connection only after so long, like a busy machine."""
+        self._front.delay = seconds
+
     def reset(self) -> None:
         """Reset every connection. New connections are accepted."""
         self._front.reset()
@@ -295,6 +299,7 @@ class Front:
     def __init__(self) -> None:
         self.port = 0
         self.behind = 0
+        self.delay = 0.0
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
 
@@ -321,6 +326,7 @@ class Front:
         if self._server is None:
             writer.transport.abort()
             return
+        await asyncio.sleep(self.delay)
         back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.behind)
         self._writers |= {writer, back_writer}
         await asyncio.gather(_pump(reader, back_writer), _pump(back_reader, writer))

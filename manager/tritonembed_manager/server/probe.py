@@ -38,7 +38,8 @@ _CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grp
 _OPTIONS = (
     # Reconnect soon to a restarted server: gRPC's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # The time for one attempt to connect, with TLS over a slow network or on a busy machine.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     # Otherwise the channels of one process to one address share a connection and its backoff.
     ("grpc.use_local_subchannel_pool", 1),

@@ -32,7 +32,8 @@ _OPTIONS: list[tuple[str, Any]] = [
     # The dispatcher retries, on another server.
     ("grpc.enable_retries", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 1000),
+    # The time for one attempt to connect. If a busy machine exceeded it, a server that is well would count as broken.
+    ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 1000),
 ]
 

@@ -145,6 +145,14 @@ async def test_these_errors_count_as_a_broken_server(code, message):
         assert answered(plane) == [1, 1]
 
 
+async def test_a_server_that_takes_a_while_to_connect_is_not_broken():
+    async with data_plane(2) as plane:
+        plane.fakes[0].accept_after(1.5)
+        await plane.infer()
+        assert answered(plane) == [1, 0]
+        assert not plane.suspects
+
+
 @pytest.mark.parametrize(
     ("code", "message", "seen"),
     [
