@@ -129,11 +129,16 @@ class Life:
         self._server.terminate()
 
     async def end(self) -> None:
-        """Kill the remaining processes and remove their shared memory."""
+        """Kill the remaining processes and remove their shared memory. Also if it is cancelled, all of it is done."""
         # Kill the server itself first: its requests in flight break at once and fail over to another server.
         if self._server.exit_status() is None:
             os.kill(self._server.pid, signal.SIGKILL)
-        await asyncio.to_thread(self._server.close)
+        closing = asyncio.ensure_future(asyncio.to_thread(self._server.close))
+        try:
+            await asyncio.shield(closing)
+        except asyncio.CancelledError:
+            await closing
+            raise
 
     async def _look(self) -> None:
         before = time.monotonic()

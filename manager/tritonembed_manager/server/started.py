@@ -70,7 +70,7 @@ class StartedServer:
         await asyncio.gather(self.over, return_exceptions=True)
         for probe in self._probes:
             await probe.close()
-        await asyncio.shield(self._life.end())
+        await self._life.end()
 
     async def until_ready(self) -> None:
         """Wait until an inference has succeeded. Raises ManagerError if the server breaks or refuses."""

@@ -162,7 +162,7 @@ class LaunchedServer:
         finally:
             self._life = None
             timeout.cancel()
-            await asyncio.shield(life.end())
+            await life.end()
 
     def _check_startup(self) -> None:
         if not self._was_ready:

@@ -16,7 +16,7 @@ from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server import life
 from tritonembed_manager.server import machine as memory_kills
 from tritonembed_manager.server.probe import ProbeError
-from tritonembed_manager.server.process import process_table
+from tritonembed_manager.server.process import ServerProcess, process_table
 
 VECTORS = np.ones((3, 4), np.float32)
 # Like tritonserver, the script has a stub under this name, which runs a model.
@@ -177,6 +177,24 @@ async def test_a_terminated_server_ends_and_stays_down(launch, eventually):
     case.server.terminate()
     await asyncio.wait_for(case.task, 60)
     assert case.starts == 1
+    assert case.stub() is None
+
+
+async def test_a_server_whose_task_is_cancelled_while_it_ends_leaves_nothing(launch, eventually, monkeypatch):
+    close = ServerProcess.close
+
+    def slow_close(process):
+        time.sleep(0.3)
+        close(process)
+
+    monkeypatch.setattr(ServerProcess, "close", slow_close)
+    case = launch()
+    await case.ready(eventually, 1)
+    case.server.broken("a test")
+    await eventually(lambda: case.upstream.state is ServerState.UNHEALTHY)
+    case.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await case.task
     assert case.stub() is None
 
 
