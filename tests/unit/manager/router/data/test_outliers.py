@@ -134,43 +134,30 @@ async def test_requests_in_flight_on_a_stalled_server_fail_over():
         assert not plane.quarantined
 
 
+async def ejection_over(plane, server):
+    plane.pool.eject(server, "another worker ejected it", 0.01)
+    while server.ejected:
+        await asyncio.sleep(0.01)
+
+
 async def test_after_an_ejection_one_request_tries_the_server_and_is_not_lost(monkeypatch):
-    monkeypatch.setattr(outliers, "FIRST_EJECTION_S", 0.2)
-    monkeypatch.setattr("tritonembed_manager.router.data.pool.TRIAL_S", 0.3)
-    async with data_plane(2, timeout=20) as plane:
+    monkeypatch.setattr("tritonembed_manager.router.data.pool.TRIAL_S", 0.1)
+    # The next ejection outlasts the test, however slow the machine is.
+    monkeypatch.setattr(outliers, "FIRST_EJECTION_S", 60)
+    async with data_plane(2, timeout=60) as plane:
         plane.fakes[0].hang()
-        plane.pool.eject(plane.pool.get("0"), "a test")
-        await asyncio.sleep(0.3)
+        await ejection_over(plane, plane.pool.get("0"))
         assert not await all_answered(plane.start(20))
         assert len(plane.fakes[0].requests) == 1
         # The server did not answer, so it is ejected again, for longer.
-        assert [key for key, _, _ in plane.ejections] == ["0", "0"]
+        assert [(key, seconds) for key, _, seconds in plane.ejections] == [("0", 60)]
         plane.fakes[0].release()
-        await asyncio.sleep(0.5)
-        await plane.infer()
-        assert not await all_answered(plane.start(20))
-        assert len(plane.fakes[0].requests) > 2
 
 
-async def test_an_ejected_server_is_used_if_there_is_no_other():
+async def test_a_server_that_answers_the_request_that_tries_it_has_recovered():
     async with data_plane(2) as plane:
-        plane.pool.eject(plane.pool.get("0"), "a test")
-        plane.pool.update(plane.views[:1])
-        assert not await all_answered(plane.start(5))
-
-
-async def test_deadlines_that_are_too_short_for_every_server_eject_none():
-    async with data_plane(2) as plane:
-        plane.fakes[0].latency = plane.fakes[1].latency = 0.2
-        await all_answered(plane.start(40, timeout=0.02))
+        await ejection_over(plane, plane.pool.get("0"))
+        for _ in range(3):
+            await plane.infer()
+        assert len(plane.fakes[0].requests) == 3
         assert not plane.ejections
-
-
-async def test_missed_deadlines_in_a_row_eject_a_server_that_answers_nothing(monkeypatch):
-    monkeypatch.setattr("tritonembed_manager.router.data.dispatcher.LEAST_WAIT_S", 0.1)
-    async with data_plane(2) as plane:
-        plane.fakes[0].hang()
-        lost = await all_answered(plane.start(8, timeout=0.5))
-        assert len(lost) == 8
-        assert [key for key, _, _ in plane.ejections] == ["0"]
-        assert not await all_answered(plane.start(20))
