@@ -3,12 +3,20 @@
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tests.unit.client.fake_server import Gate, elements
 from tests.unit.client.test_command import needs_arrow
 
 COMMAND = [sys.executable, "-c", "from tritonembed.cli import main; main()"]
+
+
+def until(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -39,7 +47,7 @@ def test_an_interrupted_run_leaves_no_half_written_file(server, tmp_path, number
     )
     try:
         gate.wait_inside(1)
-        assert len(list(tmp_path.iterdir())) == 3  # The input, the old output and the unfinished output.
+        until(lambda: len(list(tmp_path.iterdir())) == 3)  # The input, the old output and the unfinished output.
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
