@@ -120,11 +120,13 @@ class Dispatcher(Protocol):
         frees its place at once.
         """
 
-    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> AbstractContextManager[Admission]:
+    def admitted(
+        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
+    ) -> AbstractContextManager[Admission]:
         """Admit a caller's request of `size` bytes that is sent in several parts. It ends with the `with` block.
 
         All parts are admitted, timed and counted as one request, and a drain waits for it. timeout: as for `infer`.
-        Raises DispatchError.
+        work: the bytes of it that models read (`work_of` in envelope.py); None for all. Raises DispatchError.
         """
 
     def refused(self, code: grpc.StatusCode) -> None:

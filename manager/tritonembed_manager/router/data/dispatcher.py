@@ -104,7 +104,14 @@ class TritonDispatcher:
             return await self._answer(self._prepare(request, forwards, own))
 
     @contextmanager
-    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> Iterator[Admission]:
+    def admitted(
+        self,
+        size: int,
+        *,
+        timeout: float | None,
+        caller: Caller,
+        work: int | None = None,  # noqa: ARG002 - no limit here is one of work
+    ) -> Iterator[Admission]:
         """Admit a request that is sent to the servers in parts; see interfaces.py."""
         began = self._clock()
         code = _CODE.CANCELLED

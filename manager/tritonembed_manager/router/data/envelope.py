@@ -21,6 +21,7 @@ from tritonembed_manager.router.data.protobuf import (
     WrongMessage,
     read_varint,
 )
+from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.space import SPACE
 
 MOST_ELEMENTS = 65_536
@@ -44,6 +45,8 @@ _LONGEST_VARINT = 10
 _AT_ONCE = 1 << 18
 _INT64, _STRING, _UINT64 = 2, 3, 5
 _SPACE = SPACE.encode()
+_CHUNKS = b"embedding_chunks"
+"""The model that returns vectors of chunks."""
 LONGEST_NAME, LONGEST_ID = 255, 1024
 """Bytes. Triton repeats names and ids in its errors, which must fit into gRPC's metadata."""
 _LONGEST_SHOWN = 64
@@ -69,6 +72,10 @@ class Envelope:
     """Where the id and the timeout are: requests that ask for the same differ only there."""
     rows: int = 0
     """Elements of the request's BYTES inputs."""
+    cut: int = 0
+    """Bytes of these elements that no model reads, because each is cut off at the longest text; see window.py."""
+    chunked: bool = False
+    """Whether texts are embedded in chunks, and not cut off."""
     priority: int = 2
     """KServe's `priority`: 1 goes ahead of 2, the default; all other values count as 2."""
     model: bytes = b""
@@ -84,6 +91,8 @@ class _Input:
     shape: tuple[int, ...] = ()
     contents: int = -1
     """Elements in `contents` (0 for a datatype other than BYTES); -1 if the input has no `contents`."""
+    cut: int = 0
+    """As in the envelope, of the elements in `contents`."""
 
 
 def read_envelope(message: bytes) -> Envelope:
@@ -113,8 +122,21 @@ def read_envelope(message: bytes) -> Envelope:
             envelope.own.append((begin, end))
         elif number == _PARAMETERS and _read_own(fields, message, at, end, envelope):
             envelope.own.append((begin, end))
-    envelope.rows = _check_inputs(message, inputs, raw)
+    envelope.rows, cut = _check_inputs(message, inputs, raw)
+    if cut and not envelope.chunked and envelope.model != _CHUNKS:
+        envelope.cut = cut
     return envelope
+
+
+def work_of(message: bytes) -> int:
+    """The work of an encoded ModelInferRequest, in bytes; see window.py."""
+    if len(message) <= MOST_PER_ROW:
+        return len(message)
+    try:
+        return len(message) - read_envelope(message).cut
+    except ValueError:
+        # The request will be refused.
+        return len(message)
 
 
 def read_id(message: bytes) -> bytes:
@@ -130,12 +152,14 @@ def read_id(message: bytes) -> bytes:
 
 
 def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
-    """Write the timeout, the priority or the embedding space into the envelope. Returns whether it is the timeout."""
+    """Write what the dispatcher needs of a parameter into the envelope. Returns whether it is the timeout."""
     key, numbers, text = _read_parameter(fields, message, at, end)
     if key == _SPACE:
         if not text:
             raise Refused(f"{SPACE}: must be a string that is not empty")
         envelope.space = text.decode()
+    if key == b"truncate":
+        envelope.chunked = text == b"CHUNK"
     if key == b"priority":
         first = numbers.get(_INT64) == 1 or numbers.get(_UINT64) == 1
         envelope.priority = 1 if first else 2
@@ -193,27 +217,33 @@ def _read_input(fields: Fields, message: bytes, at: int, end: int) -> _Input:
         elif number == _INPUT_PARAMETERS:
             _refuse_shared_memory(fields, message, start, stop)
         elif number == _CONTENTS:
-            found.contents = max(found.contents, 0) + _count_contents(fields, message, start, stop)
+            elements, cut = _count_contents(fields, message, start, stop)
+            found.contents = max(found.contents, 0) + elements
+            found.cut += cut
     if len(shape) > _MOST_SIZES:
         raise Refused(f"input {_shown(found.name)}: its shape has more than {_MOST_SIZES} sizes")
     found.shape = tuple(shape)
     return found
 
 
-def _count_contents(fields: Fields, message: bytes, at: int, end: int) -> int:
-    """The number of BYTES elements in an input's contents. Raises WrongMessage if numbers in them are malformed."""
-    elements = 0
+def _count_contents(fields: Fields, message: bytes, at: int, end: int) -> tuple[int, int]:
+    """The number of BYTES elements in an input's contents, and the bytes of them that no model reads.
+
+    Raises WrongMessage if numbers in them are malformed.
+    """
+    elements = cut = 0
     for number, kind, _, start, stop in fields.within(at, end):
         if kind != BYTES:
             continue
         if number == _BYTES_CONTENTS:
             elements += 1
+            cut += max(stop - start - MOST_PER_ROW, 0)
         elif number in _SIZES_OF_CONTENTS:
             if (stop - start) % _SIZES_OF_CONTENTS[number]:
                 raise WrongMessage("contents end within a number")
         elif number < _BYTES_CONTENTS and not _are_varints(message, start, stop):
             raise WrongMessage("contents end within a number")
-    return elements
+    return elements, cut
 
 
 def _are_varints(message: bytes, at: int, end: int) -> bool:
@@ -250,11 +280,11 @@ def _refuse_shared_memory(fields: Fields, message: bytes, at: int, end: int) -> 
     return key
 
 
-def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> int:
-    """The number of elements in the BYTES inputs. Raises Refused."""
+def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tuple[int, int]:
+    """The number of elements in the BYTES inputs, and the bytes of them that no model reads. Raises Refused."""
     if raw and len(raw) != len(inputs):
         raise Refused(f"the request has {len(inputs)} inputs, and raw_input_contents of {len(raw)}")
-    elements = 0
+    elements = cut = 0
     for index, tensor in enumerate(inputs):
         expected = _elements(tensor)
         is_bytes = tensor.datatype == b"BYTES"
@@ -269,6 +299,7 @@ def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> int:
                 raise Refused(
                     f"input {_shown(tensor.name)}: its contents have {tensor.contents} elements, its shape {expected}"
                 )
+            cut += tensor.cut
             continue
         if tensor.contents >= 0:
             raise Refused(f"input {_shown(tensor.name)}: it has contents and raw_input_contents")
@@ -279,12 +310,14 @@ def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> int:
                     f"input {_shown(tensor.name)}: its raw content is not {expected} elements, each after its size "
                     "in 4 bytes"
                 )
+            if end - start > MOST_PER_ROW:
+                cut += _cut(message, start, expected)
         elif (size := _SIZES.get(tensor.datatype)) is not None and end - start != size * expected:
             raise Refused(
                 f"input {_shown(tensor.name)}: its raw content has {end - start} bytes, its shape and datatype "
                 f"{size * expected}"
             )
-    return elements
+    return elements, cut
 
 
 def _elements(tensor: _Input) -> int:
@@ -307,6 +340,16 @@ def _is_framed(message: bytes, at: int, end: int, count: int) -> bool:
     except StructError:
         return False
     return at == end
+
+
+def _cut(message: bytes, at: int, count: int) -> int:
+    """The bytes of framed elements that no model reads."""
+    cut = 0
+    for _ in range(count):
+        size = _size_at(message, at)[0]
+        cut += max(size - MOST_PER_ROW, 0)
+        at += 4 + size
+    return cut
 
 
 def _text(message: bytes, at: int, end: int, longest: int = LONGEST_NAME) -> bytes:

@@ -14,7 +14,6 @@ from tritonembed_manager.router.data.front_queue import Begin, FrontQueue
 from tritonembed_manager.router.data.request import Request
 from tritonembed_manager.router.data.split import Rows, join
 from tritonembed_manager.router.data.upstream import Attempt, Upstream
-from tritonembed_manager.router.data.window import work_of
 from tritonembed_manager.router.interfaces import DispatchError
 
 Follow = Callable[[Request, Upstream, Attempt], Awaitable[bytes]]
@@ -65,8 +64,9 @@ class Parts:
         if self._done.done():
             return 0
         request = self._request
-        message, count, taken = self._rows.take(most)
-        envelope = replace(request.envelope, rows=count)
+        message, count, taken, cut = self._rows.take(most)
+        cut = cut if request.envelope.cut else 0
+        envelope = replace(request.envelope, rows=count, cut=cut)
         part = Request(
             message, envelope, request.metadata, request.admitted, request.arrived, request.start_by, is_part=True
         )
@@ -81,7 +81,7 @@ class Parts:
         task = asyncio.ensure_future(self._follow(part, server, attempt))
         task.add_done_callback(self._ended)
         self._tasks.append(task)
-        return work_of(taken, count) if self._rows.left else request.work
+        return taken - cut if self._rows.left else request.work
 
     def _ended(self, task: "asyncio.Task[bytes]") -> None:
         if self._done.done():

@@ -37,9 +37,9 @@ _LEAST = 1e-6
 """Differences below it come from rounding."""
 
 
-def estimate(size: int) -> int:
-    """Tokens of a request with so many bytes."""
-    return max(1, size // BYTES_PER_TOKEN)
+def estimate(work: int) -> int:
+    """Tokens of a request. work: in bytes, as window.py counts them."""
+    return max(1, work // BYTES_PER_TOKEN)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from tritonembed_manager.router.data.failover import Break
 from tritonembed_manager.router.data.model_names import OF_TRITON, check_name
 from tritonembed_manager.router.data.protobuf import BYTES, Refused, WrongMessage, read_varint, with_timeout
 from tritonembed_manager.router.data.upstream import Incarnation
-from tritonembed_manager.router.data.window import work_of
 from tritonembed_manager.router.interfaces import Admission, DispatchError, Metadata
 
 _LONGEST_S = 1e9
@@ -61,7 +60,7 @@ class Request:
     @property
     def work(self) -> int:
         """In bytes; see window.py."""
-        return work_of(len(self.message), self.envelope.rows)
+        return len(self.message) - self.envelope.cut
 
     def give_up_at(self, now: float) -> float:
         """When to give up on the request if it waits since `now`.

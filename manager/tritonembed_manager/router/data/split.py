@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
 from tritonembed_manager.router.data.request import BrokenAnswer
+from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
 from tritonembed_protocol.space import SPACE
 
@@ -45,10 +46,11 @@ class Rows:
         """Rows that are not taken yet."""
         return len(self._ends) - 1 - self._taken
 
-    def take(self, most: int) -> tuple[bytes, int, int]:
+    def take(self, most: int) -> tuple[bytes, int, int, int]:
         """The next part, with about `most` bytes of rows and at least one row.
 
-        Returns the encoded ModelInferRequest, its rows, and the bytes of these rows.
+        Returns the encoded ModelInferRequest, its rows, the bytes of these rows, and those that no model reads because
+        a text is cut off (window.py).
         """
         ends, first = self._ends, self._taken
         stop = first + 1
@@ -58,7 +60,9 @@ class Rows:
         begin, end = ends[first], ends[stop]
         self._tensor.shape[0] = stop - first
         tensor = field(_INPUT, self._tensor.SerializeToString())
-        return b"".join((self._head, tensor, field(_RAW, self._raw[begin:end]))), stop - first, end - begin
+        message = b"".join((self._head, tensor, field(_RAW, self._raw[begin:end])))
+        sizes = (ends[row + 1] - ends[row] - 4 for row in range(first, stop))
+        return message, stop - first, end - begin, sum(max(size - MOST_PER_ROW, 0) for size in sizes)
 
 
 def rows_of(message: bytes) -> Rows | None:

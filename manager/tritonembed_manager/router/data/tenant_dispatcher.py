@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import grpc
 
+from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.quotas import Quotas, estimate
 from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant
 from tritonembed_manager.router.data.token_counts import asked, with_count, without_count
@@ -58,17 +59,24 @@ class TenantDispatcher:
                 request, timeout=timeout, metadata=metadata, caller=admitted.caller, admitted=admitted
             )
         else:
-            with self.admitted(len(request), timeout=timeout, caller=caller) as own:
+            with self.admitted(len(request), timeout=timeout, caller=caller, work=work_of(request)) as own:
                 answer = await self._dispatcher.infer(
                     request, timeout=timeout, metadata=metadata, caller=own.caller, admitted=own
                 )
         return without_count(answer) if lacks_count else answer
 
     @contextmanager
-    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> Iterator[Admission]:  # noqa: ARG002
+    def admitted(
+        self,
+        size: int,
+        *,
+        timeout: float | None,
+        caller: Caller,  # noqa: ARG002 - the tenant is the caller
+        work: int | None = None,
+    ) -> Iterator[Admission]:
         try:
             tenant = self._tenant()
-            charge = self._quotas.enter(tenant, estimate(size))
+            charge = self._quotas.enter(tenant, estimate(size if work is None else work))
         except DispatchError as error:
             self.refused(error.code)
             raise

@@ -1,7 +1,7 @@
 """The window of a server: how much work it may have, so that it is busy and its queue stays short.
 
 Work is measured in bytes of encoded requests. A token has about four of them, in English as in token ids. A text counts
-at most as the longest that a model takes: the rest of it is cut off.
+at most as the longest that a model takes: the rest of it is cut off. Texts that are embedded in chunks count whole.
 
 By Little's law, a server that finishes `rate` bytes per second while it holds `rate x T` takes T for each of them. So
 the window is the measured rate times the time that work may spend at the server. If the window was too small to keep
@@ -31,11 +31,6 @@ _NEWEST = 0.5
 """Weight of the newest measurement."""
 FRESH_S = 60.0
 """An older measurement refuses no request: the machine may have been busy with other work then."""
-
-
-def work_of(size: int, rows: int) -> int:
-    """The work of a request of `size` bytes; rows: its texts, 0 if it has none."""
-    return min(size, max(rows, 1) * MOST_PER_ROW)
 
 
 class Window:

@@ -21,6 +21,7 @@ from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.apis.http.vector_requests import Prepared
+from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
@@ -172,7 +173,8 @@ async def _embed(
         return _read_answer(call, request, answer)
 
     size = sum(len(request.message) for request in requests)
-    with dispatcher.admitted(size, timeout=None, caller=caller) as admitted:
+    work = sum(work_of(request.message) for request in requests)
+    with dispatcher.admitted(size, timeout=None, caller=caller, work=work) as admitted:
         if len(requests) == 1:
             return [await send(requests[0], admitted)]
         return await _all([asyncio.ensure_future(send(request, admitted)) for request in requests])

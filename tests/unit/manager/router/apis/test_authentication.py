@@ -1,5 +1,6 @@
 """The door: every route and method needs a key, but for the few that are named."""
 
+import asyncio
 from base64 import b64encode
 from contextlib import asynccontextmanager
 
@@ -348,6 +349,24 @@ async def test_tokens_are_counted_also_if_the_caller_does_not_ask_for_them():
         assert trailing["x-ratelimit-limit-tokens"] == "1000"
     [asked] = doors.inner.requests
     assert [output.name for output in asked.outputs] == ["embedding", "num_tokens"]
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_huge_text_is_charged_as_far_as_a_model_reads_it(protocol):
+    doors = Doors(tenant("a", tokens_per_minute=100_000))
+    doors.inner.released.clear()
+    text = "word " * 1_000_000
+    async with doors.http() as serving, doors.grpc() as channel:
+        if protocol == "http":
+            sent = asyncio.ensure_future(serving.post("/v1/embeddings", json={"input": text}, headers=bearer("a")))
+        else:
+            message = infer_request(text.encode()).SerializeToString()
+            sent = asyncio.ensure_future(call(channel, f"/{KSERVE}/ModelInfer", message, key_of("a")))
+        await doors.inner.inside.acquire()
+        _, of_tokens = doors.time.quotas.buckets(doors.tenants.all[0])
+        assert of_tokens.used == pytest.approx(32_768, abs=100)
+        doors.inner.released.set()
+        await sent
 
 
 async def test_nobody_aborts_the_calls_of_another_tenant():

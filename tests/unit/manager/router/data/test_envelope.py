@@ -11,8 +11,9 @@ from hypothesis import strategies as some
 from tests.fakes.triton import infer_request
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.data.envelope import MOST_ELEMENTS, read_envelope, read_id
+from tritonembed_manager.router.data.envelope import MOST_ELEMENTS, read_envelope, read_id, work_of
 from tritonembed_manager.router.data.protobuf import MOST_FIELDS, Refused, WrongMessage, varint
+from tritonembed_manager.router.data.window import MOST_PER_ROW
 
 Request = service_pb2.ModelInferRequest
 GOOD = struct.pack("<I", 4) + b"text"
@@ -123,6 +124,55 @@ def test_requests_that_are_right_or_that_triton_refuses_itself_pass(case):
 def test_the_callers_timeout_is_read(asked, seconds):
     envelope = read_envelope(infer_request(b"one", timeout=asked, priority=3).SerializeToString())
     assert (envelope.timeout, envelope.timed) == (seconds, True)
+
+
+HUGE = b"x" * (3 * MOST_PER_ROW)
+SMALL = b"y" * 1000
+
+
+def in_contents(*texts):
+    return request(raw=(), shape=(len(texts), 1), contents=texts)
+
+
+def of_chunks(text):
+    made = request([struct.pack("<I", len(text)) + text])
+    made.model_name = "embedding_chunks"
+    return made
+
+
+@pytest.mark.parametrize("make", [infer_request, in_contents])
+@pytest.mark.parametrize(
+    ("texts", "work"),
+    [
+        ([SMALL], len(SMALL)),
+        ([HUGE], MOST_PER_ROW),
+        ([HUGE, SMALL, HUGE], 2 * MOST_PER_ROW + len(SMALL)),
+        ([SMALL] * 500, 500 * len(SMALL)),
+        # Room that short texts leave is not a long one's.
+        ([*[SMALL] * 500, HUGE], 500 * len(SMALL) + MOST_PER_ROW),
+    ],
+)
+def test_each_text_is_no_more_work_than_the_longest_that_a_model_takes(make, texts, work):
+    message = make(*texts).SerializeToString()
+    assert work_of(message) == len(message) - read_envelope(message).cut
+    assert work <= work_of(message) <= work + 100 + 8 * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("make", "cuts"),
+    [
+        (lambda: of_chunks(HUGE), False),
+        (lambda: infer_request(HUGE, truncate="CHUNK"), False),
+        (lambda: infer_request(HUGE, truncate="END"), True),
+    ],
+)
+def test_all_of_a_text_that_is_embedded_in_chunks_is_work(make, cuts):
+    message = make().SerializeToString()
+    assert (work_of(message) < len(message)) is cuts
+
+
+def test_bytes_that_are_no_request_are_all_work():
+    assert work_of(HUGE) == len(HUGE)
 
 
 def test_of_several_timeouts_the_last_is_read():

@@ -9,6 +9,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed_manager.router.data.envelope import read_envelope
 from tritonembed_manager.router.data.request import BrokenAnswer
 from tritonembed_manager.router.data.split import join, rows_of
+from tritonembed_manager.router.data.window import MOST_PER_ROW
 
 SENTENCES = [b"sentence %d" % number * (1 + number % 7) for number in range(100)]
 PARAMETERS = {"truncate": "END", "normalize": False, "dimensions": 4, "priority": 1, "timeout": 5_000_000}
@@ -18,7 +19,7 @@ def parts_of(request, most):
     rows = rows_of(request.SerializeToString())
     parts = []
     while rows.left:
-        message, count, size = rows.take(most)
+        message, count, size, _ = rows.take(most)
         assert size <= most or count == 1
         assert read_envelope(message).rows == count
         parts.append((service_pb2.ModelInferRequest.FromString(message), count))
@@ -37,6 +38,11 @@ def test_parts_have_all_rows_in_order_and_all_else_of_the_request(most):
         part.inputs[0].shape[0] = len(SENTENCES)
         part.raw_input_contents[:] = request.raw_input_contents
         assert part == request
+
+
+def test_what_no_model_reads_of_a_row_is_no_work_of_its_part():
+    rows = rows_of(infer_request(b"a", b"b" * (MOST_PER_ROW + 500), b"c").SerializeToString())
+    assert [rows.take(1)[1:] for _ in range(3)] == [(1, 5, 0), (1, 4 + MOST_PER_ROW + 500, 500), (1, 5, 0)]
 
 
 def answer(sentences, **more):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.router.data.window import FRESH_S, LEAST_PART, LOOSE_S, MOST_PER_ROW, TIGHT_S, Window, work_of
+from tritonembed_manager.router.data.window import FRESH_S, LEAST_PART, LOOSE_S, TIGHT_S, Window
 
 
 class Simulated:
@@ -109,14 +109,6 @@ def test_a_server_that_hung_is_as_fast_as_before():
     simulated.rate = 2_000_000
     simulated.run(5)
     assert simulated.window.best_rate == pytest.approx(2_000_000, rel=0.15)
-
-
-@pytest.mark.parametrize(
-    ("size", "rows", "work"),
-    [(500, 1, 500), (32 << 20, 1, MOST_PER_ROW), (200_000, 4, 200_000), (900_000, 4, 4 * MOST_PER_ROW), (70, 0, 70)],
-)
-def test_a_text_is_no_more_work_than_the_longest_that_a_model_takes(size, rows, work):
-    assert work_of(size, rows) == work
 
 
 def test_a_worker_that_was_replaced_takes_its_count_with_it():
