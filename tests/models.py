@@ -8,15 +8,32 @@ from tests import other_models
 
 from tritonembed_perf import models
 
+TOKEN_DIMENSIONS = 24
+"""Of a token's vector, in a model with `write_heads`."""
+
+
+def write_heads(folder: Path, hidden: int = 64) -> Path:
+    """bge-m3's heads for sparse and multi-vector outputs, as random linear layers."""
+    import torch
+
+    generator = torch.Generator().manual_seed(5)
+    for name, rows in (("sparse", 1), ("colbert", TOKEN_DIMENSIONS)):
+        weight = torch.randn(rows, hidden, generator=generator) / hidden**0.5
+        torch.save({"weight": weight, "bias": torch.randn(rows, generator=generator)}, folder / f"{name}_linear.pt")
+    return folder
+
+
 WRITERS: dict[str, Callable[[Path], Path]] = {
-    "bert": lambda folder: models.write_bert(
-        folder,
-        layers=2,
-        hidden=64,
-        heads=2,
-        intermediate=128,
-        max_length=64,
-        prompts={"query": "find: ", "document": "text: "},
+    "bert": lambda folder: write_heads(
+        models.write_bert(
+            folder,
+            layers=2,
+            hidden=64,
+            heads=2,
+            intermediate=128,
+            max_length=64,
+            prompts={"query": "find: ", "document": "text: "},
+        )
     ),
     "bert-cls": lambda folder: models.write_bert(
         folder, layers=2, hidden=64, heads=2, intermediate=128, pooling="cls", normalize=False

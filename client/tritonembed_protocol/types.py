@@ -15,9 +15,15 @@ Truncate = Literal["END", "START", "NONE", "CHUNK"]
 InputType = Literal["query", "passage"]
 Priority = Literal["interactive", "bulk"]
 EmbeddingType = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
+Output = Literal["dense", "sparse", "multi_vector"]
 
 TRUNCATE: tuple[Truncate, ...] = get_args(Truncate)
 INPUT_TYPES: tuple[InputType, ...] = get_args(InputType)
+OUTPUTS: tuple[Output, ...] = get_args(Output)
+DENSE, SPARSE, MULTI_VECTOR = OUTPUTS
+
+TENSORS: dict[str, str] = {DENSE: "embedding", SPARSE: "sparse", MULTI_VECTOR: "multi_vector"}
+"""The output tensor of each output. In the tensor of an output that a request does not ask for, elements are empty."""
 
 PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
 """KServe's levels; None is the default of the model repository, its last level."""

@@ -26,7 +26,7 @@ from tritonembed_engine.errors import (
     Overloaded,
 )
 from tritonembed_engine.executors.base import Executor, Pending
-from tritonembed_engine.request import Batch, BatchReport, Request, report
+from tritonembed_engine.request import Batch, BatchReport, Piece, Request, TokenOutputs, report
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
@@ -205,7 +205,7 @@ class EmbeddingEngine:
             spans = batch.spans()
             # Spans leave out what `skips` would.
             skips = batch.skips() if spans is None else None
-            self._launched.append((batch, self.executor.launch(batch.join(), skips, spans), start))
+            self._launched.append((batch, self.executor.launch(batch.join(), skips, spans, batch.choices()), start))
         except Exception as error:
             self._recover(batch, error)
 
@@ -218,11 +218,11 @@ class EmbeddingEngine:
             self._recover(batch, error)
             return
         try:
-            self._deliver(batch, vectors, start)
+            self._deliver(batch, vectors, pending.token_outputs, start)
         except Exception as error:
             self._give_up(batch, error)
 
-    def _deliver(self, batch: Batch, vectors: Vectors, start: float) -> None:
+    def _deliver(self, batch: Batch, vectors: Vectors, token_outputs: TokenOutputs, start: float) -> None:
         budget = self._batcher.budget
         self._pace.batch_done(batch.tokens, budget, start)
         if self._on_batch:
@@ -232,11 +232,13 @@ class EmbeddingEngine:
         unit = normalized(vectors, norms) if any(piece.request.normalize for piece in batch.pieces) else vectors
         finite = np.isfinite(norms)
         all_finite = bool(finite.all())
-        first = 0
+        first = sentence = 0
         for piece in batch.pieces:
             last = first + piece.rows
-            if all_finite or finite[first:last].all():
-                piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start)
+            found = _cut(token_outputs, piece, sentence) if piece.request.choices else {}
+            sentence += piece.stop - piece.start
+            if (all_finite or finite[first:last].all()) and all(part.is_finite() for part in found.values()):
+                piece.request.place((unit if piece.request.normalize else vectors)[first:last], piece.start, found)
             else:
                 with self._changed:
                     piece.request.fail(ExecutionFailed("the model computed a vector that is not finite"))
@@ -286,6 +288,12 @@ class EmbeddingEngine:
             self._launched.clear()
             if self._on_death:
                 self._on_death()
+
+
+def _cut(token_outputs: TokenOutputs, piece: Piece, first: int) -> TokenOutputs:
+    """The outputs that a piece's request asks for. first: the place of the piece's first sentence in the batch."""
+    last = first + piece.stop - piece.start
+    return {name: token_outputs[name].cut(first, last) for name in piece.request.choices}
 
 
 def _late(request: Request) -> DeadlineExceeded:

@@ -22,6 +22,7 @@ from tritonembed_engine.executors.building import (
     build_direct_on_cpu,
     build_direct_on_gpu,
     build_scheduler,
+    heads_of,
     without_kernels,
 )
 from tritonembed_engine.executors.faults import explain
@@ -224,6 +225,7 @@ def _transformers_executor(
         SENTENCES_PER_BATCH,
         own.padding_id(files),
         own.GROUPING[device],
+        heads_of(files, device),
     )
     announce("comparing the vectors with the reference")
     return _let_through(executor, Gate(reference, executor.dtype, False, padded=True), files, [])

@@ -2,13 +2,14 @@
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_protocol.limits import MAX_TEXT_CHUNKS
 from tritonembed_protocol.space import SPACE, of_another_space
-from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, OUTPUTS, TRUNCATE
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class EmbedParameters:
     """Per text, start and end of each span in characters."""
     embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
+    outputs: tuple[str, ...] | None = None
+    """In the order of OUTPUTS."""
+    top_k: int | None = None
+    sparse_threshold: float = 0.0
+    return_tokens: bool = False
     embedding_space: str | None = None
     """The space that the vectors must be of."""
 
@@ -59,7 +65,7 @@ def _parse(raw: str) -> EmbedParameters:
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
     _check_prompt(given)
-    for name, least in (("dimensions", 1), ("chunk_tokens", 1), ("chunk_overlap", 0)):
+    for name, least in (("dimensions", 1), ("chunk_tokens", 1), ("chunk_overlap", 0), ("top_k", 1)):
         if name in given:
             _check_number(name, given[name], least)
     for name in ("chunk_tokens", "chunk_overlap"):
@@ -69,8 +75,13 @@ def _parse(raw: str) -> EmbedParameters:
         if given.get("truncate", "NONE") != "NONE":
             raise InvalidArgument("spans", "are of a whole text: truncate can only be NONE")
         given["spans"] = _read_spans(given["spans"])
-    if "normalize" in given and not isinstance(given["normalize"], bool):
-        raise InvalidArgument("normalize", "must be a bool")
+    for name in ("normalize", "return_tokens"):
+        if name in given and not isinstance(given[name], bool):
+            raise InvalidArgument(name, "must be a bool")
+    if "outputs" in given:
+        given["outputs"] = _read_outputs(given["outputs"])
+    if "sparse_threshold" in given:
+        given["sparse_threshold"] = _read_threshold(given["sparse_threshold"])
     if SPACE in given and not isinstance(given[SPACE], str):
         raise InvalidArgument(SPACE, "must be a string")
     parameters = EmbedParameters(**given)
@@ -117,6 +128,19 @@ def _read_spans(value: Any) -> tuple[tuple[tuple[int, int], ...], ...]:
     if max(map(len, found)) > MAX_TEXT_CHUNKS:
         raise InvalidArgument("spans", f"more than {MAX_TEXT_CHUNKS} of one text")
     return found
+
+
+def _read_outputs(value: Any) -> tuple[str, ...]:
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else []
+    if not names or not set(names) <= set(OUTPUTS) or len(set(names)) < len(names):
+        raise InvalidArgument("outputs", f"must be one or more of {', '.join(OUTPUTS)}, each once, with commas")
+    return tuple(name for name in OUTPUTS if name in names)
+
+
+def _read_threshold(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise InvalidArgument("sparse_threshold", "must be a number of at least 0")
+    return float(value)
 
 
 def _check_number(name: str, value: Any, least: int) -> None:

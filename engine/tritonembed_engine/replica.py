@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
-from tritonembed_engine.request import BatchReport, Request
+from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Request
 from tritonembed_engine.stub.abandonment import Abandonment
 from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.placement import visible_devices
@@ -50,6 +50,10 @@ class Asked:
         self.skip, self.normalize = skip, normalize
         self.spans: Spans | None = None
         self.request: Request
+
+    def choices(self, sentences: TokenIds) -> Choices:  # noqa: ARG002
+        """The outputs per token that it asks for (see `Request`)."""
+        return NO_CHOICES
 
 
 class _SpaceAlone:
@@ -197,6 +201,7 @@ def _request(item: Asked, sentences: TokenIds) -> Request:
         is_abandoned=Abandonment(item.triton.is_cancelled),
         skip=item.skip,
         spans=item.spans,
+        choices=item.choices(sentences),
     )
 
 

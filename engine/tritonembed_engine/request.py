@@ -1,13 +1,22 @@
 """One request from its arrival to its answer, and the batches that are made of requests."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
+from tritonembed_engine.ragged import Ragged
 from tritonembed_engine.token_ids import Spans, TokenIds
 from tritonembed_engine.vectors import Vectors
+
+Choices = Mapping[str, npt.NDArray[np.bool_]]
+"""By output, which tokens it is made of: bool [tokens]."""
+TokenOutputs = Mapping[str, Ragged]
+"""By output, the rows of each sentence."""
+NO_CHOICES: Choices = {}
+NO_TOKEN_OUTPUTS: TokenOutputs = {}
 
 
 @dataclass(eq=False)
@@ -24,6 +33,9 @@ class Request:
     """Tokens at the start of each sentence that are not pooled."""
     spans: Spans | None = None
     """What is pooled, if not whole sentences: then the answer has one vector per span."""
+
+    choices: Choices = field(default_factory=dict)
+    """The outputs per token that it asks for, and the tokens that each is made of."""
 
     future: "Future[Vectors]" = field(default_factory=Future)
     """float32 [sentences or spans, dimensions], or an error."""
@@ -48,6 +60,10 @@ class Request:
     placed: int = 0
     """Vectors that are there."""
     vectors: Vectors | None = None
+    token_outputs: TokenOutputs = field(default_factory=dict)
+    """Those that `choices` names; there when the future has the vectors."""
+    parts: list[tuple[int, TokenOutputs]] = field(default_factory=list)
+    """Token outputs of some of its sentences, and the number of the first of these."""
 
     def __post_init__(self) -> None:
         self.lengths = self.sentences.lengths.tolist()
@@ -65,13 +81,15 @@ class Request:
         """Vectors of the sentences before `stop`."""
         return stop if self.spans is None else int(self.spans.counts[:stop].sum())
 
-    def place(self, vectors: Vectors, start: int) -> None:
-        """Take the vectors of the sentences from `start` on; the last ones complete the answer."""
+    def place(self, vectors: Vectors, start: int, found: TokenOutputs = NO_TOKEN_OUTPUTS) -> None:
+        """Take the vectors of the sentences from `start` on; the last ones complete the answer. found: `choices`'."""
         if self.failed:
             return
+        if self.choices:
+            self.parts.append((start, found))
         rows = self.rows(len(self.lengths))
         if len(vectors) == rows:
-            self.future.set_result(vectors)
+            self._complete(vectors)
             return
         if self.vectors is None:
             self.vectors = np.empty((rows, vectors.shape[1]), dtype=np.float32)
@@ -79,7 +97,15 @@ class Request:
         self.vectors[first : first + len(vectors)] = vectors
         self.placed += len(vectors)
         if self.placed == rows:
-            self.future.set_result(self.vectors)
+            self._complete(self.vectors)
+
+    def _complete(self, vectors: Vectors) -> None:
+        self.parts.sort(key=lambda part: part[0])
+        self.token_outputs = {
+            name: Ragged.concatenate([found[name] for _, found in self.parts]) for name in self.choices
+        }
+        self.parts.clear()
+        self.future.set_result(vectors)
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless it was answered; its sentences that still wait are skipped."""
@@ -101,6 +127,14 @@ class Piece:
     def rows(self) -> int:
         """Vectors of these sentences."""
         return self.request.rows(self.stop) - self.request.rows(self.start)
+
+    def choice(self, name: str) -> npt.NDArray[np.bool_]:
+        """Which tokens of these sentences an output is made of; none if the request does not ask for it."""
+        lengths = self.request.sentences.lengths
+        first = int(lengths[: self.start].sum())
+        last = first + int(lengths[self.start : self.stop].sum())
+        chosen = self.request.choices.get(name)
+        return np.zeros(last - first, np.bool_) if chosen is None else chosen[first:last]
 
 
 @dataclass(frozen=True)
@@ -126,6 +160,11 @@ class Batch:
         if all(piece.request.spans is None for piece in self.pieces):
             return None
         return Spans.concatenate([_spans_of(piece) for piece in self.pieces])
+
+    def choices(self) -> Choices | None:
+        """The outputs per token that any request asks for; None if none does."""
+        names = sorted({name for piece in self.pieces for name in piece.request.choices})
+        return {name: np.concatenate([piece.choice(name) for piece in self.pieces]) for name in names} or None
 
     @property
     def rows(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 
@@ -16,6 +17,10 @@ class Pending(Protocol):
 
     def result(self) -> npt.NDArray[np.float32]:
         """Wait for the pooled vectors: float32 [sentences or spans, dimensions], not normalised."""
+
+    @property
+    def token_outputs(self) -> TokenOutputs:
+        """What the launch's `choices` ask for, once `result` has returned."""
 
 
 class Executor(Protocol):
@@ -42,11 +47,21 @@ class Executor(Protocol):
     pools_spans: bool
     """Whether it can pool parts of a sentence."""
 
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    token_dimensions: int | None
+    """Of a token's vector; None if the executor gives no vectors of tokens."""
+
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """Start a batch; on a GPU this returns while it runs.
 
         skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled. spans: parts
         of the sentences that get a vector each, instead of the sentences; if `pools_spans`, and without `skips`.
+        choices: the outputs per token that are to be computed, too, if the model has them.
         """
 
     def explain(self, error: Exception) -> EmbedError:
@@ -62,8 +77,9 @@ class Executor(Protocol):
 class Ready:
     """A batch that is finished when `launch` returns."""
 
-    def __init__(self, vectors: npt.NDArray[np.float32]) -> None:
+    def __init__(self, vectors: npt.NDArray[np.float32], token_outputs: TokenOutputs = NO_TOKEN_OUTPUTS) -> None:
         self._vectors = vectors
+        self.token_outputs = token_outputs
 
     def result(self) -> npt.NDArray[np.float32]:
         """The vectors, without waiting."""

@@ -5,10 +5,12 @@ from typing import TYPE_CHECKING
 from tritonembed_engine.executors.loading import SENTENCES_PER_BATCH, max_batch_tokens
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.scheduler import SchedulerExecutor
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.settings import EngineSettings, KernelSettings, ModelSettings
 
 if TYPE_CHECKING:
+    import torch
     from vllm import LLM
 
     from tritonembed_engine.executors.base import Executor
@@ -24,8 +26,13 @@ def build_scheduler(llm: "LLM", settings: ModelSettings, files: "ModelFiles", de
     steps = Steps(files.steps)
     tokens = max_batch_tokens(settings, files, device)
     return SchedulerExecutor(
-        llm, tokens, SENTENCES_PER_BATCH, files.pooling, steps, files.padding_id, files.include_prompt
+        llm, tokens, SENTENCES_PER_BATCH, files.pooling, steps, files.padding_id, files.include_prompt, heads_of(files)
     )
+
+
+def heads_of(files: "ModelFiles", device: "torch.device | str" = "cpu") -> TokenHeads:
+    """The model's outputs per token. Raises ModelError if their weights can't be read."""
+    return TokenHeads(files.token_outputs, files.hidden_size, device, files.transformer)
 
 
 def build_direct_on_cpu(model: "OpenModel", files: "ModelFiles", max_batch_tokens: int) -> "DirectExecutor":
@@ -34,7 +41,7 @@ def build_direct_on_cpu(model: "OpenModel", files: "ModelFiles", max_batch_token
     from tritonembed_engine.executors.direct import DirectExecutor
 
     pooler = Pooler(files.pooling, Steps(files.steps))
-    return DirectExecutor(model, pooler, max_batch_tokens, SENTENCES_PER_BATCH, files.padding_id)
+    return DirectExecutor(model, pooler, max_batch_tokens, SENTENCES_PER_BATCH, files.padding_id, heads_of(files))
 
 
 def build_direct_on_gpu(
@@ -53,6 +60,7 @@ def build_direct_on_gpu(
         files.pooling,
         Steps(files.steps, model.device),
         files.padding_id,
+        heads_of(files, model.device),
     )
 
 

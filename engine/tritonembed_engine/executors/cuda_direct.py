@@ -20,6 +20,7 @@ from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
 from tritonembed_engine.executors.graphs import Bucket, CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import Pooler, segment_mean
 from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
@@ -27,6 +28,7 @@ from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices
 from tritonembed_engine.settings import EngineSettings
 from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -55,8 +57,10 @@ class CudaDirectExecutor:
         poolings: Sequence[Pooling] = (Pooling.MEAN,),
         steps: Steps | None = None,
         padding_id: int | None = None,
+        heads: TokenHeads | None = None,
     ) -> None:
-        """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`."""
+        """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`. heads: the model's
+        outputs per token."""
         self.dimensions = dimensions
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
@@ -65,6 +69,8 @@ class CudaDirectExecutor:
         mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._pooler = Pooler(poolings, steps or Steps(()), mean)
         self.pools_spans = self._pooler.pools_spans
+        self._heads = heads or TokenHeads.none()
+        self.token_dimensions = self._heads.dimensions
         self._padding_id = padding_id
         self._compute = torch.cuda.Stream()
         self._copy = torch.cuda.Stream()
@@ -103,10 +109,20 @@ class CudaDirectExecutor:
         return [Bucket(tokens, self._longest, self.max_batch_sentences)]
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
-        """Start the forward pass of a batch; with `spans`, wait for it."""
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
+        """Start the forward pass of a batch; with `spans` or `choices`, wait for it."""
         stage = self._stages.take()
         try:
+            if choices:
+                ready = self._with_tokens(sentences, stage, skips, spans, choices)
+                self._stages.give_back(stage)
+                return ready
             if spans is None:
                 done, pooled = self._launch(sentences, stage, skips)
                 return _Answer(stage, len(sentences), done, self._stages, pooled)
@@ -116,6 +132,24 @@ class CudaDirectExecutor:
             raise
         self._stages.give_back(stage)
         return Ready(vectors)
+
+    def _with_tokens(
+        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None, spans: Spans | None, choices: Choices
+    ) -> Pending:
+        """The vectors and the outputs per token, whose size no stage has room for, and which no graph computes."""
+        batch = flatten(sentences, self._padding_id)
+        packed = stage.fill(batch, len(sentences))
+        begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
+        with torch.cuda.stream(self._compute):
+            self._buffer[: len(packed)].copy_(packed, non_blocking=True)
+            inputs = Inputs(self._buffer, len(sentences), batch.tokens)
+            hidden = self._forward(inputs, batch.longest)
+            if spans is not None:
+                pooled = self._pooler.of_spans(hidden, spans.places(sentences.lengths))
+            else:
+                pooled = self._pooler(hidden, inputs.cu_seqlens, begins)
+            token_outputs = self._heads(hidden, sentences, choices)
+            return Ready(pooled.cpu().numpy(), token_outputs)
 
     def _pool_spans(self, sentences: TokenIds, stage: Stage, spans: Spans) -> npt.NDArray[np.float32]:
         """float32 [spans, dimensions]. There can be more spans than a stage has room for, and no graph pools them."""
@@ -197,6 +231,7 @@ class _Answer:
         # Kept until the copy is done: else the next batch could take its memory. `record_stream` would prevent that
         # too, but it calls CUDA when the tensor is freed, and an error there ends the process.
         self._source = source
+        self.token_outputs = NO_TOKEN_OUTPUTS
 
     def result(self) -> npt.NDArray[np.float32]:
         """Wait for the GPU, then copy, because the stage is used again. To be called once."""

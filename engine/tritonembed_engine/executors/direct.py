@@ -13,7 +13,9 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import begins_of, flatten
 from tritonembed_engine.executors.graphs import Bucket
 from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
+from tritonembed_engine.request import Choices
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 
@@ -36,19 +38,28 @@ class DirectExecutor:
         max_batch_tokens: int,
         max_batch_sentences: int,
         padding_id: int | None = None,
+        heads: TokenHeads | None = None,
     ) -> None:
-        """padding_id: see `flatten`."""
+        """padding_id: see `flatten`. heads: the model's outputs per token."""
         self._model: OpenModel | None = model
         self.dtype = str(model.dtype).removeprefix("torch.")
         self._pooler = pooler
         self._padding_id = padding_id
         self.pools_spans = pooler.pools_spans
+        self._heads = heads or TokenHeads.none()
+        self.token_dimensions = self._heads.dimensions
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """Compute the batch."""
         assert self._model is not None
         batch = flatten(sentences, self._padding_id)
@@ -65,9 +76,11 @@ class DirectExecutor:
             torch.from_numpy(batch.places),
         )
         if spans is not None:
-            return Ready(self._pooler.of_spans(hidden, spans.places(sentences.lengths)).numpy())
-        begins = None if skips is None else torch.from_numpy(begins_of(batch, skips))
-        return Ready(self._pooler(hidden, cu_seqlens, begins).numpy())
+            vectors = self._pooler.of_spans(hidden, spans.places(sentences.lengths))
+        else:
+            begins = None if skips is None else torch.from_numpy(begins_of(batch, skips))
+            vectors = self._pooler(hidden, cu_seqlens, begins)
+        return Ready(vectors.numpy(), self._heads(hidden, sentences, choices or {}))
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tritonembed_engine.executors.base import Executor, Pending
     from tritonembed_engine.executors.vllm_internals import OpenModel
     from tritonembed_engine.model.files import ModelFiles
+    from tritonembed_engine.request import Choices
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -64,12 +65,19 @@ class Follower:
         else:
             self._executors[executor.name] = executor
 
-    def launch(self, name: str, sentences: "TokenIds", skips: Sequence[int] | None, spans: "Spans | None") -> None:
+    def launch(
+        self,
+        name: str,
+        sentences: "TokenIds",
+        skips: Sequence[int] | None,
+        spans: "Spans | None",
+        choices: "Choices | None",
+    ) -> None:
         """Run a batch; nobody reads its vectors here."""
         executor = self._executors[name]
         while len(self._pending) >= executor.depth:
             self._pending.popleft().result()
-        self._pending.append(executor.launch(sentences, skips, spans))
+        self._pending.append(executor.launch(sentences, skips, spans, choices))
 
     def close(self, name: str) -> None:
         """See Executor; it may not exist."""

@@ -83,7 +83,7 @@ def load_vllm(
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device, longest)
     # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
-    if pooling := pooling_in_vllm(files.pooling, files.include_prompt):
+    if pooling := pooling_in_vllm(files.pooling, files.include_prompt, files.token_outputs.per_token):
         pooler = PoolerConfig(task="embed", pooling_type=pooling, use_activation=False)
     else:
         pooler = PoolerConfig(task="token_embed", use_activation=False)

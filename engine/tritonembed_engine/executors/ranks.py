@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import DeviceLost, EmbedError
 from tritonembed_engine.executors.base import Executor, Pending
+from tritonembed_engine.request import Choices
 from tritonembed_engine.stub.child_python import module_command, stub_python
 from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -115,12 +116,19 @@ class MirroredExecutor:
         self.refused_id = executor.refused_id
         self.on_any_thread = executor.on_any_thread
         self.pools_spans = executor.pools_spans
+        self.token_dimensions = executor.token_dimensions
 
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """See Executor. Raises DeviceLost for any failure: the ranks may have stopped at different places."""
-        self._ranks.send("launch", self.name, sentences, skips, spans)
+        self._ranks.send("launch", self.name, sentences, skips, spans, choices)
         try:
-            return self._executor.launch(sentences, skips, spans)
+            return self._executor.launch(sentences, skips, spans, choices)
         except Exception as error:
             raise DeviceLost(f"a batch failed in one of the replica's processes ({type(error).__name__})") from error
 

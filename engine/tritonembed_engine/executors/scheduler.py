@@ -9,18 +9,23 @@ from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.request import Choices
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 if TYPE_CHECKING:
     from vllm import LLM
 
 
-def pooling_in_vllm(poolings: Sequence[Pooling], include_prompt: bool) -> str | None:
-    """vLLM's name of the pooling, if vLLM can do all of it. Else its result is every token's vector, and we pool."""
-    return poolings[0].vllm if len(poolings) == 1 and include_prompt else None
+def pooling_in_vllm(poolings: Sequence[Pooling], include_prompt: bool, token_outputs: Sequence[str] = ()) -> str | None:
+    """vLLM's name of the pooling, if vLLM can do all of it. Else its result is every token's vector, and we pool.
+
+    token_outputs: the model's outputs per token.
+    """
+    return poolings[0].vllm if len(poolings) == 1 and include_prompt and not token_outputs else None
 
 
 class SchedulerExecutor:
@@ -40,9 +45,10 @@ class SchedulerExecutor:
         steps: Steps | None = None,
         padding_id: int | None = None,
         include_prompt: bool = True,
+        heads: TokenHeads | None = None,
     ) -> None:
         """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts it.
-        include_prompt: whether no launch has `skips`."""
+        include_prompt: whether no launch has `skips`. heads: the model's outputs per token."""
         from vllm import PoolingParams
 
         self._llm: LLM | None = llm
@@ -50,7 +56,9 @@ class SchedulerExecutor:
         self.refused_id = padding_id
         self._steps = steps or Steps(())
         self._pooler = Pooler(poolings, self._steps)
-        self._by_vllm = pooling_in_vllm(poolings, include_prompt) is not None
+        self._heads = heads or TokenHeads.none()
+        self.token_dimensions = self._heads.dimensions
+        self._by_vllm = pooling_in_vllm(poolings, include_prompt, self._heads.names) is not None
         # Raw vectors: normalisation depends on the request, so the engine does it.
         self._sentence = PoolingParams(use_activation=False, task="embed")
         self._token = PoolingParams(use_activation=False, task="token_embed")
@@ -59,7 +67,13 @@ class SchedulerExecutor:
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """Compute the batch; returns when it is done."""
         assert spans is None, "vLLM pools whole sentences"
         if self._by_vllm:
@@ -68,7 +82,9 @@ class SchedulerExecutor:
         cu_seqlens = torch.zeros(len(tokens) + 1, dtype=torch.int32)
         cu_seqlens[1:] = torch.cumsum(torch.tensor([len(one) for one in tokens]), 0)
         begins = None if skips is None else cu_seqlens[:-1] + torch.tensor(skips, dtype=torch.int32)
-        return Ready(self._pooler(torch.cat(tokens), cu_seqlens, begins).numpy())
+        hidden = torch.cat(tokens)
+        vectors = self._pooler(hidden, cu_seqlens, begins).numpy()
+        return Ready(vectors, self._heads(hidden, sentences, choices or {}))
 
     def _encode(self, sentences: TokenIds, task: str) -> list[torch.Tensor]:
         """Per sentence: float32 [hidden size] or, for `token_embed`, [tokens, hidden size]."""

@@ -9,6 +9,7 @@ from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.request import Choices
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 TOKENS_PER_BATCH = 65_536
@@ -26,6 +27,7 @@ class StaticExecutor:
     on_any_thread = True
     # Each part of a text has the vector of that part alone.
     pools_spans = False
+    token_dimensions: int | None = None
 
     def __init__(self, table: torch.Tensor, steps: Steps, max_batch_tokens: int, max_batch_sentences: int) -> None:
         """table: float32 [tokens, width]. The id behind its last row stands for a text without tokens: zeros."""
@@ -37,10 +39,17 @@ class StaticExecutor:
             self.dimensions = int(steps(self._table[-1:]).shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """Compute the batch. There is no pooling that leaves out a prompt, so `skips` is None; nor one of spans."""
         assert skips is None
         assert spans is None
+        assert not choices
         starts = np.cumsum(sentences.lengths, dtype=np.int32) - sentences.lengths
         means = torch.nn.functional.embedding_bag(
             # A copy: torch has no tensors that are only for reading.

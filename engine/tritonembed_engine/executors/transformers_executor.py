@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tritonembed_engine.errors import EmbedError, ModelError, reason_of
@@ -15,12 +16,14 @@ from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.jina_bert import load_jina_bert
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
 from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
 from tritonembed_engine.model.clip import text_tower
 from tritonembed_engine.model.encoders import ENCODERS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.jina_bert import JINA_BERT
+from tritonembed_engine.request import Choices
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
@@ -58,8 +61,10 @@ class TransformersExecutor:
         max_batch_sentences: int,
         padding_id: int,
         grouping: Grouping,
+        heads: TokenHeads | None = None,
     ) -> None:
-        """padding_id: fills rows; any id of the vocabulary does, because padding is masked."""
+        """padding_id: fills rows; any id of the vocabulary does, because padding is masked. heads: the model's outputs
+        per token."""
         self._model: torch.nn.Module | None = model
         self.dtype = dtype_name(model)
         self._device = next(model.parameters()).device
@@ -67,14 +72,24 @@ class TransformersExecutor:
         self._padding_id = padding_id
         self._grouping = grouping
         self.pools_spans = pooler.pools_spans
+        self._heads = heads or TokenHeads.none()
+        self.token_dimensions = self._heads.dimensions
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self.dimensions = int(self.launch(ONE_TOKEN).result().shape[1])
 
     @torch.inference_mode()
-    def launch(self, sentences: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> Pending:
+    def launch(
+        self,
+        sentences: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> Pending:
         """Compute the batch, one forward pass per group."""
         groups = list(self._grouping.groups(sentences, self._padding_id))
+        if choices:
+            return self._with_tokens(sentences, groups, skips, spans, choices)
         of_groups = [None if spans is None else [spans.cut(row, row + 1) for row in group.rows] for group in groups]
         parts = [self._embed(group, skips, cut) for group, cut in zip(groups, of_groups, strict=True)]
         rows = [group.rows if spans is None else spans.rows_of(group.rows) for group in groups]
@@ -83,19 +98,36 @@ class TransformersExecutor:
             vectors[torch.from_numpy(places)] = part.cpu()
         return Ready(vectors.numpy())
 
+    def _with_tokens(
+        self,
+        sentences: TokenIds,
+        groups: Sequence[PaddedGroup],
+        skips: Sequence[int] | None,
+        spans: Spans | None,
+        choices: Choices,
+    ) -> Pending:
+        """The vectors and the outputs per token, from the states of all groups in the order of the batch."""
+        starts = np.cumsum(sentences.lengths, dtype=np.int64) - sentences.lengths
+        parts = [self._hidden(group) for group in groups]
+        hidden = torch.empty((sentences.tokens, parts[0].shape[1]), dtype=parts[0].dtype, device=self._device)
+        for group, part in zip(groups, parts, strict=True):
+            places = [np.arange(starts[row], starts[row] + sentences.lengths[row]) for row in group.rows]
+            hidden[torch.from_numpy(np.concatenate(places)).to(self._device)] = part
+        if spans is not None:
+            vectors = self._pooler.of_spans(hidden, spans.places(sentences.lengths)).cpu().numpy()
+            return Ready(vectors, self._heads(hidden, sentences, choices))
+        cu_seqlens = torch.from_numpy(np.append(starts, sentences.tokens).astype(np.int32)).to(self._device)
+        begins = None
+        if skips is not None:
+            begins = cu_seqlens[:-1] + torch.tensor(skips, dtype=torch.int32, device=self._device)
+        vectors = self._pooler(hidden, cu_seqlens, begins).cpu().numpy()
+        return Ready(vectors, self._heads(hidden, sentences, choices))
+
     def _embed(self, group: PaddedGroup, skips: Sequence[int] | None, spans: Sequence[Spans] | None) -> torch.Tensor:
         """float32 [sentences or spans of the group, dimensions], on the model's device."""
-        assert self._model is not None
-        mask = torch.from_numpy(group.mask)
-        output: Any = self._model(
-            input_ids=torch.from_numpy(group.ids).to(self._device),
-            attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
-        )
         if not self._pooler.pools:
-            return self._pooler.finish(output.text_embeds)
-        hidden: torch.Tensor = output.last_hidden_state.flatten(0, 1)
-        if group.has_padding:
-            hidden = hidden[mask.flatten().nonzero()[:, 0].to(self._device)]
+            return self._pooler.finish(self._forward(group).text_embeds)
+        hidden = self._hidden(group)
         cu_seqlens = torch.from_numpy(group.cu_seqlens)
         if spans is not None:
             lengths = group.cu_seqlens[1:] - group.cu_seqlens[:-1]
@@ -106,6 +138,22 @@ class TransformersExecutor:
                 self._device
             )
         return self._pooler(hidden, cu_seqlens.to(self._device), begins)
+
+    def _forward(self, group: PaddedGroup) -> Any:
+        """The model's output for a rectangle of tokens."""
+        assert self._model is not None
+        mask = torch.from_numpy(group.mask)
+        return self._model(
+            input_ids=torch.from_numpy(group.ids).to(self._device),
+            attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
+        )
+
+    def _hidden(self, group: PaddedGroup) -> torch.Tensor:
+        """Hidden states of the group's sentences without padding: [tokens, hidden size]."""
+        hidden: torch.Tensor = self._forward(group).last_hidden_state.flatten(0, 1)
+        if group.has_padding:
+            hidden = hidden[torch.from_numpy(group.mask).flatten().nonzero()[:, 0].to(self._device)]
+        return hidden
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""

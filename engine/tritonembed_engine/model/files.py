@@ -4,7 +4,7 @@ Needs neither torch nor vLLM: the manager reads the files before it starts anyth
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from tritonembed_engine.model.folder import find_model_folder, read_object, shor
 from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
 from tritonembed_engine.model.modules import (
     Pooling,
+    SentenceModules,
     Step,
     find_transformer,
     read_modules_after,
@@ -32,6 +33,7 @@ from tritonembed_engine.model.sizes import (
     text_lengths,
 )
 from tritonembed_engine.model.static import STATIC, read_table_head, static_folder
+from tritonembed_engine.model.token_outputs import TokenOutputs, is_splade, read_splade, read_token_outputs
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -121,6 +123,9 @@ class ModelFiles:
     unknown: tuple[str, ...]
     """Keys of the files that have no effect, here or in sentence-transformers, as "file: key"."""
 
+    token_outputs: TokenOutputs = field(default_factory=TokenOutputs)
+    """Outputs beside the dense vector, which are made of tokens."""
+
     empty_id: int | None = None
     """The id that stands for a text without tokens; None: such a text is refused."""
 
@@ -200,8 +205,14 @@ def read_model_files(
     hidden_size = size_of(name, config, "hidden_size")
     vocab_size = size_of(name, config, "vocab_size")
     try:
-        settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None)
-        if tower:
+        splade = is_splade(folder)
+        kinds = ("SparseEncoder",) if splade else ("SentenceTransformer",)
+        settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None, kinds)
+        token_outputs = TokenOutputs(False, read_splade(folder)) if splade else read_token_outputs(folder)
+        if splade:
+            # Nobody gets the mean; executors are compared by it.
+            modules = SentenceModules(transformer, (Pooling.MEAN,), True, (), False, hidden_size)
+        elif tower:
             modules = read_modules_after(folder, size_of(name, config, "projection_dim"))
         else:
             modules = read_sentence_modules(folder, hidden_size)
@@ -239,6 +250,7 @@ def read_model_files(
         model_type=JINA_BERT if is_jina_bert(config) else str(config.get("model_type", "")),
         reason_against_vllm=reason_against_vllm(config),
         unknown=settings.unknown + modules.unknown,
+        token_outputs=token_outputs,
     )
 
 

@@ -20,6 +20,9 @@ CONFIGURATION_FILES = [
     "*_*/merges.txt",
     "*_*/*.model",
     "adapter_config.json",
+    # bge-m3's heads.
+    "sparse_linear.pt",
+    "colbert_linear.pt",
     "chat_template*",
     "tokenizer*",
     "special_tokens_map.json",

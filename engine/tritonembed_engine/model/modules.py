@@ -107,7 +107,7 @@ def find_transformer(folder: Path) -> Path:
     if listed is None:
         return folder
     modules = modules_in_order(listed)
-    if modules and modules[0][0] in ("Transformer", "CLIPModel"):
+    if modules and modules[0][0] in ("Transformer", "MLMTransformer", "CLIPModel"):
         return folder / modules[0][1] if modules[0][1] else folder
     return folder
 

@@ -3,7 +3,7 @@
 Every key of releases 2 to 6.2 is followed, known to have no effect on a vector, or refused by name.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,15 +111,18 @@ class SentenceSettings:
 
 
 def read_sentence_settings(
-    folder: Path, transformer: Path, features: Mapping[str, str] | None = None
+    folder: Path,
+    transformer: Path,
+    features: Mapping[str, str] | None = None,
+    kinds: Sequence[str] = ("SentenceTransformer",),
 ) -> SentenceSettings:
     """Both files of a model. Raises ModelError, which names the file and the key, for a key that would change a vector.
 
     folder: of the model. transformer: the folder of its transformer. features: how a model that pools itself is called,
-    as `modality_config` has it. sentence-transformers reads neither file if there
-    is no modules.json.
+    as `modality_config` has it. kinds: the values of `model_type` that are served; the first is the default.
+    sentence-transformers reads neither file if there is no modules.json.
     """
-    prompts, default, truncate_dim, unknown = _read_config(folder)
+    prompts, default, truncate_dim, unknown = _read_config(folder, kinds)
     if not (folder / "modules.json").exists():
         return SentenceSettings()
     without_transformer = SentenceSettings(
@@ -136,7 +139,7 @@ def read_sentence_settings(
     for key in settings:
         if key not in _KNOWN:
             raise ModelError(f"{name} has an unknown key: {key[:40]}")
-    _refuse_other_tasks(name, settings, features)
+    _refuse_other_tasks(name, settings, features, "SparseEncoder" in kinds)
     _refuse_others(name, settings, "model_kwargs", _HARMLESS_MODEL_OPTIONS)
     _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
@@ -156,14 +159,14 @@ def read_sentence_settings(
     )
 
 
-def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, tuple[str, ...]]:
+def _read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, str], str | None, int | None, tuple[str, ...]]:
     """config_sentence_transformers.json: prompts, the default's name, truncate_dim, unknown keys."""
     name = "config_sentence_transformers.json"
     config = read_object(folder / name)
-    kind = config.get("model_type", "SentenceTransformer")
-    if str(kind) in OTHER_FAMILIES:
+    kind = config.get("model_type", kinds[0])
+    if kind not in kinds and str(kind) in OTHER_FAMILIES:
         raise ModelError(f"it is {OTHER_FAMILIES[str(kind)]}, not an embedding model")
-    if kind != "SentenceTransformer":
+    if kind not in kinds:
         # sentence-transformers would ignore all its other files.
         raise ModelError(f"{name}: the model_type {str(kind)[:40]!r} can't be served")
     given = config.get("prompts", {})
@@ -181,15 +184,21 @@ def _read_config(folder: Path) -> tuple[dict[str, str], str | None, int | None, 
     return prompts, default, truncate_dim, unknown
 
 
-def _refuse_other_tasks(name: str, settings: dict[str, Any], features: Mapping[str, str] | None) -> None:
-    task = settings.get("transformer_task", "feature-extraction")
+def _refuse_other_tasks(
+    name: str, settings: dict[str, Any], features: Mapping[str, str] | None, has_logits: bool
+) -> None:
+    """has_logits: whether the model is a masked language model, whose output is its logits (SPLADE)."""
+    own = "fill-mask" if has_logits else "feature-extraction"
+    task = settings.get("transformer_task", own)
     if task == "sequence-classification":
         raise ModelError("it is a reranker (CrossEncoder), not an embedding model")
-    if task == "fill-mask":
+    if task == "fill-mask" != own:
         raise ModelError("it is a sparse encoder (SPLADE), not a dense one")
-    if task != "feature-extraction":
+    if task != own:
         raise ModelError(f"{name}: the transformer_task {str(task)[:40]!r} can't be served")
     expected, feature = (features, "sentence_embedding") if features else (_TEXT_MODALITY, "token_embeddings")
+    if has_logits:
+        expected = {**_TEXT_MODALITY, "method_output_name": "logits"}
     modalities = settings.get("modality_config", {"text": expected})
     if not isinstance(modalities, dict) or not all(isinstance(entry, dict) for entry in modalities.values()):
         raise ModelError(f"{name}: modality_config is not an object of objects")

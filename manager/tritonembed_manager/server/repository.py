@@ -50,6 +50,22 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
         raise StartError(f"--max-model-len: {max_model_len} tokens, but {files.name} takes at most {files.max_length}")
 
 
+def token_outputs(model: str, revision: str | None) -> tuple[str, ...]:
+    """The outputs that a model gives per token (`sparse`, `multi_vector`), as far as its files are on this machine.
+
+    model: a folder, or a name on the hub. A model that can't be read has none: `check_model` says why.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+
+        from tritonembed_engine.model.files import read_model_files
+
+        folder = model if is_folder(model) else snapshot_download(model, revision=revision, local_files_only=True)
+        return read_model_files(folder).token_outputs.per_token
+    except Exception:
+        return ()
+
+
 def is_folder(model: str) -> bool:
     """Whether `model` is a local folder, not a name on the hub."""
     return Path(model).is_dir()
@@ -116,6 +132,14 @@ def _set_batching(config: ModelConfig, settings: RenderSettings) -> None:
     if not settings.limits_in_triton:
         for field in QUEUE_FIELDS:
             config.dynamic_batching.ClearField(field)
+
+
+def add_token_outputs(config: ModelConfig, names: Iterable[str]) -> None:
+    """Give an embedder or its ensemble these outputs: BYTES, one element per sentence."""
+    for name in names:
+        config.output.add(name=name, data_type=model_config_pb2.TYPE_STRING, dims=[1])
+        for step in list(config.ensemble_scheduling.step)[-1:]:
+            step.output_map[name] = name
 
 
 def instance_kinds(configs: Iterable[ModelConfig]) -> set[str]:
@@ -226,6 +250,7 @@ def _write(folder: Path, models: Sequence[RenderSettings]) -> None:
 
 def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> None:
     template, served = template_folder(), settings.served
+    per_token = token_outputs(settings.model, settings.vllm.get("revision"))
     names = dict(zip(FIRST_MODEL.triton_models, served.triton_models, strict=True))
     file = MODEL_JSON if served.is_first else f"{served.name}/{MODEL_JSON}"
     for old, new in names.items():
@@ -238,6 +263,8 @@ def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> No
             _set_tokenizer(config, settings)
         elif old == FIRST_MODEL.embedder:
             _set_embedder(config, settings)
+        if old in (FIRST_MODEL.embedder, FIRST_MODEL.name):
+            add_token_outputs(config, per_token)
         if config.backend and not (is_only and served.is_first):
             config.parameters[_FILE_PARAMETER].string_value = file
         (folder / new / CONFIG).write_text(str(text_format.MessageToString(config)))

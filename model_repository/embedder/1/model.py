@@ -10,20 +10,22 @@ sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path
 
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import chunks, vectors
+from tritonembed_engine import chunks, token_answers, vectors
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import check_space, parse_parameters
 from tritonembed_engine.replica import Asked, Replica
 from tritonembed_engine.stub.triton import to_bytes_tensor
 from tritonembed_protocol.framing import rows_as_bytes
+from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 
 class _Texts(Asked):
     """A request for the vectors of texts, of their chunks or of spans in them."""
 
-    def __init__(self, triton, parameters, skip, normalize):
+    def __init__(self, triton, parameters, skip, normalize, choice):
         super().__init__(triton, skip=skip, normalize=normalize)
         self.parameters, self.chunks = parameters, None
+        self.choice, self.asked = choice, choice.outputs_of(parameters)
         if parameters.spans is not None:
             if "embedding" in self.outputs:
                 raise InvalidArgument("spans", "are for the model embedding_chunks")
@@ -45,6 +47,31 @@ class _Texts(Asked):
             tensors.append(to_bytes_tensor("chunk_spans", self.chunks.spans(tokens)))
         return tensors
 
+    def choices(self, sentences):
+        """See `Asked`."""
+        return self.choice.choose(self.parameters, self.asked, sentences)
+
+    def embedding_tensor(self, found):
+        """Empty elements, if vectors are not asked for. found: float32 [sentences, dimensions]."""
+        if DENSE not in self.asked:
+            return to_bytes_tensor("embedding", [b""] * len(found))
+        return to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, self.parameters)))
+
+    def tensors_of_tokens(self):
+        """The outputs per token. Triton's ensemble takes all of them, also those that nobody asks for."""
+        found, tensors = self.request.token_outputs, []
+        for name in (SPARSE, MULTI_VECTOR):
+            if name not in self.outputs:
+                continue
+            if name not in self.asked:
+                elements = [b""] * self.rows
+            elif name == SPARSE:
+                elements = token_answers.sparse_elements(found[name], self.parameters, self.choice.token)
+            else:
+                elements = token_answers.multi_vector_elements(found[name], self.parameters, self.choice.normalize)
+            tensors.append(to_bytes_tensor(name, elements))
+        return tensors
+
 
 class TritonPythonModel(Replica):
     """One replica of an embedding model."""
@@ -53,19 +80,25 @@ class TritonPythonModel(Replica):
         """Read what requests are checked against."""
         from tritonembed_engine.executors.pooling import reason_against_spans
         from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
+        from tritonembed_engine.tokenizing.token_choice import TokenChoice
 
         self._prompts = PromptLengths(self.files)
+        self._choice = TokenChoice(self.files)
+        self._widths = {DENSE: self.engine.executor.dimensions, MULTI_VECTOR: self.engine.executor.token_dimensions}
         self._no_spans = reason_against_spans(self.files.pooling, self.engine.executor)
 
     def ask(self, request):
         """See `Replica`."""
         parameters = parse_parameters(request.parameters())
         check_space(parameters.embedding_space, self.space)
-        vectors.check_dimensions(parameters.dimensions, self.engine.executor.dimensions)
         if parameters.spans is not None and self._no_spans:
             raise InvalidArgument("spans", self._no_spans)
         normalize = vectors.wants_unit_length(parameters, self.files.normalize)
-        return _Texts(request, parameters, self._prompts.skip(parameters), normalize)
+        asked = _Texts(request, parameters, self._prompts.skip(parameters), normalize, self._choice)
+        for name, available in self._widths.items():
+            if name in asked.asked:
+                vectors.check_dimensions(parameters.dimensions, available)
+        return asked
 
     def tensors(self, asked, found):
         """See `Replica`."""
@@ -77,5 +110,6 @@ class TritonPythonModel(Replica):
             found = asked.chunks.means(found, num_tokens, asked.normalize)
             num_tokens = asked.chunks.sums(num_tokens)
         if "embedding" in asked.outputs:
-            tensors.append(to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, asked.parameters))))
+            tensors.append(asked.embedding_tensor(found))
+        more += asked.tensors_of_tokens()
         return [*tensors, pb_utils.Tensor("num_tokens", num_tokens.reshape(-1, 1)), *more]

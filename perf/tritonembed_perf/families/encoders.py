@@ -75,7 +75,8 @@ def mobilebert(folder: Path) -> None:
     write_model(folder, bert_like("MobileBertModel", model_type="mobilebert", **shape))
 
 
-def _distilbert(model_class: str = "DistilBertModel", *, cased: bool = False) -> Model:
+def distilbert_model(model_class: str = "DistilBertModel", *, cased: bool = False) -> Model:
+    """A small DistilBERT."""
     config = {
         "activation": "gelu",
         "architectures": [model_class],
@@ -109,40 +110,40 @@ def _distilbert(model_class: str = "DistilBertModel", *, cased: bool = False) ->
 @case("DistilBERT")
 def distilbert(folder: Path) -> None:
     """multi-qa-distilbert-cos-v1."""
-    write_model(folder, _distilbert())
+    write_model(folder, distilbert_model())
 
 
 @case("DistilBERT")
 def distilbert_maskedlm(folder: Path) -> None:
     """config.json names DistilBertForMaskedLM, but the weights are the body's alone."""
-    model = _distilbert()
+    model = distilbert_model()
     model.config["architectures"] = ["DistilBertForMaskedLM"]
     write_model(folder, model)
 
 
 @case("DistilBERT")
 def distilbert_maskedlm_head(folder: Path) -> None:
-    write_model(folder, _distilbert("DistilBertForMaskedLM"))
+    write_model(folder, distilbert_model("DistilBertForMaskedLM"))
 
 
 @case("DistilBERT")
 def distilbert_dot(folder: Path) -> None:
     """msmarco-distilbert-dot: CLS, not normalised."""
-    _distilbert().write(folder)
+    distilbert_model().write(folder)
     write_sentence_files(folder, [transformer(), pooling(WIDTH, "cls")])
 
 
 @case("DistilBERT")
 def distiluse(folder: Path) -> None:
     """distiluse-base-multilingual-cased: cased, Dense with Tanh."""
-    _distilbert(cased=True).write(folder)
+    distilbert_model(cased=True).write(folder)
     write_sentence_files(folder, [transformer(), pooling(WIDTH, "mean"), dense(WIDTH, 48)])
 
 
 @case("DistilBERT")
 def clip_multilingual(folder: Path) -> None:
     """clip-ViT-B-32-multilingual-v1: Dense without bias or activation."""
-    _distilbert(cased=True).write(folder)
+    distilbert_model(cased=True).write(folder)
     modules = [transformer(), pooling(WIDTH, "mean"), dense(WIDTH, 48, IDENTITY, bias=False)]
     write_sentence_files(folder, modules)
 

@@ -14,6 +14,9 @@ from tritonembed_perf.families.texts import KINDS
 
 Rows = list[npt.NDArray[np.float32] | None]
 
+_CLASSES = {"dense": "SentenceTransformer", "sparse": "SparseEncoder", "multi_vector": "MultiVectorEncoder"}
+"""sentence-transformers' class, by the output that is compared."""
+
 
 def prepare() -> None:
     """Import the libraries that every case needs."""
@@ -40,10 +43,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir()
         case.reference(folder)
     try:
-        model = _load(folder, case.trusted or case.reference_code)
+        model = _load(folder, case.trusted or case.reference_code, case.output)
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"}
-    rows, problem = _embed(model)
+    rows, problem = _embed(model, case.output)
     if all(row is None for row in rows["plain"]):
         return {"refused": f"no text can be embedded ({problem})"}
     write_rows(Path(job["vectors"]), rows)
@@ -56,15 +59,23 @@ def write_rows(path: Path, rows: dict[str, Rows]) -> None:
     for kind, listed in rows.items():
         width = max((len(row) for row in listed if row is not None), default=0)
         missing = np.full(width, np.nan, np.float32)
-        arrays[kind] = np.stack([missing if row is None else row for row in listed])
+        # Texts have different numbers of tokens, and so of their vectors' numbers.
+        arrays[kind] = np.stack([missing if row is None else np.pad(row, (0, width - len(row))) for row in listed])
     np.savez(path, **arrays)
 
 
-def _load(folder: Path, trusted: bool) -> Any:
-    import torch
-    from sentence_transformers import SentenceTransformer
+def _flat(output: Any) -> npt.NDArray[np.float32]:
+    """A sparse output as the weights of the whole vocabulary; the vectors of tokens one after the other."""
+    if getattr(output, "is_sparse", False):
+        output = output.to_dense()
+    return np.asarray(output, np.float32).reshape(-1)
 
-    return SentenceTransformer(
+
+def _load(folder: Path, trusted: bool, output: str) -> Any:
+    import sentence_transformers
+    import torch
+
+    return getattr(sentence_transformers, _CLASSES[output])(
         str(folder),
         device="cpu",
         trust_remote_code=trusted,
@@ -74,7 +85,7 @@ def _load(folder: Path, trusted: bool) -> Any:
     )
 
 
-def _embed(model: Any) -> tuple[dict[str, Rows], str]:
+def _embed(model: Any, output: str) -> tuple[dict[str, Rows], str]:
     """Embed each text alone, so that nothing depends on padding. Returns the vectors and the last problem."""
     methods = {"plain": model.encode, "query": model.encode_query, "passage": partial(model.encode_document)}
     # sentence-transformers gives every model an empty prompt `document`, and prefers it to `passage` and `corpus`. A
@@ -89,6 +100,9 @@ def _embed(model: Any) -> tuple[dict[str, Rows], str]:
         for text in texts:
             try:
                 # The engine normalises again after a request's `dimensions`, whose default is truncate_dim.
+                if output != "dense":
+                    rows[kind].append(_flat(methods[kind](text, show_progress_bar=False)))
+                    continue
                 again = model.truncate_dim is not None and type(model[-1]).__name__ == "Normalize"
                 vector = np.asarray(
                     methods[kind](text, show_progress_bar=False, normalize_embeddings=again), np.float32

@@ -9,11 +9,10 @@ from typing import Any
 
 from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
 from tritonembed_perf.families.decoders import decoder
-from tritonembed_perf.families.layouts import with_head
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import roberta, xlm_roberta
-from tritonembed_perf.families.sentence import Module, dense, normalize, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import dense, normalize, transformer, write_sentence_files
 from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer
 
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -69,23 +68,6 @@ def ce_st6(folder: Path) -> None:
     first = transformer("sentence_transformers.base.modules.transformer.Transformer")
     config = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
     write_sentence_files(folder, [first], settings=settings, config=config)
-
-
-@case(OTHERS, must_refuse=True)
-def splade(folder: Path) -> None:
-    """SPLADE: one weight per token of the vocabulary."""
-    with_head("BertForMaskedLM").write(folder)
-    place = "sentence_transformers.sparse_encoder.models"
-    sparse = Module(
-        "SpladePooling",
-        f"{place}.SpladePooling",
-        lambda where: write_json(
-            where / "config.json",
-            {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None},
-        ),
-    )
-    config = {"model_type": "SparseEncoder", "similarity_fn_name": "dot"}
-    write_sentence_files(folder, [transformer(f"{place}.MLMTransformer"), sparse], config=config)
 
 
 @case(OTHERS, must_refuse=True)

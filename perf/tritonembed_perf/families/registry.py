@@ -25,6 +25,7 @@ FILES = (
     "quantized",
     "static",
     "clip",
+    "sparse",
     "refused",
 )
 """Modules of this package that define cases, in the order of the table."""
@@ -54,6 +55,9 @@ class Case:
 
     reference_code: bool = False
     """Whether sentence-transformers runs code that lies in the folder of `reference`; the engine never sees it."""
+
+    output: str = "dense"
+    """What is compared: the model's `dense`, `sparse` or `multi_vector` output."""
 
     @property
     def engine_arguments(self) -> dict[str, Any]:

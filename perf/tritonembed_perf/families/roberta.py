@@ -126,8 +126,10 @@ def bge_m3(folder: Path) -> None:
 
     xlm_roberta().write(folder, "bin")
     write_sentence_files(folder, [transformer(), pooling(WIDTH, "cls"), normalize()])
-    for name in ("sparse_linear.pt", "colbert_linear.pt"):
-        torch.save({"weight": torch.zeros(1, WIDTH), "bias": torch.zeros(1)}, folder / name)
+    generator = torch.Generator().manual_seed(3)
+    for name, rows in (("sparse_linear.pt", 1), ("colbert_linear.pt", WIDTH)):
+        weight = torch.randn(rows, WIDTH, generator=generator) * 2 / WIDTH**0.5
+        torch.save({"weight": weight, "bias": 0.5 * torch.randn(rows, generator=generator)}, folder / name)
 
 
 @case("XLM-RoBERTa")

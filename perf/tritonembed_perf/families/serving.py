@@ -41,18 +41,19 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
     from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+    from tritonembed_engine.tokenizing.token_choice import TokenChoice
 
     settings = ModelSettings.model_validate({"model": job["folder"], "vllm": job["vllm"]})
     try:
         files = read_model_files(settings.model, settings.revision, settings.max_model_len)
-        tokenizer, prompts = TextTokenizer(files), PromptLengths(files)
+        tokenizer, prompts, choice = TextTokenizer(files), PromptLengths(files), TokenChoice(files)
         executor = create_executor(settings, files, "cpu")
     except ModelError as error:
         return {"refused": str(error)}
     rows: dict[str, Rows] = {}
     problems: list[str] = []
     for kind, texts in KINDS.items():
-        rows[kind] = _embed(kind, texts, files, tokenizer, executor, prompts, problems)
+        rows[kind] = _embed(kind, texts, files, tokenizer, executor, prompts, problems, choice)
     write_rows(Path(job["vectors"]), rows)
     return {"executor": executor.name, "texts": problems}
 
@@ -65,6 +66,7 @@ def _embed(
     executor: Any,
     prompts: Any,
     problems: list[str],
+    choice: Any,
 ) -> list[npt.NDArray[np.float32] | None]:
     """Embed the texts: one request per text, many texts in a batch."""
     from tritonembed_engine import vectors
@@ -82,13 +84,38 @@ def _embed(
         good, [len(answer[0]) // 4 for answer in answers if not isinstance(answer, Exception)], executor
     ):
         skips = [skip] * len(batch) if skip else None
-        computed = executor.launch(TokenIds.join([answers[place][0] for place in batch]), skips).result()
+        sentences = TokenIds.join([answers[place][0] for place in batch])
+        asked = choice.outputs_of(parameters)
+        if asked != ("dense",):
+            pending = executor.launch(sentences, None, None, choice.choose(parameters, asked, sentences))
+            pending.result()
+            for place, row in zip(
+                batch, _flat(pending.token_outputs[asked[0]], parameters, choice, files), strict=True
+            ):
+                found[place] = row
+            continue
+        computed = executor.launch(sentences, skips).result()
         finished = vectors.finish(
             vectors.normalized(computed) if unit else computed, parameters, unit, files.truncate_dim
         )
         for place, row in zip(batch, finished, strict=True):
             found[place] = np.array(row, np.float32)
     return found
+
+
+def _flat(output: Any, parameters: Any, choice: Any, files: Any) -> list[npt.NDArray[np.float32]]:
+    """As `reference` has it: the weights of the whole vocabulary, or the vectors of tokens one after the other."""
+    from tritonembed_engine import token_answers
+
+    if output.rows.dtype.names is None:
+        elements = token_answers.multi_vector_elements(output, parameters, choice.normalize)
+        return [np.frombuffer(element, "<f4", offset=4) for element in elements]
+    rows = []
+    for start, stop in output.bounds():
+        weights = np.zeros(files.vocab_size, np.float32)
+        weights[output.rows["id"][start:stop]] = output.rows["weight"][start:stop]
+        rows.append(weights)
+    return rows
 
 
 def _batches(places: list[int], lengths: list[int], executor: Any) -> list[list[int]]:

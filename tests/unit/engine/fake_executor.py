@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
-from tritonembed_engine.request import Request
+from tritonembed_engine.request import Choices, Request, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 Array = npt.NDArray[np.float32]
@@ -43,6 +43,7 @@ class FakeExecutor:
     name = "fake"
     dimensions = 3
     pools_spans = True
+    token_dimensions: int | None = None
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class FakeExecutor:
         self.rests = 0
         self.rested = threading.Event()
         self.compute: Callable[[Sequence[bytes]], Array] = vectors_of
+        self.token_outputs: Callable[[TokenIds, Choices], TokenOutputs] = lambda sentences, choices: {}
         self.before_launch: Callable[[Sequence[bytes]], None] = lambda sentences: None
         self.before_result: Callable[[], None] = lambda: None
         self.holding = threading.Event()
@@ -83,7 +85,13 @@ class FakeExecutor:
     def let_go(self) -> None:
         self._go.set()
 
-    def launch(self, batch: TokenIds, skips: Sequence[int] | None = None, spans: Spans | None = None) -> "FakePending":
+    def launch(
+        self,
+        batch: TokenIds,
+        skips: Sequence[int] | None = None,
+        spans: Spans | None = None,
+        choices: Choices | None = None,
+    ) -> "FakePending":
         sentences = [ids.tobytes() for ids in batch]
         self.before_launch(sentences)
         self.skips.append(skips)
@@ -92,7 +100,7 @@ class FakeExecutor:
         self.events.append("launch")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
-        return FakePending(self, sentences)
+        return FakePending(self, sentences, self.token_outputs(batch, choices or {}))
 
     def wait(self) -> None:
         self.holding.set()
@@ -114,7 +122,8 @@ class FakeExecutor:
 
 
 class FakePending:
-    def __init__(self, executor: FakeExecutor, sentences: list[bytes]) -> None:
+    def __init__(self, executor: FakeExecutor, sentences: list[bytes], token_outputs: TokenOutputs) -> None:
+        self.token_outputs = token_outputs
         self._executor = executor
         self._sentences = sentences
 

@@ -21,14 +21,41 @@ ASKED = (
     "spans",
     "normalize",
     "embedding_space",
+    "outputs",
+    "top_k",
 )
 """Parameters whose default is the model's own."""
+
+
+@pytest.mark.parametrize(
+    ("given", "outputs"),
+    [
+        ("dense", ("dense",)),
+        ("sparse, dense", ("dense", "sparse")),
+        ("multi_vector,sparse", ("sparse", "multi_vector")),
+    ],
+)
+def test_outputs_have_one_order(given: str, outputs: tuple[str, ...]) -> None:
+    assert parse_parameters(json.dumps({"outputs": given})).outputs == outputs
+
+
+@pytest.mark.parametrize("given", ["", "all", "dense,", "dense,dense", "Dense", 3, None, True, ["dense"]])
+def test_other_outputs_are_refused(given: Any) -> None:
+    with pytest.raises(InvalidArgument, match="outputs: must be one or more of dense, sparse, multi_vector"):
+        parse_parameters(json.dumps({"outputs": given}))
+
+
+@pytest.mark.parametrize("given", [-1, -0.1, "1", True, None, float("inf"), float("nan")])
+def test_a_threshold_that_is_no_number_is_refused(given: Any) -> None:
+    with pytest.raises(InvalidArgument, match="sparse_threshold: must be a number of at least 0"):
+        parse_parameters(json.dumps({"sparse_threshold": given}))
 
 
 @pytest.mark.parametrize("raw", ["", "{}"])
 def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
     assert parse_parameters(raw) == EmbedParameters()
-    assert asdict(EmbedParameters()) == {**dict.fromkeys(ASKED), "chunk_overlap": 0, "embedding_type": "float"}
+    others = {"chunk_overlap": 0, "embedding_type": "float", "sparse_threshold": 0.0, "return_tokens": False}
+    assert asdict(EmbedParameters()) == {**dict.fromkeys(ASKED), **others}
 
 
 @pytest.mark.parametrize(
@@ -42,6 +69,9 @@ def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
         *(("dimensions", value) for value in (1, 256, 1 << 40)),
         *(("normalize", value) for value in (True, False)),
         ("embedding_space", "3f2a9c01b7de-float32"),
+        ("top_k", 1),
+        *(("sparse_threshold", value) for value in (0, 0.5, 3)),
+        *(("return_tokens", value) for value in (True, False)),
     ],
 )
 def test_every_allowed_value_arrives(name: str, value: Any) -> None:
@@ -172,7 +202,7 @@ def test_an_error_never_holds_long_input(name: str) -> None:
     with pytest.raises(InvalidArgument) as refused:
         parse_parameters(json.dumps({name: secret}))
     assert "secret" not in str(refused.value)
-    assert len(str(refused.value)) < 240
+    assert len(str(refused.value)) < 300
 
 
 def test_an_unknown_name_is_printed_without_its_control_characters() -> None:

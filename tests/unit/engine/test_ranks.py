@@ -39,7 +39,7 @@ class FakeRanks:
 
 class FakeExecutor:
     name, dtype, dimensions, max_batch_tokens, max_batch_sentences, depth = "direct", "float32", 4, 100, 10, 2
-    refused_id, on_any_thread, pools_spans = None, True, True
+    refused_id, on_any_thread, pools_spans, token_dimensions = None, True, True, None
     error: Exception | None = None
 
     def launch(self, *_: object) -> Ready:

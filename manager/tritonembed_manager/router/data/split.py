@@ -1,7 +1,7 @@
 """Splits a large request by its rows, and joins the answers, without a difference to the answer of the whole request.
 
 Only a request whose rows have nothing to do with each other is split: one BYTES input in raw_input_contents, the
-outputs `embedding` and `num_tokens`, and parameters that hold for each row alone. All other requests go whole.
+outputs with a row per sentence, and parameters that hold for each row alone. All other requests go whole.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,13 @@ from tritonembed_manager.router.data.request import BrokenAnswer
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
 from tritonembed_protocol.space import SPACE
+from tritonembed_protocol.types import TENSORS
 
 _INPUT_OF = {"embedding": "text", "embedder": "token_ids"}
-_OUTPUTS = {"embedding", "num_tokens"}
+_OUTPUTS = {*TENSORS.values(), "num_tokens"}
 _PARAMETERS = {
     *("truncate", "input_type", "prompt_name", "prompt", "instruction", "dimensions", "embedding_type", "normalize"),
+    *("outputs", "top_k", "sparse_threshold", "return_tokens"),
     *("priority", "timeout", SPACE),
 }
 _NAME, _PARAMETER, _INPUT, _OUTPUT, _RAW = 1, 4, 5, 6, 7

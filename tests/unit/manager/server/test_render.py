@@ -43,6 +43,17 @@ def test_a_cpu_repository_has_cpu_instances_only(tmp_path):
     assert "gpu_memory_utilization" not in model["vllm"]
 
 
+def test_only_a_model_with_outputs_per_token_has_their_tensors(tmp_path, shelf):
+    for name, expected in (("bert", ["sparse", "multi_vector"]), ("bert-cls", [])):
+        (tmp_path / name).mkdir()
+        configs, _ = rendered(tmp_path / name, model=str(shelf(name)))
+        for model in ("embedder", "embedding"):
+            names = [output.name for output in configs[model].output]
+            assert [one for one in names if one in ("sparse", "multi_vector")] == expected
+        maps = configs["embedding"].ensemble_scheduling.step[1].output_map
+        assert {one for one in maps if one in ("sparse", "multi_vector")} == set(expected)
+
+
 def test_replicas_are_counted_per_gpu_and_share_its_memory(tmp_path):
     configs, model = rendered(tmp_path, device="cuda", replicas=3, gpus=(0, 2))
     assert groups(configs["embedder"]) == [(KIND_GPU, 3, [0, 2])]

@@ -13,6 +13,7 @@ from tritonembed_manager.router.data.window import MOST_PER_ROW
 
 SENTENCES = [b"sentence %d" % number * (1 + number % 7) for number in range(100)]
 PARAMETERS = {"truncate": "END", "normalize": False, "dimensions": 4, "priority": 1, "timeout": 5_000_000}
+PARAMETERS |= {"outputs": "dense,sparse", "top_k": 3, "return_tokens": True}
 
 
 def parts_of(request, most):
@@ -30,7 +31,8 @@ def parts_of(request, most):
 def test_parts_have_all_rows_in_order_and_all_else_of_the_request(most):
     request = infer_request(*SENTENCES, **PARAMETERS)
     request.id, request.model_version = "mine", "1"
-    request.outputs.add(name="embedding")
+    for name in ("embedding", "sparse", "multi_vector"):
+        request.outputs.add(name=name)
     parts = parts_of(request, most)
     assert [text for part, _ in parts for text in texts(part)] == SENTENCES
     for part, count in parts:

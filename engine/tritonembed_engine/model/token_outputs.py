@@ -1,0 +1,97 @@
+"""What a model gives beside one vector per text: weights of tokens (sparse), and a vector per token (multi-vector).
+
+Layouts: bge-m3's `sparse_linear.pt` and `colbert_linear.pt`, as FlagEmbedding reads them; SPLADE's modules, as
+sentence-transformers 6.2 reads them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.folder import read_json, read_object
+from tritonembed_engine.model.modules import modules_in_order
+from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
+
+SPARSE_LINEAR = "sparse_linear.pt"
+COLBERT_LINEAR = "colbert_linear.pt"
+_LOGARITHMS = {"relu": 1, "log1p_relu": 2}
+"""By SpladePooling's activation_function."""
+
+
+@dataclass(frozen=True)
+class SparseOutput:
+    """Weights of tokens.
+
+    file: the weights of bge-m3's linear layer from a token's hidden state to its weight. None: the logits of a masked
+    language model give every token of the vocabulary a weight (SPLADE), with `logarithms` times log(1 + x) after relu;
+    pooling: over the tokens of a text.
+    """
+
+    file: Path | None = None
+    logarithms: int = 1
+    pooling: Literal["max", "sum"] = "max"
+
+
+@dataclass(frozen=True)
+class MultiVectorOutput:
+    """A vector per token. file: the weights of bge-m3's linear layer from a token's hidden state to its vector.
+
+    skips_first: whether the first token (CLS) has none. normalize: whether the model's own vectors have length 1.
+    """
+
+    file: Path
+    skips_first: bool = True
+    normalize: bool = True
+
+
+@dataclass(frozen=True)
+class TokenOutputs:
+    """What a model gives per token; None for what it does not give."""
+
+    dense: bool = True
+    sparse: SparseOutput | None = None
+    multi_vector: MultiVectorOutput | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every output, by the names of the parameter `outputs`; the first is the default."""
+        given = ((DENSE, self.dense), (SPARSE, self.sparse), (MULTI_VECTOR, self.multi_vector))
+        return tuple(name for name, has in given if has)
+
+    @property
+    def per_token(self) -> tuple[str, ...]:
+        """The outputs that are made of tokens."""
+        return tuple(name for name in self.names if name != DENSE)
+
+
+def is_splade(folder: Path) -> bool:
+    """Whether a model's modules.json lists a masked language model and SpladePooling. Raises ModelError."""
+    listed = read_json(folder / "modules.json")
+    names = [name for name, _ in modules_in_order(listed)] if listed is not None else []
+    if names == ["Transformer", "SpladePooling"]:
+        # Without this setting the pooling would get hidden states instead of logits.
+        return bool(read_object(folder / "sentence_bert_config.json").get("transformer_task") == "fill-mask")
+    return names == ["MLMTransformer", "SpladePooling"]
+
+
+def read_splade(folder: Path) -> SparseOutput:
+    """The settings of SpladePooling. Raises ModelError, which names the key that can't be followed."""
+    path = modules_in_order(read_json(folder / "modules.json"))[1][1]
+    config = read_object(folder / path / "config.json")
+    pooling, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
+    if pooling not in ("max", "sum"):
+        raise ModelError(f"{path}/config.json: the pooling_strategy {str(pooling)[:40]!r} is not max or sum")
+    if activation not in _LOGARITHMS:
+        raise ModelError(f"{path}/config.json: the activation_function {str(activation)[:40]!r} is not known")
+    return SparseOutput(None, _LOGARITHMS[activation], pooling)
+
+
+def read_token_outputs(folder: Path) -> TokenOutputs:
+    """Those of a model's folder."""
+    sparse, colbert = folder / SPARSE_LINEAR, folder / COLBERT_LINEAR
+    return TokenOutputs(
+        True,
+        SparseOutput(sparse) if sparse.is_file() else None,
+        MultiVectorOutput(colbert) if colbert.is_file() else None,
+    )

@@ -1,0 +1,44 @@
+"""The bytes of sparse and multi-vector answers."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from tritonembed_engine import vectors
+from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.ragged import Ragged
+
+
+def sparse_elements(found: Ragged, parameters: EmbedParameters, token: Callable[[int], str]) -> list[bytes]:
+    """Per sentence: the count as int32, the ids in ascending order as int32, their weights as float32, little-endian.
+
+    Weights up to `sparse_threshold` are left out, then all but the `top_k` largest. With `return_tokens`, the tokens
+    of the ids follow as a JSON list of strings in UTF-8. token: of an id.
+    """
+    elements = []
+    for start, stop in found.bounds():
+        rows = found.rows[start:stop]
+        if parameters.sparse_threshold:
+            rows = rows[rows["weight"] > np.float32(parameters.sparse_threshold)]
+        if parameters.top_k is not None and len(rows) > parameters.top_k:
+            # Of equal weights, the smaller id counts.
+            rows = rows[np.sort(np.argsort(-rows["weight"], kind="stable")[: parameters.top_k])]
+        parts = [np.int32(len(rows)).tobytes(), rows["id"].tobytes(), rows["weight"].tobytes()]
+        if parameters.return_tokens:
+            parts.append(json.dumps(list(map(token, rows["id"].tolist())), ensure_ascii=False).encode())
+        elements.append(b"".join(parts))
+    return elements
+
+
+def multi_vector_elements(found: Ragged, parameters: EmbedParameters, model_normalizes: bool) -> list[bytes]:
+    """Per sentence: the count of its vectors as int32, then the vectors, in the type that the request asks for.
+
+    model_normalizes: whether the model's own vectors have length 1.
+    """
+    unit = vectors.wants_unit_length(parameters, model_normalizes)
+    rows = vectors.normalized(found.rows) if unit else found.rows
+    encoded = vectors.finish(rows, parameters, unit)
+    data = np.ascontiguousarray(encoded, encoded.dtype.newbyteorder("<")).tobytes()
+    width = encoded.shape[1] * encoded.dtype.itemsize
+    return [np.int32(stop - start).tobytes() + data[start * width : stop * width] for start, stop in found.bounds()]

@@ -1,0 +1,83 @@
+"""Which tokens of a request its sparse and multi-vector outputs are made of."""
+
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.token_ids import TokenIds
+from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
+
+
+def asked_outputs(parameters: EmbedParameters, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The outputs that a request asks for. names: those of the model; the first is the default.
+
+    Raises InvalidArgument for one that the model does not give, and for options of an output that is not asked for.
+    """
+    asked = parameters.outputs or names[:1]
+    for name in asked:
+        if name not in names:
+            raise InvalidArgument("outputs", f"the model gives {' and '.join(names)}, not {name}")
+    for option in ("top_k", "sparse_threshold", "return_tokens"):
+        if getattr(parameters, option) and SPARSE not in asked:
+            raise InvalidArgument(option, "is for the output sparse, which is not asked for")
+    if asked != (DENSE,) and (parameters.truncate == "CHUNK" or parameters.spans is not None):
+        raise InvalidArgument("outputs", "a text in chunks or spans has dense vectors only")
+    return asked
+
+
+class TokenChoice:
+    """Chooses the tokens of a model that has such outputs. For one thread at a time."""
+
+    def __init__(self, files: ModelFiles) -> None:
+        """Loads the model's tokenizer if it has such outputs."""
+        self._outputs = files.token_outputs
+        self._tokenizer: Any = None
+        if self._outputs.per_token:
+            from transformers import AutoTokenizer
+
+            self._tokenizer = AutoTokenizer.from_pretrained(
+                files.transformer, trust_remote_code=False, **files.tokenizer_options
+            )
+        self.token = functools.lru_cache(maxsize=1 << 16)(self._token)
+
+    def outputs_of(self, parameters: EmbedParameters) -> tuple[str, ...]:
+        """As `asked_outputs`."""
+        return asked_outputs(parameters, self._outputs.names)
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the model's own token vectors have length 1."""
+        return self._outputs.multi_vector is not None and self._outputs.multi_vector.normalize
+
+    def choose(
+        self,
+        parameters: EmbedParameters,  # noqa: ARG002
+        asked: tuple[str, ...],
+        sentences: TokenIds,
+    ) -> dict[str, npt.NDArray[np.bool_]]:
+        """By output, bool [tokens]: whether a token is part of it. asked: of `outputs_of`."""
+        chosen: dict[str, npt.NDArray[np.bool_]] = {}
+        if SPARSE in asked and self._outputs.sparse is not None:
+            # A masked language model's special tokens have logits, too.
+            left_out = self._without_weight if self._outputs.sparse.file else ()
+            chosen[SPARSE] = ~np.isin(sentences.ids, left_out)
+        if MULTI_VECTOR in asked:
+            chosen[MULTI_VECTOR] = np.ones(sentences.tokens, np.bool_)
+            chosen[MULTI_VECTOR][np.cumsum(sentences.lengths) - sentences.lengths] = False
+        return chosen
+
+    @functools.cached_property
+    def _without_weight(self) -> npt.NDArray[np.int32]:
+        """The ids that FlagEmbedding leaves out of bge-m3's weights."""
+        own = self._tokenizer
+        ids = (own.cls_token_id, own.eos_token_id, own.pad_token_id, own.unk_token_id)
+        return np.array([one for one in ids if one is not None], np.int32)
+
+    def _token(self, token_id: int) -> str:
+        """The token of an id, as the vocabulary has it; "" for an id without a token."""
+        return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
