@@ -9,7 +9,7 @@ Several servers: ``EmbeddingClient(["host1:8001", "host2:8001"])``. For asyncio:
 """
 
 from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.types import EmbeddingType, InputType, Priority, Truncate
+from tritonembed_protocol.types import EmbeddingType, InputType, Output, Priority, Truncate
 
 from ._aio import AsyncEmbeddingClient
 from ._chunks import ChunkResult
@@ -26,6 +26,7 @@ from ._errors import (
     UnavailableError,
 )
 from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
+from ._token_outputs import SparseVector, maxsim
 
 __all__ = [
     "AsyncEmbeddingClient",
@@ -40,15 +41,18 @@ __all__ = [
     "InvalidArgumentError",
     "ModelInfo",
     "ModelNotFoundError",
+    "Output",
     "OverloadedError",
     "PolicyName",
     "Priority",
     "ServerError",
     "ServerInfo",
+    "SparseVector",
     "TensorInfo",
     "TritonEmbedError",
     "Truncate",
     "UnavailableError",
+    "maxsim",
 ]
 
 # Tracebacks and documentation show the public name of a class, not the private module in which it is written.

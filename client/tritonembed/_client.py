@@ -14,6 +14,7 @@ import numpy as np
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
 from tritonembed_protocol.served import FIRST, ServedModel
+from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
 from . import _describe, _pipeline
 from ._channel import (
@@ -156,6 +157,11 @@ class EmbeddingClient:
           requests.
         - ``embedding_space``: the only space that the vectors may be of, as an earlier result or ``info`` names it;
           a server with another model or precision refuses the request.
+        - ``outputs``: what to compute of each text, in one forward pass: one or more of ``dense``, ``sparse`` and
+          ``multi_vector``, as a list or with commas. A model that can't give one of them refuses the request. The
+          default is ``dense``, or the only output that the model has.
+        - ``top_k``, ``sparse_threshold``: of ``sparse``, keep only the largest weights, and those above a number.
+        - ``return_tokens``: give the tokens of ``sparse``, too, for people.
 
         The result is ``embeddings`` of shape (n, d) and ``num_tokens`` of shape (n,). No texts give embeddings of shape
         (0, d); without ``dimensions`` one request to the server finds d. Raises InvalidArgumentError for a parameter
@@ -240,7 +246,7 @@ class EmbeddingClient:
         """The embeddings of token id sequences, which include their special tokens; nothing is truncated.
 
         Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize``,
-        ``priority`` and ``embedding_space``.
+        ``priority``, ``embedding_space``, ``outputs`` and those of ``sparse``.
         """
         call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return self._collect(call, rows_of(sequences), metadata)
@@ -318,7 +324,14 @@ class EmbeddingClient:
         if columns is None:
             probe = self._collect(call.probe(), 1, metadata)
             columns = probe.embeddings.shape[1]
-        return EmbeddingResult(np.empty((0, columns), call.dtype), np.empty(0, np.int32))
+        none: list[Any] = []
+        asked = call.asked or ()
+        return EmbeddingResult(
+            np.empty((0, columns), call.dtype),
+            np.empty(0, np.int32),
+            sparse=none if SPARSE in asked else None,
+            multi_vector=none if MULTI_VECTOR in asked else None,
+        )
 
     def _collect_chunks(self, call: ChunkCall, rows: int | None, metadata: Metadata | None) -> ChunkResult | None:
         """None if there are no texts."""

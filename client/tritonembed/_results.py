@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,9 @@ import numpy.typing as npt
 from tritonembed_protocol.space import model_part
 
 from ._errors import ServerError
+from ._token_outputs import SparseVector
+
+Element = TypeVar("Element")
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,18 +26,24 @@ class EmbeddingResult:
     ``num_tokens`` is int32 (n,): the tokens that the model saw, after prompt, truncation and special tokens.
     ``embedding_space`` names the model and the precision that made the vectors. It is None if the server does not say
     it, as Triton itself does not, and if the parts of the result have different precisions.
+
+    ``sparse`` and ``multi_vector`` are there if ``outputs`` asked for them: per text a SparseVector, and an array of
+    (tokens, d) with the dtype of the embedding_type. Without ``dense`` in ``outputs``, ``embeddings`` is (n, 0).
     """
 
     embeddings: npt.NDArray[Any]
     num_tokens: npt.NDArray[np.int32]
     embedding_space: str | None = None
+    sparse: list[SparseVector] | None = None
+    multi_vector: list[npt.NDArray[Any]] | None = None
 
     def __iter__(self) -> Iterator[npt.NDArray[Any]]:
         return iter((self.embeddings, self.num_tokens))
 
     def copy(self) -> EmbeddingResult:
         """A copy that owns its memory."""
-        return EmbeddingResult(self.embeddings.copy(), self.num_tokens.copy(), self.embedding_space)
+        # What is sparse or a vector per token owns its bytes.
+        return replace(self, embeddings=self.embeddings.copy(), num_tokens=self.num_tokens.copy())
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,8 @@ class Collector:
         self._embeddings: npt.NDArray[Any] | None = None
         self._num_tokens = np.empty(self._capacity, np.int32)
         self._space = CommonSpace()
+        self._sparse: list[SparseVector] | None = None
+        self._multi_vector: list[npt.NDArray[Any]] | None = None
 
     def add(self, answer: EmbeddingResult) -> None:
         """Add the next answer; all answers have the same width. Raises ServerError if another model made it."""
@@ -120,6 +131,8 @@ class Collector:
             self._resize(max(end, 2 * self._capacity))
         self._embeddings[self._count : end] = answer.embeddings
         self._num_tokens[self._count : end] = answer.num_tokens
+        self._sparse = _joined(self._sparse, answer.sparse)
+        self._multi_vector = _joined(self._multi_vector, answer.multi_vector)
         self._count = end
 
     def result(self) -> EmbeddingResult | None:
@@ -128,7 +141,7 @@ class Collector:
             return None
         if self._capacity > self._count:
             self._resize(self._count)
-        return EmbeddingResult(self._embeddings, self._num_tokens, self._space.found)
+        return EmbeddingResult(self._embeddings, self._num_tokens, self._space.found, self._sparse, self._multi_vector)
 
     def _resize(self, rows: int) -> None:
         # refcheck would fail while a debugger or a profiler looks at the array, which has no other user yet.
@@ -136,6 +149,14 @@ class Collector:
         self._embeddings.resize((rows, self._embeddings.shape[1]), refcheck=False)
         self._num_tokens.resize(rows, refcheck=False)
         self._capacity = rows
+
+
+def _joined(before: list[Element] | None, more: list[Element] | None) -> list[Element] | None:
+    """``before``, with ``more`` behind it; None if there is neither."""
+    if before is None or more is None:
+        return more if before is None else before
+    before.extend(more)
+    return before
 
 
 def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None, space: str | None) -> ServerInfo:

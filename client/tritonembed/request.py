@@ -11,16 +11,22 @@ from typing import Any, Protocol, TypedDict, TypeVar
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
+from tritonembed_protocol.framing import FramingError, frame, unframe, unframe_vectors
 from tritonembed_protocol.limits import MAX_INT64
 from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import (
     DEFAULT_OUTPUT_TYPE,
+    DENSE,
+    MULTI_VECTOR,
     PRIORITY_LEVELS,
+    SPARSE,
+    TENSORS,
     EmbeddingType,
     InputType,
+    Output,
     Priority,
     Truncate,
     output_type,
@@ -28,13 +34,13 @@ from tritonembed_protocol.types import (
 
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerError
 from ._results import EmbeddingResult
+from ._token_outputs import names_of, read_multi_vector, read_sparse
 from .inputs import TokenIds, batches, check_batch_size, encode_texts, encode_token_ids
 
-OUTPUTS = ("embedding", "num_tokens")
 # The shortest input that every model takes.
 PROBES = {"text": b"a", "token_ids": bytes(4)}
 # Options that are numbers, and the least of each.
-NUMBERS = {"dimensions": 1, "chunk_tokens": 1, "chunk_overlap": 0}
+NUMBERS = {"dimensions": 1, "chunk_tokens": 1, "chunk_overlap": 0, "top_k": 1}
 # Seconds, thirty years: much more would not fit into gRPC's own clock.
 LONGEST = 1e9
 
@@ -47,6 +53,10 @@ class VectorOptions(TypedDict, total=False):
     normalize: bool | None
     priority: Priority
     embedding_space: str | None
+    outputs: str | Sequence[Output] | None
+    top_k: int | None
+    sparse_threshold: float | None
+    return_tokens: bool
 
 
 class PromptOptions(VectorOptions, total=False):
@@ -141,9 +151,8 @@ class Call:
         batches: Iterator[list[bytes]],
         options: Options | VectorOptions,
         deadline: Deadline,
-        outputs: Sequence[str] = OUTPUTS,
+        outputs: Sequence[str] | None = None,
     ) -> None:
-        self._outputs = outputs
         self._model = model
         self._tensor = tensor
         self._batches = batches
@@ -156,6 +165,8 @@ class Call:
         except ValueError as error:
             raise InvalidArgumentError(str(error)) from None
         self.dtype = self._output.dtype
+        self.asked = names_of(self._options.get("outputs"))
+        self._outputs = outputs or [*(TENSORS[name] for name in self.asked or (DENSE,)), "num_tokens"]
 
     @classmethod
     def of_texts(
@@ -165,9 +176,10 @@ class Call:
         options: PromptOptions,
         batch_size: int,
         timeout: float | None,
-        outputs: Sequence[str] = OUTPUTS,
+        outputs: Sequence[str] | None = None,
     ) -> Call:
-        """A call that embeds texts; its time runs from now on. outputs: those to ask for."""
+        """A call that embeds texts; its time runs from now on. outputs: the tensors to ask for, if not those of the
+        options."""
         if isinstance(texts, (str, bytes)):
             # Its letters would be embedded one by one.
             raise TypeError("texts is a single text: put it into a list")
@@ -191,9 +203,14 @@ class Call:
 
     @property
     def columns(self) -> int | None:
-        """How many columns the result will have, if ``dimensions`` is given."""
+        """How many columns the result will have, if ``dimensions`` is given, or no dense vectors are asked for."""
+        if not self._gives(DENSE):
+            return 0
         dimensions = self._options.get("dimensions")
         return None if dimensions is None else self._output.columns(dimensions)
+
+    def _gives(self, name: str) -> bool:
+        return name in (self.asked or (DENSE,))
 
     def probe(self) -> Call:
         """A call with the same options for one short input: its answer has as many columns as all others."""
@@ -222,19 +239,33 @@ class Call:
 
         Raises ServerError if the answer does not fit the request.
         """
-        contents = contents_of(response, OUTPUTS)
+        contents = contents_of(response, self._outputs)
         num_tokens = contents["num_tokens"]
         if len(num_tokens) != 4 * count:
             raise ServerError(f"output num_tokens: {len(num_tokens)} bytes are not {count} INT32 numbers")
         try:
-            vectors = unframe_vectors(contents["embedding"], count, self.dtype)
+            vectors = self._vectors(contents, count)
+            sparse = read_sparse(_elements(contents, SPARSE, count)) if self._gives(SPARSE) else None
+            tokens = None
+            if self._gives(MULTI_VECTOR):
+                tokens = read_multi_vector(_elements(contents, MULTI_VECTOR, count), self.dtype)
         except FramingError as error:
             raise ServerError(str(error)) from None
         self._width = self._width or vectors.shape[1]
         if vectors.shape[1] != self._width:
             # Another model was loaded meanwhile.
             raise ServerError("output embedding: the number of dimensions changed during the call")
-        return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"), self.space_of(response))
+        return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"), self.space_of(response), sparse, tokens)
+
+    def _vectors(self, contents: dict[str, bytes], count: int) -> npt.NDArray[Any]:
+        """(count, d), or (count, 0) if no dense ones are asked for. Raises InvalidArgumentError if there are none."""
+        if not self._gives(DENSE):
+            return np.empty((count, 0), self.dtype)
+        content = contents["embedding"]
+        if content == bytes(4 * count):
+            # Triton itself has no name for it: the model's default is another output.
+            raise InvalidArgumentError("the model gives no dense vectors: ask for its outputs, sparse or multi_vector")
+        return unframe_vectors(content, count, self.dtype)
 
     def space_of(self, response: Any) -> str | None:
         """The embedding space of an answer, as it says; else the one that was asked for, as the server checked that."""
@@ -253,6 +284,14 @@ def contents_of(response: Any, outputs: Iterable[str]) -> dict[str, bytes]:
     return contents
 
 
+def _elements(contents: dict[str, bytes], name: str, count: int) -> list[bytes]:
+    """The elements of an output. Raises ServerError or FramingError if they are not one per input."""
+    elements = unframe(contents[TENSORS[name]])
+    if len(elements) != count:
+        raise ServerError(f"output {TENSORS[name]}: {len(elements)} elements for {count} inputs")
+    return elements
+
+
 def check_names(options: Iterable[str], known: Any) -> None:
     """Raise TypeError for an option that is not in ``known``, a TypedDict."""
     for name in options:
@@ -267,6 +306,9 @@ def _check(options: dict[str, Any]) -> None:
             raise InvalidArgumentError(f"{name} must be at least {least} and at most the model's")
     if options.get("priority", "bulk") not in PRIORITY_LEVELS:
         raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
+    threshold = options.get("sparse_threshold")
+    if threshold is not None and not 0 <= threshold < math.inf:
+        raise InvalidArgumentError("sparse_threshold must be a number of at least 0")
     for name in ("prompt_name", "prompt", "instruction", SPACE):
         _check_text(name, options.get(name))
 
@@ -299,6 +341,12 @@ def _write(options: dict[str, Any], parameters: Any) -> None:
         parameters["embedding_type"].string_param = options["embedding_type"]
     if options.get("normalize") is not None:
         parameters["normalize"].bool_param = options["normalize"]
+    if (outputs := names_of(options.get("outputs"))) is not None:
+        parameters["outputs"].string_param = ",".join(outputs)
+    if options.get("sparse_threshold"):
+        parameters["sparse_threshold"].double_param = options["sparse_threshold"]
+    if options.get("return_tokens"):
+        parameters["return_tokens"].bool_param = True
     level = PRIORITY_LEVELS[options.get("priority", "bulk")]
     if level is not None:
         parameters["priority"].uint64_param = level

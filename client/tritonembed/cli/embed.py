@@ -25,8 +25,9 @@ from .sources import Arguments, Source, open_source
 
 # Arctic Inference's documented client has these options; its scripts run here, too.
 ARCTIC = (
-    "For scripts of Arctic Inference's client: --temperature, --top-p, --top-k and --max-tokens are accepted and "
-    "change nothing, because an embedding has no sampling; --lora-name is an error, adapters are not served yet."
+    "For scripts of Arctic Inference's client: --temperature, --top-p, --max-tokens and, without sparse outputs, "
+    "--top-k are accepted and change nothing, because an embedding has no sampling; --lora-name is an error, adapters "
+    "are not served yet."
 )
 
 
@@ -93,6 +94,24 @@ def embed(
         str | None,
         option("--embedding-space", "Refuse vectors of any other model or precision; `info` shows the server's."),
     ] = None,
+    outputs: Annotated[
+        str | None,
+        option(
+            "--outputs",
+            "What to compute: one or more of dense, sparse and multi_vector, with commas. Files: .jsonl.",
+            metavar="NAMES",
+            show_default="the model's",
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, option("--top-k", "Of sparse: keep only this many weights of a text.", min=1, show_default="all")
+    ] = None,
+    sparse_threshold: Annotated[
+        float | None, option("--sparse-threshold", "Of sparse: keep only weights above this.", min=0, show_default="0")
+    ] = None,
+    return_tokens: Annotated[
+        bool, typer.Option("--return-tokens", help="Of sparse: show tokens instead of their ids.")
+    ] = False,
     servers: Annotated[
         list[str] | None,
         option(
@@ -109,14 +128,14 @@ def embed(
     ] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", hidden=True)] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", hidden=True)] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", hidden=True)] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", hidden=True)] = None,
     lora_name: Annotated[str | None, typer.Option("--lora-name", hidden=True)] = None,
 ) -> None:
     """Embed texts of the command line or of a file, and print or write their vectors."""
     if lora_name is not None:
         raise UsageError("--lora-name: adapters are not served yet")
-    if any(option is not None for option in (temperature, top_p, top_k, max_tokens)):
+    sparse = "sparse" in (outputs or "")
+    if any(option is not None for option in (temperature, top_p, None if sparse else top_k, max_tokens)):
         typer.echo("tritonembed: an embedding has no sampling: --temperature, --top-p, … change nothing", err=True)
     options: dict[str, Any] = {
         "input_type": input_type,
@@ -131,8 +150,14 @@ def embed(
         "normalize": normalize,
         "priority": priority,
         "embedding_space": embedding_space,
+        "outputs": outputs,
+        "top_k": top_k if sparse else None,
+        "sparse_threshold": sparse_threshold,
+        "return_tokens": return_tokens,
         "batch_size": batch_size,
     }
+    if outputs not in (None, "dense") and output is not None and output.suffix.lower() != ".jsonl":
+        raise UsageError("--outputs: only .jsonl files hold sparse weights and vectors of tokens")
     chosen = _source(source, column, [*(texts or []), *(more_texts or [])])
     shown = progress if progress is not None else output is not None and sys.stderr.isatty()
     timeout = connection.timeout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed import EmbeddingResult
+from tritonembed import EmbeddingResult, SparseVector
+from tritonembed_protocol.printable import printable
 
 from .failures import UsageError, usage_errors
 from .files import AtomicFile, load_arrow
@@ -73,6 +75,9 @@ class JsonLinesSink(Sink):
         self._index = 0
 
     def write(self, result: EmbeddingResult) -> None:
+        if result.sparse is not None or result.multi_vector is not None:
+            self._write_outputs(result)
+            return
         width = result.embeddings.shape[1]
         digits = {"float32": "%.9g", "float16": "%.5g"}.get(result.embeddings.dtype.name, "%d")
         line = '{"index": %d, "num_tokens": %d, "embedding": [' + ", ".join([digits] * width) + "]}\n"
@@ -84,6 +89,26 @@ class JsonLinesSink(Sink):
             self._file.write(text.encode())
             self._index += 1
         self._file.flush()
+
+    def _write_outputs(self, result: EmbeddingResult) -> None:
+        for row, num_tokens in enumerate(result.num_tokens.tolist()):
+            line: dict[str, Any] = {"index": self._index, "num_tokens": num_tokens}
+            if result.embeddings.shape[1]:
+                line["embedding"] = result.embeddings[row].tolist()
+            if result.sparse is not None:
+                line["sparse"] = _weights(result.sparse[row])
+            if result.multi_vector is not None:
+                line["multi_vector"] = result.multi_vector[row].tolist()
+            self._file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            self._index += 1
+        self._file.flush()
+
+
+def _weights(sparse: SparseVector) -> dict[str, Any]:
+    """For JSON: ids, weights with as many digits as make them exact, and the tokens if there are any."""
+    weights = [float(f"{weight:.9g}") for weight in sparse.weights.tolist()]
+    tokens = {} if sparse.tokens is None else {"tokens": list(sparse.tokens)}
+    return {"ids": sparse.ids.tolist(), "weights": weights, **tokens}
 
 
 class ParquetSink(Sink):
@@ -135,12 +160,28 @@ class TerminalSink(Sink):
     def write(self, result: EmbeddingResult) -> None:
         width, dtype = result.embeddings.shape[1], result.embeddings.dtype.name
         form = "{:d}" if result.embeddings.dtype.kind in "iu" else "{:+.4f}"
-        for row, num_tokens in zip(result.embeddings[:, :SHOWN].tolist(), result.num_tokens.tolist(), strict=True):
-            values = ", ".join(map(form.format, row)) + (", …" if width > SHOWN else "")
-            line = f"{self._index}  {num_tokens} token{'s' if num_tokens != 1 else ''}  {dtype}[{width}] ({values})\n"
-            self._file.write(line.encode())
+        for place, num_tokens in enumerate(result.num_tokens.tolist()):
+            line = f"{self._index}  {num_tokens} token{'s' if num_tokens != 1 else ''}"
+            if width:
+                row = result.embeddings[place, :SHOWN].tolist()
+                values = ", ".join(map(form.format, row)) + (", …" if width > SHOWN else "")
+                line += f"  {dtype}[{width}] ({values})"
+            if result.sparse is not None:
+                line += f"  {_shown(result.sparse[place])}"
+            if result.multi_vector is not None:
+                rows, columns = result.multi_vector[place].shape
+                line += f"  {rows} x {dtype}[{columns}]"
+            self._file.write(f"{line}\n".encode())
             self._index += 1
         self._file.flush()
+
+
+def _shown(sparse: SparseVector) -> str:
+    """The heaviest tokens, for people; ids if there are no tokens."""
+    names = sparse.ids.tolist() if sparse.tokens is None else sparse.tokens
+    order = np.argsort(-sparse.weights, kind="stable")[:SHOWN].tolist()
+    values = ", ".join(f"{printable(str(names[place]))}: {sparse.weights[place]:.4f}" for place in order)
+    return f"{len(sparse.ids)} weights ({values}{', …' if len(sparse.ids) > SHOWN else ''})"
 
 
 FILES: dict[str, Callable[[BinaryIO], Sink]] = {".npy": NpySink, ".jsonl": JsonLinesSink, ".parquet": ParquetSink}

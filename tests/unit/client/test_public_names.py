@@ -28,15 +28,18 @@ def test_the_exported_names_are_these():
         "InvalidArgumentError",
         "ModelInfo",
         "ModelNotFoundError",
+        "Output",
         "OverloadedError",
         "PolicyName",
         "Priority",
         "ServerError",
         "ServerInfo",
+        "SparseVector",
         "TensorInfo",
         "TritonEmbedError",
         "Truncate",
         "UnavailableError",
+        "maxsim",
     ]
 
 
