@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_engine.stub.metrics import PERIOD_SECONDS
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender
+from tritonembed_manager.tune.loadgen.kserve import key_metadata
 from tritonembed_manager.tune.loadgen.load import Load, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
@@ -55,14 +55,14 @@ def divide_time(settings: OverheadSettings, arguments: Sequence[str]) -> None:
     """
     check_output("--plot", settings.plot)
     check_output("--json", settings.json_path)
-    requests = encode_loads(settings.model, settings.loads, settings.server)
+    requests = encode_loads(settings.model, settings.loads, settings.server, settings.api_key)
     report = begin_report()
     rows: list[dict[str, Any]] = []
     interrupted = False
     with _server(settings, arguments) as (server, metrics):
         try:
             for load, payloads in requests.items():
-                stages = measure(server, metrics, load, payloads, settings.requests)
+                stages = measure(server, metrics, load, payloads, settings.requests, settings.api_key)
                 rows.append({"load": str(load), "requests": settings.requests, "milliseconds": stages})
         except KeyboardInterrupt:
             interrupted = True
@@ -85,14 +85,22 @@ def _server(settings: OverheadSettings, arguments: Sequence[str]) -> Iterator[tu
         yield running.target, f"127.0.0.1:{running.metrics_port}"
 
 
-def measure(server: str, metrics: str, load: LoadShape, payloads: Sequence[bytes], requests: int) -> dict[str, float]:
+def measure(
+    server: str,
+    metrics: str,
+    load: LoadShape,
+    payloads: Sequence[bytes],
+    requests: int,
+    api_key: str | None = None,
+) -> dict[str, float]:
     """Mean milliseconds of each stage. Raises UsageError for a place without these metrics, BenchError."""
-    cold = read_counters(metrics)
-    _send(server, payloads, load.at_once, WARM_UP_REQUESTS)
-    before = read_counters_after(metrics, cold, WARM_UP_REQUESTS)
-    latency = _send(server, payloads, load.at_once, requests)
-    after = read_counters_after(metrics, before, requests)
-    encode, decode = _client_times(server, payloads[0], load.sentences)
+    protocol = KServe(server, api_key=api_key)
+    cold = read_counters(metrics, api_key)
+    _send(protocol, payloads, load.at_once, WARM_UP_REQUESTS)
+    before = read_counters_after(metrics, cold, WARM_UP_REQUESTS, api_key)
+    latency = _send(protocol, payloads, load.at_once, requests)
+    after = read_counters_after(metrics, before, requests, api_key)
+    encode, decode = _client_times(protocol, payloads[0], load.sentences)
     return from_growth(latency, encode, decode, {key: after[key] - before[key] for key in after})
 
 
@@ -133,13 +141,13 @@ def from_growth(latency: float, encode: float, decode: float, grown: Counters) -
     return {stage: max(0.0, milliseconds) for stage, milliseconds in stages.items()}
 
 
-def read_counters(metrics: str) -> Counters:
+def read_counters(metrics: str, api_key: str | None = None) -> Counters:
     """Summed over instances and servers. metrics: host:port of an HTTP server with /metrics.
 
     Raises UsageError if one is missing there.
     """
     sums: Counters = {}
-    for name, labels, value in SAMPLE.findall(_get(metrics)):
+    for name, labels, value in SAMPLE.findall(_get(metrics, api_key)):
         model = MODEL_LABEL.search(labels)
         key = name, model[1] if model else ""
         if key in COUNTERS:
@@ -150,25 +158,27 @@ def read_counters(metrics: str) -> Counters:
     return sums
 
 
-def read_counters_after(metrics: str, before: Counters, requests: int) -> Counters:
+def read_counters_after(metrics: str, before: Counters, requests: int, api_key: str | None = None) -> Counters:
     """The counters once they have grown by `requests`. Raises UsageError if they have not after PATIENCE_S."""
     until = time.monotonic() + PATIENCE_S
-    while (grown := read_counters(metrics)[EMBEDDED, ""] - before[EMBEDDED, ""]) < requests:
+    while (grown := read_counters(metrics, api_key)[EMBEDDED, ""] - before[EMBEDDED, ""]) < requests:
         if time.monotonic() > until:
             counted = f"http://{metrics}/metrics counted {grown:g} of {requests} requests"
             raise UsageError(f"{counted}: is it the server that answers them? --metrics names another")
         time.sleep(PERIOD_SECONDS / 2)
     # That reading may have fallen into the middle of an export.
     time.sleep(PERIOD_SECONDS)
-    return read_counters(metrics)
+    return read_counters(metrics, api_key)
 
 
-def _get(metrics: str) -> str:
+def _get(metrics: str, api_key: str | None) -> str:
     try:
         connection = HTTPConnection(metrics, timeout=QUESTION_TIMEOUT_S)
         try:
-            connection.request("GET", "/metrics")
+            connection.request("GET", "/metrics", headers=dict(key_metadata(api_key)))
             answer = connection.getresponse()
+            if answer.status in (401, 403):
+                raise UsageError(f"http://{metrics}/metrics wants the key (--api-key) of a tenant with `monitor`")
             if answer.status != 200:
                 raise UsageError(f"http://{metrics}/metrics answers with {answer.status}")
             return answer.read().decode(errors="replace")
@@ -178,18 +188,17 @@ def _get(metrics: str) -> str:
         raise UsageError(f"nothing answers at http://{metrics}/metrics; --metrics says where metrics are") from None
 
 
-def _send(server: str, payloads: Sequence[bytes], at_once: int, count: int) -> float:
+def _send(protocol: KServe, payloads: Sequence[bytes], at_once: int, count: int) -> float:
     """Mean milliseconds of `count` requests."""
     load = Load(at_once, None, count, None, 0.0, TIMEOUT_S, seed=0)
-    part = run_clients(Work(GrpcSender(server), tuple(payloads)), load, 1).part
+    part = run_clients(Work(protocol.sender(), tuple(payloads)), load, 1).part
     for kind, message in part.messages.items():
         raise BenchError(f"a request failed with {kind}: {message}")
     return float(part.latencies.mean()) * 1e3
 
 
-def _client_times(server: str, payload: bytes, sentences: int) -> tuple[float, float]:
+def _client_times(protocol: KServe, payload: bytes, sentences: int) -> tuple[float, float]:
     """Milliseconds that a client in Python takes to encode a request, and to decode its answer."""
-    protocol = KServe(server)
     framed = service_pb2.ModelInferRequest.FromString(payload).raw_input_contents[0]
     texts = [bytes(text).decode() for text in unframe(framed)]
 

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tritonembed_manager.tune.loadgen.kserve import key_metadata
 from tritonembed_manager.tune.loads import LoadShape, WordTexts
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.requests import parse_loads
@@ -56,8 +57,8 @@ def analyze(settings: AnalyzerSettings, arguments: Sequence[str]) -> None:
     check_output("--json", settings.json_path)
     files, tokenizer = read_tokenizer(settings.model)
     # All targets first: a fault of the second would otherwise be found after an hour on the first.
-    for address in settings.targets.values():
-        check_loads(loads, files, tokenizer, address)
+    for target, address in settings.targets.items():
+        check_loads(loads, files, tokenizer, address, settings.key_for(target))
     program = find_program(settings.program)
     words = WordTexts(tokenizer)
     report = begin_report()
@@ -67,7 +68,7 @@ def analyze(settings: AnalyzerSettings, arguments: Sequence[str]) -> None:
         for target, address in settings.targets.items():
             with _started(target, address, settings.model, arguments) as running:
                 for load in loads:
-                    rows.append(_measure(program, running, target, load, words, settings.seconds))
+                    rows.append(_measure(program, running, target, load, words, settings))
     except KeyboardInterrupt:
         interrupted = True
     finally:
@@ -91,16 +92,19 @@ def _started(target: str, address: str | None, model: str, arguments: Sequence[s
 
 
 def _measure(
-    program: "Program", server: str, target: str, load: LoadShape, words: WordTexts, seconds: float
+    program: "Program", server: str, target: str, load: LoadShape, words: WordTexts, settings: AnalyzerSettings
 ) -> dict[str, Any]:
     """The row of one load on one target; the command line is printed. Raises BenchError with its own message."""
     with tempfile.TemporaryDirectory() as folder:
         texts, export = Path(folder) / "texts.json", Path(folder) / "export.csv"
         write_input(texts, words, load)
-        command = command_line(program.path, server, texts, load, seconds)
+        command = command_line(program.path, server, texts, load, settings.seconds)
         print(shlex.join(Path(word).name if word.startswith("/") else word for word in command), flush=True)
         command += ["-f", str(export), "--verbose-csv"]
-        limit = PATIENCE_S + 4 * WINDOWS * seconds
+        # After the command line was shown, because the key is secret.
+        for name, value in key_metadata(settings.key_for(target)):
+            command += ["-H", f"{name}:{value}"]
+        limit = PATIENCE_S + 4 * WINDOWS * settings.seconds
         try:
             done = subprocess.run(
                 command, env=os.environ | program.environment, capture_output=True, text=True, timeout=limit

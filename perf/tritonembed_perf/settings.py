@@ -49,6 +49,10 @@ LOADS_HELP = "TOKENSxSENTENCES@CONCURRENCY, with commas between them."
 
 ServedModel = Annotated[str, Option(help="Folder or hub's name of the model that is served.")]
 Json = Annotated[Path | None, Option(None, "--json", help="Write the results here.")]
+ApiKey = Annotated[
+    str | None,
+    Option(envvar="TRITONEMBED_API_KEY", help="Key of a tenant, for a manager that wants one.", show_default=False),
+]
 
 
 @dataclass(frozen=True)
@@ -95,10 +99,7 @@ class RunSettings:
         None
     )
     tls_key: Annotated[Path | None, Option(help="The key of --tls-cert (PEM).")] = None
-    api_key: Annotated[
-        str | None,
-        Option(envvar="TRITONEMBED_API_KEY", help="Key of a tenant, for a manager that wants one.", show_default=False),
-    ] = field(default=None, repr=False)
+    api_key: ApiKey = field(default=None, repr=False)
     json_path: Json = None
 
     @property
@@ -198,6 +199,7 @@ class OverheadSettings:
     metrics: Annotated[str | None, Option(help=METRICS_HELP)] = None
     loads: Annotated[str, Option(help=LOADS_HELP)] = "50x1@1,50x1@16,50x64@1,50x64@4"
     requests: Annotated[int, Option(min=1, help="For each load.")] = 200
+    api_key: ApiKey = field(default=None, repr=False)
     plot: Annotated[Path | None, Option(help="Write the stacked bars here, with .png and .svg added.")] = None
     json_path: Json = None
 
@@ -222,6 +224,7 @@ class AnalyzerSettings:
         Path | None,
         Option(None, "--perf-analyzer", help="The program; by default on PATH, else from a tritonclient wheel."),
     ] = None
+    api_key: ApiKey = field(default=None, repr=False)
     json_path: Json = None
 
     @property
@@ -229,6 +232,10 @@ class AnalyzerSettings:
         """The address of each target; None if it has to be started: both without an address."""
         every = {"triton": self.server, "manager": self.manager}
         return {name: address for name, address in every.items() if address} or every
+
+    def key_for(self, target: str) -> str | None:
+        """The tenant's key, which a Triton itself never gets."""
+        return self.api_key if target == "manager" else None
 
 
 def client_processes(wanted: int | None, at_once: int | None) -> int:

@@ -61,15 +61,23 @@ def ask_server(protocol: WireProtocol) -> Served:
     return asyncio.run(protocol.describe(QUESTION_TIMEOUT_S))
 
 
-def encode_loads(model: str, loads: str, server: str | None = None) -> dict[LoadShape, list[bytes]]:
+def encode_loads(
+    model: str, loads: str, server: str | None = None, api_key: str | None = None
+) -> dict[LoadShape, list[bytes]]:
     """Encoded requests of each load, such as `50x64@4,50x1@16`. Raises UsageError as `check_loads` does."""
     shapes = parse_loads(loads)
     files, tokenizer = read_tokenizer(model)
-    check_loads(shapes, files, tokenizer, server)
+    check_loads(shapes, files, tokenizer, server, api_key)
     return {load: encoded_requests(tokenizer, load) for load in shapes}
 
 
-def check_loads(loads: Sequence[Shape], files: ModelFiles, tokenizer: Tokenizer, server: str | None = None) -> None:
+def check_loads(
+    loads: Sequence[Shape],
+    files: ModelFiles,
+    tokenizer: Tokenizer,
+    server: str | None = None,
+    api_key: str | None = None,
+) -> None:
     """Texts of each load can be made, and the server, if it runs already, serves this model and takes them.
 
     Raises UsageError.
@@ -77,13 +85,14 @@ def check_loads(loads: Sequence[Shape], files: ModelFiles, tokenizer: Tokenizer,
     words = WordTexts(tokenizer)
     for load in loads:
         check_length(str(load), load.tokens, words, files.max_length)
-    limit = server and ask_server(KServe(server)).max_batch_size
+    limit = server and ask_server(KServe(server, api_key=api_key)).max_batch_size
     for load in loads:
         if load.sentences > (limit or MAX_BATCH_SIZE):
             raise UsageError(f"{load}: the server takes {limit or MAX_BATCH_SIZE} sentences a request")
     if server:
         texts = words.of_lengths([min(load.tokens for load in loads)], random.Random(0))
-        refuse_other_dimensions(embed_alone(KServe(server), texts, QUESTION_TIMEOUT_S).shape[1], files)
+        vectors = embed_alone(KServe(server, api_key=api_key), texts, QUESTION_TIMEOUT_S)
+        refuse_other_dimensions(vectors.shape[1], files)
 
 
 def check_length(name: str, tokens: int, words: WordTexts, longest: int) -> None:

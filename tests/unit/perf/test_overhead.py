@@ -1,6 +1,10 @@
 """The stages of a request, from Triton's metrics and the engine's."""
 
 import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -118,6 +122,57 @@ def test_a_server_that_can_not_be_measured_is_refused_before_the_load(
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
     assert len(fake.sizes) <= 1
+
+
+@contextmanager
+def metrics_with_a_key(requests: list[int]) -> Iterator[str]:
+    """Where a manager's counters are, which count the requests, for a tenant that may see them."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.headers["authorization"] == "Bearer te-secret" else 401)
+            self.end_headers()
+            for name, model in overhead.COUNTERS:
+                self.wfile.write(f'{name}{{model="{model}"}} {len(requests)}\n'.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("key", ["te-secret", "te-other"])
+def test_the_key_of_a_tenant_goes_to_the_manager_and_its_metrics(
+    key: str, shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeKServe(shelf("bert"), 64)
+    keys: set[object] = set()
+    fake.on_request = lambda _number, _sentences, context: keys.add(
+        dict(context.invocation_metadata()).get("authorization")
+    )
+    load = ["--loads", "9x1@1", "--requests", "3"]
+    try:
+        with metrics_with_a_key(fake.sizes) as metrics:
+            where = ["--server", fake.target, "--metrics", metrics, "--api-key", key]
+            with pytest.raises(SystemExit) as ended:
+                main(["overhead", "--model", str(shelf("bert")), *where, *load])
+    finally:
+        fake.close()
+    said = capsys.readouterr()
+    assert keys == {f"Bearer {key}"}
+    assert key not in said.out + said.err
+    if key == "te-secret":
+        assert (ended.value.code or 0) == 0
+        assert "in all" in said.out
+    else:
+        assert "wants the key (--api-key) of a tenant with `monitor`" in said.err
 
 
 def test_ctrl_c_shows_the_loads_that_were_measured(

@@ -121,6 +121,26 @@ def test_measurements_before_a_failure_are_shown_and_written(
     assert (row["target"], row["load"], row["requests_per_second"]) == ("triton", "9x2@1", 100)
 
 
+def test_only_the_manager_gets_the_key_and_nobody_is_shown_it(
+    tmp_path: Path, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checked = []
+    monkeypatch.setattr("tritonembed_perf.perf_analyzer.check_loads", lambda *given: checked.append(given[3:]))
+    monkeypatch.setenv("TRITONEMBED_API_KEY", "te-secret")
+    (tmp_path / "export.csv").write_text(EXPORT)
+    program = fake_program(
+        tmp_path, f'echo "$@" >> {tmp_path}/calls; {COPY.replace("EXPORT", f"{tmp_path}/export.csv")}'
+    )
+    where = ["--server", "h:1", "--manager", "h:2", "--perf-analyzer", str(program), "--json", str(tmp_path / "json")]
+    assert run(["--model", str(shelf("bert")), "--loads", "9x2@1", *where]) == 0
+    assert checked == [("h:1", None), ("h:2", "te-secret")]
+    to_triton, to_manager = (tmp_path / "calls").read_text().splitlines()
+    assert "-H" not in to_triton
+    assert "-H authorization:Bearer te-secret" in to_manager
+    said = capsys.readouterr()
+    assert "te-secret" not in said.out + said.err + (tmp_path / "json").read_text()
+
+
 def test_a_length_that_the_model_does_not_take_is_refused_before_anything_starts(
     shelf: ModelShelf, capsys: pytest.CaptureFixture[str]
 ) -> None:
