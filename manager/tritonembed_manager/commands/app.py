@@ -1,16 +1,19 @@
 """The typer commands. Each imports its implementation only when it runs, so that `--help` is quick."""
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tritonembed_manager.commands.key import key
+from tritonembed_manager.commands.models import chosen_models
 from tritonembed_manager.commands.options import (
     Force,
     ListenOptions,
-    Model,
     ModelRepository,
+    Models,
+    ModelsFile,
     OutFolder,
     RepositoryOptions,
     RunOptions,
@@ -27,6 +30,7 @@ from tritonembed_manager.server.signals import abandonable_start, interruptible
 from tritonembed_manager.server.vllm_arguments import did_you_mean, missing_model, own_options
 
 if TYPE_CHECKING:
+    from tritonembed_manager.server.models_file import ModelEntry
     from tritonembed_manager.server.settings import RenderSettings
 
 # Any option that is not ours is vLLM's.
@@ -65,20 +69,27 @@ def _commands(
 
 @app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)
 @with_options
-def render(context: typer.Context, out: OutFolder, model: Model, repository: RepositoryOptions, force: Force) -> None:
+def render(
+    context: typer.Context,
+    out: OutFolder,
+    model: Models,
+    models: ModelsFile,
+    repository: RepositoryOptions,
+    force: Force,
+) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
     with _one_line_errors(), interruptible():
         check_out_folder(context, out)
-        if model is None:
+        entries, option = chosen_models(context, model, models)
+        if not entries:
             raise missing_model(context)
-        from tritonembed_manager.server.repository import check_model, is_folder, tritonserver_line
+        from tritonembed_manager.server.repository import check_models, is_folder, tritonserver_line
         from tritonembed_manager.server.repository import render as write
 
-        settings = _render_settings(context, model, repository)
+        settings = _render_settings(context, entries, option, repository)
         # A name on the hub is not checked, so that a repository can be rendered without a network.
-        if is_folder(settings.model):
-            check_model(settings.model, None, settings.vllm.get("max_model_len"))
-        write(out, settings, force=force)
+        check_models([one for one in settings if is_folder(one.model)])
+        write(out, *settings, force=force)
         print(tritonserver_line(out))
 
 
@@ -86,7 +97,8 @@ def render(context: typer.Context, out: OutFolder, model: Model, repository: Rep
 @with_options
 def replica(
     context: typer.Context,
-    model: Model,
+    model: Models,
+    models: ModelsFile,
     model_repository: ModelRepository,
     listen: ListenOptions,
     repository: RepositoryOptions,
@@ -116,9 +128,11 @@ def replica(
             _refuse_what_render_would_use(context)
             run_replica(server, repository=model_repository, work_dir=run.work_dir)
             return
-        if model is None:
+        entries, option = chosen_models(context, model, models)
+        if not entries:
             raise missing_model(context, " (or --model-repository, for one that is rendered already)")
-        run_replica(server, models=[_render_settings(context, model, repository)], work_dir=run.work_dir)
+        settings = _render_settings(context, entries, option, repository)
+        run_replica(server, models=settings, work_dir=run.work_dir)
 
 
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
@@ -128,13 +142,16 @@ app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(verify)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
 
 
-def _render_settings(context: typer.Context, model: str, options: RepositoryOptions) -> "RenderSettings":
+def _render_settings(
+    context: typer.Context, entries: Sequence["ModelEntry"], option: str, options: RepositoryOptions
+) -> list["RenderSettings"]:
     from tritonembed_manager.server import settings
     from tritonembed_manager.server import vllm_arguments as engine_arguments
+    from tritonembed_manager.server.models_file import render_settings
 
     device = settings.resolve_device(options.device)
-    return settings.RenderSettings(
-        model=settings.model_reference(model),
+    base = settings.RenderSettings(
+        model=settings.model_reference(entries[0].path),
         device=device,
         tokenizer_instances=settings.resolve_tokenizer_instances(options.tokenizer_instances, device),
         replicas=options.replicas,
@@ -148,11 +165,12 @@ def _render_settings(context: typer.Context, model: str, options: RepositoryOpti
         instruction_template=options.instruction_template,
         vllm=engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context)),
     )
+    return render_settings(base, entries, option)
 
 
 def _refuse_what_render_would_use(context: typer.Context) -> None:
     """Raise StartError for an option that shapes a repository: a rendered repository runs unchanged."""
-    shaping = {"model", *(field.name for field in fields(RepositoryOptions))}
+    shaping = {"model", "models", *(field.name for field in fields(RepositoryOptions))}
     for name, given in on_command_line(context).items():
         if name in shaping:
             raise StartError(f"{given} goes with rendering; --model-repository runs a repository unchanged")

@@ -16,6 +16,18 @@ MODEL_HELP = "Name on the Hugging Face hub, or a folder."
 
 OutFolder = Annotated[Path, typer.Argument(help="The folder to write.")]
 Model = Annotated[str | None, typer.Option(None, help=MODEL_HELP)]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        None,
+        "--model",
+        help=f"{MODEL_HELP} Repeatable: the first model is `embedding` for clients, each further one is NAME=PATH.",
+    ),
+]
+ModelsFile = Annotated[
+    Path | None,
+    typer.Option(None, "--models", help="Instead of --model: a file (YAML) of several models and their settings."),
+]
 Device = Annotated[
     machine.Device | None, typer.Option(None, help="Device of the model; by default the one that this machine has.")
 ]

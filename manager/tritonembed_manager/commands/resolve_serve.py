@@ -1,10 +1,13 @@
 """Turns the options of `serve` into its settings. Applies the machine's defaults and refuses contradictions."""
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import typer
 
+from tritonembed_manager.commands.models import chosen_models, given_models
 from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.commands.signature import marked, on_command_line
 from tritonembed_manager.errors import StartError
@@ -12,7 +15,7 @@ from tritonembed_manager.router.apis.http.cors import read_origins
 from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings, default_threads, find_envoy
 from tritonembed_manager.router.control.health import HealthSettings
-from tritonembed_manager.router.control.plan import plan_servers
+from tritonembed_manager.router.control.plan import on_gpus, plan_servers
 from tritonembed_manager.router.control.quota_store import open_store
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
@@ -20,9 +23,10 @@ from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants_file import TenantsFile
 from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
 from tritonembed_manager.router.data.hedging import P95, After
-from tritonembed_manager.router.data.model_names import served_names
+from tritonembed_manager.router.data.model_names import ServedNames, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
+from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings
 from tritonembed_manager.server.settings import (
     RenderSettings,
     model_reference,
@@ -30,7 +34,7 @@ from tritonembed_manager.server.settings import (
     resolve_reference,
     resolve_tokenizer_instances,
 )
-from tritonembed_protocol.served import FIRST
+from tritonembed_protocol.served import FIRST, ServedModel
 from tritonembed_protocol.tls import GRPCS
 
 
@@ -41,16 +45,17 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         for name, given in on_command_line(context).items():
             if name in marked(ServeOptions, Mark.OVER_TLS):
                 raise StartError(f"{given} is for {Mark.OVER_TLS.value} (--server, --servers-file, --servers-dns)")
-    model = options.model
-    if not model and not attaching:
+    entries, option = _entries(context, options, attaching)
+    if not entries and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
-    names = served_names(model or FIRST, options.served_model_name or ())
+    names = _names(entries, options.served_model_name or ())
     return ServeSettings(
         model=names.model,
         more_ids=names.ids[1:],
         other_names=names.others,
+        more_models=names.more,
         attach=_attach(context, options, attaching) if attaching else None,
-        launch=_launch(context, options, model) if model and not attaching else None,
+        launch=None if attaching else _launch(context, options, entries, option),
         host=options.host,
         port=options.port,
         http_port=options.http_port,
@@ -80,6 +85,25 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         quota_store=open_store(options.quota_store) if options.tenants and options.quota_store is not None else None,
         envoy=_envoy(context, options),
     )
+
+
+def _entries(context: typer.Context, options: ServeOptions, attaching: str | None) -> tuple[list[ModelEntry], str]:
+    """The models, and the option that they come from. Attached servers have theirs, of which only names are given."""
+    if not attaching:
+        return chosen_models(context, options.model, options.models)
+    first, *more = given_models(context, options.model) or [FIRST]
+    entries = [ModelEntry(first), *(ModelEntry(name, name) for name in more)]
+    return checked(entries, "--model"), "--model"
+
+
+def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:
+    """The names of the models for clients. given: of the first."""
+    first, *more = entries
+    names = served_names(first.path, given or ([first.name] if first.name else ()))
+    for entry in more:
+        if entry.label in names:
+            raise StartError(f"--model: two models are called {entry.label}")
+    return replace(names, more=tuple(ServedNames((one.label,), served=ServedModel(one.label)) for one in more))
 
 
 def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | None:
@@ -159,7 +183,9 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
         raise StartError(str(error)) from None
 
 
-def _launch(context: typer.Context, options: ServeOptions, model: str) -> LaunchSettings:
+def _launch(
+    context: typer.Context, options: ServeOptions, entries: Sequence[ModelEntry], option: str
+) -> LaunchSettings:
     device = resolve_device(options.device)
     if device == "cpu":
         for name, given in on_command_line(context).items():
@@ -167,7 +193,7 @@ def _launch(context: typer.Context, options: ServeOptions, model: str) -> Launch
                 raise StartError(f"{given} needs --device cuda")
     vllm: dict[str, Any] = engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context))
     base = RenderSettings(
-        model=model_reference(model),
+        model=model_reference(entries[0].path),
         device=device,
         tokenizer_instances=resolve_tokenizer_instances(options.tokenizer_instances, device),
         tensor_parallel_size=options.tensor_parallel_size,
@@ -179,13 +205,16 @@ def _launch(context: typer.Context, options: ServeOptions, model: str) -> Launch
         queue_limits=options.queue_limits,
         vllm={**vllm, "gpu_memory_utilization": options.gpu_memory_utilization} if device == "cuda" else vllm,
     )
-    plans = plan_servers(
-        base,
-        num_replicas=options.num_replicas,
-        num_gpus=options.num_gpus,
-        assignment=options.gpu_assignment,
-        servers=options.servers,
-    )
+    plans = []
+    for entry, settings in zip(entries, render_settings(base, entries, option), strict=True):
+        own = plan_servers(
+            replace(settings, gpus=()),
+            num_replicas=entry.replicas or options.num_replicas,
+            num_gpus=len(entry.gpus) or options.num_gpus,
+            assignment=options.gpu_assignment,
+            servers=options.servers,
+        )
+        plans += [on_gpus(plan, entry.gpus) for plan in own] if entry.gpus else own
     return LaunchSettings(
         plans=plans,
         host=options.replica_host,

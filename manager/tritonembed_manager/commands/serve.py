@@ -45,17 +45,20 @@ class ServeOptions:
     """The options, in the order of `--help`."""
 
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            None, help="Name on the Hugging Face hub, or a folder; with attached servers, the name that clients use."
+            None,
+            help="Name on the Hugging Face hub, or a folder; with attached servers, the name that clients use. "
+            "Repeatable: each further model is NAME=PATH, with attached servers NAME.",
         ),
     ]
+    models: Launched[shared.ModelsFile]
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(
             None,
-            help="Names of the model for clients, on every endpoint. As in vLLM, several are allowed; answers have the "
-            "first. By default a folder's last part, or the name on the hub.",
+            help="Names of the first model for clients, on every endpoint. As in vLLM, several are allowed; answers "
+            "have the first. By default a folder's last part, or the name on the hub.",
         ),
     ]
     device: Launched[shared.Device]
@@ -74,7 +77,7 @@ class ServeOptions:
             ),
         ]
     ]
-    num_replicas: Launched[Annotated[int, typer.Option(2, min=1, help="Replicas of the model, in all.")]]
+    num_replicas: Launched[Annotated[int, typer.Option(2, min=1, help="Replicas of each model, in all.")]]
     num_gpus: LaunchedOnAGpu[Annotated[int, typer.Option(1, min=1, help="GPUs to use.")]]
     servers: Launched[
         Annotated[

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 import grpc
 
+from tritonembed_protocol.served import FIRST
+
 Metadata = Sequence[tuple[str, str | bytes]]
 """gRPC's metadata: names and values."""
 
@@ -52,6 +54,12 @@ class ServerView:
     """How often it died or stopped answering while READY."""
     space: str = ""
     """The embedding space of its vectors, by its last check; empty if it can't tell."""
+    ensemble: str = FIRST
+    """Triton's name of the model. A server with several models has a view for each."""
+    dimensions: int = 0
+    """Of the model's vectors, by its last check; 0 before the first."""
+    max_length: int | None = None
+    """Tokens of the longest text; None if it is not known."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the line to the workers and for `status --json`."""
@@ -99,6 +107,8 @@ class Admission:
     """Whether a part was sent to a server. The other parts then wait for a place instead of being refused."""
     tokens: int = 0
     """Of the answers so far (`num_tokens`)."""
+    model: str = ""
+    """The ensemble that it was sent to last; empty before."""
 
 
 class Dispatcher(Protocol):
@@ -141,5 +151,8 @@ class Dispatcher(Protocol):
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last sent them."""
 
-    def serving(self) -> list[str]:
-        """Ids of the servers that get requests. The endpoint is ready while the list is not empty."""
+    def serving(self, model: str = "") -> list[str]:
+        """Ids of the servers that get requests. The endpoint is ready while the list is not empty.
+
+        model: those with this model, by Triton's name of it or of a part; empty for those with any model.
+        """

@@ -150,6 +150,7 @@ class WorkerConfig:
     """See data/hedging.py; None: requests are not hedged."""
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
+    more_models: tuple[ServedNames, ...] = ()
     """See data/model_names.py."""
     tls: Pems | None = None
     """None: both ports speak plain text."""
@@ -167,8 +168,8 @@ class WorkerConfig:
 
     @property
     def names(self) -> ServedNames:
-        """All names of the model, for clients."""
-        return ServedNames((self.model, *self.more_ids), self.other_names)
+        """All names of the models, for clients."""
+        return ServedNames((self.model, *self.more_ids), self.other_names, more=self.more_models)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the first line to the worker."""
@@ -182,6 +183,7 @@ class WorkerConfig:
         tenants = data["tenants"]
         changed = {
             "tls": tls,
+            "more_models": tuple(map(ServedNames.from_json, data["more_models"])),
             "server_tls": ClientTls(**data["server_tls"]),
             "tenants": None if tenants is None else tuple(map(Tenant.from_json, tenants)),
         }

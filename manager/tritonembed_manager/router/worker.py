@@ -18,7 +18,8 @@ from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
-from tritonembed_manager.router.data.metrics import WorkerMetrics, stats_line
+from tritonembed_manager.router.data.metrics import Meter, WorkerMetrics, stats_line
+from tritonembed_manager.router.data.models_dispatcher import ModelsDispatcher
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.quota_table import QuotaTable
 from tritonembed_manager.router.data.quotas import Quotas
@@ -31,6 +32,7 @@ from tritonembed_manager.router.log import set_up
 from tritonembed_manager.router.tls import Pems
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import make_policy
+from tritonembed_protocol.served import ServedModel
 
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
 """EXIT_ALONE: the parent has died. EXIT_CANNOT: a port is taken. EXIT_CUT: requests were cut after drain_timeout."""
@@ -56,25 +58,14 @@ class Worker:
         self._config = config
         self._link = link
         self._row = table.row(config.index)
-        self._pool = UpstreamPool(
-            self._row,
-            config.max_in_flight_per_server,
-            # Lines are dropped only after thousands that the parent has not read.
-            lambda server, why: link.report("suspect", may_drop=True, server=server, why=why),
-            ejected=lambda server, why, seconds: link.report("ejected", server=server, why=why, seconds=seconds),
-            tls=config.server_tls,
-        )
         self._quarantine = Quarantine()
         self._admission = AdmissionControl(self._row, config.max_in_flight, _MAX_BYTES)
-        self.dispatcher = TritonDispatcher(
-            self._pool,
-            make_policy(config.policy),
-            self._admission,
-            config.forward_timeout,
-            hedge_after=config.hedge_after,
-            quarantine=self._quarantine,
-            quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
-        )
+        self._meter = Meter()
+        self._dispatchers = {names.served.name: self._dispatcher_of(names.served) for names in config.names.models}
+        """By the names of the models' ensembles."""
+        self.dispatcher: Dispatcher = self._dispatchers[config.names.served.name]
+        if len(self._dispatchers) > 1:
+            self.dispatcher = ModelsDispatcher(self._dispatchers, config.names)
         self._metrics = metrics or WorkerMetrics()
         self._is_lame_duck = False
         self._status: dict[str, Any] = {}
@@ -91,7 +82,35 @@ class Worker:
             is_serving=lambda: not (self._is_lame_duck or self._admission.draining),
             door=door,
         )
-        self._pool.changed = self._endpoints.refresh
+        for one in self._dispatchers.values():
+            one.pool.changed = self._endpoints.refresh
+
+    def _dispatcher_of(self, served: ServedModel) -> TritonDispatcher:
+        """The dispatcher of one model."""
+        config, link = self._config, self._link
+        pool = UpstreamPool(
+            self._row,
+            config.max_in_flight_per_server,
+            # Lines are dropped only after thousands that the parent has not read.
+            lambda server, why: link.report("suspect", may_drop=True, server=server, why=why),
+            ejected=lambda server, why, seconds: link.report("ejected", server=server, why=why, seconds=seconds),
+            tls=config.server_tls,
+        )
+        return TritonDispatcher(
+            pool,
+            make_policy(config.policy),
+            self._admission,
+            config.forward_timeout,
+            meter=self._meter,
+            hedge_after=config.hedge_after,
+            quarantine=self._quarantine,
+            quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
+            served=served,
+        )
+
+    @property
+    def _pools(self) -> list[UpstreamPool]:
+        return [one.pool for one in self._dispatchers.values()]
 
     def _with_tenants(self, tenants: Tenants | None) -> tuple[Dispatcher, Door | None]:
         """The dispatcher of the endpoints, and their door, if there are tenants."""
@@ -101,7 +120,7 @@ class Worker:
             raise ValueError("tenants without a quota table")
         quotas = Quotas(QuotaTable(self._config.quota_fd), self._config.index)
         door = Door(tenants, quotas, self.dispatcher.refused, self._config.key_for_health, self._config.key_for_metrics)
-        return TenantDispatcher(self.dispatcher, quotas), door
+        return TenantDispatcher(self.dispatcher, quotas, self._config.names), door
 
     async def run(self) -> int:
         """Serve until the end. Returns the exit code."""
@@ -152,16 +171,20 @@ class Worker:
     def _handle(self, line: dict[str, Any]) -> None:
         kind = line["type"]
         if kind == "servers":
-            self._pool.update([ServerView.from_json(server) for server in line["servers"]])
+            views = [ServerView.from_json(server) for server in line["servers"]]
+            for name, one in self._dispatchers.items():
+                one.pool.update([view for view in views if view.ensemble == name])
         elif kind == "status":
             self._status, self._status_came = line, time.monotonic()
         elif kind == "cleared":
-            self._pool.cleared(line["server"])
+            for pool in self._pools:
+                pool.cleared(line["server"])
         elif kind == "lame_duck":
             self._is_lame_duck = True
             self._endpoints.refresh()
         elif kind == "ejected":
-            self._pool.eject_for(line["server"], line["why"], line["seconds"])
+            for pool in self._pools:
+                pool.eject_for(line["server"], line["why"], line["seconds"])
         elif kind == "quarantine":
             for digest, until in line["until"].items():
                 self._quarantine.add(digest, until)
@@ -170,7 +193,8 @@ class Worker:
         elif kind == "tenants" and self._tenants is not None:
             self._tenants.update(map(Tenant.from_json, line["tenants"]))
         elif kind == "server_tls":
-            self._pool.set_tls(ClientTls(**line["pems"]))
+            for pool in self._pools:
+                pool.set_tls(ClientTls(**line["pems"]))
         elif kind == "drain":
             self.drain()
         elif kind in TO_ALL_WORKERS:
@@ -189,7 +213,8 @@ class Worker:
             await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
         except asyncio.TimeoutError:
             self._link.report("cut", requests=self._row.admitted())
-            self.dispatcher.cut()
+            for one in self._dispatchers.values():
+                one.cut()
             await self._admission.drained()
             self._end(EXIT_CUT)
         self._end(EXIT_DRAINED)
@@ -202,7 +227,8 @@ class Worker:
     async def _eject_stalled(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_FOR_STALLS_S)
-            self._pool.eject_stalled()
+            for pool in self._pools:
+                pool.eject_stalled()
 
     async def _count(self) -> None:
         while True:
@@ -210,15 +236,18 @@ class Worker:
             self._collect()
 
     def _collect(self) -> None:
-        tallies = self.dispatcher.meter.collect()
-        servers = self._pool.servers()
-        in_flight, waiting = self._row.admitted(), self._pool.waiting
-        self._metrics.take(tallies, in_flight=in_flight, waiting=waiting, servers=servers)
+        tallies = self._meter.collect()
+        servers = [server for pool in self._pools for server in pool.servers()]
+        in_flight, waiting = self._row.admitted(), sum(pool.waiting for pool in self._pools)
+        self._metrics.take(
+            tallies, in_flight=in_flight, waiting=waiting, servers=servers, name=self._config.names.of_ensemble
+        )
         self._link.report("stats", may_drop=True, **stats_line(tallies, in_flight, waiting, servers))
 
     async def _close(self) -> None:
         await self._endpoints.stop(self._config.closing_timeout / 3)
-        await self._pool.close()
+        for pool in self._pools:
+            await pool.close()
         self._collect()
         await self._link.close()
 

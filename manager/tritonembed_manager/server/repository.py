@@ -19,19 +19,25 @@ from tritonembed_manager.server.settings import RenderSettings
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 
-def check_models(models: Sequence[RenderSettings]) -> None:
-    """Check all of them as `check_model` does. Of several models, the StartError names the one at fault."""
+def check_models(models: Sequence[RenderSettings]) -> list[int | None]:
+    """Check all of them as `check_model` does. Of several models, the StartError names the one at fault.
+
+    Returns the tokens of the longest text of each; None if they are not known.
+    """
+    lengths = []
     for model in models:
         try:
-            check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
+            lengths.append(check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len")))
         except StartError as error:
             raise StartError(f"{model.served.name}: {error}" if len(models) > 1 else str(error)) from None
+    return lengths
 
 
-def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> None:
+def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> int | None:
     """Raise StartError if this is no embedding model with a tokenizer, or if it can't take `max_model_len` tokens.
 
-    max_model_len: vLLM's engine argument; None if it was not given.
+    max_model_len: vLLM's engine argument; None if it was not given. Returns the tokens of the longest text; None if the
+    packages that read a model are not installed here.
     """
     try:
         from tritonembed_engine.errors import ModelError
@@ -39,7 +45,7 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
         from tritonembed_engine.model.folder import read_object
     except ImportError:
         # Only the manager is installed, without the packages that read a model. The server will check the model.
-        return
+        return None
     try:
         files = read_model_files(model, revision)
         # Otherwise only Triton's processes would find half a tokenizer.json, as an interrupted download leaves it.
@@ -48,6 +54,7 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
         raise StartError(f"--model: {error}") from None
     if max_model_len is not None and max_model_len > files.max_length:
         raise StartError(f"--max-model-len: {max_model_len} tokens, but {files.name} takes at most {files.max_length}")
+    return max_model_len or files.max_length
 
 
 def token_outputs(model: str, revision: str | None) -> tuple[str, ...]:

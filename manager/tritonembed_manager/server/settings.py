@@ -40,6 +40,8 @@ class RenderSettings:
     """The given vLLM engine arguments, by their Python names."""
     served: ServedModel = FIRST_MODEL
     """What the server calls the model."""
+    memory_part: float = 1.0
+    """Part of the memory that the models of a GPU share."""
 
     def __post_init__(self) -> None:
         if self.device == "cpu":
@@ -78,14 +80,15 @@ class RenderSettings:
         return [gpus[first : first + size] for first in range(0, len(gpus), size)]
 
     def gpu_memory_share(self) -> float:
-        """Part of a GPU's memory that one replica takes: vLLM's `gpu_memory_utilization` divided by `replicas`.
+        """Part of a GPU's memory that one replica takes: vLLM's `gpu_memory_utilization` divided among models and
+        replicas.
 
         Raises StartError if `gpu_memory_utilization` is not above 0 and at most 1.
         """
         whole = float(self.vllm.get("gpu_memory_utilization", GPU_MEMORY_UTILIZATION))
         if not 0 < whole <= 1:
             raise StartError("--gpu-memory-utilization must be above 0 and at most 1")
-        return round(whole / self.replicas, 4)
+        return round(whole * self.memory_part / self.replicas, 4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -128,10 +128,13 @@ class _Service:
 
     async def replica_info(self, _request: arctic.ReplicaInfoRequest, _context: Any) -> arctic.ReplicaInfoResponse:
         serving = set(self._dispatcher.serving())
-        ready = [server.id in serving for server in self._dispatcher.servers() for _replica in range(server.replicas)]
+        replicas = [server for server in self._dispatcher.servers() for _replica in range(server.replicas)]
+        ready = [server.id in serving for server in replicas]
         infos = [
-            arctic.SingleReplicaInfoResponse(model_name=self._names.model, task=_TASK, ready=is_ready)
-            for is_ready in ready
+            arctic.SingleReplicaInfoResponse(
+                model_name=self._names.of_ensemble(server.ensemble), task=_TASK, ready=is_ready
+            )
+            for server, is_ready in zip(replicas, ready, strict=True)
         ]
         return arctic.ReplicaInfoResponse(replica_infos=infos, n_replicas=len(ready), n_healthy_replicas=sum(ready))
 
@@ -166,7 +169,8 @@ def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> byte
 
     names: the names that model_name may have; it may also be empty.
     """
-    if request.model_name and request.model_name not in names:
+    found = names.find(request.model_name) if request.model_name else names
+    if found is None:
         raise BadRequest("model_name: this server has no such model; GetReplicaInfo names it")
     by_ids = bool(request.token_id_bytes_i32)
     given = len(request.token_id_bytes_i32 if by_ids else request.prompts)
@@ -177,7 +181,7 @@ def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> byte
         raise BadRequest("there are no prompts")
     elements = list(request.token_id_bytes_i32) if by_ids else encode_texts(list(request.prompts))
     infer = service_pb2.ModelInferRequest(
-        model_name="embedder" if by_ids else "embedding",
+        model_name=found.served.embedder if by_ids else found.served.name,
         id=request.request_id,
         raw_input_contents=[frame(elements)],
     )

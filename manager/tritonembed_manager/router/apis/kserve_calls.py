@@ -35,7 +35,7 @@ _MAX_SIZE = 1 << 20
 def read_message(method: str, encoded: bytes, names: ServedNames) -> tuple[Any, str]:
     """The message with its model's name as servers know it; and the name that was asked for, if it is another.
 
-    names: aliases of the ensemble. Raises DispatchError (INVALID_ARGUMENT, PERMISSION_DENIED).
+    names: of the models. Raises DispatchError (INVALID_ARGUMENT, PERMISSION_DENIED).
     """
     request = getattr(service_pb2, f"{method}Request")
     if len(encoded) > _MAX_SIZE:
@@ -55,6 +55,11 @@ def read_message(method: str, encoded: bytes, names: ServedNames) -> tuple[Any, 
         return message, ""
     setattr(message, _NAME_OF[method], name)
     return message, asked
+
+
+def name_of(method: str, message: Any) -> str:
+    """The model's name in a message of `read_message`; empty if it has none."""
+    return str(getattr(message, _NAME_OF[method])) if method in _NAME_OF else ""
 
 
 def answer_as_asked(method: str, encoded: bytes, alias: str) -> bytes:
@@ -96,15 +101,23 @@ _UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 
 
 async def call_all(
-    dispatcher: Dispatcher, method: str, message: bytes, *, timeout: float | None, or_unavailable: bool = False
+    dispatcher: Dispatcher,
+    method: str,
+    message: bytes,
+    *,
+    timeout: float | None,
+    or_unavailable: bool = False,
+    model: str = "",
 ) -> list[bytes]:
     """The answers of all servers that receive requests, at least one. Raises the first DispatchError.
 
+    model: only those with this model, by Triton's name; empty for all.
+
     or_unavailable: some servers may be unavailable, but not all.
     """
-    calls = [dispatcher.call(method, message, timeout=timeout, server=server) for server in dispatcher.serving()] or [
-        dispatcher.call(method, message, timeout=timeout)
-    ]
+    calls = [
+        dispatcher.call(method, message, timeout=timeout, server=server) for server in dispatcher.serving(model)
+    ] or [dispatcher.call(method, message, timeout=timeout)]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     good = [answer for answer in answers if isinstance(answer, bytes)]
     for answer in answers:

@@ -19,6 +19,7 @@ from tritonembed_manager.router.apis.kserve_calls import (
     call_all,
     check_admin,
     check_load,
+    name_of,
     read_message,
 )
 from tritonembed_manager.router.data import spaces
@@ -119,6 +120,12 @@ class _Service:
     async def model_ready(self, request: bytes, context: Any) -> bytes:
         if not self._is_serving() or not self._dispatcher.serving():
             return _FALSE
+        try:
+            name = name_of("ModelReady", read_message("ModelReady", request, self._names)[0])
+        except DispatchError as error:
+            return await refuse(context, error)
+        if self._names.more and self._names.of_part(name) and not self._dispatcher.serving(name):
+            return _FALSE
         return await self.ask_any("ModelReady")(request, context)
 
     async def model_statistics(self, request: bytes, context: Any) -> bytes:
@@ -172,7 +179,10 @@ class _Service:
         try:
             message, alias = read_message(method, request, self._names)
             encoded = message.SerializeToString()
-            answers = await call_all(self._dispatcher, method, encoded, timeout=timeout, or_unavailable=or_unavailable)
+            model = name_of(method, message)
+            answers = await call_all(
+                self._dispatcher, method, encoded, timeout=timeout, or_unavailable=or_unavailable, model=model
+            )
             return answers, alias
         except DispatchError as error:
             await refuse(context, error)

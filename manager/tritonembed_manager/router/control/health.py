@@ -129,7 +129,9 @@ class ScrapeWatch:
             if not upstream.launched and upstream.state is ServerState.READY
         ]
         read = await asyncio.gather(*(self._reads(upstream.metrics_address) for upstream in members))
-        self._missing = [upstream.id for upstream, found in zip(members, read, strict=True) if not found]
+        # A server with several models is named once.
+        missing = {up.address: up.id for up, found in zip(reversed(members), reversed(read), strict=True) if not found}
+        self._missing = list(reversed(missing.values()))
 
     async def _reads(self, address: str | None) -> bool:
         return address is not None and await self._read(address) is not None

@@ -1,5 +1,6 @@
 """The plan of servers: how many Triton servers run the replicas, and on which GPUs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -64,6 +65,11 @@ def plan_servers(
     count = servers or len(groups)
     spread = _dedicated if assignment == "dedicated" else _shared
     return spread(base, groups, num_replicas, count)
+
+
+def on_gpus(plan: ServerPlan, gpus: Sequence[int]) -> ServerPlan:
+    """The plan on these GPUs instead of the first ones."""
+    return replace(plan, gpus=tuple(gpus[index] for index in plan.gpus))
 
 
 def _dedicated(base: RenderSettings, groups: list[tuple[int, ...]], replicas: int, count: int) -> list[ServerPlan]:

@@ -3,6 +3,7 @@
 The vectors of fixed sentences are a server's fingerprint: they show its model, pooling and precision.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.probe import ProbeError, Vectors
 from tritonembed_protocol.printable import printable
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import model_part
 
 SAME = 0.999
@@ -135,6 +137,12 @@ class Upstream:
     """The current step of its start, a better reason than that it does not answer yet."""
     space: str = ""
     """The embedding space of its vectors; empty if it is not known."""
+    model: ServedModel = FIRST_MODEL
+    """The model of a server with several is a member of its own."""
+    dimensions: int = 0
+    """Of its vectors, by its last check."""
+    max_length: int | None = None
+    """Tokens of the longest text; None if it is not known."""
     out_until: float = 0.0
     suspicions: Restarts = field(default_factory=lambda: Restarts(SUSPICION_LIMITS))
 
@@ -153,6 +161,9 @@ class Upstream:
             why=self.why,
             deaths=self.deaths,
             space=self.space,
+            ensemble=self.model.name,
+            dimensions=self.dimensions,
+            max_length=self.max_length,
         )
 
 
@@ -175,7 +186,8 @@ class UpstreamRegistry:
         self._clock = clock
         self._changed = changed
         self._busy = busy
-        self._agreement = Agreement()
+        self._agreements: defaultdict[str, Agreement] = defaultdict(Agreement)
+        """By model."""
         self._awaited: set[str] = set()
         self._first_answers: dict[str, Fingerprint] = {}
 
@@ -196,6 +208,7 @@ class UpstreamRegistry:
         launched: bool = False,
         replicas: int = 1,
         awaited: bool = False,
+        model: ServedModel = FIRST_MODEL,
     ) -> Upstream:
         """Add a server. awaited: no server becomes READY before the first answers of all awaited servers are compared.
 
@@ -206,6 +219,7 @@ class UpstreamRegistry:
         if slot is None:
             raise ValueError(f"no more than {self._slots} servers at a time")
         upstream = Upstream(id, slot, address, http_address, metrics_address, launched, replicas, since=self._clock())
+        upstream.model = model
         self.members[id] = upstream
         if awaited:
             self._awaited.add(id)
@@ -214,8 +228,7 @@ class UpstreamRegistry:
 
     def remove(self, id: str) -> None:
         """Forget a server, which must get no requests any more."""
-        del self.members[id]
-        self._agreement.leave([id])
+        self._agreement_of(self.members.pop(id)).leave([id])
         self._first_answers.pop(id, None)
         self._settle_without(id)
         self._changed()
@@ -237,13 +250,13 @@ class UpstreamRegistry:
     def answered(self, upstream: Upstream, vectors: Vectors, space: str = "") -> None:
         """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown."""
         upstream.failures = 0
-        if upstream.space != space:
-            upstream.space = space
+        if (upstream.space, upstream.dimensions) != (space, vectors.shape[1]):
+            upstream.space, upstream.dimensions = space, vectors.shape[1]
             self._changed()
         answer = Fingerprint(vectors, space)
         if upstream.state in (ServerState.DRAINING, ServerState.FAILED):
             return
-        if not self._agreement.settled:
+        if not self._agreement_of(upstream).settled:
             self._first_answers[upstream.id] = answer
             self._settle_without(upstream.id)
             return
@@ -287,8 +300,11 @@ class UpstreamRegistry:
         upstream.failures = 0
         self.set_state(upstream, state, why)
 
+    def _agreement_of(self, upstream: Upstream) -> Agreement:
+        return self._agreements[upstream.model.name]
+
     def _judge(self, upstream: Upstream, answer: Fingerprint) -> None:
-        refusal = self._agreement.judge(upstream.id, answer)
+        refusal = self._agreement_of(upstream).judge(upstream.id, answer)
         if refusal is not None:
             self.set_state(upstream, ServerState.REFUSED, refusal)
         elif self._clock() >= upstream.out_until:
@@ -300,6 +316,10 @@ class UpstreamRegistry:
             return
         answers = {key: self._first_answers[key] for key in self.members if key in self._first_answers}
         self._first_answers.clear()
-        self._agreement.settle(answers)
+        of_models: defaultdict[str, dict[str, Fingerprint]] = defaultdict(dict)
+        for key, answer in answers.items():
+            of_models[self.members[key].model.name][key] = answer
+        for model, own in of_models.items():
+            self._agreements[model].settle(own)
         for key, answer in answers.items():
             self._judge(self.members[key], answer)

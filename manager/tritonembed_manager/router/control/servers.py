@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
@@ -13,6 +13,7 @@ from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import warn
 from tritonembed_manager.server.probe import GrpcProbe, Probe
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _LEAVE_POLL_S = 0.1
 LEAST_LEAVE_S = 1.0
@@ -21,6 +22,8 @@ LEAST_LEAVE_S = 1.0
 
 class Servers:
     """Launched and attached servers. `close` ends their tasks.
+
+    models: those that attached servers may have. A server with several models is a member of the registry for each.
 
     leave_timeout: seconds for the requests of a server that is no longer listed. cleared: called with the id of a
     suspected server that a check found well.
@@ -35,7 +38,8 @@ class Servers:
         *,
         leave_timeout: float,
         cleared: Callable[[str], None] = lambda _: None,
-        make_probe: Callable[[str], Probe] = GrpcProbe,
+        make_probe: Callable[..., Probe] = GrpcProbe,
+        models: Sequence[ServedModel] = (FIRST_MODEL,),
     ) -> None:
         self.registry = registry
         self.launched: dict[str, LaunchedServer] = {}
@@ -45,13 +49,25 @@ class Servers:
         self._leave_timeout = leave_timeout
         self._cleared = cleared
         self._make_probe = make_probe
+        self._models = models
         self._watches: dict[str, HealthWatch] = {}
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._runs: list[asyncio.Task[None]] = []
 
-    def launch(self, id: str, spec: LaunchSpec, address: Address, replicas: int) -> LaunchedServer:
-        """Start a server and keep it running. Raises ValueError if no slot is free."""
+    def launch(
+        self,
+        id: str,
+        spec: LaunchSpec,
+        address: Address,
+        replicas: int,
+        model: ServedModel = FIRST_MODEL,
+        max_length: int | None = None,
+    ) -> LaunchedServer:
+        """Start a server of one model and keep it running. Raises ValueError if no slot is free.
+
+        max_length: tokens of the longest text.
+        """
         upstream = self.registry.add(
             id,
             address.grpc,
@@ -59,7 +75,9 @@ class Servers:
             metrics_address=address.metrics,
             launched=True,
             replicas=replicas,
+            model=model,
         )
+        upstream.max_length = max_length
         server = self.launched[id] = LaunchedServer(spec, self.registry, upstream)
         self._watch(upstream, broken=server.broken)
         run = asyncio.create_task(server.run())
@@ -72,17 +90,17 @@ class Servers:
 
         first: this is the list at the start. The vectors of its servers are compared before any of them is READY.
         """
-        wanted = {address.grpc: address for address in addresses}
+        wanted = {_id(address, model): (address, model) for address in addresses for model in self._models}
         for id, upstream in list(self.registry.members.items()):
             if not upstream.launched and id not in wanted and id not in self._leaving:
                 self._leaving[id] = asyncio.create_task(self._leave(upstream))
-        for id, address in wanted.items():
+        for id, (address, model) in wanted.items():
             if id in self._leaving:
                 self._leaving.pop(id).cancel()
                 self.registry.set_state(self.registry.members[id], ServerState.UNHEALTHY, "back on the list")
                 self._watches[id].check_now()
             elif id not in self.registry.members:
-                self._attach(id, address, first)
+                self._attach(id, address, model, first)
 
     def suspect(self, id: str, why: str) -> None:
         """A worker suspects the server: check it at once."""
@@ -140,10 +158,15 @@ class Servers:
         if error is not None:
             self.registry.down(upstream, ServerState.FAILED, f"{type(error).__name__} while running it: {error}")
 
-    def _attach(self, id: str, address: Address, first: bool) -> None:
+    def _attach(self, id: str, address: Address, model: ServedModel, first: bool) -> None:
         try:
             upstream = self.registry.add(
-                id, address.grpc, http_address=address.http, metrics_address=address.metrics, awaited=first
+                id,
+                address.grpc,
+                http_address=address.http,
+                metrics_address=address.metrics,
+                awaited=first,
+                model=model,
             )
         except ValueError as error:
             warn("server_ignored", str(error), server=id)
@@ -158,7 +181,7 @@ class Servers:
             before, seen = seen, self._traffic.answered(upstream.id)
             return seen > before
 
-        probe = self._make_probe(upstream.address)
+        probe = self._make_probe(upstream.address, model=upstream.model)
         watch = HealthWatch(
             self.registry,
             upstream,
@@ -185,3 +208,8 @@ class Servers:
             task.cancel()
         self.registry.remove(upstream.id)
         self._traffic.forget(upstream.id)
+
+
+def _id(address: Address, model: ServedModel) -> str:
+    """The id of an attached server; of a further model at it, `NAME@…`."""
+    return address.grpc if model.is_first else f"{model.name}@{address.grpc}"

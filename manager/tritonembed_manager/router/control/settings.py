@@ -105,6 +105,7 @@ class ServeSettings:
     """See data/hedging.py."""
     more_ids: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
+    more_models: tuple[ServedNames, ...] = ()
     """See data/model_names.py."""
     tls: TlsFiles | None = None
     """None: the ports speak plain text."""
@@ -126,8 +127,8 @@ class ServeSettings:
 
     @property
     def names(self) -> ServedNames:
-        """All names of the model, for clients."""
-        return ServedNames((self.model, *self.more_ids), self.other_names)
+        """All names of the models, for clients."""
+        return ServedNames((self.model, *self.more_ids), self.other_names, more=self.more_models)
 
     def server_tls(self) -> ClientTls:
         """What servers with grpcs:// are reached with now."""
@@ -159,6 +160,7 @@ class ServeSettings:
             model=self.model,
             more_ids=self.more_ids,
             other_names=self.other_names,
+            more_models=self.more_models,
             policy=self.policy,
             forward_timeout=self.forward_timeout,
             drain_timeout=drain.work,

@@ -17,13 +17,15 @@ from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.workers import WorkerPool
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.ports import HeldPorts
-from tritonembed_manager.server.repository import MODEL_VARIABLE, check_model, render
+from tritonembed_manager.server.repository import MODEL_VARIABLE, check_models, render
 from tritonembed_manager.server.run_folder import RunFolder, warning, work_folder
 from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment, find_tritonserver
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _SHOWS_MORE = "(--log-verbose shows more)"
 
@@ -37,23 +39,30 @@ class StartJudge:
         launched: Mapping[str, LaunchedServer],
         workers: WorkerPool,
         envoy: EnvoyDataPlane | None = None,
+        *,
+        names: ServedNames | None = None,
     ) -> None:
+        """names: of the models, each of which needs a server."""
+        self._names = names or ServedNames()
         self._registry = registry
         self._envoy = envoy
         self._launched = launched
         self._workers = workers
 
     def started(self) -> bool:
-        """Whether every worker listens, a server is READY, and no other server is still starting.
+        """Whether every worker listens, each model has a READY server, and no other server is still starting.
 
-        Raises ManagerError if that can't happen any more: no worker can listen, or no launched server starts.
+        Raises ManagerError if that can't happen any more: no worker can listen, or no launched server of a model
+        starts.
         """
         if self._workers.outage is not None:
             raise StartError(self._workers.outage)
         if self._envoy is not None and self._envoy.outage is not None:
             raise StartError(self._envoy.outage)
-        if not self._registry.ready():
-            self._raise_if_hopeless()
+        missing = self._missing()
+        for names in missing:
+            self._raise_if_hopeless(names)
+        if missing:
             return False
         listening = self._workers.ready and (self._envoy is None or self._envoy.ready)
         return listening and not any(self._is_starting(id) for id in self._registry.members)
@@ -64,7 +73,9 @@ class StartJudge:
             return "a worker does not listen yet"
         if self._envoy is not None and not self._envoy.ready:
             return "Envoy does not listen yet"
-        reasons = [f"{upstream.id}: {upstream.why}" for upstream in self._registry.members.values() if upstream.why]
+        missing = [names.served for names in self._missing()]
+        members = [one for one in self._registry.members.values() if not missing or one.model in missing]
+        reasons = [f"{upstream.id}: {upstream.why}" for upstream in members if upstream.why]
         return reasons[0] if reasons else "no server is known"
 
     def _is_starting(self, id: str) -> bool:
@@ -72,13 +83,19 @@ class StartJudge:
             return False
         return self._registry.members[id].state is ServerState.STARTING
 
-    def _raise_if_hopeless(self) -> None:
-        launched = list(self._launched.values())
+    def _missing(self) -> list[ServedNames]:
+        """The models without a READY server."""
+        ready = {upstream.model for upstream in self._registry.ready()}
+        return [names for names in self._names.models if names.served not in ready]
+
+    def _raise_if_hopeless(self, names: ServedNames) -> None:
+        which = f"{names.model}: " if self._names.more else ""
+        launched = [server for server in self._launched.values() if server.upstream.model == names.served]
         for server in launched:
             if server.our_reason is not None:
-                raise StartError(f"{server.our_reason} {_SHOWS_MORE}")
+                raise StartError(f"{which}{server.our_reason} {_SHOWS_MORE}")
         if launched and all(server.failed_first_start.is_set() for server in launched):
-            raise ManagerError(f"{launched[0].first_failure} {_SHOWS_MORE}")
+            raise ManagerError(f"{which}{launched[0].first_failure} {_SHOWS_MORE}")
 
 
 _PORTS_EACH = 3
@@ -92,12 +109,15 @@ class Prepared:
     spec: LaunchSpec
     address: Address
     replicas: int
+    model: ServedModel = FIRST_MODEL
+    max_length: int | None = None
+    """Tokens of the longest text; None if it is not known."""
 
 
 def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, stack: ExitStack) -> list[Prepared]:
     """Write the repositories and hold the ports until `stack` closes. Raises StartError, in one line."""
-    model = launch.plans[0].render
-    check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len"))
+    models = list({plan.render.served: plan.render for plan in launch.plans}.values())
+    lengths = dict(zip((model.served for model in models), check_models(models), strict=True))
     installation = find_tritonserver(launch.tritonserver, run.path)
     work = work_folder(launch.work_dir, run)
     if line := warning(launch.work_dir):
@@ -130,9 +150,8 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, sta
             log_requests=False,
         )
         address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
-        prepared.append(
-            Prepared(id, _spec(launch, plan, server, installation, repository, run), address, plan.replicas)
-        )
+        spec, served = _spec(launch, plan, server, installation, repository, run), plan.render.served
+        prepared.append(Prepared(id, spec, address, plan.replicas, served, lengths[served]))
     return prepared
 
 

@@ -1,6 +1,7 @@
 """The status: a JSON object that `/status`, the status page and `tritonembed-manager status` show.
 
-{"type": "status", "version": str, "model": str, "policy": str, "time": unix seconds, "uptime_s": s, "draining": bool,
+{"type": "status", "version": str, "model": str, "models": [str, …] if there are several,
+ "policy": str, "time": unix seconds, "uptime_s": s, "draining": bool,
  "lame_duck": bool,
  "warnings": [str, …], "workers": {"count": n, "ready": n, "restarts": n},
  "totals": {"in_flight": n, "waiting": n, "requests": n, "errors": n, "rate": 1/s, "p50_ms": ms or null, "p99_ms": …,
@@ -24,6 +25,7 @@ from typing import Any
 
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 
 RATE_WINDOW_S = 10.0
@@ -176,7 +178,7 @@ class Snapshots:
         traffic: Traffic,
         table: LoadTable,
         *,
-        model: str,
+        names: ServedNames,
         policy: str,
         warnings: Sequence[str] = (),
         more_warnings: Callable[[], Sequence[str]] = list,
@@ -191,10 +193,12 @@ class Snapshots:
         self._registry = registry
         self._traffic = traffic
         self._table = table
-        self._fixed = {"type": "status", "version": _version(), "model": model, "policy": policy}
+        self._fixed: dict[str, Any] = {"type": "status", "version": _version(), "model": names.model, "policy": policy}
+        if names.more:
+            self._fixed["models"] = [each.model for each in names.models]
         self._warnings = list(warnings)
         self._more_warnings = more_warnings
-        self._model = model
+        self._names = names
         self._clock = clock
         self._began = clock()
 
@@ -204,7 +208,7 @@ class Snapshots:
         servers = [
             {
                 **upstream.view().to_json(),
-                "model": self._model,
+                "model": self._names.of_ensemble(upstream.model.name),
                 "why": f"ejected: {upstream.ejected}" if now < upstream.ejected_until else upstream.why,
                 "for_s": round(now - upstream.since, 1),
                 "in_flight": self._table.in_flight(upstream.slot),

@@ -34,6 +34,7 @@ from tritonembed_manager.server.ports import check_ports
 from tritonembed_manager.server.probe import GrpcProbe
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
 from tritonembed_manager.server.signals import stop_signals
+from tritonembed_protocol.served import FIRST
 
 STATUS_EVERY_S = 1.0
 _ECHO_S = 0.25
@@ -71,13 +72,14 @@ class Supervisor:
             leave_timeout=settings.drain_timeout,
             cleared=lambda id: self._workers.send({"type": "cleared", "server": id}),
             make_probe=partial(GrpcProbe, tls=settings.server_tls),
+            models=[each.served for each in settings.names.models],
         )
         self._scrapes = ScrapeWatch(self._registry)
         self._snapshots = Snapshots(
             self._registry,
             self._traffic,
             self._table,
-            model=settings.model,
+            names=settings.names,
             policy=settings.policy,
             warnings=settings.warnings,
             more_warnings=self._warnings,
@@ -152,7 +154,9 @@ class Supervisor:
         if self._envoy is not None:
             self._background(self._envoy.run())
         for server in self._prepared:
-            self._servers.launch(server.id, server.spec, server.address, server.replicas)
+            self._servers.launch(
+                server.id, server.spec, server.address, server.replicas, server.model, server.max_length
+            )
         attach = self._settings.attach
         if attach is not None:
             self._background(self._scrapes.run())
@@ -171,7 +175,9 @@ class Supervisor:
             self._background(self._usage.keep())
         if self._store is not None:
             self._background(self._store.keep())
-        judge = StartJudge(self._registry, self._servers.launched, self._workers, self._envoy)
+        judge = StartJudge(
+            self._registry, self._servers.launched, self._workers, self._envoy, names=self._settings.names
+        )
         await self._wait(lambda: bool(self._signals) or judge.started(), self._settings.startup_timeout)
         if self._signals:
             log("stopped", f"{self._signals[-1].name}: start abandoned")
@@ -282,7 +288,8 @@ class Supervisor:
         self._servers.changed()
         self._workers.send(self._servers_line())
         if self._envoy is not None:
-            self._envoy.update(self._registry.views())
+            # Requests for other models go to the workers.
+            self._envoy.update([view for view in self._registry.views() if view.ensemble == FIRST])
         # At once, so that a status right after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()

@@ -13,34 +13,26 @@ may stand where its hash belongs.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.data.quota_table import SLOTS
 from tritonembed_manager.router.data.tenants import Key, Tenant
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.files import read_small
+from tritonembed_manager.server.yaml_files import parse_yaml
 
 OPTION = "--tenants"
 EVERY_S = 0.5
 _MOST_TENANTS, _MOST_KEYS, _MOST_MODELS = 1000, 100, 100
 _MOST_PER_MINUTE = 10**12
-_DEEPEST = 8
-_Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _Count = Annotated[int, Field(ge=1, le=_MOST_PER_MINUTE)]
-_WORDS = {
-    "extra_forbidden": "there is no such field",
-    "missing": "this field is missing",
-    "model_type": "it must have fields",
-}
-"""Ours for some errors of pydantic, by their types."""
 _STRICT = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
@@ -102,12 +94,7 @@ class _Content(BaseModel):
 
 def parse_tenants(content: bytes) -> list[Tenant]:
     """The tenants in the content of a file. Raises ValueError, in one line."""
-    try:
-        found = _Content.model_validate(_load(content))
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        message = _WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{_place(first['loc'])}{message}") from None
+    found = parse_yaml(content, _Content)
     tenants = [entry.tenant() for entry in found.tenants]
     names = [tenant.name for tenant in tenants]
     if (twice := _twice(names)) is not None:
@@ -126,56 +113,6 @@ def _twice(values: list[str]) -> str | None:
             return value
         seen.add(value)
     return None
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    """Such as `tenants[2].keys[0].sha256: `; an unknown field is shown, if it may be a field at all."""
-    text = ""
-    for part in location:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        else:
-            text += f".{part if re.fullmatch('[a-z0-9_]{1,32}', part) else '…'}"
-    return f"{text.lstrip('.')}: " if text else "the file: "
-
-
-class _Unique(_Loader):  # type: ignore[misc]
-    """A loader that refuses a key which occurs twice in a mapping; YAML's own would take the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [self.construct_object(name, deep=True) for name, _ in node.value]
-        if len({repr(name) for name in names}) < len(names):
-            raise _Wrong("a field occurs twice", node.start_mark)
-        found: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return found
-
-
-class _Wrong(yaml.MarkedYAMLError):  # type: ignore[misc]
-    def __init__(self, what: str, mark: yaml.Mark) -> None:
-        super().__init__(problem_mark=mark)
-        self.what = what
-
-
-def _load(content: bytes) -> Any:
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ValueError("it is not UTF-8") from None
-    try:
-        depth = 0
-        for event in yaml.parse(text, Loader=_Loader):
-            # Nine lines of aliases can stand for a billion strings. A list of tenants needs none.
-            if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None):
-                raise _Wrong("anchors and aliases (& and *) are not allowed", event.start_mark)
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if depth > _DEEPEST:
-                raise _Wrong("it is nested too deeply", event.start_mark)
-        return yaml.load(text, Loader=_Unique)
-    except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Their texts hold what stands in the file.
-        mark = getattr(error, "problem_mark", None)
-        at = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ValueError(f"{at}{error.what if isinstance(error, _Wrong) else 'it is not valid YAML'}") from None
 
 
 class TenantsFile:

@@ -31,6 +31,7 @@ from tritonembed_manager.router.data.split import rows_of
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import is_refusal
 from tritonembed_protocol.status import Outcome, classify, is_about_models, status_of, unreachable_deadline
 
@@ -43,6 +44,7 @@ _CODE = grpc.StatusCode
 class TritonDispatcher:
     """The Dispatcher of a worker; interfaces.py describes its methods.
 
+    served: the model that the servers of the pool have.
     hedge_after: when an interactive request is late (hedging.py); None: requests are not hedged.
     quarantined: called with the digest of a query of death and the ids of the servers that died with it.
     """
@@ -58,7 +60,10 @@ class TritonDispatcher:
         quarantined: Callable[[str, list[str]], None] = lambda _digest, _servers: None,
         clock: Callable[[], float] = time.monotonic,
         hedge_after: After | None = None,
+        served: ServedModel = FIRST_MODEL,
     ) -> None:
+        self._served = served
+        self._with_vectors = frozenset(name.encode() for name in served.with_vectors)
         self.pool = pool
         self.admission = admission
         self.meter = meter or Meter()
@@ -77,8 +82,8 @@ class TritonDispatcher:
         """All servers, as the parent last reported them."""
         return self.pool.views()
 
-    def serving(self) -> list[str]:
-        """Ids of the servers that receive requests; see interfaces.py."""
+    def serving(self, model: str = "") -> list[str]:  # noqa: ARG002
+        """Ids of the servers that receive requests; see interfaces.py. They all have the one model."""
         return [server.key for server in self.pool.serving]
 
     async def infer(
@@ -99,8 +104,10 @@ class TritonDispatcher:
                 self.refused(error.code)
             raise
         if admitted is not None:
+            admitted.model = self._served.name
             return await self._answer(self._prepare(request, forwards, admitted))
         with self.admitted(len(request), timeout=timeout, caller=caller) as own:
+            own.model = self._served.name
             return await self._answer(self._prepare(request, forwards, own))
 
     @contextmanager
@@ -115,11 +122,12 @@ class TritonDispatcher:
         """Admit a request that is sent to the servers in parts; see interfaces.py."""
         began = self._clock()
         code = _CODE.CANCELLED
+        admission = Admission(began + seconds(timeout, self._forward_timeout), caller)
         try:
             self.admission.enter(size)
             self._callers.enter(caller)
             try:
-                yield Admission(began + seconds(timeout, self._forward_timeout), caller)
+                yield admission
                 code = _CODE.OK
             finally:
                 self._callers.leave(caller)
@@ -128,7 +136,7 @@ class TritonDispatcher:
             code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
             raise
         finally:
-            self.meter.request(code, self._clock() - began)
+            self.meter.request(code, self._clock() - began, admission.model, admission.tokens)
 
     def refused(self, code: grpc.StatusCode) -> None:
         """Count a request that an endpoint refused; see interfaces.py."""
@@ -171,7 +179,7 @@ class TritonDispatcher:
 
     async def _answer(self, request: Request) -> bytes:
         """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
-        rows = rows_of(request.message) if self._queue.must_split(request) else None
+        rows = rows_of(request.message, self._served) if self._queue.must_split(request) else None
         if rows is not None:
             self._refuse_if_full(request)
             try:
@@ -254,7 +262,7 @@ class TritonDispatcher:
     def _begin(self, request: Request, server: Upstream) -> Attempt:
         now = self._clock()
         try:
-            space = spaces.of_request(request.envelope.model, server)
+            space = spaces.of_request(request.envelope.model, self._with_vectors, server)
             message = request.timed_message(now, space)
             left = request.admitted.deadline - now
             counted = self._queue.counted(request, server)

@@ -8,7 +8,7 @@ alone, each request would cost several writes to a file in shared memory. In mul
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,8 @@ class Tallies:
 
     total: Tally = field(default_factory=Tally)
     servers: dict[str, Tally] = field(default_factory=dict)
+    models: dict[str, Tally] = field(default_factory=dict)
+    """By the name of the ensemble; requests that were sent to none are only in the total."""
     waits: dict[int, Waits] = field(default_factory=dict)
     """By priority."""
     retries: int = 0
@@ -96,9 +98,15 @@ class Meter:
     def __init__(self) -> None:
         self.tallies = Tallies()
 
-    def request(self, code: grpc.StatusCode, seconds: float) -> None:
-        """A client's request ended."""
+    def request(self, code: grpc.StatusCode, seconds: float, model: str = "", tokens: int = 0) -> None:
+        """A client's request ended. model: its ensemble, if it was sent to one. tokens: of its answer."""
         self.tallies.total.add(code, seconds)
+        if model:
+            tally = self.tallies.models.get(model)
+            if tally is None:
+                tally = self.tallies.models[model] = Tally()
+            tally.add(code, seconds)
+            tally.tokens += tokens
 
     def waited(self, priority: int, seconds: float) -> None:
         """A request, or the first part of it, was sent to a server after that time."""
@@ -226,10 +234,32 @@ class WorkerMetrics:
         self._server_in_flight = gauge("server_requests_in_flight", "Requests at a server.", "server")
         self._tokens = counter("server_answered_tokens", "Tokens of a server's answers (num_tokens).", "server")
         self._ejections = counter("server_ejections", "Times a request found a server broken.", "server")
+        self._model_requests = counter(
+            "model_requests", "Requests of clients that were for a model, by the gRPC status.", "model", "code"
+        )
+        self._model_duration = latencies(
+            "model_request_duration_seconds", "From a model's request to its answer; OK ones only.", "model"
+        )
+        self._model_tokens = counter("model_tokens", "Tokens of a model's answers (num_tokens).", "model")
         self._known: set[str] = set()
 
-    def take(self, tallies: Tallies, *, in_flight: int, waiting: int, servers: Sequence[Upstream]) -> None:
-        """Add the counts since the last collection. in_flight, waiting: requests of this worker."""
+    def take(
+        self,
+        tallies: Tallies,
+        *,
+        in_flight: int,
+        waiting: int,
+        servers: Sequence[Upstream],
+        name: Callable[[str], str] = str,
+    ) -> None:
+        """Add the counts since the last collection. in_flight, waiting: requests of this worker.
+
+        name: returns clients' name of a model, for its ensemble.
+        """
+        for model, tally in tallies.models.items():
+            _add_codes(self._model_requests, tally, name(model))
+            self._model_duration.labels(name(model)).take(tally)
+            self._model_tokens.labels(name(model)).inc(tally.tokens)
         _add_codes(self._requests, tallies.total)
         self._duration.take(tallies.total)
         self._in_flight.set(in_flight)

@@ -78,6 +78,10 @@ class ServedNames:
         """The names of the model that has this Triton model; None if no model has it."""
         return next((each for each in self.models if name in each.served.triton_models), None)
 
+    def of_ensemble(self, name: str) -> str:
+        """The name in answers of the model with this ensemble; the same name if there is no such model."""
+        return next((each.model for each in self.models if each.served.name == name), name)
+
     def to_model(self, name: str) -> str:
         """Triton's name of a model or of a part of it (`NAME_embedder`); any other name unchanged."""
         if self.of_part(name) is not None:

@@ -6,7 +6,7 @@ the same parameter, from which the endpoints make their headers.
 """
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import grpc
 
@@ -17,16 +17,18 @@ from tritonembed_protocol.space import HEADER, SPACE, of_another_space
 
 CHANGED = "it has another embedding space now"
 """Why a server is broken that refuses the space of its last check."""
-_WITH_VECTORS = (b"embedding", b"embedding_chunks", b"embedder")
 _PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
 """Fields of ModelInferRequest and ModelInferResponse, of an entry in their map of parameters, and of its value."""
 _HEAD = field(_KEY, SPACE.encode())
 _LONGEST_ENTRY = 256
 
 
-def of_request(model: bytes, server: Upstream) -> str:
-    """The space to send a request with; empty if the server's is not known, or if the model makes no vectors."""
-    return server.view.space if model in _WITH_VECTORS else ""
+def of_request(model: bytes, with_vectors: Collection[bytes], server: Upstream) -> str:
+    """The space to send a request with; empty if the server's is not known, or if the model makes no vectors.
+
+    with_vectors: the Triton models that do.
+    """
+    return server.view.space if model in with_vectors else ""
 
 
 @functools.lru_cache(maxsize=256)

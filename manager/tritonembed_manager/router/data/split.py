@@ -16,10 +16,10 @@ from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
 from tritonembed_manager.router.data.request import BrokenAnswer
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_REQUEST_BYTES
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import TENSORS
 
-_INPUT_OF = {"embedding": "text", "embedder": "token_ids"}
 _OUTPUTS = {*TENSORS.values(), "num_tokens"}
 _PARAMETERS = {
     *("truncate", "input_type", "prompt_name", "prompt", "instruction", "dimensions", "embedding_type", "normalize"),
@@ -67,8 +67,11 @@ class Rows:
         return message, stop - first, end - begin, sum(max(size - MOST_PER_ROW, 0) for size in sizes)
 
 
-def rows_of(message: bytes) -> Rows | None:
-    """The rows of an encoded ModelInferRequest that read_envelope accepted; None if it has to go whole."""
+def rows_of(message: bytes, served: ServedModel = FIRST_MODEL) -> Rows | None:
+    """The rows of an encoded ModelInferRequest that read_envelope accepted; None if it has to go whole.
+
+    served: the model that it is for.
+    """
     head: list[bytes] = []
     inputs: list[bytes] = []
     raw: list[bytes] = []
@@ -90,11 +93,12 @@ def rows_of(message: bytes) -> Rows | None:
     except DecodeError:
         return None
     outputs = {output.name for output in rest.outputs}
+    input_of = {served.name: "text", served.embedder: "token_ids"}
     if (
         len(tensors) != 1
         or len(raw) != 1
         or len(raw[0]) > MAX_REQUEST_BYTES
-        or tensors[0].name != _INPUT_OF.get(model)
+        or tensors[0].name != input_of.get(model)
         or tensors[0].datatype != "BYTES"
         or tensors[0].parameters
         or tensors[0].HasField("contents")
@@ -102,7 +106,7 @@ def rows_of(message: bytes) -> Rows | None:
         or not 1 < tensors[0].shape[0] <= MAX_BATCH_SIZE
         or not set(rest.parameters) <= _PARAMETERS
         or not outputs <= _OUTPUTS
-        or (model == "embedder" and not outputs)
+        or (model == served.embedder and not outputs)
         or len(outputs) != len(rest.outputs)
         or any(output.parameters for output in rest.outputs)
     ):

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import grpc
 
 from tritonembed_manager.router.data.envelope import work_of
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.quotas import Quotas, estimate
 from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant
 from tritonembed_manager.router.data.token_counts import asked, with_count, without_count
@@ -25,7 +26,10 @@ _CLIENTS_FAULT = 500
 class TenantDispatcher:
     """A Dispatcher over another one; interfaces.py describes its methods."""
 
-    def __init__(self, dispatcher: Dispatcher, quotas: Quotas) -> None:
+    def __init__(self, dispatcher: Dispatcher, quotas: Quotas, names: ServedNames | None = None) -> None:
+        """names: of the models."""
+        models = (names or ServedNames()).models
+        self._counted = frozenset(name.encode() for each in models for name in each.served.with_vectors)
         self._dispatcher = dispatcher
         self._quotas = quotas
         self.servers = dispatcher.servers
@@ -43,7 +47,7 @@ class TenantDispatcher:
     ) -> bytes:
         try:
             self._tenant()
-            model, lacks_count = asked(request)
+            model, lacks_count = asked(request, self._counted)
             check_model(model)
         except ValueError:
             # The dispatcher has the reason, and refuses it.

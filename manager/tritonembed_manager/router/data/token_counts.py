@@ -1,20 +1,21 @@
 """Tokens of each answer: if a caller does not ask for `num_tokens`, it is asked for here, and left out again."""
 
+from collections.abc import Collection
+
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
 
 _NAME, _OUTPUTS = 1, 6
 """Fields of ModelInferRequest."""
 _RESPONSE_OUTPUTS, _RAW = 5, 6
 """Fields of ModelInferResponse."""
-_COUNTED = (b"embedding", b"embedder", b"embedding_chunks")
-"""The models with an output `num_tokens`."""
 _COUNT = b"num_tokens"
 _ASKED = field(_OUTPUTS, field(_NAME, _COUNT))
 
 
-def asked(request: bytes) -> tuple[str, bool]:
+def asked(request: bytes, counted: Collection[bytes]) -> tuple[str, bool]:
     """Of an encoded ModelInferRequest: the model, and whether its answer lacks `num_tokens` though it could have it.
 
+    counted: the models with an output `num_tokens`.
     Without any output in the request, Triton sends all. Raises ValueError for bytes that are no such request.
     """
     fields = Fields(request)
@@ -24,7 +25,7 @@ def asked(request: bytes) -> tuple[str, bool]:
             model = request[at:end]
         elif kind == BYTES and number == _OUTPUTS:
             outputs.append(_name(fields, request, at, end))
-    return model.decode(), bool(outputs) and model in _COUNTED and _COUNT not in outputs
+    return model.decode(), bool(outputs) and model in counted and _COUNT not in outputs
 
 
 def with_count(request: bytes) -> bytes:

@@ -111,8 +111,8 @@ class _Traced:
     def servers(self) -> list[ServerView]:
         return self._dispatcher.servers()
 
-    def serving(self) -> list[str]:
-        return self._dispatcher.serving()
+    def serving(self, model: str = "") -> list[str]:
+        return self._dispatcher.serving(model)
 
 
 def from_environment(environment: Mapping[str, str] = os.environ) -> Tracing:

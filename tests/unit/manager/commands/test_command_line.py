@@ -192,3 +192,32 @@ def test_the_command_runs_as_a_module_too():
     assert result.returncode == 0
     assert "render" in result.stdout
     assert "replica" in result.stdout
+
+
+def test_several_models_are_rendered_into_one_repository(tmp_path):
+    result = manager("render", tmp_path / "out", "--model", "org/a", "--model", "b=org/b", "--device", "cpu")
+    assert result.exit_code == 0
+    assert {"embedding", "b", "b_embedder"} <= set(read_configs(tmp_path / "out"))
+    assert json.loads((tmp_path / "out" / "b" / "model.json").read_text())["model"] == "org/b"
+
+
+def test_replica_takes_the_models_of_a_file(tmp_path, started):
+    file = tmp_path / "models.yaml"
+    file.write_text("models:\n - {path: org/a}\n - {name: b, path: org/b, replicas: 3}\n")
+    assert manager("replica", "--models", file, "--device", "cpu").exit_code == 0
+    [(_, rest)] = started
+    assert [(model.model, model.served.name, model.replicas) for model in rest["models"]] == [
+        ("org/a", "embedding", 1),
+        ("org/b", "b", 3),
+    ]
+    result = manager("replica", "--models", file, "--model", "org/a", "--device", "cpu")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+    assert "--model and --models exclude each other" in result.stderr
+
+
+def test_the_variable_of_the_model_may_have_spaces(tmp_path, started):
+    (tmp_path / "my model").mkdir()
+    assert manager("replica", "--device", "cpu", env={"TRITONEMBED_MODEL": str(tmp_path / "my model")}).exit_code == 0
+    [(_, rest)] = started
+    assert [model.model for model in rest["models"]] == [str(tmp_path / "my model")]

@@ -140,7 +140,7 @@ async def test_a_worker_reports_a_broken_server():
 
 async def test_a_server_whose_connection_was_only_reset_gets_requests_after_its_check():
     async with FakeTriton() as fake, running_worker() as (worker, parent, _, stub):
-        worker._pool._first_pause = 600.0
+        worker._pools[0]._first_pause = 600.0
         parent.send_servers(view("a", 0, fake.address))
         fake.hang()
         call = asyncio.ensure_future(_answer(infer(stub, timeout=5)))

@@ -46,7 +46,7 @@ class Settings(Protocol):
 
     @property
     def names(self) -> ServedNames:
-        """The names of the model."""
+        """The names of the models."""
 
     @property
     def admin(self) -> bool:
@@ -120,7 +120,7 @@ def make_app(
     calls = VectorCalls(traced, settings.names, bodies, converter, accept_ids=settings.accept_token_ids)
     app[FORMS] = {}
     for part in (
-        OpenAI(calls, settings.names),
+        OpenAI(calls, settings.names, dispatcher.servers),
         Tei(calls, settings.names),
         Cohere(calls),
         Probes(reason, settings.names),

@@ -8,8 +8,8 @@ from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.vector_requests import (
     VectorsRequest,
     check_dimensions,
-    check_model,
     read_input,
+    read_model,
     unknown_field,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -46,12 +46,12 @@ def read_request(body: dict[str, Any], names: ServedNames, version: int) -> Cohe
     for name in body:
         if name not in fields:
             raise unknown_field(name, fields)
-    check_model(body.get("model"), names)
+    model = read_model(body.get("model"), names)
     if body.get("images") is not None:
         raise BadRequest("images: this model embeds texts only", "images")
     if body.get("max_tokens") is not None:
         raise BadRequest("max_tokens: texts are cut at the model's maximum only", "max_tokens")
-    return CohereRequest(_read_texts(body), False, _read_options(body, version), _read_types(body, version))
+    return CohereRequest(_read_texts(body), False, _read_options(body, version), model, _read_types(body, version))
 
 
 def _read_texts(body: dict[str, Any]) -> list[bytes]:

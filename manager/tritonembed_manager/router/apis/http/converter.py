@@ -42,35 +42,40 @@ class Converted:
     messages: list[bytes]
 
 
-def _openai(body: bytes, ids: list[str], others: list[str]) -> Converted:
+def _openai(body: bytes, names: dict[str, Any]) -> Converted:
     """info: as_base64, and the options that decide how answers are read; see `_of_vectors`."""
-    asked = read_openai(parse_object(body), ServedNames(tuple(ids), tuple(others)))
+    asked = read_openai(parse_object(body), ServedNames.from_json(names))
     options = {"embedding_type": asked.options["embedding_type"]}
     return _of_vectors(asked, as_base64=asked.as_base64, options=options)
 
 
-def _tei(body: bytes, ids: list[str], others: list[str], similarity: bool | None) -> Converted:  # noqa: ARG001
+def _tei(body: bytes, names: dict[str, Any], similarity: bool | None) -> Converted:
     """info: is_similarity; see `_of_vectors`."""
-    asked = read_tei(parse_object(body), similarity)
+    asked = read_tei(parse_object(body), similarity, ServedNames.from_json(names).served)
     return _of_vectors(asked, is_similarity=asked.is_similarity)
 
 
-def _cohere(body: bytes, ids: list[str], others: list[str], version: int) -> Converted:
+def _cohere(body: bytes, names: dict[str, Any], version: int) -> Converted:
     """info: embedding_types; see `_of_vectors`."""
-    asked = read_cohere(parse_object(body), ServedNames(tuple(ids), tuple(others)), version)
+    asked = read_cohere(parse_object(body), ServedNames.from_json(names), version)
     return _of_vectors(asked, embedding_types=asked.embedding_types)
 
 
 def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
-    """info: also the number of sentences per message (counts), and whether they are token ids (by_ids)."""
+    """info: also the number of sentences per message (counts), whether they are token ids (by_ids), and the model."""
     requests = list(prepare(asked))
     counts = [request.count for request in requests]
-    return Converted({**info, "counts": counts, "by_ids": asked.by_ids}, [request.message for request in requests])
+    return Converted(
+        {**info, "counts": counts, "by_ids": asked.by_ids, "model": asked.model.name},
+        [request.message for request in requests],
+    )
 
 
-def _kserve(body: bytes, header_length: int | None, model: str, version: str, of_litellm: bool = False) -> Converted:
+def _kserve(
+    body: bytes, header_length: int | None, model: str, version: str, served: str, of_litellm: bool = False
+) -> Converted:
     """info: which outputs are binary, and which are numbers; see InferRequest."""
-    return _of(read_infer(body, header_length, model, version, of_litellm))
+    return _of(read_infer(body, header_length, model, version, of_litellm, served))
 
 
 def _raw(body: bytes, metadata: str, version: str) -> Converted:

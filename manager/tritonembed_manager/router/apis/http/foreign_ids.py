@@ -17,6 +17,7 @@ from tritonembed.request import contents_of
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
 from tritonembed_protocol.framing import FramingError, frame, unframe
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _ID_BYTES = 4
 _TEXTS = (b"", b"a")
@@ -48,10 +49,11 @@ class SpecialTokens:
 
 
 class ForeignIds:
-    """Checks token ids. accept: accept all ids, unchecked (--accept-token-ids)."""
+    """Checks token ids for a model. accept: accept all ids, unchecked (--accept-token-ids)."""
 
-    def __init__(self, dispatcher: Dispatcher, *, accept: bool = False) -> None:
+    def __init__(self, dispatcher: Dispatcher, model: ServedModel = FIRST_MODEL, *, accept: bool = False) -> None:
         self._dispatcher = dispatcher
+        self._model = model
         self._accept = accept
         self._known: SpecialTokens | None = None
         self._servers: frozenset[tuple[str, str]] | None = None
@@ -74,7 +76,7 @@ class ForeignIds:
 
     async def _special(self) -> SpecialTokens | None:
         """The tokenizer's special tokens; None if it adds none. Asked again if the servers have changed."""
-        serving = set(self._dispatcher.serving())
+        serving = set(self._dispatcher.serving(self._model.name))
         servers = frozenset((view.id, view.space) for view in self._dispatcher.servers() if view.id in serving)
         if servers != self._servers or not servers:
             self._known = await self._ask()
@@ -82,7 +84,9 @@ class ForeignIds:
         return self._known
 
     async def _ask(self) -> SpecialTokens | None:
-        asked = service_pb2.ModelInferRequest(model_name="tokenizer", raw_input_contents=[frame(list(_TEXTS))])
+        asked = service_pb2.ModelInferRequest(
+            model_name=self._model.tokenizer, raw_input_contents=[frame(list(_TEXTS))]
+        )
         asked.inputs.add(name="text", datatype="BYTES", shape=(len(_TEXTS), 1))
         # Without the model's default prompt.
         asked.parameters["prompt"].string_param = ""

@@ -42,7 +42,8 @@ class ModelPath(NamedTuple):
 
 def model_pattern(names: ServedNames) -> str:
     """A model's part of a route. Hub names and folder paths have slashes, which clients may leave unencoded."""
-    slashed = [re.escape(name) for name in (*names.ids, *names.others) if "/" in name and not {"{", "}"} & set(name)]
+    every = [name for each in names.models for name in (*each.ids, *each.others)]
+    slashed = [re.escape(name) for name in every if "/" in name and not {"{", "}"} & set(name)]
     return f"{{model:(?:{'|'.join(('[^{}/]+', *slashed))})}}" if slashed else "{model}"
 
 
@@ -126,16 +127,24 @@ class KServe:
 
     async def model_ready(self, request: web.Request) -> web.Response:
         """200 if a server is ready and has the model ready."""
-        if not self._outage() and (await self._call("ModelReady", read_model(request, self._names))).ready:
+        model = read_model(request, self._names)
+        has_server = not self._names.more or self._dispatcher.serving(model.name) or self._is_unknown(model.name)
+        if not self._outage() and has_server and (await self._call("ModelReady", model)).ready:
             return web.Response()
         raise BadRequest("Model version not ready", status=_NOT_READY)
+
+    def _is_unknown(self, model: str) -> bool:
+        """Whether no served model has that name: then a server, or the dispatcher, has the answer."""
+        return self._names.of_part(model) is None
 
     async def stats(self, request: web.Request) -> web.Response:
         """Statistics of one model or of all models, added up over the servers."""
         name, version, alias = read_model(request, self._names)
         asked = service_pb2.ModelStatisticsRequest(name=name, version=version).SerializeToString()
         # Servers that have just broken are left out.
-        answers = await call_all(self._dispatcher, "ModelStatistics", asked, timeout=None, or_unavailable=True)
+        answers = await call_all(
+            self._dispatcher, "ModelStatistics", asked, timeout=None, or_unavailable=True, model=name
+        )
         total = service_pb2.ModelStatisticsResponse.FromString(add_up_statistics(answers))
         if alias:
             name_as_asked(total, alias)
@@ -173,6 +182,7 @@ class KServe:
             encoded = metadata.SerializeToString().hex()
             return await self._converter.convert("raw", chunks, json_size=0, metadata=encoded, version=model.version)
         size = None if length is None else int(length)
+        served = (self._names.of_part(model.name) or self._names).served.name
         return await self._converter.convert(
             "kserve",
             chunks,
@@ -181,6 +191,7 @@ class KServe:
             model=model.name,
             version=model.version,
             of_litellm=of_litellm,
+            served=served,
         )
 
     async def _call(self, method: str, model: ModelPath) -> Any:

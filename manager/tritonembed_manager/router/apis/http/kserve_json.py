@@ -36,6 +36,7 @@ from tritonembed_manager.router.apis.http.vectors_as_numbers import (
 )
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY
 from tritonembed_protocol.framing import frame
+from tritonembed_protocol.served import FIRST, ServedModel
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -94,13 +95,16 @@ def _write_parameters(to: Any, parameters: dict[str, Any]) -> None:
             raise BadRequest("a parameter must be a string, a number or a bool")
 
 
-_NEVER_TEXT = {
-    "embedding": ("embedding",),
-    "embedding_chunks": ("chunk_embeddings", "chunk_spans"),
-    "embedder": ("embedding", "chunk_embeddings", "chunk_spans"),
-    "tokenizer": ("token_ids",),
-}
-"""By model, the outputs that JSON can't hold."""
+def _never_text(served: ServedModel) -> dict[str, tuple[str, ...]]:
+    """By Triton model, the outputs that JSON can't hold."""
+    return {
+        served.name: ("embedding",),
+        served.chunks: ("chunk_embeddings", "chunk_spans"),
+        served.embedder: ("embedding", "chunk_embeddings", "chunk_spans"),
+        served.tokenizer: ("token_ids",),
+    }
+
+
 _MAX_SIZE = 2**63
 
 
@@ -120,9 +124,16 @@ class InferRequest:
 
 
 def read_request(
-    body: bytes, header_length: int | None, model: str, version: str, of_litellm: bool = False
+    body: bytes,
+    header_length: int | None,
+    model: str,
+    version: str,
+    of_litellm: bool = False,
+    served: str = FIRST,
 ) -> InferRequest:
     """header_length: bytes of the JSON; None if the whole body is JSON. of_litellm: see litellm.py.
+
+    served: the ensemble of the served model.
 
     Raises BadRequest, and UnicodeEncodeError if a string has no UTF-8 form.
     """
@@ -134,7 +145,7 @@ def read_request(
         header = to_kserve(header)
     request = _read(header, memoryview(body)[end:], model, version)
     asked = list(request.binary)
-    for output in _NEVER_TEXT.get(model, ()):
+    for output in _never_text(ServedModel(served)).get(model, ()):
         if output in request.numbers.names or (request.numbers.names and not asked):
             continue
         if (not asked or output in asked) and not request.is_binary(output):

@@ -8,9 +8,9 @@ from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.vector_requests import (
     VectorsRequest,
-    check_model,
     check_prompt,
     read_input,
+    read_model,
     unknown_field,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -42,11 +42,11 @@ class EmbeddingsRequest(VectorsRequest):
 
 
 def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
-    """Check a body. Raises BadRequest, which names the field. names: of the model."""
+    """Check a body. Raises BadRequest, which names the field. names: of the models."""
     for name in body:
         if name not in _FIELDS:
             raise unknown_field(name, _FIELDS)
-    check_model(body.get("model"), names)
+    model = read_model(body.get("model"), names)
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
@@ -56,7 +56,7 @@ def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
         for name in (*_PROMPT_FIELDS, *_CHUNK_FIELDS):
             if body.get(name) is not None:
                 raise BadRequest(f"{name} applies to texts, but input has token ids", name)
-    return EmbeddingsRequest(elements, by_ids, options, encoding == "base64")
+    return EmbeddingsRequest(elements, by_ids, options, model, encoding == "base64")
 
 
 def field_at_fault(message: str) -> str | None:

@@ -15,7 +15,7 @@ _DISTRIBUTION = "tritonembed"
 
 
 class Probes:
-    """outage: the reason why requests can't be served now, empty if they can. names: of the model."""
+    """outage: the reason why requests can't be served now, empty if they can. names: of the models."""
 
     def __init__(self, outage: Callable[[], str], names: ServedNames) -> None:
         self._outage = outage
@@ -46,7 +46,7 @@ class Probes:
 
     async def metadata(self, _request: web.Request) -> web.Response:
         """The version and the model's names, in NIM's form."""
-        models = [{"shortName": name, "modelUrl": ""} for name in self._names.ids]
+        models = [{"shortName": name, "modelUrl": ""} for each in self._names.models for name in each.ids]
         found: dict[str, Any] = {"version": self._version, "modelInfo": models, "assetInfo": []}
         return web.json_response(found)
 

@@ -114,7 +114,9 @@ class Metrics:
     async def metrics(self, _request: web.Request) -> web.Response:
         """Prometheus' text format; a server's own metrics have its id as the label `server`."""
         servers = self._servers()
-        asked = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
+        up = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
+        # A server with several models is scraped once.
+        asked = list({server.metrics_address: server for server in reversed(up)}.values())[::-1]
         ours, theirs, envoy = await asyncio.gather(
             asyncio.to_thread(_ours, servers, self._tenants),
             asyncio.gather(*(self._fetch(server.metrics_address or "") for server in asked)),

@@ -13,6 +13,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     read_input,
     unknown_field,
 )
+from tritonembed_protocol.served import ServedModel
 
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "encoding_format")
 _FIELDS = ("inputs", *_PARAMETERS, "parameters", "options", "model")
@@ -28,8 +29,10 @@ class TeiRequest(VectorsRequest):
     is_similarity: bool
 
 
-def read_request(body: dict[str, Any], similarity: bool | None) -> TeiRequest:
-    """similarity: whether `inputs` are a sentence and those to compare it with; None if its form is to decide.
+def read_request(body: dict[str, Any], similarity: bool | None, model: ServedModel) -> TeiRequest:
+    """model: the only one that these routes have.
+
+    similarity: whether `inputs` are a sentence and those to compare it with; None if its form is to decide.
 
     Raises BadRequest.
     """
@@ -39,7 +42,7 @@ def read_request(body: dict[str, Any], similarity: bool | None) -> TeiRequest:
     inputs = body.get("inputs")
     is_similarity = isinstance(inputs, dict) if similarity is None else similarity
     elements, by_ids = (_read_pair(inputs), False) if is_similarity else _read_inputs(inputs)
-    return TeiRequest(elements, by_ids, _read_options(_read_parameters(body)), is_similarity)
+    return TeiRequest(elements, by_ids, _read_options(_read_parameters(body)), model, is_similarity)
 
 
 def _read_inputs(inputs: Any) -> tuple[list[bytes], bool]:

@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,8 @@ class Vectors:
     info: dict[str, Any]
     messages: Sequence[bytes]
     is_large: bool
+    model: str
+    """The name of the model in the answer."""
 
     @property
     def tokens(self) -> int:
@@ -95,7 +97,7 @@ class Vectors:
 
 
 class VectorCalls:
-    """Sends the texts of HTTP requests to the servers. names: of the model. accept_ids: see ForeignIds."""
+    """Sends the texts of HTTP requests to the servers. names: of the models. accept_ids: see ForeignIds."""
 
     def __init__(
         self,
@@ -108,9 +110,10 @@ class VectorCalls:
     ) -> None:
         self._dispatcher = dispatcher
         self._names = names
+        self._names_json = asdict(names)
         self._bodies = bodies
         self._converter = converter
-        self._foreign = ForeignIds(dispatcher, accept=accept_ids)
+        self._foreign = {each.served: ForeignIds(dispatcher, each.served, accept=accept_ids) for each in names.models}
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     @asynccontextmanager
@@ -120,11 +123,12 @@ class VectorCalls:
         kind, arguments: of the conversion (see converter.py); its info has `counts` and `by_ids`. field: of the texts,
         for errors. Raises BadRequest, DispatchError, ServerError.
         """
-        names: dict[str, Any] = {"ids": self._names.ids, "others": self._names.others}
+        names: dict[str, Any] = {"names": self._names_json}
         async with self._bodies.read_chunks(request) as chunks, AsyncExitStack() as stack:
             asked = await self._converter.convert(kind, chunks, **names, **arguments)
+            model = self._names.of_part(asked.info["model"]) or self._names
             if asked.info["by_ids"]:
-                await self._foreign.check(asked.messages, field)
+                await self._foreign[model.served].check(asked.messages, field)
             requests = list(map(Prepared, asked.messages, asked.info["counts"]))
             is_large = len(requests) > _FEW_REQUESTS
             if is_large:
@@ -133,7 +137,7 @@ class VectorCalls:
             results = await _embed(
                 self._dispatcher, requests, options, metadata_of(request.headers), http_caller(request)
             )
-            yield Vectors(results, asked.info, asked.messages, is_large)
+            yield Vectors(results, asked.info, asked.messages, is_large, model.model)
 
 
 def as_json(rows: npt.NDArray[Any]) -> list[bytes]:

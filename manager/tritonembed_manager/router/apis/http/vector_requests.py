@@ -12,10 +12,12 @@ from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
+from tritonembed_protocol.served import ServedModel
 
 MAX_INPUTS = 32 * 1024
 MAX_PROMPT = 64 * 1024
 """Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
+NO_SUCH_MODEL = "this server has no such model; GET /v1/models names those that it has"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 _MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a request with more than one element: each copy of a larger request would delay others."""
@@ -23,11 +25,12 @@ _MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class VectorsRequest:
-    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids)."""
+    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids). model: the one that is asked."""
 
     elements: list[bytes]
     by_ids: bool
     options: Options
+    model: ServedModel
 
 
 def read_input(given: Any, name: str) -> tuple[list[bytes], bool]:
@@ -62,14 +65,14 @@ def unknown_field(name: str, known: Sequence[str]) -> BadRequest:
     return BadRequest(f"{name}: there is no such field; {meant}", name, code="unknown_parameter")
 
 
-def check_model(asked: Any, names: ServedNames) -> None:
-    """Raises BadRequest (404) for another model than the one that is served. asked: None for none."""
+def read_model(asked: Any, names: ServedNames) -> ServedModel:
+    """The model of that name; the first one if none is asked for. Raises BadRequest (404 if there is none)."""
     if asked is not None and not isinstance(asked, str):
         raise BadRequest("model must be a string", "model")
-    if asked and asked not in names:
-        raise BadRequest(
-            "model: this server has no such model; GET /v1/models names it", "model", 404, "model_not_found"
-        )
+    found = names.find(asked) if asked else names
+    if found is None:
+        raise BadRequest(f"model: {NO_SUCH_MODEL}", "model", 404, "model_not_found")
+    return found.served
 
 
 def check_dimensions(number: Any, name: str) -> None:
@@ -96,7 +99,7 @@ class Prepared:
 
 def prepare(asked: VectorsRequest) -> Iterator[Prepared]:
     """The requests that a server accepts."""
-    model, tensor = ("embedder", "token_ids") if asked.by_ids else ("embedding", "text")
+    model, tensor = (asked.model.embedder, "token_ids") if asked.by_ids else (asked.model.name, "text")
     parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
     for request in Call(model, tensor, parts, asked.options, Deadline(None)).requests():
         yield Prepared(request.message.SerializeToString(), request.count)

@@ -23,7 +23,7 @@ class Manager:
         self.states = [ServerState.STARTING, ServerState.STARTING]
         self.is_serving = True
 
-    def serving(self):
+    def serving(self, model=""):
         return [index for index, state in enumerate(self.states) if state is ServerState.READY]
 
 

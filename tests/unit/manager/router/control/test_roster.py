@@ -6,6 +6,7 @@ import pytest
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.status import Snapshots, Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server.probe import ProbeError
 
@@ -189,7 +190,9 @@ def test_the_status_has_the_reason_during_an_ejection():
     upstream = registry.add("a", "a:1")
     registry.set_state(upstream, ServerState.READY)
     table = LoadTable.create(1)
-    snapshots = Snapshots(registry, Traffic(lambda: now), table, model="m", policy="random", clock=lambda: now)
+    snapshots = Snapshots(
+        registry, Traffic(lambda: now), table, names=ServedNames(("m",)), policy="random", clock=lambda: now
+    )
     registry.ejected(upstream, "5 requests in a row failed", 5.0)
 
     def reason():

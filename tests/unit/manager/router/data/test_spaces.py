@@ -112,9 +112,10 @@ def test_only_a_whole_parameter_at_the_end_of_an_answer_is_a_space():
 
 
 async def test_models_without_vectors_are_not_asked_for_a_space():
+    vectors = (b"embedding", b"embedder")
     async with data_plane(1) as plane:
         give(plane, ONE)
         [server] = plane.pool.servers()
-        assert spaces.of_request(b"embedder", server) == ONE
-        assert spaces.of_request(b"tokenizer", server) == ""
-        assert spaces.of_request(b"somebody_elses", server) == ""
+        assert spaces.of_request(b"embedder", vectors, server) == ONE
+        assert spaces.of_request(b"tokenizer", vectors, server) == ""
+        assert spaces.of_request(b"somebody_elses", vectors, server) == ""

@@ -6,6 +6,8 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.data.token_counts import asked, with_count, without_count
 
+COUNTED = (b"embedding", b"embedding_chunks", b"embedder")
+
 
 def request(*outputs, model="embedding", text=b"a text with num_tokens in it"):
     message = infer_request(text)
@@ -27,7 +29,7 @@ def request(*outputs, model="embedding", text=b"a text with num_tokens in it"):
     ],
 )
 def test_only_requests_that_leave_the_count_out_get_it(message, expected):
-    assert asked(message) == expected
+    assert asked(message, COUNTED) == expected
 
 
 def test_the_request_asks_for_it_too():
@@ -58,4 +60,4 @@ def test_an_answer_that_has_none_stays():
 
 def test_bytes_that_are_no_request_are_a_value_error():
     with pytest.raises(ValueError, match="past the end"):
-        asked(b"\x0a\xff")
+        asked(b"\x0a\xff", COUNTED)

@@ -93,7 +93,7 @@ class FakeDispatcher:
     def servers(self):
         return self.views
 
-    def serving(self):
+    def serving(self, model=""):
         return [view.id for view in self.views if view.state is ServerState.READY]
 
 

@@ -16,6 +16,7 @@ from tritonembed_manager.router.apis.http.kserve_json import read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
 from tritonembed_manager.router.apis.http.vector_requests import prepare
+from tritonembed_manager.router.data.model_names import ServedNames
 
 NUMBERS = st.integers(-3, 3) | st.sampled_from([2**31, 2**63, -(2**63), 2**64, 10**400]) | st.floats()
 SCALARS = st.none() | st.booleans() | NUMBERS | st.text(st.characters(codec=None), max_size=3)
@@ -75,7 +76,7 @@ def test_kserve(body, behind, model):
 @given(OPENAI)
 def test_openai(body):
     with suppress(BadRequest, UnicodeEncodeError):
-        request = read_openai(json.loads(json.dumps(body)), "m")
+        request = read_openai(json.loads(json.dumps(body)), ServedNames(("m",)))
         assert request.elements
         assert list(prepare(request))
 

@@ -9,15 +9,17 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 
 import pytest
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis.http.converter import COMMAND, LARGE_BINARY, LARGE_JSON, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 
-NAMES = {"ids": ["a-model"], "others": []}
+NAMES = {"names": asdict(ServedNames(("a-model",)))}
 
 
 @pytest.fixture
@@ -34,7 +36,13 @@ def openai(converter, body, cut=65536):
 
 def infer(converter, body, header_length=None):
     return converter.convert(
-        "kserve", [body], json_size=header_length, header_length=header_length, model="embedding", version=""
+        "kserve",
+        [body],
+        json_size=header_length,
+        header_length=header_length,
+        model="embedding",
+        version="",
+        served="embedding",
     )
 
 

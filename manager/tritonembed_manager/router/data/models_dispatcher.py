@@ -1,0 +1,113 @@
+"""The dispatcher of a worker that serves several models: one TritonDispatcher per model, chosen by a request's name.
+
+Each has the servers of its model, and its own queue, windows and failover. What all share: the admission of requests,
+the counts, and the quarantine. So a model that fails or is overloaded holds up no other, but for the limits of all.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+
+import grpc
+
+from tritonembed_manager.router.data.dispatcher import TritonDispatcher
+from tritonembed_manager.router.data.model_names import ServedNames, front
+from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage
+from tritonembed_manager.router.data.request import read
+from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
+
+_NAME_FIELD = {
+    "ModelInfer": 1,
+    "ModelReady": 1,
+    "ModelMetadata": 1,
+    "ModelConfig": 1,
+    "ModelStatistics": 1,
+    "RepositoryModelLoad": 2,
+    "RepositoryModelUnload": 2,
+    "TraceSetting": 2,
+}
+"""The number of the field with the model's name, by method. Other methods are about no model."""
+UNKNOWN = "there is no such model; the server's list of models names those that there are"
+
+
+class ModelsDispatcher:
+    """A Dispatcher; interfaces.py describes its methods. dispatchers: by the names of the models' ensembles."""
+
+    def __init__(self, dispatchers: Mapping[str, TritonDispatcher], names: ServedNames) -> None:
+        self._dispatchers = dispatchers
+        self._names = names
+        self._first = dispatchers[names.served.name]
+
+    async def infer(
+        self,
+        request: bytes,
+        *,
+        timeout: float | None,
+        metadata: Metadata,
+        caller: Caller,
+        admitted: Admission | None = None,
+    ) -> bytes:
+        found = self._of(front(request)[0] or _name(request, 1))
+        if found is None:
+            raise self._unknown(request, admitted)
+        return await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
+
+    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> AbstractContextManager[Admission]:
+        return self._first.admitted(size, timeout=timeout, caller=caller)
+
+    def refused(self, code: grpc.StatusCode) -> None:
+        self._first.refused(code)
+
+    async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
+        name = _name(request, _NAME_FIELD[method]) if method in _NAME_FIELD else ""
+        all_of_them = self._dispatchers.values()
+        found: TritonDispatcher | None
+        if server is not None:
+            found = next((one for one in all_of_them if one.pool.get(server)), self._first)
+        elif name:
+            found = self._of(name)
+        else:
+            found = next((one for one in all_of_them if one.pool.usable()), self._first)
+        if found is None:
+            raise DispatchError(grpc.StatusCode.NOT_FOUND, UNKNOWN)
+        return await found.call(method, request, timeout=timeout, server=server)
+
+    def servers(self) -> list[ServerView]:
+        return [view for one in self._dispatchers.values() for view in one.servers()]
+
+    def serving(self, model: str = "") -> list[str]:
+        if model:
+            found = self._of(model)
+            return [] if found is None else found.serving()
+        # A server with several models counts once.
+        by_address: dict[str, str] = {}
+        for one in self._dispatchers.values():
+            for server in one.pool.serving:
+                by_address.setdefault(server.view.address, server.key)
+        return list(by_address.values())
+
+    def _of(self, name: str) -> TritonDispatcher | None:
+        names = self._names.of_part(name)
+        return None if names is None else self._dispatchers[names.served.name]
+
+    def _unknown(self, request: bytes, admitted: Admission | None) -> DispatchError:
+        """The error for a request without a model of ours: NOT_FOUND, unless the request itself is wrong."""
+        found = DispatchError(grpc.StatusCode.NOT_FOUND, UNKNOWN)
+        try:
+            read(request)
+        except DispatchError as error:
+            found = error
+        if admitted is None:
+            self.refused(found.code)
+        return found
+
+
+def _name(message: bytes, number: int) -> str:
+    """The text of a message's field; empty if it has none, or if the bytes are no message."""
+    try:
+        found = ""
+        for at_number, kind, _, at, end in Fields(message).within(0, len(message)):
+            if at_number == number and kind == BYTES:
+                found = message[at:end].decode()
+        return found
+    except (WrongMessage, ValueError):
+        return ""

@@ -1,0 +1,173 @@
+"""The models that one server or one endpoint serves: from `--model`, repeated, or from the file of `--models`.
+
+    models:
+      - path: Snowflake/snowflake-arctic-embed-m-v1.5
+      - name: bge
+        path: ./bge-m3
+        replicas: 2
+        dtype: float16
+        memory: 0.3
+
+The first model is `embedding` for Triton, whatever its name. Each further model has its own.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.server.files import read_small
+from tritonembed_manager.server.settings import RenderSettings, model_reference
+from tritonembed_manager.server.yaml_files import parse_yaml
+from tritonembed_protocol.served import FIRST, FIRST_MODEL, ServedModel, reason_against_name
+
+OPTION, MODEL = "--models", "--model"
+MOST_MODELS = 32
+_VLLM = ("dtype", "quantization", "max_model_len", "revision")
+_Text = Annotated[str, Field(min_length=1, max_length=4096)]
+_Number = Annotated[int, Field(ge=1)]
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """A model as it was asked for. None and empty fields are as for all models."""
+
+    path: str
+    """A folder, or a name on the hub."""
+    name: str | None = None
+    """For clients. None only for the first model."""
+    replicas: int | None = None
+    gpus: tuple[int, ...] = ()
+    memory: float | None = None
+    """Part of the memory that the models of a GPU share; None: an equal part of what the others leave."""
+    max_batch_tokens: int | None = None
+    vllm: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The model in an error."""
+        return self.name or FIRST
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    path: _Text
+    name: str | None = None
+    replicas: _Number | None = None
+    gpus: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=64)
+    memory: float | None = Field(None, gt=0, le=1)
+    max_batch_tokens: _Number | None = None
+    dtype: _Text | None = None
+    quantization: _Text | None = None
+    max_model_len: _Number | None = None
+    revision: _Text | None = None
+
+    def entry(self, folder: Path) -> ModelEntry:
+        given = {name: value for name in _VLLM if (value := getattr(self, name)) is not None}
+        # A folder is meant as seen from the file. Anything else is a name on the hub.
+        there = folder / Path(self.path).expanduser()
+        return ModelEntry(
+            path=str(there) if there.is_dir() else self.path,
+            name=self.name,
+            replicas=self.replicas,
+            gpus=tuple(self.gpus),
+            memory=self.memory,
+            max_batch_tokens=self.max_batch_tokens,
+            vllm=given,
+        )
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    models: list[_Entry] = Field(min_length=1, max_length=MOST_MODELS)
+
+
+def read_models(path: Path) -> list[ModelEntry]:
+    """The models of a file. Raises StartError, in one line."""
+    try:
+        found = parse_yaml(read_small(path), _Content)
+    except OSError as error:
+        raise StartError(f"{OPTION} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise StartError(f"{OPTION}: {error}") from None
+    return checked([entry.entry(path.parent) for entry in found.models], OPTION)
+
+
+def parse_models(given: Sequence[str]) -> list[ModelEntry]:
+    """The models of `--model`: PATH or NAME=PATH. Raises StartError, in one line."""
+    return checked([_parse(one) for one in given], MODEL)
+
+
+def _parse(given: str) -> ModelEntry:
+    name, equals, path = given.partition("=")
+    if not equals or "/" in name or Path(given).expanduser().is_dir():
+        return ModelEntry(given)
+    return ModelEntry(path, name)
+
+
+def checked(entries: Sequence[ModelEntry], option: str) -> list[ModelEntry]:
+    """The entries, with good and different names. Raises StartError."""
+    if len(entries) > MOST_MODELS:
+        raise StartError(f"{option}: at most {MOST_MODELS} models")
+    seen: set[str] = {FIRST}
+    for number, entry in enumerate(entries):
+        if entry.name is None:
+            if number:
+                raise StartError(f"{option}: model {number + 1} needs a name ({MODEL} NAME=PATH)")
+            continue
+        if (reason := reason_against_name(entry.name)) is not None:
+            raise StartError(f"{option}: {reason}")
+        if entry.name in seen and (number or entry.name != FIRST):
+            whose = f"{FIRST} is the first model" if entry.name == FIRST else f"two models are called {entry.name}"
+            raise StartError(f"{option}: {whose}")
+        seen.add(entry.name)
+    return list(entries)
+
+
+def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
+    """What servers call the models."""
+    return [FIRST_MODEL if number == 0 else ServedModel(entry.label) for number, entry in enumerate(entries)]
+
+
+def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION) -> list[float]:
+    """Each model's part of the memory that models may use on its GPUs. Raises StartError if there is too little."""
+    parts = []
+    for entry in entries:
+        beside = [other for other in entries if _meet(entry, other)]
+        given = sum(other.memory for other in beside if other.memory is not None)
+        free = [other for other in beside if other.memory is None]
+        # A float's sum of ten tenths is just below or above 1.
+        if given > 1 + 1e-6 or (free and given > 1 - 1e-6):
+            raise StartError(f"{option}: the memory of the models that share a GPU with {entry.label} is over 1")
+        parts.append(entry.memory if entry.memory is not None else (1 - given) / len(free))
+    return parts
+
+
+def render_settings(base: RenderSettings, entries: Sequence[ModelEntry], option: str = OPTION) -> list[RenderSettings]:
+    """The settings of each model. base: those of all models, with any model. Raises StartError."""
+    found = []
+    for entry, served, part in zip(entries, served_as(entries), memory_parts(entries, option), strict=True):
+        if entry.gpus and base.device == "cpu":
+            raise StartError(f"{option}: gpus of {entry.label} need --device cuda")
+        settings = replace(
+            base,
+            model=model_reference(entry.path),
+            replicas=entry.replicas or base.replicas,
+            gpus=entry.gpus or base.gpus,
+            max_batch_tokens=entry.max_batch_tokens or base.max_batch_tokens,
+            memory_part=part,
+            vllm={**base.vllm, **entry.vllm},
+            served=served,
+        )
+        found.append(settings)
+    return found
+
+
+def _meet(one: ModelEntry, other: ModelEntry) -> bool:
+    """Whether two models share a GPU. Without `gpus`, a model is on all of them."""
+    return not one.gpus or not other.gpus or bool(set(one.gpus) & set(other.gpus))
