@@ -58,8 +58,9 @@ OTHERS = """
 """
 MODEL_JSON = """# model.json
 
-`model.json` in the model repository is what both python models load. `render`, `replica`, `serve` and `tune` write it;
-the committed repository has:
+`model.json` in the model repository is what both python models load. In a repository of
+[several models](../guides/several-models.md) each further one has its own, `NAME/model.json`, which the parameter
+`model_json` of its config.pbtxt names. `render`, `replica`, `serve` and `tune` write it; the committed repository has:
 
 ```json
 {committed}

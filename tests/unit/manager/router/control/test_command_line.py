@@ -230,3 +230,59 @@ def test_envoy_takes_the_ports_and_the_certificates_from_the_workers(serve, tmp_
     config = settings.worker_config(16, DrainTime.of(30, launches=False), tmp_path)
     assert (config.sockets, config.tls) == (str(tmp_path), None)
     assert WorkerConfig.from_json(config.to_json()) == config
+
+
+def test_each_model_has_names_and_servers_of_its_own(serve, tmp_path):
+    (tmp_path / "first").mkdir()
+    settings = serve(*("--model", tmp_path / "first", "--model", "bge=org/bge", "--device", "cuda", "--num-gpus", 2))
+    names = settings.names
+    assert [each.ids for each in names.models] == [("first",), ("bge",)]
+    assert [each.served.name for each in names.models] == ["embedding", "bge"]
+    plans = settings.launch.plans
+    assert [(plan.render.served.name, plan.gpus) for plan in plans] == [
+        ("embedding", (0,)),
+        ("embedding", (1,)),
+        ("bge", (0,)),
+        ("bge", (1,)),
+    ]
+    assert {plan.render.gpu_memory_share() for plan in plans} == {0.45}
+    line = json.dumps(settings.worker_config(1, DrainTime(1, 1, 0)).to_json())
+    assert WorkerConfig.from_json(json.loads(line)).names.more == names.more
+
+
+def test_a_file_gives_each_model_its_replicas_and_gpus(serve, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text("models:\n - {path: org/a, gpus: [0]}\n - {name: b, path: org/b, gpus: [3], replicas: 4}\n")
+    settings = serve("--models", file, "--device", "cuda", "--num-replicas", 1)
+    assert [(plan.render.served.name, plan.gpus, plan.replicas) for plan in settings.launch.plans] == [
+        ("embedding", (0,), 1),
+        ("b", (3,), 4),
+    ]
+    assert [plan.render.gpus for plan in settings.launch.plans] == [(0,), (0,)]
+
+
+def test_attached_servers_may_have_several_models(serve):
+    settings = serve("--server", "h:1", "--model", "minilm", "--model", "bge")
+    assert [(each.ids, each.served.name) for each in settings.names.models] == [
+        (("minilm",), "embedding"),
+        (("bge",), "bge"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--model", "a", "--model", "b"], "--model: model 2 needs a name"),
+        (["--model", "x=a", "--model", "x=b"], "--model: two models are called x"),
+        (["--model", "a", "--served-model-name", "b", "--model", "b=c"], "--model: two models are called b"),
+        (["--server", "h:1", "--model", "a", "--model", "b/c"], "--model: a name has 1 to 100"),
+        (["--server", "h:1", "--models", "none"], "--models is for servers that are launched"),
+        (["--model", "a", "--models", "none"], "--model and --models exclude each other"),
+        (["--models", "none"], "--models cannot be read: No such file"),
+    ],
+)
+def test_wrong_models_are_refused_in_one_line(serve, arguments, reason):
+    code, output = serve(*arguments, "--device", "cpu") if "--server" not in arguments else serve(*arguments)
+    assert code == 2
+    assert reason in output
+    assert output.count("\n") == 1

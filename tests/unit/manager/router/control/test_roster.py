@@ -9,6 +9,7 @@ from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server.probe import ProbeError
+from tritonembed_protocol.served import ServedModel
 
 RNG = np.random.default_rng(5)
 OURS = RNG.standard_normal((3, 16)).astype(np.float32)
@@ -202,3 +203,23 @@ def test_the_status_has_the_reason_during_an_ejection():
     now = 16.0
     assert reason() == ""
     table.close()
+
+
+def test_vectors_are_compared_among_servers_of_the_same_model(desk):
+    first = [desk.add(name, awaited=True) for name in ("a", "b")]
+    second = [desk.add(f"bge@{name}", awaited=True, model=ServedModel("bge")) for name in ("a", "b")]
+    for server in first:
+        desk.registry.answered(server, OURS)
+    desk.registry.answered(second[0], OTHER[:, :8])
+    assert [view.state for view in desk.registry.views()] == [ServerState.STARTING] * 4
+    desk.registry.answered(second[1], OTHER[:, :8])
+    assert [view.state for view in desk.registry.views()] == [ServerState.READY] * 4
+    assert [(view.ensemble, view.dimensions) for view in desk.registry.views()] == [
+        ("embedding", 16),
+        ("embedding", 16),
+        ("bge", 8),
+        ("bge", 8),
+    ]
+    desk.registry.answered(second[1], OURS[:, :8])
+    assert second[1].state is ServerState.REFUSED
+    assert first[1].state is ServerState.READY

@@ -9,8 +9,10 @@ import pytest
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.start import StartJudge
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server.probe import ProbeError
+from tritonembed_protocol.served import ServedModel
 
 VECTORS = np.ones((3, 4), np.float32)
 
@@ -82,3 +84,19 @@ def test_the_start_waits_for_the_first_check_of_every_attached_server():
     case.registry.failed(two, ProbeError("connection refused"))
     assert case.judge.started()
     assert case.judge.why() == "b:1: connection refused"
+
+
+def test_every_model_needs_a_server_and_a_failed_one_is_named():
+    case = Case()
+    bge = ServedModel("bge")
+    case.servers["server-1"].upstream.model = bge
+    names = ServedNames(("minilm",), more=(ServedNames(("bge",), served=bge),))
+    judge = StartJudge(case.registry, case.servers, case.workers, names=names)
+    case.answer("server-0")
+    assert not judge.started()
+    assert judge.why().startswith("server-1: ")
+    case.fail("server-1", "out of memory")
+    with pytest.raises(ManagerError, match=r"^bge: out of memory"):
+        judge.started()
+    case.answer("server-1")
+    assert judge.started()

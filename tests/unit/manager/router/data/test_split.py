@@ -10,6 +10,7 @@ from tritonembed_manager.router.data.envelope import read_envelope
 from tritonembed_manager.router.data.request import BrokenAnswer
 from tritonembed_manager.router.data.split import join, rows_of
 from tritonembed_manager.router.data.window import MOST_PER_ROW
+from tritonembed_protocol.served import ServedModel
 
 SENTENCES = [b"sentence %d" % number * (1 + number % 7) for number in range(100)]
 PARAMETERS = {"truncate": "END", "normalize": False, "dimensions": 4, "priority": 1, "timeout": 5_000_000}
@@ -125,3 +126,13 @@ def test_these_requests_go_whole(change):
 @pytest.mark.parametrize("count", [1, 1025])
 def test_one_row_and_more_rows_than_a_server_takes_go_whole(count):
     assert rows_of(infer_request(*[b"a"] * count).SerializeToString()) is None
+
+
+def test_requests_for_another_model_are_split_by_its_own_names():
+    request = infer_request(*SENTENCES)
+    request.model_name = "bge"
+    assert rows_of(request.SerializeToString(), ServedModel("bge")) is not None
+    assert rows_of(request.SerializeToString()) is None
+    as_ids(request)
+    request.model_name = "bge_embedder"
+    assert rows_of(request.SerializeToString(), ServedModel("bge")) is not None

@@ -19,6 +19,7 @@ from tritonembed_manager.router.data.tenants import (
     leave,
 )
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import ServedModel
 
 
 @pytest.fixture(autouse=True)
@@ -97,6 +98,15 @@ def test_models_are_those_of_the_file_under_each_of_their_names(models, may, may
     for model in may:
         check_model(model)
     for model in may_not:
+        assert refusal(check_model, model)[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_tenant_may_have_one_of_several_models():
+    names = ServedNames(("minilm",), more=(ServedNames(("bge",), ("org/bge",), ServedModel("bge")),))
+    Tenants([tenant("a", models=("org/bge",))], names).enter(key_of("a"))
+    for model in ServedModel("bge").triton_models:
+        check_model(model)
+    for model in ServedModel().triton_models:
         assert refusal(check_model, model)[0] is grpc.StatusCode.PERMISSION_DENIED
 
 
