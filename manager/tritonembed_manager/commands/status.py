@@ -60,7 +60,8 @@ def table(status: dict[str, Any]) -> "Group":
     workers = status["workers"]
     draining = ", draining" if status["draining"] else ", ending (--lame-duck)" if status.get("lame_duck") else ""
     running = f"{workers['ready']} of {workers['count']} workers, up {_duration(status['uptime_s'])}{draining}"
-    head = f"{status['model']}: {status['policy']} over {totals['servers']} servers, {running}"
+    models = ", ".join(status.get("models", [status["model"]]))
+    head = f"{models}: {status['policy']} over {totals['servers']} servers, {running}"
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
     lines = [*_of_all(totals), *_spaces(status["servers"]), *reasons]
     return Group(Text(head), *warnings, rows, *map(Text, lines))

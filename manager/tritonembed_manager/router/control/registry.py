@@ -167,6 +167,11 @@ class Upstream:
         )
 
 
+def member_id(server: str, model: ServedModel) -> str:
+    """The id of a model at a server: that of the server, for a further model `NAME@SERVER`."""
+    return server if model.is_first else f"{model.name}@{server}"
+
+
 class UpstreamRegistry:
     """All servers by id, in the order in which they were added.
 

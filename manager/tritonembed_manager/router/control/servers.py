@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
 from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
-from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry
+from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, member_id
 from tritonembed_manager.router.control.status import Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.interfaces import ServerState
@@ -90,7 +90,7 @@ class Servers:
 
         first: this is the list at the start. The vectors of its servers are compared before any of them is READY.
         """
-        wanted = {_id(address, model): (address, model) for address in addresses for model in self._models}
+        wanted = {member_id(address.grpc, model): (address, model) for address in addresses for model in self._models}
         for id, upstream in list(self.registry.members.items()):
             if not upstream.launched and id not in wanted and id not in self._leaving:
                 self._leaving[id] = asyncio.create_task(self._leave(upstream))
@@ -208,8 +208,3 @@ class Servers:
             task.cancel()
         self.registry.remove(upstream.id)
         self._traffic.forget(upstream.id)
-
-
-def _id(address: Address, model: ServedModel) -> str:
-    """The id of an attached server; of a further model at it, `NAME@…`."""
-    return address.grpc if model.is_first else f"{model.name}@{address.grpc}"

@@ -14,7 +14,7 @@ from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
 from tritonembed_manager.router.control.plan import ServerPlan
-from tritonembed_manager.router.control.registry import UpstreamRegistry
+from tritonembed_manager.router.control.registry import UpstreamRegistry, member_id
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.workers import WorkerPool
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -129,7 +129,8 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, sta
         log("ports_skipped", f"--start-port: skipped {_listed(skipped)}, which are in use", ports=skipped)
     prepared = []
     for index, plan in enumerate(launch.plans):
-        id = f"server-{index}"
+        served = plan.render.served
+        id = member_id(f"server-{index}", served)
         repository = work / id / "model_repository"
         render(repository, plan.render)
         repository.chmod(0o700)
@@ -150,7 +151,7 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, sta
             log_requests=False,
         )
         address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
-        spec, served = _spec(launch, plan, server, installation, repository, run), plan.render.served
+        spec = _spec(launch, plan, server, installation, repository, run)
         prepared.append(Prepared(id, spec, address, plan.replicas, served, lengths[served]))
     return prepared
 

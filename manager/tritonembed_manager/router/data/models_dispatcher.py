@@ -51,8 +51,10 @@ class ModelsDispatcher:
             raise self._unknown(request, admitted)
         return await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
 
-    def admitted(self, size: int, *, timeout: float | None, caller: Caller) -> AbstractContextManager[Admission]:
-        return self._first.admitted(size, timeout=timeout, caller=caller)
+    def admitted(
+        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
+    ) -> AbstractContextManager[Admission]:
+        return self._first.admitted(size, timeout=timeout, caller=caller, work=work)
 
     def refused(self, code: grpc.StatusCode) -> None:
         self._first.refused(code)

@@ -71,7 +71,7 @@ function show(status) {
   points.push({ time: status.time, totals, servers: Object.fromEntries(status.servers.map((one) => [one.id, one])) });
   // After a clock was set back, there are points in the future.
   points = points.filter(({ time }) => time <= status.time && status.time - time <= KEPT_S);
-  put(find("#about"), `${status.model}, ${status.policy}, ${workers.ready} of ${plural(workers.count, "worker")}, `
+  put(find("#about"), `${(status.models || [status.model]).join(", ")}, ${status.policy}, ${workers.ready} of ${plural(workers.count, "worker")}, `
     + `up ${duration(status.uptime_s)}, version ${status.version}`);
   document.body.classList.toggle("old", status.age_s !== undefined);
   showWarnings(status.warnings ?? []);
