@@ -18,7 +18,8 @@ from tritonembed_protocol.limits import MAX_INT64
 from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, OUTPUT_TYPES
 
-_OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
+_OPENAI_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "modality")
+"""`modality` is Infinity's and NIM's."""
 _PROMPT_FIELDS = ("prompt_name", "prompt", "instruction")
 """sentence-transformers' names; Text Embeddings Inference also has `prompt_name`. `instruction` is our own."""
 _TEXT_FIELDS = ("input_type", "truncate", "embedding_type", *_PROMPT_FIELDS)
@@ -50,6 +51,8 @@ def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
+    if body.get("modality") not in (None, "text"):
+        raise BadRequest("modality must be text", "modality")
     elements, by_ids = read_input(body.get("input"), "input")
     options = _read_options(body)
     if by_ids:

@@ -35,6 +35,7 @@ _OPENAI = _object(
     encoding_format=_choice("float", "base64"),
     dimensions=_COUNT,
     user=_TEXT,
+    modality=_choice("text"),
     input_type=_choice(*INPUT_TYPES, "document", "search_document", "search_query"),
     truncate=_choice(*TRUNCATE),
     embedding_type=_choice(*OUTPUT_TYPES),
