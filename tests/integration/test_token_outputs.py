@@ -6,6 +6,7 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -100,6 +101,16 @@ def test_the_manager_passes_the_outputs_on(manager: Serve, model: Path) -> None:
         check(client.embed(TEXTS, outputs=ALL), flag_embedding(model, TEXTS))
         with pytest.raises(InvalidArgumentError, match="top_k: is for the output sparse"):
             client.embed(["a"], outputs="dense", top_k=3)
+
+
+def test_teis_routes_have_them_as_json(manager: Serve, model: Path) -> None:
+    expected = flag_embedding(model, TEXTS)
+    with httpx.Client(base_url=f"http://127.0.0.1:{manager.http_port}", timeout=60) as http:
+        weights = http.post("/embed_sparse", json={"inputs": TEXTS}).json()
+        vectors = http.post("/embed_all", json={"inputs": TEXTS}).json()
+    for text, rows, (known, tokens) in zip(weights, vectors, expected, strict=True):
+        assert {pair["index"]: pair["value"] for pair in text} == pytest.approx(known, abs=1e-4)
+        np.testing.assert_allclose(np.array(rows).reshape(tokens.shape), tokens, atol=1e-4)
 
 
 def test_over_http_the_outputs_are_binary(manager: Serve) -> None:

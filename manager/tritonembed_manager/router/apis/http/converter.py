@@ -28,6 +28,7 @@ from tritonembed_manager.router.apis.http.errors import LONE_SURROGATE, BadReque
 from tritonembed_manager.router.apis.http.kserve_json import InferRequest, read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.tei_request import read_request as read_tei
 from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, prepare
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -49,10 +50,11 @@ def _openai(body: bytes, names: dict[str, Any]) -> Converted:
     return _of_vectors(asked, as_base64=asked.as_base64, options=options)
 
 
-def _tei(body: bytes, names: dict[str, Any], similarity: bool | None) -> Converted:
-    """info: is_similarity; see `_of_vectors`."""
-    asked = read_tei(parse_object(body), similarity, ServedNames.from_json(names).served)
-    return _of_vectors(asked, is_similarity=asked.is_similarity)
+def _tei(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:
+    """info: the task, and the options that decide how answers are read; see `_of_vectors`."""
+    asked = read_tei(parse_object(body), task, ServedNames.from_json(names).served)
+    options = {"outputs": asked.options["outputs"]} if "outputs" in asked.options else {}
+    return _of_vectors(asked, task=asked.task, options=options)
 
 
 def _cohere(body: bytes, names: dict[str, Any], version: int) -> Converted:

@@ -19,7 +19,7 @@ from tritonembed_protocol.status import code_of_refusal, status_of
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CODE = grpc.StatusCode
-_VECTORS = ("/infer", "/embeddings", "/embed", "/similarity")
+_VECTORS = ("/infer", "/embeddings", "/embed", "/embed_sparse", "/embed_all", "/similarity")
 """Endings of the paths that answer with vectors."""
 _SERVER_ERROR = 500
 _ASK_A_BROWSER = 'Basic realm="tritonembed: any name, and a key as the password", charset="UTF-8"'

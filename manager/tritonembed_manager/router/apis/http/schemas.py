@@ -92,6 +92,8 @@ BODIES: dict[str, Schema] = {
     "/embeddings": _OPENAI,
     "/": _object(["inputs"], inputs={"oneOf": [*_INPUT["oneOf"], _PAIR]}, **_TEI_MORE),
     "/embed": _object(["inputs"], inputs=_INPUT, **_TEI_MORE),
+    "/embed_sparse": _object(["inputs"], inputs=_INPUT, **_TEI_MORE),
+    "/embed_all": _object(["inputs"], inputs=_INPUT, **_TEI_MORE),
     "/similarity": _object(["inputs"], inputs=_PAIR, **_TEI_MORE),
     "/v1/embed": _object(["texts"], **_COHERE),
     "/v2/embed": _object(

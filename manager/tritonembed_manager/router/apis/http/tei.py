@@ -4,18 +4,22 @@ Errors have TEI's form and its statuses: 413 for a text that is too long or too 
 424 if the servers failed, 429 for overload.
 """
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from importlib.metadata import version
 from typing import Any
 
+import grpc
 import numpy as np
 from aiohttp import web
 
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import MAX_INPUTS
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.interfaces import DispatchError
 
 _UNPROCESSABLE, _TOO_LARGE, _FAILED = 422, 413, 424
 _TYPES = {
@@ -31,6 +35,9 @@ _TYPES = {
 }
 _TOO_LONG = "the model's maximum of"
 """In the tokenizer's error for a text that is too long."""
+
+_NO_OUTPUT = "unexpected inference output"
+"""In Triton's error for an output that the model's repository does not have."""
 
 
 def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
@@ -57,21 +64,31 @@ class Tei:
         return [
             web.post("/", self.either),
             web.post("/embed", self.embed),
+            web.post("/embed_sparse", self.embed_sparse),
+            web.post("/embed_all", self.embed_all),
             web.post("/similarity", self.similarity),
             web.get("/info", self.info),
         ]
 
     async def embed(self, request: web.Request) -> web.StreamResponse:
         """The vectors of `inputs` as lists of numbers."""
-        return await self._answer(request, similarity=False)
+        return await self._answer(request, "embed")
+
+    async def embed_sparse(self, request: web.Request) -> web.StreamResponse:
+        """The weights of the tokens of each of `inputs`, for models that have them."""
+        return await self._answer(request, "embed_sparse")
+
+    async def embed_all(self, request: web.Request) -> web.StreamResponse:
+        """The vectors of the tokens of each of `inputs`, for models that have them."""
+        return await self._answer(request, "embed_all")
 
     async def similarity(self, request: web.Request) -> web.StreamResponse:
         """The cosine of `source_sentence` with each of `sentences`."""
-        return await self._answer(request, similarity=True)
+        return await self._answer(request, "similarity")
 
     async def either(self, request: web.Request) -> web.StreamResponse:
         """As /embed; as /similarity if `inputs` is an object."""
-        return await self._answer(request, similarity=None)
+        return await self._answer(request, None)
 
     async def info(self, _request: web.Request) -> web.Response:
         """The model's name and what a client may send."""
@@ -86,11 +103,17 @@ class Tei:
             }
         )
 
-    async def _answer(self, request: web.Request, *, similarity: bool | None) -> web.StreamResponse:
-        async with self._calls.embed(request, "tei", "inputs", similarity=similarity) as vectors:
-            vectors.check_finite("base64 at /v1/embeddings")
-            write = _similarities if vectors.info["is_similarity"] else _lists
-            return await vectors.answer(request, write(vectors))
+    async def _answer(self, request: web.Request, task: Task | None) -> web.StreamResponse:
+        try:
+            async with self._calls.embed(request, "tei", "inputs", task=task) as vectors:
+                vectors.check_finite("base64 at /v1/embeddings")
+                return await vectors.answer(request, _WRITERS[vectors.info["task"]](vectors))
+        except DispatchError as error:
+            if error.code is not grpc.StatusCode.INVALID_ARGUMENT or _NO_OUTPUT not in error.message:
+                raise
+            wrong = BadRequest("this model has no such vectors", status=_FAILED)
+            wrong.is_counted = True
+            raise wrong from None
 
 
 async def _lists(vectors: Vectors) -> AsyncIterator[bytes]:
@@ -98,6 +121,27 @@ async def _lists(vectors: Vectors) -> AsyncIterator[bytes]:
     async for rows in vectors.parts():
         yield start + b",".join(as_json(rows))
         start = b","
+    yield b"]"
+
+
+async def _weights(vectors: Vectors) -> AsyncIterator[bytes]:
+    start = b"["
+    for result in vectors.results:
+        for text in result.sparse or ():
+            pairs = zip(text.ids.tolist(), text.weights.tolist(), strict=True)
+            yield start + json.dumps([{"index": id, "value": weight} for id, weight in pairs]).encode()
+            start = b","
+            await asyncio.sleep(0)
+    yield b"]"
+
+
+async def _token_vectors(vectors: Vectors) -> AsyncIterator[bytes]:
+    start = b"["
+    for result in vectors.results:
+        for rows in result.multi_vector or ():
+            yield start + b"[" + b",".join(as_json(rows) if rows.size else ()) + b"]"
+            start = b","
+            await asyncio.sleep(0)
     yield b"]"
 
 
@@ -110,3 +154,11 @@ async def _similarities(vectors: Vectors) -> AsyncIterator[bytes]:
             source, wide = wide[0], wide[1:]
         found += (wide @ source).tolist()
     yield json.dumps(found).encode()
+
+
+_WRITERS: dict[Task, Callable[[Vectors], AsyncIterator[bytes]]] = {
+    "embed": _lists,
+    "embed_sparse": _weights,
+    "embed_all": _token_vectors,
+    "similarity": _similarities,
+}

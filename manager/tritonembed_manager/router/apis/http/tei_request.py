@@ -1,7 +1,7 @@
 """Reads and checks the bodies of requests to the routes of text-embeddings-inference (TEI)."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
@@ -14,6 +14,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     unknown_field,
 )
 from tritonembed_protocol.served import ServedModel
+from tritonembed_protocol.types import Output
 
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "encoding_format")
 _FIELDS = ("inputs", *_PARAMETERS, "parameters", "options", "model")
@@ -22,27 +23,34 @@ _DIRECTIONS = {"right": "END", "left": "START"}
 _PAIR = ("source_sentence", "sentences")
 
 
+Task = Literal["embed", "embed_sparse", "embed_all", "similarity"]
+_OUTPUTS: dict[Task, Output] = {"embed_sparse": "sparse", "embed_all": "multi_vector"}
+
+
 @dataclass(frozen=True)
 class TeiRequest(VectorsRequest):
-    """is_similarity: whether the first text is to be compared with the others."""
+    """task: of the answer. `similarity` compares the first text with the others."""
 
-    is_similarity: bool
+    task: Task
 
 
-def read_request(body: dict[str, Any], similarity: bool | None, model: ServedModel) -> TeiRequest:
+def read_request(body: dict[str, Any], task: Task | None, model: ServedModel) -> TeiRequest:
     """model: the only one that these routes have.
 
-    similarity: whether `inputs` are a sentence and those to compare it with; None if its form is to decide.
-
-    Raises BadRequest.
+    task: None for `similarity` if `inputs` is an object, else `embed`. Raises BadRequest.
     """
     for name in body:
         if name not in _FIELDS:
             raise unknown_field(name, _FIELDS)
     inputs = body.get("inputs")
-    is_similarity = isinstance(inputs, dict) if similarity is None else similarity
-    elements, by_ids = (_read_pair(inputs), False) if is_similarity else _read_inputs(inputs)
-    return TeiRequest(elements, by_ids, _read_options(_read_parameters(body)), model, is_similarity)
+    task = task or ("similarity" if isinstance(inputs, dict) else "embed")
+    elements, by_ids = (_read_pair(inputs), False) if task == "similarity" else _read_inputs(inputs)
+    options = _read_options(_read_parameters(body))
+    if task in _OUTPUTS:
+        # Weights have no length, and the model's files say whether vectors of tokens have.
+        given = {name: value for name, value in options.items() if name != "normalize" or "normalize" in body}
+        options = cast("Options", {**given, "outputs": _OUTPUTS[task]})
+    return TeiRequest(elements, by_ids, options, model, task)
 
 
 def _read_inputs(inputs: Any) -> tuple[list[bytes], bool]:

@@ -7,13 +7,14 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import grpc
 import numpy as np
 import numpy.typing as npt
 from aiohttp import web
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
-from tritonembed import EmbeddingResult, ServerError
+from tritonembed import EmbeddingResult, InvalidArgumentError, ServerError
 from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
@@ -25,7 +26,7 @@ from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
-from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, Metadata
+from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 from tritonembed_protocol.framing import unframe
 
 _REQUESTS_AT_ONCE = 8
@@ -81,12 +82,13 @@ class Vectors:
 
     def check_finite(self, instead: str) -> None:
         """Raises ServerError for a number that JSON lacks. instead: what to ask for."""
-        if not all(
-            result.embeddings.dtype.kind != "f" or np.isfinite(result.embeddings).all() for result in self.results
-        ):
-            raise ServerError(
-                f"output embedding: a number that is not finite cannot be written as JSON; ask for {instead}"
-            )
+        for result in self.results:
+            weights = (vector.weights for vector in result.sparse or ())
+            arrays = (result.embeddings, *(result.multi_vector or ()), *weights)
+            if not all(array.dtype.kind != "f" or np.isfinite(array).all() for array in arrays):
+                raise ServerError(
+                    f"output embedding: a number that is not finite cannot be written as JSON; ask for {instead}"
+                )
 
     async def answer(self, request: web.Request, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
         """pieces: the JSON of the answer. Errors show with the first piece, before the answer begins."""
@@ -189,6 +191,9 @@ def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResul
         return call.read(request.count, service_pb2.ModelInferResponse.FromString(answer))
     except DecodeError:
         raise ServerError("the server's answer is not a ModelInferResponse") from None
+    except InvalidArgumentError as error:
+        # The model has other outputs than the API that was called.
+        raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
 async def _all(tasks: list["asyncio.Task[EmbeddingResult]"]) -> list[EmbeddingResult]:

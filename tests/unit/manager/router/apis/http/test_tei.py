@@ -9,9 +9,11 @@ import pytest
 from huggingface_hub import InferenceClient
 from tests.fakes.triton import DIMENSIONS, infer_response, texts, vector
 from tests.unit.manager.router.apis.http.conftest import MODEL
+from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis.http import vector_requests
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.framing import frame
 
 LONG = "text: sentence 0 has 600 tokens, over the model's maximum of 512"
 
@@ -155,6 +157,59 @@ async def test_token_ids_must_be_the_models_own(serving, dispatcher):
     foreign = await ask(serving, inputs=[[15339, 1917]])
     assert (foreign.status, foreign.body["error_type"]) == (422, "Validation")
     assert dispatcher.requests[0].model_name == "embedder"
+
+
+def token_outputs(request):
+    """The answer of a model with sparse weights and vectors of tokens: two of each per text, none for an empty text."""
+    [asked] = [output.name for output in request.outputs if output.name != "num_tokens"]
+    elements = []
+    for text in texts(request):
+        count = 2 if text else 0
+        ids, weights = np.array([3, 70_000][:count], "<i4"), np.array([0.5, len(text)][:count], "<f4")
+        rows = np.stack([vector(text), vector(text + b"2")])[:count]
+        content = ids.tobytes() + weights.tobytes() if asked == "sparse" else rows.tobytes()
+        elements.append(np.int32(count).tobytes() + content)
+    answer = service_pb2.ModelInferResponse(model_name="embedding")
+    answer.outputs.add(name=asked, datatype="BYTES", shape=(len(elements), 1))
+    answer.outputs.add(name="num_tokens", datatype="INT32", shape=(len(elements), 1))
+    answer.raw_output_contents.extend([frame(elements), np.ones(len(elements), "<i4").tobytes()])
+    return answer
+
+
+async def test_weights_of_tokens(serving, dispatcher):
+    dispatcher.answer = token_outputs
+    answer = await ask(serving, "/embed_sparse", inputs=["abc", ""], truncate=True)
+    assert answer.body == [[{"index": 3, "value": 0.5}, {"index": 70_000, "value": 3.0}], []]
+    assert parameters(dispatcher) == {"outputs": "sparse", "truncate": "END"}
+
+
+async def test_vectors_of_tokens(serving, dispatcher):
+    dispatcher.answer = token_outputs
+    given = [f"text {number}" for number in range(1500)]
+    answer = await ask(serving, "/embed_all", inputs=[*given, ""])
+    assert parameters(dispatcher) == {"outputs": "multi_vector"}
+    assert answer.body[-1] == []
+    expected = [[vector(text.encode()), vector(text.encode() + b"2")] for text in given]
+    assert (np.array(answer.body[:-1], "<f4") == expected).all()
+
+
+@pytest.mark.parametrize("path", ["/embed_sparse", "/embed_all"])
+async def test_a_model_without_them_says_so(serving, dispatcher, path):
+    unexpected = "unexpected inference output 'sparse' for model 'embedding'"
+    dispatcher.failure = DispatchError(grpc.StatusCode.INVALID_ARGUMENT, unexpected)
+    answer = await ask(serving, path, inputs="a")
+    assert (answer.status, answer.body) == (424, {"error": "this model has no such vectors", "error_type": "Backend"})
+
+
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/v2/embed"])
+async def test_a_model_of_weights_alone_has_no_dense_vectors(serving, dispatcher, path):
+    dispatcher.answer = lambda request: infer_response([np.empty(0, "<f4")] * len(texts(request)), [1])
+    body = {"inputs": "a"} if path == "/embed" else {"input": "a"}
+    body = {"texts": ["a"], "input_type": "search_query"} if path == "/v2/embed" else body
+    answer = await serving.post(path, data=json.dumps(body))
+    assert answer.status == (422 if path == "/embed" else 400)
+    assert b"the model gives no dense vectors" in answer.raw
+    assert not dispatcher.refusals
 
 
 async def test_info_names_the_model(serving):
