@@ -52,6 +52,7 @@ def test_each_model_gives_its_own_right_vectors(manager: Serve, folders: dict[st
     np.testing.assert_allclose([item.embedding for item in answer.data], wanted, atol=CLOSE)
     listed = {model.id: model.model_dump() for model in over_http.models.list()}
     assert (listed[name]["dimensions"], listed[name]["task"]) == (wanted.shape[1], "embed")
+    assert listed[name]["max_model_len"] == oracle.max_seq_length
 
 
 def test_each_model_has_an_embedding_space_of_its_own(manager: Serve) -> None:

@@ -106,6 +106,7 @@ class Worker:
             quarantine=self._quarantine,
             quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
             served=served,
+            is_only=len(config.names.models) == 1,
         )
 
     @property

@@ -1,6 +1,7 @@
 """Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import grpc
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
+from tritonembed_manager.server.repository import LENGTH_PARAMETER
 from tritonembed_protocol.framing import HEADER, FramingError, frame, unframe, unframe_vectors
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE, is_space
@@ -32,6 +34,7 @@ _SERVICE = "/inference.GRPCInferenceService"
 _MICROSECONDS = 1_000_000
 _VECTORS = "embedding"
 """The output with the vectors, of every model."""
+_MOST_DIGITS = 10
 _ANY_TOKEN = bytes(4)
 _CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
@@ -72,6 +75,14 @@ class ProbeError(Exception):
         self.busy = busy
 
 
+@dataclass(frozen=True)
+class Described:
+    """replicas: embedders of the server; 1 if it does not answer. max_length: tokens of the longest text, if known."""
+
+    replicas: int = 1
+    max_length: int | None = None
+
+
 class Probe(Protocol):
     """What health checks need from a server."""
 
@@ -81,8 +92,8 @@ class Probe(Protocol):
     async def space(self, timeout: float) -> str:
         """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
 
-    async def replicas(self, timeout: float) -> int:
-        """How many embedders the server runs; 1 if it does not answer."""
+    async def described(self, timeout: float) -> "Described":
+        """What the server's configuration says."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -160,14 +171,19 @@ class GrpcProbe:
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
         return _content_of(answer, _VECTORS)
 
-    async def replicas(self, timeout: float) -> int:
-        """How many embedders the server runs; 1 if it does not answer."""
+    async def described(self, timeout: float) -> Described:
+        """What the server's configuration says."""
         request = _model_request(service_pb2.ModelConfigRequest, self._model.embedder)
         try:
             answer = await self._config(request, timeout=timeout)
         except grpc.aio.AioRpcError:
-            return 1
-        return 1 if answer is None else max(1, _count_instances(answer))
+            return Described()
+        if answer is None:
+            return Described()
+        length = answer.config.parameters[LENGTH_PARAMETER].string_value
+        # Leading zeros and huge numbers are nothing that `render` writes.
+        known = length.isascii() and length.isdigit() and len(length) < _MOST_DIGITS
+        return Described(max(1, _count_instances(answer)), int(length) if known else None)
 
     async def instances(self, model: str, timeout: float) -> int | None:
         """The configured number of a model's instances; None if the model is not loaded. Raises ProbeError."""

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
@@ -17,6 +17,9 @@ from tritonclient.grpc import model_config_pb2
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import RenderSettings
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
+
+if TYPE_CHECKING:
+    from tritonembed_engine.model.files import ModelFiles
 
 
 def check_models(models: Sequence[RenderSettings]) -> list[int | None]:
@@ -57,10 +60,10 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
     return max_model_len or files.max_length
 
 
-def token_outputs(model: str, revision: str | None) -> tuple[str, ...]:
-    """The outputs that a model gives per token (`sparse`, `multi_vector`), as far as its files are on this machine.
+def known_files(model: str, revision: str | None) -> "ModelFiles | None":
+    """A model's files, as far as they are on this machine; None if they can't be read: `check_model` says why.
 
-    model: a folder, or a name on the hub. A model that can't be read has none: `check_model` says why.
+    model: a folder, or a name on the hub.
     """
     try:
         from huggingface_hub import snapshot_download
@@ -68,9 +71,9 @@ def token_outputs(model: str, revision: str | None) -> tuple[str, ...]:
         from tritonembed_engine.model.files import read_model_files
 
         folder = model if is_folder(model) else snapshot_download(model, revision=revision, local_files_only=True)
-        return read_model_files(folder).token_outputs.per_token
+        return read_model_files(folder)
     except Exception:
-        return ()
+        return None
 
 
 def is_folder(model: str) -> bool:
@@ -191,6 +194,8 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
 
 _FILE_PARAMETER = "model_json"
 """Parameter of the python models in a repository of several models: where their model.json is."""
+LENGTH_PARAMETER = "max_model_len"
+"""Parameter of `embedder`: the tokens of the longest text, if they are known. For managers that attach."""
 MARKER = ".rendered-by-tritonembed"
 CONFIG = "config.pbtxt"
 MODEL_JSON = "model.json"
@@ -257,7 +262,10 @@ def _write(folder: Path, models: Sequence[RenderSettings]) -> None:
 
 def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> None:
     template, served = template_folder(), settings.served
-    per_token = token_outputs(settings.model, settings.vllm.get("revision"))
+    files = known_files(settings.model, settings.vllm.get("revision"))
+    # The sparse weights and token vectors that the model gives.
+    per_token = () if files is None else files.token_outputs.per_token
+    length = settings.vllm.get("max_model_len") or (files and files.max_length)
     names = dict(zip(FIRST_MODEL.triton_models, served.triton_models, strict=True))
     file = MODEL_JSON if served.is_first else f"{served.name}/{MODEL_JSON}"
     for old, new in names.items():
@@ -270,6 +278,8 @@ def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> No
             _set_tokenizer(config, settings)
         elif old == FIRST_MODEL.embedder:
             _set_embedder(config, settings)
+            if length:
+                config.parameters[LENGTH_PARAMETER].string_value = str(length)
         if old in (FIRST_MODEL.embedder, FIRST_MODEL.name):
             add_token_outputs(config, per_token)
         if config.backend and not (is_only and served.is_first):

@@ -259,7 +259,8 @@ class HealthWatch:
         if upstream.generation != generation:
             return
         if not upstream.launched and upstream.state is not ServerState.READY:
-            upstream.replicas = await self._probe.replicas(self._settings.timeout)
+            described = await self._probe.described(self._settings.timeout)
+            upstream.replicas, upstream.max_length = described.replicas, described.max_length
         self._refusals = 0
         self._registry.answered(upstream, vectors, space)
         if doubted and upstream.state is ServerState.READY:

@@ -44,7 +44,7 @@ _CODE = grpc.StatusCode
 class TritonDispatcher:
     """The Dispatcher of a worker; interfaces.py describes its methods.
 
-    served: the model that the servers of the pool have.
+    served: the model that the servers of the pool have. is_only: whether there is no other model.
     hedge_after: when an interactive request is late (hedging.py); None: requests are not hedged.
     quarantined: called with the digest of a query of death and the ids of the servers that died with it.
     """
@@ -61,8 +61,12 @@ class TritonDispatcher:
         clock: Callable[[], float] = time.monotonic,
         hedge_after: After | None = None,
         served: ServedModel = FIRST_MODEL,
+        is_only: bool = True,
     ) -> None:
         self._served = served
+        self._is_only = is_only
+        self._requests = 0
+        """Of this worker for the model."""
         self._with_vectors = frozenset(name.encode() for name in served.with_vectors)
         self.pool = pool
         self.admission = admission
@@ -103,12 +107,16 @@ class TritonDispatcher:
             if admitted is None:
                 self.refused(error.code)
             raise
-        if admitted is not None:
-            admitted.model = self._served.name
-            return await self._answer(self._prepare(request, forwards, admitted))
-        with self.admitted(len(request), timeout=timeout, caller=caller) as own:
-            own.model = self._served.name
-            return await self._answer(self._prepare(request, forwards, own))
+        self._requests += 1
+        try:
+            if admitted is not None:
+                admitted.model = self._served.name
+                return await self._answer(self._prepare(request, forwards, admitted))
+            with self.admitted(len(request), timeout=timeout, caller=caller) as own:
+                own.model = self._served.name
+                return await self._answer(self._prepare(request, forwards, own))
+        finally:
+            self._requests -= 1
 
     @contextmanager
     def admitted(
@@ -204,8 +212,12 @@ class TritonDispatcher:
 
     def _refuse_if_full(self, request: Request) -> None:
         """Raises DispatchError if every server has its maximum of requests, waiting ones included."""
-        if not request.admitted.started and self.pool.is_full() and self.pool.is_over(self.admission.admitted()):
+        if not request.admitted.started and self.pool.is_full() and self.pool.is_over(self._admitted()):
             raise self.admission.overload("every server has its maximum of requests")
+
+    def _admitted(self) -> int:
+        """Requests for the model in all workers. With other models, this worker's stand for those of the others."""
+        return self.admission.admitted() if self._is_only else self._requests * self.pool.row.table.workers
 
     def _freed(self, server: Upstream | None) -> None:
         if server is not None:

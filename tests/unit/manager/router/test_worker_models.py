@@ -1,5 +1,6 @@
 """A worker that serves two models: each request goes to a server of its model, over every API."""
 
+import asyncio
 import json
 
 import aiohttp
@@ -122,3 +123,23 @@ async def test_requests_and_tokens_are_counted_by_model(two):
     registry = two.worker._metrics._model_tokens
     found = {sample.labels["model"]: sample.value for sample in registry.collect()[0].samples if "total" in sample.name}
     assert found == {"bge": 5.0, "minilm": 1.0}
+
+
+async def test_a_flood_of_one_model_makes_no_other_refuse(two):
+    two.worker._pools[0]._max_in_flight = two.worker._pools[1]._max_in_flight = 4
+    two.first.hang()
+    two.second.hang()
+    flood = [asyncio.ensure_future(answer(two.infer("embedding"))) for _ in range(4)]
+    await two.first.wait_inside(4)
+    # Larger than what may be at the server: the last of them wait.
+    long = b"word " * 30_000
+    others = [asyncio.ensure_future(answer(two.infer("bge", long))) for _ in range(4)]
+    while two.worker._pools[1].waiting == 0 and not any(one.done() for one in others):
+        await two.parent.receive("alive")
+    two.first.release()
+    two.second.release()
+    assert len(await asyncio.gather(*flood, *others)) == 8
+
+
+async def answer(call):
+    return await call

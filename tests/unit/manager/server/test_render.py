@@ -11,6 +11,7 @@ from tritonembed_engine.errors import ModelError
 from tritonembed_engine.settings import read_settings
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.repository import (
+    LENGTH_PARAMETER,
     MARKER,
     read_configs,
     render,
@@ -310,3 +311,12 @@ def test_the_engine_reads_the_settings_of_the_model_that_it_is_asked_for(tmp_pat
     assert read_settings(out, "other/model.json").model == "org/second"
     with pytest.raises(ModelError, match=r"the model repository has no third/model\.json"):
         read_settings(out, "third/model.json")
+
+
+def test_the_embedder_tells_the_length_of_the_longest_text_if_it_is_known(tmp_path, shelf):
+    configs, _ = rendered(tmp_path, model=str(shelf("bert")))
+    assert configs["embedder"].parameters[LENGTH_PARAMETER].string_value == "64"
+    configs, _ = rendered(tmp_path, model=str(shelf("bert")), vllm={"max_model_len": 32})
+    assert configs["embedder"].parameters[LENGTH_PARAMETER].string_value == "32"
+    configs, _ = rendered(tmp_path, model="org/unknown")
+    assert LENGTH_PARAMETER not in configs["embedder"].parameters

@@ -12,7 +12,7 @@ from tests.fakes.triton import FakeTriton
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.interfaces import ServerState
-from tritonembed_manager.server.probe import GrpcProbe, ProbeError
+from tritonembed_manager.server.probe import Described, GrpcProbe, ProbeError
 
 VECTORS = np.ones((3, 4), np.float32)
 
@@ -38,8 +38,8 @@ class Probe:
     async def space(self, timeout):
         return self.told
 
-    async def replicas(self, timeout):
-        return self.copies
+    async def described(self, timeout):
+        return Described(self.copies, 512)
 
     async def close(self):
         self.closed = True
@@ -91,6 +91,7 @@ async def test_another_server_at_the_same_address_counts_with_its_own_replicas()
     case.probe.answer, case.probe.copies = VECTORS, 5
     await case.watch.check()
     assert (case.upstream.state, case.upstream.replicas) == (ServerState.READY, 5)
+    assert case.upstream.view().max_length == 512
 
 
 async def test_a_late_check_of_a_server_that_answers_requests_is_no_failure():
@@ -222,7 +223,7 @@ async def test_the_probe_gets_a_servers_vectors_or_the_reason_of_its_failure():
             await probe.vectors(0.05)
         assert caught.value.timed_out
         fake.release()
-        assert await probe.replicas(5) == 1
+        assert await probe.described(5) == Described()
         await fake.crash()
         for _ in range(20):
             with contextlib.suppress(ProbeError):
@@ -265,7 +266,7 @@ async def test_an_answer_that_cannot_be_decoded_is_an_error_of_the_check():
         with pytest.raises(ProbeError, match="can't be decoded") as caught:
             await asked
         assert caught.value.answered
-    assert await probe.replicas(5) == 1
+    assert await probe.described(5) == Described()
     await probe.close()
     await server.stop(None)
 

@@ -7,7 +7,7 @@ import numpy as np
 from tritonembed_manager.router.control.health import LOOKS, HealthSettings, HealthWatch, MetricsProgress, read_counters
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.interfaces import ServerState
-from tritonembed_manager.server.probe import ProbeError
+from tritonembed_manager.server.probe import Described, ProbeError
 
 LATE = ProbeError("no answer within 10 s", timed_out=True)
 VECTORS = np.ones((3, 4), np.float32)
@@ -44,8 +44,8 @@ class Case:
     async def space(self, _timeout):
         return ""
 
-    async def replicas(self, _timeout):
-        return 1
+    async def described(self, _timeout):
+        return Described()
 
     async def close(self):
         pass
