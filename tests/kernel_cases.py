@@ -25,6 +25,7 @@ from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.quantize import LARGEST, quantize
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
 from tritonembed_engine.kernels.tiled_attention import tiled_attention
+from tritonembed_engine.token_ids import TYPE_BIT
 
 Attention = Callable[[torch.Tensor, torch.Tensor, int, int, float, float | None], torch.Tensor]
 
@@ -40,11 +41,12 @@ def check_add_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int)
 
 
 def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int, first_position: int) -> None:
-    """BERT (first_position 0) and RoBERTa (2)."""
+    """BERT (first_position 0) and RoBERTa (2), with tokens of both types."""
     words, places = (torch.randn(n, width, device=device, dtype=dtype) for n in (50, 40))
     ids = torch.randint(0, 50, (rows,), device=device, dtype=torch.int32)
+    ids += torch.arange(rows, device=device, dtype=torch.int32) % 2 << TYPE_BIT
     positions = torch.randint(0, 40 - first_position, (rows,), device=device)
-    arguments = (ids, positions, words, places, words[3], _norm(width, device, dtype), first_position)
+    arguments = (ids, positions, words, places, words[3:5], _norm(width, device, dtype), first_position)
     _same(embed_layer_norm(*arguments), embed_layer_norm_reference(*arguments))
 
 

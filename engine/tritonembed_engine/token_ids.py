@@ -10,6 +10,11 @@ from tritonembed_engine.errors import InvalidArgument
 
 BYTES_PER_TOKEN = 4
 
+TYPE_BIT = 30
+"""The bit of an id that marks a token of type 1: the second text of a pair. vLLM's models read it there."""
+
+ID_MASK = (1 << TYPE_BIT) - 1
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class TokenIds:
@@ -128,12 +133,14 @@ ONE_TOKEN = TokenIds(np.ones(1, dtype=np.int32), np.ones(1, dtype=np.int32))
 class TokenIdLimits:
     """What the embedder accepts. max_length: tokens per sentence. vocab_size: ids are below it.
 
-    refused_id: an id that the executor would give a wrong position, if there is one.
+    refused_id: an id that the executor would give a wrong position, if there is one. has_types: whether ids may have
+    TYPE_BIT.
     """
 
     max_length: int
     vocab_size: int
     refused_id: int | None = None
+    has_types: bool = False
 
     def read(self, elements: Sequence[bytes]) -> TokenIds:
         """The elements of the tensor `token_ids`, each one sentence's ids as little-endian int32.
@@ -150,6 +157,9 @@ class TokenIdLimits:
             raise _wrong(_sentence_at(sentences, refused), "has the padding token, which vLLM's scheduler can't place")
         # One comparison covers both ends: a negative id is a large unsigned one.
         unsigned = sentences.ids.view(np.uint32)
+        if self.has_types:
+            # Bit 31 stays, so a negative id is still a large one.
+            unsigned = unsigned & ~np.uint32(1 << TYPE_BIT)
         if unsigned.max(initial=0) >= self.vocab_size:
             index = _sentence_at(sentences, unsigned >= self.vocab_size)
             raise _wrong(index, f"has an id outside the vocabulary of 0 to {self.vocab_size - 1}")

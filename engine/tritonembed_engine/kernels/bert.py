@@ -151,11 +151,11 @@ def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
 
 def _embedding(module: Any, first_position: int) -> Callable[..., torch.Tensor]:
     word_embeddings, position_embeddings = module.word_embeddings.weight, module.position_embeddings.weight
-    token_type, norm = module.token_type_embeddings.weight[0], module.LayerNorm
+    token_types, norm = module.token_type_embeddings.weight, module.LayerNorm
 
     def forward(input_ids: torch.Tensor, position_ids: torch.Tensor, **_: object) -> torch.Tensor:
         return embed_layer_norm(
-            input_ids, position_ids, word_embeddings, position_embeddings, token_type, norm, first_position
+            input_ids, position_ids, word_embeddings, position_embeddings, token_types, norm, first_position
         )
 
     return forward

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from tritonembed_engine.kernels.grids import rows_per_program
+from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def _embed_layer_norm(  # type: ignore[no-untyped-def]
     positions,  # int [rows]
     word_embeddings,  # [vocabulary, width]
     position_embeddings,  # [positions, width]
-    token_type,  # [width]
+    token_types,  # [types, width]
     weight,  # [width]
     bias,  # [width]
     out,  # [rows, width]
@@ -92,18 +93,22 @@ def _embed_layer_norm(  # type: ignore[no-untyped-def]
     width,
     first_position,
     eps,
+    BIT: tl.constexpr,
+    MASK: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, BLOCK)
     inside = (row < rows)[:, None] & (column < width)[None, :]
-    word = tl.load(ids + row, row < rows, other=0)
+    marked = tl.load(ids + row, row < rows, other=0)
+    word, kind = marked & MASK, marked >> BIT
     position = tl.load(positions + row, row < rows, other=0) + first_position
     of_word, of_position = word[:, None] * width + column[None, :], position[:, None] * width + column[None, :]
     value = tl.load(word_embeddings + of_word, inside, other=0.0).to(tl.float32)
     value += tl.load(position_embeddings + of_position, inside, other=0.0).to(tl.float32)
-    value += tl.load(token_type + column, column < width, other=0.0).to(tl.float32)[None, :]
+    of_type = kind[:, None] * width + column[None, :]
+    value += tl.load(token_types + of_type, inside, other=0.0).to(tl.float32)
     result = _layer_norm(value, inside, column, weight, bias, width, eps)
     tl.store(out + row[:, None] * width + column[None, :], result.to(out.dtype.element_ty), inside)
 
@@ -150,23 +155,23 @@ def embed_layer_norm(
     positions: torch.Tensor,
     word_embeddings: torch.Tensor,
     position_embeddings: torch.Tensor,
-    token_type: torch.Tensor,
+    token_types: torch.Tensor,
     norm: torch.nn.LayerNorm,
     first_position: int,
 ) -> torch.Tensor:
-    """LayerNorm(word_embeddings[ids] + position_embeddings[positions + first_position] + token_type).
+    """LayerNorm(word_embeddings[ids] + position_embeddings[positions + first_position] + token_types[types]).
 
-    ids, positions: int [tokens]. word_embeddings: [vocabulary, width]. position_embeddings: [positions, width].
-    token_type: [width], the row of type 0. first_position: 0 for BERT, padding id + 1 for RoBERTa. Returns
-    [tokens, width] in the type of `word_embeddings`.
+    ids, positions: int [tokens]; an id's type is its TYPE_BIT. word_embeddings: [vocabulary, width].
+    position_embeddings: [positions, width]. token_types: [types, width]. first_position: 0 for BERT, padding id + 1 for
+    RoBERTa. Returns [tokens, width] in the type of `word_embeddings`.
     """
     rows, width = len(ids), word_embeddings.shape[1]
     out = torch.empty((rows, width), dtype=word_embeddings.dtype, device=word_embeddings.device)
     block = triton.next_power_of_2(width)
     per_program = rows_per_program(block)
     _embed_layer_norm[(triton.cdiv(rows, per_program),)](
-        ids, positions, word_embeddings, position_embeddings, token_type, norm.weight, norm.bias, out,
-        rows, width, first_position, norm.eps, ROWS=per_program, BLOCK=block, num_warps=4,
+        ids, positions, word_embeddings, position_embeddings, token_types, norm.weight, norm.bias, out,
+        rows, width, first_position, norm.eps, BIT=TYPE_BIT, MASK=ID_MASK, ROWS=per_program, BLOCK=block, num_warps=4,
     )  # fmt: skip
     return out
 
@@ -176,12 +181,13 @@ def embed_layer_norm_reference(
     positions: torch.Tensor,
     word_embeddings: torch.Tensor,
     position_embeddings: torch.Tensor,
-    token_type: torch.Tensor,
+    token_types: torch.Tensor,
     norm: torch.nn.LayerNorm,
     first_position: int,
 ) -> torch.Tensor:
     """The same in PyTorch, in float32."""
-    words, places = word_embeddings[ids.long()].float(), position_embeddings[positions.long() + first_position].float()
+    words, types = word_embeddings[(ids & ID_MASK).long()].float(), token_types[(ids >> TYPE_BIT).long()].float()
+    places = position_embeddings[positions.long() + first_position].float()
     weight, bias, width = norm.weight.float(), norm.bias.float(), word_embeddings.shape[1]
-    summed = words + places + token_type.float()
+    summed = words + places + types
     return torch.nn.functional.layer_norm(summed, (width,), weight, bias, norm.eps).to(word_embeddings.dtype)

@@ -50,7 +50,7 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
 
     x, residual, wide, qkv = (random(tokens, size) for size in (width, width, 4 * width, 3 * width))
-    words, places = random(30_522, width), random(512, width)
+    words, places, types = random(30_522, width), random(512, width), random(2, width)
     norm = torch.nn.LayerNorm(width, device="cuda", dtype=torch.bfloat16)
     ids = torch.randint(0, len(words), (tokens,), device="cuda", dtype=torch.int32)
     positions = torch.arange(tokens, device="cuda") % 50
@@ -61,7 +61,11 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
     cases: list[tuple[str, int, Callable[[], object]]] = [
         ("copy (the memory's limit)", 4 * row, lambda: x.clone()),
         ("add + LayerNorm", 6 * row, lambda: add_layer_norm(x, residual, norm)),
-        ("embeddings + LayerNorm", 6 * row, lambda: embed_layer_norm(ids, positions, words, places, words[0], norm, 0)),
+        (
+            "embeddings + LayerNorm",
+            6 * row,
+            lambda: embed_layer_norm(ids, positions, words, places, types, norm, 0),
+        ),
         ("add + LayerNorm + fp8", 7 * row, lambda: add_layer_norm_quantize(x, residual, norm, SCALE)),
         ("fp8", 3 * row, lambda: quantize(x, SCALE)),
         ("GELU + fp8", 12 * row, lambda: quantize(wide, SCALE, gelu=True)),
