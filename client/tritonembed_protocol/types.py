@@ -14,6 +14,8 @@ import numpy as np
 Truncate = Literal["END", "START", "NONE", "CHUNK"]
 InputType = Literal["query", "passage"]
 Priority = Literal["interactive", "bulk"]
+ScoreTruncate = Literal["END", "START", "NONE"]
+Activation = Literal["none", "sigmoid", "softmax"]
 EmbeddingType = Literal["float", "float16", "int8", "uint8", "binary", "ubinary"]
 Output = Literal["dense", "sparse", "multi_vector"]
 
@@ -24,6 +26,10 @@ DENSE, SPARSE, MULTI_VECTOR = OUTPUTS
 
 TENSORS: dict[str, str] = {DENSE: "embedding", SPARSE: "sparse", MULTI_VECTOR: "multi_vector"}
 """The output tensor of each output. In the tensor of an output that a request does not ask for, elements are empty."""
+
+SCORE_TRUNCATE: tuple[ScoreTruncate, ...] = get_args(ScoreTruncate)
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+"""What makes a score of a logit. ``softmax`` is over the labels of one text or pair."""
 
 PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
 """KServe's levels; None is the default of the model repository, its last level."""

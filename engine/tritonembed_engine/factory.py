@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tritonembed_engine.distance import measure_of
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeviceLost, ModelError
 from tritonembed_engine.executors.agreement import (
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
     from tritonembed_engine.executors.direct import DirectExecutor
     from tritonembed_engine.executors.vllm_internals import OpenModel
+
+NO_TYPES = "vLLM's scheduler does not mark the second text of a pair (token types)"
 
 logger = logging.getLogger(__name__)
 
@@ -124,12 +127,16 @@ def _vllm_executor(
     if ranks is not None:
         scheduler = ranks.mirror(scheduler)
     if not tries_direct(settings):
+        if files.has_token_types:
+            raise ModelError(f"{files.name}: {NO_TYPES}")
         return _let_through(scheduler, gate, files, [])
     found = _try_direct(llm, longest, settings, files, device, scheduler, gate, ranks)
     if not isinstance(found, _Declined):
         return found
     if settings.engine.executor == "direct":
         raise ModelError(f"the direct executor can't serve this model: {found.reason}")
+    if files.has_token_types:
+        raise ModelError(f"{files.name}: {NO_TYPES}, and the direct executor can't serve: {found.reason}")
     logger.warning("the scheduler executor serves: %s", found.reason)
     if found.spoiled or longest < files.max_length or has_small_cache(settings, files, device):
         # vLLM's cache is freed, or too small for the model's longest text.
@@ -170,7 +177,8 @@ def _try_direct(
         announce("computing vLLM's vectors, to compare with")
         # Before the direct executor is made: it puts its kernels into the same model.
         most = min(longest, LONGEST[device])
-        expected = compute_vllm_vectors(scheduler, files.vocab_size, most, model.quantized, files.padding_id)
+        measure = measure_of(files.classifier is not None)
+        expected = compute_vllm_vectors(scheduler, files.vocab_size, most, model.quantized, files.padding_id, measure)
         if ranks is None:
             spoiled = model.causal
             model.free_cache()
@@ -226,6 +234,7 @@ def _transformers_executor(
         own.padding_id(files),
         own.GROUPING[device],
         heads_of(files, device),
+        files.has_token_types,
     )
     announce("comparing the vectors with the reference")
     return _let_through(executor, Gate(reference, executor.dtype, False, padded=True), files, [])

@@ -51,10 +51,14 @@ def parse_parameters(raw: str) -> EmbedParameters:
     return _kept(raw) if len(raw) <= LONGEST_KEPT else _parse(raw)
 
 
-def _parse(raw: str) -> EmbedParameters:
+def without_tritons(raw: str) -> dict[str, Any]:
+    """The parameters that a client set. Triton and its front ends add others under the prefix `triton_`."""
     given = json.loads(raw) if raw else {}
-    # Triton and its front ends add parameters of their own under this prefix.
-    given = {name: value for name, value in given.items() if not name.startswith("triton_")}
+    return {name: value for name, value in given.items() if not name.startswith("triton_")}
+
+
+def _parse(raw: str) -> EmbedParameters:
+    given = without_tritons(raw)
     if not given:
         return DEFAULTS
     for name in given:

@@ -91,7 +91,12 @@ class Replica:
             announce("reading the model's digest")
             self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
             self.prepare()
-        self._limits = TokenIdLimits(self.files.max_length, self.files.vocab_size, self.engine.executor.refused_id)
+        self._limits = TokenIdLimits(
+            self.files.max_length,
+            self.files.vocab_size,
+            self.engine.executor.refused_id,
+            self.files.has_token_types,
+        )
         self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
         labels = {"executor": self.engine.executor.name, "embedding_space": self.space}

@@ -6,20 +6,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_engine.distance import VECTORS, Measure
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.graphs import Bucket
 from tritonembed_engine.token_ids import TokenIds
 
-LARGEST_DISTANCE = 1e-4
-"""1 - cosine. In 16-bit types the same model in another batch shape can differ by more: see `VllmVectors.allowed`."""
-
 NOISE_MARGIN = 4.0
-LARGEST_ALLOWED = 0.01
-"""The most that is allowed, however much vLLM differs from itself: a larger distance could be a wrong vector.
+"""The same model in another batch shape can differ: see `VllmVectors.allowed`.
 
-A model in fp8 is always allowed this much. A value that is rounded to the other side of a coarse step (1/16) moves the
-vector, and vLLM alone and in a batch round to the same side. Measured on an H200, BERT-base shape: our vectors and
-vLLM's are 0.003 apart, and each 0.001 to 0.005 from float32.
+A model in fp8 is always allowed the measure's `most`. A value that is rounded to the other side of a coarse step (1/16)
+moves the vector, and vLLM alone and in a batch round to the same side. Measured on an H200, BERT-base shape: our
+vectors and vLLM's are 0.003 apart, and each 0.001 to 0.005 from float32.
 """
 
 LENGTHS = (1, 2, 7, 16, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
@@ -38,18 +35,24 @@ class Disagreement(Exception):
 class VllmVectors:
     """vLLM's own answers to random sentences, from the shortest to the longest.
 
-    allowed: the distance (1 - cosine) that passes. It is LARGEST_DISTANCE or, if that is more, NOISE_MARGIN times the
-    distance between vLLM's vectors of a sentence alone and in a batch; at most LARGEST_ALLOWED.
+    allowed: the distance that passes. It is the measure's for float32 or, if that is more, NOISE_MARGIN times the
+    distance between vLLM's vectors of a sentence alone and in a batch; at most the measure's `most`.
     """
 
     sentences: list[bytes]
     lengths: list[int]
     vectors: Vectors
     allowed: float
+    measure: Measure = VECTORS
 
 
 def compute_vllm_vectors(
-    vllm: Executor, vocab_size: int, longest: int, quantized: bool = False, padding_id: int | None = None
+    vllm: Executor,
+    vocab_size: int,
+    longest: int,
+    quantized: bool = False,
+    padding_id: int | None = None,
+    measure: Measure = VECTORS,
 ) -> VllmVectors:
     """Compute them. longest: tokens of the longest sentence. quantized: vLLM computes products in fewer than 16 bits.
 
@@ -62,8 +65,9 @@ def compute_vllm_vectors(
     sentences = [np.where(ids == padding_id, 0, ids).astype("<i4").tobytes() for ids in drawn]
     together = vllm.launch(TokenIds.join(sentences)).result()
     alone = np.concatenate([vllm.launch(TokenIds.join([sentence])).result() for sentence in sentences])
-    allowed = LARGEST_ALLOWED if quantized else max(LARGEST_DISTANCE, NOISE_MARGIN * _distance(alone, together))
-    return VllmVectors(sentences, lengths, together, min(allowed, LARGEST_ALLOWED))
+    noise = NOISE_MARGIN * float(measure.distances(alone, together).max())
+    allowed = measure.most if quantized else min(max(measure.float32, noise), measure.most)
+    return VllmVectors(sentences, lengths, together, allowed, measure)
 
 
 def check_agreement(
@@ -84,11 +88,10 @@ def check_agreement(
     largest = 0.0
     for where, chosen in cases:
         answer = direct.launch(TokenIds.join([expected.sentences[i] for i in chosen])).result()
-        distance = _distance(answer, expected.vectors[chosen])
+        distance = float(expected.measure.distances(answer, expected.vectors[chosen], expected.vectors).max())
         if distance > expected.allowed:
-            raise Disagreement(
-                f"{where}: cosine {1 - distance:.6f} to vLLM's own answer, below {1 - expected.allowed:.6f}"
-            )
+            problem = expected.measure.over(distance, expected.allowed, "vLLM's own answer")
+            raise Disagreement(f"{where}: {problem}")
         largest = max(largest, distance)
     return largest
 
@@ -120,12 +123,3 @@ def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:
         chosen.append(filling[len(chosen) % len(filling)])
         room -= lengths[chosen[-1]]
     return chosen
-
-
-def _distance(answer: Vectors, expected: Vectors) -> float:
-    if answer.shape != expected.shape:
-        return 2.0
-    norms = np.linalg.norm(answer, axis=1) * np.linalg.norm(expected, axis=1)
-    cosines = np.einsum("ij,ij->i", answer, expected) / np.maximum(norms, 1e-12)
-    # A NaN must not pass: no comparison with it is true.
-    return float(1 - np.nan_to_num(cosines, nan=-1.0).min())

@@ -26,7 +26,7 @@ from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.request import Choices
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
-from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
+from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, TokenIds
 
 GROUPING = {"cpu": Grouping(64, 1024), "cuda": Grouping(4096, 65536)}
 """On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of few tokens takes
@@ -62,15 +62,17 @@ class TransformersExecutor:
         padding_id: int,
         grouping: Grouping,
         heads: TokenHeads | None = None,
+        has_types: bool = False,
     ) -> None:
         """padding_id: fills rows; any id of the vocabulary does, because padding is masked. heads: the model's outputs
-        per token."""
+        per token. has_types: whether ids may have TYPE_BIT."""
         self._model: torch.nn.Module | None = model
         self.dtype = dtype_name(model)
         self._device = next(model.parameters()).device
         self._pooler = pooler
         self._padding_id = padding_id
         self._grouping = grouping
+        self._has_types = has_types
         self.pools_spans = pooler.pools_spans
         self._heads = heads or TokenHeads.none()
         self.token_dimensions = self._heads.dimensions
@@ -143,9 +145,12 @@ class TransformersExecutor:
         """The model's output for a rectangle of tokens."""
         assert self._model is not None
         mask = torch.from_numpy(group.mask)
+        ids = torch.from_numpy(group.ids).to(self._device)
+        types = {"token_type_ids": ids >> TYPE_BIT} if self._has_types else {}
         return self._model(
-            input_ids=torch.from_numpy(group.ids).to(self._device),
+            input_ids=ids & ID_MASK if types else ids,
             attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
+            **types,
         )
 
     def _hidden(self, group: PaddedGroup) -> torch.Tensor:

@@ -43,10 +43,22 @@ WITH_HEAD = {
 """By model type: the prefix of the encoder's weights in a checkpoint with a head, and the class without the head."""
 
 
-def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) -> tuple[str, ...]:
+def head_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """The prefix of the encoder's weights in a checkpoint with a head, and the class without it; empty if unknown."""
+    name = str((config.get("architectures") or [""])[0])
+    family = name.removesuffix(_CLASSIFIERS[0])
+    if family != name and family in DECODERS:
+        return "model.", f"{family}Model"
+    return WITH_HEAD.get(str(config.get("model_type")), ("", ""))
+
+
+def check_architecture(
+    name: str, config: Mapping[str, Any], has_modules: bool, is_classifier: bool = False
+) -> tuple[str, ...]:
     """The class names of config.json. Raises ModelError if it is no text embedder, or one that vLLM gets wrong.
 
-    has_modules: whether the folder has sentence-transformers' modules.json; then a head does not matter.
+    has_modules: whether the folder has sentence-transformers' modules.json; then a head does not matter. is_classifier:
+    whether it is known as a reranker or a classifier.
     """
     architectures = tuple(config.get("architectures") or ())
     kind = config.get("model_type", "unknown")
@@ -54,9 +66,10 @@ def check_architecture(name: str, config: Mapping[str, Any], has_modules: bool) 
     has_others = kind != "clip" and any(key in config for key in _OTHER_INPUTS)
     if is_pair or has_others or not (architectures or "model_type" in config):
         raise ModelError(f"{name} is not a text embedding model (model type {kind})")
-    if not has_modules and architectures and architectures[0].endswith(_CLASSIFIERS):
-        raise ModelError(f"{name} is not an embedding model but a classifier or reranker ({architectures[0]})")
-    if not has_modules and any(one.endswith("ForCausalLM") for one in architectures):
+    headless = has_modules or is_classifier
+    if not headless and architectures and architectures[0].endswith(_CLASSIFIERS):
+        raise ModelError(f"{name} is neither an embedding model nor a reranker ({architectures[0]})")
+    if not headless and any(one.endswith("ForCausalLM") for one in architectures):
         raise ModelError(f"{name} is not an embedding model: it generates text, and has no sentence-transformers files")
     if any(one.startswith("HF_ColBERT") for one in architectures):
         raise ModelError(f"{name} is a multi-vector model (ColBERT), not an embedding model")
@@ -90,7 +103,7 @@ def is_causal(config: Mapping[str, Any]) -> bool:
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
         return False
     name = str((config.get("architectures") or [""])[0])
-    return name.endswith("ForCausalLM") or name.removesuffix("Model") in DECODERS
+    return name.endswith("ForCausalLM") or name.removesuffix("Model").removesuffix(_CLASSIFIERS[0]) in DECODERS
 
 
 def config_for_vllm(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A transformer's weights on disk: their tensors, and a copy of the encoder's alone."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,19 @@ def tensors_of(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
         import torch
 
         yield from torch.load(file, map_location="cpu", weights_only=True, mmap=True).items()
+
+
+def selected_tensors(file: Path, names: Container[str]) -> "Iterator[tuple[str, torch.Tensor]]":
+    """Those tensors of one file, by name, on the CPU. The others are not read."""
+    if file.suffix == ".safetensors":
+        from safetensors import safe_open
+
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if name in names:
+                    yield name, opened.get_tensor(name)
+    else:
+        yield from (pair for pair in tensors_of(file) if pair[0] in names)
 
 
 def names_of(file: Path) -> list[str]:

@@ -11,6 +11,7 @@ from typing import Any
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.instructions import fill, instruction_template
 from tritonembed_engine.model.architecture import check_architecture, is_causal
+from tritonembed_engine.model.classifier import Classifier, is_classifier, read_classifier
 from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
@@ -126,8 +127,16 @@ class ModelFiles:
     token_outputs: TokenOutputs = field(default_factory=TokenOutputs)
     """Outputs beside the dense vector, which are made of tokens."""
 
+    classifier: Classifier | None = None
+    """Of a reranker or classifier: then `pooling` and `steps` are those of its head, and `dimensions` its labels."""
+
     empty_id: int | None = None
     """The id that stands for a text without tokens; None: such a text is refused."""
+
+    @property
+    def has_token_types(self) -> bool:
+        """Whether tokens of a pair's second text are marked (TYPE_BIT)."""
+        return self.classifier is not None and self.classifier.token_types > 1
 
     @property
     def is_static(self) -> bool:
@@ -174,7 +183,7 @@ def read_model_files(
     model: a folder, or a name on the hub (then `revision` may be a branch, tag or commit). max_length: tokens of the
     longest text, if less than the model's own maximum; vLLM's -1 (`auto`) is that maximum. template: of instructions,
     instead of the model's own. Raises ModelError, one readable line, if a file is missing or the model can't be served
-    as a text embedder.
+    as a text embedder or as a classifier.
     """
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
@@ -191,7 +200,8 @@ def read_model_files(
     if not config:
         raise ModelError(f"{name} is not a model: it has no config.json")
     has_modules = (folder / "modules.json").exists()
-    architectures = check_architecture(name, config, has_modules)
+    classifies = is_classifier(config, folder)
+    architectures = check_architecture(name, config, has_modules, classifies)
     try:
         tower = text_tower(config, folder)
     except ModelError as error:
@@ -200,16 +210,22 @@ def read_model_files(
     tokenizer_config = read_object(transformer / "tokenizer_config.json")
     if not any((transformer / file).exists() for file in TOKENIZER_FILES):
         raise ModelError(f"{name} has no tokenizer")
-    if not has_modules and (tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()):
+    chats = tokenizer_config.get("chat_template") or (folder / "chat_template.jinja").exists()
+    if chats and not has_modules and not classifies:
         raise ModelError(f"{name} has a chat template, which sentence-transformers would apply to every text")
     hidden_size = size_of(name, config, "hidden_size")
     vocab_size = size_of(name, config, "vocab_size")
     try:
         splade = is_splade(folder)
-        kinds = ("SparseEncoder",) if splade else ("SentenceTransformer",)
+        kinds = ("CrossEncoder",) if classifies else ("SparseEncoder",) if splade else ("SentenceTransformer",)
         settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None, kinds)
         token_outputs = TokenOutputs(False, read_splade(folder)) if splade else read_token_outputs(folder)
-        if splade:
+        classifier = read_classifier(config, folder, transformer, hidden_size) if classifies else None
+        if classifier is not None:
+            modules = SentenceModules(
+                transformer, (classifier.pooling,), True, classifier.steps, False, len(classifier.labels)
+            )
+        elif splade:
             # Nobody gets the mean; executors are compared by it.
             modules = SentenceModules(transformer, (Pooling.MEAN,), True, (), False, hidden_size)
         elif tower:
@@ -251,6 +267,7 @@ def read_model_files(
         reason_against_vllm=reason_against_vllm(config),
         unknown=settings.unknown + modules.unknown,
         token_outputs=token_outputs,
+        classifier=classifier,
     )
 
 

@@ -67,8 +67,9 @@ class Step:
     """One module after the pooling.
 
     source, target: the features that it reads and writes. folder: of its weights, if it has any. width, out_width: the
-    length of a vector before and after it. bias, residual: of Dense. activation: of Dense, the full name of a class of
-    torch.
+    length of a vector before and after it. bias, eps: of Dense and LayerNorm. residual: of Dense. activation: of Dense,
+    the full name of a class of torch. tensor: if the weights are in the transformer's checkpoint, their name there
+    without `.weight`. rows: two rows of that matrix, of which the difference counts.
     """
 
     kind: Literal["Dense", "LayerNorm", "Normalize"]
@@ -80,6 +81,9 @@ class Step:
     bias: bool = True
     residual: bool = False
     activation: str = "torch.nn.modules.linear.Identity"
+    eps: float = 1e-5
+    tensor: str | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

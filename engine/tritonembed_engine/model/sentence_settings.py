@@ -70,6 +70,7 @@ _HARMLESS_MODEL_OPTIONS = {
 _HARMLESS_CONFIG_OPTIONS = {"use_memory_efficient_attention", "unpad_inputs", "use_cache", "use_flash_attn"}
 _TEXT_MODALITY = {"method": "forward", "method_output_name": "last_hidden_state"}
 _OUTPUTS = {"token_embeddings": "the last hidden state", "sentence_embedding": "the text's features"}
+_CROSS_ENCODER_TASKS = ("sequence-classification", "text-generation")
 _HARMLESS_PROCESSING: dict[str, tuple[Any, ...]] = {
     "add_special_tokens": (True,),
     # Other values make padding count as tokens of the prompt or the text.
@@ -88,6 +89,8 @@ _CONFIG_KEYS = {
     "similarity_fn_name",
     "truncate_dim",
     "model_type",
+    # Of a CrossEncoder alone.
+    "activation_fn",
 }
 
 
@@ -139,7 +142,10 @@ def read_sentence_settings(
     for key in settings:
         if key not in _KNOWN:
             raise ModelError(f"{name} has an unknown key: {key[:40]}")
-    _refuse_other_tasks(name, settings, features, "SparseEncoder" in kinds)
+    if "CrossEncoder" in kinds:
+        _check_cross_encoder(name, settings)
+    else:
+        _refuse_other_tasks(name, settings, features, "SparseEncoder" in kinds)
     _refuse_others(name, settings, "model_kwargs", _HARMLESS_MODEL_OPTIONS)
     _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
@@ -214,6 +220,15 @@ def _refuse_other_tasks(
     unnamed = None if "modality_config" in settings else feature
     if settings.get("module_output_name", unnamed) != feature:
         raise ModelError(f"{name}: module_output_name is not {feature}")
+    for key in ("query_expansion", "tokenizer_name_or_path"):
+        if settings.get(key) is not None:
+            raise ModelError(f"{name}: {key} can't be followed")
+
+
+def _check_cross_encoder(name: str, settings: dict[str, Any]) -> None:
+    task = settings.get("transformer_task", _CROSS_ENCODER_TASKS[0])
+    if task not in _CROSS_ENCODER_TASKS:
+        raise ModelError(f"{name}: the transformer_task {str(task)[:40]!r} of a reranker can't be served")
     for key in ("query_expansion", "tokenizer_name_or_path"):
         if settings.get(key) is not None:
             raise ModelError(f"{name}: {key} can't be followed")

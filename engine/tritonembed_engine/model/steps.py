@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.checkpoint import checkpoint_files, selected_tensors
 from tritonembed_engine.model.modules import SENTENCE, Step
 
 
@@ -47,21 +48,22 @@ def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
     assert step.folder is not None
     modules: dict[str, torch.nn.Module] = {}
     if step.kind == "LayerNorm":
-        modules["norm"] = torch.nn.LayerNorm(step.width)
+        modules["norm"] = torch.nn.LayerNorm(step.width, step.eps, bias=step.bias)
     else:
         modules["linear"] = torch.nn.Linear(step.width, step.out_width, bias=step.bias)
         modules["activation"] = _activation(step.activation)
         if step.residual and step.width != step.out_width:
             modules["residual"] = torch.nn.Linear(step.width, step.out_width, bias=False)
     whole = torch.nn.ModuleDict(modules)
-    weights = _weights(step.folder)
+    weights = _weights(step.folder) if step.tensor is None else _weights_of_head(step)
     # In sentence-transformers' Dense the parameter of an activation (PReLU) has this prefix.
     weights = {name.replace("activation_function.", "activation."): value for name, value in weights.items()}
     try:
         whole.load_state_dict(weights)
     except (RuntimeError, TypeError):
         expected = ", ".join(f"{name} {list(value.shape)}" for name, value in whole.state_dict().items())
-        raise ModelError(f"the weights in {step.folder.name} are not {expected}") from None
+        where = step.folder.name if step.tensor is None else f"{step.tensor} of the checkpoint"
+        raise ModelError(f"the weights in {where} are not {expected}") from None
     whole.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
     if step.kind == "Dense":
         _check_activation(step, modules["activation"], device)
@@ -91,6 +93,24 @@ def _weights(folder: Path) -> dict[str, torch.Tensor]:
         return read
     except Exception as error:
         raise ModelError(f"the weights in {folder.name} can't be read ({type(error).__name__})") from None
+
+
+def _weights_of_head(step: Step) -> dict[str, torch.Tensor]:
+    """The weights of a step that are part of the transformer's checkpoint."""
+    assert step.folder is not None
+    layer = "norm" if step.kind == "LayerNorm" else "linear"
+    wanted = {f"{step.tensor}.{part}": f"{layer}.{part}" for part in ("weight", *(["bias"] if step.bias else []))}
+    found = {
+        wanted[name]: (tensor if step.rows is None else tensor[list(step.rows)]).float()
+        for file in checkpoint_files(step.folder)
+        for name, tensor in selected_tensors(file, wanted)
+    }
+    if missing := [name for name, new in wanted.items() if new not in found]:
+        raise ModelError(f"the model's weights lack {', '.join(missing)}")
+    if step.rows is not None:
+        plus, minus = found[f"{layer}.weight"]
+        found[f"{layer}.weight"] = (plus - minus)[None]
+    return found
 
 
 def _activation(name: str) -> torch.nn.Module:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonembed_engine.model.architecture import WITH_HEAD, config_for_vllm
+from tritonembed_engine.model.architecture import config_for_vllm, head_of
 from tritonembed_engine.model.checkpoint import checkpoint_files, has_prefix, tensors_of, write_without_prefix
 from tritonembed_engine.model.folder import read_object
 
@@ -68,7 +68,7 @@ def vllm_folder(transformer: Path) -> Iterator[Path]:
     transformer: the folder of the transformer's files and weights. Raises ModelError if weights are missing.
     """
     config = read_object(transformer / "config.json")
-    prefix, encoder = WITH_HEAD.get(str(config.get("model_type")), ("", ""))
+    prefix, encoder = head_of(config)
     with tempfile.TemporaryDirectory(prefix="tritonembed-model-", dir=os.environ.get(SCRATCH_VARIABLE)) as parent:
         folder = Path(parent) / (transformer.resolve().name or "model")
         folder.mkdir()

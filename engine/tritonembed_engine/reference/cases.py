@@ -57,7 +57,7 @@ LONG_TEXT = " ".join(
 class Case:
     """One sentence. name: for messages, which contain no text. ids: int32, little-endian. skip: tokens not pooled.
 
-    text, input_type: the origin of `ids`, if they are of a whole text.
+    text, input_type: the origin of `ids`, if they are of a whole text. query: of a pair with the text.
     """
 
     name: str
@@ -65,6 +65,7 @@ class Case:
     skip: int = 0
     text: str | None = None
     input_type: str | None = None
+    query: str | None = None
 
     @property
     def tokens(self) -> int:
@@ -76,7 +77,8 @@ class Case:
 class Reference:
     """Cases and their vectors: float32 [cases, dimensions], of any length. source: the library that computed them.
 
-    rounding: by 16-bit type, the largest 1 - cosine between this type and float32 in transformers itself. unknown: keys
+    rounding: by 16-bit type, the largest distance between this type and float32 in transformers itself. of_scores:
+    whether they are a classifier's logits, [cases, labels]: distances are of that kind (see `distance`). unknown: keys
     of config.json that transformers does not know, and that have no effect.
     """
 
@@ -85,6 +87,7 @@ class Reference:
     source: str
     rounding: dict[str, float]
     unknown: Sequence[str] = ()
+    of_scores: bool = False
 
     def save(self, file: Path) -> None:
         """Write an .npz, whole or not at all."""
@@ -94,12 +97,14 @@ class Reference:
             names=np.array([case.name for case in self.cases]),
             # numpy's own strings lose trailing NULs.
             texts=np.array(json.dumps([case.text for case in self.cases])),
+            queries=np.array(json.dumps([case.query for case in self.cases])),
             input_types=np.array([case.input_type or "" for case in self.cases]),
             skips=np.array([case.skip for case in self.cases]),
             tokens=np.array([case.tokens for case in self.cases]),
             ids=np.frombuffer(b"".join(case.ids for case in self.cases), dtype="<i4"),
             vectors=self.vectors,
             source=np.array(self.source),
+            of_scores=np.array(self.of_scores),
             unknown=np.array(list(self.unknown), dtype=str),
             **{f"rounding_{kind}": np.array(value) for kind, value in self.rounding.items()},
         )
@@ -113,13 +118,14 @@ def load(file: Path) -> Reference:
             ends = np.cumsum(stored["tokens"])
             pieces = np.split(stored["ids"].astype("<i4"), ends[:-1])
             cases = [
-                Case(str(name), ids.tobytes(), int(skip), text, str(kind) or None)
-                for name, ids, skip, text, kind in zip(
+                Case(str(name), ids.tobytes(), int(skip), text, str(kind) or None, query)
+                for name, ids, skip, text, kind, query in zip(
                     stored["names"],
                     pieces,
                     stored["skips"],
                     json.loads(str(stored["texts"])),
                     stored["input_types"],
+                    json.loads(str(stored["queries"])),
                     strict=True,
                 )
             ]
@@ -127,6 +133,7 @@ def load(file: Path) -> Reference:
                 key.removeprefix("rounding_"): float(stored[key]) for key in stored.files if key.startswith("rounding_")
             }
             unknown = [str(key) for key in stored["unknown"]]
-            return Reference(cases, stored["vectors"], str(stored["source"]), rounding, unknown)
+            of_scores = bool(stored["of_scores"])
+            return Reference(cases, stored["vectors"], str(stored["source"]), rounding, unknown, of_scores)
     except UNREADABLE as error:
         raise ModelError(f"the reference {file.name} can't be read ({type(error).__name__})") from None

@@ -1,26 +1,21 @@
-"""Compare an executor with the reference: cosines, and the order of the nearest."""
+"""Compare an executor with the reference: distances, and of vectors the order of the nearest."""
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_engine.distance import measure_of, unit
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.reference.cases import Case, Reference, Vectors
 from tritonembed_engine.token_ids import TokenIds, holds
 
 logger = logging.getLogger(__name__)
 
-LARGEST_DISTANCE = {"float32": 1e-4, "bfloat16": 5e-4, "float16": 5e-4}
-"""1 - cosine, by the type that the model computes in."""
-
 NOISE_MARGIN = 1.5
 """Our 16-bit rounding and transformers' are two draws of the same noise: ours may be somewhat larger."""
-
-LARGEST_ALLOWED = 0.01
-"""The most that is allowed, however much transformers rounds: a larger distance could be a wrong vector."""
 
 NEAREST = 10
 SAME_SCORE = 0.002
@@ -35,8 +30,8 @@ class Wrong(Exception):
 class Verdict:
     """The result of a comparison.
 
-    distances: 1 - cosine per case; 2 if the vector is not finite. worst: the case with the largest distance. allowed:
-    the distance that passes. swaps: pairs among the nearest of a case whose order changed although their scores differ.
+    distances: of each case. worst: the case with the largest one. allowed: the distance that passes. swaps: pairs among
+    the nearest of a case whose order changed although their scores differ.
     """
 
     distances: npt.NDArray[np.float64]
@@ -102,37 +97,33 @@ def without_refused(reference: Reference, refused: int | None) -> Reference:
     if len(kept) == len(reference.cases):
         return reference
     cases = [reference.cases[number] for number in kept]
-    return Reference(cases, reference.vectors[kept], reference.source, reference.rounding)
+    return replace(reference, cases=cases, vectors=reference.vectors[kept])
 
 
 def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
     """The verdict on vectors, float32 [cases, dimensions]."""
+    measure = measure_of(reference.of_scores)
     rounding = NOISE_MARGIN * reference.rounding.get(dtype, 0.0)
-    allowed = min(max(LARGEST_DISTANCE.get(dtype, LARGEST_DISTANCE["bfloat16"]), rounding), LARGEST_ALLOWED)
+    allowed = min(max(measure.float32 if dtype == "float32" else measure.sixteen, rounding), measure.most)
     # sentence-transformers' own may be cut to the model's truncate_dim.
     answers = answers[:, : reference.vectors.shape[1]]
-    if answers.shape != reference.vectors.shape:
-        return Verdict(np.full(len(reference.cases), 2.0), reference.cases[0].name, allowed, 0)
-    ours, theirs = _unit(answers), _unit(reference.vectors)
-    cosines = np.einsum("ij,ij->i", ours, theirs)
-    # In a random model the vector of the end token can be zeros.
-    both_zero = ~(answers.any(1) | reference.vectors.any(1))
-    distances = np.where(both_zero, 0.0, 1 - cosines)
-    distances[~np.isfinite(answers).all(1)] = 2.0
+    distances = measure.distances(answers, reference.vectors)
+    worst = reference.cases[int(distances.argmax())].name
+    if reference.of_scores or answers.shape != reference.vectors.shape:
+        return Verdict(distances, worst, allowed, 0)
     # A vector that may turn by this angle moves a score by up to its sine.
-    same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * min(rounding, LARGEST_ALLOWED))))
-    swaps = _swaps(ours @ ours.T, theirs @ theirs.T, same)
-    return Verdict(distances, reference.cases[int(distances.argmax())].name, allowed, swaps)
+    same = SAME_SCORE if dtype == "float32" else max(SAME_SCORE, float(np.sqrt(2 * min(rounding, measure.most))))
+    ours, theirs = unit(answers), unit(reference.vectors)
+    return Verdict(distances, worst, allowed, _swaps(ours @ ours.T, theirs @ theirs.T, same))
 
 
 def refuse_wrong(executor: Executor, reference: Reference, dtype: str, padded: bool = False) -> Verdict:
     """Raise Wrong if the executor's vectors do not pass. padded: see `compare`."""
     verdict = compare(executor, reference, dtype, padded)
     if verdict.largest > verdict.allowed:
-        raise Wrong(
-            f"{verdict.worst}: cosine {1 - verdict.largest:.6f} to the reference ({reference.source}), below"
-            f" {1 - verdict.allowed:.6f}{_of_rounding(reference, dtype)}"
-        )
+        measure = measure_of(reference.of_scores)
+        distance = measure.over(verdict.largest, verdict.allowed, f"the reference ({reference.source})")
+        raise Wrong(f"{verdict.worst}: {distance}{_of_rounding(reference, dtype)}")
     if verdict.swaps:
         raise Wrong(f"{verdict.swaps} neighbours are in another order than in the reference ({reference.source})")
     return verdict
@@ -150,16 +141,15 @@ class Gate:
         self._padded = padded
 
     def check(self, executor: Executor) -> None:
-        """Raise Wrong, or log the smallest cosine."""
+        """Raise Wrong, or log the largest distance."""
         if self._reference is None:
             return
         check = compare if self._quantized else refuse_wrong
         verdict = check(executor, self._reference, self._dtype, self._padded)
         logger.warning(
-            "%s executor: lowest cosine %.6f to the reference (%s), %d cases%s",
+            "%s executor: %s, %d cases%s",
             executor.name,
-            1 - verdict.largest,
-            self._reference.source,
+            measure_of(self._reference.of_scores).summary(verdict.largest, f"the reference ({self._reference.source})"),
             len(verdict.distances),
             ", quantized" if self._quantized else "",
         )
@@ -167,10 +157,10 @@ class Gate:
 
 def _of_rounding(reference: Reference, dtype: str) -> str:
     """Advice if the type alone turns the vectors too far, to append to a message."""
-    rounding = reference.rounding.get(dtype, 0.0)
-    if NOISE_MARGIN * rounding <= LARGEST_ALLOWED:
+    rounding, measure = reference.rounding.get(dtype, 0.0), measure_of(reference.of_scores)
+    if NOISE_MARGIN * rounding <= measure.most:
         return ""
-    return f" ({dtype} alone changes vectors of this model to a cosine of {1 - rounding:.4f}: use --dtype float32)"
+    return f" ({dtype} alone changes {measure.change(rounding)}: use --dtype float32)"
 
 
 def _swaps(ours: Vectors, theirs: Vectors, same: float) -> int:
@@ -183,11 +173,3 @@ def _swaps(ours: Vectors, theirs: Vectors, same: float) -> int:
         differ = expected[:, None] - expected[None, :] > same
         count += int((differ & (found[:, None] <= found[None, :])).sum())
     return count
-
-
-def _unit(vectors: Vectors) -> npt.NDArray[np.float64]:
-    wide = vectors.astype(np.float64)
-    norms = np.linalg.norm(wide, axis=1, keepdims=True)
-    usable = (norms > 0) & np.isfinite(norms)
-    unit: npt.NDArray[np.float64] = np.divide(wide, norms, out=np.zeros_like(wide), where=usable)
-    return unit

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from tritonembed_engine.distance import Measure, measure_of
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, LONGEST, TEXTS, Case, Reference
+from tritonembed_engine.reference.pair_cases import pair_cases
+from tritonembed_engine.score_parameters import ScoreParameters
 
 LARGE = 1 << 30
 """Bytes of weights from which on there are fewer and shorter cases."""
@@ -32,7 +35,7 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
     max_length: as in `read_model_files`.
     """
     files = read_model_files(model, revision, max_length)
-    cases = list(_cases(files))
+    cases = list(_cases(files) if files.classifier is None else pair_cases(files))
     check_tokens(files, cases)
     if files.is_static:
         from tritonembed_engine.reference.static_oracle import StaticOracle
@@ -48,19 +51,41 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
         names = ", ".join(case.name for case, row in zip(cases, vectors, strict=True) if not np.isfinite(row).all())
         raise ModelError(f"transformers' own vectors are not finite: {names[:120]}")
     source = f"transformers {transformers.__version__}, float32"
-    return Reference(cases, vectors, source, _rounding(oracle, cases, vectors), oracle.unknown)
+    of_scores = files.classifier is not None
+    rounding = _rounding(oracle, cases, vectors, measure_of(of_scores))
+    return Reference(cases, vectors, source, rounding, oracle.unknown, of_scores)
 
 
 def check_tokens(files: ModelFiles, cases: list[Case]) -> None:
     """Raise ModelError if our tokenizer's ids of a case's text differ from those of transformers."""
+    ids_of = _own_pairs(files) if files.classifier is not None else _own_texts(files)
+    for case in cases:
+        if case.text is not None and ids_of(case) != [case.ids]:
+            raise ModelError(f"{files.name}: the token ids of {case.name!r} are not those of its own tokenizer")
+
+
+def _own_texts(files: ModelFiles) -> Callable[[Case], object]:
     from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
     ours = TextTokenizer(files)
-    for case in cases:
-        if case.text is not None:
-            answer = ours.encode_requests([([case.text.encode()], EmbedParameters(input_type=case.input_type))])[0]
-            if answer != [case.ids]:
-                raise ModelError(f"{files.name}: the token ids of {case.name!r} are not those of its own tokenizer")
+
+    def ids_of(case: Case) -> object:
+        parameters = EmbedParameters(input_type=case.input_type)
+        return ours.encode_requests([([(case.text or "").encode()], parameters)])[0]
+
+    return ids_of
+
+
+def _own_pairs(files: ModelFiles) -> Callable[[Case], object]:
+    from tritonembed_engine.tokenizing.pairs import PairTokenizer
+
+    ours = PairTokenizer(files)
+
+    def ids_of(case: Case) -> object:
+        queries = None if case.query is None else [case.query.encode()]
+        return ours.encode_requests([([(case.text or "").encode()], queries, ScoreParameters())])[0]
+
+    return ids_of
 
 
 def _cases(files: ModelFiles) -> Iterator[Case]:
@@ -143,16 +168,14 @@ def _of_text(files: ModelFiles, ids_of: IdsOf, name: str, text: str, kind: str |
         yield Case(name, ids, skip, text, kind)
 
 
-def _rounding(oracle: Any, cases: list[Case], expected: Any) -> dict[str, float]:
-    """By type, the largest 1 - cosine between transformers' own 16-bit and float32 vectors of a few cases."""
+def _rounding(oracle: Any, cases: list[Case], expected: Any, measure: Measure) -> dict[str, float]:
+    """By type, the largest distance between transformers' own 16-bit and float32 vectors of a few cases."""
     import torch
 
     few = [index for index, case in enumerate(cases) if case.tokens <= 128][:12]
     vectors = oracle.embed([cases[index] for index in few], torch.bfloat16)
-    norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(expected[few], axis=1)
-    cosines = np.einsum("ij,ij->i", vectors, expected[few]) / np.maximum(norms, 1e-12)
-    known = cosines[(norms > 0) & np.isfinite(cosines)]
-    return {"bfloat16": float(max(0.0, 1 - known.min(initial=1.0)))}
+    distances = measure.distances(vectors, expected[few], expected)
+    return {"bfloat16": float(distances[np.isfinite(vectors).all(1)].max(initial=0.0))}
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from typing_extensions import assert_never
 from tritonembed_engine.errors import ModelError, reason_of
 from tritonembed_engine.model.architecture import config_for_reference, has_experts
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
+from tritonembed_engine.model.classifier import Classifier
 from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.files import ModelFiles
@@ -25,6 +26,7 @@ from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.reference.cases import Case, Vectors
 from tritonembed_engine.reference.jina_bert_oracle import JinaBertOracle
+from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 
 MOST_IN_FLOAT32 = 700_000_000
 """Parameters (2.6 GiB). Of a larger model one layer at a time is in float32; the rest stays mapped from its files."""
@@ -39,7 +41,8 @@ class Oracle:
         """Load the model. Raises ModelError, with their names, if the checkpoint lacks weights."""
         self.unknown: list[str] = []
         self._files = files
-        self._steps = Steps(files.steps)
+        # A classifier is computed by transformers up to its logits.
+        self._steps = Steps(() if files.classifier else files.steps)
         folder = weights_folder(model, revision, files.transformer, files.is_local)
         try:
             checkpoint_files(folder)
@@ -74,11 +77,18 @@ class Oracle:
         kind = str(given.get("model_type"))
         has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER
         model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
+        if self._files.classifier is not None:
+            model_class = (
+                transformers.AutoModelForCausalLM
+                if self._files.classifier.answers
+                else transformers.AutoModelForSequenceClassification
+            )
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         if kind == NEW:
             # The hub's code is not needed, and not run.
-            trust_remote_code, model_class = False, transformers.GteModel
+            trust_remote_code = False
+            model_class = transformers.GteForSequenceClassification if self._files.classifier else transformers.GteModel
             config = transformers.GteConfig(**as_gte(given, "transformers"))
         else:
             config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -107,9 +117,23 @@ class Oracle:
         with _in_float32(self._model) if dtype == torch.float32 else contextlib.nullcontext():
             for case in cases:
                 ids = torch.from_numpy(np.frombuffer(case.ids, dtype="<i4").astype(np.int64))[None]
-                rows.append(self._steps(self._pooled(ids, case.skip)[None])[0])
+                if self._files.classifier is not None:
+                    rows.append(self._logits(ids, self._files.classifier))
+                else:
+                    rows.append(self._steps(self._pooled(ids, case.skip)[None])[0])
         vectors: Vectors = torch.stack(rows).numpy()
         return vectors
+
+    def _logits(self, ids: torch.Tensor, classifier: Classifier) -> torch.Tensor:
+        """float32 [labels]. ids: [1, tokens], with their types."""
+        inputs = {"input_ids": ids & ID_MASK, "attention_mask": torch.ones_like(ids)}
+        if classifier.token_types > 1:
+            inputs["token_type_ids"] = ids >> TYPE_BIT
+        logits: torch.Tensor = self._model(**inputs).logits[0].float()
+        if classifier.answers is None:
+            return logits
+        yes, no = classifier.answers
+        return logits[-1, yes : yes + 1] - logits[-1, no : no + 1]
 
     def _pooled(self, ids: torch.Tensor, skip: int) -> torch.Tensor:
         """float32 [width before the steps]. ids: [1, tokens]."""

@@ -38,7 +38,7 @@ from tritonembed_protocol.types import INPUT_TYPES
 
 logger = logging.getLogger(__name__)
 
-VERSION = 4
+VERSION = 5
 """Of the cases and the oracle; another version makes all references anew."""
 
 MOST_SECONDS = 600.0
@@ -77,6 +77,8 @@ def read_reference(file: Path, files: ModelFiles) -> Reference:
     """The file as a reference of this model. Raises ModelError if it can't be read or does not fit."""
     from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
+    if files.classifier is not None:
+        raise ModelError(f"{files.name}: a reference of vectors is none for a reranker or classifier (--reference)")
     try:
         with np.load(file, allow_pickle=False) as stored:
             if "ids" in stored.files:

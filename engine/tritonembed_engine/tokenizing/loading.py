@@ -70,6 +70,14 @@ def special_ids(files: ModelFiles) -> frozenset[int]:
     return frozenset(tokenizer.all_special_ids)
 
 
+def marks_pairs(files: ModelFiles) -> bool:
+    """Whether transformers' class gives a model the types of its tokens, which mark the second text of a pair."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
+    return "token_type_ids" in tokenizer.model_input_names
+
+
 def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:
     try:
         expected = tokenizer(text).input_ids

@@ -44,10 +44,10 @@ class TextTokenizer:
     def __init__(self, files: ModelFiles) -> None:
         """Raises ModelError if the tokenizer can't be loaded."""
         self._files = files
-        self._tokenizer = load_tokenizer(files)
+        self._tokenizer = self.tokenizer = load_tokenizer(files)
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
-        self._prefix, self._suffix = _special_tokens(self._tokenizer)
+        self._prefix, self._suffix = self.special_tokens = _special_tokens(self._tokenizer)
         self._chunker = Chunker(self._tokenizer, len(self._prefix) + len(self._suffix))
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
@@ -72,7 +72,7 @@ class TextTokenizer:
                 prompt = self._files.prompt_for(
                     parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
                 )
-                decoded = [_decode(text, index) for index, text in enumerate(texts)]
+                decoded = [decode(text, index) for index, text in enumerate(texts)]
                 if parameters.spans is not None:
                     answers.append(self._mark_spans(decoded, prompt, limit, parameters.spans))
                     continue
@@ -92,6 +92,47 @@ class TextTokenizer:
             self._encode_group(group, truncate, limit, answers)
         self.sentences += sum(len(answer) for answer in answers if isinstance(answer, list))
         return answers
+
+    def encode_bare(
+        self, texts: Sequence[str], at_most: int | None, truncate: str, name: str = "text"
+    ) -> list[list[int]]:
+        """Ids of texts without special tokens. Raises InvalidArgument, which calls the texts by `name`.
+
+        at_most: of a text with more ids than these, the first ones (for START the last) and at least one more are
+        enough. None: all are needed.
+        """
+        self._tokenizer.no_truncation()
+        most = None if at_most is None else max(at_most, 1)
+        found = {index: ids for index, text in enumerate(texts) if (ids := self._bare_ascii(text, most, truncate))}
+        rest = [index for index in range(len(texts)) if index not in found]
+        short = [index for index in rest if most is None or len(texts[index]) <= LONG * most]
+        try:
+            encodings = self._tokenizer.encode_batch_fast([texts[index] for index in short], add_special_tokens=False)
+            found |= {index: encoding.ids for index, encoding in zip(short, encodings, strict=True)}
+        except Exception:
+            # Some tokenizers refuse a text: find that text.
+            short = []
+        for index in set(rest).difference(short):
+            found[index] = self._bare_alone(texts[index], index, most, truncate, name)
+        return [found[index] for index in range(len(texts))]
+
+    def _bare_ascii(self, text: str, at_most: int | None, truncate: str) -> list[int] | None:
+        if self._ascii is None or not text.isascii() or truncate == "START":
+            return None
+        return self._ascii.encode(text, None if at_most is None else at_most + 1)
+
+    def _bare_alone(self, text: str, index: int, at_most: int | None, truncate: str, name: str) -> list[int]:
+        cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
+        characters = len(text) if at_most is None else FIRST_PART * at_most
+        while True:
+            part = cut(text, characters)
+            try:
+                ids: list[int] = self._tokenizer.encode_batch_fast([part], add_special_tokens=False)[0].ids
+            except Exception:
+                raise _refused(index, name) from None
+            if len(part) == len(text) or (at_most is not None and len(ids) > at_most):
+                return ids
+            characters = 2 * max(characters, len(part))
 
     def _chunk(self, texts: list[str], prompt: str, limit: int, parameters: EmbedParameters) -> list[bytes]:
         """The elements of a request whose long texts become chunks. Raises InvalidArgument."""
@@ -274,17 +315,18 @@ def _too_long(index: int, count: int | None, maximum: int) -> InvalidArgument:
     return InvalidArgument("text", f"sentence {index} has {has}")
 
 
-def _refused(index: int) -> InvalidArgument:
-    return InvalidArgument("text", f"sentence {index} holds something that the model's tokenizer refuses")
+def _refused(index: int, name: str = "text") -> InvalidArgument:
+    return InvalidArgument(name, f"sentence {index} holds something that the model's tokenizer refuses")
 
 
 def _no_tokens(index: int) -> InvalidArgument:
     return InvalidArgument("text", f"sentence {index} has no tokens")
 
 
-def _decode(text: bytes, index: int) -> str:
+def decode(text: bytes, index: int, name: str = "text") -> str:
+    """Raises InvalidArgument if it is not UTF-8. index: of the text in its request. name: of its tensor."""
     try:
         return text.decode("utf-8")
     except UnicodeDecodeError as error:
         problem = f"sentence {index} is not valid UTF-8 (at byte {error.start})"
-        raise InvalidArgument("text", problem) from None
+        raise InvalidArgument(name, problem) from None

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from tests.unit.engine.fake_executor import Array, FakeExecutor
 
+from tritonembed_engine.distance import VECTORS
 from tritonembed_engine.executors.agreement import (
-    LARGEST_ALLOWED,
-    LARGEST_DISTANCE,
     NOISE_MARGIN,
     Disagreement,
     VllmVectors,
@@ -158,7 +157,7 @@ def test_a_batch_whose_rows_are_swapped_is_refused(reference: VllmVectors) -> No
 
 
 def test_the_limit_is_a_cosine_of_0_9999(reference: VllmVectors) -> None:
-    assert reference.allowed == LARGEST_DISTANCE == pytest.approx(1 - 0.9999)
+    assert reference.allowed == VECTORS.float32 == pytest.approx(1 - 0.9999)
     just_right = executor(lambda sentences: turned(embed(sentences), 0.99995))
     assert check_agreement(just_right, reference, BUCKETS) == pytest.approx(5e-5, rel=0.05)
     with pytest.raises(Disagreement, match=r"cosine 0\.9998\d+ to vLLM's own answer, below 0\.9999"):
@@ -186,6 +185,6 @@ def test_vllms_own_rounding_widens_the_limit() -> None:
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_reference_that_disagrees_with_itself_lets_nothing_wrong_pass(cosine: float) -> None:
     noisy = noisy_reference(cosine)
-    assert noisy.allowed == LARGEST_ALLOWED
+    assert noisy.allowed == VECTORS.most
     with pytest.raises(Disagreement):
         check_agreement(executor(lambda sentences: turned(embed(sentences), 0.5)), noisy, BUCKETS)

@@ -1,0 +1,53 @@
+"""Request parameters of rerankers and classifiers (KServe v2 `parameters`), parsed once and validated."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.parameters import LONGEST_KEPT, without_tritons
+from tritonembed_protocol.types import ACTIVATIONS, SCORE_TRUNCATE
+
+
+@dataclass(frozen=True)
+class ScoreParameters:
+    """The parameters of one request; None means the model's own default."""
+
+    truncate: str | None = None
+    """The end that a text loses if a pair is too long; NONE refuses it. A query is never cut."""
+    activation: str | None = None
+    instruction: str | None = None
+    embedding_space: str | None = None
+    """The model whose scores they must be."""
+
+
+DEFAULTS = ScoreParameters()
+
+
+def parse_score_parameters(raw: str) -> ScoreParameters:
+    """raw: from pb_utils' `request.parameters()`, a JSON object or an empty string.
+
+    Raises InvalidArgument, which names the parameter, if it is unknown, of a wrong type or has a forbidden value.
+    """
+    return _kept(raw) if len(raw) <= LONGEST_KEPT else _parse(raw)
+
+
+def _parse(raw: str) -> ScoreParameters:
+    given: dict[str, Any] = without_tritons(raw)
+    if not given:
+        return DEFAULTS
+    for name, value in given.items():
+        if name not in ScoreParameters.__dataclass_fields__:
+            known = ", ".join(ScoreParameters.__dataclass_fields__)
+            raise InvalidArgument(repr(name[:40]), f"unknown parameter of a reranker; known are {known}")
+        if not isinstance(value, str):
+            raise InvalidArgument(name, "must be a string")
+    for name, allowed in (("truncate", SCORE_TRUNCATE), ("activation", ACTIVATIONS)):
+        if name in given and given[name] not in allowed:
+            raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
+    if not given.get("instruction", "x").strip():
+        raise InvalidArgument("instruction", "must not be empty")
+    return ScoreParameters(**given)
+
+
+_kept = functools.lru_cache(maxsize=1024)(_parse)
