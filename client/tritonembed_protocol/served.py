@@ -4,18 +4,22 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+Task = Literal["embed", "score"]
+"""What a model does: vectors of texts, or scores of pairs and texts (rerankers and classifiers)."""
 FIRST = "embedding"
 """The first model of a server. It has no other name for Triton, so clients of one model need to know none."""
-Task = Literal["embed"]
+FIRST_SCORE = "rerank"
+"""The first model of a server, if it scores."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_RESERVED = ("embedding_chunks", "embedder", "tokenizer")
-_SUFFIXES = ("_tokenizer", "_embedder", "_chunks")
+_RESERVED = ("embedding_chunks", "embedder", "tokenizer", "scorer", "classify")
+_SUFFIXES = ("_tokenizer", "_embedder", "_chunks", "_scorer", "_classify")
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model that a server serves. name: of its ensemble, which takes texts; `embedding` for the first model."""
+    """A model that a server serves. name: of its ensemble, which takes texts, or queries and texts; `embedding` or
+    `rerank` for the first model."""
 
     name: str = FIRST
     task: Task = "embed"
@@ -23,7 +27,7 @@ class ServedModel:
     @property
     def is_first(self) -> bool:
         """Whether it is the first model of its server."""
-        return self.name == FIRST
+        return self.name == (FIRST if self.task == "embed" else FIRST_SCORE)
 
     @property
     def tokenizer(self) -> str:
@@ -32,8 +36,9 @@ class ServedModel:
 
     @property
     def embedder(self) -> str:
-        """The Triton model from token ids to vectors; its instances are the replicas."""
-        return "embedder" if self.is_first else f"{self.name}_embedder"
+        """The Triton model from token ids to vectors or scores; its instances are the replicas."""
+        kind = "embedder" if self.task == "embed" else "scorer"
+        return kind if self.is_first else f"{self.name}_{kind}"
 
     @property
     def chunks(self) -> str:
@@ -41,22 +46,33 @@ class ServedModel:
         return f"{self.name}_chunks"
 
     @property
+    def classify(self) -> str:
+        """The ensemble from texts to their scores, of a model that scores."""
+        return "classify" if self.is_first else f"{self.name}_classify"
+
+    @property
+    def output(self) -> str:
+        """The output tensor of its ensemble."""
+        return "embedding" if self.task == "embed" else "score"
+
+    @property
     def triton_models(self) -> tuple[str, ...]:
         """The names of all its Triton models."""
-        return self.tokenizer, self.embedder, self.name, self.chunks
+        return self.tokenizer, self.embedder, self.name, self.chunks if self.task == "embed" else self.classify
 
     def of_alias(self, alias: str, name: str) -> str | None:
         """The Triton model that `name` is if the model is called `alias`: the model itself, or a part of it."""
-        known = dict(zip(ServedModel(alias or "?").triton_models, self.triton_models, strict=True))
+        known = dict(zip(ServedModel(alias or "?", self.task).triton_models, self.triton_models, strict=True))
         return known.get(name)
 
     @property
     def with_vectors(self) -> tuple[str, ...]:
         """Those of them that answer with vectors."""
-        return self.name, self.chunks, self.embedder
+        return (self.name, self.chunks, self.embedder) if self.task == "embed" else ()
 
 
 FIRST_MODEL = ServedModel()
+FIRST_OF_TASK: dict[Task, ServedModel] = {"embed": FIRST_MODEL, "score": ServedModel(FIRST_SCORE, "score")}
 
 
 def reason_against_name(name: str) -> str | None:

@@ -80,7 +80,7 @@ def render(
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
     with _one_line_errors(), interruptible():
         check_out_folder(context, out)
-        entries, option = chosen_models(context, model, models)
+        entries, option = chosen_models(context, model, models, repository.task, fetch=False)
         if not entries:
             raise missing_model(context)
         from tritonembed_manager.server.repository import check_models, is_folder, tritonserver_line
@@ -128,7 +128,7 @@ def replica(
             _refuse_what_render_would_use(context)
             run_replica(server, repository=model_repository, work_dir=run.work_dir)
             return
-        entries, option = chosen_models(context, model, models)
+        entries, option = chosen_models(context, model, models, repository.task, fetch=True)
         if not entries:
             raise missing_model(context, " (or --model-repository, for one that is rendered already)")
         settings = _render_settings(context, entries, option, repository)

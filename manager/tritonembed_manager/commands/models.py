@@ -12,6 +12,7 @@ from tritonembed_manager.server.vllm_arguments import variable
 
 if TYPE_CHECKING:
     from tritonembed_manager.server.models_file import ModelEntry
+    from tritonembed_protocol.served import Task
 
 
 def given_models(context: typer.Context, models: Sequence[str] | None) -> list[str]:
@@ -23,14 +24,18 @@ def given_models(context: typer.Context, models: Sequence[str] | None) -> list[s
 
 
 def chosen_models(
-    context: typer.Context, models: Sequence[str] | None, file: Path | None
+    context: typer.Context, models: Sequence[str] | None, file: Path | None, task: "Task | None", *, fetch: bool
 ) -> tuple[list["ModelEntry"], str]:
-    """The models, at least one or none was given; and the option that they come from. Raises StartError."""
+    """The models, at least one or none was given; and the option that they come from. Raises StartError.
+
+    task: of `--task`. fetch: whether the files of a model on the hub are fetched, to find what it does.
+    """
     from tritonembed_manager.server import models_file
 
     given = given_models(context, models)
     if file is None:
-        return models_file.parse_models(given), models_file.MODEL
+        found = models_file.parse_models(given)
+        return models_file.with_tasks(found, task, fetch=fetch), models_file.MODEL
     if given:
         raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
-    return models_file.read_models(file), models_file.OPTION
+    return models_file.with_tasks(models_file.read_models(file), task, fetch=fetch), models_file.OPTION

@@ -11,6 +11,7 @@ from tritonembed_manager.server import machine
 from tritonembed_manager.server.settings import LOOPBACK, ControlMode, RenderSettings
 from tritonembed_manager.server.vllm_arguments import did_you_mean, own_options
 from tritonembed_protocol.limits import SERVER_HTTP_PORT, SERVER_METRICS_PORT, SERVER_PORT
+from tritonembed_protocol.served import Task
 
 MODEL_HELP = "Name on the Hugging Face hub, or a folder."
 
@@ -62,6 +63,14 @@ Reference = Annotated[
     ),
 ]
 NoReference = Annotated[bool, typer.Option(False, help="Serve without comparing the vectors with a reference.")]
+ModelTask = Annotated[
+    Task | None,
+    typer.Option(
+        None,
+        help="What the model does: embed, or score (rerankers and classifiers); by default what its files say. "
+        "`render` reads no files of a model on the hub.",
+    ),
+]
 InstructionTemplate = Annotated[
     str | None,
     typer.Option(
@@ -137,6 +146,7 @@ class RepositoryOptions:
     no_reference: NoReference
     deterministic: Deterministic
     instruction_template: InstructionTemplate
+    task: ModelTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
-from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings
+from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings, served_as
 from tritonembed_manager.server.settings import (
     RenderSettings,
     model_reference,
@@ -34,7 +34,7 @@ from tritonembed_manager.server.settings import (
     resolve_reference,
     resolve_tokenizer_instances,
 )
-from tritonembed_protocol.served import FIRST, ServedModel
+from tritonembed_protocol.served import FIRST
 from tritonembed_protocol.tls import GRPCS
 
 
@@ -90,9 +90,10 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
 def _entries(context: typer.Context, options: ServeOptions, attaching: str | None) -> tuple[list[ModelEntry], str]:
     """The models, and the option that they come from. Attached servers have theirs, of which only names are given."""
     if not attaching:
-        return chosen_models(context, options.model, options.models)
+        return chosen_models(context, options.model, options.models, options.task, fetch=True)
     first, *more = given_models(context, options.model) or [FIRST]
-    entries = [ModelEntry(first), *(ModelEntry(name, name) for name in more)]
+    task = options.task
+    entries = [ModelEntry(first, task=task), *(ModelEntry(name, name, task=task) for name in more)]
     return checked(entries, "--model"), "--model"
 
 
@@ -103,7 +104,9 @@ def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:
     for entry in more:
         if entry.label in names:
             raise StartError(f"--model: two models are called {entry.label}")
-    return replace(names, more=tuple(ServedNames((one.label,), served=ServedModel(one.label)) for one in more))
+    served, *others = served_as(entries)
+    further = tuple(ServedNames((one.label,), served=own) for one, own in zip(more, others, strict=True))
+    return replace(names, served=served, more=further)
 
 
 def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | None:

@@ -230,6 +230,7 @@ class ServeOptions:
     no_reference: Launched[shared.NoReference]
     deterministic: Launched[shared.Deterministic]
     instruction_template: Launched[shared.InstructionTemplate]
+    task: shared.ModelTask
     mps: LaunchedOnAGpu[shared.Mps]
     tritonserver: Launched[shared.Tritonserver]
     work_dir: Launched[shared.WorkDir]

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.files import read_small
+from tritonembed_manager.server.repository import task_of
 from tritonembed_manager.server.settings import RenderSettings, model_reference
 from tritonembed_manager.server.yaml_files import parse_yaml
-from tritonembed_protocol.served import FIRST, FIRST_MODEL, ServedModel, reason_against_name
+from tritonembed_protocol.served import FIRST, FIRST_OF_TASK, ServedModel, Task, reason_against_name
 
 OPTION, MODEL = "--models", "--model"
 MOST_MODELS = 32
@@ -44,6 +45,8 @@ class ModelEntry:
     memory: float | None = None
     """Part of the memory that the models of a GPU share; None: an equal part of what the others leave."""
     max_batch_tokens: int | None = None
+    task: Task | None = None
+    """None: what its files say."""
     vllm: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,6 +64,7 @@ class _Entry(BaseModel):
     gpus: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=64)
     memory: float | None = Field(None, gt=0, le=1)
     max_batch_tokens: _Number | None = None
+    task: Task | None = None
     dtype: _Text | None = None
     quantization: _Text | None = None
     max_model_len: _Number | None = None
@@ -77,6 +81,7 @@ class _Entry(BaseModel):
             gpus=tuple(self.gpus),
             memory=self.memory,
             max_batch_tokens=self.max_batch_tokens,
+            task=self.task,
             vllm=given,
         )
 
@@ -129,9 +134,26 @@ def checked(entries: Sequence[ModelEntry], option: str) -> list[ModelEntry]:
     return list(entries)
 
 
+def with_tasks(entries: Sequence[ModelEntry], task: Task | None, *, fetch: bool) -> list[ModelEntry]:
+    """The entries with what each model does: as it says itself, as `task` says, or else as its files do.
+
+    fetch: whether the files of a model on the hub are fetched. If they can't be read, it is an embedding model.
+    """
+    return [
+        replace(
+            entry, task=entry.task or task or task_of(model_reference(entry.path), entry.vllm.get("revision"), fetch)
+        )
+        for entry in entries
+    ]
+
+
 def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
     """What servers call the models."""
-    return [FIRST_MODEL if number == 0 else ServedModel(entry.label) for number, entry in enumerate(entries)]
+    tasks: list[Task] = [entry.task or "embed" for entry in entries]
+    return [
+        FIRST_OF_TASK[task] if number == 0 else ServedModel(entry.label, task)
+        for number, (entry, task) in enumerate(zip(entries, tasks, strict=True))
+    ]
 
 
 def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION) -> list[float]:

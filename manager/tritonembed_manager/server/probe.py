@@ -32,9 +32,11 @@ Vectors = NDArray[np.float32]
 
 _SERVICE = "/inference.GRPCInferenceService"
 _MICROSECONDS = 1_000_000
-_VECTORS = "embedding"
-"""The output with the vectors, of every model."""
 _MOST_DIGITS = 10
+QUERY = "which model is it?"
+"""For models that score pairs, with each of the sentences."""
+_LEAST = {"embed": HEADER + 1, "score": 4}
+"""Bytes of an answer with one vector or score."""
 _ANY_TOKEN = bytes(4)
 _CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
@@ -129,17 +131,17 @@ class GrpcProbe:
 
     async def vectors(self, timeout: float) -> Vectors:
         """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
-        return _vectors(await self._embed(SENTENCES, timeout))
+        return _vectors(await self._embed(SENTENCES, timeout), self._model)
 
     async def infers(self, timeout: float) -> None:
         """Check that the server embeds a sentence within `timeout` seconds. Raises ProbeError."""
         content = await self._embed(SENTENCES[:1], timeout)
-        if len(content) <= HEADER:
-            raise ProbeError("it answered without a vector", answered=True)
+        if len(content) < _LEAST[self._model.task]:
+            raise ProbeError(f"it answered without its {self._model.output}", answered=True)
 
     async def space(self, timeout: float) -> str:
         """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
-        request = _infer_request(self._model.embedder, "token_ids", [_ANY_TOKEN], SPACE, timeout)
+        request = _infer_request(self._model.embedder, {"token_ids": [_ANY_TOKEN]}, SPACE, timeout)
         try:
             answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
@@ -161,7 +163,10 @@ class GrpcProbe:
             await self._channel.close(None)
             self._connect()
         try:
-            request = _infer_request(self._model.name, "text", texts, _VECTORS, timeout)
+            inputs = {"text": texts}
+            if self._model.task == "score":
+                inputs["query"] = [QUERY.encode()] * len(texts)
+            request = _infer_request(self._model.name, inputs, self._model.output, timeout)
             answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -169,7 +174,7 @@ class GrpcProbe:
                 await self._channel.close(None)
                 self._connect()
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
-        return _content_of(answer, _VECTORS)
+        return _content_of(answer, self._model.output)
 
     async def described(self, timeout: float) -> Described:
         """What the server's configuration says."""
@@ -222,13 +227,15 @@ def _content_of(answer: Any, name: str) -> bytes:
     raise ProbeError(f"it answered without an {name.replace('_', ' ')}", answered=True)
 
 
-def _infer_request(model: str, tensor: str, elements: list[bytes], output: str, timeout: float) -> bytes:
+def _infer_request(model: str, inputs: dict[str, list[bytes]], output: str, timeout: float) -> bytes:
+    """inputs: BYTES tensors [elements, 1]."""
     request = service_pb2.ModelInferRequest(model_name=model)
-    request.inputs.add(name=tensor, datatype="BYTES", shape=[len(elements), 1])
+    for tensor, elements in inputs.items():
+        request.inputs.add(name=tensor, datatype="BYTES", shape=[len(elements), 1])
+        request.raw_input_contents.append(frame(elements))
     request.outputs.add(name=output)
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
     request.parameters["priority"].uint64_param = _FIRST
-    request.raw_input_contents.append(frame(elements))
     encoded: bytes = request.SerializeToString()
     return encoded
 
@@ -243,8 +250,11 @@ def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
     return ProbeError(details or code.name, answered=code not in _NOT_AN_ANSWER, busy=_FULL in details)
 
 
-def _vectors(content: bytes) -> Vectors:
+def _vectors(content: bytes, model: ServedModel) -> Vectors:
+    """The vectors of an answer; of a model that scores, the logits of each pair."""
     try:
+        if model.task == "score":
+            return np.frombuffer(content, "<f4").reshape(len(SENTENCES), -1)
         return unframe_vectors(content, len(SENTENCES), OUTPUT_TYPES["float"].dtype).copy()
     except Exception:
         raise ProbeError("its answer does not have a vector for each sentence", answered=True) from None

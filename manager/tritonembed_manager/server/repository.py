@@ -9,14 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import RenderSettings
-from tritonembed_protocol.served import FIRST_MODEL, ServedModel
+from tritonembed_protocol.served import FIRST_MODEL, FIRST_OF_TASK, ServedModel, Task
 
 if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
@@ -60,18 +60,28 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
     return max_model_len or files.max_length
 
 
-def known_files(model: str, revision: str | None) -> "ModelFiles | None":
-    """A model's files, as far as they are on this machine; None if they can't be read: `check_model` says why.
+def task_of(model: str, revision: str | None, fetch: bool) -> Task:
+    """What a model does, as its files say; an embedding model if they can't be read.
 
-    model: a folder, or a name on the hub.
+    fetch: whether the files of a model on the hub are fetched.
+    """
+    files = known_files(model, revision, fetch=fetch)
+    return "embed" if files is None or files.classifier is None else "score"
+
+
+def known_files(model: str, revision: str | None, *, fetch: bool = False) -> "ModelFiles | None":
+    """A model's files, as far as they are on this machine or are fetched; None if they can't be read.
+
+    `check_model` says why. model: a folder, or a name on the hub.
     """
     try:
         from huggingface_hub import snapshot_download
 
         from tritonembed_engine.model.files import read_model_files
 
-        folder = model if is_folder(model) else snapshot_download(model, revision=revision, local_files_only=True)
-        return read_model_files(folder)
+        if fetch or is_folder(model):
+            return read_model_files(model, revision)
+        return read_model_files(snapshot_download(model, revision=revision, local_files_only=True))
     except Exception:
         return None
 
@@ -199,14 +209,17 @@ LENGTH_PARAMETER = "max_model_len"
 MARKER = ".rendered-by-tritonembed"
 CONFIG = "config.pbtxt"
 MODEL_JSON = "model.json"
+_TEMPLATES: dict[Task, str] = {"embed": "model_repository", "score": "rerank_repository"}
+LABELS_PARAMETER = "labels"
+"""Parameter of the ensembles of a reranker or classifier: its labels, as JSON."""
 MODEL_VARIABLE = "TRITONEMBED_MODEL"
 """Overrides the model in model.json. The engine has it too; its module would bring pydantic along."""
 
 
-def template_folder() -> Path:
-    """The committed model repository. A wheel has it in this package, a checkout at its root."""
-    here = Path(__file__).resolve().parents[1]
-    for folder in (here / "model_repository", here.parents[1] / "model_repository"):
+def template_folder(task: Task = "embed") -> Path:
+    """The committed model repository for a task. A wheel has it in this package, a checkout at its root."""
+    here, name = Path(__file__).resolve().parents[1], _TEMPLATES[task]
+    for folder in (here / name, here.parents[1] / name):
         if (folder / MODEL_JSON).is_file():
             return folder
     raise StartError("this installation of tritonembed has no model repository; install it again")
@@ -250,7 +263,9 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
 def served_models(configs: Iterable[str]) -> list[ServedModel]:
     """The served models of a repository, the first first. configs: the names of its models. At least one."""
     names = set(configs)
-    found = [ServedModel(name) for name in sorted(names) if names.issuperset(ServedModel(name).triton_models)]
+    tasks: tuple[Task, ...] = get_args(Task)
+    known = [ServedModel(name, task) for name in sorted(names) for task in tasks]
+    found = [model for model in known if names.issuperset(model.triton_models)]
     return sorted(found, key=lambda model: not model.is_first) or [FIRST_MODEL]
 
 
@@ -261,12 +276,12 @@ def _write(folder: Path, models: Sequence[RenderSettings]) -> None:
 
 
 def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> None:
-    template, served = template_folder(), settings.served
-    files = known_files(settings.model, settings.vllm.get("revision"))
+    served, files = settings.served, known_files(settings.model, settings.vllm.get("revision"))
+    template, pattern = template_folder(served.task), FIRST_OF_TASK[served.task]
     # The sparse weights and token vectors that the model gives.
     per_token = () if files is None else files.token_outputs.per_token
     length = settings.vllm.get("max_model_len") or (files and files.max_length)
-    names = dict(zip(FIRST_MODEL.triton_models, served.triton_models, strict=True))
+    names = dict(zip(pattern.triton_models, served.triton_models, strict=True))
     file = MODEL_JSON if served.is_first else f"{served.name}/{MODEL_JSON}"
     for old, new in names.items():
         shutil.copytree(template / old, folder / new, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -274,12 +289,14 @@ def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> No
         config.name = new
         for step in config.ensemble_scheduling.step:
             step.model_name = names[step.model_name]
-        if old == FIRST_MODEL.tokenizer:
+        if old == pattern.tokenizer:
             _set_tokenizer(config, settings)
-        elif old == FIRST_MODEL.embedder:
+        elif old == pattern.embedder:
             _set_embedder(config, settings)
             if length:
                 config.parameters[LENGTH_PARAMETER].string_value = str(length)
+        elif files is not None and files.classifier is not None:
+            config.parameters[LABELS_PARAMETER].string_value = json.dumps(files.classifier.labels)
         if old in (FIRST_MODEL.embedder, FIRST_MODEL.name):
             add_token_outputs(config, per_token)
         if config.backend and not (is_only and served.is_first):

@@ -497,7 +497,10 @@ def test_a_shorter_limit_can_be_requested(asked: int | None, expected: int, writ
         ({"config": {**CONFIG, "model_type": "whisper", "is_encoder_decoder": True}}, "not a text embedding model"),
         ({"config": {"hidden_size": 8}}, "not a text embedding model"),
         ({"config": {"architectures": ["OddModel"], "model_type": "odd", "hidden_size": 8}}, "no vocab_size"),
-        ({"config": {**CONFIG, "architectures": ["BertForTokenClassification"]}, "modules": None}, "neither an embedding"),
+        (
+            {"config": {**CONFIG, "architectures": ["BertForTokenClassification"]}, "modules": None},
+            "neither an embedding",
+        ),
         ({"config": {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, "modules": None}, "generates text"),
         ({"config": {**CONFIG, "max_position_embeddings": -1}}, "sets no maximum number of tokens"),
         ({"config": {**CONFIG, "architectures": ["HF_ColBERT"]}}, "multi-vector model (ColBERT)"),
