@@ -135,6 +135,14 @@ def read_classifier(config: Mapping[str, Any], folder: Path, transformer: Path, 
     return Classifier(pooling, steps, labels, activation, types, template=template)
 
 
+def reason_against_types(config: Mapping[str, Any], classifier: Classifier | None) -> str | None:
+    """Why vLLM can't serve a classifier's pairs, but transformers can; None if it can."""
+    kind = config.get("model_type")
+    if classifier is not None and classifier.token_types > 1 and kind != "bert":
+        return f"vLLM's {kind} does not mark the second text of a pair (token types)"
+    return None
+
+
 def _yes_or_no(config: Mapping[str, Any], folder: Path, transformer: Path, width: int) -> Classifier:
     if _architecture(config) != "Qwen3ForCausalLM":
         raise ModelError(f"a {_architecture(config)} that generates its answer is not known as a reranker")
@@ -163,11 +171,10 @@ def _path_of_score(folder: Path) -> str:
 
 
 def _vocabulary(folder: Path) -> dict[str, Any]:
-    own = read_object(folder / "vocab.json")
-    if own:
-        return own
-    vocabulary = read_object(folder / "tokenizer.json").get("model", {}).get("vocab", {})
-    return vocabulary if isinstance(vocabulary, dict) else {}
+    tokenizer = read_object(folder / "tokenizer.json")
+    added = {str(token.get("content")): token.get("id") for token in tokenizer.get("added_tokens", ())}
+    own = tokenizer.get("model", {}).get("vocab") or read_object(folder / "vocab.json")
+    return {**own, **added} if isinstance(own, dict) else added
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.instructions import fill, instruction_template
 from tritonembed_engine.model.architecture import check_architecture, is_causal
-from tritonembed_engine.model.classifier import Classifier, is_classifier, read_classifier
+from tritonembed_engine.model.classifier import Classifier, is_classifier, read_classifier, reason_against_types
 from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
@@ -264,7 +264,7 @@ def read_model_files(
         instruction_template=template or instruction_template(name, settings.prompts),
         padding_id=padding_id_of(config) if config.get("model_type") in OFFSET_POSITIONS else None,
         model_type=JINA_BERT if is_jina_bert(config) else str(config.get("model_type", "")),
-        reason_against_vllm=reason_against_vllm(config),
+        reason_against_vllm=reason_against_vllm(config) or reason_against_types(config, classifier),
         unknown=settings.unknown + modules.unknown,
         token_outputs=token_outputs,
         classifier=classifier,

@@ -36,6 +36,8 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
     """
     files = read_model_files(model, revision, max_length)
     cases = list(_cases(files) if files.classifier is None else pair_cases(files))
+    if not cases:
+        raise ModelError(f"{files.name}: its tokenizer makes no ids of any text, so there is no reference")
     check_tokens(files, cases)
     if files.is_static:
         from tritonembed_engine.reference.static_oracle import StaticOracle
@@ -172,7 +174,7 @@ def _rounding(oracle: Any, cases: list[Case], expected: Any, measure: Measure) -
     """By type, the largest distance between transformers' own 16-bit and float32 vectors of a few cases."""
     import torch
 
-    few = [index for index, case in enumerate(cases) if case.tokens <= 128][:12]
+    few = sorted(range(len(cases)), key=lambda index: cases[index].tokens > 128)[:12]
     vectors = oracle.embed([cases[index] for index in few], torch.bfloat16)
     distances = measure.distances(vectors, expected[few], expected)
     return {"bfloat16": float(distances[np.isfinite(vectors).all(1)].max(initial=0.0))}

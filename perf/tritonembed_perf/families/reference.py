@@ -1,4 +1,4 @@
-"""The reference: vectors by sentence-transformers. It is independent, so nothing of our engine is imported here."""
+"""The reference: sentence-transformers' vectors and logits. It is independent: nothing of our engine is imported."""
 
 import os
 import warnings
@@ -43,11 +43,15 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         folder.mkdir()
         case.reference(folder)
     try:
-        model = _load(folder, case.trusted or case.reference_code, case.output)
+        if case.classifies:
+            from tritonembed_perf.families.logits import logits_of
+
+            rows, problem = logits_of(folder)
+        else:
+            rows, problem = _embed(_load(folder, case.trusted or case.reference_code, case.output), case.output)
     except Exception as error:
         return {"refused": f"{type(error).__name__}: {error}"}
-    rows, problem = _embed(model, case.output)
-    if all(row is None for row in rows["plain"]):
+    if all(row is None for listed in rows.values() for row in listed):
         return {"refused": f"no text can be embedded ({problem})"}
     write_rows(Path(job["vectors"]), rows)
     return {}

@@ -1,4 +1,4 @@
-"""Folders that hold no dense text embedder: rerankers, sparse and multi-vector models, tables, images, adapters.
+"""Folders that hold no dense text embedder: sparse and multi-vector models, tables, images, adapters.
 
 sentence-transformers loads many of them and takes the mean of their tokens. They were not trained for that, so the
 engine has to refuse them.
@@ -8,66 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
-from tritonembed_perf.families.decoders import decoder
-from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.roberta import roberta, xlm_roberta
 from tritonembed_perf.families.sentence import dense, normalize, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json, write_tokenizer
+from tritonembed_perf.families.writing import edit_json, write_json, write_tokenizer
 
-ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
-RERANKERS = "Rerankers"
 OTHERS = "Not a dense text embedder"
-
-
-def _classifier(model: Model, model_class: str) -> Model:
-    model.config.update(architectures=[model_class], **ONE_LABEL)
-    model.state = random_state(model_class, model.config)
-    return model
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_bert(folder: Path) -> None:
-    """ms-marco-MiniLM."""
-    _classifier(bert(), "BertForSequenceClassification").write(folder)
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_xlmr(folder: Path) -> None:
-    """bge-reranker-v2-m3."""
-    _classifier(xlm_roberta(), "XLMRobertaForSequenceClassification").write(folder)
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_roberta(folder: Path) -> None:
-    _classifier(roberta(), "RobertaForSequenceClassification").write(folder)
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_modernbert(folder: Path) -> None:
-    """gte-reranker-modernbert-base."""
-    _classifier(modernbert(**THETAS), "ModernBertForSequenceClassification").write(folder)
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_qwen3(folder: Path) -> None:
-    """Qwen3-Reranker: a causal model that generates yes or no."""
-    decoder("Qwen3ForCausalLM", "qwen3").write(folder)
-
-
-@case(RERANKERS, must_refuse=True)
-def ce_st6(folder: Path) -> None:
-    """A CrossEncoder as sentence-transformers 6 saves it."""
-    _classifier(bert(), "BertForSequenceClassification").write(folder)
-    output = {"text": {"method": "forward", "method_output_name": "logits"}}
-    settings = {
-        "transformer_task": "sequence-classification",
-        "modality_config": output,
-        "module_output_name": "scores",
-    }
-    first = transformer("sentence_transformers.base.modules.transformer.Transformer")
-    config = {"model_type": "CrossEncoder", "activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    write_sentence_files(folder, [first], settings=settings, config=config)
 
 
 @case(OTHERS, must_refuse=True)

@@ -26,6 +26,7 @@ FILES = (
     "static",
     "clip",
     "sparse",
+    "rerankers",
     "refused",
 )
 """Modules of this package that define cases, in the order of the table."""
@@ -46,6 +47,9 @@ class Case:
 
     must_refuse: bool = False
     """Whether the engine has to refuse the model, although sentence-transformers makes vectors with it."""
+
+    classifies: bool = False
+    """Whether it is a reranker or a classifier: then its logits are compared, as vectors of one number per label."""
 
     cosine: float = 0.9999
     """The least cosine that counts as right; lower for a case that can't be served in float32."""

@@ -238,17 +238,17 @@ def roberta_prelayernorm(folder: Path) -> None:
 @case("RoBERTa's relatives")
 def mpnet(folder: Path) -> None:
     """all-mpnet-base-v2: config.json names MPNetForMaskedLM, but the weights are the body's alone."""
-    model = _mpnet()
+    model = mpnet_body()
     model.config["architectures"] = ["MPNetForMaskedLM"]
     write_model(folder, model)
 
 
 @case("RoBERTa's relatives")
 def mpnet_model(folder: Path) -> None:
-    write_model(folder, _mpnet())
+    write_model(folder, mpnet_body())
 
 
-def _mpnet() -> Model:
+def mpnet_body() -> Model:
     """MPNet, whose WordPiece has special tokens of its own."""
     model = roberta("MPNetModel", model_type="mpnet", relative_attention_num_buckets=32)
     model.tokenizer_config = {key: value for key, value in model.tokenizer_config.items() if key != "add_prefix_space"}

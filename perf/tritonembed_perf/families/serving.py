@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tritonembed_perf.families.logits import pair_of
 from tritonembed_perf.families.reference import Rows, write_rows
 from tritonembed_perf.families.texts import KINDS
 
@@ -46,6 +47,8 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     settings = ModelSettings.model_validate({"model": job["folder"], "vllm": job["vllm"]})
     try:
         files = read_model_files(settings.model, settings.revision, settings.max_model_len)
+        if files.classifier is not None:
+            return _run_classifier(settings, files, Path(job["vectors"]))
         tokenizer, prompts, choice = TextTokenizer(files), PromptLengths(files), TokenChoice(files)
         executor = create_executor(settings, files, "cpu")
     except ModelError as error:
@@ -55,6 +58,38 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     for kind, texts in KINDS.items():
         rows[kind] = _embed(kind, texts, files, tokenizer, executor, prompts, problems, choice)
     write_rows(Path(job["vectors"]), rows)
+    return {"executor": executor.name, "texts": problems}
+
+
+def _run_classifier(settings: Any, files: Any, target: Path) -> dict[str, Any]:
+    """Score the pairs and texts of `logits.pair_of`: one request each, many in a batch. Raises ModelError."""
+    from tritonembed_engine.factory import create_executor
+    from tritonembed_engine.score_parameters import ScoreParameters
+    from tritonembed_engine.token_ids import TokenIds
+    from tritonembed_engine.tokenizing.pairs import PairTokenizer
+
+    tokenizer, executor = PairTokenizer(files), create_executor(settings, files, "cpu")
+    rows: dict[str, Rows] = {}
+    problems: list[str] = []
+    for kind, texts in KINDS.items():
+        pairs = [pair_of(kind, text) for text in texts]
+        jobs = [
+            ([pair.encode()], None, ScoreParameters())
+            if isinstance(pair, str)
+            else ([pair[1].encode()], [pair[0].encode()], ScoreParameters())
+            for pair in pairs
+        ]
+        answers = tokenizer.encode_requests(jobs)
+        problems += [str(answer) for answer in answers if isinstance(answer, Exception)]
+        good = [place for place, answer in enumerate(answers) if not isinstance(answer, Exception)]
+        lengths = [len(answer[0]) // 4 for answer in answers if not isinstance(answer, Exception)]
+        rows[kind] = [None] * len(texts)
+        for batch in _batches(good, lengths, executor):
+            sentences = [answer[0] for place in batch if not isinstance(answer := answers[place], Exception)]
+            computed = executor.launch(TokenIds.join(sentences)).result()
+            for place, row in zip(batch, computed, strict=True):
+                rows[kind][place] = np.array(row, np.float32)
+    write_rows(target, rows)
     return {"executor": executor.name, "texts": problems}
 
 
