@@ -32,7 +32,7 @@ class NewConfig(PretrainedConfig):
 """
 
 
-def _gte_native(rope: Mapping[str, Any], **changes: Any) -> Model:
+def gte_native_model(rope: Mapping[str, Any], **changes: Any) -> Model:
     tokenizer, settings = vocabularies.xlm_roberta(512)
     config = {
         "architectures": ["GteModel"],
@@ -55,9 +55,9 @@ def _gte_native(rope: Mapping[str, Any], **changes: Any) -> Model:
     return Model(config, random_state("GteModel", config), tokenizer, settings)
 
 
-def _gte_hub(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> Model:
+def gte_hub_model(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> Model:
     """config.json as Alibaba-NLP's code reads it. code: prefix of the class names in auto_map."""
-    model = _gte_native({"rope_theta": 1.0, "rope_type": "default"})
+    model = gte_native_model({"rope_theta": 1.0, "rope_type": "default"})
     state = joined(joined(model.state, QKV, "qkv"), ("up_proj", "gate_proj"), "up_gate")
     model.state = renamed(state, GTE_NAMES)
     model.prefix(prefix)
@@ -91,32 +91,32 @@ NTK_NATIVE = {"rope_type": "linear", "factor": 8.0 ** (2 / 32), "rope_theta": 16
 
 
 def _write_gte_reference(folder: Path) -> None:
-    write(folder, _gte_native(NTK_NATIVE), "cls")
+    write(folder, gte_native_model(NTK_NATIVE), "cls")
 
 
 @case("gte", reference=_write_gte_reference)
 def gte_multilingual(folder: Path) -> None:
     """gte-multilingual-base: the code is in another repository."""
-    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", NTK), "cls")
+    write(folder, gte_hub_model(f"{NEW_CODE}--", "NewModel", NTK), "cls")
 
 
 @case("gte", reference=_write_gte_reference)
 def gte_multilingual_prefixed(folder: Path) -> None:
     """Weights under `new.`, as NewForTokenClassification saves them."""
-    write(folder, _gte_hub(f"{NEW_CODE}--", "NewForTokenClassification", NTK, "new."), "cls")
+    write(folder, gte_hub_model(f"{NEW_CODE}--", "NewForTokenClassification", NTK, "new."), "cls")
 
 
 @case("gte", trusted=True, reference=_write_gte_reference)
 def gte_multilingual_local(folder: Path) -> None:
     """gte-multilingual-base with its code in the folder."""
-    write(folder, _gte_hub("", "NewModel", NTK), "cls")
+    write(folder, gte_hub_model("", "NewModel", NTK), "cls")
     (folder / "configuration.py").write_text(STUB)
 
 
-@case("gte", reference=lambda folder: write(folder, _gte_native(THETA)))
+@case("gte", reference=lambda folder: write(folder, gte_native_model(THETA)))
 def gte_en(folder: Path) -> None:
     """stella_en_400M: another theta, no scaling."""
-    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
+    write(folder, gte_hub_model(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
 
 
 def _write_without_token_type(folder: Path, model: Model) -> None:
@@ -125,28 +125,28 @@ def _write_without_token_type(folder: Path, model: Model) -> None:
     write(folder, model)
 
 
-@case("gte", reference=lambda folder: _write_without_token_type(folder, _gte_native(THETA)))
+@case("gte", reference=lambda folder: _write_without_token_type(folder, gte_native_model(THETA)))
 def gte_en_no_types(folder: Path) -> None:
     """gte-base-en-v1.5: no table of token types."""
     _write_without_token_type(
-        folder, _gte_hub(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000})
+        folder, gte_hub_model(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000})
     )
 
 
 @case("gte", must_refuse=True)
 def gte_rms_norm(folder: Path) -> None:
     """A setting of the code that no released model has."""
-    write(folder, _gte_hub(f"{NEW_CODE}--", "NewModel", NTK, layer_norm_type="rms_norm"), "cls")
+    write(folder, gte_hub_model(f"{NEW_CODE}--", "NewModel", NTK, layer_norm_type="rms_norm"), "cls")
 
 
 @case("gte")
 def gte_native(folder: Path) -> None:
     """gte as transformers 5 saves it."""
-    write(folder, _gte_native({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
+    write(folder, gte_native_model({"rope_theta": 160000.0, "rope_type": "default"}), "cls")
 
 
 def _arctic_m_v2_reference(folder: Path) -> None:
-    model = _gte_native({"rope_theta": 160000.0, "rope_type": "default"})
+    model = gte_native_model({"rope_theta": 160000.0, "rope_type": "default"})
     write(folder, model, "cls", prompts={"query": "query: "})
 
 
@@ -154,7 +154,7 @@ def _arctic_m_v2_reference(folder: Path) -> None:
 def arctic_m_v2(folder: Path) -> None:
     """arctic-embed-m-v2.0: gte's weights, model type `gte`, code in the folder."""
     rope = {"rope_scaling": None, "rope_theta": 160000}
-    model = _gte_hub("", "GteModel", rope, model_type="gte", torch_dtype="float32")
+    model = gte_hub_model("", "GteModel", rope, model_type="gte", torch_dtype="float32")
     model.config["auto_map"] = {
         "AutoConfig": "configuration_hf_alibaba_nlp_gte.GteConfig",
         "AutoModel": "modeling_hf_alibaba_nlp_gte.GteModel",

@@ -8,11 +8,12 @@ from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
 from tritonembed_perf.families.decoders import decoder
 from tritonembed_perf.families.encoders import bert_like, distilbert_model
+from tritonembed_perf.families.gte import NEW_CODE, NTK, NTK_NATIVE, gte_hub_model, gte_native_model
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import mpnet_body, roberta, xlm_roberta
 from tritonembed_perf.families.sentence import transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, random_state
+from tritonembed_perf.families.writing import Model, random_state, renamed
 
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 THREE_LABELS = {
@@ -106,6 +107,25 @@ def ce_deberta_v3(folder: Path) -> None:
 @case(RERANKERS, classifies=True)
 def ce_mpnet(folder: Path) -> None:
     classifier(mpnet_body(), "MPNetForSequenceClassification").write(folder)
+
+
+def _gte_native() -> Model:
+    """With the body of the embedding models: random weights depend on their names."""
+    body = gte_native_model(NTK_NATIVE)
+    model = classifier(gte_native_model(NTK_NATIVE), "GteForSequenceClassification")
+    model.state |= {f"gte.{name}": value for name, value in body.state.items()}
+    return model
+
+
+@case(RERANKERS, classifies=True, reference=lambda folder: _gte_native().write(folder))
+def ce_gte(folder: Path) -> None:
+    """gte-multilingual-reranker-base: the names of Alibaba-NLP's code."""
+    model = gte_hub_model(f"{NEW_CODE}--", "NewForSequenceClassification", NTK, "new.")
+    model.config.update(ONE_LABEL)
+    head = ("gte.pooler.", "classifier.")
+    native = {name: value for name, value in _gte_native().state.items() if name.startswith(head)}
+    model.state |= renamed(native, {"^gte": "new"})
+    model.write(folder)
 
 
 @case(RERANKERS, classifies=True)
