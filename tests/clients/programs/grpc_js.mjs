@@ -4,7 +4,7 @@ import { GrpcReflection } from "grpc-js-reflection-client";
 import { give, grpc as address, texts } from "./exchange.mjs";
 
 const credentials = grpc.credentials.createInsecure();
-const reflection = new GrpcReflection.Client(address, credentials);
+const reflection = new GrpcReflection(address, credentials);
 const descriptor = await reflection.getDescriptorBySymbol("inference.GRPCInferenceService");
 const { inference } = descriptor.getPackageObject({ keepCase: true });
 const client = new inference.GRPCInferenceService(address, credentials);
