@@ -18,6 +18,7 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.serve import Serve
+from transformers import AutoTokenizer
 
 from tritonembed import EmbeddingClient
 from tritonembed_protocol.types import EmbeddingType
@@ -128,6 +129,18 @@ def test_hugging_faces_client_gets_the_vectors_of_grpc(manager: Serve, expected:
         client.feature_extraction("word " * 100, truncate=False)
     assert caught.value.response.status_code == 413
     assert caught.value.response.json()["error_type"] == "Validation"
+
+
+def test_tokens_and_texts_of_ids_are_transformers(http: httpx.Client, model: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    found = http.post("/tokenize", json={"inputs": TEXTS}).json()
+    assert [[token["id"] for token in tokens] for tokens in found] == tokenizer(TEXTS).input_ids
+    assert (found[0][0]["text"], found[0][0]["special"], found[0][1]["start"]) == ("[CLS]", True, 0)
+    texts = http.post("/decode", json={"ids": tokenizer(TEXTS[:2]).input_ids}).json()
+    assert texts == tokenizer.batch_decode(tokenizer(TEXTS[:2]).input_ids, skip_special_tokens=True)
+    refused = http.post("/decode", json={"ids": [10_000_000]})
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "Validation")
+    assert "outside the vocabulary" in refused.json()["error"]
 
 
 def test_coheres_types_are_those_of_the_engine(manager: Serve, http: httpx.Client) -> None:

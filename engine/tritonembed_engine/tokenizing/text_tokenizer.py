@@ -12,6 +12,7 @@ from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
+from tritonembed_engine.tokenizing.inspection import Inspector
 from tritonembed_engine.tokenizing.loading import load_tokenizer
 from tritonembed_engine.tokenizing.long_text import SafeCuts
 from tritonembed_engine.tokenizing.spans import tokens_of
@@ -45,6 +46,8 @@ class TextTokenizer:
         """Raises ModelError if the tokenizer can't be loaded."""
         self._files = files
         self._tokenizer = self.tokenizer = load_tokenizer(files)
+        self.inspector = Inspector(self._tokenizer, files)
+        """Shows tokens; for one thread at a time, as the rest."""
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = self.special_tokens = _special_tokens(self._tokenizer)

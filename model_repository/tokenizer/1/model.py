@@ -1,4 +1,7 @@
-"""Triton model `tokenizer`: text BYTES -> token_ids BYTES, each element one sentence's ids as little-endian int32."""
+"""Triton model `tokenizer`: text BYTES -> token_ids BYTES, each element one sentence's ids as little-endian int32.
+
+Instead of ids, a request can ask for the tokens as JSON (`tokens`), or for the text of ids (`decoded`).
+"""
 
 import os
 import sys
@@ -15,6 +18,16 @@ from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.stub.metrics import TOKENIZER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.process import leave_out_torch, prepare_process
 from tritonembed_engine.stub.triton import answer, bytes_tensor, refusal, settings_of, start_up, to_bytes_tensor
+from tritonembed_engine.tokenizing.inspect_parameters import DECODED, TOKENS, parse_inspect_parameters
+
+
+class _Inspected:
+    """A request for tokens or for the text of ids, which is answered already. tensor: its output."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor):
+        self.tensor = tensor
 
 
 class TritonPythonModel:
@@ -38,14 +51,14 @@ class TritonPythonModel:
     def execute(self, requests):
         """Answer the requests of one Triton batch. A bad request gets its own error."""
         parsed = [self._parse(request) for request in requests]
-        good = [job for job in parsed if not isinstance(job, Exception)]
+        good = [job for job in parsed if isinstance(job, tuple)]
         before = self._tokenizer.truncated
         results = iter(self._tokenizer.encode_requests(good))
         self._metrics.add(
             tokenized_sentences=sum(len(texts) for texts, _ in good),
             truncated_sentences=self._tokenizer.truncated - before,
         )
-        answers = [job if isinstance(job, Exception) else next(results) for job in parsed]
+        answers = [next(results) if isinstance(job, tuple) else job for job in parsed]
         return [self._respond(result) for result in answers]
 
     def finalize(self):
@@ -54,6 +67,10 @@ class TritonPythonModel:
 
     def _parse(self, request):
         try:
+            # A request that names no outputs asks for all of them.
+            asked = list(request.requested_output_names())
+            if asked in ([TOKENS], [DECODED]):
+                return self._inspect(request, asked[0])
             parameters = parse_parameters(request.parameters())
             texts = bytes_tensor(request, "text")
             # The prompt is prepended to each text.
@@ -65,7 +82,14 @@ class TritonPythonModel:
         except Exception as error:
             return error
 
+    def _inspect(self, request, output):
+        parameters, inspector = parse_inspect_parameters(request.parameters()), self._tokenizer.inspector
+        inspect = inspector.tokens if output == TOKENS else inspector.decoded
+        return _Inspected(to_bytes_tensor(output, inspect(bytes_tensor(request, "text"), parameters)))
+
     def _respond(self, result):
         if isinstance(result, Exception):
             return refusal(result)
+        if isinstance(result, _Inspected):
+            return answer(result.tensor)
         return answer(to_bytes_tensor("token_ids", result))

@@ -30,7 +30,8 @@ from tritonembed_manager.router.apis.http.kserve_json import read_request as rea
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
 from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.tei_request import read_request as read_tei
-from tritonembed_manager.router.apis.http.vector_requests import VectorsRequest, prepare
+from tritonembed_manager.router.apis.http.tei_tokens_request import read_decode, read_tokenize
+from tritonembed_manager.router.apis.http.vector_requests import Prepared, VectorsRequest, prepare
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 
@@ -55,6 +56,22 @@ def _tei(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:
     asked = read_tei(parse_object(body), task, ServedNames.from_json(names).served)
     options = {"outputs": asked.options["outputs"]} if "outputs" in asked.options else {}
     return _of_vectors(asked, task=asked.task, options=options)
+
+
+def _tei_tokenize(body: bytes, names: dict[str, Any]) -> Converted:
+    """info: see `_of_tokenizer`."""
+    return _of_tokenizer(*read_tokenize(parse_object(body), ServedNames.from_json(names).served))
+
+
+def _tei_decode(body: bytes, names: dict[str, Any]) -> Converted:
+    """info: see `_of_tokenizer`."""
+    return _of_tokenizer(*read_decode(parse_object(body), ServedNames.from_json(names).served))
+
+
+def _of_tokenizer(output: str, requests: list[Prepared]) -> Converted:
+    """info: the output that the requests ask for, and the number of elements per message (counts)."""
+    counts = [request.count for request in requests]
+    return Converted({"output": output, "counts": counts}, [request.message for request in requests])
 
 
 def _cohere(body: bytes, names: dict[str, Any], version: int) -> Converted:
@@ -97,6 +114,8 @@ def _of(request: InferRequest) -> Converted:
 _CONVERSIONS: dict[str, Callable[..., Converted]] = {
     "openai": _openai,
     "tei": _tei,
+    "tei_tokenize": _tei_tokenize,
+    "tei_decode": _tei_decode,
     "cohere": _cohere,
     "kserve": _kserve,
     "raw": _raw,

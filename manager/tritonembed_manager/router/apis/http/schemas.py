@@ -95,6 +95,10 @@ BODIES: dict[str, Schema] = {
     "/embed_sparse": _object(["inputs"], inputs=_INPUT, **_TEI_MORE),
     "/embed_all": _object(["inputs"], inputs=_INPUT, **_TEI_MORE),
     "/similarity": _object(["inputs"], inputs=_PAIR, **_TEI_MORE),
+    "/tokenize": _object(["inputs"], inputs={"oneOf": [_TEXT, _TEXTS]}, add_special_tokens=_BOOL, prompt_name=_TEXT),
+    "/decode": _object(
+        ["ids"], ids={"oneOf": [_IDS, {"type": "array", "items": _IDS, "minItems": 1}]}, skip_special_tokens=_BOOL
+    ),
     "/v1/embed": _object(["texts"], **_COHERE),
     "/v2/embed": _object(
         ["input_type"],

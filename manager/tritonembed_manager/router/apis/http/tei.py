@@ -6,7 +6,8 @@ Errors have TEI's form and its statuses: 413 for a text that is too long or too 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -67,6 +68,8 @@ class Tei:
             web.post("/embed_sparse", self.embed_sparse),
             web.post("/embed_all", self.embed_all),
             web.post("/similarity", self.similarity),
+            web.post("/tokenize", self.tokenize),
+            web.post("/decode", self.decode),
             web.get("/info", self.info),
         ]
 
@@ -90,6 +93,18 @@ class Tei:
         """As /embed; as /similarity if `inputs` is an object."""
         return await self._answer(request, None)
 
+    async def tokenize(self, request: web.Request) -> web.Response:
+        """The tokens of each of `inputs`, whole: with their ids, and where they are in the text."""
+        with _outputs_as_errors():
+            lists = await self._calls.inspect(request, "tei_tokenize")
+        return web.Response(body=b"[" + b",".join(lists) + b"]", content_type="application/json")
+
+    async def decode(self, request: web.Request) -> web.Response:
+        """The texts of `ids`."""
+        with _outputs_as_errors():
+            texts = await self._calls.inspect(request, "tei_decode")
+        return web.json_response([text.decode() for text in texts])
+
     async def info(self, _request: web.Request) -> web.Response:
         """The model's name and what a client may send."""
         return web.json_response(
@@ -104,16 +119,23 @@ class Tei:
         )
 
     async def _answer(self, request: web.Request, task: Task | None) -> web.StreamResponse:
-        try:
+        with _outputs_as_errors():
             async with self._calls.embed(request, "tei", "inputs", task=task) as vectors:
                 vectors.check_finite("base64 at /v1/embeddings")
                 return await vectors.answer(request, _WRITERS[vectors.info["task"]](vectors))
-        except DispatchError as error:
-            if error.code is not grpc.StatusCode.INVALID_ARGUMENT or _NO_OUTPUT not in error.message:
-                raise
-            wrong = BadRequest("this model has no such vectors", status=_FAILED)
-            wrong.is_counted = True
-            raise wrong from None
+
+
+@contextmanager
+def _outputs_as_errors() -> Iterator[None]:
+    """Raises BadRequest for Triton's error about an output that the model does not have."""
+    try:
+        yield
+    except DispatchError as error:
+        if error.code is not grpc.StatusCode.INVALID_ARGUMENT or _NO_OUTPUT not in error.message:
+            raise
+        wrong = BadRequest("the servers' model has no such output", status=_FAILED)
+        wrong.is_counted = True
+        raise wrong from None
 
 
 async def _lists(vectors: Vectors) -> AsyncIterator[bytes]:

@@ -1,11 +1,12 @@
 """Calls for vectors over HTTP, whichever API they came over: from a body to vectors, and vectors as pieces of JSON."""
 
 import asyncio
+import functools
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import numpy as np
@@ -15,7 +16,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 
 from tritonembed import EmbeddingResult, InvalidArgumentError, ServerError
-from tritonembed.request import Call, Deadline, Options
+from tritonembed.request import Call, Deadline, contents_of
 from tritonembed_manager.router.apis.callers import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
@@ -27,8 +28,9 @@ from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
-from tritonembed_protocol.framing import unframe
+from tritonembed_protocol.framing import FramingError, unframe
 
+AnyResult = TypeVar("AnyResult")
 _REQUESTS_AT_ONCE = 8
 """Concurrent requests of one caller's call. They are admitted as one, and have one deadline."""
 _ROWS_AT_ONCE = 64
@@ -135,11 +137,27 @@ class VectorCalls:
             is_large = len(requests) > _FEW_REQUESTS
             if is_large:
                 await stack.enter_async_context(self._large)
-            options = asked.info.get("options", {})
-            results = await _embed(
-                self._dispatcher, requests, options, metadata_of(request.headers), http_caller(request)
-            )
+            call = Call("", "", iter(()), asked.info.get("options", {}), Deadline(None))
+            results = await self._send(request, requests, functools.partial(_read_answer, call))
             yield Vectors(results, asked.info, asked.messages, is_large, model.model)
+
+    async def inspect(self, request: web.Request, kind: str) -> list[bytes]:
+        """The elements of the one output that a request asks of a tokenizer. kind: as for `embed`.
+
+        Raises BadRequest, DispatchError, ServerError.
+        """
+        async with self._bodies.read_chunks(request) as chunks:
+            asked = await self._converter.convert(kind, chunks, names=self._names_json)
+            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
+            read = functools.partial(_read_elements, asked.info["output"])
+            found = await self._send(request, requests, read)
+        return [element for elements in found for element in elements]
+
+    async def _send(
+        self, request: web.Request, requests: Sequence[Prepared], read: Callable[[Prepared, bytes], AnyResult]
+    ) -> list[AnyResult]:
+        metadata, caller = metadata_of(request.headers), http_caller(request)
+        return await _send_all(self._dispatcher, requests, read, metadata, caller)
 
 
 def as_json(rows: npt.NDArray[Any]) -> list[bytes]:
@@ -161,22 +179,25 @@ async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: d
     return answer
 
 
-async def _embed(
-    dispatcher: Dispatcher, requests: Sequence[Prepared], options: Options, metadata: Metadata, caller: Caller
-) -> list[EmbeddingResult]:
-    """The vectors of the requests, in order. options: those that decide how answers are read.
+async def _send_all(
+    dispatcher: Dispatcher,
+    requests: Sequence[Prepared],
+    read: Callable[[Prepared, bytes], AnyResult],
+    metadata: Metadata,
+    caller: Caller,
+) -> list[AnyResult]:
+    """The answers to the requests, in order, as `read` reads them.
 
     Raises DispatchError and ServerError. If one request fails, the others are cancelled.
     """
-    call = Call("", "", iter(()), options, Deadline(None))
     places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
-    async def send(request: Prepared, admitted: Admission) -> EmbeddingResult:
+    async def send(request: Prepared, admitted: Admission) -> AnyResult:
         async with places:
             answer = await dispatcher.infer(
                 request.message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
             )
-        return _read_answer(call, request, answer)
+        return read(request, answer)
 
     size = sum(len(request.message) for request in requests)
     work = sum(work_of(request.message) for request in requests)
@@ -196,7 +217,17 @@ def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResul
         raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-async def _all(tasks: list["asyncio.Task[EmbeddingResult]"]) -> list[EmbeddingResult]:
+def _read_elements(output: str, request: Prepared, answer: bytes) -> list[bytes]:
+    try:
+        elements = unframe(contents_of(service_pb2.ModelInferResponse.FromString(answer), [output])[output])
+    except (DecodeError, FramingError):
+        raise ServerError(f"output {output}: the answer can't be read") from None
+    if len(elements) != request.count:
+        raise ServerError(f"output {output}: {len(elements)} elements for {request.count} inputs")
+    return elements
+
+
+async def _all(tasks: list["asyncio.Task[AnyResult]"]) -> list[AnyResult]:
     try:
         return await asyncio.gather(*tasks)
     finally:

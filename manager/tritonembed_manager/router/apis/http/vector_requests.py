@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from tritonclient.grpc import service_pb2
+
 from tritonembed import InvalidArgumentError
 from tritonembed.inputs import batches, encode_texts, encode_token_ids
 from tritonembed.request import Call, Deadline, Options
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_protocol.framing import frame
 from tritonembed_protocol.limits import MAX_BATCH_SIZE, MAX_INT64
 from tritonembed_protocol.served import ServedModel
 
@@ -95,6 +98,22 @@ class Prepared:
 
     message: bytes
     count: int
+
+
+def prepare_for_tokenizer(
+    model: ServedModel, elements: list[bytes], output: str, parameters: dict[str, bool | str]
+) -> Iterator[Prepared]:
+    """Requests of a model's tokenizer for one of its outputs. elements: of its input `text`."""
+    for part in batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES):
+        message = service_pb2.ModelInferRequest(model_name=model.tokenizer, raw_input_contents=[frame(part)])
+        message.inputs.add(name="text", datatype="BYTES", shape=(len(part), 1))
+        message.outputs.add(name=output)
+        for name, value in parameters.items():
+            if isinstance(value, bool):
+                message.parameters[name].bool_param = value
+            else:
+                message.parameters[name].string_param = value
+        yield Prepared(message.SerializeToString(), len(part))
 
 
 def prepare(asked: VectorsRequest) -> Iterator[Prepared]:

@@ -198,7 +198,10 @@ async def test_a_model_without_them_says_so(serving, dispatcher, path):
     unexpected = "unexpected inference output 'sparse' for model 'embedding'"
     dispatcher.failure = DispatchError(grpc.StatusCode.INVALID_ARGUMENT, unexpected)
     answer = await ask(serving, path, inputs="a")
-    assert (answer.status, answer.body) == (424, {"error": "this model has no such vectors", "error_type": "Backend"})
+    assert (answer.status, answer.body) == (
+        424,
+        {"error": "the servers' model has no such output", "error_type": "Backend"},
+    )
 
 
 @pytest.mark.parametrize("path", ["/embed", "/v1/embeddings", "/v2/embed"])
@@ -210,6 +213,82 @@ async def test_a_model_of_weights_alone_has_no_dense_vectors(serving, dispatcher
     assert answer.status == (422 if path == "/embed" else 400)
     assert b"the model gives no dense vectors" in answer.raw
     assert not dispatcher.refusals
+
+
+def tokenizer_outputs(request):
+    """The answer of a tokenizer: JSON for `tokens`, the ids as text for `decoded`."""
+    [asked] = [output.name for output in request.outputs]
+    made = {
+        "tokens": lambda text: json.dumps([{"id": 5, "text": text.decode(), "special": False}]).encode(),
+        "decoded": lambda ids: repr(np.frombuffer(ids, "<i4").tolist()).encode(),
+    }[asked]
+    elements = [made(element) for element in texts(request)]
+    answer = service_pb2.ModelInferResponse(model_name="tokenizer")
+    answer.outputs.add(name=asked, datatype="BYTES", shape=(len(elements), 1))
+    answer.raw_output_contents.append(frame(elements))
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("more", "sent"),
+    [
+        ({}, {"add_special_tokens": True}),
+        ({"add_special_tokens": False, "prompt_name": "query"}, {"add_special_tokens": False, "prompt_name": "query"}),
+        ({"add_special_tokens": None, "prompt_name": None}, {"add_special_tokens": True}),
+    ],
+)
+async def test_tokens_are_the_servers(serving, dispatcher, more, sent):
+    dispatcher.answer = tokenizer_outputs
+    answer = await ask(serving, "/tokenize", inputs=["a", "zwei Wörter"], **more)
+    assert [[token["text"] for token in tokens] for tokens in answer.body] == [["a"], ["zwei Wörter"]]
+    assert dispatcher.requests[0].model_name == "tokenizer"
+    assert parameters(dispatcher) == sent
+    one = await ask(serving, "/tokenize", inputs="a")
+    assert len(one.body) == 1
+
+
+async def test_ids_become_texts(serving, dispatcher):
+    dispatcher.answer = tokenizer_outputs
+    answer = await ask(serving, "/decode", ids=[[101, 7, 102], [3]], skip_special_tokens=False)
+    assert answer.body == ["[101, 7, 102]", "[3]"]
+    assert parameters(dispatcher) == {"skip_special_tokens": False}
+    assert (await ask(serving, "/decode", ids=[4, 5])).body == ["[4, 5]"]
+    many = await ask(serving, "/decode", ids=[[number] for number in range(3000)])
+    assert many.body == [f"[{number}]" for number in range(3000)]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "word"),
+    [
+        ("/tokenize", {}, "inputs must be"),
+        ("/tokenize", {"inputs": [[1]]}, "inputs must be a string or a list of strings"),
+        ("/tokenize", {"inputs": "a", "add_special_tokens": 1}, "add_special_tokens must be true or false"),
+        ("/tokenize", {"inputs": "a", "prompt_name": 1}, "prompt_name must be a string"),
+        ("/tokenize", {"inputs": "a", "truncate": True}, "truncate: there is no such field"),
+        ("/decode", {}, "ids must be a list"),
+        ("/decode", {"ids": []}, "ids must be a list"),
+        ("/decode", {"ids": "a"}, "ids must be a list"),
+        ("/decode", {"ids": ["a"]}, "ids: "),
+        ("/decode", {"ids": [2**40]}, "ids: "),
+        ("/decode", {"ids": [1], "skip_special_tokens": "yes"}, "skip_special_tokens must be true or false"),
+    ],
+)
+async def test_bad_questions_about_tokens_are_one_clear_line(serving, dispatcher, path, body, word):
+    answer = await ask(serving, path, **body)
+    assert (answer.status, answer.body["error_type"]) == (422, "Validation")
+    assert word in answer.body["error"]
+    assert not dispatcher.requests
+
+
+async def test_a_tokenizers_answer_that_does_not_fit_is_an_error(serving, dispatcher):
+    dispatcher.answer = lambda _: tokenizer_outputs(
+        service_pb2.ModelInferRequest(
+            outputs=[service_pb2.ModelInferRequest.InferRequestedOutputTensor(name="decoded")],
+            raw_input_contents=[frame([b"", b""])],
+        )
+    )
+    answer = await ask(serving, "/decode", ids=[1])
+    assert (answer.status, answer.body["error_type"]) == (424, "Backend")
 
 
 async def test_info_names_the_model(serving):

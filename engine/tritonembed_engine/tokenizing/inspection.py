@@ -1,0 +1,72 @@
+"""The tokens of a text, and the text of token ids, as JSON, for people and for text-embeddings-inference's routes.
+
+Nothing is truncated here: a client asks how long a text is before it sends it for a vector.
+"""
+
+import json
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from tritonembed_engine.errors import InvalidArgument
+from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.tokenizing.inspect_parameters import InspectParameters
+
+MAX_BYTES = 1024 * 1024
+"""Of the texts of a request: each token becomes a line of JSON."""
+_ID_BYTES = 4
+
+
+class Inspector:
+    """tokenizer: of the model; it must be free while a method runs."""
+
+    def __init__(self, tokenizer: Tokenizer, files: ModelFiles) -> None:
+        self._tokenizer = tokenizer
+        self._files = files
+        self._size = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    def tokens(self, texts: Sequence[bytes], parameters: InspectParameters) -> list[bytes]:
+        """Per text a JSON list with an object per token: id, text, special, start and stop.
+
+        start and stop: characters of the prompt and the text; null for a special token. Raises InvalidArgument.
+        """
+        if sum(map(len, texts)) > MAX_BYTES:
+            raise InvalidArgument("text", f"the texts have more than {MAX_BYTES} bytes, which is the limit for tokens")
+        prompt = self._files.prompt_for(None, parameters.prompt_name)
+        self._tokenizer.no_truncation()
+        found = []
+        for index, text in enumerate(texts):
+            try:
+                whole = prompt + text.decode()
+                encoding = self._tokenizer.encode(whole, add_special_tokens=parameters.add_special_tokens)
+            except Exception:
+                problem = f"sentence {index} is not UTF-8, or holds something that the model's tokenizer refuses"
+                raise InvalidArgument("text", problem) from None
+            found.append(json.dumps(_described(encoding, whole), ensure_ascii=False).encode())
+        return found
+
+    def decoded(self, elements: Sequence[bytes], parameters: InspectParameters) -> list[bytes]:
+        """Per element, ids as little-endian int32, the text in UTF-8. Raises InvalidArgument."""
+        texts = []
+        for index, element in enumerate(elements):
+            if len(element) % _ID_BYTES:
+                raise InvalidArgument("text", f"element {index} is not a list of ids of four bytes")
+            ids = array("i", element)
+            if not all(0 <= id < self._size for id in ids):
+                raise InvalidArgument(
+                    "text", f"element {index} has an id outside the vocabulary of 0 to {self._size - 1}"
+                )
+            texts.append(self._tokenizer.decode(list(ids), skip_special_tokens=parameters.skip_special_tokens).encode())
+        return texts
+
+
+def _described(encoding: Encoding, text: str) -> list[dict[str, Any]]:
+    rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+    return [
+        {"id": id, "text": token, "special": True, "start": None, "stop": None}
+        if special
+        else {"id": id, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+        for id, token, special, (start, stop) in rows
+    ]
