@@ -1,0 +1,81 @@
+"""Several models behind one dispatcher: which one a request goes to, whatever bytes it has."""
+
+import grpc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.fakes.data_plane import CALLER, data_plane
+from tests.fakes.triton import infer_request
+from tritonclient.grpc import service_pb2
+
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.models_dispatcher import ModelsDispatcher, _name
+from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import ServedModel
+
+NAMES = ServedNames(("minilm",), more=(ServedNames(("bge",), served=ServedModel("bge")),))
+_CODE = grpc.StatusCode
+
+
+@pytest.fixture
+async def two():
+    async with data_plane(1) as first, data_plane(1) as second:
+        yield ModelsDispatcher({"embedding": first.dispatcher, "bge": second.dispatcher}, NAMES), first, second
+
+
+async def refusal(dispatcher, message):
+    with pytest.raises(DispatchError) as caught:
+        await dispatcher.infer(message, timeout=5, metadata=(), caller=CALLER)
+    assert caught.value.message.isprintable()
+    return caught.value.code
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"", _CODE.INVALID_ARGUMENT),
+        (b"\xff" * 20, _CODE.INVALID_ARGUMENT),
+        (b"\x0a\xff\xff\xff\xff\x0f", _CODE.INVALID_ARGUMENT),
+        (b"\x0a\x03\xff\xfe\xfd", _CODE.INVALID_ARGUMENT),
+        (service_pb2.ModelInferRequest(model_name="../bge").SerializeToString(), _CODE.INVALID_ARGUMENT),
+        (service_pb2.ModelInferRequest(model_name="bge\0").SerializeToString(), _CODE.INVALID_ARGUMENT),
+        (service_pb2.ModelInferRequest(model_name="BGE").SerializeToString(), _CODE.NOT_FOUND),
+        (service_pb2.ModelInferRequest(model_name="bge_").SerializeToString(), _CODE.NOT_FOUND),
+        (service_pb2.ModelInferRequest(model_name="embedding_embedder").SerializeToString(), _CODE.NOT_FOUND),
+    ],
+)
+async def test_a_request_for_no_model_is_refused_and_counted(two, message, code):
+    dispatcher, first, second = two
+    assert await refusal(dispatcher, message) is code
+    assert first.dispatcher.meter.collect().total.codes == {code: 1}
+    assert [*first.fakes[0].requests, *second.fakes[0].requests] == []
+
+
+async def test_a_name_that_is_not_the_first_field_is_found(two):
+    dispatcher, first, second = two
+    request = infer_request(b"a text")
+    request.model_name = ""
+    name = service_pb2.ModelInferRequest(model_name="bge").SerializeToString()
+    await dispatcher.infer(request.SerializeToString() + name, timeout=5, metadata=(), caller=CALLER)
+    assert (len(first.fakes[0].requests), len(second.fakes[0].requests)) == (0, 1)
+
+
+async def test_calls_about_a_model_go_to_its_servers_and_others_to_any(two):
+    dispatcher, first, second = two
+    asked = service_pb2.ModelReadyRequest(name="bge").SerializeToString()
+    await dispatcher.call("ModelReady", asked, timeout=5)
+    await dispatcher.call("ServerMetadata", b"", timeout=5)
+    load = service_pb2.RepositoryModelLoadRequest(model_name="bge").SerializeToString()
+    await dispatcher.call("RepositoryModelLoad", load, timeout=5)
+    assert (first.fakes[0].calls, second.fakes[0].calls) == (["ServerMetadata"], ["ModelReady", "RepositoryModelLoad"])
+    with pytest.raises(DispatchError) as caught:
+        await dispatcher.call("ModelReady", service_pb2.ModelReadyRequest(name="x").SerializeToString(), timeout=5)
+    assert caught.value.code is _CODE.NOT_FOUND
+    assert len(dispatcher.serving()) == 2
+    assert dispatcher.serving("bge_embedder") == second.dispatcher.serving()
+    assert dispatcher.serving("x") == []
+
+
+@given(st.binary(max_size=60), st.integers(1, 20))
+def test_any_bytes_have_a_name_or_none(message, number):
+    assert isinstance(_name(message, number), str)
