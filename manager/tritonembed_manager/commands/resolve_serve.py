@@ -209,7 +209,7 @@ def _launch(
         vllm={**vllm, "gpu_memory_utilization": options.gpu_memory_utilization} if device == "cuda" else vllm,
     )
     plans = []
-    for entry, settings in zip(entries, render_settings(base, entries, option), strict=True):
+    for entry, settings in zip(entries, render_settings(base, entries, option, options.max_loaded), strict=True):
         own = plan_servers(
             replace(settings, gpus=()),
             num_replicas=entry.replicas or options.num_replicas,
@@ -227,4 +227,5 @@ def _launch(
         work_dir=options.work_dir,
         limits=RestartLimits(limit=options.max_restarts, window=options.restart_window),
         log_verbose=options.log_verbose,
+        max_loaded=options.max_loaded,
     )

@@ -53,6 +53,17 @@ class ServeOptions:
         ),
     ]
     models: Launched[shared.ModelsFile]
+    max_loaded: Launched[
+        Annotated[
+            int | None,
+            typer.Option(
+                None,
+                min=1,
+                help="Models in memory at a time. A request for another one loads it, in the place of the one that was "
+                "not used for longest; by default all are in memory.",
+            ),
+        ]
+    ]
     served_model_name: Annotated[
         list[str] | None,
         typer.Option(

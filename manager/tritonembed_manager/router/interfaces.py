@@ -30,6 +30,8 @@ class ServerState(str, Enum):
     REFUSED = "refused"
     """Its vectors differ from those of the other servers."""
     DRAINING = "draining"
+    UNLOADED = "unloaded"
+    """Its model is not in memory: a request for it loads it (--max-loaded)."""
     FAILED = "failed"
     """It broke too often and stays down."""
 

@@ -22,6 +22,7 @@ worker to parent
     {"type": "failed", "why": "one line"}   the worker cannot start (a port is taken): the parent ends, too
     {"type": "suspect", "server": id, "why": "one line"}           a broken connection, a dead stub
     {"type": "ejected", "server": id, "why": "one line", "seconds": s}                 an outlier (data/outliers.py)
+    {"type": "wanted", "model": ensemble}   a request waits for a model that is not in memory
     {"type": "quarantined", "digest": d, "servers": [id, …]}       servers that died with this request
     {"type": "stats", "requests": n, "errors": n, "latencies": [ms, …], "retries": n, "moves": n,
      "servers": {id: {"requests": n, "errors": n, "latencies": [ms, …], "ejections": n}}, …}

@@ -65,7 +65,9 @@ class Worker:
         """By the names of the models' ensembles."""
         self.dispatcher: Dispatcher = self._dispatchers[config.names.served.name]
         if len(self._dispatchers) > 1:
-            self.dispatcher = ModelsDispatcher(self._dispatchers, config.names)
+            self.dispatcher = ModelsDispatcher(
+                self._dispatchers, config.names, wanted=lambda model: link.report("wanted", model=model)
+            )
         self._metrics = metrics or WorkerMetrics()
         self._is_lame_duck = False
         self._status: dict[str, Any] = {}

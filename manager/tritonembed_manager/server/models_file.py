@@ -156,8 +156,13 @@ def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
     ]
 
 
-def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION) -> list[float]:
-    """Each model's part of the memory that models may use on its GPUs. Raises StartError if there is too little."""
+def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION, most: int | None = None) -> list[float]:
+    """Each model's part of the memory that models may use on its GPUs. Raises StartError if there is too little.
+
+    most: models that are in memory at a time; None for all.
+    """
+    if most is not None and most < len(entries):
+        return _parts_of_any(entries, option, most)
     parts = []
     for entry in entries:
         beside = [other for other in entries if _meet(entry, other)]
@@ -170,10 +175,20 @@ def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION) -> list[fl
     return parts
 
 
-def render_settings(base: RenderSettings, entries: Sequence[ModelEntry], option: str = OPTION) -> list[RenderSettings]:
+def _parts_of_any(entries: Sequence[ModelEntry], option: str, most: int) -> list[float]:
+    """The parts of models of which any `most` may be in memory together."""
+    parts = [entry.memory or 1 / most for entry in entries]
+    if sum(sorted(parts)[-most:]) > 1 + 1e-6:
+        raise StartError(f"{option}: the memory of some {most} models is over 1, and they may be loaded together")
+    return parts
+
+
+def render_settings(
+    base: RenderSettings, entries: Sequence[ModelEntry], option: str = OPTION, max_loaded: int | None = None
+) -> list[RenderSettings]:
     """The settings of each model. base: those of all models, with any model. Raises StartError."""
     found = []
-    for entry, served, part in zip(entries, served_as(entries), memory_parts(entries, option), strict=True):
+    for entry, served, part in zip(entries, served_as(entries), memory_parts(entries, option, max_loaded), strict=True):
         if entry.gpus and base.device == "cpu":
             raise StartError(f"{option}: gpus of {entry.label} need --device cuda")
         settings = replace(

@@ -24,6 +24,7 @@ from tritonembed_manager.router.apis.kserve_calls import (
 )
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY, read_id
+from tritonembed_manager.router.data.load_waits import noting
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import field
 from tritonembed_manager.router.data.upstream import SERVICE
@@ -87,8 +88,10 @@ class _Service:
 
     async def infer(self, request: bytes, context: Any) -> bytes:
         try:
-            answer = await self._infer(request, context, context.invocation_metadata())
-            context.set_trailing_metadata(tuple(spaces.headers_of([spaces.in_answer(answer)]).items()))
+            with noting() as wait:
+                answer = await self._infer(request, context, context.invocation_metadata())
+            headers = spaces.headers_of([spaces.in_answer(answer)]) | wait.headers
+            context.set_trailing_metadata(tuple(headers.items()))
             return answer
         except DispatchError as error:
             return await refuse(context, error)

@@ -240,7 +240,7 @@ class HealthWatch:
     async def check(self) -> None:
         """Check once and report the result to the registry."""
         upstream, generation = self._upstream, self._upstream.generation
-        if upstream.state is ServerState.FAILED:
+        if upstream.state in (ServerState.FAILED, ServerState.UNLOADED):
             return
         self._alive()
         doubted, self._doubted = self._doubted, False

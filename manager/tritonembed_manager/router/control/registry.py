@@ -247,7 +247,7 @@ class UpstreamRegistry:
             upstream.deaths += 1
         if upstream.state is not state:
             upstream.since = self._clock()
-            say = log if state in (ServerState.READY, ServerState.STARTING, ServerState.DRAINING) else warn
+            say = warn if state in (ServerState.UNHEALTHY, ServerState.REFUSED, ServerState.FAILED) else log
             say(f"server_{state.value}", f"{state.value}{f': {why}' if why else ''}", server=upstream.id)
         upstream.state, upstream.why = state, why
         self._changed()
@@ -259,7 +259,7 @@ class UpstreamRegistry:
             upstream.space, upstream.dimensions = space, vectors.shape[1]
             self._changed()
         answer = Fingerprint(vectors, space)
-        if upstream.state in (ServerState.DRAINING, ServerState.FAILED):
+        if upstream.state in (ServerState.DRAINING, ServerState.FAILED, ServerState.UNLOADED):
             return
         if not self._agreement_of(upstream).settled:
             self._first_answers[upstream.id] = answer

@@ -53,7 +53,8 @@ class Servers:
         self._watches: dict[str, HealthWatch] = {}
         self._tasks: dict[str, list[asyncio.Task[None]]] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
-        self._runs: list[asyncio.Task[None]] = []
+        self._runs: dict[str, asyncio.Task[None]] = {}
+        self._specs: dict[str, LaunchSpec] = {}
 
     def launch(
         self,
@@ -63,10 +64,12 @@ class Servers:
         replicas: int,
         model: ServedModel = FIRST_MODEL,
         max_length: int | None = None,
-    ) -> LaunchedServer:
+        *,
+        is_loaded: bool = True,
+    ) -> None:
         """Start a server of one model and keep it running. Raises ValueError if no slot is free.
 
-        max_length: tokens of the longest text.
+        max_length: tokens of the longest text. is_loaded: False leaves the start to `load`.
         """
         upstream = self.registry.add(
             id,
@@ -78,12 +81,33 @@ class Servers:
             model=model,
         )
         upstream.max_length = max_length
-        server = self.launched[id] = LaunchedServer(spec, self.registry, upstream)
-        self._watch(upstream, broken=server.broken)
-        run = asyncio.create_task(server.run())
+        self._specs[id] = spec
+        if is_loaded:
+            self.load(id)
+        else:
+            self.registry.set_state(upstream, ServerState.UNLOADED)
+        self._watch(upstream, broken=lambda why: self.launched[id].broken(why))
+
+    def load(self, id: str) -> None:
+        """Start a launched server, for the first time or after `unload`."""
+        upstream = self.registry.members[id]
+        server = self.launched[id] = LaunchedServer(self._specs[id], self.registry, upstream)
+        run = self._runs[id] = asyncio.create_task(server.run())
         run.add_done_callback(lambda task: self._run_ended(upstream, task))
-        self._runs.append(run)
-        return server
+
+    async def unload(self, id: str) -> None:
+        """End a launched server once nothing is in flight. Returns when its processes have ended."""
+        upstream, server = self.registry.members[id], self.launched[id]
+        self.registry.set_state(upstream, ServerState.DRAINING, "its model makes room for another")
+        await self._until_idle(upstream)
+        server.terminate()
+        try:
+            await asyncio.wait([self._runs[id]], timeout=self._leave_timeout)
+        finally:
+            # Cancelling it kills what has not ended.
+            self._runs[id].cancel()
+            await asyncio.gather(self._runs[id], return_exceptions=True)
+        self.registry.down(upstream, ServerState.UNLOADED, "")
 
     def follow(self, addresses: Iterable[Address], *, first: bool = False) -> None:
         """Follow the list of attached servers: new servers join, missing servers leave when nothing is in flight.
@@ -141,12 +165,16 @@ class Servers:
         for server in self.launched.values():
             server.terminate()
         if self._runs and timeout > 0:
-            await asyncio.wait(self._runs, timeout=timeout)
+            await asyncio.wait(self._runs.values(), timeout=timeout)
         await self.close()
 
     async def close(self) -> None:
         """End all tasks, and with them the launched servers."""
-        tasks = [*self._runs, *self._leaving.values(), *(task for tasks in self._tasks.values() for task in tasks)]
+        tasks = [
+            *self._runs.values(),
+            *self._leaving.values(),
+            *(task for tasks in self._tasks.values() for task in tasks),
+        ]
         for task in tasks:
             task.cancel()
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -195,13 +223,17 @@ class Servers:
         self._watches[upstream.id] = watch
         self._tasks[upstream.id] = [asyncio.create_task(watch.run())]
 
-    async def _leave(self, upstream: Upstream) -> None:
-        self.registry.set_state(upstream, ServerState.DRAINING, "no longer listed")
+    async def _until_idle(self, upstream: Upstream) -> None:
+        """Wait until workers know that the server is draining and have nothing there, at most `leave_timeout`."""
         began = time.monotonic()
         while (passed := time.monotonic() - began) < self._leave_timeout:
             if passed >= LEAST_LEAVE_S and not self._table.in_flight(upstream.slot):
                 break
             await asyncio.sleep(_LEAVE_POLL_S)
+
+    async def _leave(self, upstream: Upstream) -> None:
+        self.registry.set_state(upstream, ServerState.DRAINING, "no longer listed")
+        await self._until_idle(upstream)
         self._leaving.pop(upstream.id, None)
         del self._watches[upstream.id]
         for task in self._tasks.pop(upstream.id):

@@ -60,6 +60,8 @@ class LaunchSettings:
     work_dir: Path | None
     limits: RestartLimits
     log_verbose: bool
+    max_loaded: int | None = None
+    """Models in memory at a time; None for all."""
 
 
 @dataclass(frozen=True)

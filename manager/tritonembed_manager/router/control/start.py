@@ -84,8 +84,9 @@ class StartJudge:
         return self._registry.members[id].state is ServerState.STARTING
 
     def _missing(self) -> list[ServedNames]:
-        """The models without a READY server."""
+        """The models without a READY server. One that is loaded by its first request needs none yet."""
         ready = {upstream.model for upstream in self._registry.ready()}
+        ready |= {one.model for one in self._registry.members.values() if one.state is ServerState.UNLOADED}
         return [names for names in self._names.models if names.served not in ready]
 
     def _raise_if_hopeless(self, names: ServedNames) -> None:

@@ -14,6 +14,7 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
+from tritonembed_manager.router.control.model_loader import ModelLoader
 from tritonembed_manager.router.control.quota_store import QuotaStore
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.servers import Servers
@@ -27,6 +28,7 @@ from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.quota_table import QuotaTable
 from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
 from tritonembed_manager.server.machine import check_gpu, raise_limit
@@ -74,6 +76,8 @@ class Supervisor:
             make_probe=partial(GrpcProbe, tls=settings.server_tls),
             models=[each.served for each in settings.names.models],
         )
+        self._loader = self._make_loader(settings.launch.max_loaded if settings.launch else None)
+        self._loading: asyncio.Task[None] | None = None
         self._scrapes = ScrapeWatch(self._registry)
         self._snapshots = Snapshots(
             self._registry,
@@ -148,6 +152,32 @@ class Supervisor:
                 self._quota_table.close()
             self._table.close()
 
+    def _make_loader(self, most: int | None) -> ModelLoader | None:
+        """most: models in memory at a time; None for all of them."""
+        models = [names.served.name for names in self._settings.names.models]
+        if most is None or most >= len(models):
+            return None
+        ids = {model: [one.id for one in self._prepared if one.model.name == model] for model in models}
+
+        def load(model: str) -> None:
+            for id in ids[model]:
+                self._servers.load(id)
+
+        async def unload(model: str) -> None:
+            await asyncio.gather(*map(self._servers.unload, ids[model]))
+
+        def is_starting(model: str) -> bool:
+            return any(self._registry.members[id].state is ServerState.STARTING for id in ids[model])
+
+        return ModelLoader(models, most, load=load, unload=unload, is_starting=is_starting)
+
+    def _used(self, servers: Mapping[str, Mapping[str, Any]]) -> None:
+        """servers: counts since the last line, by server."""
+        for id, counted in servers.items():
+            is_used = counted.get("requests") or counted.get("in_flight")
+            if is_used and self._loader is not None and id in self._registry.members:
+                self._loader.used(self._registry.members[id].model.name)
+
     async def _start(self) -> bool:
         """Start everything. Returns whether it started; if not, there is nothing to drain."""
         self._background(self._workers.run())
@@ -155,8 +185,16 @@ class Supervisor:
             self._background(self._envoy.run())
         for server in self._prepared:
             self._servers.launch(
-                server.id, server.spec, server.address, server.replicas, server.model, server.max_length
+                server.id,
+                server.spec,
+                server.address,
+                server.replicas,
+                server.model,
+                server.max_length,
+                is_loaded=self._loader is None or server.model.name in self._loader.loaded,
             )
+        if self._loader is not None:
+            self._loading = self._background(self._loader.run())
         attach = self._settings.attach
         if attach is not None:
             self._background(self._scrapes.run())
@@ -209,6 +247,8 @@ class Supervisor:
         self._draining, self._seen = True, len(self._signals)
         parts, until = self._drain_time, time.monotonic() + self._settings.drain_timeout
         log("draining", f"{self._signals[-1].name}: finishing requests in flight (signal again to kill)")
+        if self._loading is not None:
+            self._loading.cancel()
         self._servers.retire()
         self._workers.send(self._status_line())
         self._workers.drain()
@@ -314,6 +354,9 @@ class Supervisor:
             self._quarantine_request(str(line["digest"]), line["servers"])
         elif line["type"] == "stats":
             self._traffic.add(line)
+            self._used(line["servers"])
+        elif line["type"] == "wanted" and self._loader is not None:
+            self._loader.want(str(line["model"]))
         elif line["type"] in TO_ALL_WORKERS:
             self._workers.send(dict(line))
 

@@ -38,6 +38,7 @@ from tritonembed_protocol.status import Outcome, classify, is_about_models, stat
 _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: the request may be the cause."""
 _LOOK_FOR_A_LANE_S = 0.01
+NOT_READY = "no server became ready before the deadline"
 _CODE = grpc.StatusCode
 
 
@@ -63,7 +64,7 @@ class TritonDispatcher:
         served: ServedModel = FIRST_MODEL,
         is_only: bool = True,
     ) -> None:
-        self._served = served
+        self.served = served
         self._is_only = is_only
         self._requests = 0
         """Of this worker for the model."""
@@ -110,10 +111,10 @@ class TritonDispatcher:
         self._requests += 1
         try:
             if admitted is not None:
-                admitted.model = self._served.name
+                admitted.model = self.served.name
                 return await self._answer(self._prepare(request, forwards, admitted))
             with self.admitted(len(request), timeout=timeout, caller=caller) as own:
-                own.model = self._served.name
+                own.model = self.served.name
                 return await self._answer(self._prepare(request, forwards, own))
         finally:
             self._requests -= 1
@@ -172,6 +173,16 @@ class TritonDispatcher:
                 broken = classify(code.name, details) is Outcome.BROKEN and not is_about_models(details)
                 raise DispatchError(code, "the server broke" if broken else details or code.name) from None
 
+    async def until_usable(self, timeout: float | None) -> None:
+        """Wait until a server can receive requests. timeout: as for `call`. Raises DispatchError if none can."""
+        deadline = self._clock() + seconds(timeout, self._forward_timeout)
+        while not self.pool.usable():
+            left = deadline - self._clock()
+            if left <= 0:
+                raise DispatchError(_CODE.UNAVAILABLE, NOT_READY)
+            self.admission.raise_if_cut()
+            await self.pool.waiters.wait(left, ())
+
     def cut(self) -> None:
         """The drain timeout is over: every request that waits or is in flight ends with UNAVAILABLE now."""
         self.admission.cut()
@@ -187,7 +198,7 @@ class TritonDispatcher:
 
     async def _answer(self, request: Request) -> bytes:
         """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
-        rows = rows_of(request.message, self._served) if self._queue.must_split(request) else None
+        rows = rows_of(request.message, self.served) if self._queue.must_split(request) else None
         if rows is not None:
             self._refuse_if_full(request)
             try:
@@ -328,7 +339,7 @@ class TritonDispatcher:
             raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
         if left <= 0:
             if waited and not self.pool.usable(request.tried):
-                raise DispatchError(_CODE.UNAVAILABLE, "no server became ready before the deadline")
+                raise DispatchError(_CODE.UNAVAILABLE, NOT_READY)
             raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
 
     def _broke(self, error: grpc.aio.AioRpcError, server: Upstream, attempt: Attempt) -> bool:

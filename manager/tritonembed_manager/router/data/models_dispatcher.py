@@ -4,16 +4,25 @@ Each has the servers of its model, and its own queue, windows and failover. What
 the counts, and the quarantine. So a model that fails or is overloaded holds up no other, but for the limits of all.
 """
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import grpc
 
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
+from tritonembed_manager.router.data.load_waits import note
 from tritonembed_manager.router.data.model_names import ServedNames, front
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage
 from tritonembed_manager.router.data.request import read
-from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
+from tritonembed_manager.router.interfaces import (
+    Admission,
+    Caller,
+    DispatchError,
+    Metadata,
+    ServerState,
+    ServerView,
+)
 
 _NAME_FIELD = {
     "ModelInfer": 1,
@@ -26,13 +35,30 @@ _NAME_FIELD = {
     "TraceSetting": 2,
 }
 """The number of the field with the model's name, by method. Other methods are about no model."""
+_LOADING = ("ModelInfer", "ModelMetadata", "ModelConfig")
+"""Calls that load a model. Those about its readiness or statistics, which monitors make, do not."""
+_AWAY = (ServerState.UNLOADED, ServerState.DRAINING, ServerState.STARTING)
+_AGAIN_S = 0.5
+"""The parent is asked for a model this often at most."""
 UNKNOWN = "there is no such model; the server's list of models names those that there are"
 
 
 class ModelsDispatcher:
-    """A Dispatcher; interfaces.py describes its methods. dispatchers: by the names of the models' ensembles."""
+    """A Dispatcher; interfaces.py describes its methods. dispatchers: by the names of the models' ensembles.
 
-    def __init__(self, dispatchers: Mapping[str, TritonDispatcher], names: ServedNames) -> None:
+    wanted: called with the ensemble of a model that is not in memory when a request waits for it.
+    """
+
+    def __init__(
+        self,
+        dispatchers: Mapping[str, TritonDispatcher],
+        names: ServedNames,
+        wanted: Callable[[str], None] = lambda _model: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wanted = wanted
+        self._clock = clock
+        self._told: dict[str, float] = {}
         self._dispatchers = dispatchers
         self._names = names
         self._first = dispatchers[names.served.name]
@@ -49,7 +75,12 @@ class ModelsDispatcher:
         found = self._of(front(request)[0] or _name(request, 1))
         if found is None:
             raise self._unknown(request, admitted)
-        return await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
+        began = self._clock()
+        is_loaded = self._load(found)
+        answer = await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
+        if not is_loaded:
+            note(self._clock() - began)
+        return answer
 
     def admitted(
         self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
@@ -71,6 +102,8 @@ class ModelsDispatcher:
             found = next((one for one in all_of_them if one.pool.usable()), self._first)
         if found is None:
             raise DispatchError(grpc.StatusCode.NOT_FOUND, UNKNOWN)
+        if method in _LOADING and server is None and not self._load(found):
+            await found.until_usable(timeout)
         return await found.call(method, request, timeout=timeout, server=server)
 
     def servers(self) -> list[ServerView]:
@@ -86,6 +119,17 @@ class ModelsDispatcher:
             for server in one.pool.serving:
                 by_address.setdefault(server.view.address, server.key)
         return list(by_address.values())
+
+    def _load(self, found: TritonDispatcher) -> bool:
+        """Whether the model of a request is in memory. If it is not, ask for it."""
+        if found.pool.usable() or not any(view.state in _AWAY for view in found.pool.views()):
+            return True
+        now = self._clock()
+        model = found.served.name
+        if now - self._told.get(model, -_AGAIN_S) >= _AGAIN_S:
+            self._told[model] = now
+            self._wanted(model)
+        return False
 
     def _of(self, name: str) -> TritonDispatcher | None:
         names = self._names.of_part(name)

@@ -15,7 +15,7 @@ from tritonembed_manager.server.client_tls import ClientTls
 FIRST_PAUSE_S = 0.25
 """Seconds for which a server that was found broken gets no requests, unless the parent finds it well before."""
 _LONGEST_PAUSE_S = 8.0
-_OUT = (ServerState.REFUSED, ServerState.FAILED, ServerState.DRAINING)
+_OUT = (ServerState.REFUSED, ServerState.FAILED, ServerState.DRAINING, ServerState.UNLOADED)
 
 
 class UpstreamPool:

@@ -143,3 +143,46 @@ async def test_a_flood_of_one_model_makes_no_other_refuse(two):
 
 async def answer(call):
     return await call
+
+
+async def test_a_request_for_a_model_that_is_not_in_memory_waits_and_says_so(two):
+    two.report(second=ServerState.UNLOADED)
+    await two.until(1, 0)
+    over_grpc = two.infer("bge")
+    first = asyncio.ensure_future(answer(over_grpc))
+    assert (await two.parent.receive("wanted"))["model"] == "bge"
+    over_http = asyncio.ensure_future(openai(two))
+    by_ids = asyncio.ensure_future(
+        answer(two.stub.ModelMetadata(service_pb2.ModelMetadataRequest(name="bge_embedder")))
+    )
+    assert not (await two.stub.ModelReady(service_pb2.ModelReadyRequest(name="bge"))).ready
+    two.report(second=ServerState.STARTING)
+    await two.until(1, 0)
+    two.report()
+    await first
+    assert float(dict(await over_grpc.trailing_metadata())["x-model-load-seconds"]) > 0
+    assert float((await over_http)["x-model-load-seconds"]) > 0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await by_ids
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND  # the fake has no such model
+    later = two.infer("bge")
+    await later
+    assert "x-model-load-seconds" not in dict(await later.trailing_metadata())
+    assert "x-model-load-seconds" not in await openai(two)
+
+
+async def openai(two):
+    """The headers of an answer of OpenAI's API."""
+    body = {"input": "x", "model": "bge"}
+    async with aiohttp.ClientSession() as session, session.post(f"{two.url}/v1/embeddings", json=body) as found:
+        assert found.status == 200
+        return found.headers
+
+
+async def test_a_request_that_its_model_does_not_come_for_in_time_is_refused(two):
+    two.report(second=ServerState.UNLOADED)
+    await two.until(1, 0)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await two.infer("bge", timeout=0.5)
+    assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+    assert (await two.http("GET", "/v2/models/bge/ready"))[0] == 400

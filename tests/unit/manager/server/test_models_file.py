@@ -132,3 +132,11 @@ def test_each_model_is_rendered_with_its_own_settings():
 def test_gpus_need_a_gpu():
     with pytest.raises(StartError, match="gpus of b need --device cuda"):
         render_settings(RenderSettings("a"), [ModelEntry("a"), ModelEntry("b", "b", gpus=(0,))])
+
+
+def test_models_that_are_loaded_in_turn_share_the_memory_of_those_that_are_loaded_together():
+    entries = [ModelEntry("a"), ModelEntry("b", "b", memory=0.4), ModelEntry("c", "c")]
+    assert memory_parts(entries, most=1) == [1.0, 0.4, 1.0]
+    assert memory_parts(entries, most=2) == [0.5, 0.4, 0.5]
+    with pytest.raises(StartError, match="the memory of some 2 models is over 1"):
+        memory_parts([*entries, ModelEntry("d", "d", memory=0.7)], most=2)

@@ -34,6 +34,7 @@ from tritonembed_manager.router.apis.http.status_page import History, StatusPage
 from tritonembed_manager.router.apis.http.tei import Tei
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
+from tritonembed_manager.router.data.load_waits import LoadWait, noting
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing, from_environment
 from tritonembed_manager.router.interfaces import Dispatcher
@@ -103,7 +104,7 @@ def make_app(
 
     cors = Cors(settings.cors_origins) if settings.cors_origins else None
     before = [note_request] if cors is None else [note_request, cors.middleware()]
-    middlewares = [*before, _traced(tracing), answer_errors, counting(dispatcher.refused)]
+    middlewares = [*before, note_load_wait, _traced(tracing), answer_errors, counting(dispatcher.refused)]
     tenants, quotas = (None, None) if door is None else (door.tenants, door.quotas)
     metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas)
     monitor = (metrics, StatusPage(reason, status, history))
@@ -111,6 +112,7 @@ def make_app(
         middlewares.append(door.middleware({route.path for part in monitor for route in part.routes()}))
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(note_answer)
+    app.on_response_prepare.append(add_load_wait)
     if door is not None:
         app.on_response_prepare.append(door.add_limits)
     if cors is not None:
@@ -171,6 +173,24 @@ def with_trailing_slashes(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         if last and "." not in last:
             both.append(web.route(route.method, f"{route.path}/", route.handler))
     return both
+
+
+_LOAD_WAIT = web.RequestKey("load_wait", LoadWait)
+
+
+@web.middleware
+async def note_load_wait(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Note whether the request waits until its model is loaded."""
+    with noting() as wait:
+        request[_LOAD_WAIT] = wait
+        return await handler(request)
+
+
+async def add_load_wait(request: web.Request, answer: web.StreamResponse) -> None:
+    """Add the header to the answer of a request that waited for its model."""
+    wait = request.get(_LOAD_WAIT)
+    if wait is not None:
+        answer.headers.update(wait.headers)
 
 
 def _traced(tracing: Tracing) -> Any:

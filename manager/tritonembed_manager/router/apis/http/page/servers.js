@@ -4,7 +4,7 @@ import { find, make, put } from "./elements.js";
 import { draw, drawing, highest, linear, logarithmic, series } from "./lines.js";
 import { breakable, byCode, clean, count, duration, ms, rate, sum } from "./words.js";
 
-const MARKS = { ready: "●", starting: "◌", draining: "◌", unhealthy: "▲", refused: "✕", failed: "✕" };
+const MARKS = { ready: "●", starting: "◌", draining: "◌", unloaded: "○", unhealthy: "▲", refused: "✕", failed: "✕" };
 const COLUMNS = 10;
 const LONGEST_REASON = 600;
 const rows = new Map();
