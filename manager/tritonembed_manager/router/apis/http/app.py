@@ -123,7 +123,7 @@ def make_app(
     app[FORMS] = {}
     for part in (
         OpenAI(calls, settings.names, dispatcher.servers),
-        Tei(calls, settings.names),
+        Tei(calls, settings.names, dispatcher.servers),
         Cohere(calls),
         Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),

@@ -20,7 +20,7 @@ from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import MAX_INPUTS
 from tritonembed_manager.router.data.model_names import ServedNames
-from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_manager.router.interfaces import DispatchError, ServerView
 
 _UNPROCESSABLE, _TOO_LARGE, _FAILED = 422, 413, 424
 _TYPES = {
@@ -52,12 +52,14 @@ def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
 
 
 class Tei:
-    """names: of the model. max_in_flight: for /info."""
+    """names: of the models, of which the first is served. servers: as the dispatcher has them; they know a model's
+    length and space."""
 
     errors = staticmethod(tei_form)
 
-    def __init__(self, calls: VectorCalls, names: ServedNames) -> None:
+    def __init__(self, calls: VectorCalls, names: ServedNames, servers: Callable[[], list[ServerView]]) -> None:
         self._calls = calls
+        self._servers = servers
         self._names = names
         self._version = version("tritonembed")
 
@@ -107,11 +109,17 @@ class Tei:
 
     async def info(self, _request: web.Request) -> web.Response:
         """The model's name and what a client may send."""
+        views = [view for view in self._servers() if view.ensemble == self._names.served.name]
+        length = next((view.max_length for view in views if view.max_length), None)
+        # A space ends with the type of the weights.
+        dtype = next((view.space.rpartition("-")[2] for view in views if view.space), None)
         return web.json_response(
             {
                 "model_id": self._names.model,
                 "model_sha": None,
+                "model_dtype": dtype,
                 "model_type": {"embedding": {}},
+                "max_input_length": length,
                 "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": True,
                 "version": self._version,

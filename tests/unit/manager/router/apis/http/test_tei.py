@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
 from tests.fakes.triton import DIMENSIONS, infer_response, texts, vector
-from tests.unit.manager.router.apis.http.conftest import MODEL
+from tests.unit.manager.router.apis.http.conftest import MODEL, server_view
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis.http import vector_requests
@@ -291,6 +291,10 @@ async def test_a_tokenizers_answer_that_does_not_fit_is_an_error(serving, dispat
     assert (answer.status, answer.body["error_type"]) == (424, "Backend")
 
 
-async def test_info_names_the_model(serving):
+async def test_info_names_the_model(serving, dispatcher):
     found = (await serving.get("/info")).body
+    assert (found["max_input_length"], found["model_dtype"]) == (None, None)
+    dispatcher.views = [server_view("a", space="0123456789ab-bfloat16", max_length=512)]
+    found = (await serving.get("/info")).body
+    assert (found["max_input_length"], found["model_dtype"]) == (512, "bfloat16")
     assert (found["model_id"], found["model_type"], found["max_client_batch_size"]) == (MODEL, {"embedding": {}}, 32768)
