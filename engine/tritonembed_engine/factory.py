@@ -49,6 +49,7 @@ from tritonembed_engine.reference.store import find_reference, read_reference
 from tritonembed_engine.request import BatchReport
 from tritonembed_engine.settings import EngineSettings, ModelSettings
 from tritonembed_engine.stub.process import announce
+from tritonembed_engine.tokenizing.loading import expansion_id, own_tokenizer
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -235,9 +236,18 @@ def _transformers_executor(
         own.GROUPING[device],
         heads_of(files, device),
         files.has_token_types,
+        unseen_id(files),
     )
     announce("comparing the vectors with the reference")
     return _let_through(executor, Gate(reference, executor.dtype, False, padded=True), files, [])
+
+
+def unseen_id(files: ModelFiles) -> int | None:
+    """The id that expands queries, if the other tokens don't see it; else None."""
+    output = files.token_outputs.multi_vector
+    if output is None or output.expansion is None or output.expansion.attend:
+        return None
+    return expansion_id(own_tokenizer(files), output.expansion.token)
 
 
 def choose_reference(settings: ModelSettings, files: ModelFiles) -> Reference | None:

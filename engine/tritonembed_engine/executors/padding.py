@@ -28,6 +28,13 @@ class PaddedGroup:
         """Whether any sentence is shorter than the longest."""
         return int(self.cu_seqlens[-1]) < self.ids.size
 
+    def seen(self, unseen: int) -> npt.NDArray[np.bool_]:
+        """As `mask`, without the tokens of this id at the end of a sentence; its first token stays."""
+        filler = (self.ids == unseen) | ~self.mask
+        filler[:, 0] = False
+        at_end = np.logical_and.accumulate(filler[:, ::-1], axis=1)[:, ::-1]
+        return self.mask & ~at_end
+
 
 @dataclass(frozen=True)
 class Grouping:

@@ -4,6 +4,8 @@ bge-m3's formulas are FlagEmbedding's (`BGEM3FlagModel`): relu(W h + b) is the w
 largest counts if an id occurs more than once; a token's vector is W h + b.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,12 +15,15 @@ import torch
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.mlm_head import MlmHead
-from tritonembed_engine.model.token_outputs import SparseOutput, TokenOutputs
+from tritonembed_engine.model.checkpoint import checkpoint_files, tensors_of
+from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.model.token_outputs import MultiVectorOutput, SparseOutput, TokenOutputs
 from tritonembed_engine.ragged import WEIGHT, Ragged, heaviest_by_id
 from tritonembed_engine.request import Choices
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
+_STANFORDS = "linear.weight"
 TOKENS_AT_ONCE = 512
 """Tokens whose logits are in memory at once: 60 MB for a vocabulary of 30,522."""
 
@@ -54,7 +59,8 @@ class TokenHeads:
             assert transformer is not None
             self._heads[SPARSE] = _Vocabulary(MlmHead(transformer, device), outputs.sparse)
         if outputs.multi_vector is not None:
-            self._heads[MULTI_VECTOR] = _Vectors(_linear(outputs.multi_vector.file, hidden_size, device))
+            width, project = _projection(outputs.multi_vector, hidden_size, device, transformer)
+            self._heads[MULTI_VECTOR] = _Vectors(width, project)
 
     @classmethod
     def none(cls) -> "TokenHeads":
@@ -148,14 +154,34 @@ def _groups(counts: npt.NDArray[np.int64]) -> list[tuple[int, int, list[int]]]:
 
 
 class _Vectors:
-    """A linear layer: the vector of each token."""
+    """Linear layers: the vector of each token."""
 
-    def __init__(self, linear: torch.nn.Linear) -> None:
-        self._linear = linear
-        self.dimensions = linear.out_features
+    def __init__(self, dimensions: int, project: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._project = project
+        self.dimensions = dimensions
 
     def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Ragged:
-        return Ragged(counts, self._linear(hidden).cpu().numpy())
+        return Ragged(counts, self._project(hidden).cpu().numpy())
+
+
+def _projection(
+    output: MultiVectorOutput, width: int, device: torch.device | str, transformer: Path | None
+) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
+    """Dimensions of a token's vector, and what makes it of a hidden state. transformer: the folder of its weights."""
+    if output.file is not None:
+        linear = _linear(output.file, width, device)
+        return linear.out_features, linear
+    if not output.in_checkpoint:
+        return output.steps[-1].out_width if output.steps else width, Steps(output.steps, device)
+    assert transformer is not None
+    for file in checkpoint_files(transformer):
+        for name, tensor in tensors_of(file):
+            if name == _STANFORDS:
+                weight = tensor.to(device=device, dtype=torch.float32)
+                if weight.dim() != 2 or weight.shape[1] != width:
+                    raise ModelError(f"the model's weight {name} has not {width} columns")
+                return len(weight), partial(torch.nn.functional.linear, weight=weight)
+    raise ModelError(f"the model's weights lack {_STANFORDS}")
 
 
 def _linear(file: Path, width: int, device: torch.device | str, out_width: int | None = None) -> torch.nn.Linear:

@@ -63,9 +63,11 @@ class TransformersExecutor:
         grouping: Grouping,
         heads: TokenHeads | None = None,
         has_types: bool = False,
+        unseen: int | None = None,
     ) -> None:
         """padding_id: fills rows; any id of the vocabulary does, because padding is masked. heads: the model's outputs
-        per token. has_types: whether ids may have TYPE_BIT."""
+        per token. has_types: whether ids may have TYPE_BIT. unseen: an id that no other token sees at the end of a
+        sentence (ColBERT's query expansion)."""
         self._model: torch.nn.Module | None = model
         self.dtype = dtype_name(model)
         self._device = next(model.parameters()).device
@@ -73,6 +75,7 @@ class TransformersExecutor:
         self._padding_id = padding_id
         self._grouping = grouping
         self._has_types = has_types
+        self._unseen = unseen
         self.pools_spans = pooler.pools_spans
         self._heads = heads or TokenHeads.none()
         self.token_dimensions = self._heads.dimensions
@@ -144,12 +147,12 @@ class TransformersExecutor:
     def _forward(self, group: PaddedGroup) -> Any:
         """The model's output for a rectangle of tokens."""
         assert self._model is not None
-        mask = torch.from_numpy(group.mask)
+        seen = group.mask if self._unseen is None else group.seen(self._unseen)
         ids = torch.from_numpy(group.ids).to(self._device)
         types = {"token_type_ids": ids >> TYPE_BIT} if self._has_types else {}
         return self._model(
             input_ids=ids & ID_MASK if types else ids,
-            attention_mask=mask.to(self._device, torch.int64) if group.has_padding else None,
+            attention_mask=None if seen.all() else torch.from_numpy(seen).to(self._device, torch.int64),
             **types,
         )
 

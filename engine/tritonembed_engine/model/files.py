@@ -16,6 +16,7 @@ from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
 from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+from tritonembed_engine.model.late_interaction import MODEL_TYPES, STANFORD, is_late_interaction, read_late_interaction
 from tritonembed_engine.model.modules import (
     Pooling,
     SentenceModules,
@@ -124,6 +125,9 @@ class ModelFiles:
     unknown: tuple[str, ...]
     """Keys of the files that have no effect, here or in sentence-transformers, as "file: key"."""
 
+    markers: tuple[str, ...] = ()
+    """Texts of prompts that are one token each, although the tokenizer would split them (ColBERT)."""
+
     token_outputs: TokenOutputs = field(default_factory=TokenOutputs)
     """Outputs beside the dense vector, which are made of tokens."""
 
@@ -175,6 +179,13 @@ class ModelFiles:
         return next((self.prompts[name] for name in names if name in self.prompts), "")
 
 
+def _is_late_interaction(name: str, folder: Path, config: Mapping[str, Any]) -> bool:
+    try:
+        return is_late_interaction(folder, config)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
+
+
 def read_model_files(
     model: str, revision: str | None = None, max_length: int | None = None, template: str | None = None
 ) -> ModelFiles:
@@ -201,6 +212,11 @@ def read_model_files(
         raise ModelError(f"{name} is not a model: it has no config.json")
     has_modules = (folder / "modules.json").exists()
     classifies = is_classifier(config, folder)
+    multi_vector = not classifies and _is_late_interaction(name, folder, config)
+    whole = config
+    if multi_vector:
+        # Else vLLM would look for the class of Stanford's code.
+        config = {**config, "architectures": [one for one in config.get("architectures") or () if one != STANFORD]}
     architectures = check_architecture(name, config, has_modules, classifies)
     try:
         tower = text_tower(config, folder)
@@ -217,15 +233,27 @@ def read_model_files(
     vocab_size = size_of(name, config, "vocab_size")
     try:
         splade = is_splade(folder)
-        kinds = ("CrossEncoder",) if classifies else ("SparseEncoder",) if splade else ("SentenceTransformer",)
+        kinds: tuple[str, ...] = ("SentenceTransformer",)
+        if classifies:
+            kinds = ("CrossEncoder",)
+        elif splade:
+            kinds = ("SparseEncoder",)
+        elif multi_vector:
+            kinds = MODEL_TYPES
         settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None, kinds)
         token_outputs = TokenOutputs(False, read_splade(folder)) if splade else read_token_outputs(folder)
         classifier = read_classifier(config, folder, transformer, hidden_size) if classifies else None
+        late = None
+        if multi_vector:
+            unknown: list[str] = []
+            late = read_late_interaction(folder, whole, settings.own, hidden_size, unknown)
+            token_outputs = TokenOutputs(False, None, late.output)
+            settings = late.settings(settings, tuple(unknown))
         if classifier is not None:
             modules = SentenceModules(
                 transformer, (classifier.pooling,), True, classifier.steps, False, len(classifier.labels)
             )
-        elif splade:
+        elif splade or late:
             # Nobody gets the mean; executors are compared by it.
             modules = SentenceModules(transformer, (Pooling.MEAN,), True, (), False, hidden_size)
         elif tower:
@@ -264,10 +292,13 @@ def read_model_files(
         instruction_template=template or instruction_template(name, settings.prompts),
         padding_id=padding_id_of(config) if config.get("model_type") in OFFSET_POSITIONS else None,
         model_type=JINA_BERT if is_jina_bert(config) else str(config.get("model_type", "")),
-        reason_against_vllm=reason_against_vllm(config) or reason_against_types(config, classifier),
+        reason_against_vllm=(
+            reason_against_vllm(config) or reason_against_types(config, classifier) or token_outputs.reason_against_vllm
+        ),
         unknown=settings.unknown + modules.unknown,
         token_outputs=token_outputs,
         classifier=classifier,
+        markers=late.markers if late else (),
     )
 
 

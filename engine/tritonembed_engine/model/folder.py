@@ -23,6 +23,8 @@ CONFIGURATION_FILES = [
     # bge-m3's heads.
     "sparse_linear.pt",
     "colbert_linear.pt",
+    # Stanford's ColBERT.
+    "artifact.metadata",
     "chat_template*",
     "tokenizer*",
     "special_tokens_map.json",

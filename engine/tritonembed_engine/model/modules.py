@@ -46,6 +46,8 @@ OTHER_FAMILIES = {
 """`model_type` of config_sentence_transformers.json."""
 
 _NAMESPACE = "sentence_transformers."
+_PYLATE_DENSE = "pylate.models.Dense.Dense"
+"""The same as sentence-transformers' Dense."""
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding")
 _POOLING_KEYS = {
     *("word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"),
@@ -186,7 +188,7 @@ def modules_in_order(listed: Any) -> list[tuple[str, str]]:
         # In sentence-transformers the later module replaces the earlier.
         raise ModelError("the model's modules.json does not give each module a name of its own")
     for kind, path in modules:
-        if not kind.startswith(_NAMESPACE):
+        if not kind.startswith(_NAMESPACE) and kind != _PYLATE_DENSE:
             raise ModelError(f"the module {kind[:80]} is the model's own code, which is not run")
         if path.startswith("/") or ".." in Path(path).parts:
             raise ModelError("the model's modules.json names a folder outside the model's")
@@ -257,14 +259,30 @@ def _step(name: str, folder: Path, widths: dict[str, int], unknown: list[str]) -
         unknown.extend(f"{where}: {key}" for key in config if key not in ("module_input_name", "module_output_name"))
         return Step("Normalize", source, target, width=width, out_width=width)
     config = _config_of(folder.parent, folder.name)
-    if not any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
-        raise ModelError(f"{folder.name} has no weights (model.safetensors or pytorch_model.bin)")
+    _check_weights(folder)
     if name == "LayerNorm":
         for key in config:
             if key != "dimension":
                 raise ModelError(f"{where} has an unknown key: {key[:40]}")
         _check_width(where, "dimension", config.get("dimension"), width)
         return Step("LayerNorm", folder=folder, width=width, out_width=width)
+    return _dense(config, folder, source, target, width, unknown)
+
+
+def dense_step(folder: Path, width: int, unknown: list[str]) -> Step:
+    """A Dense module, whatever its input. width: of a vector before it. Raises ModelError."""
+    config = _config_of(folder.parent, folder.name)
+    _check_weights(folder)
+    return _dense(config, folder, SENTENCE, SENTENCE, width, unknown)
+
+
+def _check_weights(folder: Path) -> None:
+    if not any((folder / file).is_file() for file in ("model.safetensors", "pytorch_model.bin")):
+        raise ModelError(f"{folder.name} has no weights (model.safetensors or pytorch_model.bin)")
+
+
+def _dense(config: dict[str, Any], folder: Path, source: str, target: str, width: int, unknown: list[str]) -> Step:
+    where = f"{folder.name}/config.json"
     unknown.extend(f"{where}: {key}" for key in config if key not in _DENSE_KEYS)
     _check_width(where, "in_features", config.get("in_features"), width)
     out_width = config.get("out_features")

@@ -111,6 +111,8 @@ class SentenceSettings:
     default_prompt_name: str | None = None
     truncate_dim: int | None = None
     unknown: tuple[str, ...] = ()
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """All settings of the transformer."""
 
 
 def read_sentence_settings(
@@ -145,7 +147,7 @@ def read_sentence_settings(
     if "CrossEncoder" in kinds:
         _check_cross_encoder(name, settings)
     else:
-        _refuse_other_tasks(name, settings, features, "SparseEncoder" in kinds)
+        _refuse_other_tasks(name, settings, features, "SparseEncoder" in kinds, "MultiVectorEncoder" in kinds)
     _refuse_others(name, settings, "model_kwargs", _HARMLESS_MODEL_OPTIONS)
     _refuse_others(name, settings, "config_kwargs", _HARMLESS_CONFIG_OPTIONS)
     _refuse_others(name, settings, "processor_kwargs", _TOKENIZER_OPTIONS | _HARMLESS_TOKENIZER_OPTIONS)
@@ -157,6 +159,7 @@ def read_sentence_settings(
     own = _length(name, "model_max_length", options.get("model_max_length"))
     return replace(
         without_transformer,
+        own=settings,
         max_seq_length=called or own or _length(name, "max_seq_length", settings.get("max_seq_length")),
         query_length=_length(name, "query_length", by_task.get("query_length")),
         document_length=_length(name, "document_length", by_task.get("document_length")),
@@ -191,9 +194,10 @@ def _read_config(folder: Path, kinds: Sequence[str]) -> tuple[dict[str, str], st
 
 
 def _refuse_other_tasks(
-    name: str, settings: dict[str, Any], features: Mapping[str, str] | None, has_logits: bool
+    name: str, settings: dict[str, Any], features: Mapping[str, str] | None, has_logits: bool, expands: bool
 ) -> None:
-    """has_logits: whether the model is a masked language model, whose output is its logits (SPLADE)."""
+    """has_logits: whether the model is a masked language model, whose output is its logits (SPLADE). expands: whether
+    queries may be expanded (ColBERT)."""
     own = "fill-mask" if has_logits else "feature-extraction"
     task = settings.get("transformer_task", own)
     if task == "sequence-classification":
@@ -221,7 +225,7 @@ def _refuse_other_tasks(
     if settings.get("module_output_name", unnamed) != feature:
         raise ModelError(f"{name}: module_output_name is not {feature}")
     for key in ("query_expansion", "tokenizer_name_or_path"):
-        if settings.get(key) is not None:
+        if settings.get(key) is not None and not (expands and key == "query_expansion"):
             raise ModelError(f"{name}: {key} can't be followed")
 
 

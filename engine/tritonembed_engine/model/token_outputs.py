@@ -10,7 +10,7 @@ from typing import Literal
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.folder import read_json, read_object
-from tritonembed_engine.model.modules import modules_in_order
+from tritonembed_engine.model.modules import Step, modules_in_order
 from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 SPARSE_LINEAR = "sparse_linear.pt"
@@ -34,15 +34,39 @@ class SparseOutput:
 
 
 @dataclass(frozen=True)
-class MultiVectorOutput:
-    """A vector per token. file: the weights of bge-m3's linear layer from a token's hidden state to its vector.
+class Expansion:
+    """ColBERT's query expansion: a query is filled up to `length` tokens, which get vectors, too.
 
-    skips_first: whether the first token (CLS) has none. normalize: whether the model's own vectors have length 1.
+    attend: whether the query's own tokens see them. fixed: whether longer queries are cut to this length. token: that
+    fills it; None: [MASK] or, without one, the end token.
     """
 
-    file: Path
+    length: int
+    attend: bool
+    fixed: bool
+    token: str | None = None
+
+
+@dataclass(frozen=True)
+class MultiVectorOutput:
+    """A vector per token.
+
+    file: the weights of bge-m3's linear layer from a token's hidden state to its vector. in_checkpoint: whether it is
+    `linear.weight` of the transformer's checkpoint. steps: the Dense modules, if neither is so. skips_first: whether
+    the first token (CLS) has no vector. normalize: whether the model's own vectors have length 1. left_out: tokens
+    without a vector, in texts of the kinds `left_out_of` ("query", "document"). only: of documents, the ids with a
+    vector; empty: all.
+    """
+
+    file: Path | None = None
+    in_checkpoint: bool = False
+    steps: tuple[Step, ...] = ()
     skips_first: bool = True
     normalize: bool = True
+    left_out: tuple[str, ...] = ()
+    left_out_of: tuple[str, ...] = ("document",)
+    only: tuple[int, ...] = ()
+    expansion: Expansion | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +82,14 @@ class TokenOutputs:
         """Every output, by the names of the parameter `outputs`; the first is the default."""
         given = ((DENSE, self.dense), (SPARSE, self.sparse), (MULTI_VECTOR, self.multi_vector))
         return tuple(name for name, has in given if has)
+
+    @property
+    def reason_against_vllm(self) -> str | None:
+        """Why vLLM can't compute the tokens' states; None if it can."""
+        expansion = self.multi_vector.expansion if self.multi_vector else None
+        if expansion is None or expansion.attend:
+            return None
+        return "vLLM has no tokens that others do not see (ColBERT's query expansion)"
 
     @property
     def per_token(self) -> tuple[str, ...]:

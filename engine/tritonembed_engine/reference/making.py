@@ -98,7 +98,10 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
         if large and name not in FEW:
             continue
         yield from _of_text(files, ids_of, name, text, None)
-    for kind in ("query", "passage"):
+    multi_vector = files.token_outputs.multi_vector
+    expands = multi_vector is not None and multi_vector.expansion is not None
+    # Queries with tokens that others don't see are no input of the oracle.
+    for kind in ("passage",) if expands else ("query", "passage"):
         yield from _of_text(files, ids_of, f"{kind}: sentence", TEXTS["sentence"], kind)
     over = min(files.lengths[None], longest)
     if over == files.lengths[None]:
@@ -116,12 +119,13 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
 def _transformers_ids(files: ModelFiles) -> IdsOf:
     from transformers import AutoTokenizer
 
-    from tritonembed_engine.tokenizing.loading import lowercase_first
+    from tritonembed_engine.tokenizing.loading import lowercase_first, register_markers
 
     tokenizer: Any = AutoTokenizer.from_pretrained(
         files.transformer,
         **{**files.tokenizer_options, "truncation_side": "left" if files.truncate == "START" else "right"},
     )
+    register_markers(tokenizer, files.markers)
     if files.lowercase:
         lowercase_first(tokenizer.backend_tokenizer)
 

@@ -1,5 +1,6 @@
 """The Rust tokenizer of a model, equal to that of transformers' `AutoTokenizer`."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, normalizers
@@ -31,6 +32,7 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
         tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
     except Exception as error:
         raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
+    register_markers(tokenizer, files.markers)
     side = "left" if files.truncate == "START" else "right"
     if getattr(tokenizer, "truncation_side", side) != side:
         # tokenizer.json can have a side too.
@@ -45,6 +47,48 @@ def load_tokenizer(files: ModelFiles) -> Tokenizer:
     if files.lowercase:
         lowercase_first(backend)
     return backend
+
+
+def register_markers(tokenizer: Any, markers: Sequence[str]) -> None:
+    """Make tokens of ColBERT's markers, such as [unused0], which the tokenizer would split.
+
+    tokenizer: of transformers. As sentence-transformers' MultiVectorEncoder does: a marker that is no token of the
+    vocabulary stays a text.
+    """
+    from tokenizers import AddedToken
+
+    known = {*tokenizer.get_vocab(), *tokenizer.added_tokens_encoder}
+    found = []
+    for marker in markers:
+        # PyLate saves "[Q] " with its blank as one token.
+        token = next((one for one in (marker, *marker.split(None, 1)[:1]) if one in known), None)
+        if token is not None and tokenizer.tokenize(token) != [token]:
+            found.append(AddedToken(token, normalized=False, special=True))
+    if found:
+        tokenizer.add_special_tokens({"additional_special_tokens": found})
+
+
+def own_tokenizer(files: ModelFiles) -> Any:
+    """transformers' tokenizer of a model."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
+    register_markers(tokenizer, files.markers)
+    return tokenizer
+
+
+def expansion_id(tokenizer: Any, token: str | None) -> int:
+    """The id that expands queries. tokenizer: of transformers. token: None: [MASK], else the end token.
+
+    Raises ModelError if there is no such token.
+    """
+    if token is None:
+        found = tokenizer.mask_token_id if tokenizer.mask_token_id is not None else tokenizer.eos_token_id
+    else:
+        found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ModelError("its tokenizer has no token for query_expansion")
+    return int(found)
 
 
 def _load_static(files: ModelFiles) -> Tokenizer:
@@ -64,10 +108,7 @@ def _load_static(files: ModelFiles) -> Tokenizer:
 
 def special_ids(files: ModelFiles) -> frozenset[int]:
     """The ids that transformers' class calls special."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
-    return frozenset(tokenizer.all_special_ids)
+    return frozenset(own_tokenizer(files).all_special_ids)
 
 
 def marks_pairs(files: ModelFiles) -> bool:

@@ -13,7 +13,7 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
 from tritonembed_engine.tokenizing.inspection import Inspector
-from tritonembed_engine.tokenizing.loading import load_tokenizer
+from tritonembed_engine.tokenizing.loading import expansion_id, load_tokenizer, own_tokenizer
 from tritonembed_engine.tokenizing.long_text import SafeCuts
 from tritonembed_engine.tokenizing.spans import tokens_of
 from tritonembed_engine.tokenizing.wordpiece import AsciiWordPiece
@@ -55,6 +55,10 @@ class TextTokenizer:
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
         self._empty = None if files.empty_id is None else array("i", [files.empty_id]).tobytes()
+        multi_vector = files.token_outputs.multi_vector
+        self._expansion = multi_vector.expansion if multi_vector else None
+        if self._expansion is not None:
+            self._fill = array("i", [expansion_id(own_tokenizer(files), self._expansion.token)])
         self.sentences = 0
         """Texts that were tokenized so far."""
         self.truncated = 0
@@ -93,6 +97,8 @@ class TextTokenizer:
                     group.append(one)
         for (_, truncate, limit), group in groups.items():
             self._encode_group(group, truncate, limit, answers)
+        if self._expansion is not None:
+            self._expand(jobs, answers)
         self.sentences += sum(len(answer) for answer in answers if isinstance(answer, list))
         return answers
 
@@ -136,6 +142,14 @@ class TextTokenizer:
             if len(part) == len(text) or (at_most is not None and len(ids) > at_most):
                 return ids
             characters = 2 * max(characters, len(part))
+
+    def _expand(self, jobs: Sequence[Job], answers: list[list[bytes] | InvalidArgument]) -> None:
+        """Fill the queries up to the length of the expansion."""
+        assert self._expansion is not None
+        for (_, parameters), answer in zip(jobs, answers, strict=True):
+            if parameters.input_type == "query" and isinstance(answer, list):
+                lacking = [max(0, self._expansion.length - len(ids) // self._fill.itemsize) for ids in answer]
+                answer[:] = [ids + (self._fill * n).tobytes() for ids, n in zip(answer, lacking, strict=True)]
 
     def _chunk(self, texts: list[str], prompt: str, limit: int, parameters: EmbedParameters) -> list[bytes]:
         """The elements of a request whose long texts become chunks. Raises InvalidArgument."""

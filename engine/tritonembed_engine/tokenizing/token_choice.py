@@ -8,8 +8,10 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.token_outputs import MultiVectorOutput
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.token_ids import TokenIds
+from tritonembed_engine.tokenizing.loading import own_tokenizer
 from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 
@@ -38,11 +40,7 @@ class TokenChoice:
         self._outputs = files.token_outputs
         self._tokenizer: Any = None
         if self._outputs.per_token:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                files.transformer, trust_remote_code=False, **files.tokenizer_options
-            )
+            self._tokenizer = own_tokenizer(files)
         self.token = functools.lru_cache(maxsize=1 << 16)(self._token)
 
     def outputs_of(self, parameters: EmbedParameters) -> tuple[str, ...]:
@@ -56,7 +54,7 @@ class TokenChoice:
 
     def choose(
         self,
-        parameters: EmbedParameters,  # noqa: ARG002
+        parameters: EmbedParameters,
         asked: tuple[str, ...],
         sentences: TokenIds,
     ) -> dict[str, npt.NDArray[np.bool_]]:
@@ -66,10 +64,31 @@ class TokenChoice:
             # A masked language model's special tokens have logits, too.
             left_out = self._without_weight if self._outputs.sparse.file else ()
             chosen[SPARSE] = ~np.isin(sentences.ids, left_out)
-        if MULTI_VECTOR in asked:
-            chosen[MULTI_VECTOR] = np.ones(sentences.tokens, np.bool_)
-            chosen[MULTI_VECTOR][np.cumsum(sentences.lengths) - sentences.lengths] = False
+        if MULTI_VECTOR in asked and self._outputs.multi_vector is not None:
+            kind = "query" if parameters.input_type == "query" else "document"
+            chosen[MULTI_VECTOR] = self._with_vector(self._outputs.multi_vector, kind, sentences)
         return chosen
+
+    def _with_vector(self, output: MultiVectorOutput, kind: str, sentences: TokenIds) -> npt.NDArray[np.bool_]:
+        """kind: "query" or "document"."""
+        kept = np.ones(sentences.tokens, np.bool_)
+        if output.skips_first:
+            kept[np.cumsum(sentences.lengths) - sentences.lengths] = False
+        if kind in output.left_out_of and len(self._without_vector):
+            kept &= ~np.isin(sentences.ids, self._without_vector)
+        if output.only and kind != "query":
+            kept &= np.isin(sentences.ids, output.only)
+        return kept
+
+    @functools.cached_property
+    def _without_vector(self) -> npt.NDArray[np.int32]:
+        """The ids of the words that ColBERT leaves out; words of several tokens stay."""
+        output, own = self._outputs.multi_vector, self._tokenizer
+        ids = {own.convert_tokens_to_ids(word): word for word in (output.left_out if output else ())}
+        known = [
+            one for one, word in ids.items() if one is not None and (one != own.unk_token_id or word == own.unk_token)
+        ]
+        return np.array(known, np.int32)
 
     @functools.cached_property
     def _without_weight(self) -> npt.NDArray[np.int32]:

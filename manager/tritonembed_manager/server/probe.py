@@ -17,7 +17,7 @@ from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE, is_space
 from tritonembed_protocol.status import is_about_models
 from tritonembed_protocol.tls import tls_reason
-from tritonembed_protocol.types import OUTPUT_TYPES
+from tritonembed_protocol.types import MULTI_VECTOR, OUTPUT_TYPES, SPARSE
 
 SENTENCES = (
     "ready?",
@@ -131,12 +131,15 @@ class GrpcProbe:
 
     async def vectors(self, timeout: float) -> Vectors:
         """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
-        return _vectors(await self._embed(SENTENCES, timeout), self._model)
+        content = await self._embed(SENTENCES, timeout)
+        if await self._has_no_dense(content, len(SENTENCES), timeout):
+            return np.empty((len(SENTENCES), 0), OUTPUT_TYPES["float"].dtype)
+        return _vectors(content, self._model)
 
     async def infers(self, timeout: float) -> None:
         """Check that the server embeds a sentence within `timeout` seconds. Raises ProbeError."""
         content = await self._embed(SENTENCES[:1], timeout)
-        if len(content) < _LEAST[self._model.task]:
+        if len(content) < _LEAST[self._model.task] and not await self._has_no_dense(content, 1, timeout):
             raise ProbeError(f"it answered without its {self._model.output}", answered=True)
 
     async def space(self, timeout: float) -> str:
@@ -175,6 +178,20 @@ class GrpcProbe:
                 self._connect()
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
         return _content_of(answer, self._model.output)
+
+    async def _has_no_dense(self, content: bytes, count: int, timeout: float) -> bool:
+        """Whether the vectors are empty because the model gives others: weights or vectors of tokens.
+
+        content: of `count` vectors. Raises ProbeError.
+        """
+        if content != bytes(HEADER * count):
+            return False
+        request = _model_request(service_pb2.ModelConfigRequest, self._model.name)
+        try:
+            answer = await self._config(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        return answer is not None and any(output.name in (SPARSE, MULTI_VECTOR) for output in answer.config.output)
 
     async def described(self, timeout: float) -> Described:
         """What the server's configuration says."""

@@ -9,39 +9,10 @@ from typing import Any
 
 from tritonembed_perf.families.bert import WIDTH, bert, mean_modules
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.sentence import dense, normalize, transformer, write_sentence_files
+from tritonembed_perf.families.sentence import normalize, write_sentence_files
 from tritonembed_perf.families.writing import edit_json, write_json, write_tokenizer
 
 OTHERS = "Not a dense text embedder"
-
-
-@case(OTHERS, must_refuse=True)
-def colbert_hf(folder: Path) -> None:
-    """ColBERT's own layout: one vector per token."""
-    import torch
-
-    model = bert(architectures=["HF_ColBERT"])
-    model.prefix("bert.")
-    model.state["linear.weight"] = torch.randn(32, WIDTH)
-    model.write(folder)
-    write_json(folder / "artifact.metadata", {"dim": 32, "similarity": "cosine", "query_maxlen": 32})
-
-
-@case(OTHERS, must_refuse=True)
-def colbert_pylate(folder: Path) -> None:
-    bert().write(folder)
-    linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, type="pylate.models.Dense.Dense")
-    config = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 32, "similarity_fn_name": "MaxSim"}
-    write_sentence_files(folder, [transformer(), linear], config=config)
-
-
-@case(OTHERS, must_refuse=True)
-def colbert_st6(folder: Path) -> None:
-    """A MultiVectorEncoder as sentence-transformers 6 saves it."""
-    bert().write(folder)
-    linear = dense(WIDTH, 32, "torch.nn.modules.linear.Identity", bias=False, module_input_name="token_embeddings")
-    config = {"model_type": "MultiVectorEncoder", "similarity_fn_name": "maxsim"}
-    write_sentence_files(folder, [transformer(), linear], config=config)
 
 
 @case(OTHERS, must_refuse=True)

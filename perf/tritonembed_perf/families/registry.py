@@ -26,6 +26,7 @@ FILES = (
     "static",
     "clip",
     "sparse",
+    "multi_vector",
     "rerankers",
     "refused",
 )

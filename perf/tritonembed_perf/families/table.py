@@ -19,7 +19,8 @@ model hub, no GPU. Every case is a folder in the layout of the hub's models, wit
 * **Result.** `right`: each vector has a cosine of at least 0.9999 to sentence-transformers' own float32 vector, and the
   same norm. `refused`: the engine does not load the model, and the message says why. `no reference`:
   sentence-transformers does not load it either. `WRONG`: a vector differs, or the engine serves what
-  sentence-transformers refuses.
+  sentence-transformers refuses. SPLADE's weights and the vectors of a ColBERT model's tokens are compared as one
+  vector per text.
 * **Cosine.** The least over about 40 texts, from empty to far over the maximum, and over queries and passages.
 * **Executor.** What served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own,
   `transformers` is Hugging Face's model for families that vLLM lacks.

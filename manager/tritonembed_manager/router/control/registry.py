@@ -28,6 +28,9 @@ def difference(ours: Vectors, theirs: Vectors) -> str | None:
     """
     if ours.shape != theirs.shape:
         return f"its vectors have {theirs.shape[1]} dimensions instead of {ours.shape[1]}"
+    if not ours.shape[1]:
+        # A model without dense vectors: its embedding space alone can differ.
+        return None
     norms = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
     dots = np.einsum("ij,ij->i", ours.astype(np.float64), theirs)
     cosine = float(np.min(np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)))

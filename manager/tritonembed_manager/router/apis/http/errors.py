@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from aiohttp import web
 
-from tritonembed import ServerError
+from tritonembed import InvalidArgumentError, ServerError
 from tritonembed_manager.router.interfaces import DispatchError
 from tritonembed_manager.router.log import place
 from tritonembed_protocol.status import code_of_refusal, status_of
@@ -66,6 +66,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return _dispatch_error(request, error)
     except UnicodeEncodeError:
         return _answer(request, BadRequest(LONE_SURROGATE))
+    except InvalidArgumentError as error:
+        # The answer shows it: the model gives no dense vectors.
+        return _answer(request, BadRequest(error.message))
     except ServerError as error:
         _log.error("a server's answer cannot be passed on: %s", error.message)
         return _answer(request, BadRequest(error.message, status=_SERVER_ERROR))

@@ -1,0 +1,54 @@
+"""SPLADE and ColBERT behind a manager: sentence-transformers' outputs, and a clear line for dense ones."""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.integration.serve import serving
+
+from tritonembed import EmbeddingClient, InvalidArgumentError
+from tritonembed_perf.families.registry import load_cases
+
+TEXTS = ["what is the river?", "hello, world!", "", "river engine " * 60]
+
+
+@pytest.mark.parametrize("name", ["splade", "colbert_hf"])
+def test_a_model_without_dense_vectors_serves_its_own_output(tmp_path: Path, name: str) -> None:
+    from sentence_transformers import MultiVectorEncoder, SparseEncoder
+
+    folder = tmp_path / name
+    folder.mkdir()
+    load_cases()[name].write(folder)
+    arguments = ["--model", folder, "--device=cpu", "--workers=1", "--tokenizer-instances=1"]
+    with serving(*arguments) as manager, EmbeddingClient(manager.target) as client:
+        if name == "splade":
+            result = client.embed(TEXTS, outputs="sparse", input_type="query")
+            expected = SparseEncoder(str(folder), device="cpu").encode_query(TEXTS, convert_to_sparse_tensor=False)
+            assert result.sparse is not None
+            for sparse, row in zip(result.sparse, expected.numpy(), strict=True):
+                found = np.zeros_like(row)
+                found[sparse.ids] = sparse.weights
+                np.testing.assert_allclose(found, row, atol=1e-4)
+        else:
+            theirs = MultiVectorEncoder(str(folder), device="cpu")
+            for kind, encode in (("query", theirs.encode_query), ("passage", theirs.encode_document)):
+                result = client.embed(TEXTS, outputs="multi_vector", input_type=kind)
+                assert result.multi_vector is not None
+                for vectors, rows in zip(result.multi_vector, encode(TEXTS), strict=True):
+                    np.testing.assert_allclose(vectors, rows, atol=1e-4)
+        with pytest.raises(InvalidArgumentError, match="the model gives no dense vectors"):
+            client.embed(TEXTS)
+        with pytest.raises(InvalidArgumentError, match=r"outputs: the model gives \w+, not dense"):
+            client.embed(TEXTS, outputs="dense")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{manager.http_port}/v1/embeddings",
+            json.dumps({"input": TEXTS[:2], "model": "embedding"}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=60)
+        assert refused.value.code == 400
+        assert "the model gives no dense vectors" in json.load(refused.value)["error"]["message"]
