@@ -1,0 +1,211 @@
+"""CPU time of a worker per single sentence: servers that cost nothing, the manager in front of them, and gRPC's floor.
+
+    python -m tritonembed_perf.scripts.hop_cpu [--load 50x1@32] [--rounds 9] [--before FOLDER] [--json out.json]
+
+The server answers every request with the same bytes, so that the worker is the limit. `floor` is a proxy without any
+promise: grpc.aio's server hands each message to grpc.aio's channel. `server` is grpc.aio's server alone. `--before` is
+another checkout of this project, whose worker is measured in turn with this one's. Requests per CPU second of the
+process, with its gRPC threads, mean nearly the same on a busy machine as on a quiet one; medians count.
+"""
+
+import asyncio
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import psutil  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+from typer import Option
+
+from tritonembed_manager.tune.loadgen.clients import run_closed_loop
+from tritonembed_manager.tune.loadgen.kserve import CONNECTION_OPTIONS, METHOD, encode_request
+from tritonembed_manager.tune.loads import LoadShape
+from tritonembed_perf.failures import BenchError
+from tritonembed_perf.loadgen.requests import parse_loads
+from tritonembed_perf.options import run_script
+from tritonembed_perf.server import running_manager
+from tritonembed_protocol.framing import frame, unframe
+
+WARM_UP_S = 0.5
+DIMENSIONS = 384
+CHANNELS = 2
+"""Connections of the floor to the server, as the manager has."""
+WORKER = "tritonembed_manager.router.worker"
+PARTS = ("client", "engine", "manager", "perf")
+"""Folders of a checkout that hold packages."""
+
+Handler = Any
+"""Of a method of grpc.aio's server, for encoded messages."""
+
+
+def answer(sentences: int) -> bytes:
+    """An encoded ModelInferResponse of the ensemble."""
+    response = service_pb2.ModelInferResponse(model_name="embedding", model_version="1")
+    response.outputs.add(name="embedding", datatype="BYTES", shape=(sentences, 1))
+    response.outputs.add(name="num_tokens", datatype="INT32", shape=(sentences, 1))
+    vectors = np.full((sentences, DIMENSIONS), DIMENSIONS**-0.5, "<f4")
+    response.raw_output_contents.append(frame([row.tobytes() for row in vectors]))
+    response.raw_output_contents.append(np.full(sentences, 50, "<i4").tobytes())
+    return bytes(response.SerializeToString())
+
+
+def empty_server() -> dict[str, Handler]:
+    """A Triton server that computes nothing."""
+    answers: dict[int, bytes] = {}
+
+    async def infer(message: bytes, context: Any) -> bytes:
+        # Of nearly all requests: one row, told by the size of the message.
+        if len(message) not in answers:
+            request = service_pb2.ModelInferRequest.FromString(message)
+            if [output.name for output in request.outputs] not in ([], ["embedding"]):
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output")
+            answers[len(message)] = answer(len(unframe(request.raw_input_contents[0])))
+        return answers[len(message)]
+
+    return {METHOD: grpc.unary_unary_rpc_method_handler(infer)}
+
+
+def floor_of(target: str) -> dict[str, Handler]:
+    """A proxy in front of `target` that does nothing else."""
+    channels = [grpc.aio.insecure_channel(target, CONNECTION_OPTIONS) for _ in range(CHANNELS)]
+    calls = [channel.unary_unary(METHOD, None, None) for channel in channels]
+    turn = 0
+
+    async def infer(_messages: Any, context: Any) -> bytes:
+        nonlocal turn
+        turn = (turn + 1) % CHANNELS
+        message = await context.read()
+        found: bytes = await calls[turn](message, timeout=context.time_remaining())
+        return found
+
+    return {METHOD: grpc.stream_unary_rpc_method_handler(infer)}
+
+
+class _Methods(grpc.GenericRpcHandler):  # type: ignore[type-arg]
+    def __init__(self, handlers: dict[str, Handler]) -> None:
+        self._handlers = handlers
+
+    def service(self, details: Any) -> Handler:
+        return self._handlers.get(details.method)
+
+
+def _serve(pipe: Connection, target: str | None, with_uvloop: bool) -> None:
+    async def run() -> None:
+        server = grpc.aio.server(options=CONNECTION_OPTIONS)
+        handlers = empty_server() if target is None else floor_of(target)
+        server.add_generic_rpc_handlers((_Methods(handlers),))
+        pipe.send(server.add_insecure_port("127.0.0.1:0"))
+        await server.start()
+        await server.wait_for_termination()
+
+    if with_uvloop:
+        import uvloop
+
+        uvloop.run(run())
+    else:
+        asyncio.run(run())
+
+
+@contextmanager
+def served(target: str | None = None, *, with_uvloop: bool = False) -> Iterator[tuple[str, int]]:
+    """A process with the empty server, or with the floor in front of `target`: its address and its pid."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, target, with_uvloop), daemon=True)
+    process.start()
+    try:
+        yield f"127.0.0.1:{ours.recv()}", process.pid or 0
+    finally:
+        process.kill()
+        process.join()
+
+
+@contextmanager
+def worker_of(checkout: Path | None, target: str) -> Iterator[tuple[str, int]]:
+    """A manager with one worker in front of `target`: its address, and the pid of its worker."""
+    path = os.environ.get("PYTHONPATH")
+    if checkout is not None:
+        os.environ["PYTHONPATH"] = os.pathsep.join(str(checkout.resolve() / part) for part in PARTS)
+    try:
+        options = [
+            "--server",
+            target,
+            "--workers",
+            "1",
+            "--max-in-flight",
+            "4096",
+            "--max-in-flight-per-server",
+            "4096",
+        ]
+        with running_manager("hop", options) as manager:
+            family = psutil.Process(manager.process.pid).children(recursive=True)
+            [worker] = [process.pid for process in family if WORKER in process.cmdline()]
+            yield manager.target, worker
+    finally:
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
+        elif checkout is not None:
+            del os.environ["PYTHONPATH"]
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    times = psutil.Process(pid).cpu_times()
+    return float(times.user + times.system)
+
+
+def measure(address: str, pid: int, load: LoadShape, payloads: Sequence[bytes], seconds: float) -> float:
+    """Requests per CPU second of the process. Raises BenchError."""
+    before = cpu_seconds(pid)
+    outcome = run_closed_loop(address, payloads, load.at_once, 1, seconds, WARM_UP_S)
+    if outcome.part.errors:
+        raise BenchError(f"requests failed: {outcome.part.errors}")
+    # The warm-up's requests are in the CPU time, too.
+    return outcome.requests_per_second * (seconds + WARM_UP_S) / (cpu_seconds(pid) - before)
+
+
+def hop_cpu(
+    load: Annotated[str, Option(help="TOKENSxSENTENCES@CONCURRENCY.")] = "50x1@32",
+    seconds: Annotated[float, Option(min=0.1, help="Of each round.")] = 3,
+    rounds: Annotated[int, Option(min=1, help="Medians count.")] = 9,
+    before: Annotated[Path | None, Option(help="Another checkout, to compare with.")] = None,
+) -> dict[str, Any]:
+    """Requests per CPU second of the manager's worker, and of the floor."""
+    [shape] = parse_loads(load)
+    payloads = [encode_request(["word " * (shape.tokens - 2)] * shape.sentences)]
+    found: dict[str, list[float]] = {}
+    with ExitStack() as stack:
+        target, server = stack.enter_context(served())
+        ways = {"worker": stack.enter_context(worker_of(None, target))}
+        if before is not None:
+            ways["before"] = stack.enter_context(worker_of(before, target))
+        ways["floor"] = stack.enter_context(served(target))
+        if find_spec("uvloop") is not None:
+            ways["floor, uvloop"] = stack.enter_context(served(target, with_uvloop=True))
+        ways["server"] = (target, server)
+        for number in range(rounds):
+            # In turn, so that a busy machine slows all.
+            for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
+                found.setdefault(name, []).append(measure(*ways[name], shape, payloads, seconds))
+    rows = []
+    for name in ways:
+        rates = np.array(found[name])
+        ratio = float(np.median(rates / np.array(found["worker"])))
+        rows.append(
+            {"way": name, "load": load, "requests_per_cpu_second": float(np.median(rates)), "ratio_to_worker": ratio}
+        )
+        spread = f"{rates.min():,.0f} to {rates.max():,.0f}"
+        print(f"{name}: {np.median(rates):,.0f} requests per CPU second ({spread}), {ratio:.3f} of worker", flush=True)
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    run_script("hop_cpu", __doc__, hop_cpu)
