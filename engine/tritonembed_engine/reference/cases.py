@@ -2,14 +2,16 @@
 
 import json
 import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.ragged import Ragged
+from tritonembed_protocol.types import OUTPUTS
 
 Vectors = npt.NDArray[np.float32]
 
@@ -88,6 +90,8 @@ class Reference:
     rounding: dict[str, float]
     unknown: Sequence[str] = ()
     of_scores: bool = False
+    token_outputs: Mapping[str, Ragged] = field(default_factory=dict)
+    """Weights and vectors of tokens, of a few of the cases; see `token_check`."""
 
     def save(self, file: Path) -> None:
         """Write an .npz, whole or not at all."""
@@ -107,6 +111,8 @@ class Reference:
             of_scores=np.array(self.of_scores),
             unknown=np.array(list(self.unknown), dtype=str),
             **{f"rounding_{kind}": np.array(value) for kind, value in self.rounding.items()},
+            **{f"counts_of_{name}": output.counts for name, output in self.token_outputs.items()},
+            **{f"rows_of_{name}": output.rows for name, output in self.token_outputs.items()},
         )
         part.replace(file)
 
@@ -134,6 +140,12 @@ def load(file: Path) -> Reference:
             }
             unknown = [str(key) for key in stored["unknown"]]
             of_scores = bool(stored["of_scores"])
-            return Reference(cases, stored["vectors"], str(stored["source"]), rounding, unknown, of_scores)
+            token_outputs: dict[str, Ragged] = {
+                name: Ragged(stored[f"counts_of_{name}"], stored[f"rows_of_{name}"])
+                for name in OUTPUTS
+                if f"rows_of_{name}" in stored.files
+            }
+            source = str(stored["source"])
+            return Reference(cases, stored["vectors"], source, rounding, unknown, of_scores, token_outputs)
     except UNREADABLE as error:
         raise ModelError(f"the reference {file.name} can't be read ({type(error).__name__})") from None

@@ -54,8 +54,10 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
         raise ModelError(f"transformers' own vectors are not finite: {names[:120]}")
     source = f"transformers {transformers.__version__}, float32"
     of_scores = files.classifier is not None
+    # Before the oracle computes in 16 bits.
+    token_outputs = oracle.token_outputs(cases)
     rounding = _rounding(oracle, cases, vectors, measure_of(of_scores))
-    return Reference(cases, vectors, source, rounding, oracle.unknown, of_scores)
+    return Reference(cases, vectors, source, rounding, oracle.unknown, of_scores, token_outputs)
 
 
 def check_tokens(files: ModelFiles, cases: list[Case]) -> None:

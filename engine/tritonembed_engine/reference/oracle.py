@@ -24,8 +24,10 @@ from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
+from tritonembed_engine.ragged import Ragged
 from tritonembed_engine.reference.cases import Case, Vectors
 from tritonembed_engine.reference.jina_bert_oracle import JinaBertOracle
+from tritonembed_engine.reference.token_check import expected_outputs
 from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 
 MOST_IN_FLOAT32 = 700_000_000
@@ -134,6 +136,13 @@ class Oracle:
             return logits
         yes, no = classifier.answers
         return logits[-1, yes : yes + 1] - logits[-1, no : no + 1]
+
+    def token_outputs(self, cases: Sequence[Case]) -> dict[str, Ragged]:
+        """The model's outputs per token; see `token_check`."""
+        if not self._files.token_outputs.per_token:
+            return {}
+        with _in_float32(self._model):
+            return expected_outputs(self._files, self._model, cases)
 
     def _pooled(self, ids: torch.Tensor, skip: int) -> torch.Tensor:
         """float32 [width before the steps]. ids: [1, tokens]."""

@@ -160,7 +160,10 @@ def _digest(complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
     names = [str(file.relative_to(files.folder)) if files.folder in file.parents else file.name for file in listed]
     contents = _sha([list(pair) for pair in zip(names, digests_of(listed), strict=True)])
     trust = bool(settings.vllm.get("trust_remote_code"))
-    return _sha([VERSION, contents, transformers.__version__, np.__version__, settings.max_model_len, trust])
+    of_tokens = list(files.token_outputs.per_token)
+    return _sha(
+        [VERSION, contents, transformers.__version__, np.__version__, settings.max_model_len, trust, *of_tokens]
+    )
 
 
 def _sha(value: Any) -> str:
