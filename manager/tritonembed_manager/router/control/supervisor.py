@@ -247,8 +247,7 @@ class Supervisor:
         self._draining, self._seen = True, len(self._signals)
         parts, until = self._drain_time, time.monotonic() + self._settings.drain_timeout
         log("draining", f"{self._signals[-1].name}: finishing requests in flight (signal again to kill)")
-        if self._loading is not None:
-            self._loading.cancel()
+        # Models are still loaded: requests in flight may wait for them.
         self._servers.retire()
         self._workers.send(self._status_line())
         self._workers.drain()
@@ -266,6 +265,8 @@ class Supervisor:
         self._workers.kill()
         if self._envoy is not None:
             await self._envoy.end()
+        if self._loading is not None:
+            self._loading.cancel()
         # Nothing is in flight at the servers, so slow ends are not waited for.
         left = until - time.monotonic() - parts.killing
         stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
