@@ -9,7 +9,7 @@ Several servers: ``EmbeddingClient(["host1:8001", "host2:8001"])``. For asyncio:
 """
 
 from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.types import EmbeddingType, InputType, Output, Priority, Truncate
+from tritonembed_protocol.types import Activation, EmbeddingType, InputType, Output, Priority, Truncate
 
 from ._aio import AsyncEmbeddingClient
 from ._chunks import ChunkResult
@@ -26,9 +26,11 @@ from ._errors import (
     UnavailableError,
 )
 from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
+from ._scores import Ranking, ScoreResult
 from ._token_outputs import SparseVector, maxsim
 
 __all__ = [
+    "Activation",
     "AsyncEmbeddingClient",
     "AuthenticationError",
     "CancelledError",
@@ -45,6 +47,8 @@ __all__ = [
     "OverloadedError",
     "PolicyName",
     "Priority",
+    "Ranking",
+    "ScoreResult",
     "ServerError",
     "ServerInfo",
     "SparseVector",

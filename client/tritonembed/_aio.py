@@ -12,7 +12,7 @@ import numpy as np
 
 from tritonembed_protocol.limits import ENDPOINT_PORT
 from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.served import FIRST, ServedModel
+from tritonembed_protocol.served import FIRST, FIRST_SCORE, ServedModel
 from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
 from . import _describe_aio, _pipeline_aio
@@ -28,8 +28,9 @@ from ._channel import (
     with_api_key,
 )
 from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans, no_chunks
-from ._errors import TritonEmbedError, UnavailableError
+from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
+from ._scores import Ranking, ScoreCall, ScoreCollector, ScoreOptions, ScoreResult, check_top_n, rank
 from ._transport_aio import AsyncTransport
 from .inputs import TokenIds
 from .request import (
@@ -53,6 +54,7 @@ class AsyncEmbeddingClient:
 
     ``target``: host:port, or a list of them; all of these servers have the same models. ``model`` takes texts, its
     ``tokens_model`` token ids, its ``chunks_model`` texts to be embedded in chunks; by default those of the same name.
+    ``score_model`` scores; by default the first reranker or classifier, or ``model`` if that is given.
     ``tls=True`` encrypts, as a target ``grpcs://host:port`` does. Root certificates (to check the server) and a key
     with its certificate chain (to prove who the client is) are PEM, as a path or as bytes; without root certificates,
     gRPC's own are trusted. ``api_key``: the key of a tenant, for a manager that wants one; by default that of the
@@ -81,6 +83,7 @@ class AsyncEmbeddingClient:
         model: str = FIRST,
         tokens_model: str | None = None,
         chunks_model: str | None = None,
+        score_model: str | None = None,
         tls: bool = False,
         root_certificates: Pem | None = None,
         private_key: Pem | None = None,
@@ -98,6 +101,8 @@ class AsyncEmbeddingClient:
         served = ServedModel(model)
         self._tokens_model = tokens_model or served.embedder
         self._chunks_model = chunks_model or served.chunks
+        self._scores = ServedModel(score_model or (FIRST_SCORE if served.is_first else model), "score")
+        self._labels: dict[str, tuple[str, ...]] = {}
         self._metadata = with_api_key(metadata_pairs(metadata), api_key)
         self._max_in_flight = max_in_flight * len(targets)
         channels = ChannelSettings(
@@ -250,13 +255,77 @@ class AsyncEmbeddingClient:
         call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return await self._collect(call, rows_of(sequences), metadata)
 
+    async def score(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> ScoreResult:
+        """The scores of texts for a query, by a reranker or a classifier of pairs; in the order of the texts.
+
+        ``batch_size``, ``timeout`` and ``metadata`` are those of ``embed``. Options:
+
+        - ``truncate``: the end that a text loses if it is too long with its query, ``END`` or ``START``; ``NONE`` makes
+          that an error. The query is never cut. The default is the model's own end.
+        - ``activation``: ``none`` gives logits, ``sigmoid`` numbers between 0 and 1, ``softmax`` the same over the
+          labels of a text. The default is the model's own.
+        - ``instruction``: what counts as relevant, for models with a template (Qwen3-Reranker); others refuse it.
+        - ``priority``, ``embedding_space``: those of ``embed``.
+
+        Raises InvalidArgumentError for an empty query, or one that leaves no room for a text.
+        """
+        call = ScoreCall(self._scores.name, query, texts, options, batch_size, timeout)
+        return await self._collect_scores(call, rows_of(texts), metadata)
+
+    async def rerank(
+        self,
+        query: str,
+        texts: Iterable[str],
+        *,
+        top_n: int | None = None,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> Ranking:
+        """The best texts for a query, the best first. ``top_n``: at most this many; the default is all of them.
+
+        Other arguments and options are those of ``score``. For models with one label.
+        """
+        check_top_n(top_n)
+        call = ScoreCall(self._scores.name, query, texts, options, batch_size, timeout)
+        return rank(await self._collect_scores(call, rows_of(texts), metadata), top_n)
+
+    async def classify(
+        self,
+        texts: Iterable[str],
+        *,
+        batch_size: int = 64,
+        timeout: float | None = None,
+        metadata: Metadata | None = None,
+        **options: Unpack[ScoreOptions],
+    ) -> ScoreResult:
+        """The score of each label for each text, by a classifier. Arguments and options are those of ``score``."""
+        call = ScoreCall(self._scores.classify, None, texts, options, batch_size, timeout)
+        return await self._collect_scores(call, rows_of(texts), metadata)
+
     async def is_ready(self, *, timeout: float = 5.0) -> bool:
         """Whether an inference succeeds now, on any of the servers.
 
         Triton's own readiness stays true when a model's process has died.
         """
+        deadline = Deadline(timeout)
         try:
             await self.embed(["ready"], timeout=timeout)
+        except ModelNotFoundError:
+            with suppress(TritonEmbedError):
+                await self.score("ready", ["ready"], timeout=deadline.left())
+                return True
+            return False
         except TritonEmbedError:
             return False
         return True
@@ -280,7 +349,17 @@ class AsyncEmbeddingClient:
         return await self._info(self._transport.stubs[-1], deadline)
 
     async def _info(self, stub: Any, deadline: Deadline) -> ServerInfo:
-        server, models = await _describe_aio.describe(stub, self._model, self._tokens_model, deadline, self._metadata)
+        try:
+            names = self._model, self._tokens_model
+            server, models = await _describe_aio.describe(stub, *names, deadline, self._metadata)
+        except ModelNotFoundError as error:
+            # It may have a reranker or classifier alone.
+            names = self._scores.name, self._scores.embedder
+            with suppress(ModelNotFoundError):
+                server, models = await _describe_aio.describe(stub, *names, deadline, self._metadata)
+                space = await _describe_aio.space(stub, self._scores.embedder, deadline, self._metadata)
+                return server_info(server, models, None, space)
+            raise error from None
         dimensions = None
         with suppress(TritonEmbedError):
             result = await self.embed([], timeout=deadline.left())
@@ -331,6 +410,22 @@ class AsyncEmbeddingClient:
             sparse=none if SPARSE in asked else None,
             multi_vector=none if MULTI_VECTOR in asked else None,
         )
+
+    async def _collect_scores(self, call: ScoreCall, rows: int | None, metadata: Metadata | None) -> ScoreResult:
+        collector = ScoreCollector()
+        async with aclosing(self._answers(call, rows, metadata)) as answers:
+            async for answer in answers:
+                collector.add(answer)
+        return collector.result(await self._labels_of(call.model, call.deadline))
+
+    async def _labels_of(self, model: str, deadline: Deadline) -> tuple[str, ...]:
+        """The labels of a model that scores, asked for once; none if no server can tell."""
+        if model not in self._labels:
+            for stub in self._transport.stubs:
+                with suppress(TritonEmbedError):
+                    self._labels[model] = await _describe_aio.labels(stub, model, deadline, self._metadata)
+                    break
+        return self._labels.get(model, ())
 
     async def _collect_chunks(self, call: ChunkCall, rows: int | None, metadata: Metadata | None) -> ChunkResult | None:
         """None if there are no texts."""

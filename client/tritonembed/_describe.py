@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -59,6 +60,15 @@ def _model_info(stub: Any, name: str, deadline: Deadline, metadata: Pairs) -> Mo
     described = ask(stub.ModelMetadata, request, deadline.left(), metadata)
     config = ask(stub.ModelConfig, config_request, deadline.left(), metadata)
     return model_info(described, config)
+
+
+def labels(stub: Any, model: str, deadline: Deadline, metadata: Pairs) -> tuple[str, ...]:
+    """The labels of a reranker or classifier, as its configuration has them; none if it has none."""
+    config = ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), deadline.left(), metadata)
+    with suppress(ValueError, TypeError):
+        found = json.loads(config.config.parameters["labels"].string_value)
+        return tuple(str(label) for label in found)
+    return ()
 
 
 def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:

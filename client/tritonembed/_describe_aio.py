@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -58,6 +59,15 @@ async def _model_info(stub: Any, name: str, deadline: Deadline, metadata: Pairs)
     described = await ask(stub.ModelMetadata, request, deadline.left(), metadata)
     config = await ask(stub.ModelConfig, config_request, deadline.left(), metadata)
     return model_info(described, config)
+
+
+async def labels(stub: Any, model: str, deadline: Deadline, metadata: Pairs) -> tuple[str, ...]:
+    """The labels of a reranker or classifier, as its configuration has them; none if it has none."""
+    config = await ask(stub.ModelConfig, service_pb2.ModelConfigRequest(name=model), deadline.left(), metadata)
+    with suppress(ValueError, TypeError):
+        found = json.loads(config.config.parameters["labels"].string_value)
+        return tuple(str(label) for label in found)
+    return ()
 
 
 async def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:

@@ -121,7 +121,7 @@ class Request:
             timeout = self.deadline.left()
         except DeadlineExceededError:
             return None
-        _write_timeout(self.message, timeout)
+        write_timeout(self.message, timeout)
         return replace(self, timeout=timeout)
 
 
@@ -231,7 +231,7 @@ class Call:
         for output in self._outputs:
             message.outputs.add(name=output)
         _write(self._options, message.parameters)
-        _write_timeout(message, timeout)
+        write_timeout(message, timeout)
         return message
 
     def read(self, count: int, response: Any) -> EmbeddingResult:
@@ -310,10 +310,10 @@ def _check(options: dict[str, Any]) -> None:
     if threshold is not None and not 0 <= threshold < math.inf:
         raise InvalidArgumentError("sparse_threshold must be a number of at least 0")
     for name in ("prompt_name", "prompt", "instruction", SPACE):
-        _check_text(name, options.get(name))
+        check_text(name, options.get(name))
 
 
-def _check_text(name: str, text: Any) -> None:
+def check_text(name: str, text: Any) -> None:
     """Raise for what is not a str (TypeError) or has no UTF-8 form (InvalidArgumentError), without its words."""
     if text is None:
         return
@@ -347,12 +347,21 @@ def _write(options: dict[str, Any], parameters: Any) -> None:
         parameters["sparse_threshold"].double_param = options["sparse_threshold"]
     if options.get("return_tokens"):
         parameters["return_tokens"].bool_param = True
-    level = PRIORITY_LEVELS[options.get("priority", "bulk")]
+    write_priority(options, parameters)
+
+
+def write_priority(options: dict[str, Any], parameters: Any) -> None:
+    """Put the option `priority` into a request's parameters. Raises InvalidArgumentError for an unknown one."""
+    priority = options.get("priority", "bulk")
+    if priority not in PRIORITY_LEVELS:
+        raise InvalidArgumentError(f"priority must be one of {', '.join(PRIORITY_LEVELS)}")
+    level = PRIORITY_LEVELS[priority]
     if level is not None:
         parameters["priority"].uint64_param = level
 
 
-def _write_timeout(message: Any, timeout: float | None) -> None:
+def write_timeout(message: Any, timeout: float | None) -> None:
+    """Put the time that is left into a request's parameters; None is no limit."""
     if timeout is not None:
         # Triton drops a request whose time ran out in its queue; it does not look at gRPC's deadline for that.
         message.parameters["timeout"].int64_param = max(int(timeout * 1e6), 1)
