@@ -16,6 +16,7 @@ from tritonembed_protocol.printable import printable
 from .connection import Connection, with_connection
 from .embed import ARCTIC, embed
 from .failures import CommandError
+from .scores import classify, rerank
 from .status import health, info
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -42,6 +43,8 @@ def connect(
 
 
 app.command(epilog=ARCTIC)(embed)
+app.command()(rerank)
+app.command()(classify)
 app.command()(health)
 app.command()(info)
 

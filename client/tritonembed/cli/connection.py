@@ -21,7 +21,7 @@ import typer
 from tritonembed import EmbeddingClient
 from tritonembed._channel import API_KEY_VARIABLE
 from tritonembed_protocol.limits import ENDPOINT_PORT
-from tritonembed_protocol.tls import GRPCS
+from tritonembed_protocol.tls import GRPCS, without_scheme
 
 from .failures import CommandError, UsageError, usage_errors
 
@@ -120,6 +120,16 @@ class Connection:
         with usage_errors():
             pairs = [_pair(text) for text in self._given.get("metadata", [])]
             return EmbeddingClient(servers or self.target, tls=tls, metadata=pairs, **settings, **more)
+
+
+def addresses(servers: list[str]) -> list[str]:
+    """The values of `--server`. Raises UsageError for one that is no address."""
+    for server in servers:
+        host, _, port = without_scheme(server)[0].rpartition(":")
+        # gRPC would take a port that is too large modulo 65536.
+        if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
+            raise UsageError(f"--server must be HOST:PORT, not {server}")
+    return servers
 
 
 def with_connection(command: Callable[..., None]) -> Callable[..., None]:

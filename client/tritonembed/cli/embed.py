@@ -14,14 +14,13 @@ from tritonembed import EmbeddingClient
 from tritonembed._results import CommonSpace
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.tls import without_scheme
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, InputType, Priority, Truncate
 
-from .connection import Connection, option, wait_until_started, with_connection
+from .connection import Connection, addresses, option, wait_until_started, with_connection
 from .failures import UsageError, failures
 from .progress import EmbeddingBar
 from .sinks import Sink, open_sink
-from .sources import Arguments, Source, open_source
+from .sources import Source, choose_source
 
 # Arctic Inference's documented client has these options; its scripts run here, too.
 ARCTIC = (
@@ -158,32 +157,13 @@ def embed(
     }
     if outputs not in (None, "dense") and output is not None and output.suffix.lower() != ".jsonl":
         raise UsageError("--outputs: only .jsonl files hold sparse weights and vectors of tokens")
-    chosen = _source(source, column, [*(texts or []), *(more_texts or [])])
+    chosen = choose_source(source, column, [*(texts or []), *(more_texts or [])])
     shown = progress if progress is not None else output is not None and sys.stderr.isatty()
     timeout = connection.timeout
-    opened = connection.open(_addresses(servers or []), policy=policy, max_in_flight=max_in_flight)
+    opened = connection.open(addresses(servers or []), policy=policy, max_in_flight=max_in_flight)
     with failures(), opened as client, open_sink(output, stream, force=force) as sink:
         options["timeout"] = wait_until_started(client, ", ".join(servers or [connection.target]), timeout)
         _run(client, chosen, sink, options, shown, output)
-
-
-def _addresses(servers: list[str]) -> list[str]:
-    for server in servers:
-        host, _, port = without_scheme(server)[0].rpartition(":")
-        # gRPC would take a port that is too large modulo 65536.
-        if not host or not port.isdecimal() or not 0 < int(port) <= 65535:
-            raise UsageError(f"--server must be HOST:PORT, not {server}")
-    return servers
-
-
-def _source(path: str | None, column: str, texts: list[str]) -> Source:
-    if path is not None and texts:
-        raise UsageError("texts are given both as arguments and as --input: choose one")
-    if path is not None:
-        return open_source(path, column)
-    if not texts:
-        raise UsageError("no texts: give them as arguments, or a file with --input")
-    return Arguments(texts)
 
 
 def _run(

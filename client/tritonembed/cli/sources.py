@@ -41,6 +41,17 @@ class Arguments(Source):
             yield text
 
 
+def choose_source(path: str | None, column: str, texts: list[str]) -> Source:
+    """The texts of a file, or those of the command line. Raises UsageError if there are both, or none."""
+    if path is not None and texts:
+        raise UsageError("texts are given both as arguments and as --input: choose one")
+    if path is not None:
+        return open_source(path, column)
+    if not texts:
+        raise UsageError("no texts: give them as arguments, or a file with --input")
+    return Arguments(texts)
+
+
 class LineFile(Source):
     """A file of lines, read by one of the readers below; ``name`` is for messages."""
 

@@ -4,6 +4,7 @@ It embeds the text "17" as the vector [17, 17, …] and counts one token per cha
 ``infer``, which is called for every ModelInfer with the request and gRPC's context.
 """
 
+import json
 import struct
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -64,6 +65,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.metadata = []
         self.time_left = []
         self.models = ["embedding", "embedder"]
+        self.labels = []
         self.ready, self.has_servers = True, True  # not while a manager starts or ends
         self.asked = 0
         self.cancelled = 0
@@ -119,6 +121,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         if request.name == "embedder":
             # Another model's width, as in a repository written by hand.
             config.parameters["dimensions"].string_value = "7"
+        if self.labels:
+            config.parameters["labels"].string_value = json.dumps(self.labels)
         return service_pb2.ModelConfigResponse(config=config)
 
 
