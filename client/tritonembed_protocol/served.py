@@ -67,8 +67,8 @@ class ServedModel:
 
     @property
     def with_vectors(self) -> tuple[str, ...]:
-        """Those of them that answer with vectors."""
-        return (self.name, self.chunks, self.embedder) if self.task == "embed" else ()
+        """Those of them that answer with vectors or scores."""
+        return self.name, self.chunks if self.task == "embed" else self.classify, self.embedder
 
 
 FIRST_MODEL = ServedModel()

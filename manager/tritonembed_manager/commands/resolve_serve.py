@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import typer
 
@@ -34,7 +34,7 @@ from tritonembed_manager.server.settings import (
     resolve_reference,
     resolve_tokenizer_instances,
 )
-from tritonembed_protocol.served import FIRST
+from tritonembed_protocol.served import FIRST, Task
 from tritonembed_protocol.tls import GRPCS
 
 
@@ -92,9 +92,18 @@ def _entries(context: typer.Context, options: ServeOptions, attaching: str | Non
     if not attaching:
         return chosen_models(context, options.model, options.models, options.task, fetch=True)
     first, *more = given_models(context, options.model) or [FIRST]
-    task = options.task
-    entries = [ModelEntry(first, task=task), *(ModelEntry(name, name, task=task) for name in more)]
+    entries = [_attached(first, options.task, is_first=True), *(_attached(name, options.task) for name in more)]
     return checked(entries, "--model"), "--model"
+
+
+def _attached(given: str, task: Task | None, *, is_first: bool = False) -> ModelEntry:
+    """A model of attached servers, from NAME or NAME=TASK. task: of models that name none."""
+    name, _, own = given.rpartition("=")
+    tasks: tuple[Task, ...] = get_args(Task)
+    for one in tasks:
+        if name and own == one:
+            given, task = name, one
+    return ModelEntry(given, None if is_first else given, task=task)
 
 
 def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:

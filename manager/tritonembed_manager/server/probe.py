@@ -1,7 +1,8 @@
 """Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import grpc
@@ -38,6 +39,7 @@ QUERY = "which model is it?"
 _LEAST = {"embed": HEADER + 1, "score": 4}
 """Bytes of an answer with one vector or score."""
 _ANY_TOKEN = bytes(4)
+_NONE: Mapping[str, str] = MappingProxyType({})
 _CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
 _OPTIONS = (
@@ -113,6 +115,8 @@ class GrpcProbe:
         """
         self._address = address
         self._model = model
+        # Logits tell models apart; a sigmoid can flatten them.
+        self._parameters = {"activation": "none"} if model.task == "score" else _NONE
         self._tls = tls
         self._connect()
 
@@ -169,7 +173,7 @@ class GrpcProbe:
             inputs = {"text": texts}
             if self._model.task == "score":
                 inputs["query"] = [QUERY.encode()] * len(texts)
-            request = _infer_request(self._model.name, inputs, self._model.output, timeout)
+            request = _infer_request(self._model.name, inputs, self._model.output, timeout, self._parameters)
             answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -244,13 +248,17 @@ def _content_of(answer: Any, name: str) -> bytes:
     raise ProbeError(f"it answered without an {name.replace('_', ' ')}", answered=True)
 
 
-def _infer_request(model: str, inputs: dict[str, list[bytes]], output: str, timeout: float) -> bytes:
+def _infer_request(
+    model: str, inputs: dict[str, list[bytes]], output: str, timeout: float, parameters: Mapping[str, str] = _NONE
+) -> bytes:
     """inputs: BYTES tensors [elements, 1]."""
     request = service_pb2.ModelInferRequest(model_name=model)
     for tensor, elements in inputs.items():
         request.inputs.add(name=tensor, datatype="BYTES", shape=[len(elements), 1])
         request.raw_input_contents.append(frame(elements))
     request.outputs.add(name=output)
+    for name, value in parameters.items():
+        request.parameters[name].string_param = value
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
     request.parameters["priority"].uint64_param = _FIRST
     encoded: bytes = request.SerializeToString()
@@ -268,10 +276,10 @@ def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
 
 
 def _vectors(content: bytes, model: ServedModel) -> Vectors:
-    """The vectors of an answer; of a model that scores, the logits of each pair."""
+    """The vectors of an answer. A model that scores has one: all logits, because a single number has no direction."""
     try:
         if model.task == "score":
-            return np.frombuffer(content, "<f4").reshape(len(SENTENCES), -1)
+            return np.frombuffer(content, "<f4").reshape(1, -1)
         return unframe_vectors(content, len(SENTENCES), OUTPUT_TYPES["float"].dtype).copy()
     except Exception:
         raise ProbeError("its answer does not have a vector for each sentence", answered=True) from None

@@ -16,6 +16,7 @@ print(*sorted(ours))
 
 def test_the_exported_names_are_these():
     assert tritonembed.__all__ == [
+        "Activation",
         "AsyncEmbeddingClient",
         "AuthenticationError",
         "CancelledError",
@@ -32,6 +33,8 @@ def test_the_exported_names_are_these():
         "OverloadedError",
         "PolicyName",
         "Priority",
+        "Ranking",
+        "ScoreResult",
         "ServerError",
         "ServerInfo",
         "SparseVector",

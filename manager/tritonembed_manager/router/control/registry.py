@@ -258,8 +258,9 @@ class UpstreamRegistry:
     def answered(self, upstream: Upstream, vectors: Vectors, space: str = "") -> None:
         """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown."""
         upstream.failures = 0
-        if (upstream.space, upstream.dimensions) != (space, vectors.shape[1]):
-            upstream.space, upstream.dimensions = space, vectors.shape[1]
+        dimensions = vectors.shape[1] if upstream.model.task == "embed" else 0
+        if (upstream.space, upstream.dimensions) != (space, dimensions):
+            upstream.space, upstream.dimensions = space, dimensions
             self._changed()
         answer = Fingerprint(vectors, space)
         if upstream.state in (ServerState.DRAINING, ServerState.FAILED, ServerState.UNLOADED):

@@ -71,7 +71,7 @@ class Envelope:
     own: list[Span] = field(default_factory=list)
     """Where the id and the timeout are: requests that ask for the same differ only there."""
     rows: int = 0
-    """Elements of the request's BYTES inputs."""
+    """Elements of its longest BYTES input: pairs are a query and a text each."""
     cut: int = 0
     """Bytes of these elements that no model reads, because each is cut off at the longest text; see window.py."""
     chunked: bool = False
@@ -281,15 +281,15 @@ def _refuse_shared_memory(fields: Fields, message: bytes, at: int, end: int) -> 
 
 
 def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tuple[int, int]:
-    """The number of elements in the BYTES inputs, and the bytes of them that no model reads. Raises Refused."""
+    """The elements of the longest BYTES input, and the bytes of all of them that no model reads. Raises Refused."""
     if raw and len(raw) != len(inputs):
         raise Refused(f"the request has {len(inputs)} inputs, and raw_input_contents of {len(raw)}")
-    elements = cut = 0
+    rows = elements = cut = 0
     for index, tensor in enumerate(inputs):
         expected = _elements(tensor)
         is_bytes = tensor.datatype == b"BYTES"
         if is_bytes:
-            elements += expected
+            rows, elements = max(rows, expected), elements + expected
             if elements > MOST_ELEMENTS:
                 raise Refused(f"input {_shown(tensor.name)}: more than {MOST_ELEMENTS} elements in one request")
         if not raw:
@@ -317,7 +317,7 @@ def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tupl
                 f"input {_shown(tensor.name)}: its raw content has {end - start} bytes, its shape and datatype "
                 f"{size * expected}"
             )
-    return elements, cut
+    return rows, cut
 
 
 def _elements(tensor: _Input) -> int:

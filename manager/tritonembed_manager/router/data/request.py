@@ -135,13 +135,13 @@ def forwarded(metadata: Metadata) -> Metadata | None:
 
 _OUTPUT, _RAW = 5 << 3 | BYTES, 6 << 3 | BYTES
 """First byte of the fields `outputs` and `raw_output_contents`."""
-_VECTORS, _TOKENS = b"\x0a\x09embedding", b"\x0a\x0anum_tokens"
+_VECTORS, _TOKENS, _SCORES = b"\x0a\x09embedding", b"\x0a\x0anum_tokens", b"\x0a\x05score"
 """First bytes of an output: field 1 (name), with its length. Triton writes that field first."""
 _MOST_FIELDS = 64
 """An answer of the ensemble has seven fields: name, version, id, two outputs and two raw contents. A broken server may
 send millions."""
 _HEADER = 4
-_INT32 = np.dtype("<i4")
+_INT32, _FP32 = np.dtype("<i4"), np.dtype("<f4")
 
 
 class BrokenAnswer(ValueError):
@@ -152,7 +152,8 @@ def read_answer(answer: bytes | None, rows: int) -> int:
     """The sum of `num_tokens` in an answer; 0 if the answer has none (not every caller asks for them).
 
     answer: None if gRPC had none. rows: elements of the request's BYTES inputs, 0 if there are none. The answer must
-    hold `rows` vectors, all of one size, and `rows` token counts. Raises BrokenAnswer.
+    hold `rows` vectors, all of one size, or finite scores, as many for each row; and `rows` token counts. Raises
+    BrokenAnswer.
     """
     if not answer:
         raise BrokenAnswer("an empty answer")
@@ -168,6 +169,8 @@ def read_answer(answer: bytes | None, rows: int) -> int:
             continue
         if answer.startswith(_VECTORS, start) and answer.find(b"BYTES", start, stop) > 0:
             _check_vectors(answer, at, end, rows)
+        elif answer.startswith(_SCORES, start) and answer.find(b"FP32", start, stop) > 0:
+            _check_scores(answer, at, end, rows)
         elif answer.startswith(_TOKENS, start) and answer.find(b"INT32", start, stop) > 0:
             if end - at != rows * _INT32.itemsize:
                 raise BrokenAnswer(f"other than {rows} numbers of tokens")
@@ -207,6 +210,14 @@ def _check_vectors(answer: bytes, at: int, end: int, rows: int) -> None:
     last = end - stride
     if rest or size + _HEADER != stride or answer[at : at + _HEADER] != answer[last : last + _HEADER]:
         raise BrokenAnswer(f"other than {rows} vectors of one size")
+
+
+def _check_scores(answer: bytes, at: int, end: int, rows: int) -> None:
+    count, rest = divmod(end - at, rows * _FP32.itemsize)
+    if rest or not count:
+        raise BrokenAnswer(f"other than scores of {rows} rows")
+    if not np.isfinite(np.frombuffer(answer, _FP32, rows * count, at)).all():
+        raise BrokenAnswer("a score that is not finite")
 
 
 def _sum(answer: bytes, at: int, rows: int) -> int:

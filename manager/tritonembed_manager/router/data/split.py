@@ -1,7 +1,8 @@
 """Splits a large request by its rows, and joins the answers, without a difference to the answer of the whole request.
 
-Only a request whose rows have nothing to do with each other is split: one BYTES input in raw_input_contents, the
-outputs with a row per sentence, and parameters that hold for each row alone. All other requests go whole.
+Only a request whose rows have nothing to do with each other is split: BYTES inputs in raw_input_contents, with as many
+rows each (one input, or queries and texts), the outputs with a row per sentence, and parameters that hold for each row
+alone. All other requests go whole.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import TENSORS
 
-_OUTPUTS = {*TENSORS.values(), "num_tokens"}
+_OUTPUTS = {*TENSORS.values(), "num_tokens", "score"}
 _PARAMETERS = {
     *("truncate", "input_type", "prompt_name", "prompt", "instruction", "dimensions", "embedding_type", "normalize"),
-    *("outputs", "top_k", "sparse_threshold", "return_tokens"),
+    *("outputs", "top_k", "sparse_threshold", "return_tokens", "activation"),
     *("priority", "timeout", SPACE),
 }
 _NAME, _PARAMETER, _INPUT, _OUTPUT, _RAW = 1, 4, 5, 6, 7
@@ -31,16 +32,21 @@ _size_at = Struct("<I").unpack_from
 
 
 class Rows:
-    """A request that can be split."""
+    """A request that can be split. tensors, raw: its inputs, of as many rows each, and their contents.
 
-    def __init__(self, head: bytes, tensor: service_pb2.ModelInferRequest.InferInputTensor, raw: bytes) -> None:
+    Raises struct.error if a content is shorter than it says.
+    """
+
+    def __init__(
+        self, head: bytes, tensors: Sequence[service_pb2.ModelInferRequest.InferInputTensor], raw: Sequence[bytes]
+    ) -> None:
         self._head = head
-        self._tensor = tensor
+        self._tensors = tensors
         self._raw = raw
-        at, self._ends = 0, [0]
-        for _ in range(tensor.shape[0]):
-            at += 4 + _size_at(raw, at)[0]
-            self._ends.append(at)
+        rows = tensors[0].shape[0]
+        self._ends_of = [_ends(content, rows) for content in raw]
+        self._ends = [sum(ends) for ends in zip(*self._ends_of, strict=True)]
+        """Bytes of all inputs up to each row."""
         self._taken = 0
 
     @property
@@ -59,12 +65,33 @@ class Rows:
         while stop < len(ends) - 1 and ends[stop + 1] - ends[first] <= most:
             stop += 1
         self._taken = stop
-        begin, end = ends[first], ends[stop]
-        self._tensor.shape[0] = stop - first
-        tensor = field(_INPUT, self._tensor.SerializeToString())
-        message = b"".join((self._head, tensor, field(_RAW, self._raw[begin:end])))
-        sizes = (ends[row + 1] - ends[row] - 4 for row in range(first, stop))
-        return message, stop - first, end - begin, sum(max(size - MOST_PER_ROW, 0) for size in sizes)
+        parts = [self._head]
+        for tensor in self._tensors:
+            tensor.shape[0] = stop - first
+            parts.append(field(_INPUT, tensor.SerializeToString()))
+        for own, raw in zip(self._ends_of, self._raw, strict=True):
+            parts.append(field(_RAW, raw[own[first] : own[stop]]))
+        sizes = (own[row + 1] - own[row] - 4 for own in self._ends_of for row in range(first, stop))
+        unread = sum(max(size - MOST_PER_ROW, 0) for size in sizes)
+        return b"".join(parts), stop - first, ends[stop] - ends[first], unread
+
+
+def _ends(content: bytes, rows: int) -> list[int]:
+    """Where each row begins, and the end of the last. Raises struct.error if the content is shorter."""
+    at, ends = 0, [0]
+    for _ in range(rows):
+        at += 4 + _size_at(content, at)[0]
+        ends.append(at)
+    return ends
+
+
+def _inputs_of(served: ServedModel, model: str) -> set[str] | None:
+    """The inputs of a Triton model whose rows can be split; None for another one."""
+    if model == served.embedder:
+        return {"token_ids"}
+    if served.task == "score":
+        return {served.name: {"query", "text"}, served.classify: {"text"}}.get(model)
+    return {"text"} if model == served.name else None
 
 
 def rows_of(message: bytes, served: ServedModel = FIRST_MODEL) -> Rows | None:
@@ -93,15 +120,14 @@ def rows_of(message: bytes, served: ServedModel = FIRST_MODEL) -> Rows | None:
     except DecodeError:
         return None
     outputs = {output.name for output in rest.outputs}
-    input_of = {served.name: "text", served.embedder: "token_ids"}
     if (
-        len(tensors) != 1
-        or len(raw) != 1
-        or len(raw[0]) > MAX_REQUEST_BYTES
-        or tensors[0].name != input_of.get(model)
-        or tensors[0].datatype != "BYTES"
-        or tensors[0].parameters
-        or tensors[0].HasField("contents")
+        not tensors
+        or len(raw) != len(tensors)
+        or sum(map(len, raw)) > MAX_REQUEST_BYTES
+        or {tensor.name for tensor in tensors} != _inputs_of(served, model)
+        or len({tensor.name for tensor in tensors}) != len(tensors)
+        or len({tuple(tensor.shape) for tensor in tensors}) != 1
+        or any(tensor.datatype != "BYTES" or tensor.parameters or tensor.HasField("contents") for tensor in tensors)
         or list(tensors[0].shape[1:]) != [1]
         or not 1 < tensors[0].shape[0] <= MAX_BATCH_SIZE
         or not set(rest.parameters) <= _PARAMETERS
@@ -112,7 +138,7 @@ def rows_of(message: bytes, served: ServedModel = FIRST_MODEL) -> Rows | None:
     ):
         return None
     try:
-        return Rows(b"".join(head), tensors[0], raw[0])
+        return Rows(b"".join(head), tensors, raw)
     except StructError:
         return None
 

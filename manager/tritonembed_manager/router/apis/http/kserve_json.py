@@ -97,6 +97,8 @@ def _write_parameters(to: Any, parameters: dict[str, Any]) -> None:
 
 def _never_text(served: ServedModel) -> dict[str, tuple[str, ...]]:
     """By Triton model, the outputs that JSON can't hold."""
+    if served.task == "score":
+        return {served.tokenizer: ("token_ids",)}
     return {
         served.name: ("embedding",),
         served.chunks: ("chunk_embeddings", "chunk_spans"),

@@ -75,6 +75,8 @@ def read_model(asked: Any, names: ServedNames) -> ServedModel:
     found = names.find(asked) if asked else names
     if found is None:
         raise BadRequest(f"model: {NO_SUCH_MODEL}", "model", 404, "model_not_found")
+    if found.served.task == "score":
+        raise BadRequest(f"model: {found.model} scores pairs of a query and a text; it does not embed", "model")
     return found.served
 
 

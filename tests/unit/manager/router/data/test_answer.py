@@ -89,3 +89,22 @@ def test_damaged_answers_are_refused_quickly():
         with pytest.raises(BrokenAnswer):
             read_answer(endless * 4_000_000, 3)
     assert time.process_time() - began < 1
+
+
+def scored(content, rows):
+    response = service_pb2.ModelInferResponse(model_name="rerank")
+    response.outputs.add(name="score", datatype="FP32", shape=[rows, 1])
+    response.outputs.add(name="num_tokens", datatype="INT32", shape=[rows, 1])
+    response.raw_output_contents[:] = [content, np.full(rows, 5, "<i4").tobytes()]
+    return response.SerializeToString()
+
+
+@pytest.mark.parametrize("labels", [1, 3])
+def test_scores_have_any_number_of_labels(labels):
+    assert read_answer(scored(np.ones((4, labels), "<f4").tobytes(), 4), 4) == 20
+
+
+@pytest.mark.parametrize("content", [b"", bytes(12), bytes(15), np.array([1, np.nan, 1, 1], "<f4").tobytes()])
+def test_broken_scores_are_refused(content):
+    with pytest.raises(BrokenAnswer, match="score"):
+        read_answer(scored(content, 4), 4)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from tests.fakes.triton import infer_request, infer_response, texts, vector
 from tritonclient.grpc import service_pb2
@@ -10,6 +11,7 @@ from tritonembed_manager.router.data.envelope import read_envelope
 from tritonembed_manager.router.data.request import BrokenAnswer
 from tritonembed_manager.router.data.split import join, rows_of
 from tritonembed_manager.router.data.window import MOST_PER_ROW
+from tritonembed_protocol.framing import frame, unframe
 from tritonembed_protocol.served import ServedModel
 
 SENTENCES = [b"sentence %d" % number * (1 + number % 7) for number in range(100)]
@@ -136,3 +138,55 @@ def test_requests_for_another_model_are_split_by_its_own_names():
     as_ids(request)
     request.model_name = "bge_embedder"
     assert rows_of(request.SerializeToString(), ServedModel("bge")) is not None
+
+
+SCORES = ServedModel("rerank", "score")
+QUERIES = [b"query %d" % (number % 3) * (1 + number % 5) for number in range(100)]
+
+
+def pairs(queries=QUERIES, sentences=SENTENCES, model="rerank"):
+    request = service_pb2.ModelInferRequest(model_name=model)
+    for name, rows in (("query", queries), ("text", sentences)):
+        request.inputs.add(name=name, datatype="BYTES", shape=[len(rows), 1])
+        request.raw_input_contents.append(frame(rows))
+    for name in ("score", "num_tokens"):
+        request.outputs.add(name=name)
+    request.parameters["activation"].string_param = "none"
+    return request
+
+
+@pytest.mark.parametrize("most", [1, 100, 1000, 1 << 20])
+def test_pairs_stay_together(most):
+    rows = rows_of(pairs().SerializeToString(), SCORES)
+    found = {"query": [], "text": []}
+    while rows.left:
+        message, count, size, _ = rows.take(most)
+        assert size <= most or count == 1
+        assert read_envelope(message).rows == count
+        part = service_pb2.ModelInferRequest.FromString(message)
+        assert part.parameters["activation"].string_param == "none"
+        for tensor, content in zip(part.inputs, part.raw_input_contents, strict=True):
+            assert list(tensor.shape) == [count, 1]
+            found[tensor.name] += unframe(content)
+    assert found == {"query": QUERIES, "text": SENTENCES}
+
+
+def test_texts_without_their_queries_go_whole():
+    request = pairs()
+    del request.inputs[0], request.raw_input_contents[0]
+    assert rows_of(request.SerializeToString(), SCORES) is None
+    request.model_name = "classify"
+    assert rows_of(request.SerializeToString(), SCORES) is not None
+    assert rows_of(pairs(QUERIES[:50]).SerializeToString(), SCORES) is None
+    assert rows_of(pairs().SerializeToString()) is None
+
+
+def test_scores_are_joined():
+    def scored(values):
+        response = service_pb2.ModelInferResponse(model_name="rerank")
+        response.outputs.add(name="score", datatype="FP32", shape=[len(values), 2])
+        response.raw_output_contents.append(np.array(values, "<f4").tobytes())
+        return response.SerializeToString()
+
+    values = [[1, 2], [3, 4], [5, 6]]
+    assert join([scored(values[:1]), scored(values[1:])], [1, 2]) == scored(values)

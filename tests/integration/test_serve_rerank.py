@@ -1,0 +1,137 @@
+"""An embedding model and a reranker in one real Triton server, and a manager in front: scores are CrossEncoder's."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import CrossEncoder
+from tests.integration.serve import Serve, running_server, serving
+from tests.models import ModelShelf
+
+from tritonembed import EmbeddingClient, InvalidArgumentError, ModelNotFoundError
+from tritonembed.cli.app import run
+from tritonembed_perf.families import rerankers
+from tritonembed_perf.server import RunningServer
+
+QUERY = "how do I bake bread?"
+TEXTS = ["Bread is baked in an oven.", "The train is late.", "naïve café 中文", "bread " * 300, ""]
+CLOSE = 2e-6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BERT with one label, random weights."""
+    folder = tmp_path_factory.mktemp("reranker") / "ranker"
+    folder.mkdir()
+    rerankers.ce_bert(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, shelf: ModelShelf) -> Iterator[RunningServer]:
+    """The reranker is the direct executor's, and compared with transformers at load."""
+    more = ["--model", f"ranker={folder}", "--device", "cpu", "--workers", "1"]
+    with running_server(str(shelf("bert")), more) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def manager(server: RunningServer) -> Iterator[Serve]:
+    options = ("--server", server.target, "--model=minilm", "--model=ranker=score")
+    with serving(*options) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def oracle(folder: Path) -> CrossEncoder:
+    return CrossEncoder(str(folder), device="cpu")
+
+
+@pytest.fixture(params=["server", "manager"])
+def client(request: pytest.FixtureRequest, server: RunningServer, manager: Serve) -> Iterator[EmbeddingClient]:
+    """Of the server itself, and through the manager."""
+    target = server.target if request.param == "server" else manager.target
+    with EmbeddingClient(target, score_model="ranker") as opened:
+        yield opened
+
+
+def test_scores_are_those_of_cross_encoder(client: EmbeddingClient, oracle: CrossEncoder) -> None:
+    wanted = oracle.predict([(QUERY, text) for text in TEXTS])
+    found = client.score(QUERY, TEXTS, batch_size=2)
+    np.testing.assert_allclose(found.scores[:, 0], wanted, atol=CLOSE)
+    assert found.labels == ("LABEL_0",)
+    assert found.num_tokens[3] == oracle.max_seq_length
+    logits = oracle.predict([(QUERY, text) for text in TEXTS], activation_fn=torch.nn.Identity())
+    np.testing.assert_allclose(client.score(QUERY, TEXTS, activation="none").scores[:, 0], logits, atol=CLOSE)
+    best = client.rerank(QUERY, TEXTS, top_n=2)
+    assert best.indices.tolist() == np.argsort(-wanted, kind="stable")[:2].tolist()
+
+
+def test_the_same_server_embeds_too(client: EmbeddingClient) -> None:
+    found = client.embed(["a text"])
+    assert found.embeddings.shape[0] == 1
+    scores = client.score(QUERY, ["a text"])
+    assert scores.scores.shape == (1, 1)
+
+
+def test_bad_pairs_are_refused_in_one_line_and_the_next_are_answered(client: EmbeddingClient) -> None:
+    with pytest.raises(InvalidArgumentError, match="query: sentence 0 leaves no room for a text"):
+        client.score("bread " * 300, TEXTS)
+    with pytest.raises(InvalidArgumentError, match="text: sentence 3 has, with its query, more tokens"):
+        client.score(QUERY, TEXTS, truncate="NONE")
+    with pytest.raises(InvalidArgumentError, match="instruction: the model has no template"):
+        client.score(QUERY, TEXTS, instruction="x")
+    assert client.score(QUERY, TEXTS).scores.shape == (len(TEXTS), 1)
+
+
+def test_a_model_does_only_what_it_is_for(server: RunningServer) -> None:
+    with EmbeddingClient(server.target, model="ranker") as client, pytest.raises(InvalidArgumentError):
+        client.embed(["a text"])
+    with EmbeddingClient(server.target) as client, pytest.raises(ModelNotFoundError):
+        client.rerank(QUERY, TEXTS)
+
+
+def test_scores_come_as_numbers_in_kserves_json(manager: Serve, oracle: CrossEncoder) -> None:
+    body = {
+        "inputs": [
+            {"name": name, "datatype": "BYTES", "shape": [2, 1], "data": rows}
+            for name, rows in (("query", [QUERY] * 2), ("text", TEXTS[:2]))
+        ]
+    }
+    url = f"http://127.0.0.1:{manager.http_port}/v2/models/ranker/infer"
+    with urllib.request.urlopen(urllib.request.Request(url, json.dumps(body).encode()), timeout=60) as answer:
+        outputs = {output["name"]: output for output in json.load(answer)["outputs"]}
+    assert outputs["score"]["datatype"] == "FP32"
+    wanted = oracle.predict([(QUERY, text) for text in TEXTS[:2]])
+    np.testing.assert_allclose(outputs["score"]["data"], wanted, atol=CLOSE)
+
+
+def test_the_manager_lists_its_task(manager: Serve) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{manager.http_port}/v1/models", timeout=60) as answer:
+        listed = {model["id"]: model for model in json.load(answer)["data"]}
+    assert listed["minilm"]["task"] == "embed"
+    assert (listed["ranker"]["task"], listed["ranker"]["dimensions"]) == ("score", None)
+
+
+def test_a_reranker_asked_to_embed_says_what_it_does(manager: Serve) -> None:
+    body = json.dumps({"model": "ranker", "input": "a text"}).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{manager.http_port}/v1/embeddings", body)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=60)
+    assert caught.value.code == 400
+    message = json.load(caught.value)["error"]["message"]
+    assert message == "model: ranker scores pairs of a query and a text; it does not embed"
+
+
+def test_the_command_ranks(server: RunningServer, capsys: pytest.CaptureFixture[str], oracle: CrossEncoder) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(["rerank", QUERY, *TEXTS[:2], "--model", "ranker", "--server", server.target, "--json"])
+    assert ended.value.code == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    wanted = oracle.predict([(QUERY, text) for text in TEXTS[:2]])
+    np.testing.assert_allclose([line["score"] for line in lines], sorted(wanted, reverse=True), atol=CLOSE)
