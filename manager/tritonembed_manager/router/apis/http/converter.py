@@ -34,6 +34,7 @@ from tritonembed_manager.router.apis.http.tei_tokens_request import read_decode,
 from tritonembed_manager.router.apis.http.vector_requests import Prepared, VectorsRequest, prepare
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import ServedModel
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,10 @@ def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
 
 
 def _kserve(
-    body: bytes, header_length: int | None, model: str, version: str, served: str, of_litellm: bool = False
+    body: bytes, header_length: int | None, model: str, version: str, served: dict[str, Any], of_litellm: bool = False
 ) -> Converted:
     """info: which outputs are binary, and which are numbers; see InferRequest."""
-    return _of(read_infer(body, header_length, model, version, of_litellm, served))
+    return _of(read_infer(body, header_length, model, version, of_litellm, ServedModel(**served)))
 
 
 def _raw(body: bytes, metadata: str, version: str) -> Converted:

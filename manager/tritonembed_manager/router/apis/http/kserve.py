@@ -6,6 +6,7 @@ and no server needs an HTTP port.
 
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -182,7 +183,7 @@ class KServe:
             encoded = metadata.SerializeToString().hex()
             return await self._converter.convert("raw", chunks, json_size=0, metadata=encoded, version=model.version)
         size = None if length is None else int(length)
-        served = (self._names.of_part(model.name) or self._names).served.name
+        served = asdict((self._names.of_part(model.name) or self._names).served)
         return await self._converter.convert(
             "kserve",
             chunks,

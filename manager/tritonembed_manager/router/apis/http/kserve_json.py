@@ -36,7 +36,7 @@ from tritonembed_manager.router.apis.http.vectors_as_numbers import (
 )
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY
 from tritonembed_protocol.framing import frame
-from tritonembed_protocol.served import FIRST, ServedModel
+from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -131,11 +131,11 @@ def read_request(
     model: str,
     version: str,
     of_litellm: bool = False,
-    served: str = FIRST,
+    served: ServedModel = FIRST_MODEL,
 ) -> InferRequest:
     """header_length: bytes of the JSON; None if the whole body is JSON. of_litellm: see litellm.py.
 
-    served: the ensemble of the served model.
+    served: the model.
 
     Raises BadRequest, and UnicodeEncodeError if a string has no UTF-8 form.
     """
@@ -147,7 +147,7 @@ def read_request(
         header = to_kserve(header)
     request = _read(header, memoryview(body)[end:], model, version)
     asked = list(request.binary)
-    for output in _never_text(ServedModel(served)).get(model, ()):
+    for output in _never_text(served).get(model, ()):
         if output in request.numbers.names or (request.numbers.names and not asked):
             continue
         if (not asked or output in asked) and not request.is_binary(output):

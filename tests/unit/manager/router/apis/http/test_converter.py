@@ -42,7 +42,7 @@ def infer(converter, body, header_length=None):
         header_length=header_length,
         model="embedding",
         version="",
-        served="embedding",
+        served={"name": "embedding"},
     )
 
 
