@@ -99,7 +99,7 @@ def test_an_unexpected_error_is_one_line_too(command, monkeypatch):
     def broken(*_arguments):
         raise LookupError("no idea")
 
-    monkeypatch.setattr("tritonembed.cli.embed.open_source", broken)
+    monkeypatch.setattr("tritonembed.cli.sources.open_source", broken)
     assert command("embed", "-i", "-") == (1, "tritonembed: unexpected LookupError: no idea\n")
 
 
