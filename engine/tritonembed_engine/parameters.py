@@ -71,7 +71,7 @@ def _parse(raw: str) -> EmbedParameters:
     _check_prompt(given)
     for name, least in (("dimensions", 1), ("chunk_tokens", 1), ("chunk_overlap", 0), ("top_k", 1)):
         if name in given:
-            _check_number(name, given[name], least)
+            check_number(name, given[name], least)
     for name in ("chunk_tokens", "chunk_overlap"):
         if name in given and given.get("truncate") != "CHUNK":
             raise InvalidArgument(name, "needs truncate=CHUNK")
@@ -147,7 +147,8 @@ def _read_threshold(value: Any) -> float:
     return float(value)
 
 
-def _check_number(name: str, value: Any, least: int) -> None:
+def check_number(name: str, value: Any, least: int) -> None:
+    """Raise InvalidArgument if a parameter's value is no whole number of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidArgument(name, "must be an integer")
     if value < least:

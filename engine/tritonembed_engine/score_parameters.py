@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.parameters import LONGEST_KEPT, without_tritons
+from tritonembed_engine.parameters import LONGEST_KEPT, check_number, without_tritons
 from tritonembed_protocol.types import ACTIVATIONS, SCORE_TRUNCATE
 
 
@@ -17,6 +17,8 @@ class ScoreParameters:
     """The end that a text loses if a pair is too long; NONE refuses it. A query is never cut."""
     activation: str | None = None
     instruction: str | None = None
+    max_text_tokens: int | None = None
+    """The most tokens of a text, if the model takes more."""
     embedding_space: str | None = None
     """The model whose scores they must be."""
 
@@ -40,11 +42,15 @@ def _parse(raw: str) -> ScoreParameters:
         if name not in ScoreParameters.__dataclass_fields__:
             known = ", ".join(ScoreParameters.__dataclass_fields__)
             raise InvalidArgument(repr(name[:40]), f"unknown parameter of a reranker; known are {known}")
-        if not isinstance(value, str):
+        if name == "max_text_tokens":
+            check_number(name, value, 1)
+        elif not isinstance(value, str):
             raise InvalidArgument(name, "must be a string")
     for name, allowed in (("truncate", SCORE_TRUNCATE), ("activation", ACTIVATIONS)):
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")
+    if "max_text_tokens" in given and given.get("truncate") == "NONE":
+        raise InvalidArgument("max_text_tokens", "cuts texts: truncate can't be NONE")
     if not given.get("instruction", "x").strip():
         raise InvalidArgument("instruction", "must not be empty")
     return ScoreParameters(**given)

@@ -88,6 +88,8 @@ class PairTokenizer:
         if self._template is not None:
             decoded = [self._template.fill_text(text) for text in decoded]
         rooms = [self._limit - self._layout.tokens - len(ids_of_queries[query]) for query in queries]
+        if parameters.max_text_tokens is not None:
+            rooms = [min(room, parameters.max_text_tokens) for room in rooms]
         truncate = cast(Truncate, parameters.truncate or self._truncate)
         found = self._texts.encode_bare(decoded, max(rooms), truncate)
         return [

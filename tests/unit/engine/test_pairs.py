@@ -114,6 +114,17 @@ def test_start_keeps_the_end_of_a_text_and_all_of_the_query(bert: PairTokenizer)
     assert kept[-len(tail) :] == tail
 
 
+def test_a_text_can_have_fewer_tokens_than_there_is_room_for(bert: PairTokenizer) -> None:
+    jobs = [([b"one two three"], [b"a query"], ScoreParameters(max_text_tokens=1))]
+    [cut] = bert.encode_requests(jobs)
+    whole = encode(bert, "a query", ["one two three"])
+    assert isinstance(cut, list)
+    assert isinstance(whole, list)
+    ids, all_ids = (np.frombuffer(one, "<i4") for one in (cut[0], whole[0]))
+    text = [token for token in all_ids.tolist() if token >> TYPE_BIT]
+    assert ids.tolist() == [*(token for token in all_ids.tolist() if not token >> TYPE_BIT), text[0], text[-1]]
+
+
 def test_a_query_is_tokenized_once_per_request(bert: PairTokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenized: list[str] = []
     before = bert._texts.encode_bare

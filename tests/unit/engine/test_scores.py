@@ -40,6 +40,8 @@ def test_parameters_of_scores() -> None:
         ('{"activation": "relu"}', "activation: must be one of none, sigmoid, softmax"),
         ('{"truncate": "CHUNK"}', "truncate: must be one of END, START, NONE"),
         ('{"truncate": 1}', "truncate: must be a string"),
+        ('{"max_text_tokens": 0}', "max_text_tokens: must be at least 1"),
+        ('{"max_text_tokens": 3, "truncate": "NONE"}', "max_text_tokens: cuts texts"),
         ('{"instruction": " "}', "instruction: must not be empty"),
         ('{"dimensions": 3}', "'dimensions': unknown parameter of a reranker; known are truncate, activation"),
     ],

@@ -24,7 +24,7 @@ from tritonembed_protocol.types import TENSORS
 _OUTPUTS = {*TENSORS.values(), "num_tokens", "score"}
 _PARAMETERS = {
     *("truncate", "input_type", "prompt_name", "prompt", "instruction", "dimensions", "embedding_type", "normalize"),
-    *("outputs", "top_k", "sparse_threshold", "return_tokens", "activation"),
+    *("outputs", "top_k", "sparse_threshold", "return_tokens", "activation", "max_text_tokens"),
     *("priority", "timeout", SPACE),
 }
 _NAME, _PARAMETER, _INPUT, _OUTPUT, _RAW = 1, 4, 5, 6, 7

@@ -30,6 +30,8 @@ from tritonembed_manager.router.apis.http.openai import OpenAI
 from tritonembed_manager.router.apis.http.openapi import OpenApi
 from tritonembed_manager.router.apis.http.probes import Probes
 from tritonembed_manager.router.apis.http.prometheus import Metrics
+from tritonembed_manager.router.apis.http.rerank import CohereRerank, TeiScores, VllmScore
+from tritonembed_manager.router.apis.http.score_calls import ScoreCalls
 from tritonembed_manager.router.apis.http.status_page import History, StatusPage
 from tritonembed_manager.router.apis.http.tei import Tei
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
@@ -120,11 +122,15 @@ def make_app(
     app[CONNECTIONS] = Connections(limits)
     traced = tracing.over(dispatcher)
     calls = VectorCalls(traced, settings.names, bodies, converter, accept_ids=settings.accept_token_ids)
+    scores = ScoreCalls(traced, settings.names, bodies, converter)
     app[FORMS] = {}
     for part in (
         OpenAI(calls, settings.names, dispatcher.servers),
         Tei(calls, settings.names, dispatcher.servers),
         Cohere(calls),
+        CohereRerank(scores),
+        TeiScores(scores),
+        VllmScore(scores),
         Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
         KServeAdmin(dispatcher, bodies, settings.names, is_allowed=settings.admin),

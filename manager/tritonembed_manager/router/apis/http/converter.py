@@ -28,6 +28,7 @@ from tritonembed_manager.router.apis.http.errors import LONE_SURROGATE, BadReque
 from tritonembed_manager.router.apis.http.kserve_json import InferRequest, read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
 from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.score_requests import READERS, prepare_scores
 from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.tei_request import read_request as read_tei
 from tritonembed_manager.router.apis.http.tei_tokens_request import read_decode, read_tokenize
@@ -67,6 +68,24 @@ def _tei_tokenize(body: bytes, names: dict[str, Any]) -> Converted:
 def _tei_decode(body: bytes, names: dict[str, Any]) -> Converted:
     """info: see `_of_tokenizer`."""
     return _of_tokenizer(*read_decode(parse_object(body), ServedNames.from_json(names).served))
+
+
+def _score(kind: str) -> Callable[..., Converted]:
+    """A conversion of score_requests.py."""
+
+    def convert(body: bytes, names: dict[str, Any], **arguments: Any) -> Converted:
+        """info: the number of rows per message (counts), the Triton model, and what the answer needs (info)."""
+        asked = READERS[kind](parse_object(body), ServedNames.from_json(names), **arguments)
+        requests = list(prepare_scores(asked))
+        served = asked.model.served
+        info = {
+            "counts": [request.count for request in requests],
+            "model": served.classify if asked.queries is None else served.name,
+            "info": asked.info,
+        }
+        return Converted(info, [request.message for request in requests])
+
+    return convert
 
 
 def _of_tokenizer(output: str, requests: list[Prepared]) -> Converted:
@@ -120,6 +139,7 @@ _CONVERSIONS: dict[str, Callable[..., Converted]] = {
     "cohere": _cohere,
     "kserve": _kserve,
     "raw": _raw,
+    **{kind: _score(kind) for kind in READERS},
 }
 
 _MAX_MEMORY = 768 * 1024 * 1024

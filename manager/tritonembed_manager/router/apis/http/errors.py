@@ -20,6 +20,7 @@ from tritonembed_protocol.status import code_of_refusal, status_of
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _CODE = grpc.StatusCode
 _VECTORS = ("/infer", "/embeddings", "/embed", "/embed_sparse", "/embed_all", "/similarity")
+_SCORES = ("/rerank", "/predict", "/score")
 """Endings of the paths that answer with vectors."""
 _SERVER_ERROR = 500
 _ASK_A_BROWSER = 'Basic realm="tritonembed: any name, and a key as the password", charset="UTF-8"'
@@ -103,10 +104,10 @@ def counting(refused: Callable[[grpc.StatusCode], None]) -> Any:
 
 
 def is_for_vectors(request: web.Request) -> bool:
-    """Whether the request's route answers with vectors."""
+    """Whether the request's route answers with vectors or scores."""
     path = request.path.rstrip("/")
     # `POST /` is TEI's.
-    return request.method == "POST" and (not path or path.endswith(_VECTORS))
+    return request.method == "POST" and (not path or path.endswith(_VECTORS + _SCORES))
 
 
 def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:

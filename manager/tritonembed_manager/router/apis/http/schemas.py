@@ -87,6 +87,35 @@ _INFER = _object(
     inputs={"type": "array", "items": _TENSOR},
     outputs={"type": "array", "items": _object(["name"], name=_TEXT, parameters=_OBJECT)},
 )
+_NULL: Schema = {"type": "null"}
+_DOCUMENTS: Schema = {"type": "array", "items": {"oneOf": [_TEXT, _object(["text"], text=_TEXT)]}, "minItems": 1}
+_RERANK: dict[str, Schema] = {
+    "model": _TEXT,
+    "query": _TEXT,
+    "documents": _DOCUMENTS,
+    "top_n": _COUNT,
+    "return_documents": _BOOL,
+    "max_tokens_per_doc": _COUNT,
+    "priority": {"type": "integer"},
+}
+_TEI_SCORES: dict[str, Schema] = {
+    "model": _TEXT,
+    "raw_scores": _BOOL,
+    "truncate": _BOOL,
+    "truncation_direction": _choice("right", "left"),
+}
+_ROWS: Schema = {"type": "array", "items": {**_TEXTS, "maxItems": 2}, "minItems": 1}
+_SIDE: Schema = {"oneOf": [_TEXT, _TEXTS]}
+_SCORE = _object(
+    ["text_1", "text_2"],
+    model=_TEXT,
+    text_1=_SIDE,
+    text_2=_SIDE,
+    use_activation=_BOOL,
+    priority={"type": "integer"},
+    user=_TEXT,
+    encoding_format=_TEXT,
+)
 BODIES: dict[str, Schema] = {
     "/v1/embeddings": _OPENAI,
     "/embeddings": _OPENAI,
@@ -108,6 +137,12 @@ BODIES: dict[str, Schema] = {
         max_tokens={"type": "null"},
         priority={"type": "integer"},
     ),
+    "/v1/rerank": _object(["query", "documents"], **_RERANK, max_chunks_per_doc=_NULL, rank_fields=_NULL),
+    "/v2/rerank": _object(["query", "documents"], **_RERANK),
+    "/rerank": _object(["query", "texts"], query=_TEXT, texts=_TEXTS, return_text=_BOOL, **_TEI_SCORES),
+    "/predict": _object(["inputs"], inputs={"oneOf": [_TEXT, _TEXTS, _ROWS]}, **_TEI_SCORES),
+    "/score": _SCORE,
+    "/v1/score": _SCORE,
     "/v2/models/{model}/infer": _INFER,
     "/v2/models/{model}/versions/{version}/infer": _INFER,
     "/triton/embeddings": _INFER,

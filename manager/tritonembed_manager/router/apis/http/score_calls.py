@@ -1,0 +1,137 @@
+"""Calls for scores over HTTP, whichever API they came over: from a body to scores."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from aiohttp import web
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from tritonclient.grpc import service_pb2
+
+from tritonembed import ServerError
+from tritonembed.request import contents_of
+from tritonembed_manager.router.apis.callers import http_caller
+from tritonembed_manager.router.apis.http.bodies import Bodies
+from tritonembed_manager.router.apis.http.converter import Converter
+from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.score_requests import OUTPUTS
+from tritonembed_manager.router.apis.http.vector_calls import all_of
+from tritonembed_manager.router.data import spaces
+from tritonembed_manager.router.data.envelope import work_of
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.tracing import metadata_of
+from tritonembed_manager.router.interfaces import Dispatcher
+from tritonembed_protocol.framing import unframe
+
+_AT_ONCE = 8
+"""Concurrent requests of one call. They are admitted as one, and have one deadline."""
+_LABELS = "labels"
+"""The parameter of a model's configuration."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The answers to one call.
+
+    table: float32 [rows, labels]. tokens: of all rows. info: of the conversion of its body. texts: of the rows. model:
+    its name in the answer. labels: of the columns. space: as a header.
+    """
+
+    table: npt.NDArray[np.float32]
+    tokens: int
+    info: dict[str, Any]
+    texts: list[bytes]
+    model: str
+    labels: tuple[str, ...]
+    space: dict[str, str]
+
+    def ranked(self, top_n: int | None = None) -> list[tuple[int, float]]:
+        """Rows and their scores, the best first. Raises BadRequest if a row has several."""
+        if self.table.shape[1] != 1:
+            raise BadRequest(f"model: it has {self.table.shape[1]} labels; /predict gives all of them", "model")
+        order = np.argsort(-self.table[:, 0], kind="stable")[:top_n].tolist()
+        return [(row, float(self.table[row, 0])) for row in order]
+
+    def answer(self, found: Any) -> web.Response:
+        """The HTTP answer with this JSON."""
+        return web.json_response(found, headers=self.space)
+
+
+class ScoreCalls:
+    """Sends the pairs and texts of HTTP requests to the servers. names: of the models."""
+
+    def __init__(self, dispatcher: Dispatcher, names: ServedNames, bodies: Bodies, converter: Converter) -> None:
+        self._dispatcher = dispatcher
+        self._names = names
+        self._names_json = asdict(names)
+        self._bodies = bodies
+        self._converter = converter
+        self._labels: dict[str, tuple[str, ...]] = {}
+
+    @asynccontextmanager
+    async def score(self, request: web.Request, kind: str, **arguments: Any) -> AsyncIterator[Scores]:
+        """The scores for a request's body. kind: of the conversion. Raises BadRequest, DispatchError, ServerError."""
+        async with self._bodies.read_chunks(request) as chunks:
+            asked = await self._converter.convert(kind, chunks, names=self._names_json, **arguments)
+            answers = await self._infer(request, asked.messages)
+            table, tokens = _joined(answers, asked.info["counts"])
+            names = self._names.of_part(asked.info["model"]) or self._names
+            found = {spaces.in_answer(answer) for answer in answers}
+            labels = await self._labels_of(asked.info["model"], table.shape[1])
+            texts = [text for message in asked.messages for text in _texts_of(message)]
+            yield Scores(table, tokens, asked.info["info"], texts, names.model, labels, spaces.headers_of(found))
+
+    async def _infer(self, request: web.Request, messages: list[bytes]) -> list[bytes]:
+        metadata, caller = metadata_of(request.headers), http_caller(request)
+        places = asyncio.Semaphore(_AT_ONCE)
+        size, work = sum(map(len, messages)), sum(map(work_of, messages))
+        with self._dispatcher.admitted(size, timeout=None, caller=caller, work=work) as admitted:
+
+            async def send(message: bytes) -> bytes:
+                async with places:
+                    return await self._dispatcher.infer(
+                        message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
+                    )
+
+            if len(messages) == 1:
+                return [await send(messages[0])]
+            return await all_of([asyncio.ensure_future(send(message)) for message in messages])
+
+    async def _labels_of(self, model: str, count: int) -> tuple[str, ...]:
+        """The names of a model's labels, asked for once; numbers if no server tells them."""
+        if model not in self._labels:
+            asked = service_pb2.ModelConfigRequest(name=model).SerializeToString()
+            answer = service_pb2.ModelConfigResponse.FromString(
+                await self._dispatcher.call("ModelConfig", asked, timeout=None)
+            )
+            with suppress(ValueError, TypeError):
+                found = json.loads(answer.config.parameters[_LABELS].string_value)
+                self._labels[model] = tuple(map(str, found))
+        known = self._labels.get(model, ())
+        return known if len(known) == count else tuple(f"LABEL_{number}" for number in range(count))
+
+
+def _joined(answers: list[bytes], counts: list[int]) -> tuple[npt.NDArray[np.float32], int]:
+    """The scores of all rows, and the sum of their tokens. Raises ServerError."""
+    tables, tokens = [], 0
+    for answer, count in zip(answers, counts, strict=True):
+        try:
+            contents = contents_of(service_pb2.ModelInferResponse.FromString(answer), OUTPUTS)
+        except DecodeError:
+            raise ServerError("the server's answer is not a ModelInferResponse") from None
+        # The dispatcher has checked their sizes, and that scores are finite.
+        tables.append(np.frombuffer(contents["score"], "<f4").reshape(count, -1))
+        tokens += int(np.frombuffer(contents["num_tokens"], "<i4").sum())
+    if len({table.shape[1] for table in tables}) > 1:
+        raise ServerError("the servers' models have different labels")
+    return np.concatenate(tables), tokens
+
+
+def _texts_of(message: bytes) -> list[bytes]:
+    """The texts are the last input of a request."""
+    return unframe(service_pb2.ModelInferRequest.FromString(message).raw_input_contents[-1])

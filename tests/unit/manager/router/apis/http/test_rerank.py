@@ -1,0 +1,188 @@
+"""Cohere's, text-embeddings-inference's and vLLM's routes for scores, by hand."""
+
+import json
+
+import grpc
+import numpy as np
+import pytest
+from tests.unit.manager.router.apis.http.conftest import MODEL, running
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor
+
+from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.served import FIRST_OF_TASK, ServedModel
+
+NAMES = ServedNames((MODEL,), served=FIRST_OF_TASK["score"])
+DOCUMENTS = ["3", "9", "1", "5"]
+
+
+def inputs_of(request):
+    return {
+        tensor.name: [bytes(one).decode() for one in deserialize_bytes_tensor(content)]
+        for tensor, content in zip(request.inputs, request.raw_input_contents, strict=True)
+    }
+
+
+def scored(table, tokens):
+    answer = service_pb2.ModelInferResponse(model_name="rerank", model_version="1")
+    table = np.array(table, "<f4")
+    answer.outputs.add(name="score", datatype="FP32", shape=table.shape)
+    answer.outputs.add(name="num_tokens", datatype="INT32", shape=(len(table), 1))
+    answer.raw_output_contents.extend([table.tobytes(), np.array(tokens, "<i4").tobytes()])
+    return answer
+
+
+def by_number(request):
+    """The score of the text "7" is 7."""
+    found = inputs_of(request)["text"]
+    return scored([[float(text)] for text in found], [2] * len(found))
+
+
+@pytest.fixture
+async def serving(dispatcher):
+    async with running(dispatcher, names=NAMES) as found:
+        yield found
+
+
+@pytest.fixture
+def ranker(dispatcher):
+    dispatcher.answer = by_number
+    config = service_pb2.ModelConfigResponse()
+    config.config.parameters["labels"].string_value = json.dumps(["relevant"])
+    dispatcher.answers["ModelConfig"] = config
+    return dispatcher
+
+
+async def ask(serving, path, **body):
+    return await serving.post(path, data=json.dumps(body))
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/v2/rerank"])
+async def test_documents_are_ranked_as_coheres(serving, ranker, path):
+    answer = await ask(serving, path, model=MODEL, query="the query", documents=DOCUMENTS, top_n=2)
+    assert answer.status == 200
+    assert answer.body["results"] == [{"index": 1, "relevance_score": 9.0}, {"index": 3, "relevance_score": 5.0}]
+    assert (answer.body["model"], answer.body["usage"]["total_tokens"]) == (MODEL, 8)
+    assert answer.body["meta"]["billed_units"]["search_units"] == 1
+    [request] = ranker.requests
+    assert request.model_name == "rerank"
+    assert inputs_of(request) == {"query": ["the query"] * 4, "text": DOCUMENTS}
+
+
+async def test_documents_come_back_if_asked_for(serving, ranker):
+    documents = [{"text": "3"}, "ü9"]
+    ranker.answer = lambda request: scored([[1.0], [2.0]], [1, 1])
+    answer = await ask(serving, "/v1/rerank", query="q", documents=documents, return_documents=True)
+    assert [one["document"] for one in answer.body["results"]] == [{"text": "ü9"}, {"text": "3"}]
+
+
+async def test_tokens_per_document_are_a_parameter(serving, ranker):
+    await ask(serving, "/v2/rerank", query="q", documents=DOCUMENTS, max_tokens_per_doc=7)
+    assert ranker.requests[0].parameters["max_text_tokens"].int64_param == 7
+
+
+async def test_many_documents_are_ranked_over_several_requests(serving, ranker):
+    documents = [str(number) for number in np.random.default_rng(0).permutation(2500)]
+    answer = await ask(serving, "/v1/rerank", query="q", documents=documents)
+    assert [int(documents[one["index"]]) for one in answer.body["results"]] == list(range(2499, -1, -1))
+    assert sorted(request.inputs[0].shape[0] for request in ranker.requests) == [452, 1024, 1024]
+
+
+async def test_teis_rerank_gives_a_list(serving, ranker):
+    answer = await ask(serving, "/rerank", query="q", texts=DOCUMENTS, raw_scores=True, return_text=True)
+    assert answer.body[0] == {"index": 1, "score": 9.0, "text": "9"}
+    assert [one["index"] for one in answer.body] == [1, 3, 0, 2]
+    assert ranker.requests[0].parameters["activation"].string_param == "none"
+
+
+async def test_teis_predict_gives_labels(serving, ranker):
+    ranker.answers["ModelConfig"].config.parameters["labels"].string_value = '["bad", "good"]'
+    ranker.answer = lambda request: scored(
+        [[0.25, 0.75]] * request.inputs[0].shape[0], [1] * request.inputs[0].shape[0]
+    )
+    labels = [{"score": 0.75, "label": "good"}, {"score": 0.25, "label": "bad"}]
+    assert (await ask(serving, "/predict", inputs="a text")).body == labels
+    assert (await ask(serving, "/predict", inputs=[["a"], ["b"]])).body == [labels, labels]
+    assert (await ask(serving, "/predict", inputs=["a", "b"])).body == labels
+    assert [request.model_name for request in ranker.requests] == ["classify", "classify", "rerank"]
+    assert inputs_of(ranker.requests[2]) == {"query": ["a"], "text": ["b"]}
+
+
+async def test_vllms_score_keeps_the_order(serving, ranker):
+    answer = await ask(serving, "/score", text_1="q", text_2=DOCUMENTS)
+    assert [one["score"] for one in answer.body["data"]] == [3, 9, 1, 5]
+    assert answer.body["usage"]["prompt_tokens"] == 8
+    await ask(serving, "/v1/score", text_1=["a", "b"], text_2=["1", "2"], use_activation=False)
+    assert inputs_of(ranker.requests[1]) == {"query": ["a", "b"], "text": ["1", "2"]}
+    assert ranker.requests[1].parameters["activation"].string_param == "none"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/v1/rerank", {"query": "", "documents": ["a"]}, "query must be a string, and not empty"),
+        ("/v1/rerank", {"query": "q", "documents": []}, "documents must be a list, and not empty"),
+        ("/v1/rerank", {"query": "q", "documents": [3]}, "documents must be strings"),
+        ("/v2/rerank", {"query": "q", "documents": ["a"], "top_n": 0}, "top_n must be a whole number of at least 1"),
+        ("/v2/rerank", {"query": "q", "documents": ["a"], "texts": []}, "texts: there is no such field"),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "model": "other"}, "model: this server has no such model"),
+        ("/v1/rerank", {"query": "q", "documents": ["a"], "rank_fields": ["x"]}, "rank_fields: documents are read"),
+    ],
+)
+async def test_coheres_bad_input_is_one_line(serving, ranker, path, body, message):
+    answer = await ask(serving, path, **body)
+    assert answer.status in (400, 404)
+    assert answer.body["message"].startswith(message)
+    assert ranker.requests == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        ("/rerank", {"query": "q", "texts": "a"}, "texts must be a list, and not empty"),
+        ("/rerank", {"texts": ["a"]}, "query must be a string, and not empty"),
+        ("/rerank", {"query": "q", "texts": ["a"], "truncation_direction": "up"}, "truncation_direction must be"),
+        ("/predict", {"inputs": [["a", "b", "c"]]}, "inputs must be a text, a pair of texts"),
+        ("/predict", {"inputs": [["a"], ["b", "c"]]}, "inputs: pairs and texts alone must be in different requests"),
+        ("/predict", {"inputs": 3}, "inputs must be strings"),
+    ],
+)
+async def test_teis_bad_input_is_one_line(serving, ranker, path, body, message):
+    answer = await ask(serving, path, **body)
+    assert answer.status == 422
+    assert answer.body["error"].startswith(message)
+    assert answer.body["error_type"] == "Validation"
+
+
+async def test_vllms_sides_must_fit(serving, ranker):
+    answer = await ask(serving, "/score", text_1=["a", "b"], text_2=["1", "2", "3"])
+    assert answer.status == 400
+    assert answer.body["error"]["message"] == "text_1 has 2 texts, but text_2 has 3"
+
+
+async def test_a_refusal_of_the_servers_has_the_form_of_the_api(serving, ranker):
+    ranker.failure = DispatchError(grpc.StatusCode.INVALID_ARGUMENT, "query: sentence 0 leaves no room for a text")
+    answer = await ask(serving, "/v1/rerank", query="q", documents=["a"])
+    assert (answer.status, answer.body) == (400, {"message": "query: sentence 0 leaves no room for a text"})
+    answer = await ask(serving, "/rerank", query="q", texts=["a"])
+    assert answer.status == 422
+
+
+async def test_several_labels_can_not_be_ranked(serving, ranker):
+    ranker.answer = lambda request: scored([[0.2, 0.8]], [1])
+    answer = await ask(serving, "/v1/rerank", query="q", documents=["a"])
+    assert (answer.status, answer.body["message"]) == (400, "model: it has 2 labels; /predict gives all of them")
+
+
+async def test_an_embedding_model_says_what_it_does(dispatcher):
+    names = ServedNames((MODEL,), more=(ServedNames(("ranker",), served=ServedModel("ranker", "score")),))
+    dispatcher.answer = by_number
+    dispatcher.answers["ModelConfig"] = service_pb2.ModelConfigResponse()
+    async with running(dispatcher, names=names) as serving:
+        answer = await ask(serving, "/v1/rerank", query="q", documents=["a"], model=MODEL)
+        assert answer.body["message"] == f"model: {MODEL} embeds texts; it does not score pairs"
+        # Without a name, it is the first model that scores.
+        answer = await ask(serving, "/v1/rerank", query="q", documents=["7"])
+        assert answer.body["model"] == "ranker"
+        assert dispatcher.requests[0].model_name == "ranker"
