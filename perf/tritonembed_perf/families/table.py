@@ -20,7 +20,8 @@ model hub, no GPU. Every case is a folder in the layout of the hub's models, wit
   same norm. `refused`: the engine does not load the model, and the message says why. `no reference`:
   sentence-transformers does not load it either. `WRONG`: a vector differs, or the engine serves what
   sentence-transformers refuses. SPLADE's weights and the vectors of a ColBERT model's tokens are compared as one
-  vector per text.
+  vector per text; a reranker's logits, as vectors of one number per label, with those of its `CrossEncoder` or, for
+  Qwen3-Reranker, of the code on its card.
 * **Cosine.** The least over about 40 texts, from empty to far over the maximum, and over queries and passages.
 * **Executor.** What served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own,
   `transformers` is Hugging Face's model for families that vLLM lacks.
