@@ -34,3 +34,15 @@ def test_lengths_end_at_vllms_maximum(script: Script, shelf: ModelShelf) -> None
     done = script("engine", "precision", str(shelf("bert")), "--vllm", '{"max_model_len": 30}')
     assert done.returncode == 0, done.stderr[-1000:]
     assert re.findall(r"^ +(\d+) tokens: ", done.stdout, re.MULTILINE) == ["1", "2", "5", "10", "20", "30"]
+
+
+def test_the_outputs_per_token_have_a_share_of_the_rate_without_them(
+    script: Script, shelf: ModelShelf, tmp_path: Path
+) -> None:
+    report = tmp_path / "report.json"
+    done = script("token_outputs", "measure", str(shelf("bert")), "--shape", "4x16", "--json", str(report))
+    assert done.returncode == 0, done.stderr[-1000:]
+    rows = json.loads(report.read_text())["rows"]
+    assert [row["outputs"] for row in rows] == ["without", "sparse", "multi_vector", "sparse + multi_vector"]
+    assert rows[0]["share"] == 1.0
+    assert all(row["share"] > 0 and row["sentences_per_second"] > 0 for row in rows)
