@@ -13,7 +13,9 @@ from tritonembed_engine.errors import ModelError
 
 
 def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> dict[str, Any]:
-    """The report: executor, source, allowed, swaps, and rows of case, tokens and distance (1 - cosine).
+    """The report: executor, source, allowed, swaps, and rows of case, tokens and distance.
+
+    A distance is 1 - cosine, or if `of_scores` a difference in standard deviations of the logits.
 
     settings_json: the contents of model.json. write: a file for the reference. Raises ModelError.
     """
@@ -42,6 +44,7 @@ def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> di
         "source": reference.source,
         "dtype": dtype,
         "allowed": verdict.allowed,
+        "of_scores": reference.of_scores,
         "swaps": verdict.swaps,
         "right": verdict.is_right,
         "rows": rows,

@@ -98,19 +98,24 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("case", "tokens", "cosine", "")
+    of_scores = report["of_scores"]
+    table = Table("case", "tokens", "difference" if of_scores else "cosine", "")
     for column in table.columns[1:3]:
         column.justify = "right"
     for row in report["rows"]:
         right = row["distance"] <= report["allowed"]
-        table.add_row(row["case"], str(row["tokens"]), f"{1 - row['distance']:.7f}", "" if right else "WRONG")
+        shown = row["distance"] if of_scores else 1 - row["distance"]
+        table.add_row(row["case"], str(row["tokens"]), f"{shown:.7f}", "" if right else "WRONG")
     console = Console()
     console.print(table)
-    least = 1 - max(row["distance"] for row in report["rows"])
+    most, allowed = max(row["distance"] for row in report["rows"]), report["allowed"]
+    found = f"cosine {1 - most:.7f} and more (at least {1 - allowed:.4f} is asked)"
+    found += f", {report['swaps']} neighbours in another order"
+    if of_scores:
+        found = f"scores differ by at most {most:.7f} standard deviations ({allowed:.4f} are allowed)"
     verdict = "right" if report["right"] else "WRONG"
     console.print(
         f"{verdict}: {report['executor']} executor, {report['dtype']}, {len(report['rows'])} cases against"
-        f" {report['source']}: cosine {least:.7f} and more (at least {1 - report['allowed']:.4f} is asked),"
-        f" {report['swaps']} neighbours in another order",
+        f" {report['source']}: {found}",
         soft_wrap=True,
     )

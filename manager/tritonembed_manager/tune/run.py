@@ -158,4 +158,6 @@ def _model(options: TuneSettings) -> tuple["ModelFiles", int]:
         files = read_model_files(*model)
     except ModelError as error:
         raise StartError(f"--model: {error}") from None
+    if files.classifier is not None:
+        raise StartError(f"--model: {files.name} scores texts; tune measures embedding models")
     return files, max_batch_tokens(ModelSettings(model=settings.model), files, settings.device)

@@ -17,3 +17,20 @@ def test_the_exit_code_depends_on_whether_the_vectors_are_right(
     monkeypatch.setattr(verify, "_run", lambda *_: {"right": right, "rows": []})
     result = CliRunner().invoke(app, ["verify", str(shelf("bert")), "--device=cpu", "--json"])
     assert (result.exit_code, json.loads(result.output)["right"]) == (code, right)
+
+
+@pytest.mark.parametrize(
+    ("of_scores", "shown"),
+    [
+        (False, "cosine 0.9990000 and more (at least 0.9999 is asked), 2 neighbours in another order"),
+        (True, "scores differ by at most 0.0010000 standard deviations (0.0001 are allowed)"),
+    ],
+)
+def test_the_report_says_what_was_compared(
+    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, of_scores: bool, shown: str
+) -> None:
+    row = {"case": "a case", "tokens": 3, "distance": 0.001}
+    report = {"right": False, "of_scores": of_scores, "allowed": 0.0001, "swaps": 2, "rows": [row], "source": "it"}
+    monkeypatch.setattr(verify, "_run", lambda *_: {**report, "executor": "direct", "dtype": "float32"})
+    result = CliRunner().invoke(app, ["verify", str(shelf("bert")), "--device=cpu"])
+    assert f"WRONG: direct executor, float32, 1 cases against it: {shown}" in result.output
