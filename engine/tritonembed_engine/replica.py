@@ -44,7 +44,8 @@ class Asked:
 
     def __init__(self, triton: Any, *, skip: int = 0, normalize: bool = False) -> None:
         self.triton = triton
-        self.outputs: Sequence[str] = triton.requested_output_names()
+        # The backend gives a set, which nothing documents.
+        self.outputs = frozenset(triton.requested_output_names())
         self.elements = bytes_tensor(triton, "token_ids")
         self.rows = len(self.elements)
         self.skip, self.normalize = skip, normalize
@@ -138,7 +139,7 @@ class Replica:
         """What the request asks for, or the error that is its answer."""
         try:
             asked = self.ask(request)
-            return _SpaceAlone(asked.rows) if asked.outputs == [SPACE] else asked
+            return _SpaceAlone(asked.rows) if asked.outputs == {SPACE} else asked
         except Exception as error:
             return error
 
