@@ -75,6 +75,17 @@ SMALL: Options = {
 BERT: Options = {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536, "vocab": 30_522, "max_length": 512}
 
 
+_BERT_TOKENS: dict[str, Any] = {
+    "tokenizer_class": "BertTokenizerFast",
+    "do_lower_case": True,
+    "mask_token": "[MASK]",
+    "cls_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "pad_token": "[PAD]",
+    "unk_token": "[UNK]",
+}
+
+
 def write_bert(folder: str | Path, **options: "Unpack[Options]") -> Path:
     """BERT with the tokenizer of bert-base-uncased. vocab: at least its 30,522."""
     from transformers import BertConfig, BertModel
@@ -86,14 +97,28 @@ def write_bert(folder: str | Path, **options: "Unpack[Options]") -> Path:
         max_position_embeddings=max(512, chosen["max_length"]),
         initializer_range=chosen["weight_std"] or WEIGHT_STD,
     )
-    tokens = {"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"}
-    settings = {"tokenizer_class": "BertTokenizerFast", "do_lower_case": True, "mask_token": "[MASK]", **tokens}
-    return write_model(Path(folder), BertModel, config, Tokenizer.from_file(str(BERT_TOKENIZER)), settings, chosen)
+    tokenizer = Tokenizer.from_file(str(BERT_TOKENIZER))
+    return write_model(Path(folder), BertModel, config, tokenizer, _BERT_TOKENS, chosen)
 
 
 def write_preset(name: str, folder: str | Path, seed: int = 0) -> Path:
     """Write a model of BERT_SHAPES. Returns the folder."""
     return write_bert(folder, **BERT_SHAPES[name], seed=seed)
+
+
+def write_reranker(name: str, folder: Path, seed: int = 0) -> Path:
+    """Write a reranker with one label, of a shape of BERT_SHAPES. Returns the folder."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    chosen: Options = {**SMALL, **BERT, **BERT_SHAPES[name]}
+    config = BertConfig(**shape(chosen), initializer_range=chosen["weight_std"] or WEIGHT_STD, num_labels=1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        BertForSequenceClassification(config).save_pretrained(folder)
+    Tokenizer.from_file(str(BERT_TOKENIZER)).save(str(folder / "tokenizer.json"))
+    write_json(folder / "tokenizer_config.json", {**_BERT_TOKENS, "model_max_length": chosen["max_length"]})
+    return folder
 
 
 def cached_preset(name: str, cache: Path | None = None) -> Path:
@@ -190,8 +215,10 @@ def main() -> None:
     parser.add_argument("preset", choices=BERT_SHAPES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reranker", action="store_true", help="a reranker of this shape instead of an embedder")
     arguments = parser.parse_args()
-    write_preset(arguments.preset, arguments.folder, arguments.seed)
+    write = write_reranker if arguments.reranker else write_preset
+    write(arguments.preset, arguments.folder, arguments.seed)
     print(f"wrote {arguments.preset} with random weights to {arguments.folder}")
 
 
