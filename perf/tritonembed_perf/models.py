@@ -111,7 +111,7 @@ def write_reranker(name: str, folder: Path, seed: int = 0) -> Path:
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    chosen: Options = {**SMALL, **BERT, **BERT_SHAPES[name]}
+    chosen: Any = {**SMALL, **BERT, **BERT_SHAPES[name]}
     config = BertConfig(**shape(chosen), initializer_range=chosen["weight_std"] or WEIGHT_STD, num_labels=1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
