@@ -48,12 +48,8 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
     entries, option = _entries(context, options, attaching)
     if not entries and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
-    names = _names(entries, options.served_model_name or ())
     return ServeSettings(
-        model=names.model,
-        more_ids=names.ids[1:],
-        other_names=names.others,
-        more_models=names.more,
+        names=_names(entries, options.served_model_name or ()),
         attach=_attach(context, options, attaching) if attaching else None,
         launch=None if attaching else _launch(context, options, entries, option),
         host=options.host,

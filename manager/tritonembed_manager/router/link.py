@@ -119,8 +119,8 @@ class WorkerConfig:
     """The gRPC port, shared by all workers (SO_REUSEPORT)."""
     http_port: int
     """The HTTP port, shared likewise."""
-    model: str
-    """The name of the model; "embedding" if `serve` attaches to servers and no name is given."""
+    names: ServedNames
+    """Of the models, for clients; "embedding" if `serve` attaches to servers and no name is given."""
     policy: PolicyName
     forward_timeout: float
     """The timeout of a request without a deadline."""
@@ -149,10 +149,6 @@ class WorkerConfig:
     """The origins whose web pages may call the HTTP port."""
     hedge_after: "After | None" = None
     """See data/hedging.py; None: requests are not hedged."""
-    more_ids: tuple[str, ...] = ()
-    other_names: tuple[str, ...] = ()
-    more_models: tuple[ServedNames, ...] = ()
-    """See data/model_names.py."""
     tls: Pems | None = None
     """None: both ports speak plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
@@ -167,11 +163,6 @@ class WorkerConfig:
     key_for_metrics: bool = True
     """Whether tenants' keys are needed for health, and for metrics and the status."""
 
-    @property
-    def names(self) -> ServedNames:
-        """All names of the models, for clients."""
-        return ServedNames((self.model, *self.more_ids), self.other_names, more=self.more_models)
-
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the first line to the worker."""
         return asdict(self)
@@ -184,7 +175,7 @@ class WorkerConfig:
         tenants = data["tenants"]
         changed = {
             "tls": tls,
-            "more_models": tuple(map(ServedNames.from_json, data["more_models"])),
+            "names": ServedNames.from_json(data["names"]),
             "server_tls": ClientTls(**data["server_tls"]),
             "tenants": None if tenants is None else tuple(map(Tenant.from_json, tenants)),
         }

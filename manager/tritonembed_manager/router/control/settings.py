@@ -79,8 +79,8 @@ class AttachSettings:
 class ServeSettings:
     """The settings of an endpoint. Either `launch` or `attach` gives its servers. Times in seconds."""
 
-    model: str
-    """The model's name for clients."""
+    names: ServedNames
+    """Of the models, for clients."""
     launch: LaunchSettings | None
     attach: AttachSettings | None
     host: str
@@ -105,10 +105,6 @@ class ServeSettings:
     cors_origins: tuple[str, ...] = ()
     hedge_after: After | None = None
     """See data/hedging.py."""
-    more_ids: tuple[str, ...] = ()
-    other_names: tuple[str, ...] = ()
-    more_models: tuple[ServedNames, ...] = ()
-    """See data/model_names.py."""
     tls: TlsFiles | None = None
     """None: the ports speak plain text."""
     envoy: EnvoySettings | None = None
@@ -126,11 +122,6 @@ class ServeSettings:
             raise StartError("--model is missing (or --server, --servers-file, --servers-dns, to attach)")
         if self.port == self.http_port:
             raise StartError(f"--port and --http-port are both {self.port}")
-
-    @property
-    def names(self) -> ServedNames:
-        """All names of the models, for clients."""
-        return ServedNames((self.model, *self.more_ids), self.other_names, more=self.more_models)
 
     def server_tls(self) -> ClientTls:
         """What servers with grpcs:// are reached with now."""
@@ -159,10 +150,7 @@ class ServeSettings:
             host=self.host,
             port=self.port,
             http_port=self.http_port,
-            model=self.model,
-            more_ids=self.more_ids,
-            other_names=self.other_names,
-            more_models=self.more_models,
+            names=self.names,
             policy=self.policy,
             forward_timeout=self.forward_timeout,
             drain_timeout=drain.work,

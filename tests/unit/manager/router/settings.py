@@ -7,6 +7,7 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
+from tritonembed_manager.router.data.model_names import ServedNames
 
 HTTP: dict[str, Any] = {"receive_timeout": 60.0, "min_receive_rate": 4096.0, "max_connections_per_peer": 1024}
 
@@ -17,7 +18,7 @@ def http_limits(**changed: Any) -> HttpLimits:
 
 def serve_settings(**changed: Any) -> ServeSettings:
     values: dict[str, Any] = {
-        "model": "m",
+        "names": ServedNames(("m",)),
         "launch": None,
         "attach": None,
         "host": "0.0.0.0",

@@ -21,6 +21,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonembed_manager.router import worker as program
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.metrics import WorkerMetrics
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import Link, WorkerConfig
 from tritonembed_manager.router.worker import EXIT_ALONE, EXIT_CANNOT, EXIT_CUT, EXIT_DRAINED, Worker
@@ -42,7 +43,7 @@ def make_config(**changes):
         "host": "127.0.0.1",
         "port": free_port(),
         "http_port": free_port(),
-        "model": "a-model",
+        "names": ServedNames(("a-model",)),
         "policy": "round_robin",
         "forward_timeout": 120.0,
         "drain_timeout": 60.0,

@@ -86,7 +86,7 @@ def test_every_option_comes_from_the_environment_too(serve):
 def test_the_defaults_are_those_of_the_documentation(serve):
     settings = serve("--model", "org/name", "--device", "cpu")
     assert (settings.host, settings.port, settings.http_port) == ("0.0.0.0", 50050, 8080)
-    assert (settings.policy, settings.workers, settings.model) == ("round_robin", 1, "org/name")
+    assert (settings.policy, settings.workers, settings.names.model) == ("round_robin", 1, "org/name")
     launch = settings.launch
     assert (launch.host, launch.start_port) == ("127.0.0.1", 50100)
     assert [plan.replicas for plan in launch.plans] == [2]
@@ -123,10 +123,10 @@ def test_servers_to_attach_may_come_from_options_files_and_names(serve, tmp_path
     assert settings.attach.servers == [Address("a:1"), Address("b:8001", "b:8000", "b:8002")]
     assert settings.attach.file.read() == [Address("c:1")]
     assert settings.attach.dns is not None
-    assert (settings.launch, settings.model) == (None, "called-so")
+    assert (settings.launch, settings.names.model) == (None, "called-so")
     settings = serve(env={"TRITONEMBED_SERVER": "a:1 b:1"})
     assert [address.grpc for address in settings.attach.servers] == ["a:1", "b:1"]
-    assert settings.model == "embedding"
+    assert settings.names.model == "embedding"
 
 
 @pytest.mark.parametrize(

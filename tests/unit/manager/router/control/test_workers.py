@@ -10,6 +10,7 @@ import pytest
 
 from tritonembed_manager.router.control.workers import WorkerPool
 from tritonembed_manager.router.data.load_table import LoadTable
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
 
 CONFIG = WorkerConfig(
@@ -19,7 +20,7 @@ CONFIG = WorkerConfig(
     host="127.0.0.1",
     port=1,
     http_port=2,
-    model="m",
+    names=ServedNames(("m",)),
     policy="random",
     forward_timeout=1,
     drain_timeout=1,
