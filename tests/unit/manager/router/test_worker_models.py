@@ -54,7 +54,7 @@ async def two():
     async with (
         FakeTriton() as first,
         FakeTriton() as second,
-        running_worker(model="minilm", more_models=(BGE,)) as (worker, parent, _, stub),
+        running_worker(names=ServedNames(("minilm",), more=(BGE,))) as (worker, parent, _, stub),
     ):
         found = Two(first, second, worker, parent, stub, worker._config.http_port)
         await parent.receive("ready")

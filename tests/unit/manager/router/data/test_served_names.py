@@ -20,8 +20,11 @@ from tritonembed_manager.commands.app import app
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.router.control import supervisor
+from tritonembed_manager.router.control.settings import DrainTime
 from tritonembed_manager.router.data.model_names import OF_TRITON, ServedNames, served_names
+from tritonembed_manager.router.link import WorkerConfig
 from tritonembed_manager.server.vllm_arguments import one_value_each, parse
+from tritonembed_perf.families import rerankers
 from tritonembed_protocol.served import ServedModel
 
 LONG = "org/" + "n" * 200
@@ -126,7 +129,7 @@ def settings(monkeypatch):
 )
 def test_several_names_are_given_as_in_vllm(settings, given):
     found = settings("--model", "org/name", "--device", "cpu", *given)
-    assert (found.port, found.model, found.more_ids) == (7, "a", ("b",))
+    assert (found.port, found.names.ids) == (7, ("a", "b"))
     assert "served_model_name" not in found.launch.plans[0].render.vllm
 
 
@@ -238,3 +241,20 @@ async def test_arctic_accepts_every_name_and_reports_the_first(plane):
         assert "model_name" in (await client.encode("a", model_name="another")).error
         info = await client.GetReplicaInfo(arctic.ReplicaInfoRequest())
         assert {replica.model_name for replica in info.replica_infos} == {"minilm"}
+
+
+def test_a_reranker_is_known_by_its_files_and_an_attached_one_by_its_name(settings, tmp_path):
+    folder = tmp_path / "ranker"
+    folder.mkdir()
+    rerankers.ce_bert(folder)
+    found = settings("--model", str(folder), "--device", "cpu")
+    assert found.names.served == found.launch.plans[0].render.served == ServedModel("rerank", "score")
+    found = settings("--model", "org/name", f"--model=mine={folder}", "--device", "cpu")
+    assert [one.served.task for one in found.names.models] == ["embed", "score"]
+    found = settings("--server", "host:1", "--model", "a", "--model", "mine=score")
+    assert [one.served for one in found.names.models] == [ServedModel(), ServedModel("mine", "score")]
+    found = settings("--server", "host:1", "--task", "score")
+    assert found.names.served.name == "rerank"
+    # The workers get all of it.
+    config = found.worker_config(1, DrainTime(1, 1, 0))
+    assert WorkerConfig.from_json(json.loads(json.dumps(config.to_json()))).names == found.names
