@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tritonembed import ModelInfo, ServerInfo, TensorInfo, TritonEmbedError
+from tritonembed import ModelInfo, ModelNotFoundError, ServerInfo, TensorInfo, TritonEmbedError
 from tritonembed_protocol.printable import printable
 
 from .connection import Connection, with_connection
@@ -25,13 +25,19 @@ def health(connection: Connection) -> None:
     timeout = DEFAULT_TIMEOUT if connection.timeout is None else connection.timeout
     with connection.open() as client:
         start = perf_counter()
+        did = "embedded a sentence"
         try:
-            client.embed(["ready"], timeout=timeout)
+            try:
+                client.embed(["ready"], timeout=timeout)
+            except ModelNotFoundError:
+                # It may have a reranker or classifier alone.
+                did = "scored a sentence"
+                client.score("ready", ["ready"], timeout=timeout)
         except TritonEmbedError as error:
             raise CommandError(f"{connection.target} is not ready: {type(error).__name__}: {error}") from error
         milliseconds = 1000 * (perf_counter() - start)
     with failures():
-        typer.echo(f"{connection.target} is ready: it embedded a sentence in {milliseconds:.1f} ms")
+        typer.echo(f"{connection.target} is ready: it {did} in {milliseconds:.1f} ms")
 
 
 @with_connection

@@ -118,7 +118,7 @@ class Tei:
                 "model_id": self._names.model,
                 "model_sha": None,
                 "model_dtype": dtype,
-                "model_type": {"embedding": {}},
+                "model_type": {"embedding" if self._names.served.task == "embed" else "reranker": {}},
                 "max_input_length": length,
                 "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": True,
