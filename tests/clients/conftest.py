@@ -14,19 +14,30 @@ from tests.clients.environments import PYTHON
 from tests.integration.serve import Serve, serving
 
 from tritonembed import EmbeddingClient
+from tritonembed_perf.families import rerankers
 
 HERE = Path(__file__).parent
 WORK = HERE.parents[1] / ".work" / "clients"
+QUERY = "which of them is short?"
 TEXTS = ["a sentence", "zwei Wörter", "three of them"]
 _INSTALL_S = 900
 
 
 @pytest.fixture(scope="session")
-def manager() -> Iterator[Serve]:
-    """A manager of one server with the genuine all-MiniLM-L6-v2."""
+def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
+    """A manager of a server with the genuine all-MiniLM-L6-v2, and of one with a reranker of random weights."""
+    ranker = tmp_path_factory.mktemp("ranker")
+    rerankers.ce_bert(ranker)
     options = ["--device=cpu", "--num-replicas=1", "--tokenizer-instances=1", "--no-reference"]
-    with serving("--model", find_model().name, *options) as started:
+    with serving("--model", find_model().name, f"--model=ranker={ranker}", *options) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def scores(manager: Serve) -> npt.NDArray[np.float32]:
+    """The scores of TEXTS for QUERY: float32 [texts, 1]."""
+    with EmbeddingClient(manager.target, score_model="ranker") as client:
+        return client.score(QUERY, TEXTS).scores
 
 
 @pytest.fixture(scope="session")

@@ -37,10 +37,20 @@ PYTHON = {
     "haystack": Environment(("haystack-ai==3.4.1", "nvidia-haystack==3.0.0"), ("haystack_openai", "haystack_nvidia")),
     "litellm": Environment(("litellm==1.110.2",), ("litellm_prefixes",)),
     "vector_stores": Environment(("chromadb==1.5.9", "qdrant-client==1.20.0", "openai==3.57.0"), ("chroma", "qdrant")),
-    "cohere": Environment(("cohere==7.3.1",), ("cohere_python",)),
+    "cohere": Environment(("cohere==7.3.1",), ("cohere_python", "rerank_cohere")),
+    "rerank": Environment(
+        (
+            "langchain-cohere==0.6.0",
+            "llama-index-postprocessor-jinaai-rerank==0.6.0",
+            "llama-index-postprocessor-tei-rerank==0.6.0",
+        ),
+        ("rerank_frameworks",),
+    ),
     "hugging_face": Environment(("huggingface_hub==2.4.0", "numpy==2.4.6"), ("hugging_face",)),
     "infinity": Environment(("infinity_client==0.0.78",), ("infinity",)),
     "kserve": Environment(("tritonclient[all]==2.73.0", "kserve==0.21.0"), ("triton_clients", "kserve_clients")),
 }
+RERANKERS = ("rerank_cohere", "rerank_frameworks")
+"""Programs that give the scores of the texts for a query instead of vectors."""
 NODE = ("openai_node", "grpc_js")
 """Programs that run in Node with the packages of package.json."""

@@ -11,6 +11,8 @@ HTTP = URL.removeprefix("http://")
 GRPC = os.environ["CLIENT_GRPC"]
 """The manager's gRPC port, as host:port."""
 TEXTS = json.loads(os.environ["CLIENT_TEXTS"])
+QUERY = "which of them is short?"
+"""For rerankers."""
 
 
 def give(**found):

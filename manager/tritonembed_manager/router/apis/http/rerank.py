@@ -33,29 +33,29 @@ class CohereRerank:
 
     async def _rerank(self, request: web.Request, version: int) -> web.Response:
         async with self._calls.score(request, "cohere_rerank", version=version) as scores:
-            with_text = scores.info["return_documents"]
-            results = [
-                {"index": row, "relevance_score": score} | _document(scores, row, with_text)
-                for row, score in scores.ranked(scores.info["top_n"])
-            ]
-            units = {"search_units": 1, "input_tokens": scores.tokens}
-            return scores.answer(
-                {
-                    "id": str(uuid.uuid4()),
-                    "model": scores.model,
-                    "results": results,
-                    "usage": {"prompt_tokens": scores.tokens, "total_tokens": scores.tokens},
-                    "meta": {
-                        "api_version": {"version": str(version)},
-                        "billed_units": units,
-                        "tokens": {"input_tokens": scores.tokens},
-                    },
-                }
-            )
+            return scores.answer(_as_cohere(scores))
 
 
-def _document(scores: Scores, row: int, with_text: bool) -> dict[str, Any]:
-    return {"document": {"text": scores.texts[row].decode()}} if with_text else {}
+def _as_cohere(scores: Scores) -> dict[str, Any]:
+    """An answer with Cohere's fields, Jina's `model` and `usage`, and Infinity's `object`."""
+    with_text = scores.info["return_documents"]
+    results = [
+        {"index": row, "relevance_score": score}
+        | ({"document": {"text": scores.texts[row].decode()}} if with_text else {})
+        for row, score in scores.ranked(scores.info["top_n"])
+    ]
+    return {
+        "id": str(uuid.uuid4()),
+        "object": "rerank",
+        "model": scores.model,
+        "results": results,
+        "usage": {"prompt_tokens": scores.tokens, "total_tokens": scores.tokens},
+        "meta": {
+            "api_version": {"version": str(scores.info["version"])},
+            "billed_units": {"search_units": 1, "input_tokens": scores.tokens},
+            "tokens": {"input_tokens": scores.tokens},
+        },
+    }
 
 
 class TeiScores:
@@ -70,8 +70,10 @@ class TeiScores:
         return [web.post("/rerank", self.rerank), web.post("/predict", self.predict)]
 
     async def rerank(self, request: web.Request) -> web.Response:
-        """The `texts` with their scores for `query`, the best first."""
-        async with self._calls.score(request, "tei_rerank") as scores:
+        """The `texts` with their scores for `query`, the best first; or `documents`, as /v1/rerank."""
+        async with self._calls.score(request, "rerank") as scores:
+            if "return_documents" in scores.info:
+                return scores.answer(_as_cohere(scores))
             with_text = scores.info["return_text"]
             return scores.answer(
                 [

@@ -98,6 +98,7 @@ _RERANK: dict[str, Schema] = {
     "max_tokens_per_doc": _COUNT,
     "priority": {"type": "integer"},
 }
+_RERANK_V1 = _object(["query", "documents"], **_RERANK, max_chunks_per_doc=_NULL, rank_fields=_NULL)
 _TEI_SCORES: dict[str, Schema] = {
     "model": _TEXT,
     "raw_scores": _BOOL,
@@ -137,9 +138,10 @@ BODIES: dict[str, Schema] = {
         max_tokens={"type": "null"},
         priority={"type": "integer"},
     ),
-    "/v1/rerank": _object(["query", "documents"], **_RERANK, max_chunks_per_doc=_NULL, rank_fields=_NULL),
+    "/v1/rerank": _RERANK_V1,
     "/v2/rerank": _object(["query", "documents"], **_RERANK),
-    "/rerank": _object(["query", "texts"], query=_TEXT, texts=_TEXTS, return_text=_BOOL, **_TEI_SCORES),
+    # Either texts or documents, each with its own fields.
+    "/rerank": _object(["query"], **{"texts": _TEXTS, "return_text": _BOOL, **_TEI_SCORES, **_RERANK}),
     "/predict": _object(["inputs"], inputs={"oneOf": [_TEXT, _TEXTS, _ROWS]}, **_TEI_SCORES),
     "/score": _SCORE,
     "/v1/score": _SCORE,

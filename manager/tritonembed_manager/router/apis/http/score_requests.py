@@ -75,6 +75,11 @@ def read_tei_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     return ScoresRequest(texts, [_read_query(body)] * len(texts), _read_model(body, names), _tei_options(body), info)
 
 
+def read_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
+    """A body of /rerank: TEI's, or with `documents` that of /v1/rerank, as Infinity's and vLLM's clients send here."""
+    return read_cohere(body, names, 1) if "documents" in body else read_tei_rerank(body, names)
+
+
 def read_tei_predict(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     """A body of TEI's /predict: a text, a pair [a, b], or a list of [a] and [a, b]. Raises BadRequest."""
     _check_fields(body, _TEI_PREDICT)
@@ -212,7 +217,7 @@ def _tei_options(body: dict[str, Any]) -> dict[str, str | int]:
 
 READERS: dict[str, Callable[..., ScoresRequest]] = {
     "cohere_rerank": read_cohere,
-    "tei_rerank": read_tei_rerank,
+    "rerank": read_rerank,
     "tei_predict": read_tei_predict,
     "vllm_score": read_vllm,
 }

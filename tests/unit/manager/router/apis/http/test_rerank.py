@@ -96,6 +96,11 @@ async def test_teis_rerank_gives_a_list(serving, ranker):
     assert ranker.requests[0].parameters["activation"].string_param == "none"
 
 
+async def test_documents_at_teis_route_are_ranked_as_coheres(serving, ranker):
+    answer = await ask(serving, "/rerank", query="q", documents=DOCUMENTS, top_n=1)
+    assert answer.body["results"] == [{"index": 1, "relevance_score": 9.0}]
+
+
 async def test_teis_predict_gives_labels(serving, ranker):
     ranker.answers["ModelConfig"].config.parameters["labels"].string_value = '["bad", "good"]'
     ranker.answer = lambda request: scored(
