@@ -224,13 +224,13 @@ def test_tritons_client_gets_chunks_if_it_asks_for_them(server: RunningServer, c
             triton.infer("embedding_chunks", [tensor])
         with pytest.raises(tritonclient.utils.InferenceServerException, match="spans: are for the model"):
             triton.infer("embedding", [short], parameters={"spans": "[[[0, 5]]]"})
-        # Everyone else gets what they got before, also if they name no output.
+        # Everyone else gets no chunks, also if they name no output.
         names = {output.name for output in triton.infer("embedding", [tensor]).get_response().outputs}
-        assert names == {"embedding", "num_tokens"}
+        assert names == {"embedding", "num_tokens", "sparse", "multi_vector"}
         ids = tritonclient.grpc.InferInput("token_ids", [1, 1], "BYTES")
         ids.set_data_from_numpy(np.array([[np.array([101, 102], "<i4").tobytes()]], dtype=object))
         names = {output.name for output in triton.infer("embedder", [ids]).get_response().outputs}
-        assert names == {"embedding", "num_tokens", "embedding_space"}
+        assert names == {"embedding", "num_tokens", "embedding_space", "sparse", "multi_vector"}
 
 
 def test_dimensions_shorten_and_then_normalise_again(client: EmbeddingClient) -> None:
