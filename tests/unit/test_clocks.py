@@ -10,6 +10,7 @@ WALL_CLOCKS = {"time.time", "time.time_ns", "time.localtime", "time.gmtime", "da
 SHOWN_ONLY = {
     "manager/tritonembed_manager/router/control/status.py": {"time.time"},
     "manager/tritonembed_manager/router/apis/http/openai.py": {"time.time"},
+    "manager/tritonembed_manager/router/apis/http/rerank.py": {"time.time"},
     "manager/tritonembed_manager/router/log.py": {"time.time"},
 }
 """Files that only show the time. No decision depends on it."""
