@@ -60,7 +60,7 @@ def flood_left(manager: Serve, *, own_connection: bool, priority: int = 0) -> in
 @pytest.mark.parametrize(("own_connection", "priority"), [(True, 0), (False, 1)], ids=["caller", "priority"])
 def test_a_request_does_not_wait_for_all_that_came_before(manager: Serve, own_connection: bool, priority: int) -> None:
     # First come, first served would leave none to two. Those in a server's window are ahead anyway.
-    assert any(flood_left(manager, own_connection=own_connection, priority=priority) > FLOOD // 3 for _ in range(3))
+    assert any(flood_left(manager, own_connection=own_connection, priority=priority) >= FLOOD // 2 for _ in range(3))
 
 
 def test_one_callers_requests_of_one_priority_keep_their_order(manager: Serve) -> None:
