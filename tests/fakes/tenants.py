@@ -3,8 +3,7 @@
 from hashlib import sha256
 from pathlib import Path
 
-from tritonembed_manager.router.data.quota_table import QuotaTable
-from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Key, Tenant
 
 

@@ -4,8 +4,9 @@ The parent process (control/) keeps the list of servers and their states. Worker
 Endpoints (KServe gRPC and HTTP, OpenAI, Arctic) are adapters over one `Dispatcher`.
 """
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -158,3 +159,44 @@ class Dispatcher(Protocol):
 
         model: those with this model, by Triton's name of it or of a part; empty for those with any model.
         """
+
+
+LOAD_HEADER = "x-model-load-seconds"
+"""Of the answer to a request that waited for its model, in a header or in gRPC's trailing metadata."""
+
+
+class LoadWait:
+    """Whether a request waited until its model was loaded: an endpoint asks for it, the dispatcher tells it.
+
+    A context variable holds what is told. The tasks of a request share it, whichever of them waited.
+    seconds: the longest wait of the request's parts; None if none waited.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: float | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The header; nothing if the request did not wait."""
+        return {} if self.seconds is None else {LOAD_HEADER: f"{self.seconds:.3f}"}
+
+
+_load_wait: ContextVar[LoadWait | None] = ContextVar("load_wait", default=None)
+
+
+@contextmanager
+def noting_load() -> Iterator[LoadWait]:
+    """The wait of the request that is handled in the block."""
+    found = LoadWait()
+    token = _load_wait.set(found)
+    try:
+        yield found
+    finally:
+        _load_wait.reset(token)
+
+
+def note_load(seconds: float) -> None:
+    """The current request waited so long for its model."""
+    found = _load_wait.get()
+    if found is not None:
+        found.seconds = max(seconds, found.seconds or 0.0)

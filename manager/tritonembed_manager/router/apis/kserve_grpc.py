@@ -24,11 +24,10 @@ from tritonembed_manager.router.apis.kserve_calls import (
 )
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import NO_SHARED_MEMORY, read_id
-from tritonembed_manager.router.data.load_waits import noting
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import field
 from tritonembed_manager.router.data.upstream import SERVICE
-from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
+from tritonembed_manager.router.interfaces import Dispatcher, DispatchError, noting_load
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 _ANY = ("ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex")
@@ -88,7 +87,7 @@ class _Service:
 
     async def infer(self, request: bytes, context: Any) -> bytes:
         try:
-            with noting() as wait:
+            with noting_load() as wait:
                 answer = await self._infer(request, context, context.invocation_metadata())
             headers = spaces.headers_of([spaces.in_answer(answer)]) | wait.headers
             context.set_trailing_metadata(tuple(headers.items()))

@@ -26,8 +26,7 @@ from tritonembed_manager.router.control.worker_process import Command, worker_co
 from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
-from tritonembed_manager.router.data.quota_table import QuotaTable
-from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn

@@ -22,7 +22,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.data.quota_table import SLOTS
+from tritonembed_manager.router.data.quotas import SLOTS
 from tritonembed_manager.router.data.tenants import Key, Tenant
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.files import read_small

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from tritonembed_manager.router.data.quota_table import QuotaTable, Used
+from tritonembed_manager.router.data.quotas import QuotaTable, Used
 from tritonembed_manager.router.log import warn
 
 OPTION = "--usage-file"

@@ -15,7 +15,7 @@ from tritonembed_manager.router.data.front_queue import LOOK_AGAIN_S, Callers, F
 from tritonembed_manager.router.data.hedging import After, Hedging
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
-from tritonembed_manager.router.data.parts import GoWholeError, Parts
+from tritonembed_manager.router.data.parts import GoWholeError, Parts, rows_of
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.request import (
     EXPIRED,
@@ -27,7 +27,6 @@ from tritonembed_manager.router.data.request import (
     read_answer,
     seconds,
 )
-from tritonembed_manager.router.data.split import rows_of
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy

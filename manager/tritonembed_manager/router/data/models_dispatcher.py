@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 import grpc
 
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
-from tritonembed_manager.router.data.load_waits import note
 from tritonembed_manager.router.data.model_names import ServedNames, front
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage
 from tritonembed_manager.router.data.request import read
@@ -22,6 +21,7 @@ from tritonembed_manager.router.interfaces import (
     Metadata,
     ServerState,
     ServerView,
+    note_load,
 )
 
 _NAME_FIELD = {
@@ -79,7 +79,7 @@ class ModelsDispatcher:
         is_loaded = self._load(found)
         answer = await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
         if not is_loaded:
-            note(self._clock() - began)
+            note_load(self._clock() - began)
         return answer
 
     def admitted(

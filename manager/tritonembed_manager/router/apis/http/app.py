@@ -36,10 +36,9 @@ from tritonembed_manager.router.apis.http.status_page import History, StatusPage
 from tritonembed_manager.router.apis.http.tei import Tei
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
-from tritonembed_manager.router.data.load_waits import LoadWait, noting
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing, from_environment
-from tritonembed_manager.router.interfaces import Dispatcher
+from tritonembed_manager.router.interfaces import Dispatcher, LoadWait, noting_load
 
 CONNECTIONS = web.AppKey("connections", Connections)
 
@@ -187,7 +186,7 @@ _LOAD_WAIT = web.RequestKey("load_wait", LoadWait)
 @web.middleware
 async def note_load_wait(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Note whether the request waits until its model is loaded."""
-    with noting() as wait:
+    with noting_load() as wait:
         request[_LOAD_WAIT] = wait
         return await handler(request)
 

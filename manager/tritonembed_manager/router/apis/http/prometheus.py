@@ -18,8 +18,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from tritonembed_manager.router.data.quota_table import QuotaTable
-from tritonembed_manager.router.data.quotas import Quotas
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenants
 from tritonembed_manager.router.interfaces import ServerState, ServerView
 

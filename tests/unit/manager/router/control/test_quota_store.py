@@ -9,8 +9,7 @@ from tests.fakes.tenants import tenant
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.quota_store import QuotaStore, open_store
-from tritonembed_manager.router.data.quota_table import QuotaTable
-from tritonembed_manager.router.data.quotas import Quotas, Spent
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable, Spent
 from tritonembed_manager.router.interfaces import DispatchError
 
 

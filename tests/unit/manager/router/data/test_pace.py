@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tritonembed_manager.router.data.pace import UNKNOWN_S, Pace
+from tritonembed_manager.router.data.admission import UNKNOWN_S, Pace
 
 MEASURED_AFTER_S = 4.2
 """From the first refusal on; until then the pace of this overload is not known."""

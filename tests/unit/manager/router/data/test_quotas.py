@@ -9,8 +9,7 @@ import grpc
 import pytest
 from tests.fakes.tenants import CountedTime, tenant
 
-from tritonembed_manager.router.data.quota_table import QuotaTable
-from tritonembed_manager.router.data.quotas import Quotas, duration, estimate
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable, duration, estimate
 from tritonembed_manager.router.interfaces import DispatchError
 
 

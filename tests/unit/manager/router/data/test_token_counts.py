@@ -4,7 +4,7 @@ import pytest
 from tests.fakes.triton import infer_request, infer_response, vector
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.data.token_counts import asked, with_count, without_count
+from tritonembed_manager.router.data.tenant_dispatcher import asked, with_count, without_count
 
 COUNTED = (b"embedding", b"embedding_chunks", b"embedder")
 

@@ -8,8 +8,8 @@ from tests.fakes.triton import infer_request, infer_response, texts, vector
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.data.envelope import read_envelope
+from tritonembed_manager.router.data.parts import join, rows_of
 from tritonembed_manager.router.data.request import BrokenAnswer
-from tritonembed_manager.router.data.split import join, rows_of
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.framing import frame, unframe
 from tritonembed_protocol.served import ServedModel
