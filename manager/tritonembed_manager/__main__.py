@@ -1,6 +1,6 @@
 """`python -m tritonembed_manager`."""
 
-from tritonembed_manager.server.current_folder import leave_current_folder
+from tritonembed_manager.server.environment import leave_current_folder
 
 leave_current_folder(started_as_module=True)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from tritonembed_manager.server.current_folder import leave_current_folder
+from tritonembed_manager.server.environment import leave_current_folder
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from tritonembed_manager.commands.signature import with_options
-from tritonembed_manager.server.quiet_grpc import import_grpc_quietly
+from tritonembed_manager.server.environment import import_grpc_quietly
 from tritonembed_perf.settings import PASSES_ON, PLAIN, AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
 
 app = typer.Typer(name="tritonembed-bench", help="Measures embedding servers.", no_args_is_help=True, **PLAIN)

@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tritonembed_manager.commands.key import key
-from tritonembed_manager.commands.models import chosen_models
 from tritonembed_manager.commands.options import (
     Force,
     ListenOptions,
@@ -18,14 +16,14 @@ from tritonembed_manager.commands.options import (
     RepositoryOptions,
     RunOptions,
     check_out_folder,
+    chosen_models,
 )
 from tritonembed_manager.commands.serve import serve
 from tritonembed_manager.commands.signature import on_command_line, with_options
 from tritonembed_manager.commands.status import status
 from tritonembed_manager.commands.tune import tune
 from tritonembed_manager.commands.verify import verify
-from tritonembed_manager.errors import StartError
-from tritonembed_manager.errors import one_line_errors as _one_line_errors
+from tritonembed_manager.errors import StartError, one_line_errors
 from tritonembed_manager.server.signals import abandonable_start, interruptible
 from tritonembed_manager.server.vllm_arguments import did_you_mean, missing_model, own_options
 
@@ -39,6 +37,9 @@ VLLM_EPILOG = (
     "Any further option is a vLLM engine argument, as `vllm serve` takes them: --dtype, --max-model-len, … "
     "(or TRITONEMBED_DTYPE, TRITONEMBED_MAX_MODEL_LEN, …)."
 )
+_KEY_PREFIX = "te-"
+_KEY_BYTES = 32
+"""Of randomness."""
 
 app = typer.Typer(
     name="tritonembed-manager",
@@ -78,7 +79,7 @@ def render(
     force: Force,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
-    with _one_line_errors(), interruptible():
+    with one_line_errors(), interruptible():
         check_out_folder(context, out)
         entries, option = chosen_models(context, model, models, repository.task, fetch=False)
         if not entries:
@@ -105,7 +106,7 @@ def replica(
     run: RunOptions,
 ) -> None:
     """Run one Triton server in the foreground. READY is printed once an inference has succeeded."""
-    with _one_line_errors(), abandonable_start():
+    with one_line_errors(), abandonable_start():
         from tritonembed_manager.server.foreground import run_replica
         from tritonembed_manager.server.settings import ServerSettings
 
@@ -133,6 +134,30 @@ def replica(
             raise missing_model(context, " (or --model-repository, for one that is rendered already)")
         settings = _render_settings(context, entries, option, repository)
         run_replica(server, models=settings, work_dir=run.work_dir)
+
+
+@with_options
+def key(
+    expires: Annotated[
+        str | None, typer.Option(None, help="The day after which it is refused, such as 2027-06-30 (UTC).")
+    ],
+) -> None:
+    """Print a new key, which is shown only this once, and below it its entry for `keys:` of the tenants file."""
+    import secrets
+    from datetime import date
+    from hashlib import sha256
+
+    with one_line_errors():
+        try:
+            day = date.fromisoformat(expires) if expires else None
+        except ValueError:
+            raise StartError("--expires must be a day such as 2027-06-30") from None
+        # The prefix lets scanners of source code recognise keys.
+        made = _KEY_PREFIX + secrets.token_urlsafe(_KEY_BYTES)
+        print(made)
+        print(f"- sha256: {sha256(made.encode()).hexdigest()}")
+        if day is not None:
+            print(f"  expires: {day}")
 
 
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)

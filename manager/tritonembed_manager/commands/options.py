@@ -1,17 +1,22 @@
 """The options that several commands share. Each is declared once, with its default; see signature.py for the names."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server import machine
 from tritonembed_manager.server.settings import LOOPBACK, ControlMode, RenderSettings
-from tritonembed_manager.server.vllm_arguments import did_you_mean, own_options
+from tritonembed_manager.server.vllm_arguments import did_you_mean, own_options, variable
 from tritonembed_protocol.limits import SERVER_HTTP_PORT, SERVER_METRICS_PORT, SERVER_PORT
 from tritonembed_protocol.served import Task
+
+if TYPE_CHECKING:
+    from tritonembed_manager.server.models_file import ModelEntry
 
 MODEL_HELP = "Name on the Hugging Face hub, or a folder."
 
@@ -197,3 +202,29 @@ def check_out_folder(context: typer.Context, out: Path) -> None:
     if str(out).startswith("-"):
         meant = did_you_mean(str(out), own_options(context))
         raise StartError(f"the folder to write comes first, before {out}{meant}")
+
+
+def given_models(context: typer.Context, models: Sequence[str] | None) -> list[str]:
+    """The values of --model. The variable holds one value: typer would split it at spaces."""
+    source = context.get_parameter_source("model")
+    if models and source is not None and source.name == "ENVIRONMENT":
+        return [os.environ[variable("--model")]]
+    return list(models or ())
+
+
+def chosen_models(
+    context: typer.Context, models: Sequence[str] | None, file: Path | None, task: Task | None, *, fetch: bool
+) -> tuple[list["ModelEntry"], str]:
+    """The models, at least one or none was given; and the option that they come from. Raises StartError.
+
+    task: of `--task`. fetch: whether the files of a model on the hub are fetched, to find what it does.
+    """
+    from tritonembed_manager.server import models_file
+
+    given = given_models(context, models)
+    if file is None:
+        found = models_file.parse_models(given)
+        return models_file.with_tasks(found, task, fetch=fetch), models_file.MODEL
+    if given:
+        raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
+    return models_file.with_tasks(models_file.read_models(file), task, fetch=fetch), models_file.OPTION

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import typer
 
-from tritonembed_manager.commands.models import chosen_models, given_models
+from tritonembed_manager.commands.options import chosen_models, given_models
 from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.commands.signature import marked, on_command_line
 from tritonembed_manager.errors import StartError

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from tritonembed_manager.server.pem import load_chain, trust
+from tritonembed_manager.server.files import load_chain, trust
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
 _TIME_ERRORS = {9: "not valid yet", 10: "expired"}

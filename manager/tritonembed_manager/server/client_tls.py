@@ -9,8 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tritonembed_manager.server.files import read_pem
-from tritonembed_manager.server.pem import load_chain, trust
+from tritonembed_manager.server.files import load_chain, read_pem, trust
 from tritonembed_protocol.tls import without_scheme
 
 

@@ -12,7 +12,7 @@ from tritonembed_manager.commands.app import app
 from tritonembed_manager.commands.status import table
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server.foreground import say
-from tritonembed_manager.server.log import ServerLog
+from tritonembed_manager.server.life import ServerLog
 from tritonembed_manager.server.probe import ProbeError
 
 EVIL = "\x1b[31mit\x1b]0;title\x07 broke\r\n\x9b2J"

@@ -9,7 +9,7 @@ import pytest
 from tests import hostile_folder
 
 from tritonembed_engine.stub import child_python
-from tritonembed_manager.server.current_folder import clean
+from tritonembed_manager.server.environment import clean
 
 SCRIPTS = Path(sys.executable).parent
 OF_RUNPY = {"typing", "random", "tempfile"}

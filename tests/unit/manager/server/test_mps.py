@@ -10,7 +10,7 @@ import pytest
 
 from tritonembed_manager.server import mps_shim
 from tritonembed_manager.server import tritonserver as mps
-from tritonembed_manager.server.log import is_worth_showing
+from tritonembed_manager.server.life import is_worth_showing
 from tritonembed_manager.server.repository import parse_config
 
 SHARED = parse_config("instance_group { kind: KIND_GPU count: 2 }")

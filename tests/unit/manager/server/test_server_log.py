@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.server.log import ServerLog, is_worth_showing
+from tritonembed_manager.server.life import ServerLog, is_worth_showing
 
 INFO = 'I1123 18:59:41.388555 5173 model_lifecycle.cc:472] "loading: embedding:1"'
 WARNING = 'W1123 18:59:41.388555 5173 metrics.cc:1] "power is unknown"'

@@ -1,4 +1,4 @@
-"""Keeps the manager and its processes from importing, loading or running anything from the current folder.
+"""The environment of this process and of those that it starts: nothing comes from the current folder; gRPC is quiet.
 
 That folder may hold anything, such as a download or a stranger's repository. An empty entry of PATH, LD_LIBRARY_PATH or
 PYTHONPATH means the current folder, and `python -m` adds it to Python's path. This module cleans the variables for the
@@ -31,6 +31,8 @@ _FOLDERS = (
     "XDG_CACHE_HOME",
 )
 """Made absolute, because servers run in another current folder."""
+
+_GRPC_LOG = "GRPC_VERBOSITY"
 
 
 def leave_current_folder(*, started_as_module: bool = False) -> None:
@@ -65,3 +67,17 @@ def clean(environment: "MutableMapping[str, str]") -> None:
         environment.pop(name, None)
     # For children of children, which vLLM and multiprocessing start. Python 3.10 ignores it.
     environment["PYTHONSAFEPATH"] = "1"
+
+
+def import_grpc_quietly() -> None:
+    """Import gRPC so that its core writes nothing to stderr, unless the user has set its variable.
+
+    gRPC reads the variable when it is imported. Processes that are started later don't inherit it.
+    """
+    if _GRPC_LOG in os.environ:
+        return
+    os.environ[_GRPC_LOG] = "NONE"
+    try:
+        import grpc  # noqa: F401
+    finally:
+        del os.environ[_GRPC_LOG]
