@@ -23,7 +23,7 @@ from tritonembed import ServerError
 from tritonembed.inputs import encode_texts
 from tritonembed_manager.router.apis.arctic_aborts import Aborted, Aborts
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
-from tritonembed_manager.router.apis.callers import grpc_caller
+from tritonembed_manager.router.apis.authentication import grpc_caller
 from tritonembed_manager.router.apis.grpc_arrivals import refuse
 from tritonembed_manager.router.apis.grpc_health import outage
 from tritonembed_manager.router.data import spaces

@@ -1,6 +1,6 @@
-"""The door of both ports: a call with a key becomes a call of a tenant; another call is refused before it is read.
+"""Who calls: the connection, or the tenant of a key. A call without a key is refused at the door of its port.
 
-So are requests beyond a quota.
+The door refuses calls before they are read, and also those beyond a quota.
 
 Every method and route needs a key, those that don't exist included. The exceptions are listed here: health, and with
 --no-key-for-metrics also metrics and the status. Without --tenants there is no door.
@@ -19,10 +19,10 @@ from aiohttp import web
 
 from tritonembed_manager.router.apis.grpc_arrivals import WrappedServer, refuse
 from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
-from tritonembed_manager.router.apis.http.probes import HEALTH
+from tritonembed_manager.router.apis.http.status import HEALTH
 from tritonembed_manager.router.data.quotas import Quotas
 from tritonembed_manager.router.data.tenants import NO_MONITOR, Tenants, current_tenant, leave
-from tritonembed_manager.router.interfaces import DispatchError, Metadata
+from tritonembed_manager.router.interfaces import Caller, DispatchError, Metadata
 
 _HEALTH_CALLS = frozenset(
     (
@@ -186,3 +186,17 @@ class _Limited:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)
+
+
+def grpc_caller(context: Any) -> Caller:
+    """The caller of a gRPC call, such as `ipv4:10.0.0.7:40312`.
+
+    A port belongs to one connection, so two clients behind one address are two callers.
+    """
+    return Caller(context.peer())
+
+
+def http_caller(request: web.Request) -> Caller:
+    """The caller of an HTTP request, such as `http:10.0.0.7:40312`; `http:` if its connection is closed already."""
+    peer = None if request.transport is None else request.transport.get_extra_info("peername")
+    return Caller(f"http:{peer[0]}:{peer[1]}" if peer else "http:")

@@ -11,7 +11,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from tritonembed_manager.router.apis.callers import grpc_caller
+from tritonembed_manager.router.apis.authentication import grpc_caller
 from tritonembed_manager.router.apis.grpc_arrivals import refuse
 from tritonembed_manager.router.apis.kserve_calls import (
     add_up_statistics,

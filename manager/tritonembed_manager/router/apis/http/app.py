@@ -21,19 +21,19 @@ from tritonembed_manager.router.apis.http.connections import (
     note_answer,
     note_request,
 )
-from tritonembed_manager.router.apis.http.converter import Converter
+from tritonembed_manager.router.apis.http.conversions import new_converter
 from tritonembed_manager.router.apis.http.cors import Cors
 from tritonembed_manager.router.apis.http.errors import FORMS, Handler, answer_errors, counting
 from tritonembed_manager.router.apis.http.kserve import KServe
 from tritonembed_manager.router.apis.http.kserve_admin import KServeAdmin
 from tritonembed_manager.router.apis.http.openai import OpenAI
 from tritonembed_manager.router.apis.http.openapi import OpenApi
-from tritonembed_manager.router.apis.http.probes import Probes
 from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.rerank import CohereRerank, TeiScores, VllmScore
 from tritonembed_manager.router.apis.http.score_calls import ScoreCalls
-from tritonembed_manager.router.apis.http.status_page import History, StatusPage
+from tritonembed_manager.router.apis.http.status import History, Probes, StatusPage
 from tritonembed_manager.router.apis.http.tei import Tei
+from tritonembed_manager.router.apis.http.tei_tokens import TeiTokens
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -87,7 +87,7 @@ def make_app(
     sessions: list[aiohttp.ClientSession] = []
     history = history or History(status)
     bodies = Bodies(limits, memory=memory)
-    converter = Converter()
+    converter = new_converter()
 
     def reason() -> str:
         return outage(dispatcher, lambda: is_serving() and not status().get("draining"))
@@ -126,6 +126,7 @@ def make_app(
     for part in (
         OpenAI(calls, settings.names, dispatcher.servers),
         Tei(calls, settings.names, dispatcher.servers),
+        TeiTokens(calls),
         Cohere(calls),
         CohereRerank(scores),
         TeiScores(scores),

@@ -13,29 +13,15 @@ import os
 import resource
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import grpc
-from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.http.bodies import parse_object
-from tritonembed_manager.router.apis.http.cohere_request import read_request as read_cohere
 from tritonembed_manager.router.apis.http.errors import LONE_SURROGATE, BadRequest
-from tritonembed_manager.router.apis.http.kserve_json import InferRequest, read_raw
-from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
-from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
-from tritonembed_manager.router.apis.http.score_requests import READERS, prepare_scores
-from tritonembed_manager.router.apis.http.tei_request import Task
-from tritonembed_manager.router.apis.http.tei_request import read_request as read_tei
-from tritonembed_manager.router.apis.http.tei_tokens_request import read_decode, read_tokenize
-from tritonembed_manager.router.apis.http.vector_requests import Prepared, VectorsRequest, prepare
-from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
-from tritonembed_protocol.served import ServedModel
 
 
 @dataclass(frozen=True)
@@ -46,116 +32,16 @@ class Converted:
     messages: list[bytes]
 
 
-def _openai(body: bytes, names: dict[str, Any]) -> Converted:
-    """info: as_base64, and the options that decide how answers are read; see `_of_vectors`."""
-    asked = read_openai(parse_object(body), ServedNames.from_json(names))
-    options = {"embedding_type": asked.options["embedding_type"]}
-    return _of_vectors(asked, as_base64=asked.as_base64, options=options)
-
-
-def _tei(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:
-    """info: the task, and the options that decide how answers are read; see `_of_vectors`."""
-    asked = read_tei(parse_object(body), task, ServedNames.from_json(names).served)
-    options = {"outputs": asked.options["outputs"]} if "outputs" in asked.options else {}
-    return _of_vectors(asked, task=asked.task, options=options)
-
-
-def _tei_tokenize(body: bytes, names: dict[str, Any]) -> Converted:
-    """info: see `_of_tokenizer`."""
-    return _of_tokenizer(*read_tokenize(parse_object(body), ServedNames.from_json(names).served))
-
-
-def _tei_decode(body: bytes, names: dict[str, Any]) -> Converted:
-    """info: see `_of_tokenizer`."""
-    return _of_tokenizer(*read_decode(parse_object(body), ServedNames.from_json(names).served))
-
-
-def _score(kind: str) -> Callable[..., Converted]:
-    """A conversion of score_requests.py."""
-
-    def convert(body: bytes, names: dict[str, Any], **arguments: Any) -> Converted:
-        """info: the number of rows per message (counts), the Triton model, and what the answer needs (info)."""
-        asked = READERS[kind](parse_object(body), ServedNames.from_json(names), **arguments)
-        requests = list(prepare_scores(asked))
-        served = asked.model.served
-        info = {
-            "counts": [request.count for request in requests],
-            "model": served.classify if asked.queries is None else served.name,
-            "info": asked.info,
-        }
-        return Converted(info, [request.message for request in requests])
-
-    return convert
-
-
-def _of_tokenizer(output: str, requests: list[Prepared]) -> Converted:
-    """info: the output that the requests ask for, and the number of elements per message (counts)."""
-    counts = [request.count for request in requests]
-    return Converted({"output": output, "counts": counts}, [request.message for request in requests])
-
-
-def _cohere(body: bytes, names: dict[str, Any], version: int) -> Converted:
-    """info: embedding_types; see `_of_vectors`."""
-    asked = read_cohere(parse_object(body), ServedNames.from_json(names), version)
-    return _of_vectors(asked, embedding_types=asked.embedding_types)
-
-
-def _of_vectors(asked: VectorsRequest, **info: Any) -> Converted:
-    """info: also the number of sentences per message (counts), whether they are token ids (by_ids), and the model."""
-    requests = list(prepare(asked))
-    counts = [request.count for request in requests]
-    return Converted(
-        {**info, "counts": counts, "by_ids": asked.by_ids, "model": asked.model.name},
-        [request.message for request in requests],
-    )
-
-
-def _kserve(
-    body: bytes, header_length: int | None, model: str, version: str, served: dict[str, Any], of_litellm: bool = False
-) -> Converted:
-    """info: which outputs are binary, and which are numbers; see InferRequest."""
-    return _of(read_infer(body, header_length, model, version, of_litellm, ServedModel(**served)))
-
-
-def _raw(body: bytes, metadata: str, version: str) -> Converted:
-    """metadata: the model's encoded ModelMetadataResponse, in hexadecimal. info: as for `_kserve`."""
-    return _of(read_raw(body, service_pb2.ModelMetadataResponse.FromString(bytes.fromhex(metadata)), version))
-
-
-def _of(request: InferRequest) -> Converted:
-    info = {
-        "binary": request.binary,
-        "binary_by_default": request.binary_by_default,
-        "numbers": asdict(request.numbers),
-    }
-    return Converted(info, [request.message.SerializeToString()])
-
-
-_CONVERSIONS: dict[str, Callable[..., Converted]] = {
-    "openai": _openai,
-    "tei": _tei,
-    "tei_tokenize": _tei_tokenize,
-    "tei_decode": _tei_decode,
-    "cohere": _cohere,
-    "kserve": _kserve,
-    "raw": _raw,
-    **{kind: _score(kind) for kind in READERS},
-}
+Conversions = Mapping[str, Callable[..., Converted]]
+"""By kind. Each receives the body, and arguments of JSON. It raises BadRequest, and UnicodeEncodeError as `convert`."""
 
 _MAX_MEMORY = 768 * 1024 * 1024
 """Bytes, in addition to those that the process has when it starts."""
-COMMAND: tuple[str, ...] = (
-    sys.executable,
-    "-c",
-    # Nothing is imported from the current folder.
-    "import sys; sys.path[:] = [path for path in sys.path if path]; "
-    f"from {__name__} import main; main(*map(int, sys.argv[1:]))",
-)
 _NICER = 10
 _TOO_MUCH = "the body takes too much memory to be read"
 
 
-def main(fd: int, file: int, max_memory: int = _MAX_MEMORY) -> None:
+def convert_for_another(conversions: Conversions, fd: int, file: int, max_memory: int = _MAX_MEMORY) -> None:
     """Be the separate process: answer on the socket `fd` until its other end is closed. file: receives the messages."""
     os.nice(_NICER)
     # JSON has no cycles, and the search for them among millions of lists would take most of the time.
@@ -170,15 +56,15 @@ def main(fd: int, file: int, max_memory: int = _MAX_MEMORY) -> None:
         ours.makefile("wb") as writing,
     ):
         while line := reading.readline():
-            _answer(json.loads(line), reading, writing, file)
+            _answer(conversions, json.loads(line), reading, writing, file)
             writing.flush()
 
 
-def _answer(asked: dict[str, Any], reading: BinaryIO, writing: BinaryIO, file: int) -> None:
+def _answer(conversions: Conversions, asked: dict[str, Any], reading: BinaryIO, writing: BinaryIO, file: int) -> None:
     head: dict[str, Any]
     messages: list[bytes] = []
     try:
-        done = _CONVERSIONS[asked["kind"]](reading.read(asked["size"]), **asked["arguments"])
+        done = conversions[asked["kind"]](reading.read(asked["size"]), **asked["arguments"])
         head, messages = {"info": done.info}, done.messages
     except BadRequest as error:
         reason = {"message": error.message, "parameter": error.parameter, "status": error.status, "code": error.code}
@@ -225,9 +111,13 @@ _CODE = grpc.StatusCode
 
 
 class Converter:
-    """timeout: seconds per body, including the wait for others. command: socket and file numbers are appended."""
+    """conversions: by kind. command: of the separate process; socket and file numbers are appended.
 
-    def __init__(self, timeout: float = _TIMEOUT_S, command: Sequence[str] = COMMAND) -> None:
+    timeout: seconds per body, including the wait for others.
+    """
+
+    def __init__(self, conversions: Conversions, command: Sequence[str], timeout: float = _TIMEOUT_S) -> None:
+        self._conversions = conversions
         self._timeout = timeout
         self._command = command
         self._turn = asyncio.Lock()
@@ -244,7 +134,7 @@ class Converter:
         if (size if json_size is None else json_size) <= LARGE_JSON and size <= LARGE_BINARY:
             body = b"".join(chunks)
             chunks.clear()
-            return _CONVERSIONS[kind](body, **arguments)
+            return self._conversions[kind](body, **arguments)
         try:
             return await asyncio.wait_for(self._elsewhere(kind, chunks, size, arguments), self._timeout)
         except asyncio.TimeoutError:

@@ -13,20 +13,26 @@ from urllib.parse import unquote_to_bytes
 from aiohttp import web
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.callers import http_caller
+from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converted, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.kserve_json import HEADER_LENGTH, InferRequest, to_answer, to_json
-from tritonembed_manager.router.apis.http.litellm import ROUTE
-from tritonembed_manager.router.apis.http.vectors_as_numbers import Numbers
+from tritonembed_manager.router.apis.http.kserve_json import (
+    HEADER_LENGTH,
+    InferRequest,
+    read_raw,
+    read_request,
+    to_answer,
+    to_json,
+)
+from tritonembed_manager.router.apis.http.vectors_as_numbers import LITELLM_ROUTE, Numbers
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked
 from tritonembed_manager.router.data.tenants import check_model
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
-from tritonembed_protocol.served import FIRST
+from tritonembed_protocol.served import FIRST, ServedModel
 
 
 class ModelPath(NamedTuple):
@@ -79,9 +85,9 @@ class KServe:
         outage: Callable[[], str],
         bodies: Bodies,
         names: ServedNames,
-        converter: Converter | None = None,
+        converter: Converter,
     ) -> None:
-        self._converter = converter or Converter()
+        self._converter = converter
         self._dispatcher = dispatcher
         self._names = names
         self._outage = outage
@@ -100,7 +106,7 @@ class KServe:
             *(web.get(f"{path}/config", self.config) for path in both),
             *(web.get(f"{path}/stats", self.stats) for path in both),
             *(web.post(f"{path}/infer", self.infer) for path in both),
-            web.post(ROUTE, self.infer_for_litellm),
+            web.post(LITELLM_ROUTE, self.infer_for_litellm),
         ]
 
     async def live(self, _request: web.Request) -> web.Response:
@@ -203,3 +209,24 @@ class KServe:
         if model.alias:
             name_as_asked(answer, model.alias)
         return answer
+
+
+def convert(
+    body: bytes, header_length: int | None, model: str, version: str, served: dict[str, Any], of_litellm: bool = False
+) -> Converted:
+    """info: which outputs are binary, and which are numbers; see InferRequest."""
+    return _converted(read_request(body, header_length, model, version, of_litellm, ServedModel(**served)))
+
+
+def convert_raw(body: bytes, metadata: str, version: str) -> Converted:
+    """metadata: the model's encoded ModelMetadataResponse, in hexadecimal. info: as for `convert`."""
+    return _converted(read_raw(body, service_pb2.ModelMetadataResponse.FromString(bytes.fromhex(metadata)), version))
+
+
+def _converted(request: InferRequest) -> Converted:
+    info = {
+        "binary": request.binary,
+        "binary_by_default": request.binary_by_default,
+        "numbers": asdict(request.numbers),
+    }
+    return Converted(info, [request.message.SerializeToString()])

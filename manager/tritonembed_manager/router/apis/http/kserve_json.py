@@ -23,7 +23,6 @@ from tritonembed import ServerError
 from tritonembed_manager.router.apis.http import tensor_json
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.litellm import to_kserve
 from tritonembed_manager.router.apis.http.vectors_as_numbers import (
     AS_NUMBERS,
     DATATYPE,
@@ -31,6 +30,7 @@ from tritonembed_manager.router.apis.http.vectors_as_numbers import (
     OUTPUT,
     Numbers,
     as_flat_json,
+    litellm_to_kserve,
     matrix,
     read_numbers,
 )
@@ -133,7 +133,7 @@ def read_request(
     of_litellm: bool = False,
     served: ServedModel = FIRST_MODEL,
 ) -> InferRequest:
-    """header_length: bytes of the JSON; None if the whole body is JSON. of_litellm: see litellm.py.
+    """header_length: bytes of the JSON; None if the whole body is JSON. of_litellm: see litellm_to_kserve.
 
     served: the model.
 
@@ -144,7 +144,7 @@ def read_request(
         raise BadRequest("Inference-Header-Content-Length is larger than the body")
     header = parse_object(body[:end])
     if of_litellm:
-        header = to_kserve(header)
+        header = litellm_to_kserve(header)
     request = _read(header, memoryview(body)[end:], model, version)
     asked = list(request.binary)
     for output in _never_text(served).get(model, ()):

@@ -2,14 +2,26 @@
 
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
+from tritonembed import InvalidArgumentError
+from tritonembed.inputs import encode_texts
+from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.cohere import cohere_form
-from tritonembed_manager.router.apis.http.errors import openai_form
-from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores
+from tritonembed_manager.router.apis.http.converter import Converted
+from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
+from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores, ScoresRequest, prepare_scores
 from tritonembed_manager.router.apis.http.tei import tei_form
+from tritonembed_manager.router.apis.http.vector_requests import (
+    MAX_INPUTS,
+    NO_SUCH_MODEL,
+    check_dimensions,
+    check_fields,
+)
+from tritonembed_manager.router.data.model_names import ServedNames
 
 
 class CohereRerank:
@@ -120,3 +132,166 @@ class VllmScore:
                     "usage": {"prompt_tokens": scores.tokens, "total_tokens": scores.tokens, "completion_tokens": 0},
                 }
             )
+
+
+_COHERE = ("model", "query", "documents", "top_n", "return_documents", "max_tokens_per_doc", "priority")
+_COHERE_V1 = (*_COHERE, "max_chunks_per_doc", "rank_fields")
+_TEI_RERANK = ("query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction", "model")
+_TEI_PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction", "model")
+_VLLM = ("model", "text_1", "text_2", "use_activation", "priority", "user", "encoding_format")
+_DIRECTIONS = {"right": "END", "left": "START"}
+
+
+def read_cohere(body: dict[str, Any], names: ServedNames, version: int) -> ScoresRequest:
+    """A body of /v1/rerank or /v2/rerank, Cohere's or Jina's. Raises BadRequest, which names the field."""
+    fields = _COHERE if version > 1 else _COHERE_V1
+    check_fields(body, fields)
+    for name in ("max_chunks_per_doc", "rank_fields"):
+        if body.get(name) is not None:
+            raise BadRequest(f"{name}: documents are read whole, up to the model's maximum", name)
+    query = _read_query(body)
+    documents = [_read_document(one) for one in _listed(body.get("documents"), "documents")]
+    top_n, most = body.get("top_n"), body.get("max_tokens_per_doc")
+    check_dimensions(top_n, "top_n")
+    check_dimensions(most, "max_tokens_per_doc")
+    texts = _encode(documents, "documents")
+    options: dict[str, str | int] = {} if most is None else {"max_text_tokens": most}
+    info = {"top_n": top_n, "return_documents": _flag(body, "return_documents"), "version": version}
+    return ScoresRequest(texts, [query] * len(texts), _read_model(body, names), options, info)
+
+
+def read_tei_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
+    """A body of TEI's /rerank. Raises BadRequest, which names the field."""
+    check_fields(body, _TEI_RERANK)
+    texts = _encode(_listed(body.get("texts"), "texts"), "texts")
+    info = {"return_text": _flag(body, "return_text")}
+    return ScoresRequest(texts, [_read_query(body)] * len(texts), _read_model(body, names), _tei_options(body), info)
+
+
+def read_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
+    """A body of /rerank: TEI's, or with `documents` that of /v1/rerank, as Infinity's and vLLM's clients send here."""
+    return read_cohere(body, names, 1) if "documents" in body else read_tei_rerank(body, names)
+
+
+def read_tei_predict(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
+    """A body of TEI's /predict: a text, a pair [a, b], or a list of [a] and [a, b]. Raises BadRequest."""
+    check_fields(body, _TEI_PREDICT)
+    given = body.get("inputs")
+    is_batch = isinstance(given, list) and bool(given) and isinstance(given[0], list)
+    rows: list[Any] = given if isinstance(given, list) and is_batch else [given if isinstance(given, list) else [given]]
+    if not all(isinstance(row, list) and len(row) in (1, 2) for row in rows):
+        raise BadRequest("inputs must be a text, a pair of texts, or a list of lists with one text or two", "inputs")
+    if len({len(row) for row in rows}) > 1:
+        raise BadRequest("inputs: pairs and texts alone must be in different requests", "inputs")
+    texts = _encode([row[-1] for row in rows], "inputs")
+    queries = _encode([row[0] for row in rows], "inputs") if len(rows[0]) == 2 else None
+    return ScoresRequest(texts, queries, _read_model(body, names), _tei_options(body), {"is_batch": is_batch})
+
+
+def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
+    """A body of vLLM's /score: text_1 and text_2 are texts or lists, of which one may have a single text."""
+    check_fields(body, _VLLM)
+    sides = []
+    for name in ("text_1", "text_2"):
+        given = body.get(name)
+        sides.append(_encode(_listed([given] if isinstance(given, str) else given, name), name))
+    queries, texts = sides
+    if len(queries) == 1:
+        queries = queries * len(texts)
+    elif len(texts) == 1:
+        texts = texts * len(queries)
+    if len(queries) != len(texts):
+        raise BadRequest(f"text_1 has {len(queries)} texts, but text_2 has {len(texts)}", "text_2")
+    options: dict[str, str | int] = {}
+    if body.get("use_activation") is not None and not _flag(body, "use_activation"):
+        options["activation"] = "none"
+    return ScoresRequest(texts, queries, _read_model(body, names), options)
+
+
+def _read_model(body: dict[str, Any], names: ServedNames) -> ServedNames:
+    """The model of that name, or the first one that scores. Raises BadRequest."""
+    asked = body.get("model")
+    if asked is not None and not isinstance(asked, str):
+        raise BadRequest("model must be a string", "model")
+    found = names.find(asked) if asked else next((each for each in names.models if each.served.task == "score"), names)
+    if found is None:
+        raise BadRequest(f"model: {NO_SUCH_MODEL}", "model", 404, "model_not_found")
+    if found.served.task != "score":
+        raise BadRequest(f"model: {found.model} embeds texts; it does not score pairs", "model")
+    return found
+
+
+def _read_query(body: dict[str, Any]) -> bytes:
+    query = body.get("query")
+    if not isinstance(query, str) or not query:
+        raise BadRequest("query must be a string, and not empty", "query")
+    return query.encode()
+
+
+def _listed(given: Any, name: str) -> list[Any]:
+    if not isinstance(given, list) or not given:
+        raise BadRequest(f"{name} must be a list, and not empty", name)
+    if len(given) > MAX_INPUTS:
+        raise BadRequest(f"{name} has {len(given)} elements; at most {MAX_INPUTS} are allowed", name)
+    return given
+
+
+def _read_document(given: Any) -> str:
+    text = given.get("text") if isinstance(given, dict) else given
+    if not isinstance(text, str):
+        raise BadRequest("documents must be strings, or objects with the field text", "documents")
+    return text
+
+
+def _encode(texts: list[Any], name: str) -> list[bytes]:
+    if not all(isinstance(text, str) for text in texts):
+        raise BadRequest(f"{name} must be strings", name)
+    try:
+        return encode_texts(texts)
+    except InvalidArgumentError as error:
+        raise BadRequest(f"{name}: {error}", name) from None
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    given = body.get(name)
+    if not isinstance(given, bool | None):
+        raise BadRequest(f"{name} must be true or false", name)
+    return bool(given)
+
+
+def _tei_options(body: dict[str, Any]) -> dict[str, str | int]:
+    options: dict[str, str | int] = {"activation": "none"} if _flag(body, "raw_scores") else {}
+    direction = body.get("truncation_direction")
+    if direction is not None and (not isinstance(direction, str) or direction.lower() not in _DIRECTIONS):
+        raise BadRequest("truncation_direction must be right or left", "truncation_direction")
+    if body.get("truncate") is not None and not _flag(body, "truncate"):
+        options["truncate"] = "NONE"
+    elif direction is not None:
+        options["truncate"] = _DIRECTIONS[direction.lower()]
+    return options
+
+
+def _conversion(read: Callable[..., ScoresRequest]) -> Callable[..., Converted]:
+    """read: a reader of this module."""
+
+    def convert(body: bytes, names: dict[str, Any], **arguments: Any) -> Converted:
+        """info: the number of rows per message (counts), the Triton model, and what the answer needs (info)."""
+        asked = read(parse_object(body), ServedNames.from_json(names), **arguments)
+        requests = list(prepare_scores(asked))
+        served = asked.model.served
+        info = {
+            "counts": [request.count for request in requests],
+            "model": served.classify if asked.queries is None else served.name,
+            "info": asked.info,
+        }
+        return Converted(info, [request.message for request in requests])
+
+    return convert
+
+
+CONVERSIONS = {
+    "cohere_rerank": _conversion(read_cohere),
+    "rerank": _conversion(read_rerank),
+    "tei_predict": _conversion(read_tei_predict),
+    "vllm_score": _conversion(read_vllm),
+}

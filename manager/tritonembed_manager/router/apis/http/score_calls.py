@@ -1,10 +1,10 @@
-"""Calls for scores over HTTP, whichever API they came over: from a body to scores."""
+"""Calls for scores over HTTP, whichever API they came over: what is asked, the requests to servers, and scores."""
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,73 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed import ServerError
 from tritonembed.request import contents_of
-from tritonembed_manager.router.apis.callers import http_caller
+from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.score_requests import OUTPUTS
 from tritonembed_manager.router.apis.http.vector_calls import all_of
+from tritonembed_manager.router.apis.http.vector_requests import Prepared
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
-from tritonembed_protocol.framing import unframe
+from tritonembed_protocol.framing import frame, unframe
+from tritonembed_protocol.limits import MAX_BATCH_SIZE
+
+OUTPUTS = ("score", "num_tokens")
+_MAX_BYTES = 4 * 1024 * 1024
+"""Bytes of a request with more than one row: each copy of a larger request would delay others."""
 
 _AT_ONCE = 8
 """Concurrent requests of one call. They are admitted as one, and have one deadline."""
 _LABELS = "labels"
 """The parameter of a model's configuration."""
+
+
+@dataclass(frozen=True)
+class ScoresRequest:
+    """texts, queries: UTF-8, as many; queries is None for texts alone. model: the one that is asked.
+
+    options: request parameters of the servers. info: what the answer needs, as JSON.
+    """
+
+    texts: list[bytes]
+    queries: list[bytes] | None
+    model: ServedNames
+    options: dict[str, str | int] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+def prepare_scores(asked: ScoresRequest) -> Iterator[Prepared]:
+    """The requests that a server accepts."""
+    served = asked.model.served
+    for first, last in _parts(asked):
+        request = service_pb2.ModelInferRequest(model_name=served.classify if asked.queries is None else served.name)
+        inputs = {} if asked.queries is None else {"query": asked.queries[first:last]}
+        for name, elements in {**inputs, "text": asked.texts[first:last]}.items():
+            request.inputs.add(name=name, datatype="BYTES", shape=(last - first, 1))
+            request.raw_input_contents.append(frame(elements))
+        for output in OUTPUTS:
+            request.outputs.add(name=output)
+        for name, value in asked.options.items():
+            if isinstance(value, str):
+                request.parameters[name].string_param = value
+            else:
+                request.parameters[name].int64_param = value
+        yield Prepared(request.SerializeToString(), last - first)
+
+
+def _parts(asked: ScoresRequest) -> Iterator[tuple[int, int]]:
+    """First and last rows of the requests."""
+    first = size = 0
+    for row, text in enumerate(asked.texts):
+        own = len(text) + (0 if asked.queries is None else len(asked.queries[row]))
+        if row > first and (row - first == MAX_BATCH_SIZE or size + own > _MAX_BYTES):
+            yield first, row
+            first, size = row, 0
+        size += own
+    yield first, len(asked.texts)
 
 
 @dataclass(frozen=True)

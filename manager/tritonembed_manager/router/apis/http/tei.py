@@ -8,19 +8,32 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, cast
 
 import grpc
 import numpy as np
 from aiohttp import web
 
+from tritonembed.request import Options
+from tritonembed_manager.router.apis.http.bodies import parse_object
+from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.tei_request import Task
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
-from tritonembed_manager.router.apis.http.vector_requests import MAX_INPUTS
+from tritonembed_manager.router.apis.http.vector_requests import (
+    MAX_INPUTS,
+    VectorsRequest,
+    check_dimensions,
+    check_fields,
+    check_prompt,
+    converted,
+    read_input,
+)
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError, ServerView
+from tritonembed_protocol.served import ServedModel
+from tritonembed_protocol.types import Output
 
 _UNPROCESSABLE, _TOO_LARGE, _FAILED = 422, 413, 424
 _TYPES = {
@@ -39,6 +52,15 @@ _TOO_LONG = "the model's maximum of"
 
 _NO_OUTPUT = "unexpected inference output"
 """In Triton's error for an output that the model's repository does not have."""
+
+_PARAMETERS = ("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "encoding_format")
+_FIELDS = ("inputs", *_PARAMETERS, "parameters", "options", "model")
+"""`options` and `model` are the hub's, and have no effect here."""
+_DIRECTIONS = {"right": "END", "left": "START"}
+_PAIR = ("source_sentence", "sentences")
+
+Task = Literal["embed", "embed_sparse", "embed_all", "similarity"]
+_OUTPUTS: dict[Task, Output] = {"embed_sparse": "sparse", "embed_all": "multi_vector"}
 
 
 def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
@@ -70,8 +92,6 @@ class Tei:
             web.post("/embed_sparse", self.embed_sparse),
             web.post("/embed_all", self.embed_all),
             web.post("/similarity", self.similarity),
-            web.post("/tokenize", self.tokenize),
-            web.post("/decode", self.decode),
             web.get("/info", self.info),
         ]
 
@@ -95,18 +115,6 @@ class Tei:
         """As /embed; as /similarity if `inputs` is an object."""
         return await self._answer(request, None)
 
-    async def tokenize(self, request: web.Request) -> web.Response:
-        """The tokens of each of `inputs`, whole: with their ids, and where they are in the text."""
-        with _outputs_as_errors():
-            lists = await self._calls.inspect(request, "tei_tokenize")
-        return web.Response(body=b"[" + b",".join(lists) + b"]", content_type="application/json")
-
-    async def decode(self, request: web.Request) -> web.Response:
-        """The texts of `ids`."""
-        with _outputs_as_errors():
-            texts = await self._calls.inspect(request, "tei_decode")
-        return web.json_response([text.decode() for text in texts])
-
     async def info(self, _request: web.Request) -> web.Response:
         """The model's name and what a client may send."""
         views = [view for view in self._servers() if view.ensemble == self._names.served.name]
@@ -127,14 +135,14 @@ class Tei:
         )
 
     async def _answer(self, request: web.Request, task: Task | None) -> web.StreamResponse:
-        with _outputs_as_errors():
+        with outputs_as_errors():
             async with self._calls.embed(request, "tei", "inputs", task=task) as vectors:
                 vectors.check_finite("base64 at /v1/embeddings")
                 return await vectors.answer(request, _WRITERS[vectors.info["task"]](vectors))
 
 
 @contextmanager
-def _outputs_as_errors() -> Iterator[None]:
+def outputs_as_errors() -> Iterator[None]:
     """Raises BadRequest for Triton's error about an output that the model does not have."""
     try:
         yield
@@ -192,3 +200,94 @@ _WRITERS: dict[Task, Callable[[Vectors], AsyncIterator[bytes]]] = {
     "embed_all": _token_vectors,
     "similarity": _similarities,
 }
+
+
+@dataclass(frozen=True)
+class TeiRequest(VectorsRequest):
+    """task: of the answer. `similarity` compares the first text with the others."""
+
+    task: Task
+
+
+def read_request(body: dict[str, Any], task: Task | None, model: ServedModel) -> TeiRequest:
+    """model: the only one that these routes have.
+
+    task: None for `similarity` if `inputs` is an object, else `embed`. Raises BadRequest.
+    """
+    check_fields(body, _FIELDS)
+    inputs = body.get("inputs")
+    task = task or ("similarity" if isinstance(inputs, dict) else "embed")
+    elements, by_ids = (_read_pair(inputs), False) if task == "similarity" else _read_inputs(inputs)
+    options = _read_options(_read_parameters(body))
+    if task in _OUTPUTS:
+        # Weights have no length, and the model's files say whether vectors of tokens have.
+        given = {name: value for name, value in options.items() if name != "normalize" or "normalize" in body}
+        options = cast("Options", {**given, "outputs": _OUTPUTS[task]})
+    return TeiRequest(elements, by_ids, options, model, task)
+
+
+def _read_inputs(inputs: Any) -> tuple[list[bytes], bool]:
+    if isinstance(inputs, list) and len(inputs) > MAX_INPUTS:
+        raise BadRequest(f"inputs has {len(inputs)} elements; at most {MAX_INPUTS} are allowed", "inputs", 413)
+    return read_input(inputs, "inputs")
+
+
+def _read_pair(inputs: Any) -> list[bytes]:
+    if not isinstance(inputs, dict) or set(inputs) != set(_PAIR):
+        raise BadRequest("inputs must be an object with source_sentence and sentences", "inputs")
+    source, sentences = (inputs[name] for name in _PAIR)
+    if not isinstance(source, str):
+        raise BadRequest("inputs: source_sentence must be a string", "inputs")
+    if not isinstance(sentences, list) or not sentences or not isinstance(sentences[0], str):
+        raise BadRequest("inputs: sentences must be a list of strings, and not empty", "inputs")
+    return _read_inputs([source, *sentences])[0]
+
+
+def _read_parameters(body: dict[str, Any]) -> dict[str, Any]:
+    """The parameters, which some clients send in an object of their own."""
+    nested = body.get("parameters")
+    if nested is None:
+        nested = {}
+    if not isinstance(nested, dict):
+        raise BadRequest("parameters must be an object", "parameters")
+    check_fields(nested, _PARAMETERS)
+    return {**{name: body[name] for name in _PARAMETERS if name in body}, **nested}
+
+
+def _read_options(given: dict[str, Any]) -> Options:
+    for name in ("truncate", "normalize"):
+        if not isinstance(given.get(name), bool | None):
+            raise BadRequest(f"{name} must be true or false", name)
+    for name in ("truncation_direction", "prompt_name"):
+        if not isinstance(given.get(name), str | None):
+            raise BadRequest(f"{name} must be a string", name)
+    if given.get("encoding_format") not in (None, "float"):
+        raise BadRequest("encoding_format must be float; /v1/embeddings has base64", "encoding_format")
+    check_dimensions(given.get("dimensions"), "dimensions")
+    check_prompt("prompt_name", given.get("prompt_name"))
+    normalize = given.get("normalize")
+    return Options(
+        truncate=_read_truncate(given.get("truncate"), given.get("truncation_direction")),
+        prompt_name=given.get("prompt_name"),
+        # TEI's default, whatever the model's files say.
+        normalize=True if normalize is None else normalize,
+        dimensions=given.get("dimensions"),
+    )
+
+
+def _read_truncate(truncate: bool | None, direction: str | None) -> Any:
+    """`truncate` of a request to the servers; None is the model's default, which truncates."""
+    if direction is not None and direction.lower() not in _DIRECTIONS:
+        raise BadRequest("truncation_direction must be right or left", "truncation_direction")
+    if truncate is False:
+        return "NONE"
+    if direction is None:
+        return "END" if truncate else None
+    return _DIRECTIONS[direction.lower()]
+
+
+def convert(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:
+    """info: the task, and the options that decide how answers are read; see `converted`."""
+    asked = read_request(parse_object(body), task, ServedNames.from_json(names).served)
+    options = {"outputs": asked.options["outputs"]} if "outputs" in asked.options else {}
+    return converted(asked, task=asked.task, options=options)

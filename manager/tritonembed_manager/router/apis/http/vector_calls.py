@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed import EmbeddingResult, InvalidArgumentError, ServerError
 from tritonembed.request import Call, Deadline, contents_of
-from tritonembed_manager.router.apis.callers import http_caller
+from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
@@ -124,8 +124,8 @@ class VectorCalls:
     async def embed(self, request: web.Request, kind: str, field: str, **arguments: Any) -> AsyncIterator[Vectors]:
         """The vectors of a request's body; they are in memory until the block is left.
 
-        kind, arguments: of the conversion (see converter.py); its info has `counts` and `by_ids`. field: of the texts,
-        for errors. Raises BadRequest, DispatchError, ServerError.
+        kind, arguments: of the conversion (see conversions.py), whose info has `counts` and `by_ids`. field: of the
+        texts, for errors. Raises BadRequest, DispatchError, ServerError.
         """
         names: dict[str, Any] = {"names": self._names_json}
         async with self._bodies.read_chunks(request) as chunks, AsyncExitStack() as stack:

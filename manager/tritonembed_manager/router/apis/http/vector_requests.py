@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed import InvalidArgumentError
 from tritonembed.inputs import batches, encode_texts, encode_token_ids
 from tritonembed.request import Call, Deadline, Options
+from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.framing import frame
@@ -57,8 +58,14 @@ def read_input(given: Any, name: str) -> tuple[list[bytes], bool]:
         raise BadRequest(f"{name}: {error}", name) from None
 
 
-def unknown_field(name: str, known: Sequence[str]) -> BadRequest:
-    """The error for a field that an API does not have. known: its fields."""
+def check_fields(body: dict[str, Any], known: Sequence[str]) -> None:
+    """Raises BadRequest for a field that an API does not have. known: its fields."""
+    for name in body:
+        if name not in known:
+            raise _unknown_field(name, known)
+
+
+def _unknown_field(name: str, known: Sequence[str]) -> BadRequest:
     fields = ", ".join(known)
     if not _FIELD_NAME.fullmatch(name):
         # The name may be a text in the wrong place, and is not repeated.
@@ -124,3 +131,13 @@ def prepare(asked: VectorsRequest) -> Iterator[Prepared]:
     parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
     for request in Call(model, tensor, parts, asked.options, Deadline(None)).requests():
         yield Prepared(request.message.SerializeToString(), request.count)
+
+
+def converted(asked: VectorsRequest, **info: Any) -> Converted:
+    """The requests. info: also the sentences per message (counts), whether they are ids (by_ids), and the model."""
+    requests = list(prepare(asked))
+    counts = [request.count for request in requests]
+    return Converted(
+        {**info, "counts": counts, "by_ids": asked.by_ids, "model": asked.model.name},
+        [request.message for request in requests],
+    )

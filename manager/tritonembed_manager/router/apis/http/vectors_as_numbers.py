@@ -2,6 +2,9 @@
 
 A request asks with the parameter `as: "FP32"`, of the request or of its output `embedding`, or with an output
 `embedding_fp32`. The answer's tensor is FP32 [texts, dimensions], in JSON or in binary.
+
+litellm's `triton/` provider is such a client. It sends KServe's JSON with its own names, for an ensemble that this
+server does not have: one input `input_text` of shape [texts]. It takes every output of the answer for vectors.
 """
 
 from collections.abc import Iterator
@@ -82,3 +85,22 @@ def _read_parameter(parameters: dict[str, Any], what: str) -> bool:
     if given not in (None, DATATYPE):
         raise BadRequest(f"{what}: {PARAMETER} must be {DATATYPE}")
     return given is not None
+
+
+LITELLM_ROUTE = "/triton/embeddings"
+
+
+def litellm_to_kserve(body: dict[str, Any]) -> dict[str, Any]:
+    """The same request as KServe's for the ensemble, with vectors as numbers. Raises BadRequest."""
+    inputs = body.get("inputs")
+    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
+        raise BadRequest("inputs must be a list of one input, input_text")
+    [given] = inputs
+    data = given.get("data")
+    if isinstance(data, str):
+        # litellm passes a single text on as it is.
+        data = [data]
+    if given.get("datatype") != "BYTES" or not isinstance(data, list):
+        raise BadRequest("input input_text: it must have the datatype BYTES and a list of texts as its data")
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(data), 1], "data": data}
+    return {**body, "inputs": [tensor], "outputs": [{"name": OUTPUT, "parameters": {PARAMETER: DATATYPE}}]}

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2
 from yarl import URL
 
 from tritonembed_manager.router.apis.http.app import make_app, make_runner
-from tritonembed_manager.router.apis.http.status_page import History
+from tritonembed_manager.router.apis.http.status import History
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing
 from tritonembed_manager.router.interfaces import Admission, ServerState, ServerView

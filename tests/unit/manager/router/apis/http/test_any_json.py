@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.http import cohere_request, tei_request, tei_tokens_request
+from tritonembed_manager.router.apis.http import cohere, tei, tei_tokens
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.kserve_admin import log_request, trace_request
 from tritonembed_manager.router.apis.http.kserve_json import read_raw
 from tritonembed_manager.router.apis.http.kserve_json import read_request as read_infer
-from tritonembed_manager.router.apis.http.openai_request import read_request as read_openai
+from tritonembed_manager.router.apis.http.openai import read_request as read_openai
 from tritonembed_manager.router.apis.http.vector_requests import prepare
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.served import FIRST_MODEL
@@ -71,26 +71,26 @@ OPENAI = sometimes(
 TEXT = st.text(st.characters(codec=None), max_size=3)
 PAIR = sometimes(["source_sentence", "sentences"], source_sentence=TEXT, sentences=st.lists(TEXT, max_size=2))
 TEI = sometimes(
-    tei_request._FIELDS,
+    tei._FIELDS,
     inputs=TEXT | st.lists(TEXT, max_size=3) | PAIR,
     truncate=st.booleans(),
     truncation_direction=st.sampled_from(["left", "Right", "up"]),
-    parameters=sometimes(tei_request._PARAMETERS, normalize=st.booleans()),
+    parameters=sometimes(tei._PARAMETERS, normalize=st.booleans()),
 )
 CONTENT = sometimes(["type", "text"], type=st.just("text"), text=TEXT)
 COHERE = sometimes(
-    cohere_request._V2_FIELDS,
+    cohere._V2_FIELDS,
     model=st.just("m"),
     texts=st.lists(TEXT, max_size=3),
     inputs=st.lists(sometimes(["content"], content=st.lists(CONTENT, max_size=2)), max_size=2),
     images=st.none(),
     max_tokens=st.none(),
-    input_type=st.sampled_from(list(cohere_request.INPUT_TYPES)),
-    embedding_types=st.lists(st.sampled_from(cohere_request.EMBEDDING_TYPES), max_size=3),
+    input_type=st.sampled_from(list(cohere.INPUT_TYPES)),
+    embedding_types=st.lists(st.sampled_from(cohere.EMBEDDING_TYPES), max_size=3),
     truncate=st.sampled_from(["NONE", "END"]),
 )
-TOKENIZE = sometimes(tei_tokens_request.TOKENIZE_FIELDS, inputs=TEXT | st.lists(TEXT, max_size=3), prompt_name=TEXT)
-DECODE = sometimes(tei_tokens_request.DECODE_FIELDS, ids=st.lists(NUMBERS, max_size=3))
+TOKENIZE = sometimes(tei_tokens.TOKENIZE_FIELDS, inputs=TEXT | st.lists(TEXT, max_size=3), prompt_name=TEXT)
+DECODE = sometimes(tei_tokens.DECODE_FIELDS, ids=st.lists(NUMBERS, max_size=3))
 LITELLM = sometimes(["inputs"], inputs=st.lists(TENSORS, max_size=1))
 
 
@@ -98,21 +98,21 @@ LITELLM = sometimes(["inputs"], inputs=st.lists(TENSORS, max_size=1))
 @given(TEI, st.sampled_from([None, "embed", "embed_sparse", "embed_all", "similarity"]))
 def test_tei(body, task):
     with suppress(BadRequest, UnicodeEncodeError):
-        assert list(prepare(tei_request.read_request(json.loads(json.dumps(body)), task, FIRST_MODEL)))
+        assert list(prepare(tei.read_request(json.loads(json.dumps(body)), task, FIRST_MODEL)))
 
 
 @settings(max_examples=400)
 @given(COHERE, st.sampled_from([1, 2]))
 def test_cohere(body, version):
     with suppress(BadRequest, UnicodeEncodeError):
-        request = cohere_request.read_request(json.loads(json.dumps(body)), ServedNames(("m",)), version)
+        request = cohere.read_request(json.loads(json.dumps(body)), ServedNames(("m",)), version)
         assert list(prepare(request))
         assert request.embedding_types != []
 
 
 @given(TOKENIZE, DECODE)
 def test_tokens(tokenize, decode):
-    for read, body in ((tei_tokens_request.read_tokenize, tokenize), (tei_tokens_request.read_decode, decode)):
+    for read, body in ((tei_tokens.read_tokenize, tokenize), (tei_tokens.read_decode, decode)):
         with suppress(BadRequest, UnicodeEncodeError):
             assert read(json.loads(json.dumps(body)), FIRST_MODEL)[1]
 

@@ -14,7 +14,8 @@ from dataclasses import asdict
 import pytest
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.http.converter import COMMAND, LARGE_BINARY, LARGE_JSON, Converter
+from tritonembed_manager.router.apis.http.conversions import COMMAND, CONVERSIONS
+from tritonembed_manager.router.apis.http.converter import LARGE_BINARY, LARGE_JSON, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
@@ -24,7 +25,7 @@ NAMES = {"names": asdict(ServedNames(("a-model",)))}
 
 @pytest.fixture
 async def converter():
-    made = Converter(timeout=60.0)
+    made = Converter(CONVERSIONS, COMMAND, timeout=60.0)
     yield made
     await made.close()
 
@@ -114,7 +115,7 @@ async def test_errors_have_the_same_text_as_for_a_small_body(converter):
 
 async def test_json_that_takes_too_much_memory_is_refused():
     start, option, code = COMMAND
-    converter = Converter(60.0, (start, option, code.replace("argv[1:])", "argv[1:]), 100 << 20")))
+    converter = Converter(CONVERSIONS, (start, option, code.replace("argv[1:])", "argv[1:]), 100 << 20")), 60.0)
     with pytest.raises(BadRequest) as caught:
         await openai(converter, b'{"input": [' + b"[]," * 2_000_000 + b"[]]}", cut=1 << 20)
     assert caught.value.status == 413
@@ -135,7 +136,7 @@ async def test_a_process_that_dies_is_an_error_of_one_request_and_replaced(conve
 
 
 async def test_a_process_that_hangs_is_ended_at_the_limit():
-    converter = Converter(timeout=0.5, command=(sys.executable, "-c", "import time; time.sleep(60)"))
+    converter = Converter(CONVERSIONS, (sys.executable, "-c", "import time; time.sleep(60)"), timeout=0.5)
     with pytest.raises(DispatchError, match=r"0\.5 s"):
         await openai(converter, {"input": ["a" * 300_000]})
     assert converter._process is None

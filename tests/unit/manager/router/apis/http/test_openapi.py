@@ -10,20 +10,20 @@ import pytest
 from tests.fakes.tenants import key_of, tenant
 from tests.unit.manager.router.apis.test_authentication import Doors
 
-from tritonembed_manager.router.apis.http import cohere_request, openai_request, tei_request, tei_tokens_request
+from tritonembed_manager.router.apis.http import cohere, openai, tei, tei_tokens
 from tritonembed_manager.router.apis.http.errors import is_for_vectors
-from tritonembed_manager.router.apis.http.schemas import BODIES
+from tritonembed_manager.router.apis.http.openapi import BODIES
 
 FIELDS = {
-    "/v1/embeddings": openai_request._FIELDS,
-    "/embeddings": openai_request._FIELDS,
-    "/": tei_request._FIELDS,
-    "/embed": tei_request._FIELDS,
-    "/similarity": tei_request._FIELDS,
-    "/tokenize": tei_tokens_request.TOKENIZE_FIELDS,
-    "/decode": tei_tokens_request.DECODE_FIELDS,
-    "/v1/embed": cohere_request._FIELDS,
-    "/v2/embed": cohere_request._V2_FIELDS,
+    "/v1/embeddings": openai._FIELDS,
+    "/embeddings": openai._FIELDS,
+    "/": tei._FIELDS,
+    "/embed": tei._FIELDS,
+    "/similarity": tei._FIELDS,
+    "/tokenize": tei_tokens.TOKENIZE_FIELDS,
+    "/decode": tei_tokens.DECODE_FIELDS,
+    "/v1/embed": cohere._FIELDS,
+    "/v2/embed": cohere._V2_FIELDS,
 }
 EXAMPLES = {
     "/v1/embeddings": {"input": ["a"], "encoding_format": "base64", "input_type": "query"},

@@ -140,7 +140,7 @@ async def test_failures_have_teis_form(serving, dispatcher, code, message, statu
 
 
 async def test_too_many_texts_are_413(serving, monkeypatch):
-    monkeypatch.setattr("tritonembed_manager.router.apis.http.tei_request.MAX_INPUTS", 3)
+    monkeypatch.setattr("tritonembed_manager.router.apis.http.tei.MAX_INPUTS", 3)
     answer = await ask(serving, inputs=["a"] * 4)
     assert (answer.status, answer.body["error_type"]) == (413, "Validation")
     assert vector_requests.MAX_INPUTS == 32 * 1024
