@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 
 from tritonembed_engine import vectors
 from tritonembed_engine.parameters import EmbedParameters
@@ -22,13 +23,20 @@ def sparse_elements(found: Ragged, parameters: EmbedParameters, token: Callable[
         if parameters.sparse_threshold:
             rows = rows[rows["weight"] > np.float32(parameters.sparse_threshold)]
         if parameters.top_k is not None and len(rows) > parameters.top_k:
-            # Of equal weights, the smaller id counts.
-            rows = rows[np.sort(np.argsort(-rows["weight"], kind="stable")[: parameters.top_k])]
+            rows = rows[_largest(rows["weight"], parameters.top_k)]
         parts = [np.int32(len(rows)).tobytes(), rows["id"].tobytes(), rows["weight"].tobytes()]
         if parameters.return_tokens:
             parts.append(json.dumps(list(map(token, rows["id"].tolist())), ensure_ascii=False).encode())
         elements.append(b"".join(parts))
     return elements
+
+
+def _largest(weights: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.bool_]:
+    """Whether a weight is one of the `count` largest; of equal weights, the first ones are."""
+    least = np.partition(weights, -count)[-count]
+    kept: npt.NDArray[np.bool_] = weights > least
+    kept[np.flatnonzero(weights == least)[: count - int(kept.sum())]] = True
+    return kept
 
 
 def multi_vector_elements(found: Ragged, parameters: EmbedParameters, model_normalizes: bool) -> list[bytes]:

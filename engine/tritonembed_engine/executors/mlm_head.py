@@ -1,6 +1,5 @@
 """The head of a masked language model: from a token's hidden state to a logit per token of the vocabulary."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,10 @@ _WITHOUT_EFFECT = ("pooler.", "position_ids")
 
 
 class MlmHead:
-    """transformers' own modules, with the weights of a checkpoint. hidden: [tokens, hidden size]."""
+    """transformers' own modules, with the weights of a checkpoint.
+
+    The last layer, a product with every token of the vocabulary, is most of the work; `logits` gives parts of it.
+    """
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
         """folder: of the transformer. Raises ModelError, which names the tensors that lack."""
@@ -31,25 +33,43 @@ class MlmHead:
         if missing:
             raise ModelError(f"the model's weights lack {', '.join(missing[:3])}")
         # The encoder's weights are freed with the model.
-        parts, self._apply = _parts_of(model)
-        self._parts = torch.nn.ModuleList(parts).to(device).eval().requires_grad_(False)
+        transform, decoder = _parts_of(model)
+        self._transform = transform.to(device).eval().requires_grad_(False)
+        self._decoder = decoder.to(device).eval().requires_grad_(False)
+        self.vocab_size = decoder.out_features
         self.dtype = dtype
 
-    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[tokens, vocabulary]."""
-        logits: torch.Tensor = self._apply(*self._parts, hidden.to(self.dtype))
-        return logits
+    def transform(self, hidden: torch.Tensor) -> torch.Tensor:
+        """What the last layer reads: [tokens, width]. hidden: [tokens, hidden size]."""
+        states: torch.Tensor = self._transform(hidden.to(self.dtype))
+        return states
+
+    def logits(self, states: torch.Tensor, first: int, stop: int) -> torch.Tensor:
+        """[tokens, stop - first]: those of the vocabulary's ids from `first` on. states: of `transform`."""
+        bias = self._decoder.bias
+        part = None if bias is None else bias[first:stop]
+        return torch.nn.functional.linear(states, self._decoder.weight[first:stop], part)
 
 
-def _parts_of(model: Any) -> tuple[list[torch.nn.Module], Callable[..., Any]]:
-    """The modules of the head, and how they are applied to hidden states."""
-    if hasattr(model, "cls"):
-        return [model.cls], lambda head, hidden: head(hidden)
-    if hasattr(model, "lm_head"):
-        return [model.lm_head], lambda head, hidden: head(hidden)
-    if hasattr(model, "vocab_projector"):
-        parts = [model.vocab_transform, model.activation, model.vocab_layer_norm, model.vocab_projector]
-        return parts, lambda transform, act, norm, projector, hidden: projector(norm(act(transform(hidden))))
-    if hasattr(model, "head") and hasattr(model, "decoder"):
-        return [model.head, model.decoder], lambda head, decoder, hidden: decoder(head(hidden))
-    raise ModelError(f"the head of a {type(model).__name__} is not known")
+def _parts_of(model: Any) -> tuple[torch.nn.Module, torch.nn.Linear]:
+    """The layers of the head but the last, and the last."""
+    parts: tuple[torch.nn.Module, torch.nn.Linear] | None = None
+    if hasattr(model, "cls") and hasattr(model.cls, "predictions"):
+        parts = _without_decoder(model.cls.predictions)
+    elif hasattr(model, "lm_head") and hasattr(model.lm_head, "decoder"):
+        parts = _without_decoder(model.lm_head)
+    elif hasattr(model, "vocab_projector"):
+        layers = (model.vocab_transform, model.activation, model.vocab_layer_norm)
+        parts = torch.nn.Sequential(*layers), model.vocab_projector
+    elif hasattr(model, "head") and hasattr(model, "decoder"):
+        parts = model.head, model.decoder
+    if parts is None:
+        raise ModelError(f"the head of a {type(model).__name__} is not known")
+    return parts
+
+
+def _without_decoder(head: Any) -> tuple[torch.nn.Module, torch.nn.Linear]:
+    """A module whose forward ends with its layer `decoder`: the module without it, and it."""
+    decoder = head.decoder
+    head.decoder = torch.nn.Identity()
+    return head, decoder

@@ -25,7 +25,10 @@ from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
 _STANFORDS = "linear.weight"
 TOKENS_AT_ONCE = 512
-"""Tokens whose logits are in memory at once: 60 MB for a vocabulary of 30,522."""
+"""Tokens whose logits are in memory at once."""
+IDS_AT_ONCE = {"cpu": 1024}
+"""Ids of the vocabulary whose logits are computed at once: 2 MB of them, which a core's cache holds until the largest
+of each text is found. On other devices all ids are: 60 MB for a vocabulary of 30,522."""
 
 
 class Head(Protocol):
@@ -112,25 +115,31 @@ class _Vocabulary:
 
     def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Ragged:
         parts = [self._pooled(hidden[start:stop], lengths) for start, stop, lengths in _groups(counts)]
-        weights = torch.cat(parts)
+        pooled = torch.cat(parts)
         # Not a number must not vanish here: the engine refuses it.
-        kept = (weights > 0) | weights.isnan()
+        kept = (pooled > 0) | pooled.isnan()
         _, ids = kept.nonzero(as_tuple=True)
+        weights = pooled[kept]
+        if self._output.pooling == "max":
+            # The activation is monotonic: that of the largest logit is the largest.
+            weights = self._activated(weights)
         rows = np.empty(len(ids), WEIGHT)
-        rows["id"], rows["weight"] = ids.cpu().numpy(), weights[kept].cpu().numpy()
+        rows["id"], rows["weight"] = ids.cpu().numpy(), weights.cpu().numpy()
         return Ragged(kept.sum(1).cpu().numpy(), rows)
 
     def _pooled(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-        """float32 [sentences, vocabulary]; zeros for a sentence without tokens."""
-        logits = self._head(hidden)
-        if self._output.pooling == "sum":
-            logits = self._activated(logits)
-        pieces = logits.split(lengths)
-        if self._output.pooling == "sum":
-            return torch.stack([piece.sum(0) for piece in pieces])
-        # The activation is monotonic: that of the largest logit is the largest.
-        zero = logits.new_zeros(logits.shape[1])
-        return self._activated(torch.stack([piece.amax(0) if len(piece) else zero for piece in pieces]))
+        """float32 [sentences, vocabulary]; zeros for a sentence without tokens. Of `max`: before the activation."""
+        states, size = self._head.transform(hidden), self._head.vocab_size
+        pooled = hidden.new_zeros((len(lengths), size), dtype=torch.float32)
+        step = IDS_AT_ONCE.get(hidden.device.type, size)
+        for first in range(0, size, step):
+            logits = self._head.logits(states, first, first + step)
+            if self._output.pooling == "sum":
+                logits = self._activated(logits)
+            for row, piece in zip(pooled[:, first : first + step], logits.split(lengths), strict=True):
+                if len(piece):
+                    row.copy_(piece.sum(0) if self._output.pooling == "sum" else piece.amax(0))
+        return pooled
 
     def _activated(self, values: torch.Tensor) -> torch.Tensor:
         values = values.float().relu_()

@@ -13,7 +13,7 @@ from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ExecutionFailed, InvalidArgument, ModelError
 from tritonembed_engine.executors.building import heads_of
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.executors.token_heads import TokenHeads
+from tritonembed_engine.executors.token_heads import IDS_AT_ONCE, TokenHeads
 from tritonembed_engine.executors.transformers_executor import (
     GROUPING,
     TransformersExecutor,
@@ -104,10 +104,12 @@ def test_bge_m3s_weights_and_vectors_are_flag_embeddings(
 
 
 @pytest.mark.parametrize("name", ["splade", "splade_distilbert", "splade_log1p", "splade_sum"])
-def test_splades_weights_are_sentence_transformers(tmp_path: Path, name: str) -> None:
+def test_splades_weights_are_sentence_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """perf/tritonembed_perf/families has more layouts, through the direct executor."""
     from sentence_transformers import SparseEncoder
 
+    # Several parts of this small vocabulary, the last of them shorter.
+    monkeypatch.setitem(IDS_AT_ONCE, "cpu", 100)
     load_cases()[name].write(tmp_path)
     files = read_model_files(str(tmp_path))
     choice = TokenChoice(files)
@@ -230,6 +232,15 @@ def test_top_k_and_the_threshold_leave_out_small_weights() -> None:
     ]
     assert kept[0] == [{1: 0.5, 2: 0.25, 5: 1.0}, {}, pytest.approx({4: 0.1})]
     assert kept[1] == [{1: 0.5, 5: 1.0}, {}, {}]
+
+
+def test_of_equal_weights_those_of_the_smaller_ids_are_kept() -> None:
+    weights = np.random.default_rng(0).integers(1, 9, 200) / 8
+    found = weights_of(dict(enumerate(weights.tolist())))
+    for count in (1, 40, 199):
+        (element,) = sparse_elements(found, EmbedParameters(top_k=count), str)
+        ranked = sorted(range(200), key=lambda one: (-weights[one], one))
+        assert list(read_sparse(element)[0]) == sorted(ranked[:count])
 
 
 @pytest.mark.parametrize(("kind", "size"), [("float", 16), ("float16", 8), ("int8", 4), ("binary", 1)])
