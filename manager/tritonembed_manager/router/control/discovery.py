@@ -88,6 +88,10 @@ class ServersFile:
         return found
 
 
+class NoAddressError(ValueError):
+    """A DNS name has no address now. It may get some: an orchestrator adds servers once they are ready."""
+
+
 class ServersDns:
     """The servers at all addresses of a DNS name."""
 
@@ -98,18 +102,18 @@ class ServersDns:
         self._host, _, _ = target.rpartition(":")
 
     async def read(self) -> list[Address]:
-        """The addresses of the name now. Raises ValueError, in one line, if it does not resolve."""
+        """The addresses of the name now. Raises ValueError, in one line: if it has none, NoAddressError."""
         host = self._host.strip("[]")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
         except OSError as error:
-            raise ValueError(f"--servers-dns {self._host} does not resolve: {error.strerror}") from None
+            raise NoAddressError(f"--servers-dns {self._host} does not resolve: {error.strerror}") from None
         except UnicodeError:
             # Python raises it for invalid names, such as an empty label.
             raise ValueError(f"--servers-dns {self._host} is not a host name") from None
         hosts = sorted({str(entry[4][0]) for entry in found})
         if not hosts:
-            raise ValueError(f"--servers-dns {self._host} has no address")
+            raise NoAddressError(f"--servers-dns {self._host} has no address")
         return [self._at(f"[{host}]" if ":" in host else host) for host in hosts]
 
     def _at(self, host: str) -> Address:
@@ -159,12 +163,18 @@ class ServerLists:
         self._complaints: dict[str, str] = {}
 
     async def first(self) -> list[Address]:
-        """Read all lists. Raises StartError if a list can't be read or has too many servers."""
+        """Read all lists. Raises StartError if a list can't be read or has too many servers.
+
+        A DNS name without addresses is no error: its servers may start later than the manager.
+        """
         try:
             if self._file is not None:
                 self._found["file"] = self._file.read()
             if self._dns is not None:
                 self._found["dns"] = await self._dns.read()
+        except NoAddressError as error:
+            self._complaints["dns"] = str(error)
+            warn("servers_not_listed", f"{error}; it is looked up again every {DNS_EVERY_S:g} s")
         except ValueError as error:
             raise StartError(str(error)) from None
         if len(self.all()) > SLOTS:

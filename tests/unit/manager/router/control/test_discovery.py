@@ -235,6 +235,34 @@ async def test_a_name_without_addresses_changes_nothing(monkeypatch, caplog):
     ]
 
 
+async def test_a_name_that_gets_its_addresses_after_the_start_is_followed(monkeypatch, caplog):
+    unknown, known = OSError(-2, "Name or service not known"), [(*[None] * 4, ("10.0.0.7", 0))]
+    answers = [unknown, unknown, known, known]
+
+    async def answer(*_, **__):
+        found = answers.pop(0)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", answer)
+    followed = []
+    lists = ServerLists([], None, ServersDns("servers.example:9000"), followed.append, pause=Turns(*[lambda: None] * 3))
+    assert await lists.first() == []
+    with pytest.raises(NoMoreTurnsError):
+        await lists.run()
+    assert followed == [[Address("10.0.0.7:9000")]]
+    # The second look-up fails as the first did, and is no news.
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "--servers-dns servers.example does not resolve: Name or service not known; it is looked up again every 5 s"
+    ]
+
+
+async def test_an_impossible_name_stops_the_start():
+    with pytest.raises(StartError, match=r"--servers-dns a\.\.b is not a host name"):
+        await ServerLists([], None, ServersDns("a..b:9000"), lambda _: None).first()
+
+
 @pytest.mark.parametrize("host", ["a\x1bcb", "a\x07", "a\u202eb", "a\0", "\x9b2J"])
 def test_an_address_with_control_sequences_is_refused(host, tmp_path):
     for text in (f"{host}:8001", f"{host}:8001/8000"):
