@@ -8,7 +8,7 @@ PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_en
 
 APIS := manager/tritonembed_manager/router/apis
 
-.PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow test-clients serve demo bench bench-quick chaos proto docs clean
+.PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow test-clients test-deploy serve demo bench bench-quick chaos proto docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -48,6 +48,13 @@ test-slow: setup  ## tests that take minutes, which .ci/run leaves out
 
 test-clients: setup  ## other projects' clients, each in an environment of its own under .work; needs npm and the internet
 	$(BIN)/python -m pytest tests/clients $(ARGS)
+
+test-deploy: setup .venv/.deploy-done  ## Dockerfile, compose.yaml and Helm chart: linted, rendered, validated; no daemon, no cluster
+	$(BIN)/python -m pytest tests/deploy $(ARGS)
+
+.venv/.deploy-done: requirements/deploy.lock | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile --no-deps --require-hashes -r $<
+	touch $@
 
 serve: setup  ## a server in the foreground on localhost:50050, the client's default address
 	model="$(or $(MODEL),$$($(BIN)/python -m demo.model))" && \

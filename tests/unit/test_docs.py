@@ -77,8 +77,9 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     assert [module for module in modules if find_spec(module) is None] == []
 
 
-def test_the_lock_file_has_hashes_and_replaces_nothing_that_serves() -> None:
-    lines = (ROOT / "requirements" / "docs.lock").read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("lock", ["docs.lock", "deploy.lock"])
+def test_a_lock_of_tools_has_hashes_and_replaces_nothing_that_serves(lock: str) -> None:
+    lines = (ROOT / "requirements" / lock).read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if not line.startswith("#")]
     assert pins
     assert [pin for pin in pins if not re.fullmatch(r"[\w.-]+==[\w.]+ --hash=sha256:[0-9a-f]{64}", pin)] == []
