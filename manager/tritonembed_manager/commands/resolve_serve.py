@@ -138,8 +138,6 @@ def _tenants(context: typer.Context, options: ServeOptions) -> TenantsFile | Non
             if name in marked(ServeOptions, Mark.TENANTS):
                 raise StartError(f"{given} needs {TENANTS}")
         return None
-    if options.data_plane == "envoy":
-        raise StartError(f"{TENANTS} needs --data-plane workers: Envoy would carry requests past the keys")
     if options.admin:
         raise StartError(f"--admin is for everybody; with {TENANTS}, the file names who may (`admin: true`)")
     return TenantsFile(options.tenants)

@@ -121,7 +121,15 @@ class Worker:
         if self._config.quota_fd is None:
             raise ValueError("tenants without a quota table")
         quotas = Quotas(QuotaTable(self._config.quota_fd), self._config.index)
-        door = Door(tenants, quotas, self.dispatcher.refused, self._config.key_for_health, self._config.key_for_metrics)
+        config = self._config
+        door = Door(
+            tenants,
+            quotas,
+            self.dispatcher.refused,
+            config.key_for_health,
+            config.key_for_metrics,
+            behind_envoy=config.sockets is not None,
+        )
         return TenantDispatcher(self.dispatcher, quotas, self._config.names), door
 
     async def run(self) -> int:

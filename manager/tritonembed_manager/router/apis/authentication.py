@@ -21,7 +21,7 @@ from tritonembed_manager.router.apis.grpc_arrivals import WrappedServer, refuse
 from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
 from tritonembed_manager.router.apis.http.status import HEALTH
 from tritonembed_manager.router.data.quotas import Quotas
-from tritonembed_manager.router.data.tenants import NO_MONITOR, Tenants, current_tenant, leave
+from tritonembed_manager.router.data.tenants import ADMITTED, NO_MONITOR, Tenants, current_tenant, leave
 from tritonembed_manager.router.interfaces import Caller, DispatchError, Metadata
 
 _HEALTH_CALLS = frozenset(
@@ -51,7 +51,8 @@ _CODE = grpc.StatusCode
 class Door:
     """tenants: who may come in. refused: counts a request for vectors that may not.
 
-    key_for_health, key_for_metrics: whether health, and metrics and the status, need a key.
+    key_for_health, key_for_metrics: whether health, and metrics and the status, need a key. behind_envoy: whether calls
+    come through Envoy alone, which names the tenants of those that it has admitted.
     """
 
     tenants: Tenants
@@ -59,6 +60,7 @@ class Door:
     refused: Callable[[grpc.StatusCode], None]
     key_for_health: bool
     key_for_metrics: bool
+    behind_envoy: bool = False
 
     def over(self, server: Any) -> Any:
         """The gRPC server to add handlers to, which puts the door before them."""
@@ -71,6 +73,9 @@ class Door:
             return
         given = {name: value for name, value in reversed(metadata) if isinstance(value, str)}
         try:
+            if self.behind_envoy and method in _VECTOR_CALLS and (slot := given.get(ADMITTED)) is not None:
+                self.tenants.enter_admitted(slot)
+                return
             tenant = self.tenants.enter(key_of(given.get("authorization", ""), given.get("x-api-key", "")))
             if method in _VECTOR_CALLS and method not in _STREAMS:
                 self.quotas.check(tenant)

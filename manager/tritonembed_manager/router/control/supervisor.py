@@ -27,6 +27,7 @@ from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
+from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
@@ -57,9 +58,10 @@ class Supervisor:
         self._settings = settings
         self._prepared = servers
         self._began = time.monotonic()
-        # The last row is Envoy's.
-        self._table = LoadTable.create(settings.workers + (settings.envoy is not None))
-        self._quota_table = QuotaTable.create(settings.workers) if settings.tenants else None
+        # The last row is Envoy's, here and in the quota table.
+        rows = settings.workers + (settings.envoy is not None)
+        self._table = LoadTable.create(rows)
+        self._quota_table = QuotaTable.create(rows) if settings.tenants else None
         self._traffic = Traffic(time.monotonic)
         self._registry = UpstreamRegistry(
             self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
@@ -117,7 +119,9 @@ class Supervisor:
         self._envoy: EnvoyDataPlane | None = None
         if settings.envoy is not None and sockets is not None:
             row = self._table.row(settings.workers)
-            self._envoy = EnvoyDataPlane(settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news)
+            self._envoy = EnvoyDataPlane(
+                settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news, self._quota_table
+            )
         self._draining = self._lame_duck = False
         self._seen = 0
         """Signals that have had their effect. Another signal forces the next step."""
@@ -207,7 +211,7 @@ class Supervisor:
             set_tls = self._workers.set_tls if self._envoy is None else self._envoy.set_tls
             self._background(self._settings.tls.watch(set_tls))
         if self._settings.tenants is not None:
-            self._background(self._settings.tenants.watch(self._workers.set_tenants))
+            self._background(self._settings.tenants.watch(self._set_tenants))
         if self._usage is not None:
             self._background(self._usage.keep())
         if self._store is not None:
@@ -338,6 +342,11 @@ class Supervisor:
         if self._quota_table is not None:
             self._quota_table.zero(index)
         mark_dead(pid, metrics_folder)
+
+    def _set_tenants(self, tenants: Sequence[Tenant]) -> None:
+        self._workers.set_tenants(tenants)
+        if self._envoy is not None:
+            self._envoy.set_tenants(tenants)
 
     def _warnings(self) -> list[str]:
         tenants = self._settings.tenants

@@ -26,7 +26,7 @@ from tritonembed_manager.router.interfaces import DispatchError
 
 SLOTS = 4096
 """Different tenants from the start of a manager to its end."""
-_HEADER = 3
+HEADER, SHARES = 3, 2
 """Cells before the first row: workers, rows, shares."""
 _CELL = 8
 USED_REQUESTS, USED_TOKENS, AT = 0, 1, 2
@@ -35,7 +35,7 @@ SPENT_REQUESTS, SPENT_TOKENS = 3, 4
 """All that was ever charged to the quotas."""
 ANSWERED, TOKENS, FAILED, OVER_REQUESTS, OVER_TOKENS, OVER_IN_FLIGHT = range(5, 11)
 """Requests, and tokens of the answers; see `Used`."""
-_OWN = 11
+FIRST_OWN = 11
 """Cells of a row before those of the workers, which are their requests in flight."""
 _PATIENCE_S = 0.02
 
@@ -66,18 +66,21 @@ class QuotaTable:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, os.fstat(fd).st_size)
+        self.size = os.fstat(fd).st_size
+        """In bytes."""
+        self._map = mmap.mmap(fd, self.size)
         self.cells = memoryview(self._map).cast("d")
         self.workers, self.slots = int(self.cells[0]), int(self.cells[1])
-        self._width = _OWN + self.workers
+        self.width = FIRST_OWN + self.workers
+        """Cells of a row."""
 
     @classmethod
     def create(cls, workers: int, slots: int = SLOTS) -> "QuotaTable":
         """A new table of zeros. A child process inherits its `fd` with `pass_fds`."""
         fd = os.memfd_create("tritonembed-quotas")
-        os.ftruncate(fd, _CELL * (_HEADER + slots * (_OWN + workers)))
+        os.ftruncate(fd, _CELL * (HEADER + slots * (FIRST_OWN + workers)))
         with mmap.mmap(fd, 0) as memory, memoryview(memory) as raw, raw.cast("d") as cells:
-            cells[0], cells[1], cells[2] = workers, slots, 1
+            cells[0], cells[1], cells[SHARES] = workers, slots, 1
         return cls(fd)
 
     def close(self) -> None:
@@ -89,29 +92,29 @@ class QuotaTable:
     @property
     def shares(self) -> float:
         """Managers that divide the quotas: 1 if there is only this one, or if they count together."""
-        return self.cells[2]
+        return self.cells[SHARES]
 
     @shares.setter
     def shares(self, shares: float) -> None:
-        self.cells[2] = shares
+        self.cells[SHARES] = shares
 
     def row(self, slot: int) -> int:
         """The index of a tenant's first cell."""
-        return _HEADER + slot * self._width
+        return HEADER + slot * self.width
 
     def worker_cell(self, slot: int, worker: int) -> int:
         """The index of the cell with a worker's requests in flight."""
-        return self.row(slot) + _OWN + worker
+        return self.row(slot) + FIRST_OWN + worker
 
     def in_flight(self, slot: int) -> int:
         """A tenant's requests in flight, of all workers."""
-        first = self.row(slot) + _OWN
+        first = self.row(slot) + FIRST_OWN
         return int(sum(self.cells[first : first + self.workers]))
 
     def used(self, slot: int) -> Used:
         """What the tenant's requests came to."""
         first = self.row(slot)
-        counts = [*self.cells[first + ANSWERED : first + _OWN], self.in_flight(slot)]
+        counts = [*self.cells[first + ANSWERED : first + FIRST_OWN], self.in_flight(slot)]
         return Used(*map(int, counts))
 
     def zero(self, worker: int) -> None:
@@ -145,6 +148,12 @@ class QuotaTable:
 _MINUTE_S = 60.0
 _SOON_S = 1.0
 """When to try again if too many requests are in flight: nobody knows when they end."""
+OVER_LIMIT = "this tenant's %s; try again later"
+IN_FLIGHT, REQUESTS_USED, TOKENS_USED = (
+    "%d requests are in flight",
+    "%d requests per minute are used up",
+    "%d tokens per minute are used up",
+)
 _LEAST = 1e-6
 """Differences below it come from rounding."""
 
@@ -233,6 +242,12 @@ class Quotas:
             cells[row + (ANSWERED if answered else FAILED)] += 1
             cells[row + TOKENS] += tokens
 
+    def unfinished(self, slot: int) -> None:
+        """A request of the tenant in a slot ended without an answer, after others admitted it for this worker."""
+        with self.table.locked(slot) as row:
+            self.table.cells[self.table.worker_cell(slot, self._worker)] -= 1
+            self.table.cells[row + FAILED] += 1
+
     def unsent(self, tenant: Tenant, sent: Spent) -> tuple[Spent, Spent] | None:
         """All that was ever charged, and what of it others don't know. sent: as returned the last time.
 
@@ -276,7 +291,7 @@ class Quotas:
             return None
         cell, limit, wait = found
         self.table.cells[row + cell] += 1
-        return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, f"this tenant's {limit}; try again later", wait)
+        return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, OVER_LIMIT % limit, wait)
 
     def _limit(
         self, tenant: Tenant, buckets: tuple[Bucket | None, Bucket | None], tokens: int
@@ -284,11 +299,11 @@ class Quotas:
         """The limit that a request is over: the cell that counts it, its words, and the seconds to wait."""
         of_requests, of_tokens = buckets
         if tenant.max_in_flight is not None and self.table.in_flight(tenant.slot) >= tenant.max_in_flight:
-            return OVER_IN_FLIGHT, f"{tenant.max_in_flight} requests are in flight", _SOON_S
+            return OVER_IN_FLIGHT, IN_FLIGHT % tenant.max_in_flight, _SOON_S
         if of_requests is not None and (wait := of_requests.wait(1)):
-            return OVER_REQUESTS, f"{of_requests.limit} requests per minute are used up", wait
+            return OVER_REQUESTS, REQUESTS_USED % of_requests.limit, wait
         if of_tokens is not None and (wait := of_tokens.wait(tokens)):
-            return OVER_TOKENS, f"{of_tokens.limit} tokens per minute are used up", wait
+            return OVER_TOKENS, TOKENS_USED % of_tokens.limit, wait
         return None
 
     def _charge(self, row: int, requests: int, tokens: int) -> None:

@@ -12,13 +12,13 @@ import grpc
 from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
-from tritonembed_manager.router.data.quotas import Quotas, estimate
-from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant
+from tritonembed_manager.router.data.quotas import Charge, Quotas, estimate
+from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant, is_admitted
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 from tritonembed_protocol.status import STATUSES
 
 _CODE = grpc.StatusCode
-_PERHAPS_COMPUTED = (_CODE.CANCELLED, _CODE.DEADLINE_EXCEEDED)
+PERHAPS_COMPUTED = (_CODE.CANCELLED, _CODE.DEADLINE_EXCEEDED)
 """Ends of a request that its client can bring about while servers compute it: they cost the estimate."""
 _CLIENTS_FAULT = 500
 """HTTP statuses below it, but for overload (429), are the client's fault."""
@@ -81,7 +81,8 @@ class TenantDispatcher:
     ) -> Iterator[Admission]:
         try:
             tenant = self._tenant()
-            charge = self._quotas.enter(tenant, estimate(size if work is None else work))
+            # Envoy has charged what it admitted, and will see the answer.
+            charge = None if is_admitted() else self._quotas.enter(tenant, estimate(size if work is None else work))
         except DispatchError as error:
             self.refused(error.code)
             raise
@@ -95,12 +96,16 @@ class TenantDispatcher:
             code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
             raise
         finally:
-            tokens = own.tokens if own is not None else 0
-            charged = tokens
-            if code in _PERHAPS_COMPUTED or (code is _CODE.OK and not tokens):
-                charged = max(tokens, charge.tokens)
-            requests = 1 if code is _CODE.OK or code in _PERHAPS_COMPUTED or tokens or _is_clients_fault(code) else 0
-            self._quotas.leave(charge, answered=code is _CODE.OK, tokens=tokens, requests=requests, charged=charged)
+            if charge is not None:
+                self._leave(charge, code, own.tokens if own is not None else 0)
+
+    def _leave(self, charge: Charge, code: grpc.StatusCode, tokens: int) -> None:
+        """tokens: of the answer."""
+        charged = tokens
+        if code in PERHAPS_COMPUTED or (code is _CODE.OK and not tokens):
+            charged = max(tokens, charge.tokens)
+        requests = 1 if code is _CODE.OK or code in PERHAPS_COMPUTED or tokens or is_clients_fault(code) else 0
+        self._quotas.leave(charge, answered=code is _CODE.OK, tokens=tokens, requests=requests, charged=charged)
 
     async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
         self._tenant()
@@ -114,7 +119,8 @@ class TenantDispatcher:
         return tenant
 
 
-def _is_clients_fault(code: grpc.StatusCode) -> bool:
+def is_clients_fault(code: grpc.StatusCode) -> bool:
+    """Whether a request that ended so counts, although it has no answer."""
     return code is not _CODE.RESOURCE_EXHAUSTED and STATUSES[code.name].http < _CLIENTS_FAULT
 
 

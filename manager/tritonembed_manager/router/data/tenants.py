@@ -19,6 +19,8 @@ import grpc
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 
+ADMITTED = "x-tritonembed-tenant"
+"""The metadata in which Envoy names the slot of a tenant whose request it has admitted. Clients can't send it."""
 NO_KEY = "this server wants a key: send it as `Authorization: Bearer KEY` or as `x-api-key: KEY`"
 UNKNOWN_KEY = "the key is not known"
 EXPIRED_KEY = "the key has expired"
@@ -90,7 +92,7 @@ class Tenants:
 
     def update(self, tenants: Iterable[Tenant]) -> None:
         """Replace all tenants."""
-        self.all = [replace(tenant, models=_of_triton(tenant.models, self._names)) for tenant in tenants]
+        self.all = [with_triton_models(tenant, self._names) for tenant in tenants]
         self._keys = {bytes.fromhex(key.sha256): (tenant, key) for tenant in self.all for key in tenant.keys}
 
     def enter(self, key: str | None) -> Tenant:
@@ -99,7 +101,13 @@ class Tenants:
             raise DispatchError(_CODE.UNAUTHENTICATED, NO_KEY)
         digest = sha256(key.encode()).digest()
         tenant = self.find(digest)
-        _session.set(_Session(self, digest))
+        _session.set(_Session(lambda: self.find(digest)))
+        return tenant
+
+    def enter_admitted(self, slot: str) -> Tenant:
+        """The tenant whose request Envoy has admitted, as `enter`. slot: as Envoy's script wrote it into ADMITTED."""
+        tenant = self._of_slot(slot)
+        _session.set(_Session(lambda: self._of_slot(slot), is_admitted=True))
         return tenant
 
     def find(self, digest: bytes) -> Tenant:
@@ -113,11 +121,17 @@ class Tenants:
             raise DispatchError(_CODE.UNAUTHENTICATED, EXPIRED_KEY)
         return tenant
 
+    def _of_slot(self, slot: str) -> Tenant:
+        for tenant in self.all:
+            if str(tenant.slot) == slot:
+                return tenant
+        raise DispatchError(_CODE.UNAUTHENTICATED, UNKNOWN_KEY)
+
 
 @dataclass(frozen=True, slots=True)
 class _Session:
-    tenants: Tenants
-    digest: bytes
+    find: Callable[[], Tenant]
+    is_admitted: bool = False
 
 
 _session: ContextVar[_Session | None] = ContextVar("session", default=None)
@@ -134,7 +148,13 @@ def current_tenant() -> Tenant | None:
     Raises DispatchError (UNAUTHENTICATED) if its key was taken away or has expired meanwhile.
     """
     session = _session.get()
-    return None if session is None else session.tenants.find(session.digest)
+    return None if session is None else session.find()
+
+
+def is_admitted() -> bool:
+    """Whether Envoy has checked the quotas of the request that is being handled."""
+    session = _session.get()
+    return session is not None and session.is_admitted
 
 
 def check_model(model: str) -> None:
@@ -144,10 +164,10 @@ def check_model(model: str) -> None:
         raise DispatchError(_CODE.PERMISSION_DENIED, OTHER_MODEL)
 
 
-def _of_triton(models: tuple[str, ...] | None, names: ServedNames) -> tuple[str, ...] | None:
-    """The models as Triton names them. The ensemble brings its parts along: they are the same model."""
-    if models is None:
-        return None
-    known = {names.to_model(model) for model in models}
+def with_triton_models(tenant: Tenant, names: ServedNames) -> Tenant:
+    """The tenant with Triton's names of its models. The ensemble brings its parts along: they are the same model."""
+    if tenant.models is None:
+        return tenant
+    known = {names.to_model(model) for model in tenant.models}
     parts = {part for each in names.models if each.served.name in known for part in each.served.triton_models}
-    return tuple(sorted(known | parts))
+    return replace(tenant, models=tuple(sorted(known | parts)))

@@ -15,7 +15,6 @@ from tritonembed_manager.commands.app import app
 from tritonembed_manager.router.control.tenants_file import parse_tenants
 
 KEY = "te-secret"
-PAST_THE_KEYS = "--tenants needs --data-plane workers: Envoy would carry requests past the keys"
 URLS = "redis://host:port/db, rediss://host:port/db or unix://path"
 NAMES_WHO_MAY = "with --tenants, the file names who may (`admin: true`)"
 
@@ -52,7 +51,6 @@ def test_a_day_that_does_not_exist_is_one_line():
         (["--key-for-health"], "--key-for-health needs --tenants"),
         (["--no-key-for-metrics"], "--key-for-metrics needs --tenants"),
         (["--tenants=T", "--admin"], f"--admin is for everybody; {NAMES_WHO_MAY}"),
-        (["--tenants=T", "--data-plane=envoy"], PAST_THE_KEYS),
         (["--tenants=missing"], "--tenants: it cannot be read: No such file or directory"),
     ],
 )

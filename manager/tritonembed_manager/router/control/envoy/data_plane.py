@@ -15,10 +15,13 @@ from tritonembed_manager.router.control.envoy.bootstrap import bootstrap
 from tritonembed_manager.router.control.envoy.files import XdsFiles
 from tritonembed_manager.router.control.envoy.process import EnvoyProcess
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings
+from tritonembed_manager.router.control.envoy.tenants import UNFINISHED, EnvoyTenants
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
 from tritonembed_manager.router.control.settings import ServeSettings
 from tritonembed_manager.router.control.worker_process import how_it_ended
 from tritonembed_manager.router.data.load_table import LoadRow
+from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
+from tritonembed_manager.router.data.tenants import Tenant, with_triton_models
 from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.sockets import Sockets
@@ -42,6 +45,7 @@ class EnvoyDataPlane:
 
     folder: for its files and sockets, with a short path (0700). row: of the load table, for Envoy's requests. count:
     called with a line of `stats`, as a worker sends it. news: set whenever `ready` or `outage` has changed.
+    quota_table: with tenants; the cells after those of the workers are Envoy's.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class EnvoyDataPlane:
         row: LoadRow,
         count: Callable[[Mapping[str, Any]], None],
         news: asyncio.Event,
+        quota_table: QuotaTable | None = None,
     ) -> None:
         self._settings = settings
         self._envoy = envoy
@@ -75,6 +80,9 @@ class EnvoyDataPlane:
         self.outage: str | None = None
         """The reason why it can't start at all."""
         self._news = news
+        self._quota_table = quota_table
+        self._quotas = Quotas(quota_table, settings.workers) if quota_table else None
+        self._tenants: Sequence[Tenant] = settings.tenants.tenants if settings.tenants else ()
         self._bootstrap = self._write_files()
 
     async def run(self) -> None:
@@ -105,6 +113,11 @@ class EnvoyDataPlane:
     def set_quarantine(self, digests: Iterable[str]) -> None:
         """Let the workers have all requests that could be in quarantine. digests: as data/failover.py makes them."""
         self._quarantined = {int(digest.partition(":")[0]) for digest in digests}
+        self._write_routes()
+
+    def set_tenants(self, tenants: Sequence[Tenant]) -> None:
+        """Serve other tenants. Connections stay; requests in flight end under their earlier limits."""
+        self._tenants = tenants
         self._write_routes()
 
     def set_tls(self, pems: Pems) -> None:
@@ -156,7 +169,10 @@ class EnvoyDataPlane:
 
     async def _live(self) -> int:
         """One life of Envoy. Returns its exit status."""
-        process = self._process = EnvoyProcess(self._envoy.binary, self._bootstrap, self._envoy.threads, self._line)
+        inherited = [self._quota_table.fd] if self._quota_table is not None else []
+        process = self._process = EnvoyProcess(
+            self._envoy.binary, self._bootstrap, self._envoy.threads, self._line, inherited
+        )
         looking = asyncio.ensure_future(self._look(process))
         try:
             return await process.ended()
@@ -165,6 +181,8 @@ class EnvoyDataPlane:
             process.kill()
             self._process, self.ready, self._seen = None, False, {}
             self._row.show({})
+            if self._quota_table is not None:
+                self._quota_table.zero(self._settings.workers)
 
     async def _look(self, process: EnvoyProcess) -> None:
         """Read figures until cancelled. Ends Envoy if it hangs, or can't listen."""
@@ -262,6 +280,7 @@ class EnvoyDataPlane:
             tls=pems is not None,
             client_ca=pems is not None and pems.client_ca is not None,
             access_log=self._envoy.access_log,
+            tenants=self._quotas is not None,
         )
         files.write(
             "listeners", *_typed("envoy.config.listener.v3.Listener", listeners.listeners(listener, files.folder))
@@ -275,11 +294,17 @@ class EnvoyDataPlane:
         return files.write_plain("bootstrap", bootstrap(files.folder, resource.getrlimit(resource.RLIMIT_NOFILE)[0]))
 
     def _write_routes(self) -> None:
-        found = routes.grpc_routes(self._settings.forward_timeout, self._envoy.max_bytes, self._quarantined)
+        settings, door = self._settings, None
+        if self._quota_table is not None:
+            known = [with_triton_models(tenant, settings.names) for tenant in self._tenants]
+            door = EnvoyTenants(known, self._quota_table, settings.workers)
+        found = routes.grpc_routes(settings.forward_timeout, self._envoy.max_bytes, self._quarantined, door)
         self._files.write("routes", found)
 
     def _line(self, text: str) -> None:
-        if self._envoy.log_verbose:
+        if self._quotas is not None and text.startswith(UNFINISHED):
+            self._quotas.unfinished(int(text.removeprefix(UNFINISHED)))
+        elif self._envoy.log_verbose:
             log("envoy", text)
 
     def _reason(self, status: int) -> str:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 from tritonembed_manager.router.control.envoy.clusters import watched
 from tritonembed_manager.router.control.envoy.protobuf_json import Config, extension, seconds, typed
-from tritonembed_manager.router.control.envoy.routes import GRPC_ROUTES, LUA, http_routes
+from tritonembed_manager.router.control.envoy.routes import GRPC_ROUTES, LUA, MARKS, http_routes
 from tritonembed_manager.router.control.envoy.secrets import tls_socket
+from tritonembed_manager.router.control.envoy.tenants import UNFINISHED
+from tritonembed_manager.router.data.tenants import ADMITTED
 
 _BUFFER = 1 << 20
 _STREAM_WINDOW, _CONNECTION_WINDOW = 1 << 20, 32 << 20
@@ -30,6 +32,7 @@ class ListenerSettings:
     """host, port, http_port: where to listen. header_timeout: seconds for the head of an HTTP request.
 
     tls: whether the ports speak TLS; if so, client_ca: whether clients need a certificate. access_log: a file.
+    tenants: whether requests are charged to tenants.
     """
 
     host: str
@@ -39,6 +42,7 @@ class ListenerSettings:
     tls: bool = False
     client_ca: bool = False
     access_log: Path | None = None
+    tenants: bool = False
 
 
 def listeners(settings: ListenerSettings, folder: Path) -> list[Config]:
@@ -100,16 +104,19 @@ def _common(name: str, settings: ListenerSettings) -> Config:
         "common_http_protocol_options": {"idle_timeout": seconds(_CONNECTION_IDLE_S)},
         "server_header_transformation": "PASS_THROUGH",
         "early_header_mutation_extensions": [_without_orders()],
-        **({"access_log": [_access_log(settings.access_log)]} if settings.access_log else {}),
+        "access_log": [
+            *([_access_log(settings.access_log)] if settings.access_log else []),
+            *([_unfinished_requests()] if settings.tenants else []),
+        ],
     }
 
 
 def _without_orders() -> Config:
-    """Removes the headers with which a client could change Envoy's timeouts and retries."""
+    """Removes the headers with which a client could change Envoy's timeouts and retries, or its tenant."""
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        mutations=[{"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}],
+        mutations=[{"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}, {"remove": ADMITTED}],
     )
 
 
@@ -161,6 +168,23 @@ def _access_log(path: Path) -> Config:
         path=str(path),
         log_format={"json_format": fields},
     )
+
+
+def _unfinished_requests() -> Config:
+    """A line for each request that ended while the script held it: its client went away, or Envoy gave it up.
+
+    The script only sees answers.
+    """
+    held = {"filter": MARKS, "path": [{"key": "held"}], "value": {"bool_match": True}}
+    line = f"{UNFINISHED}%DYNAMIC_METADATA({MARKS}:slot)%\n"
+    return {
+        **extension(
+            "envoy.access_loggers.stderr",
+            "envoy.extensions.access_loggers.stream.v3.StderrAccessLog",
+            log_format={"text_format_source": {"inline_string": line}},
+        ),
+        "filter": {"metadata_filter": {"matcher": held, "match_if_key_not_found": {"value": False}}},
+    }
 
 
 def _listener(name: str, settings: ListenerSettings, port: int, manager: Config, folder: Path) -> Config:

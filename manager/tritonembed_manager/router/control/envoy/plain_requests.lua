@@ -175,10 +175,17 @@ function is_plain(s)
 end
 
 function envoy_on_request(handle)
+  -- With tenants; see tenants.lua.
+  local tenant = nil
+  if authenticate then
+    tenant = authenticate(handle)
+    if not tenant then return end
+  end
   local body = handle:body()
   if body == nil then return end
   local length = body:length()
   if length > MAX_BYTES or not is_plain(body:getBytes(0, length)) then return end
+  if tenant then admit(handle, tenant, length - 5) end
   handle:streamInfo():dynamicMetadata():set("tritonembed", "plain", true)
   handle:clearRouteCache()
 end

@@ -4,24 +4,34 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tritonembed_manager.router.control.worker_process import process_ended
 from tritonembed_manager.server import exec_shim
 
 _ENDS_S = 2.0
+_FLUSH_EVERY_MS = 100
+"""Of access logs."""
 
 
 class EnvoyProcess:
     """A running Envoy. Start it from the main thread: it ends with the thread that started it.
 
-    line: called with each line that it writes.
+    line: called with each line that it writes. inherited: descriptors that it gets.
     """
 
-    def __init__(self, binary: Path, bootstrap: Path, threads: int, line: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        binary: Path,
+        bootstrap: Path,
+        threads: int,
+        line: Callable[[str], None],
+        inherited: Sequence[int] = (),
+    ) -> None:
         self._line = line
         options = ["-c", str(bootstrap), "--concurrency", str(threads), "--disable-hot-restart"]
+        options += ["--file-flush-interval-msec", str(_FLUSH_EVERY_MS)]
         # In a session of its own: Ctrl-C reaches only the manager, which then drains.
         self._child = subprocess.Popen(
             [
@@ -32,6 +42,7 @@ class EnvoyProcess:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=tuple(inherited),
         )
         self.pid = self._child.pid
 

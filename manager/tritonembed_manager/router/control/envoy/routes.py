@@ -6,10 +6,13 @@ workers, and so does one that the script fails on.
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tritonembed_manager.router.control.envoy.clusters import SERVERS_THEN_WORKERS, WORKERS, WORKERS_HTTP
 from tritonembed_manager.router.control.envoy.protobuf_json import Config, extension, seconds, typed
+from tritonembed_manager.router.control.envoy.tenants import EnvoyTenants, door_script
 from tritonembed_manager.router.data.admission import MAX_REQUEST
+from tritonembed_manager.router.data.request import SECRETS
 from tritonembed_manager.router.data.upstream import SERVICE
 from tritonembed_protocol.served import FIRST
 from tritonembed_protocol.space import HEADER, SPACE
@@ -20,7 +23,9 @@ MOST_BUFFERED = MAX_REQUEST + (1 << 20)
 """Bytes of an inference that Envoy holds until it knows where it goes. A larger one can't be valid."""
 _INFER = f"/{SERVICE}/ModelInfer"
 _SCRIPT = Path(__file__).with_name("plain_requests.lua")
-_MARK_FILTER, _MARK = "tritonembed", "plain"
+MARKS = "tritonembed"
+"""The namespace of what the scripts note about a request."""
+_MARK = "plain"
 _SAFE_RETRIES = "connect-failure,refused-stream"
 """Failures before a worker or a server got the request, which therefore may go to another one, whatever it is."""
 _RETRIES = f"{_SAFE_RETRIES},reset,cancelled,unavailable,retriable-headers"
@@ -30,8 +35,10 @@ _MOST_RETRIES = 2
 """The first retry goes to a worker. The second is for a worker that dies."""
 
 
-def grpc_routes(forward_timeout: float, max_bytes: int, quarantined_sizes: Iterable[int]) -> Config:
-    """The routes of the gRPC port; they change with the quarantine.
+def grpc_routes(
+    forward_timeout: float, max_bytes: int, quarantined_sizes: Iterable[int], tenants: EnvoyTenants | None = None
+) -> Config:
+    """The routes of the gRPC port; they change with the quarantine and the tenants.
 
     forward_timeout: seconds for an inference without `grpc-timeout`. max_bytes: of a request that may go to a server
     directly. quarantined_sizes: bytes that digests in quarantine were made of.
@@ -54,22 +61,27 @@ def grpc_routes(forward_timeout: float, max_bytes: int, quarantined_sizes: Itera
             **_another_host(),
         },
     }
-    mark = {"filter": _MARK_FILTER, "path": [{"key": _MARK}], "value": {"bool_match": True}}
-    script = typed(
-        "envoy.extensions.filters.http.lua.v3.LuaPerRoute",
-        source_code={"inline_string": lua_script(max_bytes, quarantined_sizes)},
-    )
-    checked = {"typed_per_filter_config": {LUA: script}, "request_body_buffer_limit": MOST_BUFFERED}
+    mark = {"filter": MARKS, "path": [{"key": _MARK}], "value": {"bool_match": True}}
+    buffered = {"request_body_buffer_limit": MOST_BUFFERED}
     without_space = {"name": HEADER, "present_match": True, "invert_match": True}
     infer: list[Config] = [
         {
             "match": {"path": _INFER, "dynamic_metadata": [mark], "headers": [without_space]},
             "route": to_servers,
-            **checked,
+            # Servers see no keys. A worker that gets the request afterwards knows its tenant from another header.
+            "request_headers_to_remove": list(SECRETS),
+            **buffered,
         },
-        {"match": {"path": _INFER}, "route": {**_to(WORKERS), "max_stream_duration": duration}, **checked},
+        {"match": {"path": _INFER}, "route": {**_to(WORKERS), "max_stream_duration": duration}, **buffered},
     ]
-    return _configuration(GRPC_ROUTES, [*infer, {"match": {"prefix": "/"}, "route": _to(WORKERS)}])
+    others = {"match": {"prefix": "/"}, "route": _to(WORKERS), **_script(disabled=True)}
+    # One script for both routes of an inference: the route of its answer is another one than it came with.
+    source = {"inline_string": lua_script(max_bytes, quarantined_sizes, tenants)}
+    return _configuration(GRPC_ROUTES, [*infer, others], **_script(source_code=source))
+
+
+def _script(**settings: Any) -> Config:
+    return {"typed_per_filter_config": {LUA: typed("envoy.extensions.filters.http.lua.v3.LuaPerRoute", **settings)}}
 
 
 def http_routes() -> Config:
@@ -77,12 +89,13 @@ def http_routes() -> Config:
     return _configuration("http", [{"match": {"prefix": "/"}, "route": _to(WORKERS_HTTP)}])
 
 
-def lua_script(max_bytes: int, quarantined_sizes: Iterable[int]) -> str:
-    """The script with its settings."""
+def lua_script(max_bytes: int, quarantined_sizes: Iterable[int], tenants: EnvoyTenants | None = None) -> str:
+    """The scripts with their settings."""
     sizes = ", ".join(f"[{size}] = true" for size in sorted(set(quarantined_sizes)))
     names = f'local MODEL, SPACE = "{FIRST}", "{SPACE}"\n'
     limits = f"local MAX_BYTES, SIZES = {max_bytes + _FRAME_BYTES}, {{{sizes}}}\n"
-    return names + limits + _SCRIPT.read_text()
+    door = door_script(tenants) if tenants is not None else ""
+    return names + limits + door + _SCRIPT.read_text()
 
 
 _FRAME_BYTES = 5
@@ -102,8 +115,8 @@ def _another_host() -> Config:
     return {"retry_host_predicate": [predicate], "host_selection_retry_max_attempts": 5}
 
 
-def _configuration(name: str, routes: list[Config]) -> Config:
+def _configuration(name: str, routes: list[Config], **more: Any) -> Config:
     # Envoy adds them; a server would get them as metadata.
     added = ["x-envoy-external-address", "x-forwarded-proto"]
-    host = {"name": name, "domains": ["*"], "routes": routes, "request_headers_to_remove": added}
+    host = {"name": name, "domains": ["*"], "routes": routes, "request_headers_to_remove": added, **more}
     return typed("envoy.config.route.v3.RouteConfiguration", name=name, virtual_hosts=[host])

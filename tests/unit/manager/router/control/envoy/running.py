@@ -4,13 +4,14 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tritonembed_manager.router.control.envoy import bootstrap, clusters, listeners, routes
 from tritonembed_manager.router.control.envoy.settings import find_envoy
+from tritonembed_manager.router.control.envoy.tenants import EnvoyTenants
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.sockets import Sockets
 from tritonembed_perf.free_ports import free_ports
@@ -22,6 +23,7 @@ def whole_configuration(
     policy: Any = "least_loaded",
     max_bytes: int = 1 << 20,
     sizes: Iterable[int] = (),
+    tenants: EnvoyTenants | None = None,
     **listener: Any,
 ) -> Any:
     """Listeners, routes and clusters in a bootstrap. Only the servers and certificates stay in files."""
@@ -34,7 +36,7 @@ def whole_configuration(
     manager = both[0]["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
     manager["route_config"] = {
-        key: value for key, value in routes.grpc_routes(60, max_bytes, sizes).items() if key != "@type"
+        key: value for key, value in routes.grpc_routes(60, max_bytes, sizes, tenants).items() if key != "@type"
     }
     all_clusters = clusters.clusters(policy, 4096, folder / "endpoints.json", Sockets(folder), 2)
     return {**found, "static_resources": {"listeners": both, "clusters": all_clusters}}
@@ -53,15 +55,15 @@ def validate(path: Path) -> str:
 
 
 @contextmanager
-def envoy(configuration: Any, folder: Path) -> Iterator[int]:
-    """A running Envoy; the port of its gRPC listener."""
+def envoy(configuration: Any, folder: Path, inherited: Sequence[int] = ()) -> Iterator[int]:
+    """A running Envoy; the port of its gRPC listener. inherited: descriptors that it gets."""
     port, http_port, admin = free_ports(3)
     for listener, its_port in zip(configuration["static_resources"]["listeners"], (port, http_port), strict=True):
         listener["address"]["socket_address"]["port_value"] = its_port
     configuration["admin"] = {"address": {"socket_address": {"address": "127.0.0.1", "port_value": admin}}}
     path = write(folder / "bootstrap.json", configuration)
     command = [find_envoy(None), "-c", path, "--disable-hot-restart", "--concurrency", "1", "--log-level", "error"]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, pass_fds=inherited)
     try:
         until_live(process, admin)
         yield port
