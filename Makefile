@@ -7,6 +7,7 @@ BIN := .venv/bin
 PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
 
 APIS := manager/tritonembed_manager/router/apis
+XDS := manager/tritonembed_manager/router/control/xds
 
 .PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow test-clients test-deploy serve demo bench bench-quick chaos proto docs clean
 
@@ -77,6 +78,7 @@ chaos: setup  ## a minute of kills and hostile requests while clients check ever
 
 proto: setup  ## generate the Python code of the manager's .proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=$(APIS)/proto --python_out=$(APIS)/arctic_pb --pyi_out=$(APIS)/arctic_pb arctic_inference.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=$(APIS)/proto --python_out=$(XDS)/xds_pb --pyi_out=$(XDS)/xds_pb xds.proto
 
 docs: setup .venv/.docs-done  ## build the documentation as a site in .work/site, after the pages that are generated from the code
 	$(BIN)/python docs/generate.py

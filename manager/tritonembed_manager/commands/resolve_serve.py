@@ -45,6 +45,10 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         for name, given in on_command_line(context).items():
             if name in marked(ServeOptions, Mark.OVER_TLS):
                 raise StartError(f"{given} is for {Mark.OVER_TLS.value} (--server, --servers-file, --servers-dns)")
+    if options.xds_port is None:
+        for name, given in on_command_line(context).items():
+            if name in marked(ServeOptions, Mark.XDS):
+                raise StartError(f"{given} needs {Mark.XDS.value}")
     entries, option = _entries(context, options, attaching)
     if not entries and not attaching:
         raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
@@ -80,6 +84,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         usage_file=options.usage_file,
         quota_store=open_store(options.quota_store) if options.tenants and options.quota_store is not None else None,
         envoy=_envoy(context, options),
+        xds=None if options.xds_port is None else (options.xds_host, options.xds_port),
     )
 
 

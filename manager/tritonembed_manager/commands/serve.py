@@ -29,6 +29,7 @@ class Mark(Enum):
     OVER_TLS = "attached servers with grpcs://"
     ENVOY = "--data-plane envoy"
     TENANTS = "tenants"
+    XDS = "--xds-port"
 
 
 _Option = TypeVar("_Option")
@@ -38,6 +39,7 @@ Attached = Annotated[_Option, Mark.ATTACHED]
 AttachedOverTls = Annotated[_Option, Mark.OVER_TLS]
 WithEnvoy = Annotated[_Option, Mark.ENVOY]
 ForTenants = Annotated[_Option, Mark.TENANTS]
+WithXds = Annotated[_Option, Mark.XDS]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,6 +150,17 @@ class ServeOptions:
     envoy: WithEnvoy[
         Annotated[Path | None, typer.Option(None, help="Envoy's program; by default that of the extra `envoy`.")]
     ]
+    xds_port: Annotated[
+        int | None,
+        typer.Option(
+            None,
+            min=1,
+            max=65535,
+            help="Serve the servers and their states over xDS, for an Envoy or for gRPC clients (xds:///embedding) of "
+            "your own, which then send requests to the servers directly, past keys and checks.",
+        ),
+    ]
+    xds_host: WithXds[Annotated[str, typer.Option(LOOPBACK, help="Address of --xds-port.")]]
     server: Attached[
         Annotated[
             list[str] | None,

@@ -109,6 +109,8 @@ class ServeSettings:
     """None: the ports speak plain text."""
     envoy: EnvoySettings | None = None
     """None: the workers listen on the ports themselves."""
+    xds: tuple[str, int] | None = None
+    """Host and port of xDS; None: there is no such port."""
     tenants: TenantsFile | None = None
     """None: everybody may use the ports, without a key."""
     key_for_health: bool = False

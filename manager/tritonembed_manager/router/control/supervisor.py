@@ -24,6 +24,8 @@ from tritonembed_manager.router.control.status import Snapshots, Traffic
 from tritonembed_manager.router.control.usage import UsageLines
 from tritonembed_manager.router.control.worker_process import Command, worker_command
 from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
+from tritonembed_manager.router.control.xds.server import OPTION as XDS_PORT
+from tritonembed_manager.router.control.xds.server import XdsServer
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
@@ -31,6 +33,7 @@ from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
+from tritonembed_manager.router.tls import Pems
 from tritonembed_manager.server.machine import check_gpu, raise_limit
 from tritonembed_manager.server.ports import check_ports
 from tritonembed_manager.server.probe import GrpcProbe
@@ -122,6 +125,11 @@ class Supervisor:
             self._envoy = EnvoyDataPlane(
                 settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news, self._quota_table
             )
+        self._xds: XdsServer | None = None
+        if settings.xds is not None:
+            models = [names.served.name for names in settings.names.models]
+            pems = settings.tls.pems if settings.tls else None
+            self._xds = XdsServer(*settings.xds, settings.policy, models, pems)
         self._draining = self._lame_duck = False
         self._seen = 0
         """Signals that have had their effect. Another signal forces the next step."""
@@ -186,6 +194,8 @@ class Supervisor:
         self._background(self._workers.run())
         if self._envoy is not None:
             self._background(self._envoy.run())
+        if self._xds is not None:
+            self._background(self._xds.run())
         for server in self._prepared:
             self._servers.launch(
                 server.id,
@@ -208,8 +218,7 @@ class Supervisor:
                 self._background(attach.tls.watch(self._workers.set_server_tls))
         self._background(self._send_status())
         if self._settings.tls is not None:
-            set_tls = self._workers.set_tls if self._envoy is None else self._envoy.set_tls
-            self._background(self._settings.tls.watch(set_tls))
+            self._background(self._settings.tls.watch(self._set_tls))
         if self._settings.tenants is not None:
             self._background(self._settings.tenants.watch(self._set_tenants))
         if self._usage is not None:
@@ -254,6 +263,8 @@ class Supervisor:
         self._servers.retire()
         self._workers.send(self._status_line())
         self._workers.drain()
+        if self._xds is not None:
+            self._xds.drain()
         parts_of_the_plane = [self._tasks[0]]
         if self._envoy is not None:
             self._envoy.drain()
@@ -334,6 +345,8 @@ class Supervisor:
         if self._envoy is not None:
             # Requests for other models go to the workers.
             self._envoy.update([view for view in self._registry.views() if view.ensemble == FIRST])
+        if self._xds is not None:
+            self._xds.update(self._registry.views())
         # At once, so that a status right after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()
@@ -342,6 +355,14 @@ class Supervisor:
         if self._quota_table is not None:
             self._quota_table.zero(index)
         mark_dead(pid, metrics_folder)
+
+    def _set_tls(self, pems: Pems) -> None:
+        if self._xds is not None:
+            self._xds.set_tls(pems)
+        if self._envoy is not None:
+            self._envoy.set_tls(pems)
+        else:
+            self._workers.set_tls(pems)
 
     def _set_tenants(self, tenants: Sequence[Tenant]) -> None:
         self._workers.set_tenants(tenants)
@@ -408,7 +429,10 @@ def run_serve(settings: ServeSettings) -> None:
     if (few := raise_limit()) is not None:
         warn("few_descriptors", few)
     # Workers listen with SO_REUSEPORT, so they would silently share a port with another manager.
-    check_ports(settings.host, {"--port": settings.port, "--http-port": settings.http_port})
+    ports, hosts = {"--port": settings.port, "--http-port": settings.http_port}, {}
+    if settings.xds is not None:
+        hosts[XDS_PORT], ports[XDS_PORT] = settings.xds
+    check_ports(settings.host, ports, hosts)
     with run_folder() as run:
         asyncio.run(_run(settings, run))
 

@@ -16,7 +16,7 @@ from tritonembed_protocol.policies import PolicyName
 
 SERVERS, WORKERS, WORKERS_HTTP = "servers", "workers", "workers_http"
 SERVERS_THEN_WORKERS = "servers_then_workers"
-_CONNECT_S = 5.0
+CONNECT_S = 5.0
 _MOST_AT_WORKERS = 1 << 16
 """Requests at a time. The workers refuse earlier, with a reason."""
 _HTTP_IDLE_S = 30.0
@@ -81,7 +81,7 @@ def clusters(
         },
         {
             "name": SERVERS_THEN_WORKERS,
-            "connect_timeout": seconds(_CONNECT_S),
+            "connect_timeout": seconds(CONNECT_S),
             "lb_policy": "CLUSTER_PROVIDED",
             "cluster_type": extension(
                 "envoy.clusters.aggregate",
@@ -153,7 +153,7 @@ def _servers(policy: PolicyName, most_requests: int, endpoints_file: Path) -> Co
 def _cluster(name: str, policy: Config, most_requests: int) -> Config:
     return {
         "name": name,
-        "connect_timeout": seconds(_CONNECT_S),
+        "connect_timeout": seconds(CONNECT_S),
         "load_balancing_policy": {"policies": [{"typed_extension_config": policy}]},
         # Never all hosts because most of them are unhealthy.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},

@@ -1,9 +1,7 @@
 """Keeps Envoy running, gives it the servers and their states, and reads its figures."""
 
 import asyncio
-import ipaddress
 import resource
-import socket
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from tritonembed_manager.router.control.envoy import clusters, listeners, routes, secrets
 from tritonembed_manager.router.control.envoy.admin import AdminError, EnvoyAdmin, HostFigures
 from tritonembed_manager.router.control.envoy.bootstrap import bootstrap
+from tritonembed_manager.router.control.envoy.endpoints import EndpointList
 from tritonembed_manager.router.control.envoy.files import XdsFiles
 from tritonembed_manager.router.control.envoy.process import EnvoyProcess
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings
@@ -22,11 +21,10 @@ from tritonembed_manager.router.control.worker_process import how_it_ended
 from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenant, with_triton_models
-from tritonembed_manager.router.interfaces import ServerState, ServerView
+from tritonembed_manager.router.interfaces import ServerView
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.sockets import Sockets
 from tritonembed_manager.router.tls import Pems
-from tritonembed_protocol.tls import GRPCS
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.2, longest_delay=5.0)
 """Envoy is restarted for ever, because nothing is served without it."""
@@ -36,7 +34,6 @@ _HANGS_S, _STARTS_S = 6.0, 60.0
 """Silence after which a running Envoy, and a starting one, is ended."""
 _LEAST_FAILURES = 3
 _ENDS_S, _POLL_S = 1.0, 0.02
-_RESOLVE_EVERY_S = 5.0
 _BOTH = 2
 
 
@@ -64,14 +61,12 @@ class EnvoyDataPlane:
         self._count = count
         self._files = XdsFiles(folder)
         self._admin = EnvoyAdmin(Sockets(folder).admin)
-        self._views: Sequence[ServerView] = ()
-        self._draining = self._stopping = False
+        self._servers = EndpointList("Envoy", self._take_endpoints)
+        self._stopping = False
         self._quarantined: set[int] = set()
-        self._changed = asyncio.Event()
         self._ids: dict[str, tuple[str, int]] = {}
         """Ids and slots of the servers, by the address that Envoy knows."""
         self._seen: dict[str, HostFigures] = {}
-        self._unreachable: set[str] = set()
         self._process: EnvoyProcess | None = None
         self.restarts = 0
         self.ready = False
@@ -88,7 +83,7 @@ class EnvoyDataPlane:
     async def run(self) -> None:
         """Keep Envoy running until cancelled."""
         restarts = Restarts(LIMITS)
-        writing = asyncio.ensure_future(self._keep_endpoints())
+        writing = asyncio.ensure_future(self._servers.run())
         try:
             while True:
                 status = await self._live()
@@ -107,8 +102,7 @@ class EnvoyDataPlane:
 
     def update(self, views: Sequence[ServerView]) -> None:
         """Give Envoy the servers and their states."""
-        self._views = views
-        self._changed.set()
+        self._servers.update(views)
 
     def set_quarantine(self, digests: Iterable[str]) -> None:
         """Let the workers have all requests that could be in quarantine. digests: as data/failover.py makes them."""
@@ -128,8 +122,7 @@ class EnvoyDataPlane:
 
     def drain(self) -> None:
         """Send nothing new to the servers: the workers get new requests, and refuse them."""
-        self._draining = True
-        self._changed.set()
+        self._servers.drain()
 
     async def drained(self) -> None:
         """Wait until Envoy has received the drain, and its requests at the servers have ended."""
@@ -232,39 +225,9 @@ class EnvoyDataPlane:
             totals = {key: sum(each[key] for each in counted.values()) for key in ("requests", "errors")}
             self._count({**totals, "servers": counted})
 
-    async def _keep_endpoints(self) -> None:
-        """Write the servers whenever they change, and look up their names again and again."""
-        while True:
-            self._changed.clear()
-            await self._write_endpoints()
-            with_names = any(_ip(_host_port(view.address)[0]) is None for view in self._reachable())
-            try:
-                await asyncio.wait_for(self._changed.wait(), _RESOLVE_EVERY_S if with_names else None)
-            except asyncio.TimeoutError:
-                continue
-
-    async def _write_endpoints(self) -> None:
-        found: list[clusters.Endpoint] = []
-        ids: dict[str, tuple[str, int]] = {}
-        for view in self._reachable():
-            host, port = _host_port(view.address)
-            address = _ip(host) or await _resolve(host, port)
-            if address is None:
-                continue
-            draining = self._draining and view.state is ServerState.READY
-            endpoint = clusters.Endpoint(address, port, ServerState.DRAINING if draining else view.state)
-            if endpoint.address not in ids:
-                found.append(endpoint)
-                ids[endpoint.address] = view.id, view.slot
-        self._ids = ids
-        self._files.write("endpoints", clusters.endpoints(found))
-
-    def _reachable(self) -> list[ServerView]:
-        encrypted = {view.id for view in self._views if view.address.startswith(GRPCS)}
-        for id in encrypted - self._unreachable:
-            warn("envoy_without_server", "Envoy does not reach servers with grpcs://: only workers use it", server=id)
-        self._unreachable = encrypted
-        return [view for view in self._views if view.id not in encrypted]
+    def _take_endpoints(self, found: Sequence[tuple[ServerView, clusters.Endpoint]]) -> None:
+        self._ids = {endpoint.address: (view.id, view.slot) for view, endpoint in found}
+        self._files.write("endpoints", clusters.endpoints([endpoint for _, endpoint in found]))
 
     def _write_files(self) -> Path:
         """Write everything that Envoy reads at its start. Returns the path of the bootstrap."""
@@ -316,25 +279,3 @@ class EnvoyDataPlane:
 
 def _typed(name: str, messages: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{"@type": f"type.googleapis.com/{name}", **message} for message in messages]
-
-
-def _host_port(address: str) -> tuple[str, int]:
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-def _ip(host: str) -> str | None:
-    """The address if it is a number, in the form in which Envoy shows it."""
-    try:
-        return str(ipaddress.ip_address(host))
-    except ValueError:
-        return None
-
-
-async def _resolve(host: str, port: int) -> str | None:
-    """An address of a name, by preference of IPv4; None if there is none now."""
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError:
-        return None
-    return str(min(found, key=lambda one: one[0] != socket.AF_INET)[4][0]) if found else None

@@ -1,0 +1,161 @@
+"""The port of --xds-port: the servers and their states over xDS, as an aggregated stream (ADS, state of the world).
+
+A client names the resources that it wants, and acknowledges each answer before the next change of that type is sent.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from tritonembed_manager.errors import StartError
+from tritonembed_manager.router.control.envoy.clusters import Endpoint
+from tritonembed_manager.router.control.envoy.endpoints import EndpointList
+from tritonembed_manager.router.control.xds.resources import LISTENER, Resources, resources
+from tritonembed_manager.router.control.xds.xds_pb import xds_pb2 as pb
+from tritonembed_manager.router.interfaces import ServerView
+from tritonembed_manager.router.log import warn
+from tritonembed_manager.router.tls import Pems, ServerTls
+from tritonembed_protocol.policies import PolicyName
+
+SERVICE, METHOD = "envoy.service.discovery.v3.AggregatedDiscoveryService", "StreamAggregatedResources"
+OPTION = "--xds-port"
+_MOST_STREAMS, _MOST_BYTES = 1000, 1 << 20
+_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MOST_BYTES))
+
+
+@dataclass
+class _Subscription:
+    """To one type of resources. names: empty for all. sent: None if the client has to get them in any case."""
+
+    names: frozenset[str]
+    sent: Resources | None = None
+    nonce: str = ""
+    is_acknowledged: bool = True
+
+    def choose(self, kind: str, found: Resources) -> Resources:
+        """What the client wants of these resources."""
+        if not self.names:
+            # A gRPC client names its listener. An Envoy that asks for all of them has no use for those.
+            return {} if kind == LISTENER else found
+        return {name: resource for name, resource in found.items() if name in self.names}
+
+
+@dataclass(eq=False)
+class _Client:
+    """One stream."""
+
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    subscriptions: dict[str, _Subscription] = field(default_factory=dict)
+
+
+class XdsServer:
+    """host, port: where to listen. models: Triton's names. pems: for TLS; None for plain text."""
+
+    def __init__(self, host: str, port: int, policy: PolicyName, models: Iterable[str], pems: Pems | None) -> None:
+        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self._policy = policy
+        self._models = tuple(models)
+        self._tls = ServerTls(pems) if pems is not None else None
+        self._clients: set[_Client] = set()
+        self._sent = 0
+        self._servers = EndpointList("clients of xDS", self._take)
+        self._now = resources(policy, dict.fromkeys(self._models, ()))
+
+    def update(self, views: Sequence[ServerView]) -> None:
+        """Give clients the servers and their states."""
+        self._servers.update(views)
+
+    def drain(self) -> None:
+        """Let clients send nothing new to the servers."""
+        self._servers.drain()
+
+    def set_tls(self, pems: Pems) -> None:
+        """Use another certificate for new connections. Raises ValueError."""
+        if self._tls is not None:
+            self._tls.update(pems)
+
+    async def run(self) -> None:
+        """Serve until cancelled. Raises StartError if the port is taken."""
+        server = grpc.aio.server(options=_OPTIONS)
+        handler = grpc.stream_stream_rpc_method_handler(
+            self._stream, pb.DiscoveryRequest.FromString, pb.DiscoveryResponse.SerializeToString
+        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        try:
+            bound = (
+                server.add_insecure_port(self._address)
+                if self._tls is None
+                else server.add_secure_port(self._address, self._tls.credentials)
+            )
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise StartError(f"{OPTION}: cannot listen on {self._address}")
+        await server.start()
+        try:
+            await self._servers.run()
+        finally:
+            await server.stop(None)
+
+    def _take(self, found: Sequence[tuple[ServerView, Endpoint]]) -> None:
+        servers: dict[str, list[Endpoint]] = {model: [] for model in self._models}
+        for view, endpoint in found:
+            servers.setdefault(view.ensemble, []).append(endpoint)
+        self._now = resources(self._policy, servers)
+        for client in self._clients:
+            client.news.set()
+
+    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        if len(self._clients) >= _MOST_STREAMS:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{_MOST_STREAMS} clients of xDS are connected")
+        client = _Client()
+        reading = asyncio.ensure_future(self._read(requests, client))
+        self._clients.add(client)
+        try:
+            while not reading.done():
+                client.news.clear()
+                for answer in self._answers(client):
+                    yield answer
+                await client.news.wait()
+        finally:
+            self._clients.discard(client)
+            reading.cancel()
+
+    async def _read(self, requests: AsyncIterator[Any], client: _Client) -> None:
+        try:
+            async for request in requests:
+                self._receive(request, client)
+                client.news.set()
+        finally:
+            client.news.set()
+
+    def _receive(self, request: Any, client: _Client) -> None:
+        kind, names = request.type_url, frozenset(request.resource_names)
+        if kind not in self._now:
+            return
+        subscription = client.subscriptions.get(kind)
+        if subscription is None:
+            client.subscriptions[kind] = _Subscription(names)
+            return
+        if request.response_nonce and request.response_nonce != subscription.nonce:
+            # It answers an older message.
+            return
+        subscription.is_acknowledged = True
+        if request.HasField("error_detail"):
+            warn("xds_refused", f"a client of xDS refused {kind.rpartition('.')[2]} resources")
+        if names != subscription.names:
+            subscription.names, subscription.sent = names, None
+
+    def _answers(self, client: _Client) -> Iterator[Any]:
+        for kind, subscription in client.subscriptions.items():
+            chosen = subscription.choose(kind, self._now[kind])
+            if subscription.is_acknowledged and chosen != subscription.sent:
+                self._sent += 1
+                subscription.sent, subscription.nonce, subscription.is_acknowledged = chosen, str(self._sent), False
+                yield pb.DiscoveryResponse(
+                    version_info=str(self._sent), nonce=str(self._sent), type_url=kind, resources=list(chosen.values())
+                )

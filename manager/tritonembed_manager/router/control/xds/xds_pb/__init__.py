@@ -1,0 +1,1 @@
+"""Generated from proto/xds.proto by `make proto`."""
