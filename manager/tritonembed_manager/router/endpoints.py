@@ -27,8 +27,7 @@ from tritonembed_manager.router.apis.kserve_grpc import add_kserve
 from tritonembed_manager.router.data.admission import DRAINING, MAX_REQUEST, Memory
 from tritonembed_manager.router.data.tracing import from_environment
 from tritonembed_manager.router.interfaces import Dispatcher
-from tritonembed_manager.router.link import WorkerConfig
-from tritonembed_manager.router.sockets import Sockets
+from tritonembed_manager.router.link import Sockets, WorkerConfig
 from tritonembed_manager.router.tls import Pems, ServerTls
 
 _TURN_S, _QUIET_TURNS, _MOST_S = 0.01, 10, 1.0

@@ -39,6 +39,7 @@ import asyncio
 import json
 import socket
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from tritonembed_manager.router.data.hedging import After
@@ -180,3 +181,26 @@ class WorkerConfig:
             "tenants": None if tenants is None else tuple(map(Tenant.from_json, tenants)),
         }
         return cls(**{**plain, **changed})
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """The Unix sockets between Envoy and the manager's processes, in a folder that no other user can open.
+
+    folder: its path is short enough for a socket's name.
+    """
+
+    folder: Path
+
+    @property
+    def admin(self) -> Path:
+        """Envoy's administration."""
+        return self.folder / "admin.sock"
+
+    def grpc(self, worker: int) -> Path:
+        """On which a worker speaks gRPC."""
+        return self.folder / f"grpc-{worker}.sock"
+
+    def http(self, worker: int) -> Path:
+        """On which a worker speaks HTTP."""
+        return self.folder / f"http-{worker}.sock"

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tritonembed_manager.router.control.envoy.protobuf_json import Config, extension, seconds, typed
+from tritonembed_manager.router.control.envoy.configuration import Config, extension, seconds, typed, watched
 from tritonembed_manager.router.data.outliers import FIRST_EJECTION_S, IN_A_ROW, LONGEST_EJECTION_S
 from tritonembed_manager.router.interfaces import ServerState
-from tritonembed_manager.router.sockets import Sockets
+from tritonembed_manager.router.link import Sockets
 from tritonembed_protocol.policies import PolicyName
 
 SERVERS, WORKERS, WORKERS_HTTP = "servers", "workers", "workers_http"
@@ -191,8 +191,3 @@ def _http1() -> Config:
             explicit_http_config={"http_protocol_options": {}},
         )
     }
-
-
-def watched(file: Path) -> Config:
-    """Resources in a file that is replaced whenever they change."""
-    return {"path_config_source": {"path": str(file)}}

@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tritonembed_manager.router.control.envoy import clusters, listeners, routes, secrets
-from tritonembed_manager.router.control.envoy.admin import AdminError, EnvoyAdmin, HostFigures
-from tritonembed_manager.router.control.envoy.bootstrap import bootstrap
+from tritonembed_manager.router.control.envoy import clusters, configuration, listeners
+from tritonembed_manager.router.control.envoy.configuration import XdsFiles, bootstrap
 from tritonembed_manager.router.control.envoy.endpoints import EndpointList
-from tritonembed_manager.router.control.envoy.files import XdsFiles
-from tritonembed_manager.router.control.envoy.process import EnvoyProcess
+from tritonembed_manager.router.control.envoy.process import AdminError, EnvoyAdmin, EnvoyProcess, HostFigures
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.envoy.tenants import UNFINISHED, EnvoyTenants
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
@@ -22,8 +20,8 @@ from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenant, with_triton_models
 from tritonembed_manager.router.interfaces import ServerView
+from tritonembed_manager.router.link import Sockets
 from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.router.sockets import Sockets
 from tritonembed_manager.router.tls import Pems
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.2, longest_delay=5.0)
@@ -116,9 +114,9 @@ class EnvoyDataPlane:
 
     def set_tls(self, pems: Pems) -> None:
         """Use another certificate for new connections."""
-        self._files.write("certificate", secrets.certificate(pems))
+        self._files.write("certificate", configuration.certificate(pems))
         if pems.client_ca is not None:
-            self._files.write("client_ca", secrets.client_ca(pems.client_ca))
+            self._files.write("client_ca", configuration.client_ca(pems.client_ca))
 
     def drain(self) -> None:
         """Send nothing new to the servers: the workers get new requests, and refuse them."""
@@ -261,7 +259,7 @@ class EnvoyDataPlane:
         if self._quota_table is not None:
             known = [with_triton_models(tenant, settings.names) for tenant in self._tenants]
             door = EnvoyTenants(known, self._quota_table, settings.workers)
-        found = routes.grpc_routes(settings.forward_timeout, self._envoy.max_bytes, self._quarantined, door)
+        found = listeners.grpc_routes(settings.forward_timeout, self._envoy.max_bytes, self._quarantined, door)
         self._files.write("routes", found)
 
     def _line(self, text: str) -> None:

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tritonembed_manager.router.control.envoy import bootstrap, clusters, listeners, routes
+from tritonembed_manager.router.control.envoy import clusters, configuration, listeners
 from tritonembed_manager.router.control.envoy.settings import find_envoy
 from tritonembed_manager.router.control.envoy.tenants import EnvoyTenants
 from tritonembed_manager.router.interfaces import ServerState
-from tritonembed_manager.router.sockets import Sockets
+from tritonembed_manager.router.link import Sockets
 from tritonembed_perf.free_ports import free_ports
 
 
@@ -30,13 +30,13 @@ def whole_configuration(
     endpoint = clusters.Endpoint("127.0.0.1", 8001, ServerState.READY)
     write(folder / "endpoints.json", {"version_info": "1", "resources": [clusters.endpoints([endpoint])]})
     settings = listeners.ListenerSettings("127.0.0.1", 1, 2, 10.0, **listener)
-    found = bootstrap.bootstrap(folder, 10_000)
+    found = configuration.bootstrap(folder, 10_000)
     del found["dynamic_resources"]
     both = listeners.listeners(settings, folder)
     manager = both[0]["filter_chains"][0]["filters"][0]["typed_config"]
     del manager["rds"]
     manager["route_config"] = {
-        key: value for key, value in routes.grpc_routes(60, max_bytes, sizes, tenants).items() if key != "@type"
+        key: value for key, value in listeners.grpc_routes(60, max_bytes, sizes, tenants).items() if key != "@type"
     }
     all_clusters = clusters.clusters(policy, 4096, folder / "endpoints.json", Sockets(folder), 2)
     return {**found, "static_resources": {"listeners": both, "clusters": all_clusters}}

@@ -7,8 +7,8 @@ import pytest
 from tests.fakes.certificates import Files
 from tests.unit.manager.router.control.envoy.running import validate, whole_configuration, write
 
-from tritonembed_manager.router.control.envoy import clusters, secrets
-from tritonembed_manager.router.control.envoy.files import XdsFiles
+from tritonembed_manager.router.control.envoy import clusters, configuration
+from tritonembed_manager.router.control.envoy.configuration import XdsFiles
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.tls import Pems
 
@@ -32,8 +32,8 @@ def test_tls_with_client_certificates_is_valid(tmp_path: Path) -> None:
     files = Files(tmp_path)
     pems = Pems(files.certificate.read_text(), files.key.read_text(), files.ca.read_text())
     xds = XdsFiles(tmp_path)
-    xds.write("certificate", secrets.certificate(pems))
-    xds.write("client_ca", secrets.client_ca(pems.client_ca or ""))
+    xds.write("certificate", configuration.certificate(pems))
+    xds.write("client_ca", configuration.client_ca(pems.client_ca or ""))
     assert complaint(tmp_path, tls=True, client_ca=True) == ""
 
 
