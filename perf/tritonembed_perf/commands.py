@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.server.environment import import_grpc_quietly
 from tritonembed_perf.settings import PASSES_ON, PLAIN, AnalyzerSettings, CompareSettings, OverheadSettings, RunSettings
 

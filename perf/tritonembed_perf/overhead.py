@@ -14,8 +14,7 @@ from tritonclient.grpc import service_pb2
 
 from tritonembed_engine.stub.metrics import PERIOD_SECONDS
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
-from tritonembed_manager.tune.loadgen.kserve import key_metadata
-from tritonembed_manager.tune.loadgen.load import Load, Work
+from tritonembed_manager.tune.loadgen.load import Load, Work, key_metadata
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.protocols import KServe

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tritonembed_manager.tune.loadgen.kserve import key_metadata
+from tritonembed_manager.tune.loadgen.load import key_metadata
 from tritonembed_manager.tune.loads import LoadShape, WordTexts
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.requests import parse_loads

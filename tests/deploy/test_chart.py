@@ -23,7 +23,7 @@ from tritonembed.cli.app import app as client_app
 from tritonembed_manager.commands.app import app as manager_app
 from tritonembed_manager.router.control import supervisor
 from tritonembed_manager.router.control.discovery import parse_address
-from tritonembed_manager.router.control.tenants_file import parse_tenants
+from tritonembed_manager.router.control.tenants import parse_tenants
 from tritonembed_manager.router.data.metrics import WorkerMetrics
 from tritonembed_manager.server import foreground
 

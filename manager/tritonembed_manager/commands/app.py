@@ -17,9 +17,10 @@ from tritonembed_manager.commands.options import (
     RunOptions,
     check_out_folder,
     chosen_models,
+    on_command_line,
+    with_options,
 )
 from tritonembed_manager.commands.serve import serve
-from tritonembed_manager.commands.signature import on_command_line, with_options
 from tritonembed_manager.commands.status import status
 from tritonembed_manager.commands.tune import tune
 from tritonembed_manager.commands.verify import verify

@@ -7,9 +7,8 @@ from typing import Any, get_args
 
 import typer
 
-from tritonembed_manager.commands.options import chosen_models, given_models
+from tritonembed_manager.commands.options import chosen_models, given_models, marked, on_command_line
 from tritonembed_manager.commands.serve import Mark, ServeOptions
-from tritonembed_manager.commands.signature import marked, on_command_line
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.apis.http.cors import read_origins
 from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
@@ -19,12 +18,11 @@ from tritonembed_manager.router.control.plan import on_gpus, plan_servers
 from tritonembed_manager.router.control.quota_store import open_store
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
-from tritonembed_manager.router.control.tenants_file import OPTION as TENANTS
-from tritonembed_manager.router.control.tenants_file import TenantsFile
-from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
+from tritonembed_manager.router.control.tenants import OPTION as TENANTS
+from tritonembed_manager.router.control.tenants import TenantsFile
 from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
-from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
+from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFiles, TlsFiles
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings, served_as
 from tritonembed_manager.server.settings import (

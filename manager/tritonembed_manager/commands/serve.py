@@ -8,12 +8,12 @@ from typing import Annotated, Literal, TypeVar
 import typer
 
 from tritonembed_manager.commands import options as shared
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.errors import one_line_errors
 from tritonembed_manager.router.control.envoy.settings import MAX_BYTES
 from tritonembed_manager.router.control.plan import Assignment
 from tritonembed_manager.server.environment import import_grpc_quietly
-from tritonembed_manager.server.ports import FIRST_PORT
+from tritonembed_manager.server.machine import FIRST_PORT
 from tritonembed_manager.server.settings import GPU_MEMORY_UTILIZATION, LOOPBACK
 from tritonembed_manager.server.signals import abandonable_start
 from tritonembed_protocol.limits import ENDPOINT_HTTP_PORT, ENDPOINT_PORT

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.errors import ManagerError, StartError, one_line_errors
 from tritonembed_protocol.limits import ENDPOINT_HTTP_PORT
 from tritonembed_protocol.printable import printable, printable_json

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tritonembed_manager.commands import options
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.errors import one_line_errors
 from tritonembed_manager.server.signals import interruptible
 from tritonembed_manager.server.vllm_arguments import missing_model

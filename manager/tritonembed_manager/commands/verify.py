@@ -12,7 +12,7 @@ import typer
 
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.commands import options
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.errors import StartError, one_line_errors
 from tritonembed_manager.server.signals import interruptible
 

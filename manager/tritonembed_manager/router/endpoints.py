@@ -15,8 +15,7 @@ from aiohttp import web
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.arctic import add_arctic
-from tritonembed_manager.router.apis.arctic_aborts import Aborts
+from tritonembed_manager.router.apis.arctic import Aborts, add_arctic
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2
 from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.apis.grpc_arrivals import Arrivals

@@ -29,7 +29,7 @@ worker to parent
                                             once per second, counted since the last such line
     {"type": "cut", "requests": n}          n unfinished requests were refused after drain_timeout
 worker to all workers, through the parent
-    {"type": "abort", …}, {"type": "aborted", …}                   see apis/arctic_aborts.py
+    {"type": "abort", …}, {"type": "aborted", …}                   see apis/arctic.py
 
 If the stream ends, the parent has died, and the worker ends. A worker ignores SIGINT and SIGHUP, which a terminal sends
 to every process: the parent sends `drain` instead.

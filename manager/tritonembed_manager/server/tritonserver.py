@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.server.ports import resolve
+from tritonembed_manager.server.machine import resolve
 from tritonembed_manager.server.repository import ModelConfig, instance_kinds, read_configs, share_a_gpu
 from tritonembed_manager.server.run_folder import plain
 from tritonembed_manager.server.settings import ServerSettings

@@ -192,7 +192,7 @@ class RequestMaker:
 
     def requests(self, option: str, load: LoadShape) -> list[bytes]:
         """Serialized ModelInferRequests, several different ones. Raises StartError for a load that can't be made."""
-        from tritonembed_manager.tune.loadgen.kserve import encode_request
+        from tritonembed_manager.tune.loadgen.load import encode_request
 
         size = load.sentences
         count = max(SENTENCES_PREPARED // size, 1) * size

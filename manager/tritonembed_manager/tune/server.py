@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.server.ports import FIRST_PORT, HeldPorts
+from tritonembed_manager.server.foreground import StartedServer
+from tritonembed_manager.server.machine import FIRST_PORT, HeldPorts
 from tritonembed_manager.server.process import ServerProcess
 from tritonembed_manager.server.run_folder import RunFolder, new_region_prefix
 from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
 from tritonembed_manager.server.signals import Interrupted, handled, ignore
-from tritonembed_manager.server.started import StartedServer
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment
 
 _DRAIN_S = 10.0

@@ -21,8 +21,15 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.server.client_tls import ClientTls
-from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE, GrpcSender, encode_request, key_metadata, open_channels
-from tritonembed_manager.tune.loadgen.load import RequestFailedError, Sender
+from tritonembed_manager.tune.loadgen.load import (
+    ENSEMBLE,
+    GrpcSender,
+    RequestFailedError,
+    Sender,
+    encode_request,
+    key_metadata,
+    open_channels,
+)
 from tritonembed_perf.failures import UsageError
 from tritonembed_protocol.framing import FramingError, unframe_vectors
 from tritonembed_protocol.tls import CLOSES, tls_reason

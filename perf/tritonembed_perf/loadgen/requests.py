@@ -9,7 +9,7 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.tune.loadgen.kserve import encode_request
+from tritonembed_manager.tune.loadgen.load import encode_request
 from tritonembed_manager.tune.loads import LoadShape, exact_length_texts, parse_load
 from tritonembed_perf.failures import UsageError
 

@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles, read_model_files
-from tritonembed_manager.tune.loadgen.kserve import ENSEMBLE
-from tritonembed_manager.tune.loadgen.load import RequestFailedError
+from tritonembed_manager.tune.loadgen.load import ENSEMBLE, RequestFailedError
 from tritonembed_manager.tune.loads import LoadShape, NoTextError, WordTexts
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.loadgen.protocols import Answer, Arctic, KServe, OpenAI, Served, WireProtocol, WrongAnswerError

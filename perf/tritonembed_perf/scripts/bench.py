@@ -25,8 +25,7 @@ from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.parameters import DEFAULTS
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
-from tritonembed_manager.tune.loadgen.load import Load, Work
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Work, encode_request
 from tritonembed_manager.tune.loads import LoadShape, exact_length_texts
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.checks import AnswerCheck, make_references, make_work, min_cosine

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from typer import Option
 
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.checks import row_cosines
 from tritonembed_perf.options import run_script

@@ -17,8 +17,7 @@ import typer
 from typer import Option
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender
-from tritonembed_manager.tune.loadgen.load import Load, Outcome, Work
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Outcome, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.target import encode_loads

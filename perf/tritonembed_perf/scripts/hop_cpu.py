@@ -26,7 +26,7 @@ from tritonclient.grpc import service_pb2
 from typer import Option
 
 from tritonembed_manager.tune.loadgen.clients import run_closed_loop
-from tritonembed_manager.tune.loadgen.kserve import CONNECTION_OPTIONS, METHOD, encode_request
+from tritonembed_manager.tune.loadgen.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.requests import parse_loads

@@ -27,8 +27,7 @@ import typer
 from typer import Option
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_closed_loop
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender
-from tritonembed_manager.tune.loadgen.load import Outcome
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Outcome
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.checks import figures

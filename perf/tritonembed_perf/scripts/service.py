@@ -39,8 +39,7 @@ from typer import Option
 
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Interrupt, run_clients
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender, encode_request
-from tritonembed_manager.tune.loadgen.load import Load, Outcome, Part, Work
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Outcome, Part, Work, encode_request
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.options import Model, run_script

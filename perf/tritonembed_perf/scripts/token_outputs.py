@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from typer import Argument, Option
 
-from tritonembed_manager.commands.signature import with_options
+from tritonembed_manager.commands.options import with_options
 from tritonembed_perf import models
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.options import run_script

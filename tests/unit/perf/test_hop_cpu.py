@@ -6,7 +6,7 @@ import grpc.aio
 import pytest
 
 from tritonembed_manager.router.data.request import read_answer
-from tritonembed_manager.tune.loadgen.kserve import METHOD, encode_request
+from tritonembed_manager.tune.loadgen.load import METHOD, encode_request
 from tritonembed_perf.scripts.hop_cpu import answer, cpu_seconds, served
 
 

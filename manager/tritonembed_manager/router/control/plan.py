@@ -1,4 +1,4 @@
-"""The plan of servers: how many Triton servers run the replicas, and on which GPUs."""
+"""The plan of servers: how many Triton servers run the replicas, and on which GPUs. Imports no gRPC, for `--help`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -10,11 +10,11 @@ from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
-from tritonembed_manager.router.control.tenants_file import TenantsFile
-from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
+from tritonembed_manager.router.control.tenants import TenantsFile
 from tritonembed_manager.router.data.hedging import After
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_manager.router.tls import ServerFiles, TlsFiles
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_protocol.policies import PolicyName
 

@@ -20,7 +20,7 @@ from tritonembed_manager.router.control.workers import WorkerPool
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.server.ports import HeldPorts
+from tritonembed_manager.server.machine import HeldPorts
 from tritonembed_manager.server.repository import MODEL_VARIABLE, check_models, render
 from tritonembed_manager.server.run_folder import RunFolder, warning, work_folder
 from tritonembed_manager.server.settings import LOOPBACK, ServerSettings

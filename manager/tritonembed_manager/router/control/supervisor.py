@@ -14,14 +14,13 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
-from tritonembed_manager.router.control.model_loader import ModelLoader
 from tritonembed_manager.router.control.quota_store import QuotaStore
 from tritonembed_manager.router.control.registry import UpstreamRegistry
-from tritonembed_manager.router.control.servers import Servers
+from tritonembed_manager.router.control.servers import ModelLoader, Servers
 from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
 from tritonembed_manager.router.control.start import Prepared, StartJudge, prepare
 from tritonembed_manager.router.control.status import Snapshots, Traffic
-from tritonembed_manager.router.control.usage import UsageLines
+from tritonembed_manager.router.control.tenants import UsageLines
 from tritonembed_manager.router.control.worker_process import Command, worker_command
 from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.control.xds.server import OPTION as XDS_PORT
@@ -34,8 +33,7 @@ from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
 from tritonembed_manager.router.log import log, set_up, warn
 from tritonembed_manager.router.tls import Pems
-from tritonembed_manager.server.machine import check_gpu, raise_limit
-from tritonembed_manager.server.ports import check_ports
+from tritonembed_manager.server.machine import check_gpu, check_ports, raise_limit
 from tritonembed_manager.server.probe import GrpcProbe
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
 from tritonembed_manager.server.signals import stop_signals

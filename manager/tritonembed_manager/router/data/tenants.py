@@ -1,6 +1,6 @@
 """Tenants: who may use the manager, with which keys and limits; and the tenant whose request is being handled.
 
-The parent reads tenants from a file (control/tenants_file.py) and sends them to the workers. At a worker's door, a key
+The parent reads tenants from a file (control/tenants.py) and sends them to the workers. At a worker's door, a key
 becomes a tenant (apis/authentication.py). From there on, a context variable has the key's hash. Tasks inherit it, so
 every part of a request's path can ask for the tenant. The tenant is looked up anew each time: a key that is taken away
 ends a long stream, too.

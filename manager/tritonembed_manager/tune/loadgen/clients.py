@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from tritonembed_manager.tune.loadgen.client import work_off
-from tritonembed_manager.tune.loadgen.kserve import GrpcSender
-from tritonembed_manager.tune.loadgen.load import Load, LoadError, Outcome, Part, Work
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, LoadError, Outcome, Part, Work
 
 PERIOD_S = 0.1
 LEAD_S = 0.05

@@ -12,7 +12,7 @@ from tests.fakes.tenants import write_tenants
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
-from tritonembed_manager.router.control.tenants_file import parse_tenants
+from tritonembed_manager.router.control.tenants import parse_tenants
 
 KEY = "te-secret"
 URLS = "redis://host:port/db, rediss://host:port/db or unix://path"

@@ -7,7 +7,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from tritonembed_manager.commands.signature import marked, on_command_line, with_options
+from tritonembed_manager.commands.options import marked, on_command_line, with_options
 
 Wait = Annotated[float, typer.Option(30.0, min=1, help="Seconds.")]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.server import foreground, started
+from tritonembed_manager.server import foreground
 from tritonembed_manager.server.foreground import ForegroundServer
 from tritonembed_manager.server.probe import ProbeError
 from tritonembed_manager.server.process import ServerProcess
@@ -68,7 +68,7 @@ class Replica:
 def replica(tmp_path, monkeypatch):
     def make(code: str, refuses: str = "", **settings: object) -> Replica:
         made = Replica(tmp_path, code, refuses, **settings)
-        monkeypatch.setattr(started, "GrpcProbe", lambda _, model: made)
+        monkeypatch.setattr(foreground, "GrpcProbe", lambda _, model: made)
         return made
 
     yield make

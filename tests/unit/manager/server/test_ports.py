@@ -5,7 +5,7 @@ import socket
 import pytest
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.server.ports import check_ports
+from tritonembed_manager.server.machine import check_ports
 
 
 @pytest.fixture

@@ -19,10 +19,9 @@ from tritonembed_engine.parameters import DEFAULTS
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.tune.attempts import Run
-from tritonembed_manager.tune.loadgen.kserve import encode_request
-from tritonembed_manager.tune.loadgen.load import Outcome, Part
+from tritonembed_manager.tune.loadgen.load import Outcome, Part, encode_request
 from tritonembed_manager.tune.loads import LoadShape, RequestMaker
-from tritonembed_manager.tune.measuring import client_processes, figures, requests_per_second, run_load
+from tritonembed_manager.tune.run import client_processes, figures, requests_per_second, run_load
 from tritonembed_manager.tune.server import CandidateFailedError, CandidateServer
 from tritonembed_perf.models import write_bert
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tritonembed_manager.server import started
-from tritonembed_manager.server.ports import HeldPorts
+from tritonembed_manager.server import foreground
+from tritonembed_manager.server.machine import HeldPorts
 from tritonembed_manager.server.probe import ProbeError
 from tritonembed_manager.server.process import read_process
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
@@ -66,7 +66,7 @@ class Tritonserver:
             self.environments.append(environment)
             return lambda _: [sys.executable, "-I", "-c", self.code, str(self.listening)], environment
 
-        monkeypatch.setattr(started, "GrpcProbe", lambda address, model: Probe(address))
+        monkeypatch.setattr(foreground, "GrpcProbe", lambda address, model: Probe(address))
         monkeypatch.setattr(server, "command_and_environment", command_and_environment)
 
     @property

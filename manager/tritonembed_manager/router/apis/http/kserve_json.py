@@ -23,7 +23,7 @@ from tritonembed import ServerError
 from tritonembed_manager.router.apis.http import tensor_json
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.vectors_as_numbers import (
+from tritonembed_manager.router.apis.http.tensor_json import (
     AS_NUMBERS,
     DATATYPE,
     NO_NUMBERS,

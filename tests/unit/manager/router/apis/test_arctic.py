@@ -16,8 +16,7 @@ from tests.fakes.triton import infer_response, texts, vector
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis import arctic_pb
-from tritonembed_manager.router.apis.arctic import SERVICE, add_arctic
-from tritonembed_manager.router.apis.arctic_aborts import Aborts
+from tritonembed_manager.router.apis.arctic import SERVICE, Aborts, add_arctic
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError, ServerState, ServerView
@@ -312,7 +311,7 @@ async def test_abort_reaches_the_other_workers(dispatcher):
 
 
 async def test_the_wait_for_a_worker_that_does_not_answer_is_short(monkeypatch):
-    monkeypatch.setattr("tritonembed_manager.router.apis.arctic_aborts._PATIENCE_S", 0.01)
+    monkeypatch.setattr("tritonembed_manager.router.apis.arctic._PATIENCE_S", 0.01)
     aborts = Aborts(lambda line: None, others=1)
     assert not await aborts.abort_everywhere("mine")
 

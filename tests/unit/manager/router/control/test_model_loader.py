@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tritonembed_manager.router.control.model_loader import LEAST_LOADED_S, ModelLoader
+from tritonembed_manager.router.control.servers import LEAST_LOADED_S, ModelLoader
 
 
 class Desk:

@@ -6,7 +6,7 @@ import pytest
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.plan import plan_servers
-from tritonembed_manager.server.ports import HeldPorts, hold_port
+from tritonembed_manager.server.machine import HeldPorts, hold_port
 from tritonembed_manager.server.settings import RenderSettings
 
 CPU = RenderSettings(model="m", device="cpu")

@@ -7,8 +7,7 @@ import pytest
 from tests.fakes.tenants import hash_of, key_of, write_tenants
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control import tenants_file
-from tritonembed_manager.router.control.tenants_file import TenantsFile, parse_tenants
+from tritonembed_manager.router.control.tenants import TenantsFile, parse_tenants
 from tritonembed_manager.router.data.tenants import Key
 
 HASH = hash_of("a")
@@ -175,7 +174,7 @@ async def test_a_mistake_keeps_the_old_tenants_and_is_one_line_in_the_log(tmp_pa
 
 
 async def test_slots_run_out_with_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(tenants_file, "SLOTS", 2)
+    monkeypatch.setattr("tritonembed_manager.router.control.tenants.SLOTS", 2)
     path = write_tenants(tmp_path / "t", a="")
     file = TenantsFile(path)
     assert await watch(file, lambda: write_tenants(path, b="", c=""), nothing, nothing) == []

@@ -7,8 +7,7 @@ from cryptography.hazmat.primitives import serialization
 from tests.fakes.certificates import Authority, Files
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.tls_files import ServerFiles, TlsFiles
-from tritonembed_manager.router.tls import Pems, server_context
+from tritonembed_manager.router.tls import Pems, ServerFiles, TlsFiles, server_context
 
 AUTHORITY = Authority()
 

@@ -6,7 +6,7 @@ import pytest
 from tests.fakes.tenants import CountedTime, tenant
 from tests.unit.manager.router.data.test_quotas import end
 
-from tritonembed_manager.router.control.usage import UsageLines
+from tritonembed_manager.router.control.tenants import UsageLines
 
 
 class NoMoreTurnsError(Exception):
