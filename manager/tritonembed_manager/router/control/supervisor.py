@@ -14,20 +14,18 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
-from tritonembed_manager.router.control.quota_store import QuotaStore
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.servers import ModelLoader, Servers
 from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
 from tritonembed_manager.router.control.start import Prepared, StartJudge, prepare
 from tritonembed_manager.router.control.status import Snapshots, Traffic
-from tritonembed_manager.router.control.tenants import UsageLines
+from tritonembed_manager.router.control.tenants import Accounts
 from tritonembed_manager.router.control.worker_process import Command, worker_command
 from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
 from tritonembed_manager.router.control.xds.server import OPTION as XDS_PORT
 from tritonembed_manager.router.control.xds.server import XdsServer
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
-from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenant
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import TO_ALL_WORKERS
@@ -62,7 +60,9 @@ class Supervisor:
         # The last row is Envoy's, here and in the quota table.
         rows = settings.workers + (settings.envoy is not None)
         self._table = LoadTable.create(rows)
-        self._quota_table = QuotaTable.create(rows) if settings.tenants else None
+        self._accounts: Accounts | None = None
+        if settings.tenants is not None:
+            self._accounts = Accounts(rows, settings.tenants, settings.usage_file, settings.quota_store)
         self._traffic = Traffic(time.monotonic)
         self._registry = UpstreamRegistry(
             self._table.slots, time.monotonic, self._changed, busy=lambda slot: self._table.in_flight(slot) > 0
@@ -99,7 +99,7 @@ class Supervisor:
         }
         self._workers = WorkerPool(
             settings.worker_config(
-                self._table.slots, self._drain_time, sockets, self._quota_table.fd if self._quota_table else None
+                self._table.slots, self._drain_time, sockets, self._accounts.table.fd if self._accounts else None
             ),
             self._table,
             first=lambda: [self._servers_line(), self._status_line(), self._quarantine_line()],
@@ -108,20 +108,13 @@ class Supervisor:
             command=worker_command,
             environment=environment,
         )
-        self._usage: UsageLines | None = None
-        if settings.tenants is not None and settings.usage_file is not None and self._quota_table is not None:
-            tenants = settings.tenants
-            self._usage = UsageLines(settings.usage_file, self._quota_table, lambda: tenants.slots)
-        self._store: QuotaStore | None = None
-        if settings.tenants is not None and settings.quota_store is not None and self._quota_table is not None:
-            file = settings.tenants
-            self._store = QuotaStore(settings.quota_store, Quotas(self._quota_table, 0), lambda: file.tenants)
         self._quarantine = Quarantine()
         self._envoy: EnvoyDataPlane | None = None
         if settings.envoy is not None and sockets is not None:
             row = self._table.row(settings.workers)
+            quotas = self._accounts.table if self._accounts is not None else None
             self._envoy = EnvoyDataPlane(
-                settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news, self._quota_table
+                settings, settings.envoy, sockets, row, self._traffic.add, self._workers.news, quotas
             )
         self._xds: XdsServer | None = None
         if settings.xds is not None:
@@ -155,10 +148,8 @@ class Supervisor:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            if self._usage is not None:
-                self._usage.write()
-            if self._quota_table is not None:
-                self._quota_table.close()
+            if self._accounts is not None:
+                self._accounts.close()
             self._table.close()
 
     def _make_loader(self, most: int | None) -> ModelLoader | None:
@@ -219,10 +210,8 @@ class Supervisor:
             self._background(self._settings.tls.watch(self._set_tls))
         if self._settings.tenants is not None:
             self._background(self._settings.tenants.watch(self._set_tenants))
-        if self._usage is not None:
-            self._background(self._usage.keep())
-        if self._store is not None:
-            self._background(self._store.keep())
+        for task in self._accounts.tasks() if self._accounts is not None else ():
+            self._background(task)
         judge = StartJudge(
             self._registry, self._servers.launched, self._workers, self._envoy, names=self._settings.names
         )
@@ -350,8 +339,8 @@ class Supervisor:
         self._news.set()
 
     def _worker_gone(self, index: int, pid: int, metrics_folder: Path) -> None:
-        if self._quota_table is not None:
-            self._quota_table.zero(index)
+        if self._accounts is not None:
+            self._accounts.worker_gone(index)
         mark_dead(pid, metrics_folder)
 
     def _set_tls(self, pems: Pems) -> None:
@@ -368,9 +357,7 @@ class Supervisor:
             self._envoy.set_tenants(tenants)
 
     def _warnings(self) -> list[str]:
-        tenants = self._settings.tenants
-        store = self._store.warnings if self._store else ()
-        return [*self._scrapes.warnings(), *(tenants.warnings if tenants else ()), *store]
+        return [*self._scrapes.warnings(), *(self._accounts.warnings if self._accounts else ())]
 
     def _handle(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
         if line["type"] == "suspect":

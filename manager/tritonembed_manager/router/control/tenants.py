@@ -15,16 +15,17 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from datetime import date, datetime, timezone
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.data.quotas import SLOTS, QuotaTable, Used
+from tritonembed_manager.router.control.quota_store import QuotaStore
+from tritonembed_manager.router.data.quotas import SLOTS, Quotas, QuotaTable, Used
 from tritonembed_manager.router.data.tenants import Key, Tenant
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.files import read_small
@@ -270,3 +271,36 @@ class UsageLines:
 
     def _now(self) -> float:
         return self._clock() // _MINUTE_S * _MINUTE_S
+
+
+class Accounts:
+    """What tenants used: the quota table, and what keeps its counts beyond this manager, if that is wanted.
+
+    rows: of the load table; the quota table has as many cells per tenant for requests in flight.
+    usage_file: of the usage lines. store: a client of Redis, for quotas over several managers.
+    """
+
+    def __init__(self, rows: int, file: TenantsFile, usage_file: Path | None, store: Any) -> None:
+        self.table = QuotaTable.create(rows)
+        self._file = file
+        self._usage = None if usage_file is None else UsageLines(usage_file, self.table, lambda: file.slots)
+        self._store = None if store is None else QuotaStore(store, Quotas(self.table, 0), lambda: file.tenants)
+
+    @property
+    def warnings(self) -> list[str]:
+        """For the status."""
+        return [*self._file.warnings, *(self._store.warnings if self._store else ())]
+
+    def tasks(self) -> list[Coroutine[Any, Any, None]]:
+        """To be run until the end."""
+        return [kept.keep() for kept in (self._usage, self._store) if kept is not None]
+
+    def worker_gone(self, index: int) -> None:
+        """A worker has ended, and so have its requests."""
+        self.table.zero(index)
+
+    def close(self) -> None:
+        """Write the last usage lines, and free the table."""
+        if self._usage is not None:
+            self._usage.write()
+        self.table.close()
