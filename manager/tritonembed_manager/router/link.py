@@ -105,16 +105,11 @@ class Link:
             return
 
 
-@dataclass(frozen=True)
-class WorkerConfig:
-    """The settings of a worker. They differ between workers only in `index`. Times in seconds."""
+@dataclass(frozen=True, kw_only=True)
+class EndpointSettings:
+    """The options of `serve` that workers need as they are given. Times in seconds."""
 
-    index: int
-    """The worker's row in the load table."""
     workers: int
-    """Rows of the load table."""
-    slots: int
-    """Columns of the load table."""
     host: str
     port: int
     """The gRPC port, shared by all workers (SO_REUSEPORT)."""
@@ -125,10 +120,6 @@ class WorkerConfig:
     policy: PolicyName
     forward_timeout: float
     """The timeout of a request without a deadline."""
-    drain_timeout: float
-    """Time for requests in flight to finish. Then they are cut."""
-    closing_timeout: float
-    """Time after that, for refusing the cut requests and for closing. Then the parent kills the worker."""
     max_in_flight: int
     """Requests in all workers at a time. More are refused with RESOURCE_EXHAUSTED."""
     max_in_flight_per_server: int
@@ -150,6 +141,23 @@ class WorkerConfig:
     """The origins whose web pages may call the HTTP port."""
     hedge_after: "After | None" = None
     """See data/hedging.py; None: requests are not hedged."""
+    key_for_health: bool = False
+    key_for_metrics: bool = True
+    """Whether tenants' keys are needed for health, and for metrics and the status."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerConfig(EndpointSettings):
+    """The settings of a worker. They differ between workers only in `index`. Times in seconds."""
+
+    index: int
+    """The worker's row in the load table, which has as many rows as there are workers."""
+    slots: int
+    """Columns of the load table."""
+    drain_timeout: float
+    """Time for requests in flight to finish. Then they are cut."""
+    closing_timeout: float
+    """Time after that, for refusing the cut requests and for closing. Then the parent kills the worker."""
     tls: Pems | None = None
     """None: both ports speak plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
@@ -160,9 +168,6 @@ class WorkerConfig:
     """None: everybody may use the ports, without a key."""
     quota_fd: int | None = None
     """The memory of the quota table, with tenants."""
-    key_for_health: bool = False
-    key_for_metrics: bool = True
-    """Whether tenants' keys are needed for health, and for metrics and the status."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the first line to the worker."""

@@ -1,6 +1,6 @@
 """The settings of `serve`, resolved and checked, and the parts of --drain-timeout."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,9 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tenants import TenantsFile
-from tritonembed_manager.router.data.hedging import After
-from tritonembed_manager.router.data.model_names import ServedNames
-from tritonembed_manager.router.link import WorkerConfig
+from tritonembed_manager.router.link import EndpointSettings, WorkerConfig
 from tritonembed_manager.router.tls import ServerFiles, TlsFiles
 from tritonembed_manager.server.client_tls import ClientTls
-from tritonembed_protocol.policies import PolicyName
 
 SERVERS_END_S = 5.0
 """The most time for launched servers to end, once nothing is in flight."""
@@ -76,35 +73,16 @@ class AttachSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeSettings:
+class ServeSettings(EndpointSettings):
     """The settings of an endpoint. Either `launch` or `attach` gives its servers. Times in seconds."""
 
-    names: ServedNames
-    """Of the models, for clients."""
     launch: LaunchSettings | None
     attach: AttachSettings | None
-    host: str
-    port: int
-    http_port: int
-    workers: int
-    policy: PolicyName
     health: HealthSettings
-    forward_timeout: float
     startup_timeout: float
     lame_duck: float
     drain_timeout: float
-    max_in_flight: int
-    max_in_flight_per_server: int
-    log_format: str
-    http_header_timeout: float
-    receive_timeout: float
-    min_receive_rate: float
-    max_connections_per_peer: int
-    admin: bool
-    accept_token_ids: bool = False
-    cors_origins: tuple[str, ...] = ()
-    hedge_after: After | None = None
-    """See data/hedging.py."""
+    """From the signal to the end; see DrainTime."""
     tls: TlsFiles | None = None
     """None: the ports speak plain text."""
     envoy: EnvoySettings | None = None
@@ -113,8 +91,6 @@ class ServeSettings:
     """Host and port of xDS; None: there is no such port."""
     tenants: TenantsFile | None = None
     """None: everybody may use the ports, without a key."""
-    key_for_health: bool = False
-    key_for_metrics: bool = True
     usage_file: Path | None = None
     quota_store: Any = None
     """A client of Redis; None: quotas are this manager's."""
@@ -145,35 +121,17 @@ class ServeSettings:
         slots: columns of the load table. sockets: their folder, if Envoy has the ports. quota_fd: the quota table's,
         with tenants.
         """
+        shared = {setting.name: getattr(self, setting.name) for setting in fields(EndpointSettings)}
         return WorkerConfig(
+            **shared,
             index=0,
-            workers=self.workers,
             slots=slots,
-            host=self.host,
-            port=self.port,
-            http_port=self.http_port,
-            names=self.names,
-            policy=self.policy,
-            forward_timeout=self.forward_timeout,
             drain_timeout=drain.work,
             closing_timeout=drain.closing,
-            max_in_flight=self.max_in_flight,
-            max_in_flight_per_server=self.max_in_flight_per_server,
-            log_format=self.log_format,
-            http_header_timeout=self.http_header_timeout,
-            receive_timeout=self.receive_timeout,
-            min_receive_rate=self.min_receive_rate,
-            max_connections_per_peer=self.max_connections_per_peer,
-            admin=self.admin,
-            accept_token_ids=self.accept_token_ids,
-            cors_origins=self.cors_origins,
-            hedge_after=self.hedge_after,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,
             server_tls=self.server_tls(),
             sockets=None if sockets is None else str(sockets),
             tenants=tuple(self.tenants.tenants) if self.tenants else None,
             quota_fd=quota_fd,
-            key_for_health=self.key_for_health,
-            key_for_metrics=self.key_for_metrics,
         )
