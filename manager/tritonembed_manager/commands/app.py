@@ -15,6 +15,7 @@ from tritonembed_manager.commands.options import (
     OutFolder,
     RepositoryOptions,
     RunOptions,
+    base_settings,
     check_out_folder,
     chosen_models,
     on_command_line,
@@ -176,19 +177,12 @@ def _render_settings(
     from tritonembed_manager.server.models_file import render_settings
 
     device = settings.resolve_device(options.device)
-    base = settings.RenderSettings(
-        model=settings.model_reference(entries[0].path),
-        device=device,
-        tokenizer_instances=settings.resolve_tokenizer_instances(options.tokenizer_instances, device),
+    base = base_settings(
+        options,
+        entries[0].path,
+        device,
         replicas=options.replicas,
         gpus=settings.parse_gpus(options.gpus),
-        tensor_parallel_size=options.tensor_parallel_size,
-        max_batch_tokens=options.max_batch_tokens,
-        executor=options.executor,
-        queue_limits=options.queue_limits,
-        reference=settings.resolve_reference(options.reference, options.no_reference),
-        deterministic=options.deterministic,
-        instruction_template=options.instruction_template,
         vllm=engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context)),
     )
     return render_settings(base, entries, option)

@@ -20,7 +20,14 @@ from typer.models import OptionInfo, ParameterInfo
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server import machine
-from tritonembed_manager.server.settings import LOOPBACK, ControlMode, RenderSettings
+from tritonembed_manager.server.settings import (
+    LOOPBACK,
+    ControlMode,
+    RenderSettings,
+    model_reference,
+    resolve_reference,
+    resolve_tokenizer_instances,
+)
 from tritonembed_manager.server.vllm_arguments import did_you_mean, own_options, variable
 from tritonembed_protocol.limits import SERVER_HTTP_PORT, SERVER_METRICS_PORT, SERVER_PORT
 from tritonembed_protocol.served import Task
@@ -87,6 +94,7 @@ def _parameter(name: str, hint: Any, variables: bool, default: Any = MISSING) ->
 
 
 if TYPE_CHECKING:
+    from tritonembed_manager.commands.serve import ServeOptions
     from tritonembed_manager.server.models_file import ModelEntry
 
 MODEL_HELP = "Name on the Hugging Face hub, or a folder."
@@ -299,3 +307,22 @@ def chosen_models(
     if given:
         raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
     return models_file.with_tasks(models_file.read_models(file), task, fetch=fetch), models_file.OPTION
+
+
+def base_settings(
+    options: "RepositoryOptions | ServeOptions", model: str, device: "machine.Device", **own: Any
+) -> RenderSettings:
+    """The settings that all models of a command share. model: name or folder of the first. own: further settings."""
+    return RenderSettings(
+        model=model_reference(model),
+        device=device,
+        tokenizer_instances=resolve_tokenizer_instances(options.tokenizer_instances, device),
+        tensor_parallel_size=options.tensor_parallel_size,
+        max_batch_tokens=options.max_batch_tokens,
+        executor=options.executor,
+        queue_limits=options.queue_limits,
+        reference=resolve_reference(options.reference, options.no_reference),
+        deterministic=options.deterministic,
+        instruction_template=options.instruction_template,
+        **own,
+    )

@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import typer
 
-from tritonembed_manager.commands.options import chosen_models, given_models, marked, on_command_line
+from tritonembed_manager.commands.options import base_settings, chosen_models, given_models, marked, on_command_line
 from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.apis.http.cors import read_origins
@@ -26,11 +26,7 @@ from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFi
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings, served_as
 from tritonembed_manager.server.settings import (
-    RenderSettings,
-    model_reference,
     resolve_device,
-    resolve_reference,
-    resolve_tokenizer_instances,
 )
 from tritonembed_protocol.served import FIRST, Task
 from tritonembed_protocol.tls import GRPCS
@@ -201,19 +197,9 @@ def _launch(
             if name in marked(ServeOptions, Mark.ON_A_GPU):
                 raise StartError(f"{given} needs --device cuda")
     vllm: dict[str, Any] = engine_arguments.parse(context.args, own_options=engine_arguments.own_options(context))
-    base = RenderSettings(
-        model=model_reference(entries[0].path),
-        device=device,
-        tokenizer_instances=resolve_tokenizer_instances(options.tokenizer_instances, device),
-        tensor_parallel_size=options.tensor_parallel_size,
-        max_batch_tokens=options.max_batch_tokens,
-        reference=resolve_reference(options.reference, options.no_reference),
-        deterministic=options.deterministic,
-        instruction_template=options.instruction_template,
-        executor=options.executor,
-        queue_limits=options.queue_limits,
-        vllm={**vllm, "gpu_memory_utilization": options.gpu_memory_utilization} if device == "cuda" else vllm,
-    )
+    if device == "cuda":
+        vllm["gpu_memory_utilization"] = options.gpu_memory_utilization
+    base = base_settings(options, entries[0].path, device, vllm=vllm)
     plans = []
     for entry, settings in zip(entries, render_settings(base, entries, option, options.max_loaded), strict=True):
         own = plan_servers(
