@@ -18,7 +18,7 @@ import grpc
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.client_tls import ClientTls
-from tritonembed_manager.server.files import load_chain, read_pem, trust
+from tritonembed_manager.server.files import load_chain, read_pem, settled, trust
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
 _TIME_ERRORS = {9: "not valid yet", 10: "expired"}
@@ -103,7 +103,6 @@ def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
     return grpc.ssl_server_certificate_configuration([(pems.key.encode(), pems.certificate.encode())], authority)
 
 
-EVERY_S = 0.5
 SERVER_CA, SERVER_CERTIFICATE, SERVER_KEY = SERVER_OPTIONS = ("--server-ca", "--server-cert", "--server-key")
 
 _Content = TypeVar("_Content", Pems, ClientTls)
@@ -139,18 +138,9 @@ class WatchedFiles(Generic[_Content]):
     async def watch(
         self, changed: Callable[[_Content], None], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Call `changed` with new files that can serve, until cancelled.
-
-        New files count once two reads in a row gave the same, because they may be in the middle of being written.
-        """
-        # Reading is as cheap as checking for changes, and notices every way of replacing a file.
-        before: _Content | str | None = None
-        while True:
-            await pause(EVERY_S)
-            found = await asyncio.to_thread(self._read_or_reason)
-            if found == before:
-                self._take_or_complain(found, changed)
-            before = found
+        """Call `changed` with new files that can serve, until cancelled."""
+        async for found in settled(self._read_and_check, pause):
+            self._take_or_complain(found, changed)
 
     def _take_or_complain(self, found: _Content | str, changed: Callable[[_Content], None]) -> None:
         if isinstance(found, str):
@@ -164,13 +154,10 @@ class WatchedFiles(Generic[_Content]):
             log(f"{self._event}_reloaded", self._changed)
             changed(found)
 
-    def _read_or_reason(self) -> _Content | str:
-        try:
-            found = self._read()
-            if found != self.pems:
-                self._check(found)
-        except ValueError as error:
-            return str(error)
+    def _read_and_check(self) -> _Content:
+        found = self._read()
+        if found != self.pems:
+            self._check(found)
         return found
 
 

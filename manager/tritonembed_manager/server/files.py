@@ -1,13 +1,18 @@
-"""Reads small files that other programs write, such as lists of servers; loads certificates and keys in PEM."""
+"""Reads and watches small files that other programs write, such as lists of servers; loads certificates in PEM."""
 
+import asyncio
 import os
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 _MOST_BYTES = 1 << 20
+_EVERY_S = 0.5
+"""Between two reads of a file that is watched."""
+_Content = TypeVar("_Content")
 
 
 def read_small(path: Path) -> bytes:
@@ -31,6 +36,30 @@ def read_pem(path: Path, option: str) -> str:
         raise ValueError(f"{option} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ValueError(f"{option} is not in PEM") from None
+
+
+async def settled(
+    read: Callable[[], _Content], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+) -> AsyncIterator[_Content | str]:
+    """What `read` returns, or the text of its ValueError, each time that two reads in a row gave the same. Endless.
+
+    A file that is being written may end in half a line. Reading is as cheap as checking for changes, and notices every
+    way of replacing a file.
+    """
+    before: _Content | str | None = None
+    while True:
+        await pause(_EVERY_S)
+        found = await asyncio.to_thread(_content_or_reason, read)
+        if found == before:
+            yield found
+        before = found
+
+
+def _content_or_reason(read: Callable[[], _Content]) -> _Content | str:
+    try:
+        return read()
+    except ValueError as error:
+        return str(error)
 
 
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"

@@ -14,7 +14,7 @@ from pathlib import Path
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.data.load_table import SLOTS
 from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.server.files import read_small
+from tritonembed_manager.server.files import read_small, settled
 from tritonembed_protocol.tls import GRPCS, without_scheme
 
 _FORM = re.compile(
@@ -134,15 +134,13 @@ def _is_ip(host: str) -> bool:
     return True
 
 
-FILE_EVERY_S = 0.5
 DNS_EVERY_S = 5.0
 
 
 class ServerLists:
     """The servers of the command line, a file and a DNS name. `follow` gets all of them whenever they change.
 
-    If a list can't be read, is empty or is too long, the previous list stays in force, and a warning is logged. A file
-    counts once two reads in a row gave the same, because a file that is being written may end in half an address.
+    If a list can't be read, is empty or is too long, the previous list stays in force, and a warning is logged.
     """
 
     def __init__(
@@ -190,18 +188,9 @@ class ServerLists:
         await asyncio.gather(self._watch_file(), self._watch_dns())
 
     async def _watch_file(self) -> None:
-        # Reading the file is as cheap as checking for changes, and notices every way of replacing a file.
-        before: list[Address] | str | None = None
-        while self._file is not None:
-            await self._pause(FILE_EVERY_S)
-            found: list[Address] | str
-            try:
-                found = self._file.read()
-            except ValueError as error:
-                found = str(error)
-            if found == before:
+        if self._file is not None:
+            async for found in settled(self._file.read, self._pause):
                 self._take_or_complain("file", found)
-            before = found
 
     async def _watch_dns(self) -> None:
         while self._dns is not None:

@@ -28,11 +28,10 @@ from tritonembed_manager.router.control.quota_store import QuotaStore
 from tritonembed_manager.router.data.quotas import SLOTS, Quotas, QuotaTable, Used
 from tritonembed_manager.router.data.tenants import Key, Tenant
 from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.server.files import read_small
+from tritonembed_manager.server.files import read_small, settled
 from tritonembed_manager.server.yaml_files import parse_yaml
 
 OPTION = "--tenants"
-EVERY_S = 0.5
 _MOST_TENANTS, _MOST_KEYS, _MOST_MODELS = 1000, 100, 100
 _MOST_PER_MINUTE = 10**12
 _Count = Annotated[int, Field(ge=1, le=_MOST_PER_MINUTE)]
@@ -146,17 +145,9 @@ class TenantsFile:
     async def watch(
         self, changed: Callable[[list[Tenant]], None], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     ) -> None:
-        """Call `changed` with new tenants, until cancelled.
-
-        New content counts once two reads in a row gave the same, because it may be in the middle of being written.
-        """
-        before: bytes | str | None = None
-        while True:
-            await pause(EVERY_S)
-            found = await asyncio.to_thread(self._content_or_reason)
-            if found == before:
-                await self._take_or_complain(found, changed)
-            before = found
+        """Call `changed` with new tenants, until cancelled."""
+        async for found in settled(self._read, pause):
+            await self._take_or_complain(found, changed)
 
     async def _take_or_complain(self, found: bytes | str, changed: Callable[[list[Tenant]], None]) -> None:
         if found == self._content and not self._complaint:
@@ -187,12 +178,6 @@ class TenantsFile:
         for name in new:
             self._slots[name] = len(self._slots)
         return [replace(tenant, slot=self._slots[tenant.name]) for tenant in tenants]
-
-    def _content_or_reason(self) -> bytes | str:
-        try:
-            return self._read()
-        except ValueError as error:
-            return str(error)
 
     def _read(self) -> bytes:
         try:
