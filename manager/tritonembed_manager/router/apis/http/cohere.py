@@ -28,6 +28,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     check_fields,
     converted,
     read_input,
+    read_list,
     read_model,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -124,7 +125,7 @@ def read_request(body: dict[str, Any], names: ServedNames, version: int) -> Cohe
     """version: of the API, 1 or 2. Raises BadRequest, which names the field."""
     fields = _V2_FIELDS if version > 1 else _FIELDS
     check_fields(body, fields)
-    model = read_model(body.get("model"), names)
+    model = read_model(body, names)
     if body.get("images") is not None:
         raise BadRequest("images: this model embeds texts only", "images")
     if body.get("max_tokens") is not None:
@@ -137,17 +138,11 @@ def _read_texts(body: dict[str, Any]) -> list[bytes]:
     if (texts is None) is (inputs is None):
         raise BadRequest("texts must be given" if texts is None else "texts and inputs exclude each other", "texts")
     if inputs is not None:
-        return read_input([_read_content(element) for element in _listed(inputs, "inputs")], "inputs")[0]
-    texts = _listed(texts, "texts")
+        return read_input([_read_content(element) for element in read_list(inputs, "inputs")], "inputs")[0]
+    texts = read_list(texts, "texts")
     if not all(isinstance(text, str) for text in texts):
         raise BadRequest("texts must be a list of strings", "texts")
     return read_input(texts, "texts")[0]
-
-
-def _listed(given: Any, name: str) -> list[Any]:
-    if not isinstance(given, list) or not given:
-        raise BadRequest(f"{name} must be a list, and not empty", name)
-    return given
 
 
 def _read_content(element: Any) -> str:
@@ -177,7 +172,7 @@ def _read_types(body: dict[str, Any], version: int) -> list[str] | None:
     given = body.get("embedding_types")
     if given is None:
         return ["float"] if version > 1 else None
-    for kind in _listed(given, "embedding_types"):
+    for kind in read_list(given, "embedding_types"):
         if kind not in EMBEDDING_TYPES:
             raise BadRequest(f"embedding_types: must be of {', '.join(EMBEDDING_TYPES)}", "embedding_types")
     return list(dict.fromkeys(given))

@@ -25,6 +25,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     converted,
     read_input,
     read_model,
+    read_text,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tenants import current_tenant
@@ -159,7 +160,7 @@ class EmbeddingsRequest(VectorsRequest):
 def read_request(body: dict[str, Any], names: ServedNames) -> EmbeddingsRequest:
     """Check a body. Raises BadRequest, which names the field. names: of the models."""
     check_fields(body, _FIELDS)
-    model = read_model(body.get("model"), names)
+    model = read_model(body, names)
     encoding = body.get("encoding_format")
     if encoding not in (None, "float", "base64"):
         raise BadRequest("encoding_format must be float or base64", "encoding_format")
@@ -187,8 +188,7 @@ def _read_options(body: dict[str, Any]) -> Options:
         if number is not None and (type(number) is not int or not least <= number <= MAX_INT64):
             raise BadRequest(f"{name} must be a whole number of at least {least}", name)
     for name in (*_TEXT_FIELDS, SPACE):
-        if not isinstance(body.get(name), str | None):
-            raise BadRequest(f"{name} must be a string", name)
+        read_text(body, name)
     kind = body.get("embedding_type")
     if kind is not None and kind not in OUTPUT_TYPES:
         raise BadRequest(f"embedding_type must be one of {', '.join(OUTPUT_TYPES)}", "embedding_type")

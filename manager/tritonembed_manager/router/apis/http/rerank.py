@@ -14,12 +14,13 @@ from tritonembed_manager.router.apis.http.cohere import cohere_form
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
 from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores, ScoresRequest, prepare_scores
-from tritonembed_manager.router.apis.http.tei import tei_form
+from tritonembed_manager.router.apis.http.tei import read_truncate, tei_form
 from tritonembed_manager.router.apis.http.vector_requests import (
-    MAX_INPUTS,
-    NO_SUCH_MODEL,
     check_dimensions,
     check_fields,
+    find_model,
+    read_flag,
+    read_list,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
 
@@ -139,7 +140,6 @@ _COHERE_V1 = (*_COHERE, "max_chunks_per_doc", "rank_fields")
 _TEI_RERANK = ("query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction", "model")
 _TEI_PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction", "model")
 _VLLM = ("model", "text_1", "text_2", "use_activation", "priority", "user", "encoding_format")
-_DIRECTIONS = {"right": "END", "left": "START"}
 
 
 def read_cohere(body: dict[str, Any], names: ServedNames, version: int) -> ScoresRequest:
@@ -150,21 +150,21 @@ def read_cohere(body: dict[str, Any], names: ServedNames, version: int) -> Score
         if body.get(name) is not None:
             raise BadRequest(f"{name}: documents are read whole, up to the model's maximum", name)
     query = _read_query(body)
-    documents = [_read_document(one) for one in _listed(body.get("documents"), "documents")]
+    documents = [_read_document(one) for one in read_list(body.get("documents"), "documents")]
     top_n, most = body.get("top_n"), body.get("max_tokens_per_doc")
     check_dimensions(top_n, "top_n")
     check_dimensions(most, "max_tokens_per_doc")
     texts = _encode(documents, "documents")
     options: dict[str, str | int] = {} if most is None else {"max_text_tokens": most}
-    info = {"top_n": top_n, "return_documents": _flag(body, "return_documents"), "version": version}
+    info = {"top_n": top_n, "return_documents": read_flag(body, "return_documents"), "version": version}
     return ScoresRequest(texts, [query] * len(texts), _read_model(body, names), options, info)
 
 
 def read_tei_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     """A body of TEI's /rerank. Raises BadRequest, which names the field."""
     check_fields(body, _TEI_RERANK)
-    texts = _encode(_listed(body.get("texts"), "texts"), "texts")
-    info = {"return_text": _flag(body, "return_text")}
+    texts = _encode(read_list(body.get("texts"), "texts"), "texts")
+    info = {"return_text": read_flag(body, "return_text")}
     return ScoresRequest(texts, [_read_query(body)] * len(texts), _read_model(body, names), _tei_options(body), info)
 
 
@@ -194,7 +194,7 @@ def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     sides = []
     for name in ("text_1", "text_2"):
         given = body.get(name)
-        sides.append(_encode(_listed([given] if isinstance(given, str) else given, name), name))
+        sides.append(_encode(read_list([given] if isinstance(given, str) else given, name), name))
     queries, texts = sides
     if len(queries) == 1:
         queries = queries * len(texts)
@@ -203,19 +203,15 @@ def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     if len(queries) != len(texts):
         raise BadRequest(f"text_1 has {len(queries)} texts, but text_2 has {len(texts)}", "text_2")
     options: dict[str, str | int] = {}
-    if body.get("use_activation") is not None and not _flag(body, "use_activation"):
+    if not read_flag(body, "use_activation", default=True):
         options["activation"] = "none"
     return ScoresRequest(texts, queries, _read_model(body, names), options)
 
 
 def _read_model(body: dict[str, Any], names: ServedNames) -> ServedNames:
     """The model of that name, or the first one that scores. Raises BadRequest."""
-    asked = body.get("model")
-    if asked is not None and not isinstance(asked, str):
-        raise BadRequest("model must be a string", "model")
-    found = names.find(asked) if asked else next((each for each in names.models if each.served.task == "score"), names)
-    if found is None:
-        raise BadRequest(f"model: {NO_SUCH_MODEL}", "model", 404, "model_not_found")
+    first = next((each for each in names.models if each.served.task == "score"), names)
+    found = find_model(body, names, first)
     if found.served.task != "score":
         raise BadRequest(f"model: {found.model} embeds texts; it does not score pairs", "model")
     return found
@@ -226,14 +222,6 @@ def _read_query(body: dict[str, Any]) -> bytes:
     if not isinstance(query, str) or not query:
         raise BadRequest("query must be a string, and not empty", "query")
     return query.encode()
-
-
-def _listed(given: Any, name: str) -> list[Any]:
-    if not isinstance(given, list) or not given:
-        raise BadRequest(f"{name} must be a list, and not empty", name)
-    if len(given) > MAX_INPUTS:
-        raise BadRequest(f"{name} has {len(given)} elements; at most {MAX_INPUTS} are allowed", name)
-    return given
 
 
 def _read_document(given: Any) -> str:
@@ -252,22 +240,11 @@ def _encode(texts: list[Any], name: str) -> list[bytes]:
         raise BadRequest(f"{name}: {error}", name) from None
 
 
-def _flag(body: dict[str, Any], name: str) -> bool:
-    given = body.get(name)
-    if not isinstance(given, bool | None):
-        raise BadRequest(f"{name} must be true or false", name)
-    return bool(given)
-
-
 def _tei_options(body: dict[str, Any]) -> dict[str, str | int]:
-    options: dict[str, str | int] = {"activation": "none"} if _flag(body, "raw_scores") else {}
-    direction = body.get("truncation_direction")
-    if direction is not None and (not isinstance(direction, str) or direction.lower() not in _DIRECTIONS):
-        raise BadRequest("truncation_direction must be right or left", "truncation_direction")
-    if body.get("truncate") is not None and not _flag(body, "truncate"):
-        options["truncate"] = "NONE"
-    elif direction is not None:
-        options["truncate"] = _DIRECTIONS[direction.lower()]
+    options: dict[str, str | int] = {"activation": "none"} if read_flag(body, "raw_scores") else {}
+    truncate = read_truncate(body)
+    if truncate is not None:
+        options["truncate"] = truncate
     return options
 
 

@@ -1,6 +1,5 @@
 """Calls for scores over HTTP, whichever API they came over: what is asked, the requests to servers, and scores."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -19,10 +18,9 @@ from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
-from tritonembed_manager.router.apis.http.vector_calls import all_of
-from tritonembed_manager.router.apis.http.vector_requests import Prepared
+from tritonembed_manager.router.apis.http.vector_calls import send_all
+from tritonembed_manager.router.apis.http.vector_requests import MAX_BYTES, Prepared
 from tritonembed_manager.router.data import spaces
-from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
@@ -30,11 +28,7 @@ from tritonembed_protocol.framing import frame, unframe
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
 
 OUTPUTS = ("score", "num_tokens")
-_MAX_BYTES = 4 * 1024 * 1024
-"""Bytes of a request with more than one row: each copy of a larger request would delay others."""
 
-_AT_ONCE = 8
-"""Concurrent requests of one call. They are admitted as one, and have one deadline."""
 _LABELS = "labels"
 """The parameter of a model's configuration."""
 
@@ -77,7 +71,7 @@ def _parts(asked: ScoresRequest) -> Iterator[tuple[int, int]]:
     first = size = 0
     for row, text in enumerate(asked.texts):
         own = len(text) + (0 if asked.queries is None else len(asked.queries[row]))
-        if row > first and (row - first == MAX_BATCH_SIZE or size + own > _MAX_BYTES):
+        if row > first and (row - first == MAX_BATCH_SIZE or size + own > MAX_BYTES):
             yield first, row
             first, size = row, 0
         size += own
@@ -128,29 +122,15 @@ class ScoreCalls:
         """The scores for a request's body. kind: of the conversion. Raises BadRequest, DispatchError, ServerError."""
         async with self._bodies.read_chunks(request) as chunks:
             asked = await self._converter.convert(kind, chunks, names=self._names_json, **arguments)
-            answers = await self._infer(request, asked.messages)
+            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
+            metadata, caller = metadata_of(request.headers), http_caller(request)
+            answers = await send_all(self._dispatcher, requests, lambda _, answer: answer, metadata, caller)
             table, tokens = _joined(answers, asked.info["counts"])
             names = self._names.of_part(asked.info["model"]) or self._names
             found = {spaces.in_answer(answer) for answer in answers}
             labels = await self._labels_of(asked.info["model"], table.shape[1])
             texts = [text for message in asked.messages for text in _texts_of(message)]
             yield Scores(table, tokens, asked.info["info"], texts, names.model, labels, spaces.headers_of(found))
-
-    async def _infer(self, request: web.Request, messages: list[bytes]) -> list[bytes]:
-        metadata, caller = metadata_of(request.headers), http_caller(request)
-        places = asyncio.Semaphore(_AT_ONCE)
-        size, work = sum(map(len, messages)), sum(map(work_of, messages))
-        with self._dispatcher.admitted(size, timeout=None, caller=caller, work=work) as admitted:
-
-            async def send(message: bytes) -> bytes:
-                async with places:
-                    return await self._dispatcher.infer(
-                        message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
-                    )
-
-            if len(messages) == 1:
-                return [await send(messages[0])]
-            return await all_of([asyncio.ensure_future(send(message)) for message in messages])
 
     async def _labels_of(self, model: str, count: int) -> tuple[str, ...]:
         """The names of a model's labels, asked for once; numbers if no server tells them."""

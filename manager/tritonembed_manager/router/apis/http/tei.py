@@ -28,7 +28,9 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     check_fields,
     check_prompt,
     converted,
+    read_flag,
     read_input,
+    read_text,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError, ServerView
@@ -255,35 +257,33 @@ def _read_parameters(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    for name in ("truncate", "normalize"):
-        if not isinstance(given.get(name), bool | None):
-            raise BadRequest(f"{name} must be true or false", name)
-    for name in ("truncation_direction", "prompt_name"):
-        if not isinstance(given.get(name), str | None):
-            raise BadRequest(f"{name} must be a string", name)
+    # TEI's default, whatever the model's files say.
+    normalize = read_flag(given, "normalize", default=True)
+    truncate = read_truncate(given)
+    prompt_name = read_text(given, "prompt_name")
     if given.get("encoding_format") not in (None, "float"):
         raise BadRequest("encoding_format must be float; /v1/embeddings has base64", "encoding_format")
     check_dimensions(given.get("dimensions"), "dimensions")
-    check_prompt("prompt_name", given.get("prompt_name"))
-    normalize = given.get("normalize")
+    check_prompt("prompt_name", prompt_name)
     return Options(
-        truncate=_read_truncate(given.get("truncate"), given.get("truncation_direction")),
-        prompt_name=given.get("prompt_name"),
-        # TEI's default, whatever the model's files say.
-        normalize=True if normalize is None else normalize,
+        truncate=truncate,
+        prompt_name=prompt_name,
+        normalize=normalize,
         dimensions=given.get("dimensions"),
     )
 
 
-def _read_truncate(truncate: bool | None, direction: str | None) -> Any:
-    """`truncate` of a request to the servers; None is the model's default, which truncates."""
+def read_truncate(given: dict[str, Any]) -> Any:
+    """`truncate` of a request to the servers, of TEI's two parameters. None is the model's default, which truncates."""
+    # Both are checked, also if one of them alone decides.
+    truncate, direction = read_flag(given, "truncate", default=True), read_text(given, "truncation_direction")
     if direction is not None and direction.lower() not in _DIRECTIONS:
         raise BadRequest("truncation_direction must be right or left", "truncation_direction")
-    if truncate is False:
+    if not truncate:
         return "NONE"
-    if direction is None:
-        return "END" if truncate else None
-    return _DIRECTIONS[direction.lower()]
+    if direction is not None:
+        return _DIRECTIONS[direction.lower()]
+    return "END" if given.get("truncate") else None
 
 
 def convert(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:

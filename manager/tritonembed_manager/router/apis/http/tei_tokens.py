@@ -18,7 +18,9 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     check_fields,
     check_prompt,
     prepare_for_tokenizer,
+    read_flag,
     read_input,
+    read_text,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_protocol.served import ServedModel
@@ -57,10 +59,8 @@ def read_tokenize(body: dict[str, Any], model: ServedModel) -> tuple[str, list[P
     elements, by_ids = read_input(body.get("inputs"), "inputs")
     if by_ids:
         raise BadRequest("inputs must be a string or a list of strings", "inputs")
-    parameters: dict[str, bool | str] = {"add_special_tokens": _read_bool(body, "add_special_tokens")}
-    prompt_name = body.get("prompt_name")
-    if not isinstance(prompt_name, str | None):
-        raise BadRequest("prompt_name must be a string", "prompt_name")
+    parameters: dict[str, bool | str] = {"add_special_tokens": read_flag(body, "add_special_tokens", default=True)}
+    prompt_name = read_text(body, "prompt_name")
     check_prompt("prompt_name", prompt_name)
     if prompt_name is not None:
         parameters["prompt_name"] = prompt_name
@@ -81,16 +81,8 @@ def read_decode(body: dict[str, Any], model: ServedModel) -> tuple[str, list[Pre
         elements = encode_token_ids(ids)
     except (InvalidArgumentError, TypeError) as error:
         raise BadRequest(f"ids: {error}", "ids") from None
-    parameters: dict[str, bool | str] = {"skip_special_tokens": _read_bool(body, "skip_special_tokens")}
+    parameters: dict[str, bool | str] = {"skip_special_tokens": read_flag(body, "skip_special_tokens", default=True)}
     return DECODED, list(prepare_for_tokenizer(model, elements, DECODED, parameters))
-
-
-def _read_bool(body: dict[str, Any], name: str) -> bool:
-    """Both of TEI's are true by default."""
-    value = body.get(name)
-    if not isinstance(value, bool | None):
-        raise BadRequest(f"{name} must be true or false", name)
-    return value is not False
 
 
 def convert_tokenize(body: bytes, names: dict[str, Any]) -> Converted:

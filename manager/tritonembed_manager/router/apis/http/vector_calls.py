@@ -157,7 +157,7 @@ class VectorCalls:
         self, request: web.Request, requests: Sequence[Prepared], read: Callable[[Prepared, bytes], AnyResult]
     ) -> list[AnyResult]:
         metadata, caller = metadata_of(request.headers), http_caller(request)
-        return await _sendall_of(self._dispatcher, requests, read, metadata, caller)
+        return await send_all(self._dispatcher, requests, read, metadata, caller)
 
 
 def as_json(rows: npt.NDArray[Any]) -> list[bytes]:
@@ -179,7 +179,7 @@ async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: d
     return answer
 
 
-async def _sendall_of(
+async def send_all(
     dispatcher: Dispatcher,
     requests: Sequence[Prepared],
     read: Callable[[Prepared, bytes], AnyResult],
@@ -204,7 +204,7 @@ async def _sendall_of(
     with dispatcher.admitted(size, timeout=None, caller=caller, work=work) as admitted:
         if len(requests) == 1:
             return [await send(requests[0], admitted)]
-        return await all_of([asyncio.ensure_future(send(request, admitted)) for request in requests])
+        return await _all_of([asyncio.ensure_future(send(request, admitted)) for request in requests])
 
 
 def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResult:
@@ -227,7 +227,7 @@ def _read_elements(output: str, request: Prepared, answer: bytes) -> list[bytes]
     return elements
 
 
-async def all_of(tasks: list["asyncio.Task[AnyResult]"]) -> list[AnyResult]:
+async def _all_of(tasks: list["asyncio.Task[AnyResult]"]) -> list[AnyResult]:
     try:
         return await asyncio.gather(*tasks)
     finally:

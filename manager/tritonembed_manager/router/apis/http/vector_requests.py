@@ -23,7 +23,7 @@ MAX_PROMPT = 64 * 1024
 """Bytes of a prompt in UTF-8. Every request of a call carries the prompt, and a server puts it before every text."""
 NO_SUCH_MODEL = "this server has no such model; GET /v1/models names those that it has"
 _FIELD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-_MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 """Bytes of a request with more than one element: each copy of a larger request would delay others."""
 
 
@@ -75,13 +75,43 @@ def _unknown_field(name: str, known: Sequence[str]) -> BadRequest:
     return BadRequest(f"{name}: there is no such field; {meant}", name, code="unknown_parameter")
 
 
-def read_model(asked: Any, names: ServedNames) -> ServedModel:
-    """The model of that name; the first one if none is asked for. Raises BadRequest (404 if there is none)."""
-    if asked is not None and not isinstance(asked, str):
-        raise BadRequest("model must be a string", "model")
-    found = names.find(asked) if asked else names
+def read_list(given: Any, name: str) -> list[Any]:
+    """The value of a field that has to be a list. Raises BadRequest."""
+    if not isinstance(given, list) or not given:
+        raise BadRequest(f"{name} must be a list, and not empty", name)
+    if len(given) > MAX_INPUTS:
+        raise BadRequest(f"{name} has {len(given)} elements; at most {MAX_INPUTS} are allowed", name)
+    return given
+
+
+def read_flag(body: dict[str, Any], name: str, default: bool = False) -> bool:
+    """The value of a field that may be true or false. Raises BadRequest."""
+    given = body.get(name)
+    if not isinstance(given, bool | None):
+        raise BadRequest(f"{name} must be true or false", name)
+    return default if given is None else given
+
+
+def read_text(body: dict[str, Any], name: str) -> str | None:
+    """The value of a field that may be a string. Raises BadRequest."""
+    given = body.get(name)
+    if not isinstance(given, str | None):
+        raise BadRequest(f"{name} must be a string", name)
+    return given
+
+
+def find_model(body: dict[str, Any], names: ServedNames, default: ServedNames) -> ServedNames:
+    """The model of that name; the default if none is asked for. Raises BadRequest (404 if there is none)."""
+    asked = read_text(body, "model")
+    found = names.find(asked) if asked else default
     if found is None:
         raise BadRequest(f"model: {NO_SUCH_MODEL}", "model", 404, "model_not_found")
+    return found
+
+
+def read_model(body: dict[str, Any], names: ServedNames) -> ServedModel:
+    """The model that has to embed: that of the field `model`, or the first one. Raises BadRequest."""
+    found = find_model(body, names, names)
     if found.served.task == "score":
         raise BadRequest(f"model: {found.model} scores pairs of a query and a text; it does not embed", "model")
     return found.served
@@ -113,7 +143,7 @@ def prepare_for_tokenizer(
     model: ServedModel, elements: list[bytes], output: str, parameters: dict[str, bool | str]
 ) -> Iterator[Prepared]:
     """Requests of a model's tokenizer for one of its outputs. elements: of its input `text`."""
-    for part in batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES):
+    for part in batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, MAX_BYTES):
         message = service_pb2.ModelInferRequest(model_name=model.tokenizer, raw_input_contents=[frame(part)])
         message.inputs.add(name="text", datatype="BYTES", shape=(len(part), 1))
         message.outputs.add(name=output)
@@ -128,7 +158,7 @@ def prepare_for_tokenizer(
 def prepare(asked: VectorsRequest) -> Iterator[Prepared]:
     """The requests that a server accepts."""
     model, tensor = (asked.model.embedder, "token_ids") if asked.by_ids else (asked.model.name, "text")
-    parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, _MAX_BYTES)
+    parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, MAX_BYTES)
     for request in Call(model, tensor, parts, asked.options, Deadline(None)).requests():
         yield Prepared(request.message.SerializeToString(), request.count)
 
