@@ -57,7 +57,7 @@ class AsyncEmbeddingClient:
     ``score_model`` scores; by default the first reranker or classifier, or ``model`` if that is given.
     ``tls=True`` encrypts, as a target ``grpcs://host:port`` does. Root certificates (to check the server) and a key
     with its certificate chain (to prove who the client is) are PEM, as a path or as bytes; without root certificates,
-    gRPC's own are trusted. ``api_key``: the key of a tenant, for a manager that wants one; by default that of the
+    gRPC's own are trusted. ``api_key``: the key of a tenant, for a manager that requires one; by default that of the
     variable TRITONEMBED_API_KEY. ``metadata``: pairs sent with every request. ``max_in_flight``: outstanding requests
     per call and server.
     A server that is silent for ``keepalive_time`` seconds is pinged, and given up after ``keepalive_timeout`` more;

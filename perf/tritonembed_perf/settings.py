@@ -51,7 +51,7 @@ ServedModel = Annotated[str, Option(help="Folder or hub's name of the model that
 Json = Annotated[Path | None, Option(None, "--json", help="Write the results here.")]
 ApiKey = Annotated[
     str | None,
-    Option(envvar="TRITONEMBED_API_KEY", help="Key of a tenant, for a manager that wants one.", show_default=False),
+    Option(envvar="TRITONEMBED_API_KEY", help="Key of a tenant, for a manager that requires one.", show_default=False),
 ]
 
 
@@ -95,9 +95,7 @@ class RunSettings:
     tls_ca: Annotated[
         Path | None, Option(help="Authorities to trust (PEM).", show_default="those of gRPC or the system")
     ] = None
-    tls_cert: Annotated[Path | None, Option(help="Certificate of the client, for a server that wants one (PEM).")] = (
-        None
-    )
+    tls_cert: Annotated[Path | None, Option(help="Certificate of the client (PEM), if the server requires one.")] = None
     tls_key: Annotated[Path | None, Option(help="The key of --tls-cert (PEM).")] = None
     api_key: ApiKey = field(default=None, repr=False)
     json_path: Json = None

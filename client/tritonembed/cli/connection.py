@@ -56,7 +56,7 @@ ApiKey = Annotated[
     typer.Option(
         "--api-key",
         envvar=API_KEY_VARIABLE,
-        help="Key of a tenant, for a manager that wants one. Better in the variable: others can see command lines.",
+        help="Key of a tenant, for a manager that requires one. Better in the variable: others can see command lines.",
     ),
 ]
 Timeout = Annotated[float | None, option("--timeout", "Seconds for the whole command.", min=0, show_default="no limit")]

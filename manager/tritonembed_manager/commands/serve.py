@@ -193,7 +193,7 @@ class ServeOptions:
     ]
     server_cert: AttachedOverTls[
         Annotated[
-            Path | None, typer.Option(None, help="The manager's certificate for grpcs:// servers that want one (PEM).")
+            Path | None, typer.Option(None, help="The manager's certificate (PEM), if grpcs:// servers require one.")
         ]
     ]
     server_key: AttachedOverTls[Annotated[Path | None, typer.Option(None, help="The key of --server-cert (PEM).")]]

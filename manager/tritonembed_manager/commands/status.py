@@ -130,12 +130,12 @@ def status(
         typer.Option(None, help="The authorities to trust with https:// (PEM); by default those of the system."),
     ],
     tls_client_cert: Annotated[
-        Path | None, typer.Option(None, help="Certificate to show to a manager that wants one (PEM).")
+        Path | None, typer.Option(None, help="Certificate to show to a manager that requires one (PEM).")
     ],
     tls_client_key: Annotated[Path | None, typer.Option(None, help="The key of --tls-client-cert (PEM).")],
     api_key: Annotated[
         str | None,
-        typer.Option(None, help="Key of a tenant with `monitor` or `admin`, for a manager that wants one."),
+        typer.Option(None, help="Key of a tenant with `monitor` or `admin`, for a manager that requires one."),
     ],
     watch: Annotated[bool, typer.Option(False, help="Show it again every second, until Ctrl-C.")],
     as_json: Annotated[

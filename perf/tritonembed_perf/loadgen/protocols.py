@@ -74,7 +74,7 @@ class WireProtocol(Protocol):
 
     @property
     def api_key(self) -> str | None:
-        """A tenant's, for a manager that wants one."""
+        """A tenant's, for a manager that requires one."""
 
     @property
     def model(self) -> str | None:
