@@ -3,6 +3,8 @@
 from hashlib import sha256
 from pathlib import Path
 
+from tests.fakes.clock import Clock
+
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Key, Tenant
 
@@ -31,16 +33,6 @@ def write_tenants(path: Path, **tenants: str) -> Path:
     ]
     path.write_text("tenants:\n" + "".join(entries))
     return path
-
-
-class Clock:
-    """Seconds that pass only if a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 class CountedTime:

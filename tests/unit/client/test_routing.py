@@ -2,6 +2,7 @@
 
 import grpc
 import pytest
+from tests.fakes.clock import Clock
 
 from tritonembed._errors import error_from_status
 from tritonembed._routing import LONGEST_EJECTION, Router, is_broken
@@ -11,14 +12,6 @@ BROKEN = error_from_status(Code.UNAVAILABLE, "Socket closed")
 OVERLOADED = error_from_status(Code.UNAVAILABLE, "Exceeds maximum queue size")
 EXPIRED = error_from_status(Code.DEADLINE_EXCEEDED, None)
 BAD = error_from_status(Code.INVALID_ARGUMENT, "too long")
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -7,24 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from tests.fakes.clock import Clock
 from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, request_of, vectors_of
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
 from tritonembed_engine.request import BatchReport
-
-
-class Clock:
-    """Seconds that pass only when a test advances them."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
 
 Made = tuple[EmbeddingEngine, FakeExecutor, Clock]
 Make = Callable[..., Made]
@@ -41,7 +29,7 @@ def make() -> Iterator[Make]:
         on_batch: Callable[[BatchReport], None] | None = None,
         max_waiting_requests: int = 4096,
     ) -> Made:
-        executor, clock = executor or FakeExecutor(), Clock()
+        executor, clock = executor or FakeExecutor(), Clock(0.0)
         engine = EmbeddingEngine(
             executor, max_waiting_sentences, clock, on_batch, max_waiting_requests=max_waiting_requests
         )

@@ -1,22 +1,15 @@
 """The executor's pace, and estimates from it. Time passes only when a test changes the clock."""
 
 import pytest
+from tests.fakes.clock import Clock
 
 from tritonembed_engine.batching import FRESH_SECONDS, LEAST_SLICE_TOKENS, SLICE_SECONDS, Pace
 from tritonembed_engine.errors import DeadlineUnreachable
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

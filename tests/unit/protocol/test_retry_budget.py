@@ -1,16 +1,9 @@
 """The number of retries, on a clock that the test advances."""
 
 import pytest
+from tests.fakes.clock import Clock
 
 from tritonembed_protocol.policies import RetryBudget
-
-
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -1,19 +1,13 @@
 """Rates and latencies from the workers' counts."""
 
 import grpc
+from tests.fakes.clock import Clock
 
 from tritonembed_manager.router.control.status import Traffic
 
 
-class Clock:
-    now = 0.0
-
-    def __call__(self):
-        return self.now
-
-
 def test_counts_of_all_workers_add_up_and_rates_are_those_of_the_last_ten_seconds():
-    clock = Clock()
+    clock = Clock(0.0)
     traffic = Traffic(clock)
     for clock.now in range(20):
         for _worker in range(2):
@@ -30,7 +24,7 @@ def test_counts_of_all_workers_add_up_and_rates_are_those_of_the_last_ten_second
 
 
 def test_percentiles_are_those_of_the_last_minute():
-    clock = Clock()
+    clock = Clock(0.0)
     traffic = Traffic(clock)
     traffic.add({"servers": {"a": {"requests": 1, "latencies": [9999.0]}}})
     clock.now = 61
@@ -39,7 +33,7 @@ def test_percentiles_are_those_of_the_last_minute():
 
 
 def test_a_server_that_left_is_forgotten():
-    traffic = Traffic(Clock())
+    traffic = Traffic(Clock(0.0))
     traffic.add({"requests": 2, "servers": {"a": {"requests": 2, "errors": 1}}})
     assert traffic.answered("a") == 1
     traffic.forget("a")
@@ -47,7 +41,7 @@ def test_a_server_that_left_is_forgotten():
 
 
 def test_cancelled_requests_are_no_sign_of_life():
-    traffic = Traffic(Clock())
+    traffic = Traffic(Clock(0.0))
     traffic.add({"servers": {"a": {"requests": 5, "errors": 0, "codes": {"CANCELLED": 5}}}})
     assert traffic.answered("a") == 0
     traffic.add({"servers": {"a": {"requests": 2, "errors": 1, "codes": {"OK": 1, "UNAVAILABLE": 1}}}})
@@ -55,7 +49,7 @@ def test_cancelled_requests_are_no_sign_of_life():
 
 
 def test_tokens_per_second_are_those_of_the_last_ten_seconds():
-    clock = Clock()
+    clock = Clock(0.0)
     traffic = Traffic(clock)
     for clock.now in range(20):
         traffic.add(
@@ -69,7 +63,7 @@ def test_tokens_per_second_are_those_of_the_last_ten_seconds():
 
 
 def test_errors_are_counted_by_code_and_separately_from_those_of_clients():
-    traffic = Traffic(Clock())
+    traffic = Traffic(Clock(0.0))
     for _worker in range(2):
         codes = {"OK": 9, "INVALID_ARGUMENT": 2, "CANCELLED": 1, "UNAVAILABLE": 3, "RESOURCE_EXHAUSTED": 1}
         traffic.add({"codes": codes, "servers": {"a": {"codes": {"OK": 9, "INTERNAL": 1}}}})
@@ -80,7 +74,7 @@ def test_errors_are_counted_by_code_and_separately_from_those_of_clients():
 
 
 def test_every_code_of_grpc_is_a_client_error_or_a_service_error():
-    traffic = Traffic(Clock())
+    traffic = Traffic(Clock(0.0))
     traffic.add({"codes": {code.name: 1 for code in grpc.StatusCode}})
     found = traffic.in_all()
     assert {*found.client_errors, *found.service_errors, "OK"} == {code.name for code in grpc.StatusCode}

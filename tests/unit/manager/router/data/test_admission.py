@@ -4,18 +4,12 @@ import asyncio
 
 import grpc
 import pytest
+from tests.fakes.clock import Clock
 from tests.fakes.data_plane import data_plane
 
 from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.interfaces import DispatchError
-
-
-class Clock:
-    now = 50.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -59,7 +53,7 @@ def test_a_request_larger_than_the_bound_is_admitted_if_it_is_alone(table):
 
 
 def test_retry_after_follows_the_pace(table):
-    clock = Clock()
+    clock = Clock(50.0)
     admission = AdmissionControl(table.row(0), 1000, 1 << 30, clock)
     for _ in range(100):
         admission.enter(1)

@@ -4,21 +4,12 @@ import asyncio
 
 import grpc
 import pytest
+from tests.fakes.clock import Clock
 from tests.fakes.data_plane import data_plane
 
 from tritonembed_manager.router.data import outliers
 from tritonembed_manager.router.data.outliers import IN_A_ROW, LEAST_REQUESTS, Outlier, is_stalled, reason_to_eject
 from tritonembed_manager.router.interfaces import DispatchError
-
-
-class Clock:
-    """A clock that a test advances."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 def outlier(now=1000.0, answered=0, failed=0, seconds=0.01):
