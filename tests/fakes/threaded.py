@@ -1,9 +1,10 @@
-"""A fake Triton in a thread of its own, for tests whose manager is a process."""
+"""Fakes in threads of their own: a Triton, for tests whose manager is a process, and HTTP servers."""
 
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.server import HTTPServer
 
 import grpc
 from tests.fakes.triton import FakeTriton
@@ -57,3 +58,16 @@ def held(fake: FakeTriton) -> Iterator[None]:
         yield
     finally:
         _LOOPS[fake].call_soon_threadsafe(fake.release)
+
+
+@contextmanager
+def http_server(server: HTTPServer) -> Iterator[str]:
+    """Serve until the end of the block. Yields host:port."""
+    with server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

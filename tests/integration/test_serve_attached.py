@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.fakes.threaded import fake_triton, start_anew
+from tests.fakes.threaded import fake_triton, http_server, start_anew
 from tests.fakes.triton import FakeTriton
 from tests.integration.serve import Load, Serve, serving
 
@@ -218,14 +217,9 @@ class _Take(BaseHTTPRequestHandler):
 @contextmanager
 def collector() -> Iterator[Collector]:
     """A collector that listens."""
-    with Collector() as listening:
-        thread = threading.Thread(target=listening.serve_forever)
-        thread.start()
-        try:
-            yield listening
-        finally:
-            listening.shutdown()
-            thread.join()
+    listening = Collector()
+    with http_server(listening):
+        yield listening
 
 
 def test_traces_are_exported_and_passed_on_to_triton_without_any_text() -> None:

@@ -1,13 +1,13 @@
 """The stages of a request, from Triton's metrics and the engine's."""
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.fakes.threaded import http_server
 from tests.models import ModelShelf
 from tests.unit.perf.fake_kserve import FakeKServe
 
@@ -138,14 +138,8 @@ def metrics_with_a_key(requests: list[int]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with http_server(ThreadingHTTPServer(("127.0.0.1", 0), Page)) as address:
+        yield address
 
 
 @pytest.mark.parametrize("key", ["te-secret", "te-other"])

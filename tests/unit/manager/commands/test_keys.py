@@ -2,13 +2,12 @@
 
 import json
 import re
-import threading
-from contextlib import contextmanager
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from tests.fakes.tenants import write_tenants
+from tests.fakes.threaded import http_server
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
@@ -71,17 +70,8 @@ class Manager(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
 def manager():
-    server = HTTPServer(("127.0.0.1", 0), Manager)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return http_server(HTTPServer(("127.0.0.1", 0), Manager))
 
 
 def test_status_sends_a_key_from_its_option_or_the_variable():

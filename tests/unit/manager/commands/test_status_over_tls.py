@@ -2,12 +2,11 @@
 
 import json
 import ssl
-import threading
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from tests.fakes.certificates import Authority, Files
+from tests.fakes.threaded import http_server
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
@@ -31,7 +30,6 @@ class Quiet(HTTPServer):
         """A handshake failed, as some tests want."""
 
 
-@contextmanager
 def listening(files: Files | None, client_ca: Files | None = None):
     """A server's host:port. files: its certificate; None for plain text."""
     server = Quiet(("127.0.0.1", 0), Answer)
@@ -42,14 +40,7 @@ def listening(files: Files | None, client_ca: Files | None = None):
             context.verify_mode = ssl.CERT_REQUIRED
             context.load_verify_locations(client_ca.ca)
         server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    return http_server(server)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from tests.fakes.threaded import http_server
 from tests.unit.manager.router.settings import launch_settings, serve_settings
 from typer.testing import CliRunner
 
@@ -82,12 +83,8 @@ def manager():
         def log_message(self, *_):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with http_server(HTTPServer(("127.0.0.1", 0), Handler)) as address:
+        yield address
 
 
 def show(monkeypatch, status, width):
