@@ -25,7 +25,7 @@ from tritonembed_manager.server.repository import (
 from tritonembed_manager.server.repository import render as render_repository
 from tritonembed_manager.server.run_folder import new_region_prefix, plain, run_folder, warning, work_folder
 from tritonembed_manager.server.settings import RenderSettings, ServerSettings, model_reference
-from tritonembed_manager.server.signals import stop_signals
+from tritonembed_manager.server.signals import StopSignals, stop_signals
 from tritonembed_manager.server.tritonserver import command_and_environment, find_tritonserver
 from tritonembed_protocol.printable import printable
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
@@ -90,6 +90,7 @@ class ForegroundServer:
         self._settings = settings
         self._models = models
         self._reported = time.monotonic()
+        self._stops = StopSignals()
 
     async def run(self, start: Callable[[], ServerProcess]) -> None:
         """Return once a signal has stopped the server. Raises ManagerError if it did not start or broke.
@@ -126,6 +127,8 @@ class ForegroundServer:
             say(f"still starting: {step}")
 
     def _stop(self, number: signal.Signals) -> None:
+        if not self._stops.receive(number):
+            return
         if self._server.is_ending:
             self._fail(ManagerError(f"{number.name} while stopping: killed"))
         elif not self._server.is_ready:

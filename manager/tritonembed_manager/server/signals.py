@@ -5,6 +5,7 @@ A command prepares while it reads options, asks vLLM's parser and writes files.
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,11 +13,32 @@ from types import FrameType
 from tritonembed_manager.errors import ManagerError
 
 _STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ECHO_S = 0.25
 
 
 def stop_signals() -> list[signal.Signals]:
     """The stop signals to handle. An ignored signal stays ignored, as under nohup and in a shell's background jobs."""
     return [number for number in _STOP if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class StopSignals:
+    """The stop signals that a running command has received. Another signal of them forces its next step.
+
+    `make`, `timeout` and some supervisors send a signal to the process and to its group: both count as one.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.received: list[signal.Signals] = []
+        self._clock = clock
+        self._last = 0.0
+
+    def receive(self, number: int) -> bool:
+        """Note a signal. Returns whether it counts."""
+        before, self._last = self._last, self._clock()
+        if self.received and self.received[-1] == number and self._last - before <= _ECHO_S:
+            return False
+        self.received.append(signal.Signals(number))
+        return True
 
 
 class Interrupted(ManagerError):

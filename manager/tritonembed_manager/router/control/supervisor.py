@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
@@ -34,11 +33,10 @@ from tritonembed_manager.router.tls import Pems
 from tritonembed_manager.server.machine import check_gpu, check_ports, raise_limit
 from tritonembed_manager.server.probe import GrpcProbe
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
-from tritonembed_manager.server.signals import stop_signals
+from tritonembed_manager.server.signals import StopSignals, stop_signals
 from tritonembed_protocol.served import FIRST
 
 STATUS_EVERY_S = 1.0
-_ECHO_S = 0.25
 
 
 class Supervisor:
@@ -126,8 +124,8 @@ class Supervisor:
         """Signals that have had their effect. Another signal forces the next step."""
         self._dirty = False
         self._news = self._workers.news
-        self._signals: list[signal.Signals] = []
-        self._told = 0.0
+        self._stops = StopSignals()
+        self._signals = self._stops.received
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -313,11 +311,7 @@ class Supervisor:
         return task
 
     def _stop_requested(self, number: int) -> None:
-        now = time.monotonic()
-        # `timeout` and some supervisors send a signal to the process and to its group. Count both as one.
-        if not self._signals or self._signals[-1] != number or now - self._told > _ECHO_S:
-            self._signals.append(signal.Signals(number))
-        self._told = now
+        self._stops.receive(number)
         self._news.set()
 
     def _changed(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.server import foreground
+from tritonembed_manager.server import foreground, signals
 from tritonembed_manager.server.foreground import ForegroundServer
 from tritonembed_manager.server.probe import ProbeError
 from tritonembed_manager.server.process import ServerProcess
@@ -89,6 +89,18 @@ async def test_a_stop_signal_drains_a_ready_server(replica, capsys):
     os.kill(os.getpid(), signal.SIGTERM)
     await running
     assert "SIGTERM: finishing requests in flight" in capsys.readouterr().err
+    assert not one.process.members()
+
+
+async def test_a_signal_that_also_reaches_the_group_counts_once(replica, capsys, monkeypatch):
+    monkeypatch.setattr(signals, "_ECHO_S", 60.0)
+    running = asyncio.create_task((one := replica(STAYS)).run())
+    await ready(capsys)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.3)
+    with pytest.raises(ManagerError, match="SIGINT while stopping: killed"):
+        await running
     assert not one.process.members()
 
 
