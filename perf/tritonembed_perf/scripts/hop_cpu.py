@@ -1,16 +1,20 @@
-"""CPU time of a worker per single sentence: servers that cost nothing, the manager in front of them, and gRPC's floor.
+"""CPU time of a worker, and of Envoy, per single sentence: a server that costs nothing, and the manager in front of it.
 
     python -m tritonembed_perf.scripts.hop_cpu [--load 50x1@32] [--rounds 9] [--before FOLDER] [--json out.json]
 
 The server answers every request with the same bytes, so that the worker is the limit. `floor` is a proxy without any
-promise: grpc.aio's server hands each message to grpc.aio's channel. `server` is grpc.aio's server alone. `--before` is
+promise: grpc.aio's server hands each message to grpc.aio's channel. `server` is grpc.aio's server alone. `envoy` is the
+manager's Envoy with one thread, if there is one, and `envoy's floor` an Envoy that only routes; the time is of Envoy's
+process alone. p50 is the client's; with `@1`, its difference to the server's is what the way adds. `--before` is
 another checkout of this project, whose worker is measured in turn with this one's. Requests per CPU second of the
 process, with its gRPC threads, mean nearly the same on a busy machine as on a quiet one; medians count.
 """
 
 import asyncio
+import json
 import multiprocessing
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
@@ -25,10 +29,12 @@ import psutil  # type: ignore[import-untyped]
 from tritonclient.grpc import service_pb2
 from typer import Option
 
+from tritonembed_manager.router.control.envoy.settings import find_envoy
 from tritonembed_manager.tune.loadgen.clients import run_closed_loop
 from tritonembed_manager.tune.loadgen.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
+from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.options import run_script
 from tritonembed_perf.server import running_manager
@@ -38,7 +44,8 @@ WARM_UP_S = 0.5
 DIMENSIONS = 384
 CHANNELS = 2
 """Connections of the floor to the server, as the manager has."""
-WORKER = "tritonembed_manager.router.worker"
+WORKER, ENVOY = "tritonembed_manager.router.worker", "envoy"
+_STARTS_S = 30.0
 PARTS = ("client", "engine", "manager", "perf")
 """Folders of a checkout that hold packages."""
 
@@ -129,8 +136,67 @@ def served(target: str | None = None, *, with_uvloop: bool = False) -> Iterator[
 
 
 @contextmanager
-def worker_of(checkout: Path | None, target: str) -> Iterator[tuple[str, int]]:
-    """A manager with one worker in front of `target`: its address, and the pid of its worker."""
+def envoys_floor(target: str) -> Iterator[tuple[str, int]]:
+    """An Envoy in front of `target` that does nothing but route: its address and its pid."""
+    [port] = free_ports(1)
+    types = "type.googleapis.com/envoy.extensions"
+    options = "upstreams.http.v3.HttpProtocolOptions"
+    http2 = {"@type": f"{types}.{options}", "explicit_http_config": {"http2_protocol_options": {}}}
+    manager = {
+        "@type": f"{types}.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "floor",
+        "codec_type": "HTTP2",
+        "generate_request_id": False,
+        "route_config": {
+            "virtual_hosts": [
+                {
+                    "name": "floor",
+                    "domains": ["*"],
+                    "routes": [{"match": {"prefix": "/"}, "route": {"cluster": "floor", "timeout": "0s"}}],
+                }
+            ]
+        },
+        "http_filters": [{"name": "router", "typed_config": {"@type": f"{types}.filters.http.router.v3.Router"}}],
+    }
+    filters = [{"name": "http", "typed_config": manager}]
+    host = {"endpoint": {"address": _address(target)}}
+    configuration = {
+        "static_resources": {
+            "listeners": [
+                {"name": "floor", "address": _address(f"127.0.0.1:{port}"), "filter_chains": [{"filters": filters}]}
+            ],
+            "clusters": [
+                {
+                    "name": "floor",
+                    "type": "STATIC",
+                    "typed_extension_protocol_options": {f"envoy.extensions.{options}": http2},
+                    "load_assignment": {"cluster_name": "floor", "endpoints": [{"lb_endpoints": [host]}]},
+                }
+            ],
+        }
+    }
+    command = [str(find_envoy(None)), "--config-yaml", json.dumps(configuration), "--concurrency", "1"]
+    process = subprocess.Popen([*command, "--disable-hot-restart", "--log-level", "off"])
+    try:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            grpc.channel_ready_future(channel).result(_STARTS_S)
+        yield f"127.0.0.1:{port}", process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _address(target: str) -> dict[str, Any]:
+    host, _, port = target.rpartition(":")
+    return {"socket_address": {"address": host, "port_value": int(port)}}
+
+
+@contextmanager
+def worker_of(checkout: Path | None, target: str, *more: str, process: str = WORKER) -> Iterator[tuple[str, int]]:
+    """A manager with one worker in front of `target`: its address, and the pid of its worker, or of another process.
+
+    more: options. process: its name, or a word of its command line.
+    """
     path = os.environ.get("PYTHONPATH")
     if checkout is not None:
         os.environ["PYTHONPATH"] = os.pathsep.join(str(checkout.resolve() / part) for part in PARTS)
@@ -144,11 +210,12 @@ def worker_of(checkout: Path | None, target: str) -> Iterator[tuple[str, int]]:
             "4096",
             "--max-in-flight-per-server",
             "4096",
+            *more,
         ]
         with running_manager("hop", options) as manager:
             family = psutil.Process(manager.process.pid).children(recursive=True)
-            [worker] = [process.pid for process in family if WORKER in process.cmdline()]
-            yield manager.target, worker
+            [found] = [one.pid for one in family if one.name() == process or process in one.cmdline()]
+            yield manager.target, found
     finally:
         if path is not None:
             os.environ["PYTHONPATH"] = path
@@ -162,14 +229,15 @@ def cpu_seconds(pid: int) -> float:
     return float(times.user + times.system)
 
 
-def measure(address: str, pid: int, load: LoadShape, payloads: Sequence[bytes], seconds: float) -> float:
-    """Requests per CPU second of the process. Raises BenchError."""
+def measure(address: str, pid: int, load: LoadShape, payloads: Sequence[bytes], seconds: float) -> tuple[float, float]:
+    """Requests per CPU second of the process, and the client's p50 in milliseconds. Raises BenchError."""
     before = cpu_seconds(pid)
     outcome = run_closed_loop(address, payloads, load.at_once, 1, seconds, WARM_UP_S)
     if outcome.part.errors:
         raise BenchError(f"requests failed: {outcome.part.errors}")
     # The warm-up's requests are in the CPU time, too.
-    return outcome.requests_per_second * (seconds + WARM_UP_S) / (cpu_seconds(pid) - before)
+    rate = outcome.requests_per_second * (seconds + WARM_UP_S) / (cpu_seconds(pid) - before)
+    return rate, outcome.latency_ms(50)
 
 
 def hop_cpu(
@@ -178,10 +246,10 @@ def hop_cpu(
     rounds: Annotated[int, Option(min=1, help="Medians count.")] = 9,
     before: Annotated[Path | None, Option(help="Another checkout, to compare with.")] = None,
 ) -> dict[str, Any]:
-    """Requests per CPU second of the manager's worker, and of the floor."""
+    """Requests per CPU second of the manager's worker, of its Envoy, and of their floors."""
     [shape] = parse_loads(load)
     payloads = [encode_request(["word " * (shape.tokens - 2)] * shape.sentences)]
-    found: dict[str, list[float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     with ExitStack() as stack:
         target, server = stack.enter_context(served())
         ways = {"worker": stack.enter_context(worker_of(None, target))}
@@ -190,6 +258,10 @@ def hop_cpu(
         ways["floor"] = stack.enter_context(served(target))
         if find_spec("uvloop") is not None:
             ways["floor, uvloop"] = stack.enter_context(served(target, with_uvloop=True))
+        if find_spec("envoy") is not None:
+            options = ("--data-plane", "envoy", "--envoy-threads", "1")
+            ways["envoy"] = stack.enter_context(worker_of(None, target, *options, process=ENVOY))
+            ways["envoy's floor"] = stack.enter_context(envoys_floor(target))
         ways["server"] = (target, server)
         for number in range(rounds):
             # In turn, so that a busy machine slows all.
@@ -197,13 +269,20 @@ def hop_cpu(
                 found.setdefault(name, []).append(measure(*ways[name], shape, payloads, seconds))
     rows = []
     for name in ways:
-        rates = np.array(found[name])
-        ratio = float(np.median(rates / np.array(found["worker"])))
+        rates, latencies = np.array(found[name]).T
+        ratio = float(np.median(rates / np.array(found["worker"])[:, 0]))
         rows.append(
-            {"way": name, "load": load, "requests_per_cpu_second": float(np.median(rates)), "ratio_to_worker": ratio}
+            {
+                "way": name,
+                "load": load,
+                "requests_per_cpu_second": float(np.median(rates)),
+                "ratio_to_worker": ratio,
+                "p50_ms": float(np.median(latencies)),
+            }
         )
         spread = f"{rates.min():,.0f} to {rates.max():,.0f}"
-        print(f"{name}: {np.median(rates):,.0f} requests per CPU second ({spread}), {ratio:.3f} of worker", flush=True)
+        figures = f"{np.median(rates):,.0f} requests per CPU second ({spread}), {ratio:.3f} of worker"
+        print(f"{name}: {figures}, p50 {np.median(latencies):.2f} ms", flush=True)
     return {"rows": rows}
 
 

@@ -264,7 +264,7 @@ class EnvoyDataPlane:
 
     def _line(self, text: str) -> None:
         if self._quotas is not None and text.startswith(UNFINISHED):
-            self._quotas.unfinished(int(text.removeprefix(UNFINISHED)))
+            self._quotas.unfinished(int(text.removeprefix(UNFINISHED).split()[0]))
         elif self._envoy.log_verbose:
             log("envoy", text)
 

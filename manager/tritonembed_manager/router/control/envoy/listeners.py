@@ -19,10 +19,9 @@ from tritonembed_manager.router.control.envoy.configuration import (
     typed,
     watched,
 )
-from tritonembed_manager.router.control.envoy.tenants import UNFINISHED, EnvoyTenants, door_script
+from tritonembed_manager.router.control.envoy.tenants import HELD, UNFINISHED, EnvoyTenants, door_script
 from tritonembed_manager.router.data.admission import MAX_REQUEST
 from tritonembed_manager.router.data.request import SECRETS
-from tritonembed_manager.router.data.tenants import ADMITTED
 from tritonembed_manager.router.data.upstream import SERVICE
 from tritonembed_protocol.served import FIRST
 from tritonembed_protocol.space import HEADER, SPACE
@@ -129,11 +128,11 @@ def _common(name: str, settings: ListenerSettings) -> Config:
 
 
 def _without_orders() -> Config:
-    """Removes the headers with which a client could change Envoy's timeouts and retries, or its tenant."""
+    """Removes the headers with which a client could change Envoy's timeouts and retries, and those of the scripts."""
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
-        mutations=[{"remove_on_match": {"key_matcher": {"prefix": "x-envoy-"}}}, {"remove": ADMITTED}],
+        mutations=[{"remove_on_match": {"key_matcher": {"prefix": prefix}}} for prefix in ("x-envoy-", OURS)],
     )
 
 
@@ -192,8 +191,8 @@ def _unfinished_requests() -> Config:
 
     The script only sees answers.
     """
-    held = {"filter": MARKS, "path": [{"key": "held"}], "value": {"bool_match": True}}
-    line = f"{UNFINISHED}%DYNAMIC_METADATA({MARKS}:slot)%\n"
+    held = {"filter": MARKS, "path": [{"key": HELD}], "value": {"string_match": {"contains": " "}}}
+    line = f"{UNFINISHED}%DYNAMIC_METADATA({MARKS}:{HELD})%\n"
     return {
         **extension(
             "envoy.access_loggers.stderr",
@@ -228,7 +227,9 @@ _INFER = f"/{SERVICE}/ModelInfer"
 _SCRIPT = Path(__file__).with_name("plain_requests.lua")
 MARKS = "tritonembed"
 """The namespace of what the scripts note about a request."""
-_MARK = "plain"
+OURS = "x-tritonembed-"
+"""The headers that begin so are the scripts'. Envoy removes them from what clients send."""
+_PLAIN = f"{OURS}plain"
 _SAFE_RETRIES = "connect-failure,refused-stream"
 """Failures before a worker or a server got the request, which therefore may go to another one, whatever it is."""
 _RETRIES = f"{_SAFE_RETRIES},reset,cancelled,unavailable,retriable-headers"
@@ -264,15 +265,15 @@ def grpc_routes(
             **_another_host(),
         },
     }
-    mark = {"filter": MARKS, "path": [{"key": _MARK}], "value": {"bool_match": True}}
+    mark = {"name": _PLAIN, "present_match": True}
     buffered = {"request_body_buffer_limit": MOST_BUFFERED}
     without_space = {"name": HEADER, "present_match": True, "invert_match": True}
     infer: list[Config] = [
         {
-            "match": {"path": _INFER, "dynamic_metadata": [mark], "headers": [without_space]},
+            "match": {"path": _INFER, "headers": [mark, without_space]},
             "route": to_servers,
             # Servers see no keys. A worker that gets the request afterwards knows its tenant from another header.
-            "request_headers_to_remove": list(SECRETS),
+            "request_headers_to_remove": [_PLAIN, *SECRETS],
             **buffered,
         },
         {"match": {"path": _INFER}, "route": {**_to(WORKERS), "max_stream_duration": duration}, **buffered},
@@ -295,7 +296,7 @@ def http_routes() -> Config:
 def lua_script(max_bytes: int, quarantined_sizes: Iterable[int], tenants: EnvoyTenants | None = None) -> str:
     """The scripts with their settings."""
     sizes = ", ".join(f"[{size}] = true" for size in sorted(set(quarantined_sizes)))
-    names = f'local MODEL, SPACE = "{FIRST}", "{SPACE}"\n'
+    names = f'local PLAIN, MODEL, SPACE = "{_PLAIN}", "{FIRST}", "{SPACE}"\n'
     limits = f"local MAX_BYTES, SIZES = {max_bytes + _FRAME_BYTES}, {{{sizes}}}\n"
     door = door_script(tenants) if tenants is not None else ""
     return names + limits + door + _SCRIPT.read_text()

@@ -6,8 +6,8 @@
 -- workers, which check it completely and refuse it with a reason. So this script needs no errors of its own, and an
 -- error in it is safe: the route without its mark leads to the workers.
 --
--- The manager puts its settings in front: MODEL (the only name of the model), SPACE (the parameter of the embedding
--- space), MAX_BYTES (of a request), and SIZES, a set. Requests like one in quarantine have one of these sizes, and only
+-- The manager puts its settings in front: PLAIN (the header that marks a plain request), MODEL (the only name of the
+-- model), SPACE (the parameter of the embedding space), MAX_BYTES (of a request), and SIZES, a set. Requests like one in quarantine have one of these sizes, and only
 -- the workers can compare them.
 
 local byte = string.byte
@@ -186,6 +186,7 @@ function envoy_on_request(handle)
   local length = body:length()
   if length > MAX_BYTES or not is_plain(body:getBytes(0, length)) then return end
   if tenant then admit(handle, tenant, length - 5) end
-  handle:streamInfo():dynamicMetadata():set("tritonembed", "plain", true)
+  -- A header costs less than dynamic metadata. Envoy removes it from what clients send, and before it forwards.
+  handle:headers():add(PLAIN, "1")
   handle:clearRouteCache()
 end

@@ -257,11 +257,8 @@ function admit(handle, tenant, size)
   cells[row + SPENT_TOKENS] = cells[row + SPENT_TOKENS] + asked
   cells[row + OWN] = cells[row + OWN] + 1
   set_lock(F_UNLCK, tenant.slot)
-  local metadata = handle:streamInfo():dynamicMetadata()
-  -- The access log has the streams that end while this is true: those whose client went away.
-  metadata:set("tritonembed", "held", true)
-  metadata:set("tritonembed", "slot", tostring(tenant.slot))
-  metadata:set("tritonembed", "tokens", asked)
+  -- The access log has the streams that end while this has a space: those whose client went away.
+  handle:streamInfo():dynamicMetadata():set("tritonembed", HELD, tenant.slot .. " " .. asked)
   -- For a worker, if the server breaks. Envoy removes it from what clients send.
   handle:headers():replace(ADMITTED, tostring(tenant.slot))
 end
@@ -269,8 +266,10 @@ end
 function envoy_on_response(handle)
   local metadata = handle:streamInfo():dynamicMetadata()
   local found = metadata:get("tritonembed")
-  if not (found and found.held) then return end
-  local tenant, asked = BY_SLOT[tonumber(found.slot)], found.tokens
+  local slot, asked = (found and found[HELD] or ""):match("^(%d+) (%d+)$")
+  if not slot then return end
+  local tenant = BY_SLOT[tonumber(slot)]
+  asked = tonumber(asked)
   local row, headers = HEADER + tenant.slot * WIDTH, handle:headers()
   local status = headers:get("grpc-status")
   local code = status and tonumber(status) or 0
@@ -287,7 +286,7 @@ function envoy_on_response(handle)
   cells[row + counter] = cells[row + counter] + 1
   if code == 0 then cells[row + TOKENS] = cells[row + TOKENS] + asked end
   set_lock(F_UNLCK, tenant.slot)
-  metadata:set("tritonembed", "held", false)
+  metadata:set("tritonembed", HELD, "")
   if not (tenant.requests or tenant.tokens) then return end
   local last = status and headers or handle:trailers()
   if last and not last:get(tenant.requests and "x-ratelimit-limit-requests" or "x-ratelimit-limit-tokens") then

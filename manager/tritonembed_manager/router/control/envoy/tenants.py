@@ -15,7 +15,9 @@ from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_protocol.served import FIRST
 
 UNFINISHED = "tritonembed-unfinished "
-"""Envoy writes it to stderr, with a slot behind it, for each request whose end the script did not see."""
+"""Envoy writes it to stderr, with `slot tokens` behind it, for each request whose end the script did not see."""
+HELD = "held"
+"""Where the script notes `slot tokens` of a request that is charged, until it sees the end."""
 _SCRIPT = Path(__file__).with_name("tenants.lua")
 _CODE = grpc.StatusCode
 _NEVER = "-"
@@ -48,6 +50,7 @@ def door_script(door: EnvoyTenants) -> str:
         "TABLE_BYTES": door.table.size,
         "WIDTH": door.table.width,
         "OWN": own,
+        "HELD": f'"{HELD}"',
         "ADMITTED": f'"{tenants.ADMITTED}"',
         "TENANTS": f"[[\n{_lines(door.tenants)}]]",
         "CLIENTS_FAULT": _codes([code for code in _CODE if code is not _CODE.OK and is_clients_fault(code)]),

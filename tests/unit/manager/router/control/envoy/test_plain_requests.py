@@ -30,7 +30,7 @@ def where(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., st
     [host] = manager["route_config"]["virtual_hosts"]
     for route in host["routes"]:
         # Instead of being sent on, a request is answered with its way.
-        is_plain = "dynamic_metadata" in route["match"]
+        is_plain = len(route["match"].get("headers", ())) == 2
         del route["route"]
         route["direct_response"] = {"status": 404, "body": {"inline_string": "server" if is_plain else "worker"}}
     with envoy(configuration, folder) as port, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -113,6 +113,10 @@ def test_bytes_that_are_no_request_and_compressed_requests_go_to_a_worker(where:
 
 def test_a_request_for_an_embedding_space_in_its_metadata_goes_to_a_worker(where: Callable[..., str]) -> None:
     assert where(request(), metadata=[("x-embedding-space", "0-float32")]) == "worker"
+
+
+def test_a_client_cannot_mark_its_request_itself(where: Callable[..., str]) -> None:
+    assert where(request(classified), metadata=[("x-tritonembed-plain", "1")]) == "worker"
 
 
 def test_a_request_with_the_size_of_one_in_quarantine_goes_to_a_worker(where: Callable[..., str]) -> None:
