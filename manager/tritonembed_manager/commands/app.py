@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tritonembed_manager.commands.doctor import doctor
 from tritonembed_manager.commands.options import (
     Force,
     ListenOptions,
@@ -165,6 +166,7 @@ def key(
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(serve)
 app.command()(status)
 app.command()(key)
+app.command()(doctor)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(verify)
 app.command(context_settings=TAKES_VLLM_ARGUMENTS, epilog=VLLM_EPILOG)(tune)
 
