@@ -24,6 +24,7 @@ from tritonembed_manager.server.repository import (
 )
 from tritonembed_manager.server.repository import render as render_repository
 from tritonembed_manager.server.run_folder import new_region_prefix, plain, run_folder, warning, work_folder
+from tritonembed_manager.server.service import keep_watchdog, notify
 from tritonembed_manager.server.settings import RenderSettings, ServerSettings, model_reference
 from tritonembed_manager.server.signals import StopSignals, stop_signals
 from tritonembed_manager.server.tritonserver import command_and_environment, find_tritonserver
@@ -103,14 +104,15 @@ class ForegroundServer:
         for number in stop_signals():
             loop.add_signal_handler(number, self._stop, number)
         async with self._server:
-            serving = asyncio.create_task(self._serve())
+            serving, watchdog = asyncio.create_task(self._serve()), asyncio.create_task(keep_watchdog())
             try:
                 ended, _ = await asyncio.wait({serving, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
                 for one in ended:
                     one.result()
             finally:
                 serving.cancel()
-                await asyncio.gather(serving, return_exceptions=True)
+                watchdog.cancel()
+                await asyncio.gather(serving, watchdog, return_exceptions=True)
 
     async def _serve(self) -> None:
         await self._server.until_ready()
@@ -118,6 +120,7 @@ class ForegroundServer:
         others = f"http {at.http_host}:{at.http_port} metrics {at.metrics_host}:{at.metrics_port}"
         took = time.monotonic() - self._server.began
         print(f"READY grpc {at.host}:{at.grpc_port} {others} in {took:.1f} s", flush=True)
+        notify("READY=1", f"STATUS=ready after {took:.1f} s")
         await self._server.over
 
     def _report_step(self, step: str) -> None:
@@ -135,6 +138,7 @@ class ForegroundServer:
             say(f"{number.name}: start abandoned")
             self._finish()
         else:
+            notify("STOPPING=1", "STATUS=finishing requests in flight")
             say(f"{number.name}: finishing requests in flight (signal again to kill)")
             limit = self._settings.drain_timeout
             late = ManagerError(f"the server did not stop within {limit:g} s: killed")

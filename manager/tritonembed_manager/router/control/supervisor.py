@@ -33,6 +33,7 @@ from tritonembed_manager.router.tls import Pems
 from tritonembed_manager.server.machine import check_gpu, check_ports, raise_limit
 from tritonembed_manager.server.probe import GrpcProbe
 from tritonembed_manager.server.run_folder import RunFolder, run_folder
+from tritonembed_manager.server.service import keep_watchdog, notify
 from tritonembed_manager.server.signals import StopSignals, stop_signals
 from tritonembed_protocol.served import FIRST
 
@@ -179,6 +180,7 @@ class Supervisor:
     async def _start(self) -> bool:
         """Start everything. Returns whether it started; if not, there is nothing to drain."""
         self._background(self._workers.run())
+        self._background(keep_watchdog())
         if self._envoy is not None:
             self._background(self._envoy.run())
         if self._xds is not None:
@@ -222,11 +224,14 @@ class Supervisor:
             raise ManagerError(f"not ready after {limit}: {judge.why()}")
         at, settings = self._settings.host, self._settings
         addresses = f"grpc {at}:{settings.port} http {at}:{settings.http_port} metrics {at}:{settings.http_port}"
-        print(f"READY {addresses} in {time.monotonic() - self._began:.1f} s", flush=True)
+        took = time.monotonic() - self._began
+        print(f"READY {addresses} in {took:.1f} s", flush=True)
+        notify("READY=1", f"STATUS=ready after {took:.1f} s")
         return True
 
     async def _be_a_lame_duck(self) -> None:
         """Report negative health to load balancers, and still answer their requests."""
+        notify("STOPPING=1", "STATUS=finishing requests in flight")
         seconds = self._settings.lame_duck
         if not seconds:
             return
