@@ -9,7 +9,7 @@ PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_en
 APIS := manager/tritonembed_manager/router/apis
 XDS := manager/tritonembed_manager/router/control/xds
 
-.PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow test-clients test-deploy serve demo bench bench-quick chaos proto docs clean
+.PHONY: help setup check unasync test test-unit test-integration test-manager test-engine test-slow test-clients test-deploy test-container pin-images release serve demo bench bench-quick chaos proto docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -56,6 +56,15 @@ test-deploy: setup .venv/.deploy-done  ## Dockerfile, compose.yaml and Helm char
 .venv/.deploy-done: requirements/deploy.lock | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile --no-deps --require-hashes -r $<
 	touch $@
+
+test-container: setup  ## build the images that need no image registry, and run the CPU image; needs root, debootstrap and buildah
+	PYTHONPATH=. $(BIN)/python scripts/test_container.py $(ARGS)
+
+pin-images:  ## add the digests that registries have now to the images of Dockerfile and compose.yaml
+	$(PYTHON) scripts/pin_images.py Dockerfile deploy/compose/compose.yaml
+
+release: setup  ## wheel, source archive, bills of materials and release notes in dist/, checked; publishes nothing
+	$(BIN)/python scripts/release.py $(ARGS)
 
 serve: setup  ## a server in the foreground on localhost:50050, the client's default address
 	model="$(or $(MODEL),$$($(BIN)/python -m demo.model))" && \
