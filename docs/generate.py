@@ -52,7 +52,8 @@ OTHERS = """
 | `CUDA_MPS_PIPE_DIRECTORY` | `serve`, `replica` | an MPS daemon of yours, used as it is |
 | `LD_PRELOAD` | `serve`, `replica` | if it is set, also to nothing, tcmalloc is not preloaded into a GPU server |
 | `HF_HOME` | the hub's library | where models of the hub are kept |
-| `XDG_CACHE_HOME` | servers | where references are kept: `tritonembed/references` in it, by default in `~/.cache` |
+| `XDG_CACHE_HOME` | servers | where references and models converted for OpenVINO are kept; default `~/.cache` |
+| `OMP_NUM_THREADS` | servers on a CPU | threads of a replica's forward pass |
 | `TMPDIR` | `serve`, `replica` | where temporary folders are made |
 | `OTEL_TRACES_EXPORTER`, `OTEL_EXPORTER_OTLP_ENDPOINT`, … | `serve` | [traces](../guides/observability.md#traces) |
 """

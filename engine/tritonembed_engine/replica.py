@@ -76,8 +76,7 @@ class Replica:
             devices = visible_devices(args, json.loads(args["model_config"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
             prepare_process(devices)
             log_as(args["model_instance_name"])
-            announce("importing torch")
-            # Not before prepare_process: these import torch, which reads the environment only once.
+            # Not before prepare_process: they may import torch, which reads the environment only once.
             from tritonembed_engine.factory import create_engine
             from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.model.space import embedding_space

@@ -66,9 +66,10 @@ class EngineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
-    executor: Literal["auto", "direct", "scheduler", "transformers"] = "auto"
-    """Which executor runs the model; auto takes the direct executor if it serves the model and agrees with vLLM, and
-    for families that vLLM does not have the transformers executor; static embeddings have an executor of their own."""
+    executor: Literal["auto", "direct", "openvino", "scheduler", "transformers"] = "auto"
+    """Which executor runs the model; auto takes on a CPU the openvino executor if it is installed and serves the model,
+    else the direct executor if it serves the model and agrees with vLLM, and for families that vLLM does not have the
+    transformers executor; static embeddings have an executor of their own."""
 
     max_batch_tokens: int | None = Field(default=None, ge=1, le=MOST_BATCH_TOKENS, strict=True)
     """Tokens per forward pass; None: measured at load on a GPU, 4096 on a CPU."""

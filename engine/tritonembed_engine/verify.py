@@ -33,7 +33,7 @@ def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> di
     unchecked = settings.engine.model_copy(update={"reference": "off"})
     executor = create_executor(settings.model_copy(update={"engine": unchecked}), files, device)
     dtype = str(settings.vllm.get("dtype", "float32" if device == "cpu" else "bfloat16"))
-    verdict = compare(executor, reference, dtype, padded=executor.name == "transformers")
+    verdict = compare(executor, reference, dtype, padded=executor.name in ("openvino", "transformers"))
     cases = without_refused(reference, executor.refused_id).cases
     rows = [
         {"case": case.name, "tokens": case.tokens, "distance": float(distance)}

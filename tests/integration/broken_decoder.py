@@ -14,7 +14,7 @@ if __name__ == "__main__":
     import numpy as np
     import torch
 
-    from tritonembed_engine import factory
+    from tritonembed_engine import factory, vllm_factory
     from tritonembed_engine.executors import direct
     from tritonembed_engine.executors.vllm_internals import DirectUnavailable, Exchanged, open_model
     from tritonembed_engine.model.files import read_model_files
@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
     settings = ModelSettings.model_validate({"model": sys.argv[1], "engine": {"reference": "off"}})
     files = read_model_files(sys.argv[1])
-    llm = factory.load_vllm(settings, files, "cpu", factory.longest_in_vllm(settings, files))
+    llm = vllm_factory.load_vllm(settings, files, "cpu", vllm_factory.longest_in_vllm(settings, files))
     runner = llm.collective_rpc(lambda worker: worker.model_runner)[0]
     group = runner.attn_groups[0][0]
     layer = runner.vllm_config.compilation_config.static_forward_context[group.layer_names[-1]]
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
     # One load less: the process begins with the model that it has.
     loads: list[int | None] = []
-    first, load = [llm], factory.load_vllm
+    first, load = [llm], vllm_factory.load_vllm
     del llm, runner, group, layer
 
     def load_vllm(settings, files, device, longest=None, rank=None):  # type: ignore[no-untyped-def]
@@ -62,7 +62,7 @@ if __name__ == "__main__":
         return first.pop() if first else load(settings, files, device, longest)
 
     right = direct.forward
-    factory.load_vllm = load_vllm  # type: ignore[assignment]
+    vllm_factory.load_vllm = load_vllm  # type: ignore[assignment]
     # Every token attends to one that is not in its text.
     direct.forward = lambda model, ids, *rest: right(model, ids.roll(1), *rest)  # type: ignore[assignment]
     executor = factory.create_executor(settings, files, "cpu")

@@ -13,7 +13,7 @@ if __name__ == "__main__":
     prepare_process(visible_gpus=None)
     import numpy as np
 
-    from tritonembed_engine import factory
+    from tritonembed_engine import factory, vllm_factory
     from tritonembed_engine.executors import direct
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
@@ -30,8 +30,10 @@ if __name__ == "__main__":
         raise ImportError("gone")
 
     settings, files = ModelSettings(model=sys.argv[1]), read_model_files(sys.argv[1])
-    llm = factory.load_vllm(settings, files, "cpu")
-    factory.load_vllm = lambda *_: llm
+    # As if it were not installed: else the openvino executor would serve.
+    sys.modules["openvino"] = None  # type: ignore[assignment]
+    llm = vllm_factory.load_vllm(settings, files, "cpu")
+    vllm_factory.load_vllm = lambda *_: llm
     sentences = [np.arange(1000, 1000 + n, dtype="<i4").tobytes() for n in (5, 40)]
     for broken in (one_position_off, raises):
         direct.forward = broken

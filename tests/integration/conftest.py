@@ -25,8 +25,11 @@ def model(shelf: ModelShelf) -> Path:
 
 @pytest.fixture(scope="session")
 def server(model: Path) -> Iterator[RunningServer]:
-    """The session's server. A test that would harm it starts its own."""
-    with running_server(str(model), ["--device", "cpu"]) as running:
+    """The session's server, on the direct executor; those below have the openvino executor.
+
+    A test that would harm it starts its own.
+    """
+    with running_server(str(model), ["--device", "cpu", "--executor", "direct"]) as running:
         yield running
 
 

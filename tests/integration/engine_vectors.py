@@ -10,6 +10,8 @@ from pathlib import Path
 
 from tritonembed_engine.stub.process import log_as, prepare_process
 
+ENGINE = {"executor": "direct", "reference": "off"}
+
 if __name__ == "__main__":
     prepare_process(visible_gpus=None)
     log_as("embedder_0_0")
@@ -23,7 +25,7 @@ if __name__ == "__main__":
     from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
     folder, texts, out = sys.argv[1:]
-    settings = ModelSettings.model_validate({"model": folder, "engine": {"reference": "off"}})
+    settings = ModelSettings.model_validate({"model": folder, "engine": ENGINE})
     files = read_model_files(folder)
     parameters = EmbedParameters()
     [sentences] = TextTokenizer(files).encode_requests(

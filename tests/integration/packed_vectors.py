@@ -10,6 +10,8 @@ import sys
 
 from tritonembed_engine.stub.process import prepare_process
 
+ENGINE = {"executor": "direct", "reference": "off"}
+
 if __name__ == "__main__":
     prepare_process(visible_gpus=None)
     import numpy as np
@@ -21,7 +23,7 @@ if __name__ == "__main__":
 
     folder, ids, out, *vllm = sys.argv[1:]
     arguments = json.loads(vllm[0]) if vllm else {}
-    settings = ModelSettings.model_validate({"model": folder, "vllm": arguments, "engine": {"reference": "off"}})
+    settings = ModelSettings.model_validate({"model": folder, "vllm": arguments, "engine": ENGINE})
     with np.load(ids) as stored:
         sentences = [stored[name].astype("<i4").tobytes() for name in stored.files]
     executor = create_executor(settings, read_model_files(folder), "cpu")

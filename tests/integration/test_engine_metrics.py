@@ -68,5 +68,5 @@ def test_the_engines_metrics_count_requests_sentences_and_tokens(controlled: Run
     # For one request in one batch, both are the same seconds.
     assert added["request_compute_seconds_total"] == pytest.approx(added["compute_seconds_total"], rel=1e-6)
     [executor] = [name for name in before if "executor=" in name]
-    assert 'executor="direct"' in executor
+    assert 'executor="openvino"' in executor
     assert before[executor] == 1

@@ -23,6 +23,7 @@ from tritonembed_perf.families.registry import load_cases
 TEXTS = ["", "   ", "one", "a longer text, with [SEP] and [PAD] in it", "naïve 😀 中文", "word " * 300]
 WIDTH = 64
 PROMPTS = {"query": "find: ", "passage": "text: ", "title": "title: ", "web": "Instruct: Find pages\nQuery: "}
+ON_DIRECT = ("--device", "cpu", "--executor", "direct")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -74,7 +75,7 @@ def _class_of(kind: str) -> str:
 def test_a_folder_that_vllm_would_misread_gives_sentence_transformers_vectors(folder: Path) -> None:
     theirs = SentenceTransformer(str(folder), device="cpu")
     with (
-        running_server(str(folder), ["--device", "cpu", "--workers", "1", "--deterministic"]) as server,
+        running_server(str(folder), [*ON_DIRECT, "--workers", "1", "--deterministic"]) as server,
         EmbeddingClient(server.target) as client,
     ):
         log = server.read_log()
@@ -128,7 +129,8 @@ def test_a_family_that_vllm_lacks_is_served_by_transformers_and_right(preloaded:
     """tests/slow does this through `serve`."""
     folder = tmp_path / "mpnet"
     load_cases()["mpnet"].write(folder)
-    asked = {"settings": {"model": str(folder)}, "device": "cpu", "write": None, "report": str(tmp_path / "report")}
+    settings = {"model": str(folder), "engine": {"executor": "transformers"}}
+    asked = {"settings": settings, "device": "cpu", "write": None, "report": str(tmp_path / "report")}
     done = preloaded.run("tritonembed_engine.verify", json.dumps(asked))
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((tmp_path / "report").read_text())

@@ -20,7 +20,7 @@ def main() -> None:
     log_as("rank 0")
     import numpy as np
 
-    from tritonembed_engine import factory
+    from tritonembed_engine import factory, vllm_factory
     from tritonembed_engine.executors.agreement import Disagreement
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
@@ -30,7 +30,7 @@ def main() -> None:
         raise Disagreement("one value is off")
 
     if mode == "wrong":
-        factory.check_agreement = disagree
+        vllm_factory.check_agreement = disagree
     logging.captureWarnings(True)
     settings = ModelSettings.model_validate({"model": folder, "vllm": {"tensor_parallel_size": 2}})
     executor = factory.create_executor(settings, read_model_files(folder), "cpu")

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -84,6 +85,13 @@ class Ready:
     def result(self) -> npt.NDArray[np.float32]:
         """The vectors, without waiting."""
         return self._vectors
+
+
+def reason_against_spans(poolings: Sequence[Pooling], executor: Executor) -> str | None:
+    """Why parts of a text can't be pooled; None if they can. poolings: of the model."""
+    if list(poolings) != [Pooling.MEAN]:
+        return "the model does not pool by the mean, so parts of a text have no vectors"
+    return None if executor.pools_spans else f"the {executor.name} executor can't pool parts of a text"
 
 
 def return_free_memory() -> None:

@@ -7,12 +7,10 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError, reason_of
-from tritonembed_engine.executors.scheduler import pooling_in_vllm
-from tritonembed_engine.executors.vllm_internals import OWN_LAUNCHER
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.settings import ModelSettings
@@ -77,9 +75,11 @@ def load_vllm(
     with imports_that_stay():
         from vllm import LLM
         from vllm.config import PoolerConfig
-    if device == "cpu":
-        from tritonembed_engine.executors.vllm_internals import inspect_in_this_process
+    # Imported here: they import torch.
+    from tritonembed_engine.executors.scheduler import pooling_in_vllm
+    from tritonembed_engine.executors.vllm_internals import OWN_LAUNCHER, inspect_in_this_process
 
+    if device == "cpu":
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device, longest)
     # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
@@ -187,3 +187,43 @@ def _turn(device: str) -> Iterator[None]:
             announce("waiting for its turn: another replica loads on this GPU")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+_DTYPES = {
+    "float32": "float32",
+    "float": "float32",
+    "bfloat16": "bfloat16",
+    "float16": "float16",
+    "half": "float16",
+}
+"""vLLM's names to torch's."""
+
+_CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "pipeline_parallel_size")
+
+
+def refuse_arguments(settings: ModelSettings, files: "ModelFiles", executor: str) -> None:
+    """Raise ModelError for engine arguments of vLLM that change the model, and that only vLLM follows."""
+    for argument in _CHANGES_THE_MODEL:
+        if settings.vllm.get(argument) not in (None, 1, {}):
+            raise ModelError(f"{files.name}: the {executor} executor has no {argument}")
+
+
+def asked_dtype(settings: ModelSettings, config: Mapping[str, Any], device: str, executor: str) -> str:
+    """The type to compute in, by torch's name. As in vLLM, `auto` is the checkpoint's type if it has 16 bits.
+
+    config: config.json. device: "cpu" or "cuda". executor: for messages. Raises ModelError for other types.
+    """
+    default = "float32" if device == "cpu" else "bfloat16"
+    name = str(settings.vllm.get("dtype") or "").removeprefix("torch.")
+    if name == "auto":
+        stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), default)
+        return default if stored == "float32" else stored
+    if name and name not in _DTYPES:
+        raise ModelError(f"the {executor} executor has no dtype {name[:40]}")
+    return _DTYPES.get(name, default)
+
+
+def filler_id(files: "ModelFiles") -> int:
+    """The id that fills rows: the model's own, or 0."""
+    given = read_object(files.transformer / "config.json").get("pad_token_id")
+    return given if isinstance(given, int) and 0 <= given < files.vocab_size else 0

@@ -8,19 +8,11 @@ from typing import Literal
 
 import torch
 
-from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 
 Mean = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From hidden states and cu_seqlens to float32 [sentences, hidden size]; zeros for a sentence without tokens."""
-
-
-def reason_against_spans(poolings: Sequence[Pooling], executor: Executor) -> str | None:
-    """Why parts of a text can't be pooled; None if they can. poolings: of the model."""
-    if list(poolings) != [Pooling.MEAN]:
-        return "the model does not pool by the mean, so parts of a text have no vectors"
-    return None if executor.pools_spans else f"the {executor.name} executor can't pool parts of a text"
 
 
 def segment_mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:

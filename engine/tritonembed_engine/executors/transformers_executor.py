@@ -3,7 +3,7 @@
 For encoder families that vLLM does not have. Batches, padding, pooling and the steps after it are the engine's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from tritonembed_engine.errors import EmbedError, ModelError, reason_of
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.jina_bert import load_jina_bert
+from tritonembed_engine.executors.loading import asked_dtype, refuse_arguments
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.token_heads import TokenHeads
+from tritonembed_engine.model.architecture import config_for_reference
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
 from tritonembed_engine.model.clip import text_tower
 from tritonembed_engine.model.encoders import ENCODERS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
+from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.request import Choices
 from tritonembed_engine.settings import ModelSettings
@@ -31,17 +34,6 @@ from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, To
 GROUPING = {"cpu": Grouping(64, 1024), "cuda": Grouping(4096, 65536)}
 """On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of few tokens takes
 as long as one of thousands."""
-
-_DTYPES = {
-    "float32": torch.float32,
-    "float": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "half": torch.float16,
-}
-"""By vLLM's names."""
-
-_CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "pipeline_parallel_size")
 
 
 class TransformersExecutor:
@@ -176,13 +168,16 @@ class TransformersExecutor:
         self._model = None
 
 
-def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> torch.nn.Module:
-    """The model in transformers, in the type that the settings ask for. device: "cpu" or "cuda".
+def load_encoder(
+    settings: ModelSettings, files: ModelFiles, device: str, classes: Mapping[str, str] = ENCODERS
+) -> torch.nn.Module:
+    """The model in transformers, in the type that the settings ask for.
 
-    Raises ModelError, in one line, if transformers' own classes can't serve it as the settings ask.
+    device: "cpu" or "cuda". classes: transformers' class of each family that is served. Raises ModelError, in one line,
+    if transformers' own classes can't serve it as the settings ask.
     """
     config = read_object(files.transformer / "config.json")
-    class_name = ENCODERS.get(files.model_type)
+    class_name = classes.get(files.model_type)
     if class_name is None and files.model_type != JINA_BERT:
         raise ModelError(f"{files.name}: the transformers executor does not know {files.model_type} models")
     if config.get("quantization_config"):
@@ -191,7 +186,7 @@ def load_encoder(settings: ModelSettings, files: ModelFiles, device: str) -> tor
     announce("fetching the weights")
     folder = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     announce("loading the weights")
-    dtype = _dtype(settings, config, device)
+    dtype = getattr(torch, asked_dtype(settings, config, device, "transformers"))
     try:
         if class_name is None:
             model: torch.nn.Module = load_jina_bert(folder, config, dtype)
@@ -215,6 +210,13 @@ def _from_transformers(
     transformers.utils.logging.set_verbosity_error()
     checkpoint_files(folder)
     tower = text_tower(config, files.folder)
+    if tower:
+        loaded_config = model_class.config_class(**tower)
+    elif files.model_type == NEW:
+        loaded_config = model_class.config_class(**as_gte(config, "transformers"))
+    else:
+        loaded_config = model_class.config_class.from_pretrained(folder)
+        config_for_reference(loaded_config, config)
     model, info = model_class.from_pretrained(
         folder,
         dtype=dtype,
@@ -222,7 +224,7 @@ def _from_transformers(
         local_files_only=True,
         # `check_complete` names the tensors.
         ignore_mismatched_sizes=True,
-        **({"config": model_class.config_class(**tower)} if tower else {}),
+        config=loaded_config,
     )
     check_complete(info)
     model.config.return_dict = True
@@ -230,31 +232,6 @@ def _from_transformers(
     return loaded
 
 
-def refuse_arguments(settings: ModelSettings, files: ModelFiles, executor: str) -> None:
-    """Raise ModelError for engine arguments of vLLM that change the model, and that only vLLM follows."""
-    for argument in _CHANGES_THE_MODEL:
-        if settings.vllm.get(argument) not in (None, 1, {}):
-            raise ModelError(f"{files.name}: the {executor} executor has no {argument}")
-
-
 def dtype_name(model: torch.nn.Module) -> str:
     """The type that a model computes in, by torch's name, such as "float32"."""
     return str(next(model.parameters()).dtype).removeprefix("torch.")
-
-
-def padding_id(files: ModelFiles) -> int:
-    """The id that fills rows: the model's own, or 0."""
-    given = read_object(files.transformer / "config.json").get("pad_token_id")
-    return given if isinstance(given, int) and 0 <= given < files.vocab_size else 0
-
-
-def _dtype(settings: ModelSettings, config: dict[str, Any], device: str) -> torch.dtype:
-    """As vLLM: `auto` is the checkpoint's type if it has 16 bits."""
-    default = torch.float32 if device == "cpu" else torch.bfloat16
-    name = str(settings.vllm.get("dtype", "")).removeprefix("torch.")
-    if name == "auto":
-        stored = _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), default)
-        return default if stored == torch.float32 else stored
-    if name and name not in _DTYPES:
-        raise ModelError(f"the transformers executor has no dtype {name[:40]}")
-    return _DTYPES.get(name, default)

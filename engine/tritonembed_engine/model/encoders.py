@@ -33,6 +33,15 @@ ENCODERS = {
 }
 """The class of each family. A batch's padding does not change its vectors."""
 
+IN_OPENVINO = {
+    **{kind: name for kind, name in ENCODERS.items() if kind != "clip_text_model"},
+    "eurobert": "EuroBertModel",
+    "gte": "GteModel",
+    "new": "GteModel",
+    "nomic_bert": "NomicBertModel",
+}
+"""The classes that the openvino executor converts. CLIP's text tower pools itself."""
+
 ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
 """Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""
 

@@ -8,9 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.distance import measure_of, unit
+from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.reference.cases import Case, Reference, Vectors
-from tritonembed_engine.reference.token_check import MOST_IN_FLOAT32, MOST_ON_AVERAGE, distances_of
 from tritonembed_engine.token_ids import TokenIds, holds
 
 logger = logging.getLogger(__name__)
@@ -162,6 +162,9 @@ class Gate:
 
         In fewer bits than float32's, only their mean counts.
         """
+        # Imported here: it needs torch, which the openvino executor does without.
+        from tritonembed_engine.reference.token_check import MOST_IN_FLOAT32, MOST_ON_AVERAGE, distances_of
+
         exact = self._dtype == "float32" and not self._quantized
         found = distances_of(executor, reference.cases, reference.token_outputs)
         for name, distances in found.items():
@@ -175,6 +178,19 @@ class Gate:
                 )
         lowest = 1 - max(float(distances.max(initial=0.0)) for distances in found.values())
         logger.warning("outputs per token: lowest cosine %.6f to the reference", lowest)
+
+
+def let_through(executor: Executor, gate: Gate, name: str, tried: Sequence[str]) -> Executor:
+    """The executor, if its vectors are right. Else raises ModelError, which names everything that was tried.
+
+    name: the model's. tried: executors before this one, and why they do not serve.
+    """
+    try:
+        gate.check(executor)
+    except Wrong as problem:
+        ways = "; ".join([*tried, f"{executor.name} executor: {problem}"])
+        raise ModelError(f"{name} is not served, because its vectors would be wrong: {ways}") from None
+    return executor
 
 
 def _of_rounding(reference: Reference, dtype: str) -> str:

@@ -10,15 +10,13 @@ An array `input_types` may have "query", "passage" or "" per text, for `encode_q
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from tritonembed_engine.model.folder import weights_folder
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import UNREADABLE, Case, Reference, load
 from tritonembed_engine.settings import ModelSettings
-from tritonembed_engine.stub.child_python import module_command, stub_python
+from tritonembed_engine.stub.child_python import run_module, turn
 from tritonembed_engine.stub.process import announce
 from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
 from tritonembed_protocol.types import INPUT_TYPES
@@ -66,7 +64,7 @@ def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
     key = _digest(complete, files, settings)
     file = cache / f"{key}.npz"
     # Replicas start at the same time: the first makes it.
-    with _lock(cache / f"{key}.lock"):
+    with turn(cache / f"{key}.lock", "waiting for the model's reference, which another replica computes"):
         if file.exists():
             with contextlib.suppress(ModelError):
                 return load(file)
@@ -128,25 +126,7 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
         "trust_remote_code": bool(settings.vllm.get("trust_remote_code")),
         "file": str(file),
     }
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    # vLLM's settings of this process must not limit the child to one core.
-    environment.pop("OMP_NUM_THREADS", None)
-    ran = subprocess.run(
-        module_command("tritonembed_engine.reference.making", json.dumps(given), python=stub_python()),
-        capture_output=True,
-        text=True,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    if ran.returncode:
-        lines = [line for line in ran.stderr.splitlines() if line.startswith("tritonembed: ")]
-        if lines:
-            raise ModelError(lines[-1].removeprefix("tritonembed: "))
-        logger.error("the reference's process failed:\n%s", ran.stderr[-2000:])
-        raise ModelError(
-            f"{files.name}: its reference could not be computed (exit code {ran.returncode}); the log has the reason"
-        )
+    run_module("tritonembed_engine.reference.making", given, f"{files.name}: its reference")
     reference = load(file)
     logger.warning("the reference has %d cases, computed in %.1f s", len(reference.cases), time.monotonic() - started)
     return reference
@@ -154,28 +134,13 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
 
 def _digest(complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
     """A digest of all that the reference depends on."""
-    import transformers
-
     listed = sorted(file for root in {complete, files.folder} for file in root.rglob("*") if file.is_file())
     names = [str(file.relative_to(files.folder)) if files.folder in file.parents else file.name for file in listed]
     contents = _sha([list(pair) for pair in zip(names, digests_of(listed), strict=True)])
     trust = bool(settings.vllm.get("trust_remote_code"))
     of_tokens = list(files.token_outputs.per_token)
-    return _sha(
-        [VERSION, contents, transformers.__version__, np.__version__, settings.max_model_len, trust, *of_tokens]
-    )
+    return _sha([VERSION, contents, version("transformers"), np.__version__, settings.max_model_len, trust, *of_tokens])
 
 
 def _sha(value: Any) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _lock(file: Path) -> Iterator[None]:
-    with file.open("w") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce("waiting for the model's reference, which another replica computes")
-            fcntl.flock(opened, fcntl.LOCK_EX)
-        yield

@@ -1,10 +1,23 @@
-"""Command lines of Python processes that import nothing from the current folder."""
+"""Python processes that import nothing from the current folder, and turns between processes."""
 
+import contextlib
+import fcntl
+import json
+import logging
+import os
 import shutil
+import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.stub.process import announce
 
 _RUN_MODULE = "import sys; del sys.path[0]; import runpy; runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
+
+logger = logging.getLogger(__name__)
 
 
 def module_command(module: str, *arguments: str, python: str = sys.executable) -> list[str]:
@@ -19,3 +32,43 @@ def stub_python() -> str:
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
     return shutil.which("python3") or "python3"
+
+
+def run_module(module: str, given: Mapping[str, Any], what: str) -> None:
+    """Run a module on the CPU in a process of its own, whose memory and threads end with it.
+
+    given: its only argument, as JSON. what: it makes, for messages. Raises ModelError with the last line that it
+    printed after `tritonembed: ` (see `report`), or with its exit code; then the log has the end of its output.
+    """
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    # vLLM's settings of this process must not limit the child to one core.
+    environment.pop("OMP_NUM_THREADS", None)
+    ran = subprocess.run(
+        module_command(module, json.dumps(given), python=stub_python()),
+        capture_output=True,
+        text=True,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    if ran.returncode:
+        lines = [line for line in ran.stderr.splitlines() if line.startswith("tritonembed: ")]
+        if lines:
+            raise ModelError(lines[-1].removeprefix("tritonembed: "))
+        logger.error("the process for %s failed:\n%s", what, ran.stderr[-2000:])
+        raise ModelError(f"{what} could not be computed (exit code {ran.returncode}); the log has the reason")
+
+
+@contextlib.contextmanager
+def turn(file: Path, waiting: str) -> Iterator[None]:
+    """One process at a time: replicas start at the same moment, and the first makes what all need.
+
+    file: to lock. waiting: the step of the start, while another process has the turn.
+    """
+    with file.open("w") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            announce(waiting)
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        yield

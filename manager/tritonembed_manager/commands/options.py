@@ -122,7 +122,7 @@ TensorParallelSize = Annotated[
 ]
 MaxBatchTokens = Annotated[int | None, typer.Option(None, min=1, help="Tokens in one batch.")]
 Executor = Annotated[
-    Literal["auto", "direct", "scheduler", "transformers"] | None,
+    Literal["auto", "direct", "openvino", "scheduler", "transformers"] | None,
     typer.Option(None, help="Executor of the model; by default auto."),
 ]
 QueueLimits = Annotated[

@@ -78,7 +78,7 @@ class TritonPythonModel(Replica):
 
     def prepare(self):
         """Read what requests are checked against."""
-        from tritonembed_engine.executors.pooling import reason_against_spans
+        from tritonembed_engine.executors.base import reason_against_spans
         from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
         from tritonembed_engine.tokenizing.token_choice import TokenChoice
 

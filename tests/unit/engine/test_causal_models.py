@@ -12,7 +12,7 @@ import pytest
 from tests.models import ModelShelf
 from tests.unit.engine.test_reference import executor, reference
 
-from tritonembed_engine import factory
+from tritonembed_engine import factory, vllm_factory
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors import loading, vllm_internals
 from tritonembed_engine.executors.loading import LONGEST_IN_CACHE, longest_in_vllm, tries_direct
@@ -146,11 +146,13 @@ class FakeVllm:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, open_model: Any) -> None:
         self.loads: list[int | None] = []
-        monkeypatch.setattr(factory, "load_vllm", self._load)
-        monkeypatch.setattr(factory, "dtype_of", lambda llm: "float32")
-        monkeypatch.setattr(factory, "build_scheduler", lambda *_: executor(reference().vectors))
+        monkeypatch.setattr(vllm_factory, "load_vllm", self._load)
+        monkeypatch.setattr(vllm_factory, "dtype_of", lambda llm: "float32")
+        monkeypatch.setattr(vllm_factory, "build_scheduler", lambda *_: executor(reference().vectors))
         self.longest: list[int] = []
-        monkeypatch.setattr(factory, "compute_vllm_vectors", lambda _, __, longest, *___: self.longest.append(longest))
+        monkeypatch.setattr(
+            vllm_factory, "compute_vllm_vectors", lambda _, __, longest, *___: self.longest.append(longest)
+        )
         monkeypatch.setattr(vllm_internals, "open_model", open_model)
 
     def _load(self, _: Any, __: Any, ___: str, longest: int | None = None, rank: int | None = None) -> object:
@@ -181,7 +183,7 @@ def test_vllm_is_loaded_again_if_its_cache_was_freed(files: ModelFiles, monkeypa
     freed: list[bool] = []
     model = SimpleNamespace(causal=True, quantized=False, free_cache=lambda: freed.append(True))
     vllm = FakeVllm(monkeypatch, lambda llm: model)
-    monkeypatch.setattr(factory, "_direct_executor", lambda *_: refuse(None))
+    monkeypatch.setattr(vllm_factory, "_direct_executor", lambda *_: refuse(None))
     factory.create_executor(settings_with("auto"), replace(files, max_length=64), "cpu")
     assert freed == [True]
     assert vllm.loads == [64, None]
@@ -193,7 +195,7 @@ def test_the_longest_sentence_of_the_comparison_is_capped(
 ) -> None:
     model = SimpleNamespace(causal=False, quantized=False, free_cache=lambda: None)
     vllm = FakeVllm(monkeypatch, lambda llm: model)
-    monkeypatch.setattr(factory, "_direct_executor", lambda *_: executor(reference().vectors))
+    monkeypatch.setattr(vllm_factory, "_direct_executor", lambda *_: executor(reference().vectors))
     factory.create_executor(settings_with("auto"), replace(files, is_causal=False), device)
     assert vllm.longest == [most]
 

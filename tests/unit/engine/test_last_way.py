@@ -11,9 +11,9 @@ from tests.unit.engine.test_reference import executor, reference
 
 from tritonembed_engine import factory
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.factory import _let_through, choose_reference
+from tritonembed_engine.factory import choose_reference
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.reference.check import Gate
+from tritonembed_engine.reference.check import Gate, let_through
 from tritonembed_engine.settings import ModelSettings
 
 
@@ -21,11 +21,11 @@ def test_wrong_vectors_end_the_start_with_all_that_was_tried(shelf: ModelShelf) 
     files = read_model_files(str(shelf("bert")))
     right = reference()
     gate = Gate(right, "float32", False)
-    assert _let_through(executor(right.vectors), gate, files, []) is not None
+    assert let_through(executor(right.vectors), gate, files.name, []) is not None
     wrong = executor(np.roll(right.vectors, 1, axis=1))
     wrong.name = "scheduler"
     with pytest.raises(ModelError) as caught:
-        _let_through(wrong, gate, files, ["direct executor: case 3: cosine 0.5"])
+        let_through(wrong, gate, files.name, ["direct executor: case 3: cosine 0.5"])
     message = str(caught.value)
     assert message.startswith("bert is not served, because its vectors would be wrong: direct executor: case 3")
     assert "scheduler executor: case" in message

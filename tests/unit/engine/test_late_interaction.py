@@ -11,13 +11,13 @@ import pytest
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.building import heads_of
+from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.padding import Grouping
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.transformers_executor import (
     GROUPING,
     TransformersExecutor,
     load_encoder,
-    padding_id,
 )
 from tritonembed_engine.factory import unseen_id
 from tritonembed_engine.model.files import ModelFiles, read_model_files
@@ -50,7 +50,7 @@ def written(folder: Path, name: str) -> ModelFiles:
 def executor_of(files: ModelFiles) -> TransformersExecutor:
     settings = ModelSettings.model_validate({"model": str(files.folder), "engine": {"executor": "transformers"}})
     model, pooler = load_encoder(settings, files, "cpu"), Pooler(files.pooling, Steps(files.steps))
-    fill, heads, unseen = padding_id(files), heads_of(files), unseen_id(files)
+    fill, heads, unseen = filler_id(files), heads_of(files), unseen_id(files)
     return TransformersExecutor(model, pooler, 4096, 64, fill, GROUPING["cpu"], heads, unseen=unseen)
 
 

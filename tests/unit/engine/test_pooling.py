@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from sentence_transformers.sentence_transformer import modules as theirs
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.executors import host_pooling
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.model.modules import Pooling, Step
 from tritonembed_engine.model.steps import Steps
@@ -49,6 +50,15 @@ def test_a_flat_batch_is_pooled_like_a_padded_batch(modes: tuple[Pooling, ...], 
     assert pooled.shape == (len(LENGTHS) + empty, WIDTH * len(modes))
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled[: len(LENGTHS)], expected(modes, hidden, LENGTHS, skip))
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2, 5])
+@pytest.mark.parametrize("modes", [*((mode,) for mode in Pooling), (Pooling.CLS, Pooling.MEAN, Pooling.MAX)])
+def test_a_padded_group_is_pooled_in_numpy_as_by_sentence_transformers(modes: tuple[Pooling, ...], skip: int) -> None:
+    hidden, _ = batch(LENGTHS)
+    padded = torch.nn.utils.rnn.pad_sequence(torch.split(hidden, LENGTHS), batch_first=True, padding_value=9.0)
+    found = host_pooling.pool(modes, padded.numpy(), np.array(LENGTHS), np.full(len(LENGTHS), skip))
+    torch.testing.assert_close(torch.from_numpy(found), expected(modes, hidden, LENGTHS, skip))
 
 
 def test_each_sentence_leaves_out_its_own_prompt() -> None:

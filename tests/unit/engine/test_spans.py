@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoTokenizer
 from tritonembed_engine.chunks import Span, pack_spans, unpack_spans
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.executors.pooling import Pooler, reason_against_spans
+from tritonembed_engine.executors.base import reason_against_spans
+from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.transformers_executor import GROUPING, TransformersExecutor
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.model.modules import Pooling

@@ -10,12 +10,12 @@ import torch
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.building import heads_of
+from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.transformers_executor import (
     GROUPING,
     TransformersExecutor,
     load_encoder,
-    padding_id,
 )
 from tritonembed_engine.factory import create_executor
 from tritonembed_engine.model.files import read_model_files
@@ -39,7 +39,7 @@ def executor_of(folder: Path) -> TransformersExecutor:
     files = read_model_files(str(folder))
     settings = ModelSettings.model_validate({"model": str(folder), "engine": {"executor": "transformers"}})
     model, pooler = load_encoder(settings, files, "cpu"), Pooler(files.pooling, Steps(files.steps))
-    return TransformersExecutor(model, pooler, 4096, 64, padding_id(files), GROUPING["cpu"], heads_of(files))
+    return TransformersExecutor(model, pooler, 4096, 64, filler_id(files), GROUPING["cpu"], heads_of(files))
 
 
 @pytest.mark.parametrize("name", NAMES)

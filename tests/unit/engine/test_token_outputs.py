@@ -12,13 +12,13 @@ from tests.unit.engine.fake_executor import FakeExecutor, ids, request_of
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ExecutionFailed, InvalidArgument, ModelError
 from tritonembed_engine.executors.building import heads_of
+from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.token_heads import IDS_AT_ONCE, TokenHeads
 from tritonembed_engine.executors.transformers_executor import (
     GROUPING,
     TransformersExecutor,
     load_encoder,
-    padding_id,
 )
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.model.space import embedding_space
@@ -59,7 +59,7 @@ def executor(files: ModelFiles) -> TransformersExecutor:
     model = load_encoder(settings, files, "cpu")
     heads = TokenHeads(files.token_outputs, files.hidden_size)
     pooler = Pooler(files.pooling, Steps(files.steps))
-    return TransformersExecutor(model, pooler, 4096, 64, padding_id(files), GROUPING["cpu"], heads)
+    return TransformersExecutor(model, pooler, 4096, 64, filler_id(files), GROUPING["cpu"], heads)
 
 
 def flag_embedding(folder: Path, text_ids: npt.NDArray[np.int32]) -> tuple[dict[int, float], Array]:

@@ -1,6 +1,7 @@
 """The transformers executor gives sentence-transformers' vectors for families that vLLM does not have."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 from tests.models import ModelShelf
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.padding import Grouping
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.transformers_executor import (
@@ -21,7 +23,6 @@ from tritonembed_engine.executors.transformers_executor import (
     TransformersExecutor,
     dtype_name,
     load_encoder,
-    padding_id,
 )
 from tritonembed_engine.factory import create_executor
 from tritonembed_engine.model.encoders import ENCODERS
@@ -93,7 +94,7 @@ def executor_of(folder: Path, grouping: Grouping = GROUPING["cpu"], **vllm: Any)
     files = read_model_files(str(folder))
     model = load_encoder(settings_of(folder, **vllm), files, "cpu")
     pooler = Pooler(files.pooling, Steps(files.steps))
-    return TransformersExecutor(model, pooler, 4096, 1024, padding_id(files), grouping)
+    return TransformersExecutor(model, pooler, 4096, 1024, filler_id(files), grouping)
 
 
 def inputs(files: ModelFiles, texts: list[str], **parameters: Any) -> tuple[TokenIds, list[int] | None]:
@@ -135,10 +136,14 @@ def test_vectors_are_sentence_transformers_in_every_batch(name: str, write: Writ
         np.testing.assert_allclose(padded, once, atol=2e-5 * np.abs(once).max())
 
 
-def test_auto_chooses_it_for_what_vllm_does_not_have(write: Write) -> None:
+def test_auto_chooses_it_for_what_vllm_does_not_have(
+    write: Write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
     folder = write("mpnet")
     executor = create_executor(settings_of(folder), read_model_files(str(folder)), "cpu")
     assert executor.name == "transformers"
+    assert "the openvino executor does not serve: openvino is not installed" in caplog.text
 
 
 @pytest.mark.parametrize("asked", ["direct", "scheduler"])
