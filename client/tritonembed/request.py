@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
 
-from tritonembed_protocol.framing import FramingError, frame, unframe, unframe_vectors
+from tritonembed_protocol.framing import FramingError, frame, is_without_vectors, unframe, unframe_vectors
 from tritonembed_protocol.limits import MAX_INT64
 from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.types import (
@@ -262,7 +262,7 @@ class Call:
         if not self._gives(DENSE):
             return np.empty((count, 0), self.dtype)
         content = contents["embedding"]
-        if content == bytes(4 * count):
+        if is_without_vectors(content, count):
             # Triton itself has no name for it: the model's default is another output.
             raise InvalidArgumentError("the model gives no dense vectors: ask for its outputs, sparse or multi_vector")
         return unframe_vectors(content, count, self.dtype)

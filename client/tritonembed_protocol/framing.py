@@ -51,6 +51,11 @@ def unframe(content: bytes) -> list[bytes]:
     return elements
 
 
+def is_without_vectors(content: bytes, count: int) -> bool:
+    """Whether all ``count`` elements of an output are empty: the model, or the request, gives another output."""
+    return content == bytes(HEADER * count)
+
+
 def unframe_vectors(content: bytes, count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """The (count, d) vectors of a BYTES tensor: a read-only view of ``content``. Raises FramingError."""
     stride, rest = divmod(len(content), count)

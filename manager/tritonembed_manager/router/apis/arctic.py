@@ -33,7 +33,7 @@ from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import varint
 from tritonembed_manager.router.data.tenants import current_tenant
 from tritonembed_manager.router.interfaces import Dispatcher, DispatchError
-from tritonembed_protocol.framing import FramingError, frame, unframe_vectors
+from tritonembed_protocol.framing import FramingError, frame, is_without_vectors, unframe_vectors
 from tritonembed_protocol.status import status_of
 from tritonembed_protocol.types import OUTPUT_TYPES
 
@@ -287,6 +287,8 @@ def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> byte
     found = names.find(request.model_name) if request.model_name else names
     if found is None:
         raise BadRequest("model_name: this server has no such model; GetReplicaInfo names it")
+    if found.served.task == "score":
+        raise BadRequest(f"model_name: {found.model} scores pairs of a query and a text; it does not embed")
     by_ids = bool(request.token_id_bytes_i32)
     given = len(request.token_id_bytes_i32 if by_ids else request.prompts)
     if given != request.n_prompts:
@@ -306,13 +308,16 @@ def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> byte
 
 
 def _to_encode_response(request: arctic.EncodeRequest, answer: bytes) -> bytes:
-    """The encoded EncodeResponse for an encoded ModelInferResponse. Raises ServerError if that has no vectors."""
+    """The encoded EncodeResponse for an encoded ModelInferResponse. Raises ServerError if that has no vectors, and
+    BadRequest if its model gives none."""
     try:
         response = service_pb2.ModelInferResponse.FromString(answer)
         place = [output.name for output in response.outputs].index("embedding")
         content = response.raw_output_contents[place]
     except (DecodeError, ValueError, IndexError):
         raise ServerError("the server's answer has no output embedding") from None
+    if is_without_vectors(content, request.n_prompts):
+        raise BadRequest("the model gives no dense vectors, and this API has no others")
     try:
         vectors = unframe_vectors(content, request.n_prompts, _FLOAT32)
     except FramingError as error:

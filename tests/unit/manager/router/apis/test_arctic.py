@@ -20,6 +20,7 @@ from tritonembed_manager.router.apis.arctic import SERVICE, Aborts, add_arctic
 from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2 as arctic
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError, ServerState, ServerView
+from tritonembed_protocol.served import ServedModel
 
 MODEL = "a/model"
 WORDS = ["one", "two words", "", "zwei Wörter"]
@@ -223,6 +224,21 @@ async def test_an_answer_without_the_vectors_is_internal(client, dispatcher, ans
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await client.encode("one", "two")
     assert caught.value.code() is grpc.StatusCode.INTERNAL
+
+
+async def test_a_model_without_dense_vectors_is_answered_ok_with_the_reason(client, dispatcher):
+    dispatcher.answer = infer_response([vector(b"a")[:0]] * 2, [1, 1]).SerializeToString()
+    response = await client.encode("one", "two")
+    assert response.error == "the model gives no dense vectors, and this API has no others"
+    assert dispatcher.refusals == [grpc.StatusCode.INVALID_ARGUMENT]
+
+
+async def test_a_model_that_scores_is_refused(dispatcher):
+    ranker = ServedNames(("ranker",), served=ServedModel("ranker", "score"))
+    async with serving(dispatcher, names=ServedNames((MODEL,), more=(ranker,))) as client:
+        response = await client.encode("one", model_name="ranker")
+    assert response.error == "model_name: ranker scores pairs of a query and a text; it does not embed"
+    assert not dispatcher.requests
 
 
 async def held(client, dispatcher, *ids):
