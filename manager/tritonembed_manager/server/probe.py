@@ -59,6 +59,9 @@ _FIRST = 1
 """KServe's priority of a check: ahead of waiting requests, if Triton's queues have priorities."""
 # Errors of gRPC itself.
 _NO_CONNECTION = "failed to connect"
+_NOBODY = ("Connection refused", "No such file or directory")
+_SLOWLY = ("timed out", "handshaker shutdown", "Timeout occurred")
+"""Of TCP, of HTTP/2's first frame, and of TLS."""
 _NO_MESSAGE = "its answer can't be decoded"
 """gRPC logs an answer that can't be decoded, and returns None."""
 _NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
@@ -271,8 +274,16 @@ def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
     if (reason := tls_reason(details)) is not None:
         return ProbeError(reason)
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
-        return ProbeError("nothing listens there")
+        return ProbeError(_why_not_connected(details))
     return ProbeError(details or code.name, answered=code not in _NOT_AN_ANSWER, busy=_FULL in details)
+
+
+def _why_not_connected(details: str) -> str:
+    if any(words in details for words in _NOBODY):
+        return "nothing listens there"
+    if any(words in details for words in _SLOWLY):
+        return "connecting took too long: its network or its machine is slow, or another program listens there"
+    return f"no connection: {details.rpartition(': ')[2]}"
 
 
 def _vectors(content: bytes, model: ServedModel) -> Vectors:

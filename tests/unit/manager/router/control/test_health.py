@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 
 import grpc
 import numpy as np
@@ -12,6 +13,7 @@ from tests.fakes.triton import FakeTriton
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.server import probe as probe_module
 from tritonembed_manager.server.probe import Described, GrpcProbe, ProbeError
 
 VECTORS = np.ones((3, 4), np.float32)
@@ -245,6 +247,16 @@ async def test_a_check_after_an_unanswered_check_has_a_new_connection():
             assert (await probe.vectors(5)).shape == (3, 8)
             assert network.connections == 2
             await probe.close()
+
+
+async def test_a_connection_that_is_made_too_slowly_is_not_taken_for_a_free_port(monkeypatch):
+    monkeypatch.setattr(probe_module, "_OPTIONS", [("grpc.min_reconnect_backoff_ms", 100)])
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        probe = GrpcProbe(f"127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ProbeError, match=r"^connecting took too long: ") as caught:
+            await probe.vectors(30)
+        assert not caught.value.answered
+        await probe.close()
 
 
 class Garbling(grpc.GenericRpcHandler):
