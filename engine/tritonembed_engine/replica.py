@@ -11,10 +11,11 @@ from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
-from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Request
+from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Request, TokenOutputs
 from tritonembed_engine.stub.abandonment import Abandonment
 from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.placement import visible_devices
@@ -51,10 +52,16 @@ class Asked:
         self.skip, self.normalize = skip, normalize
         self.spans: Spans | None = None
         self.request: Request
+        self.is_known = False
+        """Whether the answer needs no forward pass."""
 
     def choices(self, sentences: TokenIds) -> Choices:  # noqa: ARG002
         """The outputs per token that it asks for (see `Request`)."""
         return NO_CHOICES
+
+    def without_forward(self, sentences: TokenIds) -> TokenOutputs | None:  # noqa: ARG002
+        """Its outputs, if they need no forward pass; else None."""
+        return None
 
 
 class _SpaceAlone:
@@ -116,12 +123,12 @@ class Replica:
     def execute(self, requests: Sequence[Any]) -> list[Any] | None:
         """Answer the requests of one Triton batch. A bad request gets its own error."""
         asked = self._read_ids([self._parse(request) for request in requests])
-        good = [item.request for item in asked if isinstance(item, Asked)]
+        good = [item.request for item in asked if isinstance(item, Asked) and not item.is_known]
         sentences = sum(len(request.sentences) for request in good)
         split = self.engine.splits(good)
         later = self._senders.want(len(requests), sentences, waiting=self.engine.waiting, split=split)
         computed = iter(self.engine.submit_all(good, wait=not later))
-        futures = [next(computed) if isinstance(item, Asked) else _done(item) for item in asked]
+        futures = [next(computed) if isinstance(item, Asked) and not item.is_known else _done(item) for item in asked]
         responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
         if later:
             self._senders.hand_over(requests, futures, responses)
@@ -148,14 +155,14 @@ class Replica:
         try:
             together = self._limits.read([element for item in good for element in item.elements])
             for item, sentences in zip(good, together.split([len(item.elements) for item in good]), strict=True):
-                item.request = _request(item, sentences)
+                _take(item, sentences)
             return asked
         except InvalidArgument:
             return [self._read_alone(item) if isinstance(item, Asked) else item for item in asked]
 
     def _read_alone(self, item: Asked) -> Asked | InvalidArgument:
         try:
-            item.request = _request(item, self._limits.read(item.elements))
+            _take(item, self._limits.read(item.elements))
             return item
         except InvalidArgument as error:
             return error
@@ -196,6 +203,14 @@ class Replica:
         return refusal(error)
 
 
+def _take(item: Asked, sentences: TokenIds) -> None:
+    """Make an item's request of the engine, or answer it at once."""
+    item.request = _request(item, sentences)
+    known = item.without_forward(sentences)
+    if known is not None:
+        item.is_known, item.request.token_outputs = True, known
+
+
 def _request(item: Asked, sentences: TokenIds) -> Request:
     # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
     timeout = item.triton.timeout()
@@ -211,10 +226,13 @@ def _request(item: Asked, sentences: TokenIds) -> Request:
 
 
 def _done(item: Any) -> "Future[Any]":
-    """A future of what is not computed: an error, or a request for the space alone."""
+    """A future of what is not computed: an error, a request for the space alone, or one without a forward pass."""
     future: Future[Any] = Future()
     if isinstance(item, Exception):
         future.set_exception(item)
+    elif isinstance(item, Asked):
+        # Such a model has no dense vectors.
+        future.set_result(np.zeros((item.rows, 0), np.float32))
     else:
         future.set_result(None)
     return future

@@ -15,7 +15,7 @@ from tritonembed_perf.families.registry import load_cases
 TEXTS = ["what is the river?", "hello, world!", "", "river engine " * 60]
 
 
-@pytest.mark.parametrize("name", ["splade", "colbert_hf"])
+@pytest.mark.parametrize("name", ["splade", "splade_router", "colbert_hf"])
 def test_a_model_without_dense_vectors_serves_its_own_output(tmp_path: Path, name: str) -> None:
     from sentence_transformers import MultiVectorEncoder, SparseEncoder
 
@@ -24,7 +24,7 @@ def test_a_model_without_dense_vectors_serves_its_own_output(tmp_path: Path, nam
     load_cases()[name].write(folder)
     arguments = ["--model", folder, "--device=cpu", "--workers=1", "--tokenizer-instances=1"]
     with serving(*arguments) as manager, EmbeddingClient(manager.target) as client:
-        if name == "splade":
+        if name.startswith("splade"):
             result = client.embed(TEXTS, outputs="sparse", input_type="query")
             expected = SparseEncoder(str(folder), device="cpu").encode_query(TEXTS, convert_to_sparse_tensor=False)
             assert result.sparse is not None

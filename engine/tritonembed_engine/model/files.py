@@ -25,6 +25,7 @@ from tritonembed_engine.model.modules import (
     read_modules_after,
     read_sentence_modules,
 )
+from tritonembed_engine.model.routes import check_tokenizers, read_routes
 from tritonembed_engine.model.sentence_settings import read_sentence_settings
 from tritonembed_engine.model.sizes import (
     NO_LIMIT,
@@ -206,7 +207,13 @@ def read_model_files(
             return _read_static_files(name, folder, place, is_local, max_length, template)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from None
-    transformer = find_transformer(folder)
+    try:
+        routes = read_routes(folder)
+        transformer = folder / routes.document[0][1] if routes else find_transformer(folder)
+        if routes:
+            check_tokenizers(folder / routes.query, transformer)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from None
     config = read_object(transformer / "config.json")
     if not config:
         raise ModelError(f"{name} is not a model: it has no config.json")
@@ -241,6 +248,8 @@ def read_model_files(
         elif multi_vector:
             kinds = MODEL_TYPES
         settings = read_sentence_settings(folder, transformer, TEXT_MODALITY if tower else None, kinds)
+        if routes and settings.lowercase:
+            raise ModelError("do_lower_case can't be followed for documents alone")
         token_outputs = TokenOutputs(False, read_splade(folder)) if splade else read_token_outputs(folder)
         classifier = read_classifier(config, folder, transformer, hidden_size) if classifies else None
         late = None

@@ -20,6 +20,9 @@ CONFIGURATION_FILES = [
     "*_*/merges.txt",
     "*_*/*.model",
     "adapter_config.json",
+    # The weights of queries' tokens (SparseStaticEmbedding).
+    "router_config.json",
+    "query_*/model.safetensors",
     # bge-m3's heads.
     "sparse_linear.pt",
     "colbert_linear.pt",

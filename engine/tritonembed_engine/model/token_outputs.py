@@ -4,6 +4,7 @@ Layouts: bge-m3's `sparse_linear.pt` and `colbert_linear.pt`, as FlagEmbedding r
 sentence-transformers 6.2 reads them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ from typing import Literal
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.folder import read_json, read_object
 from tritonembed_engine.model.modules import Step, modules_in_order
+from tritonembed_engine.model.routes import read_routes
 from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 SPARSE_LINEAR = "sparse_linear.pt"
@@ -25,12 +27,15 @@ class SparseOutput:
 
     file: the weights of bge-m3's linear layer from a token's hidden state to its weight. None: the logits of a masked
     language model give every token of the vocabulary a weight (SPLADE), with `logarithms` times log(1 + x) after relu;
-    pooling: over the tokens of a text.
+    pooling: over the tokens of a text. queries: the folder of a table with the weight of each token in a query, if
+    queries need no forward pass; by_default: whether a text without an input type is a query.
     """
 
     file: Path | None = None
     logarithms: int = 1
     pooling: Literal["max", "sum"] = "max"
+    queries: Path | None = None
+    by_default: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,25 +103,42 @@ class TokenOutputs:
 
 
 def is_splade(folder: Path) -> bool:
-    """Whether a model's modules.json lists a masked language model and SpladePooling. Raises ModelError."""
-    listed = read_json(folder / "modules.json")
-    names = [name for name, _ in modules_in_order(listed)] if listed is not None else []
+    """Whether a model's modules are a masked language model and SpladePooling; of a Router, those for documents.
+
+    Raises ModelError.
+    """
+    modules = _modules(folder)
+    names = [name for name, _ in modules]
     if names == ["Transformer", "SpladePooling"]:
         # Without this setting the pooling would get hidden states instead of logits.
-        return bool(read_object(folder / "sentence_bert_config.json").get("transformer_task") == "fill-mask")
+        settings = read_object(folder / modules[0][1] / "sentence_bert_config.json")
+        return bool(settings.get("transformer_task") == "fill-mask")
     return names == ["MLMTransformer", "SpladePooling"]
 
 
 def read_splade(folder: Path) -> SparseOutput:
-    """The settings of SpladePooling. Raises ModelError, which names the key that can't be followed."""
-    path = modules_in_order(read_json(folder / "modules.json"))[1][1]
+    """The settings of SpladePooling and of a Router. Raises ModelError, which names what can't be followed."""
+    path = _modules(folder)[1][1]
     config = read_object(folder / path / "config.json")
     pooling, activation = config.get("pooling_strategy", "max"), config.get("activation_function", "relu")
     if pooling not in ("max", "sum"):
         raise ModelError(f"{path}/config.json: the pooling_strategy {str(pooling)[:40]!r} is not max or sum")
     if activation not in _LOGARITHMS:
         raise ModelError(f"{path}/config.json: the activation_function {str(activation)[:40]!r} is not known")
-    return SparseOutput(None, _LOGARITHMS[activation], pooling)
+    routes = read_routes(folder)
+    if routes is None:
+        return SparseOutput(None, _LOGARITHMS[activation], pooling)
+    queries = folder / routes.query
+    return SparseOutput(None, _LOGARITHMS[activation], pooling, queries, routes.default == "query")
+
+
+def _modules(folder: Path) -> Sequence[tuple[str, str]]:
+    """Names and folders of the modules that documents go through."""
+    routes = read_routes(folder)
+    if routes is not None:
+        return routes.document
+    listed = read_json(folder / "modules.json")
+    return modules_in_order(listed) if listed is not None else []
 
 
 def read_token_outputs(folder: Path) -> TokenOutputs:

@@ -50,7 +50,7 @@ class TextTokenizer:
         """Shows tokens; for one thread at a time, as the rest."""
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
-        self._prefix, self._suffix = self.special_tokens = _special_tokens(self._tokenizer)
+        self._prefix, self._suffix = self.special_tokens = special_tokens_around(self._tokenizer)
         self._chunker = Chunker(self._tokenizer, len(self._prefix) + len(self._suffix))
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
@@ -317,7 +317,7 @@ class TextTokenizer:
             answer[text.index] = self._empty
 
 
-def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+def special_tokens_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """The special tokens before and after a text's own ids."""
     encoding = tokenizer.encode("a")
     own = [index for index, special in enumerate(encoding.special_tokens_mask) if not special]

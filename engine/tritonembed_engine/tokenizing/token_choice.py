@@ -8,10 +8,14 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.routes import read_weights
 from tritonembed_engine.model.token_outputs import MultiVectorOutput
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.ragged import WEIGHT, Ragged
+from tritonembed_engine.request import TokenOutputs
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.tokenizing.loading import own_tokenizer
+from tritonembed_engine.tokenizing.text_tokenizer import special_tokens_around
 from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 
@@ -39,8 +43,12 @@ class TokenChoice:
         """Loads the model's tokenizer if it has such outputs."""
         self._outputs = files.token_outputs
         self._tokenizer: Any = None
+        self._queries: _QueryWeights | None = None
         if self._outputs.per_token:
             self._tokenizer = own_tokenizer(files)
+        if self._outputs.sparse is not None and self._outputs.sparse.queries is not None:
+            weights = read_weights(self._outputs.sparse.queries, files.vocab_size)
+            self._queries = _QueryWeights(weights, *special_tokens_around(self._tokenizer.backend_tokenizer))
         self.token = functools.lru_cache(maxsize=1 << 16)(self._token)
 
     def outputs_of(self, parameters: EmbedParameters) -> tuple[str, ...]:
@@ -51,6 +59,18 @@ class TokenChoice:
     def normalize(self) -> bool:
         """Whether the model's own token vectors have length 1."""
         return self._outputs.multi_vector is not None and self._outputs.multi_vector.normalize
+
+    def without_forward(self, parameters: EmbedParameters, sentences: TokenIds) -> TokenOutputs | None:
+        """The outputs of a request that needs no forward pass: of queries, if their weights are in a table. Else None.
+
+        sentences: with their special tokens, which have no weight.
+        """
+        if self._queries is None or self._outputs.sparse is None:
+            return None
+        by_default = parameters.input_type is None and self._outputs.sparse.by_default
+        if parameters.input_type != "query" and not by_default:
+            return None
+        return {SPARSE: self._queries(sentences)}
 
     def choose(
         self,
@@ -100,3 +120,31 @@ class TokenChoice:
     def _token(self, token_id: int) -> str:
         """The token of an id, as the vocabulary has it; "" for an id without a token."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
+
+
+class _QueryWeights:
+    """The weight of each token of a query from a table, once per id (sentence-transformers' SparseStaticEmbedding)."""
+
+    def __init__(self, weights: npt.NDArray[np.float32], prefix: list[int], suffix: list[int]) -> None:
+        """weights: float32 [vocabulary]. prefix, suffix: the special tokens around a text."""
+        self._weights = weights
+        self._prefix, self._suffix = prefix, suffix
+
+    def __call__(self, sentences: TokenIds) -> Ragged:
+        """The weights of each sentence; ids in ascending order, without weights of 0."""
+        ids, lengths = sentences.ids, sentences.lengths.astype(np.int64)
+        ends = np.cumsum(lengths)
+        own = np.ones(len(ids), np.bool_)
+        for index, special in enumerate(self._prefix):
+            at = (ends - lengths + index)[lengths > index]
+            own[at] &= ids[at] != special
+        for index, special in enumerate(reversed(self._suffix)):
+            at = (ends - 1 - index)[lengths > index]
+            own[at] &= ids[at] != special
+        own &= self._weights[ids] != 0
+        sentence = np.repeat(np.arange(len(lengths), dtype=np.int64), lengths)
+        keys = np.unique((sentence[own] << 32) | ids[own].astype(np.int64))
+        rows = np.empty(len(keys), WEIGHT)
+        rows["id"] = keys & 0xFFFFFFFF
+        rows["weight"] = self._weights[rows["id"]]
+        return Ragged(np.bincount(keys >> 32, minlength=len(lengths)).astype(np.int64), rows)

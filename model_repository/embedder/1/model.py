@@ -51,6 +51,10 @@ class _Texts(Asked):
         """See `Asked`."""
         return self.choice.choose(self.parameters, self.asked, sentences)
 
+    def without_forward(self, sentences):
+        """See `Asked`."""
+        return self.choice.without_forward(self.parameters, sentences)
+
     def embedding_tensor(self, found):
         """Empty elements, if vectors are not asked for. found: float32 [sentences, dimensions]."""
         if DENSE not in self.asked:

@@ -1,5 +1,6 @@
 """SPLADE: a masked language model whose logits are weights of the vocabulary's tokens."""
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from tritonembed_perf.families.layouts import with_head
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import roberta
-from tritonembed_perf.families.sentence import Module, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, write_json
+from tritonembed_perf.families.sentence import MAX_LENGTH, Module, transformer, write_sentence_files
+from tritonembed_perf.families.writing import Model, write_json, write_weights
 
 FAMILY = "SPLADE"
 SPARSE = "sparse"
@@ -76,6 +77,56 @@ def splade_modernbert(folder: Path) -> None:
 @case(FAMILY, output=SPARSE)
 def splade_roberta(folder: Path) -> None:
     write_splade(folder, roberta("RobertaForMaskedLM"))
+
+
+def write_router(folder: Path, model: Model, default: str = "document", own_folder: bool = False) -> None:
+    """The layout of opensearch-neural-sparse-encoding-doc: a table for queries, SPLADE for documents.
+
+    own_folder: the masked language model is in a folder of its own, as sentence-transformers saves it.
+    """
+    import torch
+
+    write_splade(folder, model, activation_function="log1p_relu")
+    (folder / "1_SpladePooling").rename(folder / "document_1_SpladePooling")
+    query, root = folder / "query_0_SparseStaticEmbedding", "document_0_MLMTransformer" if own_folder else ""
+    query.mkdir()
+    if own_folder:
+        (folder / root).mkdir()
+        for name in ("config.json", "model.safetensors", "sentence_bert_config.json", "tokenizer_config.json"):
+            (folder / name).rename(folder / root / name)
+        (folder / "tokenizer.json").rename(folder / root / "tokenizer.json")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (query / name).write_bytes((folder / root / name).read_bytes())
+    settings = json.loads((query / "tokenizer_config.json").read_text())
+    # Without the two special tokens.
+    write_json(query / "tokenizer_config.json", {**settings, "model_max_length": MAX_LENGTH - 2})
+    weights = torch.rand(model.config["vocab_size"], generator=torch.Generator().manual_seed(9))
+    # Of trained tables, a part is zero.
+    write_weights(query, {"weight": weights * 8 * (weights > 0.2)})
+    write_json(query / "config.json", {"frozen": True})
+    document = [root, "document_1_SpladePooling"]
+    types = {
+        query.name: f"{OLD}SparseStaticEmbedding",
+        root: f"{OLD}MLMTransformer",
+        document[1]: f"{OLD}SpladePooling",
+    }
+    parameters = {"default_route": default, "allow_empty_key": True}
+    routes = {"types": types, "structure": {"query": [query.name], "document": document}, "parameters": parameters}
+    write_json(folder / "router_config.json", routes)
+    listed = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Router"}]
+    write_json(folder / "modules.json", listed)
+
+
+@case(FAMILY, output=SPARSE)
+def splade_router(folder: Path) -> None:
+    """opensearch-neural-sparse-encoding-doc-v3-distill: queries need no forward pass."""
+    write_router(folder, distilbert_model("DistilBertForMaskedLM"))
+
+
+@case(FAMILY, output=SPARSE)
+def splade_router_of_queries(folder: Path) -> None:
+    """A text without an input type is a query."""
+    write_router(folder, with_head("BertForMaskedLM"), "query", own_folder=True)
 
 
 @case(FAMILY, output=SPARSE, must_refuse=True)
