@@ -113,6 +113,15 @@ def test_teis_routes_have_them_as_json(manager: Serve, model: Path) -> None:
         np.testing.assert_allclose(np.array(rows).reshape(tokens.shape), tokens, atol=1e-4)
 
 
+def test_score_is_late_interaction(manager: Serve, model: Path) -> None:
+    """The sum over the query's tokens of the largest dot product, in plain Python."""
+    (_, query), *documents = flag_embedding(model, [TEXTS[2], *TEXTS])
+    wanted = [sum(max(float(own @ other) for other in rows) for own in query) for _, rows in documents]
+    with httpx.Client(base_url=f"http://127.0.0.1:{manager.http_port}", timeout=60) as http:
+        answer = http.post("/score", json={"text_1": TEXTS[2], "text_2": TEXTS}).json()
+    assert [one["score"] for one in answer["data"]] == pytest.approx(wanted, abs=1e-3)
+
+
 def test_over_http_the_outputs_are_binary(manager: Serve) -> None:
     body = {
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["one river"]}],

@@ -274,6 +274,7 @@ _SCORE = _object(
     text_1=_SIDE,
     text_2=_SIDE,
     use_activation=_BOOL,
+    late_interaction=_BOOL,
     priority={"type": "integer"},
     user=_TEXT,
     encoding_format=_TEXT,

@@ -13,6 +13,7 @@ from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.cohere import cohere_form
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
+from tritonembed_manager.router.apis.http.late_interaction import prepare_vectors
 from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores, ScoresRequest, prepare_scores
 from tritonembed_manager.router.apis.http.tei import read_truncate, tei_form
 from tritonembed_manager.router.apis.http.vector_requests import (
@@ -23,6 +24,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     read_list,
 )
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_protocol.served import Task
 
 
 class CohereRerank:
@@ -139,7 +141,7 @@ _COHERE = ("model", "query", "documents", "top_n", "return_documents", "max_toke
 _COHERE_V1 = (*_COHERE, "max_chunks_per_doc", "rank_fields")
 _TEI_RERANK = ("query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction", "model")
 _TEI_PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction", "model")
-_VLLM = ("model", "text_1", "text_2", "use_activation", "priority", "user", "encoding_format")
+_VLLM = ("model", "text_1", "text_2", "use_activation", "late_interaction", "priority", "user", "encoding_format")
 
 
 def read_cohere(body: dict[str, Any], names: ServedNames, version: int) -> ScoresRequest:
@@ -189,31 +191,43 @@ def read_tei_predict(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
 
 
 def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
-    """A body of vLLM's /score: text_1 and text_2 are texts or lists, of which one may have a single text."""
+    """A body of vLLM's /score: text_1 and text_2 are texts or lists, of which one may have a single text.
+
+    late_interaction, of our own: whether the model must be an embedding model (true) or a reranker (false).
+    """
     check_fields(body, _VLLM)
+    late = body.get("late_interaction")
+    model = _read_model(
+        body, names, None if late is None else "embed" if read_flag(body, "late_interaction") else "score"
+    )
     sides = []
     for name in ("text_1", "text_2"):
         given = body.get(name)
         sides.append(_encode(read_list([given] if isinstance(given, str) else given, name), name))
     queries, texts = sides
-    if len(queries) == 1:
-        queries = queries * len(texts)
-    elif len(texts) == 1:
-        texts = texts * len(queries)
-    if len(queries) != len(texts):
+    if len(queries) != len(texts) and 1 not in (len(queries), len(texts)):
         raise BadRequest(f"text_1 has {len(queries)} texts, but text_2 has {len(texts)}", "text_2")
+    if model.served.task == "embed":
+        return ScoresRequest(texts, queries, model)
+    rows = max(len(queries), len(texts))
+    queries, texts = (side * (rows // len(side)) for side in (queries, texts))
     options: dict[str, str | int] = {}
     if not read_flag(body, "use_activation", default=True):
         options["activation"] = "none"
-    return ScoresRequest(texts, queries, _read_model(body, names), options)
+    return ScoresRequest(texts, queries, model, options)
 
 
-def _read_model(body: dict[str, Any], names: ServedNames) -> ServedNames:
-    """The model of that name, or the first one that scores. Raises BadRequest."""
-    first = next((each for each in names.models if each.served.task == "score"), names)
+def _read_model(body: dict[str, Any], names: ServedNames, task: Task | None = "score") -> ServedNames:
+    """The model of that name, or the first one of a task. task: that it must have; None: any, first of all "score".
+
+    Raises BadRequest.
+    """
+    first = next((each for each in names.models if each.served.task == (task or "score")), names)
     found = find_model(body, names, first)
-    if found.served.task != "score":
+    if task == "score" != found.served.task:
         raise BadRequest(f"model: {found.model} embeds texts; it does not score pairs", "model")
+    if task == "embed" != found.served.task:
+        raise BadRequest(f"model: {found.model} scores pairs itself, without late_interaction", "model")
     return found
 
 
@@ -252,10 +266,19 @@ def _conversion(read: Callable[..., ScoresRequest]) -> Callable[..., Converted]:
     """read: a reader of this module."""
 
     def convert(body: bytes, names: dict[str, Any], **arguments: Any) -> Converted:
-        """info: the number of rows per message (counts), the Triton model, and what the answer needs (info)."""
+        """info: the number of rows per message (counts), the Triton model, and what the answer needs (info).
+
+        of_queries: for late interaction, how many messages are of the queries.
+        """
         asked = read(parse_object(body), ServedNames.from_json(names), **arguments)
-        requests = list(prepare_scores(asked))
         served = asked.model.served
+        if served.task == "embed" and asked.queries is not None:
+            queries = list(prepare_vectors(served, asked.queries, "query"))
+            requests = [*queries, *prepare_vectors(served, asked.texts, "passage")]
+            counts = [request.count for request in requests]
+            late = {"counts": counts, "model": served.name, "of_queries": len(queries), "info": asked.info}
+            return Converted(late, [request.message for request in requests])
+        requests = list(prepare_scores(asked))
         info = {
             "counts": [request.count for request in requests],
             "model": served.classify if asked.queries is None else served.name,

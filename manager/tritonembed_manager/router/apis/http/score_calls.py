@@ -1,7 +1,7 @@
 """Calls for scores over HTTP, whichever API they came over: what is asked, the requests to servers, and scores."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.late_interaction import score_late, without_token_vectors
 from tritonembed_manager.router.apis.http.vector_calls import send_all
 from tritonembed_manager.router.apis.http.vector_requests import MAX_BYTES, Prepared
 from tritonembed_manager.router.data import spaces
@@ -122,13 +123,23 @@ class ScoreCalls:
         """The scores for a request's body. kind: of the conversion. Raises BadRequest, DispatchError, ServerError."""
         async with self._bodies.read_chunks(request) as chunks:
             asked = await self._converter.convert(kind, chunks, names=self._names_json, **arguments)
-            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
-            metadata, caller = metadata_of(request.headers), http_caller(request)
-            answers = await send_all(self._dispatcher, requests, lambda _, answer: answer, metadata, caller)
-            table, tokens = _joined(answers, asked.info["counts"])
             names = self._names.of_part(asked.info["model"]) or self._names
+            counts = asked.info["counts"]
+            requests = list(map(Prepared, asked.messages, counts))
+            metadata, caller = metadata_of(request.headers), http_caller(request)
+
+            async def send(some: Sequence[Prepared]) -> list[bytes]:
+                return await send_all(self._dispatcher, some, lambda _, answer: answer, metadata, caller)
+
+            labels: tuple[str, ...] = ()
+            if (of_queries := asked.info.get("of_queries")) is not None:
+                with without_token_vectors(names.model):
+                    table, tokens, answers = await score_late(send, requests, of_queries)
+            else:
+                answers = await send(requests)
+                table, tokens = _joined(answers, counts)
+                labels = await self._labels_of(asked.info["model"], table.shape[1])
             found = {spaces.in_answer(answer) for answer in answers}
-            labels = await self._labels_of(asked.info["model"], table.shape[1])
             texts = [text for message in asked.messages for text in _texts_of(message)]
             yield Scores(table, tokens, asked.info["info"], texts, names.model, labels, spaces.headers_of(found))
 

@@ -11,6 +11,7 @@ from tritonclient.utils import deserialize_bytes_tensor
 
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.framing import frame
 from tritonembed_protocol.served import FIRST_OF_TASK, ServedModel
 
 NAMES = ServedNames((MODEL,), served=FIRST_OF_TASK["score"])
@@ -191,3 +192,83 @@ async def test_an_embedding_model_says_what_it_does(dispatcher):
         answer = await ask(serving, "/v1/rerank", query="q", documents=["7"])
         assert answer.body["model"] == "ranker"
         assert dispatcher.requests[0].model_name == "ranker"
+
+
+TOKEN_MODEL = ServedNames(("colbert",), more=(ServedNames(("ranker",), served=ServedModel("ranker", "score")),))
+
+
+def vectors_of(text, kind):
+    """A vector for each word, other ones for queries."""
+    seed = [len(kind), *text.encode()]
+    return np.random.default_rng(seed).standard_normal((len(text.split()), 4)).astype("<f4")
+
+
+def by_tokens(request):
+    texts = inputs_of(request)["text"]
+    found = [vectors_of(text, request.parameters["input_type"].string_param) for text in texts]
+    answer = service_pb2.ModelInferResponse(model_name="embedding", model_version="1")
+    elements = [np.int32(len(rows)).tobytes() + rows.tobytes() for rows in found]
+    answer.outputs.add(name="multi_vector", datatype="BYTES", shape=(len(texts), 1))
+    answer.outputs.add(name="num_tokens", datatype="INT32", shape=(len(texts), 1))
+    answer.raw_output_contents.extend([frame(elements), np.array([len(rows) for rows in found], "<i4").tobytes()])
+    return answer
+
+
+def late(query, text):
+    """MaxSim, written out."""
+    total = 0.0
+    for own in vectors_of(query, "query"):
+        total += max((float(own @ other) for other in vectors_of(text, "passage")), default=0.0)
+    return total
+
+
+@pytest.fixture
+async def colbert(dispatcher):
+    dispatcher.answer = by_tokens
+    async with running(dispatcher, names=TOKEN_MODEL) as found:
+        yield found
+
+
+MANY = [f"word {number} and {number % 7}" for number in range(70)]
+
+
+@pytest.mark.parametrize(
+    ("queries", "texts"),
+    [("a b", ["c d e", "", "f"]), (["a b", "c"], "d e"), (["a b", "c"], ["d", "e f"]), ("a", MANY), (MANY, MANY[::-1])],
+)
+async def test_vllms_score_of_a_model_with_token_vectors_is_maxsim(colbert, dispatcher, queries, texts):
+    answer = await ask(colbert, "/score", model="colbert", text_1=queries, text_2=texts)
+    assert answer.status == 200
+    ours, theirs = ([side] if isinstance(side, str) else side for side in (queries, texts))
+    count = max(len(ours), len(theirs))
+    pairs = zip(ours * (count // len(ours)), theirs * (count // len(theirs)), strict=True)
+    wanted = [late(*pair) for pair in pairs]
+    assert [one["index"] for one in answer.body["data"]] == list(range(count))
+    np.testing.assert_allclose([one["score"] for one in answer.body["data"]], wanted, atol=1e-5)
+    words = sum(len(text.split()) for text in [*ours, *theirs])
+    assert (answer.body["model"], answer.body["usage"]["total_tokens"]) == ("colbert", words)
+    assert {request.parameters["outputs"].string_param for request in dispatcher.requests} == {"multi_vector"}
+
+
+async def test_late_interaction_chooses_among_models(colbert, dispatcher):
+    found = await ask(colbert, "/score", text_1="a", text_2="b", late_interaction=True)
+    assert found.body["data"][0]["score"] == pytest.approx(late("a", "b"), abs=1e-5)
+    dispatcher.answer = lambda request: scored([[1.0]], [2])
+    dispatcher.answers["ModelConfig"] = service_pb2.ModelConfigResponse()
+    assert (await ask(colbert, "/score", text_1="a", text_2="b")).body["model"] == "ranker"
+    for body, reason in (
+        ({"model": "ranker", "late_interaction": True}, "model: ranker scores pairs itself, without late_interaction"),
+        ({"model": "colbert", "late_interaction": False}, "model: colbert embeds texts; it does not score pairs"),
+        ({"late_interaction": 1}, "late_interaction must be true or false"),
+    ):
+        refused = await ask(colbert, "/score", text_1="a", text_2="b", **body)
+        assert (refused.status, refused.body["error"]["message"]) == (400, reason)
+
+
+async def test_a_model_without_token_vectors_is_refused_in_a_line(colbert, dispatcher):
+    error = DispatchError(grpc.StatusCode.INVALID_ARGUMENT, "outputs: the model gives dense, not multi_vector")
+    dispatcher.failure = error
+    answer = await ask(colbert, "/score", model="colbert", text_1="a", text_2="b")
+    assert answer.status == 400
+    wanted = "model: colbert gives no vectors of tokens; /score needs these, or a reranker"
+    assert answer.body["error"]["message"] == wanted
