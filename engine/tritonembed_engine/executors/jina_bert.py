@@ -133,7 +133,9 @@ def load_jina_bert(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) 
     with torch.device("meta"):
         expected = {name: value.shape for name, value in JinaBert(config).state_dict().items()}
     state = {name.removeprefix("bert."): value for file in checkpoint_files(folder) for name, value in tensors_of(file)}
-    used = {name: value for name, value in state.items() if not any(f".{part}" in f".{name}" for part in UNUSED)}
+    # linear.weight: of jina-colbert, for which `token_heads` reads it.
+    without = (*UNUSED, "linear.weight")
+    used = {name: value for name, value in state.items() if not any(f".{part}" in f".{name}" for part in without)}
     info = {
         "missing_keys": expected.keys() - used.keys(),
         "mismatched_keys": [(name,) for name, shape in expected.items() if name in used and used[name].shape != shape],

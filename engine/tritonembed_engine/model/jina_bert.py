@@ -16,8 +16,9 @@ _OTHER_CODE = "qk-post-norm"
 
 
 def is_jina_bert(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is one of JinaBERT v2."""
-    return any(str(name).startswith("JinaBert") for name in config.get("architectures") or ())
+    """Whether config.json is one of JinaBERT v2. jina-colbert-v1 names its class among the hub's code alone."""
+    code = [str(one).rpartition(".")[2] for one in dict(config.get("auto_map") or {}).values()]
+    return any(str(name).startswith("JinaBert") for name in [*(config.get("architectures") or ()), *code])
 
 
 def check_jina_bert(name: str, config: Mapping[str, Any]) -> None:

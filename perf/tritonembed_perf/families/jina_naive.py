@@ -37,22 +37,28 @@ class NaiveJinaBert(PreTrainedModel):  # type: ignore[misc]
         model.tensors = {name: value.double() for name, value in load_file(Path(folder) / "model.safetensors").items()}
         return model.eval()
 
-    def forward(self, input_ids: torch.Tensor, **_: Any) -> BaseModelOutput:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **_: Any) -> BaseModelOutput:
         """One text."""
         assert len(input_ids) == 1
-        return BaseModelOutput(last_hidden_state=naive_hidden(self.tensors, self.config, input_ids[0]).float()[None])
+        hidden = naive_hidden(self.tensors, self.config, input_ids[0], attention_mask[0] != 0)
+        return BaseModelOutput(last_hidden_state=hidden.float()[None])
 
 
-def naive_hidden(tensors: dict[str, torch.Tensor], config: Any, ids: torch.Tensor) -> torch.Tensor:
-    """The last hidden state of one text, float64 [tokens, width]. tensors: float64, by name. ids: [tokens]."""
+def naive_hidden(
+    tensors: dict[str, torch.Tensor], config: Any, ids: torch.Tensor, seen: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The last hidden state of one text, float64 [tokens, width]. tensors: float64, by name. ids: [tokens]. seen: bool
+    [tokens], the tokens that others attend to; None: all."""
     words, kinds = (tensors[f"embeddings.{name}_embeddings.weight"] for name in ("word", "token_type"))
     hidden = _norm(tensors, "embeddings.LayerNorm", words[ids] + kinds[0], config)
     for number in range(config.num_hidden_layers):
-        hidden = _layer(tensors, f"encoder.layer.{number}", hidden, config)
+        hidden = _layer(tensors, f"encoder.layer.{number}", hidden, config, seen)
     return hidden
 
 
-def _layer(tensors: dict[str, torch.Tensor], layer: str, hidden: torch.Tensor, config: Any) -> torch.Tensor:
+def _layer(
+    tensors: dict[str, torch.Tensor], layer: str, hidden: torch.Tensor, config: Any, seen: torch.Tensor | None
+) -> torch.Tensor:
     heads, tokens = config.num_attention_heads, len(hidden)
     size = config.hidden_size // heads
     query, key, value = (
@@ -64,7 +70,10 @@ def _layer(tensors: dict[str, torch.Tensor], layer: str, hidden: torch.Tensor, c
         for token in range(tokens):
             scores = key[:, own] @ query[token, own] / size**0.5
             distance = (torch.arange(tokens) - token).abs()
-            mixed[token, own] = torch.softmax(scores - naive_slope(head, heads) * distance, dim=0) @ value[:, own]
+            scores -= naive_slope(head, heads) * distance
+            if seen is not None:
+                scores[~seen] = float("-inf")
+            mixed[token, own] = torch.softmax(scores, dim=0) @ value[:, own]
     attended = _linear(tensors, f"{layer}.attention.output.dense", mixed) + hidden
     hidden = _norm(tensors, f"{layer}.attention.output.LayerNorm", attended, config)
     both = hidden @ tensors[f"{layer}.mlp.gated_layers.weight"].T

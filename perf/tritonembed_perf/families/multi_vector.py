@@ -1,15 +1,18 @@
 """Multi-vector models (ColBERT): the layouts of Stanford's code, PyLate and sentence-transformers 6."""
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tritonembed_perf.families import jina_naive
 from tritonembed_perf.families.bert import WIDTH, bert
+from tritonembed_perf.families.jina_v2 import jina
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import xlm_roberta
 from tritonembed_perf.families.sentence import Module, dense, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, write_json
+from tritonembed_perf.families.writing import Model, edit_json, write_json
 
 FAMILY = "ColBERT"
 MULTI_VECTOR = "multi_vector"
@@ -90,6 +93,35 @@ def colbert_hf_xlmr(folder: Path) -> None:
     model.state["embeddings.word_embeddings.weight"] = torch.cat([table, more])
     markers = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
     write_stanford(folder, model, "roberta.", query_maxlen=32, attend_to_mask_tokens=True, **markers)
+
+
+def _jina_v1() -> Model:
+    """jina-colbert-v1: JinaBERT, which only the names of the hub's code tell."""
+    return jina(model_max_length=64)
+
+
+def _naive_jina_v1(folder: Path) -> None:
+    """The same weights with code in the folder."""
+    write_stanford(folder, _jina_v1(), "", **JINA_SETTINGS)
+    shutil.copy(jina_naive.__file__, folder / "jina_naive.py")
+    code = {"AutoConfig": "jina_naive.NaiveConfig", "AutoModel": "jina_naive.NaiveJinaBert"}
+    edit_json(folder / "config.json", model_type="naive-jina-bert", auto_map=code)
+
+
+JINA_SETTINGS: dict[str, Any] = {"query_maxlen": 32, "doc_maxlen": 48}
+
+
+@case(FAMILY, output=MULTI_VECTOR, reference=_naive_jina_v1, reference_code=True)
+def colbert_jina_v1(folder: Path) -> None:
+    write_stanford(folder, _jina_v1(), "bert.", **JINA_SETTINGS)
+
+
+@case(FAMILY, output=MULTI_VECTOR, must_refuse=True)
+def colbert_jina_v2(folder: Path) -> None:
+    """XLM-R with rotary positions, which is the hub's code."""
+    code = "jinaai/xlm-roberta-flash-implementation--modeling_xlm_roberta.XLMRobertaModel"
+    model = xlm_roberta(position_embedding_type="rotary", auto_map={"AutoModel": code})
+    write_stanford(folder, model, "roberta.", query_maxlen=32, attend_to_mask_tokens=True)
 
 
 @case(FAMILY, output=MULTI_VECTOR)

@@ -39,7 +39,14 @@ TEXTS = [
     "naïve 😀 " * 9,
     "river " * 99,
 ]
-CASES = ("colbert_hf", "colbert_pylate", "colbert_modernbert", "colbert_two_dense", "colbert_st6_min")
+CASES = (
+    "colbert_hf",
+    "colbert_pylate",
+    "colbert_modernbert",
+    "colbert_two_dense",
+    "colbert_st6_min",
+    "colbert_jina_v1",
+)
 
 
 def written(folder: Path, name: str) -> ModelFiles:
@@ -60,7 +67,13 @@ def test_token_vectors_are_sentence_transformers(tmp_path: Path, name: str) -> N
 
     files = written(tmp_path, name)
     executor, choice, tokenizer = executor_of(files), TokenChoice(files), TextTokenizer(files)
-    theirs: Any = MultiVectorEncoder(str(tmp_path), device="cpu")
+    folder = tmp_path
+    if reference := load_cases()[name].reference:
+        # The same weights with code in the folder.
+        folder = tmp_path / "reference"
+        folder.mkdir()
+        reference(folder)
+    theirs: Any = MultiVectorEncoder(str(folder), device="cpu", trust_remote_code=folder != tmp_path)
     for kind, encode in ((None, theirs.encode), ("query", theirs.encode_query), ("passage", theirs.encode_document)):
         parameters = EmbedParameters(input_type=kind)
         [answer] = tokenizer.encode_requests([([text.encode() for text in TEXTS], parameters)])
@@ -112,6 +125,11 @@ def test_settings_that_can_not_be_followed_are_refused(tmp_path: Path, changes: 
     edit_json(tmp_path / "sentence_bert_config.json", **changes)
     with pytest.raises(ModelError, match=problem):
         read_model_files(str(tmp_path))
+
+
+def test_the_hubs_xlm_r_with_rotary_positions_is_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^\S+: XLM-R with rotary positions .* is not served$"):
+        written(tmp_path, "colbert_jina_v2")
 
 
 def test_modules_of_another_kind_are_refused(tmp_path: Path) -> None:
