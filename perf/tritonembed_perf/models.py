@@ -26,6 +26,20 @@ BERT_SHAPES: dict[str, dict[str, Any]] = {
     "bert-base-calm": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072, "weight_std": 0.02},
 }
 
+ENCODERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "xlm-roberta-large": (
+        "XLMRoberta",
+        {"layers": 24, "hidden": 1024, "heads": 16, "intermediate": 4096},
+        {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "modernbert-base": (
+        "ModernBert",
+        {"layers": 22, "hidden": 768, "heads": 12, "intermediate": 1152},
+        {"vocab_size": 50_368, "pad_token_id": 0},
+    ),
+}
+"""Larger shapes: transformers' name of the family, sizes, and what its configuration has beside them."""
+
 WEIGHT_STD = 0.06
 """Standard deviation of the weights. The usual 0.02 makes the vectors of all texts nearly the same."""
 
@@ -102,23 +116,44 @@ def write_bert(folder: str | Path, **options: "Unpack[Options]") -> Path:
 
 
 def write_preset(name: str, folder: str | Path, seed: int = 0) -> Path:
-    """Write a model of BERT_SHAPES. Returns the folder."""
-    return write_bert(folder, **BERT_SHAPES[name], seed=seed)
+    """Write a model of BERT_SHAPES or ENCODERS. Returns the folder."""
+    if name in BERT_SHAPES:
+        return write_bert(folder, **BERT_SHAPES[name], seed=seed)
+    import transformers
+
+    family, sizes, _ = ENCODERS[name]
+    chosen: Options = {**SMALL, **BERT, **sizes, "seed": seed}  # type: ignore[typeddict-item]
+    tokenizer = Tokenizer.from_file(str(BERT_TOKENIZER))
+    return write_model(
+        Path(folder), getattr(transformers, f"{family}Model"), _config(name), tokenizer, _BERT_TOKENS, chosen
+    )
 
 
 def write_reranker(name: str, folder: Path, seed: int = 0) -> Path:
-    """Write a reranker with one label, of a shape of BERT_SHAPES. Returns the folder."""
+    """Write a reranker with one label, of a shape of BERT_SHAPES or ENCODERS. Returns the folder."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
 
-    chosen: Any = {**SMALL, **BERT, **BERT_SHAPES[name]}
-    config = BertConfig(**shape(chosen), initializer_range=chosen["weight_std"] or WEIGHT_STD, num_labels=1)
+    family = ENCODERS[name][0] if name in ENCODERS else "Bert"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        BertForSequenceClassification(config).save_pretrained(folder)
+        getattr(transformers, f"{family}ForSequenceClassification")(_config(name, num_labels=1)).save_pretrained(folder)
     Tokenizer.from_file(str(BERT_TOKENIZER)).save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {**_BERT_TOKENS, "model_max_length": chosen["max_length"]})
+    tokens = {**_BERT_TOKENS, "model_max_length": BERT["max_length"]}
+    # transformers' BERT tokenizer would give the second text of a pair the type 1, which these families lack.
+    tokens |= {"model_input_names": ["input_ids", "attention_mask"]} if name in ENCODERS else {}
+    write_json(folder / "tokenizer_config.json", tokens)
     return folder
+
+
+def _config(name: str, **more: Any) -> Any:
+    import transformers
+
+    family, sizes, given = ENCODERS.get(name, ("Bert", BERT_SHAPES.get(name, {}), {}))
+    chosen: Any = {**SMALL, **BERT, **sizes}
+    # Deep models of random weights amplify rounding with more than transformers' own 0.02.
+    deviation = chosen["weight_std"] or (0.02 if name in ENCODERS else WEIGHT_STD)
+    return getattr(transformers, f"{family}Config")(**shape(chosen), **given, initializer_range=deviation, **more)
 
 
 def cached_preset(name: str, cache: Path | None = None) -> Path:
@@ -212,7 +247,7 @@ def write_json(path: Path, value: Any) -> None:
 def main() -> None:
     """The command: which model, and the folder to write."""
     parser = argparse.ArgumentParser(prog="python -m tritonembed_perf.models", description="Write a random model.")
-    parser.add_argument("preset", choices=BERT_SHAPES)
+    parser.add_argument("preset", choices=[*BERT_SHAPES, *ENCODERS])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--reranker", action="store_true", help="a reranker of this shape instead of an embedder")

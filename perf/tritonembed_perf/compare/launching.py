@@ -8,11 +8,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Protocol
 
 import psutil  # type: ignore[import-untyped]
 
-from tritonembed_manager.tune.loadgen.load import RequestFailedError
-from tritonembed_perf.loadgen.protocols import WireProtocol, WrongAnswerError
+from tritonembed_manager.tune.loadgen.load import RequestFailedError, Sender
+from tritonembed_perf.loadgen.protocols import WrongAnswerError
 from tritonembed_perf.signals import deferred_signals
 
 START_LIMIT_S = 900.0
@@ -26,9 +27,22 @@ class CannotRunError(Exception):
     """Why a peer has no figures: one line for the table."""
 
 
+class Questions(Protocol):
+    """The part of a WireProtocol that tells whether a server answers."""
+
+    def sender(self) -> Sender:
+        """How payloads reach the server."""
+
+    def encode(self, texts: Sequence[str]) -> bytes:
+        """A request's payload."""
+
+    def decode(self, answer: bytes, sentences: int) -> Any:
+        """Raises WrongAnswerError or RequestFailedError."""
+
+
 @contextmanager
 def launched(
-    command: Sequence[str], environment: Mapping[str, str], protocol: WireProtocol, log_path: Path
+    command: Sequence[str], environment: Mapping[str, str], protocol: Questions, log_path: Path
 ) -> Iterator[None]:
     """Run the command until the end of the block, which begins once a text has been embedded.
 
@@ -60,7 +74,7 @@ def launched(
                 _stop(process)
 
 
-async def _answers(protocol: WireProtocol) -> bool:
+async def _answers(protocol: Questions) -> bool:
     transport = protocol.sender().open(1, ATTEMPT_S)
     try:
         protocol.decode(await transport.send(protocol.encode(["ready?"]), 0), 1)
