@@ -15,25 +15,33 @@ WEIGHT = np.dtype([("id", "<i4"), ("weight", "<f4")])
 class Ragged:
     """The rows of all sentences, in order. counts: int64 [sentences], the rows of each.
 
-    rows: WEIGHT [rows], or float32 [rows, dimensions].
+    rows: WEIGHT [rows], or float32 [rows, dimensions]. norms: float32 [rows], if the rows are vectors that were divided
+    by their lengths: the lengths.
     """
 
     counts: npt.NDArray[np.int64]
     rows: npt.NDArray[Any]
+    norms: npt.NDArray[np.float32] | None = None
 
     def cut(self, start: int, stop: int) -> "Ragged":
         """The rows of sentences start to stop (exclusive), without a copy."""
         if stop - start == len(self.counts):
             return self
         first, last = int(self.counts[:start].sum()), int(self.counts[:stop].sum())
-        return Ragged(self.counts[start:stop], self.rows[first:last])
+        norms = None if self.norms is None else self.norms[first:last]
+        return Ragged(self.counts[start:stop], self.rows[first:last], norms)
 
     @classmethod
     def concatenate(cls, parts: "Sequence[Ragged]") -> "Ragged":
         """All sentences of all parts; of a single part no copy is made."""
         if len(parts) == 1:
             return parts[0]
-        return cls(np.concatenate([part.counts for part in parts]), np.concatenate([part.rows for part in parts]))
+        norms = [part.norms for part in parts if part.norms is not None]
+        return cls(
+            np.concatenate([part.counts for part in parts]),
+            np.concatenate([part.rows for part in parts]),
+            np.concatenate(norms) if norms else None,
+        )
 
     def bounds(self) -> list[tuple[int, int]]:
         """Per sentence, its first row and the one after its last."""
@@ -42,7 +50,9 @@ class Ragged:
 
     def is_finite(self) -> bool:
         """Whether all numbers are."""
-        numbers = self.rows["weight"] if self.rows.dtype == WEIGHT else self.rows
+        numbers = self.norms
+        if numbers is None:
+            numbers = self.rows["weight"] if self.rows.dtype == WEIGHT else self.rows
         return bool(np.isfinite(numbers).all())
 
 

@@ -45,8 +45,12 @@ def multi_vector_elements(found: Ragged, parameters: EmbedParameters, model_norm
     model_normalizes: whether the model's own vectors have length 1.
     """
     unit = vectors.wants_unit_length(parameters, model_normalizes)
-    rows = vectors.normalized(found.rows) if unit else found.rows
+    rows = found.rows
+    if unit and found.norms is None:
+        rows = vectors.normalized(rows)
+    elif not unit and found.norms is not None:
+        rows = rows * found.norms[:, None]
     encoded = vectors.finish(rows, parameters, unit)
-    data = np.ascontiguousarray(encoded, encoded.dtype.newbyteorder("<")).tobytes()
-    width = encoded.shape[1] * encoded.dtype.itemsize
-    return [np.int32(stop - start).tobytes() + data[start * width : stop * width] for start, stop in found.bounds()]
+    data = np.ascontiguousarray(encoded, encoded.dtype.newbyteorder("<"))
+    # One copy, from the array: a batch may hold 100 MB.
+    return [b"".join((np.int32(stop - start).tobytes(), data[start:stop].data)) for start, stop in found.bounds()]

@@ -30,9 +30,14 @@ def build_scheduler(llm: "LLM", settings: ModelSettings, files: "ModelFiles", de
     )
 
 
-def heads_of(files: "ModelFiles", device: "torch.device | str" = "cpu") -> TokenHeads:
-    """The model's outputs per token. Raises ModelError if their weights can't be read."""
-    return TokenHeads(files.token_outputs, files.hidden_size, device, files.transformer)
+def heads_of(
+    files: "ModelFiles", device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+) -> TokenHeads:
+    """The model's outputs per token. dtype: of the products; None: float32.
+
+    Raises ModelError if their weights can't be read.
+    """
+    return TokenHeads(files.token_outputs, files.hidden_size, device, files.transformer, dtype)
 
 
 def build_direct_on_cpu(model: "OpenModel", files: "ModelFiles", max_batch_tokens: int) -> "DirectExecutor":
@@ -60,7 +65,7 @@ def build_direct_on_gpu(
         files.pooling,
         Steps(files.steps, model.device),
         files.padding_id,
-        heads_of(files, model.device),
+        heads_of(files, model.device, model.dtype),
     )
 
 

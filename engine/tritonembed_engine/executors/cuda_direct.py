@@ -20,7 +20,7 @@ from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
 from tritonembed_engine.executors.graphs import Bucket, CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import Pooler, segment_mean
 from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
-from tritonembed_engine.executors.token_heads import TokenHeads
+from tritonembed_engine.executors.token_heads import Computed, TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.bert import install_kernels
@@ -78,6 +78,10 @@ class CudaDirectExecutor:
         rows = max_batch_sentences + max_batch_tokens // lengths[0] + 1
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
+        if self._heads.names:
+            # What the heads read: a graph's own memory is used again within it.
+            states = max_batch_tokens, self._heads.hidden_size
+            self._states = torch.zeros(states, dtype=model.dtype, device=model.device)
         self._stages = Stages(Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth))
         self._longest = max_length
         self.graphs: list[CapturedGraph] = []
@@ -116,60 +120,37 @@ class CudaDirectExecutor:
         spans: Spans | None = None,
         choices: Choices | None = None,
     ) -> Pending:
-        """Start the forward pass of a batch; with `spans` or `choices`, wait for it."""
+        """Start the forward pass of a batch; with `spans`, wait for it."""
         stage = self._stages.take()
         try:
-            if choices:
-                ready = self._with_tokens(sentences, stage, skips, spans, choices)
-                self._stages.give_back(stage)
-                return ready
             if spans is None:
-                done, pooled = self._launch(sentences, stage, skips)
-                return _Answer(stage, len(sentences), done, self._stages, pooled)
-            vectors = self._pool_spans(sentences, stage, spans)
+                done, pooled, computed = self._launch(sentences, stage, skips, choices or {})
+                return _Answer(stage, len(sentences), done, self._stages, pooled, computed, self._copy)
+            ready = self._pool_spans(sentences, stage, spans, choices or {})
         except BaseException:
             self._stages.give_back(stage)
             raise
         self._stages.give_back(stage)
-        return Ready(vectors)
+        return ready
 
-    def _with_tokens(
-        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None, spans: Spans | None, choices: Choices
-    ) -> Pending:
-        """The vectors and the outputs per token, whose size no stage has room for, and which no graph computes."""
-        batch = flatten(sentences, self._padding_id)
-        packed = stage.fill(batch, len(sentences))
-        begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
-        with torch.cuda.stream(self._compute):
-            self._buffer[: len(packed)].copy_(packed, non_blocking=True)
-            inputs = Inputs(self._buffer, len(sentences), batch.tokens)
-            hidden = self._forward(inputs, batch.longest)
-            if spans is not None:
-                pooled = self._pooler.of_spans(hidden, spans.places(sentences.lengths))
-            else:
-                pooled = self._pooler(hidden, inputs.cu_seqlens, begins)
-            token_outputs = self._heads(hidden, sentences, choices)
-            return Ready(pooled.cpu().numpy(), token_outputs)
-
-    def _pool_spans(self, sentences: TokenIds, stage: Stage, spans: Spans) -> npt.NDArray[np.float32]:
-        """float32 [spans, dimensions]. There can be more spans than a stage has room for, and no graph pools them."""
+    def _pool_spans(self, sentences: TokenIds, stage: Stage, spans: Spans, choices: Choices) -> Ready:
+        """Vectors [spans, dimensions]. There can be more spans than a stage has room for, and no graph pools them."""
         batch = flatten(sentences, self._padding_id)
         packed = stage.fill(batch, len(sentences))
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             hidden = self._forward(Inputs(self._buffer, len(sentences), batch.tokens), batch.longest)
+            pooled = self._pooler.of_spans(hidden, spans.places(sentences.lengths))
             # The copy to the host waits for the stream.
-            vectors: npt.NDArray[np.float32] = (
-                self._pooler.of_spans(hidden, spans.places(sentences.lengths)).cpu().numpy()
-            )
-        return vectors
+            return Ready(pooled.cpu().numpy(), self._heads(hidden, sentences, choices))
 
     def _launch(
-        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None
-    ) -> tuple[torch.cuda.Event, torch.Tensor]:
-        """The event after which the stage has the answer, and the tensor from which it is copied."""
+        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None, choices: Choices
+    ) -> tuple[torch.cuda.Event, torch.Tensor, dict[str, Computed]]:
+        """The event after which the stage has the answer, the tensor from which it is copied, and the outputs per
+        token, which are copied then, too."""
         batch = flatten(sentences, self._padding_id)
-        count, longest = len(sentences), batch.longest
+        count, longest, tokens = len(sentences), batch.longest, batch.tokens
         done = stage.done(count)
         # A graph pools whole sentences.
         begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
@@ -180,18 +161,24 @@ class CudaDirectExecutor:
         packed = stage.fill(batch, graph.bucket.rows if graph else count)
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
-            if graph:
+            pooled = (
+                graph.replay()[:count] if graph else self._run(Inputs(self._buffer, count, tokens), longest, begins)
+            )
+            computed = self._heads.start(self._states[:tokens], sentences, choices) if choices else {}
+            if graph and not computed:
                 # On the same stream: the answer is small, and the next replay has to wait for this copy.
-                pooled = graph.replay()[:count]
                 stage.answer[:count].copy_(pooled, non_blocking=True)
                 done.record()
-                return done, pooled
-            pooled = self._run(Inputs(self._buffer, count, batch.tokens), longest, begins)
+                return done, pooled, computed
+            if graph:
+                pooled = pooled.clone()
         self._copy.wait_stream(self._compute)
         with torch.cuda.stream(self._copy):
             stage.answer[:count].copy_(pooled, non_blocking=True)
+            for output in computed.values():
+                output.copy()
             done.record()
-        return done, pooled
+        return done, pooled, computed
 
     def explain(self, error: Exception) -> EmbedError:
         """See `faults`."""
@@ -210,7 +197,10 @@ class CudaDirectExecutor:
 
     def _run(self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None) -> torch.Tensor:
         """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU."""
-        return self._pooler(self._forward(inputs, longest), inputs.cu_seqlens, begins)
+        hidden = self._forward(inputs, longest)
+        if self._heads.names:
+            self._states[: len(hidden)].copy_(hidden)
+        return self._pooler(hidden, inputs.cu_seqlens, begins)
 
     def _forward(self, inputs: Inputs, longest: int) -> torch.Tensor:
         """Hidden states [tokens, hidden size]."""
@@ -223,7 +213,16 @@ class CudaDirectExecutor:
 
 
 class _Answer:
-    def __init__(self, stage: Stage, count: int, done: torch.cuda.Event, stages: Stages, source: torch.Tensor) -> None:
+    def __init__(
+        self,
+        stage: Stage,
+        count: int,
+        done: torch.cuda.Event,
+        stages: Stages,
+        source: torch.Tensor,
+        computed: dict[str, Computed],
+        copies: torch.cuda.Stream,
+    ) -> None:
         self._stage = stage
         self._count = count
         self._done = done
@@ -231,13 +230,20 @@ class _Answer:
         # Kept until the copy is done: else the next batch could take its memory. `record_stream` would prevent that
         # too, but it calls CUDA when the tensor is freed, and an error there ends the process.
         self._source = source
+        self._computed = computed
+        self._copies = copies
         self.token_outputs = NO_TOKEN_OUTPUTS
 
+    @torch.inference_mode()
     def result(self) -> npt.NDArray[np.float32]:
         """Wait for the GPU, then copy, because the stage is used again. To be called once."""
         try:
             self._done.synchronize()
             answer: npt.NDArray[np.float32] = self._stage.answer[: self._count].numpy().copy()
+            if self._computed:
+                # Not on the stream of the next batch.
+                with torch.cuda.stream(self._copies):
+                    self.token_outputs = {name: output.rows() for name, output in self._computed.items()}
             return answer
         finally:
             self._stages.give_back(self._stage)

@@ -24,20 +24,30 @@ from tritonembed_engine.token_ids import TokenIds
 from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
 _STANFORDS = "linear.weight"
-TOKENS_AT_ONCE = 512
-"""Tokens whose logits are in memory at once."""
-IDS_AT_ONCE = {"cpu": 1024}
-"""Ids of the vocabulary whose logits are computed at once: 2 MB of them, which a core's cache holds until the largest
-of each text is found. On other devices all ids are: 60 MB for a vocabulary of 30,522."""
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 4096}
+"""Tokens whose logits are in memory at once: on a GPU 250 MB of them for a vocabulary of 30,522, in 16 bits."""
+IDS_AT_ONCE = 1024
+"""Ids of the vocabulary whose logits a CPU computes at once: 2 MB of them, which a core's cache holds until the largest
+of each text is found. A GPU computes all."""
+
+
+class Computed(Protocol):
+    """An output on its way from the device to the host."""
+
+    def copy(self) -> None:
+        """Start the copy to the host, on the device's current stream."""
+
+    def rows(self) -> Ragged:
+        """The rows of each sentence, once the copy has ended. To be called once."""
 
 
 class Head(Protocol):
     """One output."""
 
-    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32], /) -> Ragged:
-        """The rows of each sentence, on the host.
+    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32], /) -> Computed:
+        """Start to compute it.
 
-        hidden: float32 [chosen tokens, hidden size]. counts: int64 [sentences]. ids: int32 [chosen tokens].
+        hidden: [chosen tokens, hidden size]. counts: int64 [sentences]. ids: int32 [chosen tokens].
         """
 
 
@@ -50,19 +60,23 @@ class TokenHeads:
         hidden_size: int,
         device: torch.device | str = "cpu",
         transformer: Path | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """Read the weights. Raises ModelError, which names the file, if they are missing or of another shape.
 
-        transformer: the folder with the weights of a masked language model.
+        transformer: the folder with the weights of a masked language model. dtype: of the products; None: float32.
         """
+        self.hidden_size = hidden_size
+        dtype = dtype or torch.float32
+        self._dtype = dtype
         self._heads: dict[str, Head] = {}
         if outputs.sparse is not None and outputs.sparse.file is not None:
-            self._heads[SPARSE] = _Weights(_linear(outputs.sparse.file, hidden_size, device, 1))
+            self._heads[SPARSE] = _Weights(_linear(outputs.sparse.file, hidden_size, device, dtype, 1))
         elif outputs.sparse is not None:
             assert transformer is not None
-            self._heads[SPARSE] = _Vocabulary(MlmHead(transformer, device), outputs.sparse)
+            self._heads[SPARSE] = _Vocabulary(MlmHead(transformer, device, dtype), outputs.sparse)
         if outputs.multi_vector is not None:
-            width, project = _projection(outputs.multi_vector, hidden_size, device, transformer)
+            width, project = _projection(outputs.multi_vector, hidden_size, device, transformer, dtype)
             self._heads[MULTI_VECTOR] = _Vectors(width, project)
 
     @classmethod
@@ -83,15 +97,52 @@ class TokenHeads:
 
     def __call__(self, hidden: torch.Tensor, sentences: TokenIds, choices: Choices) -> dict[str, Ragged]:
         """The outputs that `choices` names; waits for the device. hidden: [tokens, hidden size], of any type."""
+        computed = self.start(hidden, sentences, choices)
+        for output in computed.values():
+            output.copy()
+        if hidden.is_cuda:
+            torch.cuda.current_stream().synchronize()
+        return {name: output.rows() for name, output in computed.items()}
+
+    def start(self, hidden: torch.Tensor, sentences: TokenIds, choices: Choices) -> dict[str, Computed]:
+        """Start to compute the outputs that `choices` names. hidden: [tokens, hidden size], of any type."""
         starts = np.cumsum(sentences.lengths, dtype=np.int64) - sentences.lengths
+        hidden = hidden.to(self._dtype)
         found = {}
         for name, chosen in choices.items():
             counts = np.add.reduceat(chosen, starts, dtype=np.int64)
             states = hidden
             if not chosen.all():
-                states = hidden[torch.from_numpy(np.flatnonzero(chosen)).to(hidden.device)]
-            found[name] = self._heads[name](states.float(), counts, sentences.ids[chosen])
+                states = hidden[_to_device(np.flatnonzero(chosen), hidden.device)]
+            found[name] = self._heads[name](states, counts, sentences.ids[chosen])
         return found
+
+
+def _to_device(values: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
+    """Without a wait for the device: a copy from memory that is not pinned would wait for all that it has to do."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+class _Copied:
+    """Tensors whose sizes the host knows."""
+
+    def __init__(self, tensors: tuple[torch.Tensor, ...], build: Callable[..., Ragged]) -> None:
+        """build: of the tensors as arrays."""
+        self._tensors = tensors
+        self._build = build
+
+    def copy(self) -> None:
+        # Pinned memory is kept by torch for the next batch of this size.
+        self._host = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            if tensor.is_cuda
+            else tensor
+            for tensor in self._tensors
+        ]
+
+    def rows(self) -> Ragged:
+        return self._build(*(tensor.numpy() for tensor in self._host))
 
 
 class _Weights:
@@ -100,9 +151,9 @@ class _Weights:
     def __init__(self, linear: torch.nn.Linear) -> None:
         self._linear = linear
 
-    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> Ragged:
-        weights = torch.relu(self._linear(hidden)).flatten().cpu().numpy()
-        return heaviest_by_id(counts, ids, weights)
+    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32]) -> Computed:
+        weights = torch.relu(self._linear(hidden)).flatten().float()
+        return _Copied((weights,), partial(heaviest_by_id, counts, ids))
 
 
 class _Vocabulary:
@@ -113,30 +164,27 @@ class _Vocabulary:
         self._head = head
         self._output = output
 
-    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Ragged:
-        parts = [self._pooled(hidden[start:stop], lengths) for start, stop, lengths in _groups(counts)]
-        pooled = torch.cat(parts)
-        # Not a number must not vanish here: the engine refuses it.
-        kept = (pooled > 0) | pooled.isnan()
-        _, ids = kept.nonzero(as_tuple=True)
-        weights = pooled[kept]
-        if self._output.pooling == "max":
-            # The activation is monotonic: that of the largest logit is the largest.
-            weights = self._activated(weights)
-        rows = np.empty(len(ids), WEIGHT)
-        rows["id"], rows["weight"] = ids.cpu().numpy(), weights.cpu().numpy()
-        return Ragged(kept.sum(1).cpu().numpy(), rows)
+    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Computed:
+        at_once = TOKENS_AT_ONCE[hidden.device.type]
+        parts = [self._pooled(hidden[start:stop], lengths) for start, stop, lengths in _groups(counts, at_once)]
+        # The activation is monotonic: that of the largest logit is the largest.
+        return _Heavy(torch.cat(parts), self._activated if self._output.pooling == "max" else torch.Tensor.float)
 
     def _pooled(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """float32 [sentences, vocabulary]; zeros for a sentence without tokens. Of `max`: before the activation."""
         states, size = self._head.transform(hidden), self._head.vocab_size
-        pooled = hidden.new_zeros((len(lengths), size), dtype=torch.float32)
-        step = IDS_AT_ONCE.get(hidden.device.type, size)
-        for first in range(0, size, step):
-            logits = self._head.logits(states, first, first + step)
+        if hidden.is_cuda:
+            logits = self._head.logits(states, 0, size)
             if self._output.pooling == "sum":
                 logits = self._activated(logits)
-            for row, piece in zip(pooled[:, first : first + step], logits.split(lengths), strict=True):
+            counts = _to_device(np.array(lengths, np.int64), hidden.device)
+            return torch.segment_reduce(logits, self._output.pooling, lengths=counts, unsafe=True)
+        pooled = hidden.new_zeros((len(lengths), size), dtype=torch.float32)
+        for first in range(0, size, IDS_AT_ONCE):
+            logits = self._head.logits(states, first, first + IDS_AT_ONCE)
+            if self._output.pooling == "sum":
+                logits = self._activated(logits)
+            for row, piece in zip(pooled[:, first : first + IDS_AT_ONCE], logits.split(lengths), strict=True):
                 if len(piece):
                     row.copy_(piece.sum(0) if self._output.pooling == "sum" else piece.amax(0))
         return pooled
@@ -148,13 +196,33 @@ class _Vocabulary:
         return values
 
 
-def _groups(counts: npt.NDArray[np.int64]) -> list[tuple[int, int, list[int]]]:
-    """Sentences of about TOKENS_AT_ONCE tokens: the first token, the one after the last, the tokens of each."""
+class _Heavy:
+    """The positive weights of a matrix [sentences, vocabulary], whose number only the device knows."""
+
+    def __init__(self, pooled: torch.Tensor, activated: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._pooled = pooled
+        self._activated = activated
+
+    def copy(self) -> None:
+        # Not a number must not vanish here: the engine refuses it.
+        self._kept = (self._pooled > 0) | self._pooled.isnan()
+        self._counts = self._kept.sum(1)
+
+    def rows(self) -> Ragged:
+        _, ids = self._kept.nonzero(as_tuple=True)
+        weights = self._activated(self._pooled[self._kept])
+        rows = np.empty(len(ids), WEIGHT)
+        rows["id"], rows["weight"] = ids.int().cpu().numpy(), weights.cpu().numpy()
+        return Ragged(self._counts.cpu().numpy(), rows)
+
+
+def _groups(counts: npt.NDArray[np.int64], at_once: int) -> list[tuple[int, int, list[int]]]:
+    """Sentences of about `at_once` tokens: the first token, the one after the last, the tokens of each."""
     groups: list[tuple[int, int, list[int]]] = []
     start = end = 0
     lengths: list[int] = []
     for count in counts.tolist():
-        if lengths and end + count - start > TOKENS_AT_ONCE:
+        if lengths and end + count - start > at_once:
             groups.append((start, end, lengths))
             start, lengths = end, []
         lengths.append(count)
@@ -169,31 +237,38 @@ class _Vectors:
         self._project = project
         self.dimensions = dimensions
 
-    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Ragged:
-        return Ragged(counts, self._project(hidden).cpu().numpy())
+    def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Computed:
+        found = self._project(hidden).float()
+        norms = torch.linalg.vector_norm(found, dim=1)
+        # The floor is torch.nn.functional.normalize's.
+        found = found / norms.clamp_min(1e-12)[:, None]
+        return _Copied((found, norms), lambda rows, lengths: Ragged(counts, rows, lengths))
 
 
 def _projection(
-    output: MultiVectorOutput, width: int, device: torch.device | str, transformer: Path | None
+    output: MultiVectorOutput, width: int, device: torch.device | str, transformer: Path | None, dtype: torch.dtype
 ) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
     """Dimensions of a token's vector, and what makes it of a hidden state. transformer: the folder of its weights."""
     if output.file is not None:
-        linear = _linear(output.file, width, device)
+        linear = _linear(output.file, width, device, dtype)
         return linear.out_features, linear
     if not output.in_checkpoint:
-        return output.steps[-1].out_width if output.steps else width, Steps(output.steps, device)
+        steps = Steps(output.steps, device)
+        return output.steps[-1].out_width if output.steps else width, lambda hidden: steps(hidden.float())
     assert transformer is not None
     for file in checkpoint_files(transformer):
         for name, tensor in tensors_of(file):
             if name == _STANFORDS:
-                weight = tensor.to(device=device, dtype=torch.float32)
+                weight = tensor.to(device=device, dtype=dtype)
                 if weight.dim() != 2 or weight.shape[1] != width:
                     raise ModelError(f"the model's weight {name} has not {width} columns")
                 return len(weight), partial(torch.nn.functional.linear, weight=weight)
     raise ModelError(f"the model's weights lack {_STANFORDS}")
 
 
-def _linear(file: Path, width: int, device: torch.device | str, out_width: int | None = None) -> torch.nn.Linear:
+def _linear(
+    file: Path, width: int, device: torch.device | str, dtype: torch.dtype, out_width: int | None = None
+) -> torch.nn.Linear:
     """A layer from a state dict of `weight` and `bias`. out_width: None: any."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
@@ -204,5 +279,5 @@ def _linear(file: Path, width: int, device: torch.device | str, out_width: int |
         raise ModelError(f"the weights in {file.name} are not those of a linear layer of {width} inputs") from None
     except Exception as error:
         raise ModelError(f"the weights in {file.name} can't be read ({type(error).__name__})") from None
-    linear.to(device=device, dtype=torch.float32).eval().requires_grad_(False)
+    linear.to(device=device, dtype=dtype).eval().requires_grad_(False)
     return linear

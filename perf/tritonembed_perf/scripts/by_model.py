@@ -19,12 +19,14 @@ from typer import Argument, Option
 
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.tune.loads import LoadShape
+from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.options import Loads, run_script
 from tritonembed_perf.reports import print_table
 from tritonembed_perf.server import RunningServer, running_server
 from tritonembed_perf.server_use import NO_ANSWER, query_gpus
 
+LOG_LENGTH = 800
 ONE_QUERY = LoadShape(50, 1, 1)
 EXECUTOR = re.compile(r"(\w+) executor: lowest cosine ([\d.]+) to the reference")
 
@@ -72,7 +74,10 @@ def run(server: RunningServer, model: str, load: LoadShape, seconds: float) -> d
         arguments = ["--server", server.target, "--model", model, "--json", str(report), "--timeout", "120"]
         arguments += ["--batch-sizes", str(load.sentences), "--prompt-length", str(load.tokens)]
         arguments += ["--concurrency", str(load.at_once), "--duration", str(seconds)]
-        subprocess.run(module_command("tritonembed_perf", "run", *arguments), check=True, stdout=subprocess.DEVNULL)
+        command = module_command("tritonembed_perf", "run", *arguments)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode:
+            raise BenchError(f"{Path(model).name}, {load}: {done.stdout[-LOG_LENGTH:].strip()}")
         row: dict[str, Any] = json.loads(report.read_text())["rows"][0]
         return {"load": str(load), **row}
 

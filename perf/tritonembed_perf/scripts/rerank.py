@@ -89,8 +89,8 @@ def rerank(
     for name, rate in rates.items():
         print(f"{name:22} {rate:12,.0f} tokens/s, median of {rounds}; served has {rates['served'] / rate:.2f} x")
     print(
-        f"{texts} texts, {count} tokens with their query, {at_once} at once, {computes_in}; aims: {ENGINE_AIM:g} of the "
-        f"engine, {PEER_AIM:g} x another server on a GPU; scores differ by at most {max(off.values()):.6f}"
+        f"{texts} texts, {count} tokens with their query, {at_once} at once, {computes_in}; aims: {ENGINE_AIM:g} of "
+        f"the engine, {PEER_AIM:g} x another server on a GPU; scores differ by at most {max(off.values()):.6f}"
     )
     settings = {"texts": texts, "tokens": count, "at_once": at_once, "requests": requests_per_round}
     return {**settings, "dtype": computes_in, "seconds": rows, "rates": rates, "off": off}
@@ -110,7 +110,7 @@ def _measure(
             began = time.perf_counter()
             # In process it takes all texts at once by itself.
             workers = map if name == "sentence-transformers" or at_once == 1 else pool.map
-            for _ in workers(lambda _, run=run: run(), range(count)):
+            for _ in workers(lambda way: way(), [run] * count):
                 pass
             if number:
                 seconds[name].append(time.perf_counter() - began)

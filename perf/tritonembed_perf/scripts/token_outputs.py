@@ -1,16 +1,17 @@
 """Sparse weights and vectors of tokens: their rate as a share of the rate without them, on the same batches.
 
-    python -m tritonembed_perf.scripts.token_outputs write FOLDER [--preset bert-base] [--splade]
+    python -m tritonembed_perf.scripts.token_outputs write FOLDER [--preset bert-base] [--heads bge-m3]
     python -m tritonembed_perf.scripts.token_outputs measure FOLDER [--device cpu] [--shape 16x50] [--json FILE]
 
-`write`: a random-weight model of a known shape, with bge-m3's heads or with the head of a masked language model.
+`write`: a random-weight model of a known shape, with bge-m3's heads, ColBERT's or SPLADE's (a masked language model).
 `measure`: sentences per second for each output, and for all of them, bytes of the answers included, and the share of
-the rate without them: of the dense vector or, if the model gives none, of the encoder alone. Rounds alternate; the
-fastest counts.
+the rate without them: of the dense vector or, if the model gives none, of the encoder alone. As many batches are in
+flight as the executor takes. Rounds alternate; the fastest counts.
 """
 
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,39 +27,53 @@ from tritonembed_perf.scripts.engine import read_shape
 from tritonembed_perf.scripts.executor import ExecutorOptions, load_executor
 
 if TYPE_CHECKING:
+    from tritonembed_engine.executors.base import Pending
     from tritonembed_engine.ragged import Ragged
 
 ROUNDS = 15
-BATCHES = 2
-KEPT = 256
-"""Weights per text. SPLADE's trained weights are sparse; those of a random model are not."""
+BATCHES = {"cpu": 2, "cuda": 10}
+KEPT = 200
+"""Weights per text of the SPLADE model, about as many as trained ones give."""
+COLBERT_WIDTH = 128
 
 
 def write(
     folder: Annotated[Path, Argument(help="A folder that does not exist.")],
-    preset: Annotated[Literal["bert-6x384", "bert-base"], Option("bert-base", help="Shape of the model.")],
-    splade: Annotated[bool, Option(False, "--splade", help="A masked language model, not bge-m3's heads.")],
+    preset: Annotated[
+        Literal["bert-6x384", "bert-base", "xlm-roberta-large"], Option("bert-base", help="Shape of the model.")
+    ],
+    heads: Annotated[Literal["bge-m3", "colbert", "splade"], Option("bge-m3", help="Outputs per token.")],
 ) -> dict[str, Any]:
     """A random-weight model with outputs per token."""
     import torch
 
     models.write_preset(preset, folder)
-    width = models.BERT_SHAPES[preset]["hidden"]
-    if splade:
+    if heads == "splade":
         _make_splade(folder)
         return {"rows": []}
+    width = json.loads((folder / "config.json").read_text())["hidden_size"]
+    rows = {"sparse": 1, "colbert": width}
+    if heads == "colbert":
+        # As bge-m3 has it, but without the other head and with the usual width of ColBERT's vectors.
+        rows = {"colbert": COLBERT_WIDTH}
     generator = torch.Generator().manual_seed(0)
-    for name, rows in (("sparse", 1), ("colbert", width)):
-        weight = torch.randn(rows, width, generator=generator) / width**0.5
-        torch.save({"weight": weight, "bias": torch.zeros(rows)}, folder / f"{name}_linear.pt")
+    for name, count in rows.items():
+        weight = torch.randn(count, width, generator=generator) / width**0.5
+        torch.save({"weight": weight, "bias": torch.zeros(count)}, folder / f"{name}_linear.pt")
     return {"rows": []}
 
 
 def _make_splade(folder: Path) -> None:
     """Add a head to the model, and replace the pooling."""
+    import torch
     from transformers import BertForMaskedLM
 
-    BertForMaskedLM.from_pretrained(folder).save_pretrained(folder)
+    model: Any = BertForMaskedLM.from_pretrained(folder)
+    ids = torch.randint(model.config.vocab_size, (4, 50), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        heaviest = model(input_ids=ids).logits.amax(1).topk(KEPT).values[:, -1]
+    model.cls.predictions.bias.data -= heaviest.mean()
+    model.save_pretrained(folder)
     place = "sentence_transformers.sparse_encoder.models."
     listed = [
         {"idx": 0, "name": "0", "path": "", "type": f"{place}MLMTransformer"},
@@ -86,17 +101,23 @@ def measure(
     if reason := loaded.reason_against(sentences, tokens):
         raise BenchError(f"--shape {shape}: {reason}")
     rng = np.random.default_rng(0)
-    batches = [loaded.random_batch(rng, sentences, tokens) for _ in range(BATCHES)]
-    parameters = EmbedParameters(top_k=KEPT)
+    batches = [loaded.random_batch(rng, sentences, tokens) for _ in range(BATCHES[options.device])]
+    parameters = EmbedParameters()
+
+    def finish(pending: "Pending") -> None:
+        rows_as_bytes(pending.result())
+        for name, output in pending.token_outputs.items():
+            _ENCODERS[name](output, parameters)
 
     def seconds(asked: Sequence[str]) -> float:
-        start = time.perf_counter()
+        start, launched = time.perf_counter(), deque["Pending"]()
         for batch in batches:
             choices = choice.choose(parameters, tuple(asked), batch)
-            pending = loaded.executor.launch(batch, None, None, choices or None)
-            rows_as_bytes(pending.result())
-            for name, output in pending.token_outputs.items():
-                _ENCODERS[name](output, parameters)
+            launched.append(loaded.executor.launch(batch, None, None, choices or None))
+            if len(launched) == loaded.executor.depth:
+                finish(launched.popleft())
+        while launched:
+            finish(launched.popleft())
         return time.perf_counter() - start
 
     combinations: list[tuple[str, ...]] = [(), *((name,) for name in names)]
@@ -106,7 +127,7 @@ def measure(
         seconds(asked)
     times = np.array([[seconds(asked) for asked in combinations] for _ in range(ROUNDS)])
     # The least time: other work on the machine only makes a round longer.
-    rates = (BATCHES * sentences / times.min(axis=0)).tolist()
+    rates = (len(batches) * sentences / times.min(axis=0)).tolist()
     shares = (times[:, 0].min() / times.min(axis=0)).tolist()
     rows = []
     for asked, rate, share in zip(combinations, rates, shares, strict=True):

@@ -11,10 +11,11 @@ from tests.unit.engine.fake_executor import FakeExecutor, ids, request_of
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ExecutionFailed, InvalidArgument, ModelError
+from tritonembed_engine.executors import token_heads
 from tritonembed_engine.executors.building import heads_of
 from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.executors.token_heads import IDS_AT_ONCE, TokenHeads
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.transformers_executor import (
     GROUPING,
     TransformersExecutor,
@@ -109,7 +110,7 @@ def test_splades_weights_are_sentence_transformers(tmp_path: Path, monkeypatch: 
     from sentence_transformers import SparseEncoder
 
     # Several parts of this small vocabulary, the last of them shorter.
-    monkeypatch.setitem(IDS_AT_ONCE, "cpu", 100)
+    monkeypatch.setattr(token_heads, "IDS_AT_ONCE", 100)
     load_cases()[name].write(tmp_path)
     files = read_model_files(str(tmp_path))
     choice = TokenChoice(files)
@@ -250,6 +251,26 @@ def test_token_vectors_come_in_the_type_that_is_asked_for(kind: str, size: int) 
     assert [(element[0], len(element)) for element in elements] == [(2, 4 + 2 * size), (1, 4 + size)]
     if kind == "float":
         assert np.frombuffer(elements[0], "<f4", offset=4).tolist()[:4] == pytest.approx([0.6, 0, 0.8, 0])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_that_the_device_divided_by_their_lengths_are_the_same(normalize: bool) -> None:
+    vectors = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
+    vectors[3] = 0
+    lengths = np.linalg.norm(vectors, axis=1)
+    plain = Ragged(np.array([2, 3]), vectors)
+    divided = Ragged(np.array([2, 3]), vectors / np.maximum(lengths, 1e-12)[:, None], lengths)
+    parts = Ragged.concatenate([divided.cut(0, 1), divided.cut(1, 2)])
+    parameters = EmbedParameters(normalize=normalize)
+    wanted = multi_vector_elements(plain, parameters, True)
+    for found in (divided, parts):
+        for element, other in zip(multi_vector_elements(found, parameters, True), wanted, strict=True):
+            assert element[:4] == other[:4]
+            np.testing.assert_allclose(np.frombuffer(element, "<f4", offset=4), np.frombuffer(other, "<f4", offset=4),
+                                       rtol=1e-6)  # fmt: skip
+    lengths[1] = np.nan
+    assert not divided.is_finite()
+    assert divided.cut(1, 2).is_finite()
 
 
 def tokens_as_rows(sentences: TokenIds, choices: dict[str, npt.NDArray[np.bool_]]) -> dict[str, Ragged]:
