@@ -14,6 +14,7 @@ from tritonembed_engine.executors.loading import (
     SENTENCES_PER_BATCH,
     filler_id,
     max_batch_tokens,
+    reason_against_bfloat16,
     refuse_arguments,
 )
 from tritonembed_engine.executors.ranks import Ranks, ranks_of
@@ -68,6 +69,8 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
 def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
     if device == "cpu" and (reason := reason_against_cpu(read_object(files.transformer / "config.json"))):
         raise ModelError(f"{files.name} can't be served on a CPU: {reason}")
+    if device == "cpu" and (reason := reason_against_bfloat16(settings)):
+        raise ModelError(f"{files.name}: {reason}")
     by_transformers = _serves_in_transformers(settings, files)
     for key in files.unknown:
         logger.warning("%s has no effect", key)

@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import ModelError, reason_of
@@ -198,6 +199,10 @@ _DTYPES = {
 }
 """vLLM's names to torch's."""
 
+CPUINFO = Path("/proc/cpuinfo")
+_BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
+"""Flags of processors that multiply bfloat16; the last one is arm64's."""
+
 _CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "pipeline_parallel_size")
 
 
@@ -206,6 +211,20 @@ def refuse_arguments(settings: ModelSettings, files: "ModelFiles", executor: str
     for argument in _CHANGES_THE_MODEL:
         if settings.vllm.get(argument) not in (None, 1, {}):
             raise ModelError(f"{files.name}: the {executor} executor has no {argument}")
+
+
+def reason_against_bfloat16(settings: ModelSettings) -> str | None:
+    """Why a CPU can't serve in the bfloat16 that is asked for; None if it can, or if another type is asked for."""
+    if str(settings.vllm.get("dtype") or "").removeprefix("torch.") != "bfloat16":
+        return None
+    with contextlib.suppress(OSError):
+        flags = {*CPUINFO.read_text().split()}
+        if flags and not flags.intersection(_BFLOAT16):
+            return (
+                "this processor does not multiply bfloat16 (AMX or AVX512-BF16) and would be many times slower than in"
+                " float32: leave out --dtype bfloat16"
+            )
+    return None
 
 
 def asked_dtype(settings: ModelSettings, config: Mapping[str, Any], device: str, executor: str) -> str:

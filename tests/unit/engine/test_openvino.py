@@ -14,7 +14,7 @@ from tests.models import ModelShelf
 from tests.unit.engine.fake_executor import FakeExecutor
 
 from tritonembed_engine.errors import ModelError, OutOfMemory
-from tritonembed_engine.executors import openvino_conversion, openvino_executor, openvino_graphs
+from tritonembed_engine.executors import loading, openvino_conversion, openvino_executor, openvino_graphs
 from tritonembed_engine.executors.openvino_executor import OpenVinoExecutor, reason_against
 from tritonembed_engine.executors.openvino_graphs import OpenVinoUnavailable, graphs_of
 from tritonembed_engine.factory import create_executor
@@ -224,6 +224,23 @@ def test_bfloat16_is_refused_if_the_processor_does_not_multiply_it(
     for dtype, reason in (("bfloat16", "this processor does not multiply bfloat16"), ("half", "it has no float16")):
         with pytest.raises(ModelError, match=reason):
             create_executor(settings_of(folder, dtype=dtype), files, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"), [("avx2 avx512f", True), ("avx2 avx512_bf16", False), ("amx_bf16", False)]
+)
+def test_no_executor_serves_bfloat16_on_a_processor_without_it(
+    shelf: ModelShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, refused: bool
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} sse\n")
+    monkeypatch.setattr(loading, "CPUINFO", tmp_path / "cpuinfo")
+    folder = shelf("bert")
+    files = read_model_files(str(folder))
+    assert loading.reason_against_bfloat16(settings_of(folder)) is None
+    assert (loading.reason_against_bfloat16(settings_of(folder, dtype="bfloat16")) is not None) == refused
+    if refused:
+        with pytest.raises(ModelError, match=r"^bert: this processor does not multiply bfloat16 .*float32"):
+            create_executor(settings_of(folder, "transformers", dtype="bfloat16"), files, "cpu")
 
 
 def test_if_its_vectors_are_wrong_the_next_executor_serves(
