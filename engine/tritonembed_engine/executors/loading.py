@@ -1,7 +1,6 @@
 """vLLM, loaded in process for pooling, from model.json and the model's own files."""
 
 import contextlib
-import fcntl
 import gc
 import json
 import logging
@@ -15,6 +14,7 @@ from tritonembed_engine.errors import ModelError, reason_of
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.stub.child_python import turn
 from tritonembed_engine.stub.process import announce, imports_that_stay
 
 if TYPE_CHECKING:
@@ -180,13 +180,8 @@ def _turn(device: str) -> Iterator[None]:
         yield
         return
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "").replace("/", "-")
-    lock = os.path.join(tempfile.gettempdir(), f"tritonembed-load-{os.getuid()}-{gpus}.lock")
-    with open(lock, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            announce("waiting for its turn: another replica loads on this GPU")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = Path(tempfile.gettempdir(), f"tritonembed-load-{os.getuid()}-{gpus}.lock")
+    with turn(lock, "waiting for its turn: another replica loads on this GPU"):
         yield
 
 
