@@ -31,6 +31,9 @@ SCORE_TRUNCATE: tuple[ScoreTruncate, ...] = get_args(ScoreTruncate)
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """What makes a score of a logit. ``softmax`` is over the labels of one text or pair."""
 
+CACHE, CACHE_SALT = "cache", "cache_salt"
+"""Parameters about vectors that are kept: whether to use them, and who shares them."""
+
 PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
 """KServe's levels; None is the default of the model repository, its last level."""
 

@@ -11,10 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 
 import numpy as np
 
 from tritonembed_engine.batching import Batcher, Pace
+from tritonembed_engine.cache import Lost, Plan, VectorCache
 from tritonembed_engine.errors import (
     Abandoned,
     DeadlineExceeded,
@@ -25,8 +27,8 @@ from tritonembed_engine.errors import (
     OutOfMemory,
     Overloaded,
 )
-from tritonembed_engine.executors.base import Executor, Pending
-from tritonembed_engine.request import Batch, BatchReport, Piece, Request, TokenOutputs, report
+from tritonembed_engine.executors.base import Executor, Pending, Ready
+from tritonembed_engine.request import NO_CACHE, Batch, BatchReport, CacheReport, Piece, Request, TokenOutputs, report
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
@@ -36,12 +38,23 @@ REST_AFTER_S = 1.0
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Launched:
+    """A batch at the executor. sentences: those that are computed. plan: where other vectors come from, if any do."""
+
+    batch: Batch
+    sentences: TokenIds
+    plan: Plan | None
+    pending: Pending
+    start: float
+
+
 class EmbeddingEngine:
     """Runs one executor. `submit` from any thread; `close` ends the thread and frees the model.
 
     max_waiting_sentences, max_waiting_requests: beyond them requests fail with Overloaded. clock: monotonic seconds.
     on_batch: called with a report of each batch that was computed. on_death: called when the device is lost and every
-    request was answered; the process has to be started again.
+    request was answered; the process has to be started again. cache: of vectors of requests with keys; None for none.
 
     A batch that does not fit the device's memory is computed in halves, and later batches have at most half its tokens.
     Batches of an executor that blocks are kept short (see `Pace`), so that other requests get in between.
@@ -56,8 +69,10 @@ class EmbeddingEngine:
         on_death: Callable[[], None] | None = None,
         rest_after: float = REST_AFTER_S,
         max_waiting_requests: int = 4096,
+        cache: VectorCache | None = None,
     ) -> None:
         self.executor = executor
+        self.cache = cache
         self._max_sentences = max_waiting_sentences
         self._max_requests = max_waiting_requests
         self._clock = clock
@@ -71,7 +86,7 @@ class EmbeddingEngine:
         # Held by the thread that launches and collects.
         self._driving = threading.Lock()
         self._closed: EngineDead | None = None
-        self._launched: deque[tuple[Batch, Pending, float]] = deque()
+        self._launched: deque[_Launched] = deque()
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -104,15 +119,18 @@ class EmbeddingEngine:
         if not all(request.lengths for request in requests):
             raise ValueError("a request needs at least one sentence")
         now = self._clock()
+        new = requests if self.cache is None else [each for each in requests if not self._answer(each, self.cache)]
+        if not new:
+            return [request.future for request in requests]
         with self._changed:
-            for request in requests:
+            for request in new:
                 request.arrived = now
                 refusal = self._refusal(request, now)
                 if refusal is None:
                     self._batcher.add(request)
                 else:
                     request.fail(refusal)
-        if not (wait and self.executor.on_any_thread and self._drive(requests)):
+        if not (wait and self.executor.on_any_thread and self._drive(new)):
             self._wake()
         return [request.future for request in requests]
 
@@ -122,6 +140,16 @@ class EmbeddingEngine:
         self._thread.join()
         with self._driving:
             self.executor.close()
+
+    def _answer(self, request: Request, cache: VectorCache) -> bool:
+        """Answer a request, all of whose vectors are in the cache, at once. Returns whether it was answered."""
+        vectors = None if self._closed or not request.keys else cache.vectors(request.keys)
+        if vectors is None:
+            return False
+        request.place(normalized(vectors) if request.normalize else vectors, 0)
+        if self._on_batch:
+            self._on_batch(BatchReport(0, 0, 0, 0.0, 1, 0.0, 0.0, CacheReport(hits=len(vectors))))
+        return True
 
     def _refusal(self, request: Request, now: float) -> EmbedError | None:
         """Why a request is refused, or None."""
@@ -190,7 +218,7 @@ class EmbeddingEngine:
         if batch is not None:
             self._launch(batch)
         if self._launched and (batch is None or len(self._launched) >= self.executor.depth):
-            self._collect(*self._launched.popleft())
+            self._collect(self._launched.popleft())
 
     def _wake(self) -> None:
         with self._changed:
@@ -202,36 +230,62 @@ class EmbeddingEngine:
     def _launch(self, batch: Batch) -> None:
         start = self._clock()
         try:
+            plan = self._plan(batch)
             spans = batch.spans()
             # Spans leave out what `skips` would.
             skips = batch.skips() if spans is None else None
-            self._launched.append((batch, self.executor.launch(batch.join(), skips, spans, batch.choices()), start))
+            sentences = batch.join()
+            if plan is not None:
+                sentences = plan.sentences(sentences)
+                skips = skips and [skips[number] for number in plan.computed]
+            if sentences:
+                pending = self.executor.launch(sentences, skips, spans, batch.choices())
+            else:
+                pending = Ready(np.empty((0, self.executor.dimensions), np.float32))
+            self._launched.append(_Launched(batch, sentences, plan, pending, start))
         except Exception as error:
             self._recover(batch, error)
 
-    def _collect(self, batch: Batch, pending: Pending, start: float) -> None:
+    def _plan(self, batch: Batch) -> Plan | None:
+        if self.cache is None:
+            return None
+        # They are collected in order.
+        return self.cache.plan(batch, [each.plan for each in self._launched if each.plan is not None])
+
+    def _collect(self, launched: _Launched) -> None:
+        batch, plan = launched.batch, launched.plan
         try:
-            vectors = pending.result()
-            if len(vectors) != batch.rows:
+            vectors = launched.pending.result()
+            if len(vectors) != (batch.rows if plan is None else len(plan.computed)):
                 raise ExecutionFailed("the executor returned a wrong number of vectors")
+            if plan is not None:
+                vectors = plan.fill(vectors)
+        except Lost:
+            self._compute_alone([batch])
+            return
         except Exception as error:
             self._recover(batch, error)
             return
         try:
-            self._deliver(batch, vectors, pending.token_outputs, start)
+            self._deliver(launched, vectors)
         except Exception as error:
             self._give_up(batch, error)
 
-    def _deliver(self, batch: Batch, vectors: Vectors, token_outputs: TokenOutputs, start: float) -> None:
+    def _deliver(self, launched: _Launched, vectors: Vectors) -> None:
+        batch, plan, start = launched.batch, launched.plan, launched.start
+        token_outputs = launched.pending.token_outputs
         budget = self._batcher.budget
-        self._pace.batch_done(batch.tokens, budget, start)
-        if self._on_batch:
-            self._on_batch(report(batch, budget, start, self._clock()))
+        self._pace.batch_done(launched.sentences.tokens, budget, start)
         # Once for the whole batch: at one sentence per request, numpy's cost per call dominates.
         norms = norms_of(vectors)
         unit = normalized(vectors, norms) if any(piece.request.normalize for piece in batch.pieces) else vectors
         finite = np.isfinite(norms)
         all_finite = bool(finite.all())
+        cached = NO_CACHE
+        if self.cache is not None and plan is not None:
+            cached = self.cache.keep(plan) if all_finite else plan.report()
+        if self._on_batch:
+            self._on_batch(report(batch, launched.sentences, budget, start, self._clock(), cached))
         first = sentence = 0
         for piece in batch.pieces:
             last = first + piece.rows
@@ -257,16 +311,20 @@ class EmbeddingEngine:
                 "out of memory at %d tokens: later batches have at most %d", batch.tokens, self._batcher.max_tokens
             )
             # Other batches on the device have to end before there is room.
-            while self._launched:
-                self._collect(*self._launched.popleft())
-            for half in batch.halves():
-                self._launch(half)
-                if self._launched:
-                    self._collect(*self._launched.popleft())
+            self._compute_alone(batch.halves())
             return
         self._fail(batch, problem)
         if isinstance(problem, DeviceLost):
             self._die(problem)
+
+    def _compute_alone(self, batches: Sequence[Batch]) -> None:
+        """Compute batches one by one, when all others are done."""
+        while self._launched:
+            self._collect(self._launched.popleft())
+        for batch in batches:
+            self._launch(batch)
+            if self._launched:
+                self._collect(self._launched.popleft())
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
         """A defect of the engine itself: fail every request, and let the process start again."""
@@ -283,8 +341,8 @@ class EmbeddingEngine:
 
     def _die(self, problem: EngineDead) -> None:
         if self._end(problem):
-            for other, _, _ in self._launched:
-                self._fail(other, problem)
+            for other in self._launched:
+                self._fail(other.batch, problem)
             self._launched.clear()
             if self._on_death:
                 self._on_death()

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from tritonembed_engine.cache import VectorCache
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.base import Executor
@@ -47,6 +48,7 @@ def create_engine(
         max_waiting_requests=settings.engine.max_waiting_requests,
         on_batch=on_batch,
         on_death=on_death,
+        cache=VectorCache(settings.engine.cache_bytes) if settings.engine.cache_bytes else None,
     )
 
 

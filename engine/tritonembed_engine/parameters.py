@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +36,21 @@ class EmbedParameters:
     return_tokens: bool = False
     embedding_space: str | None = None
     """The space that the vectors must be of."""
+    cache: bool = True
+    cache_salt: str = ""
+
+    @property
+    def salt(self) -> str | None:
+        """Requests with the same salt share vectors; None: this one shares none."""
+        return self.cache_salt if self.cache else None
 
 
 DEFAULTS = EmbedParameters()
 
 LONGEST_KEPT = 4096
 """Characters. Longer parameters are not cached: a prompt can have megabytes."""
+LONGEST_SALT = 128
+"""Characters. It is kept with each vector."""
 
 
 def parse_parameters(raw: str) -> EmbedParameters:
@@ -88,6 +98,7 @@ def _parse(raw: str) -> EmbedParameters:
         given["sparse_threshold"] = _read_threshold(given["sparse_threshold"])
     if SPACE in given and not isinstance(given[SPACE], str):
         raise InvalidArgument(SPACE, "must be a string")
+    check_cache(given)
     parameters = EmbedParameters(**given)
     if parameters.normalize is False and OUTPUT_TYPES[parameters.embedding_type].unit_length:
         raise InvalidArgument("embedding_type", f"{parameters.embedding_type} needs normalize=true")
@@ -98,6 +109,15 @@ def check_space(wanted: str | None, own: str) -> None:
     """wanted: of a request; None: any. own: the space of the vectors here. Raises InvalidArgument if they differ."""
     if wanted not in (None, own):
         raise InvalidArgument(SPACE, of_another_space(own))
+
+
+def check_cache(given: Mapping[str, Any]) -> None:
+    """Raise InvalidArgument if the parameters about the cache are wrong. given: all parameters."""
+    if not isinstance(given.get("cache", True), bool):
+        raise InvalidArgument("cache", "must be a bool")
+    salt = given.get("cache_salt", "")
+    if not isinstance(salt, str) or len(salt) > LONGEST_SALT:
+        raise InvalidArgument("cache_salt", f"must be a string of at most {LONGEST_SALT} characters")
 
 
 _kept = functools.lru_cache(maxsize=1024)(_parse)

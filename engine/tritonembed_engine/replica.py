@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Request, TokenOutputs
 from tritonembed_engine.stub.abandonment import Abandonment
-from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.placement import visible_devices
 from tritonembed_engine.stub.process import announce, log_as, prepare_process
 from tritonembed_engine.stub.senders import Senders
@@ -40,16 +40,17 @@ if TYPE_CHECKING:
 class Asked:
     """A request of Triton's whose parameters are right, and then its request of the engine.
 
-    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize: as in `Request`.
+    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize: as in `Request`. salt: requests
+    with the same one share vectors; None: this one shares none.
     """
 
-    def __init__(self, triton: Any, *, skip: int = 0, normalize: bool = False) -> None:
+    def __init__(self, triton: Any, *, salt: str | None, skip: int = 0, normalize: bool = False) -> None:
         self.triton = triton
         # The backend gives a set, which nothing documents.
         self.outputs = frozenset(triton.requested_output_names())
         self.elements = bytes_tensor(triton, "token_ids")
         self.rows = len(self.elements)
-        self.skip, self.normalize = skip, normalize
+        self.salt, self.skip, self.normalize = salt, skip, normalize
         self.spans: Spans | None = None
         self.request: Request
         self.is_known = False
@@ -107,7 +108,9 @@ class Replica:
         self._senders = Senders(ahead, pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         name = args["model_instance_name"]
         labels = {"executor": self.engine.executor.name, "embedding_space": self.space}
-        self._metrics = EngineMetrics(pb_utils, name, EMBEDDER_COUNTERS, **labels)
+        self._caches = self.engine.cache is not None
+        names = EMBEDDER_COUNTERS | CACHE_METRICS if self._caches else EMBEDDER_COUNTERS
+        self._metrics = EngineMetrics(pb_utils, name, names, **labels)
 
     def prepare(self) -> None:
         """Called once, when the engine is there."""
@@ -155,17 +158,39 @@ class Replica:
         try:
             together = self._limits.read([element for item in good for element in item.elements])
             for item, sentences in zip(good, together.split([len(item.elements) for item in good]), strict=True):
-                _take(item, sentences)
+                self._take(item, sentences)
             return asked
         except InvalidArgument:
             return [self._read_alone(item) if isinstance(item, Asked) else item for item in asked]
 
     def _read_alone(self, item: Asked) -> Asked | InvalidArgument:
         try:
-            _take(item, self._limits.read(item.elements))
+            self._take(item, self._limits.read(item.elements))
             return item
         except InvalidArgument as error:
             return error
+
+    def _take(self, item: Asked, sentences: TokenIds) -> None:
+        """Make an item's request of the engine, or answer it at once."""
+        item.request = self._request(item, sentences)
+        known = item.without_forward(sentences)
+        if known is not None:
+            item.is_known, item.request.token_outputs = True, known
+
+    def _request(self, item: Asked, sentences: TokenIds) -> Request:
+        # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
+        timeout = item.triton.timeout()
+        salt, skip = item.salt, item.skip
+        return Request(
+            sentences,
+            deadline=time.monotonic() + timeout / 1e6 if timeout else None,
+            normalize=item.normalize,
+            is_abandoned=Abandonment(item.triton.is_cancelled),
+            skip=skip,
+            spans=item.spans,
+            choices=item.choices(sentences),
+            keys=[(salt, skip, ids) for ids in item.elements] if self._caches and salt is not None else None,
+        )
 
     def _respond(self, item: Any, future: "Future[Any]") -> Any:
         """The response to one request, whose future is done or will be."""
@@ -184,10 +209,19 @@ class Replica:
         return to_bytes_tensor(SPACE, [self.space.encode()] * rows)
 
     def _count_batch(self, report: BatchReport) -> None:
+        if self._caches:
+            cache = report.cache
+            self._metrics.add(
+                cache_hits=cache.hits,
+                cache_shared=cache.shared,
+                cache_misses=cache.misses,
+                cache_evictions=cache.evictions,
+                cache_bytes=cache.bytes,
+            )
         self._metrics.add(
             sentences=report.sentences,
             tokens=report.tokens,
-            batches=1,
+            batches=1 if report.sentences else 0,
             batch_capacity_tokens=report.capacity,
             compute_seconds=report.compute_seconds,
             embedded_requests=report.requests,
@@ -201,28 +235,6 @@ class Replica:
         elif isinstance(error, EmbedError):
             self._metrics.add(refused_requests=1)
         return refusal(error)
-
-
-def _take(item: Asked, sentences: TokenIds) -> None:
-    """Make an item's request of the engine, or answer it at once."""
-    item.request = _request(item, sentences)
-    known = item.without_forward(sentences)
-    if known is not None:
-        item.is_known, item.request.token_outputs = True, known
-
-
-def _request(item: Asked, sentences: TokenIds) -> Request:
-    # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
-    timeout = item.triton.timeout()
-    return Request(
-        sentences,
-        deadline=time.monotonic() + timeout / 1e6 if timeout else None,
-        normalize=item.normalize,
-        is_abandoned=Abandonment(item.triton.is_cancelled),
-        skip=item.skip,
-        spans=item.spans,
-        choices=item.choices(sentences),
-    )
 
 
 def _done(item: Any) -> "Future[Any]":

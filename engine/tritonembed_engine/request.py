@@ -1,8 +1,9 @@
 """One request from its arrival to its answer, and the batches that are made of requests."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ Choices = Mapping[str, npt.NDArray[np.bool_]]
 """By output, which tokens it is made of: bool [tokens]."""
 TokenOutputs = Mapping[str, Ragged]
 """By output, the rows of each sentence."""
+Key = tuple[str, int, bytes]
+"""What a sentence's vector is kept under: a salt, the tokens at its start that are not pooled, and its ids."""
 NO_CHOICES: Choices = {}
 NO_TOKEN_OUTPUTS: TokenOutputs = {}
 
@@ -36,6 +39,8 @@ class Request:
 
     choices: Choices = field(default_factory=dict)
     """The outputs per token that it asks for, and the tokens that each is made of."""
+    keys: Sequence[Key] | None = None
+    """Of its sentences; None if they are computed anew, as for spans and outputs per token, which are not kept."""
 
     future: "Future[Vectors]" = field(default_factory=Future)
     """float32 [sentences or spans, dimensions], or an error."""
@@ -68,6 +73,8 @@ class Request:
     def __post_init__(self) -> None:
         self.lengths = self.sentences.lengths.tolist()
         self.tokens = self.sentences.tokens
+        if self.spans is not None or self.choices:
+            self.keys = None
         # A running future can't be cancelled: an answer that finds its future cancelled would end the engine's thread.
         self.future.set_running_or_notify_cancel()
 
@@ -166,6 +173,21 @@ class Batch:
         names = sorted({name for piece in self.pieces for name in piece.request.choices})
         return {name: np.concatenate([piece.choice(name) for piece in self.pieces]) for name in names} or None
 
+    def keys(self) -> list[Key | None] | None:
+        """Of each sentence; None if none has one, or if an answer has other rows than one vector per sentence."""
+        found: list[Key | None] = []
+        is_any = False
+        for piece in self.pieces:
+            request = piece.request
+            if request.spans is not None or request.choices:
+                return None
+            if request.keys is None:
+                found += [None] * (piece.stop - piece.start)
+            else:
+                found += request.keys[piece.start : piece.stop]
+                is_any = True
+        return found if is_any else None
+
     @property
     def rows(self) -> int:
         """Vectors of all pieces."""
@@ -194,10 +216,25 @@ def _spans_of(piece: Piece) -> Spans:
     return request.spans.cut(piece.start, piece.stop)
 
 
+class CacheReport(NamedTuple):
+    """What the cache did for the sentences of a batch. hits: found there. shared: equal to a sentence that is computed
+    for another place. misses: computed. evictions: entries that made room. bytes: by how much it grew."""
+
+    hits: int = 0
+    shared: int = 0
+    misses: int = 0
+    evictions: int = 0
+    bytes: int = 0
+
+
+NO_CACHE = CacheReport()
+
+
 @dataclass(frozen=True)
 class BatchReport:
     """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
 
+    sentences, tokens: computed; 0 if all vectors came from the cache, and then there was no forward pass.
     requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,
     and request_compute_seconds, from then to its vectors.
     """
@@ -209,10 +246,16 @@ class BatchReport:
     requests: int
     queue_seconds: float
     request_compute_seconds: float
+    cache: CacheReport = NO_CACHE
 
 
-def report(batch: Batch, capacity: int, start: float, now: float) -> BatchReport:
-    """The report of a batch that was launched at `start` and has its result now. To be called once per batch."""
+def report(
+    batch: Batch, sentences: TokenIds, capacity: int, start: float, now: float, cache: CacheReport = NO_CACHE
+) -> BatchReport:
+    """The report of a batch that was launched at `start` and has its result now. To be called once per batch.
+
+    sentences: those of it that were computed.
+    """
     requests, waited, computed = 0, 0.0, 0.0
     for piece in batch.pieces:
         request = piece.request
@@ -223,4 +266,4 @@ def report(batch: Batch, capacity: int, start: float, now: float) -> BatchReport
             requests += 1
             waited += request.launched - request.arrived
             computed += now - request.launched
-    return BatchReport(batch.sentences, batch.tokens, capacity, now - start, requests, waited, computed)
+    return BatchReport(len(sentences), sentences.tokens, capacity, now - start, requests, waited, computed, cache)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.parameters import LONGEST_KEPT, check_number, without_tritons
+from tritonembed_engine.parameters import LONGEST_KEPT, check_cache, check_number, without_tritons
 from tritonembed_protocol.types import ACTIVATIONS, SCORE_TRUNCATE
 
 
@@ -21,6 +21,13 @@ class ScoreParameters:
     """The most tokens of a text, if the model takes more."""
     embedding_space: str | None = None
     """The model whose scores they must be."""
+    cache: bool = True
+    cache_salt: str = ""
+
+    @property
+    def salt(self) -> str | None:
+        """See `EmbedParameters`."""
+        return self.cache_salt if self.cache else None
 
 
 DEFAULTS = ScoreParameters()
@@ -44,8 +51,9 @@ def _parse(raw: str) -> ScoreParameters:
             raise InvalidArgument(repr(name[:40]), f"unknown parameter of a reranker; known are {known}")
         if name == "max_text_tokens":
             check_number(name, value, 1)
-        elif not isinstance(value, str):
+        elif not name.startswith("cache") and not isinstance(value, str):
             raise InvalidArgument(name, "must be a string")
+    check_cache(given)
     for name, allowed in (("truncate", SCORE_TRUNCATE), ("activation", ACTIVATIONS)):
         if name in given and given[name] not in allowed:
             raise InvalidArgument(name, f"must be one of {', '.join(allowed)}")

@@ -99,6 +99,9 @@ class EngineSettings(BaseModel):
     """Where requests wait for their turn. `engine`: it takes them at once and answers those that wait through response
     senders; for a repository without limits in Triton."""
 
+    cache_bytes: int = Field(default=0, ge=0)
+    """Bytes of memory for vectors of texts that come again, per replica; 0: nothing is kept or shared."""
+
     max_waiting_requests: int = Field(default=4096, ge=1)
     """Requests that wait in the engine; it refuses more."""
 

@@ -64,6 +64,12 @@ class TokenIds:
         lengths = self.lengths[start:stop]
         return TokenIds(self.ids[first : first + int(lengths.sum())], lengths)
 
+    def take(self, places: Sequence[int]) -> "TokenIds":
+        """The sentences at these places, which ascend."""
+        kept = np.zeros(len(self.lengths), dtype=np.bool_)
+        kept[places] = True
+        return TokenIds(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept])
+
     def split(self, counts: Sequence[int]) -> "list[TokenIds]":
         """Parts with these numbers of sentences, which add up to all of them, without a copy."""
         if len(counts) == 1:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from tests.integration.serve import Serve, running_server, serving
+from tests.integration.test_engine_metrics import until
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError, ModelNotFoundError
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, shelf: ModelShelf) -> Iterator[RunningServer]:
     """The reranker is the direct executor's, and compared with transformers at load."""
-    more = ["--model", f"ranker={folder}", "--device", "cpu", "--workers", "1"]
+    more = ["--model", f"ranker={folder}", "--device", "cpu", "--workers", "1", "--cache-bytes", str(1 << 20)]
     with running_server(str(shelf("bert")), more) as running:
         yield running
 
@@ -77,6 +78,24 @@ def test_the_same_server_embeds_too(client: EmbeddingClient) -> None:
     assert found.embeddings.shape[0] == 1
     scores = client.score(QUERY, ["a text"])
     assert scores.scores.shape == (1, 1)
+
+
+def test_a_pair_that_comes_again_has_the_same_score_from_the_cache(server: RunningServer) -> None:
+    with EmbeddingClient(server.target, score_model="ranker") as client:
+        [first] = client.score("a query that comes twice", ["a text"]).scores
+        [again] = client.score("a query that comes twice", ["a text"]).scores
+        [logit] = client.score("a query that comes twice", ["a text"], activation="none").scores
+    assert first.tobytes() == again.tobytes()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logit)), first, rtol=1e-6)
+    until(lambda: _hits_of(server, "ranker_embedder") >= 2)
+
+
+def _hits_of(server: RunningServer, model: str) -> float:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics") as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(
+        float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("tritonembed_cache_hits") and model in line
+    )
 
 
 def test_bad_pairs_are_refused_in_one_line_and_the_next_are_answered(client: EmbeddingClient) -> None:

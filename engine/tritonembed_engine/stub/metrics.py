@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 PERIOD_SECONDS = 0.5
+_COUNTED = "_total"
 
 EMBEDDER_COUNTERS = {
     "tritonembed_sentences_total": "Sentences embedded",
@@ -22,6 +23,14 @@ EMBEDDER_COUNTERS = {
     "tritonembed_expired_requests_total": "Requests dropped because their deadline passed before their turn",
     "tritonembed_refused_requests_total": "Requests answered with an error of their own",
 }
+CACHE_METRICS = {
+    "tritonembed_cache_hits_total": "Sentences whose vectors were in the cache",
+    "tritonembed_cache_shared_total": "Sentences that shared the computation of an equal one",
+    "tritonembed_cache_misses_total": "Sentences that were looked up in the cache and computed",
+    "tritonembed_cache_evictions_total": "Vectors that made room for others in the cache",
+    "tritonembed_cache_bytes": "Memory of the cache",
+}
+"""Only if there is a cache."""
 TOKENIZER_COUNTERS = {
     "tritonembed_tokenized_sentences_total": "Sentences tokenized",
     "tritonembed_truncated_sentences_total": "Sentences cut to the model's maximum length",
@@ -29,18 +38,21 @@ TOKENIZER_COUNTERS = {
 
 
 class EngineMetrics:
-    """Counters of one model instance. `add` is cheap and may be called from any thread."""
+    """Counters of one model instance, and gauges that are counted up and down; `_total` tells them apart.
+
+    `add` is cheap and may be called from any thread.
+    """
 
     def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], **executor: str) -> None:
         """executor: labels that tell which executor runs, and its embedding space."""
         labels = {"instance": instance}
         # A metric dies with its family, so the families are kept.
         self._families = [
-            pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.COUNTER)
+            pb_utils.MetricFamily(name=name, description=description, kind=_kind(pb_utils, name))
             for name, description in counters.items()
         ]
         self._metrics = {
-            name: family.Metric(labels=labels) for name, family in zip(counters, self._families, strict=True)
+            _short(name): family.Metric(labels=labels) for name, family in zip(counters, self._families, strict=True)
         }
         self._info: Any = None
         if executor:
@@ -60,7 +72,7 @@ class EngineMetrics:
         """Count; names without the prefix `tritonembed_` and the suffix `_total`."""
         with self._lock:
             for name, amount in amounts.items():
-                self._pending[f"tritonembed_{name}_total"] += amount  # type: ignore[assignment]
+                self._pending[name] += amount  # type: ignore[assignment]
 
     def close(self) -> None:
         """Hand over what is left and stop."""
@@ -81,3 +93,11 @@ class EngineMetrics:
             pending, self._pending = self._pending, Counter()
         for name, amount in pending.items():
             self._metrics[name].increment(amount)
+
+
+def _short(name: str) -> str:
+    return name.removeprefix("tritonembed_").removesuffix(_COUNTED)
+
+
+def _kind(pb_utils: Any, name: str) -> Any:
+    return pb_utils.MetricFamily.COUNTER if name.endswith(_COUNTED) else pb_utils.MetricFamily.GAUGE

@@ -170,6 +170,14 @@ Deterministic = Annotated[
         help="The same text gives the same bits, whatever else is served: one sentence per batch. Costs throughput.",
     ),
 ]
+CacheBytes = Annotated[
+    int,
+    typer.Option(
+        RenderSettings.cache_bytes,
+        min=0,
+        help="Memory of each replica for vectors of texts that come again, such as 268435456; 0: none is kept.",
+    ),
+]
 Force = Annotated[bool, typer.Option(False, help="Write into a folder that holds something else, too.")]
 
 ModelRepository = Annotated[
@@ -229,6 +237,7 @@ class RepositoryOptions:
     reference: Reference
     no_reference: NoReference
     deterministic: Deterministic
+    cache_bytes: CacheBytes
     instruction_template: InstructionTemplate
     task: ModelTask
 
@@ -323,6 +332,7 @@ def base_settings(
         queue_limits=options.queue_limits,
         reference=resolve_reference(options.reference, options.no_reference),
         deterministic=options.deterministic,
+        cache_bytes=options.cache_bytes,
         instruction_template=options.instruction_template,
         **own,
     )

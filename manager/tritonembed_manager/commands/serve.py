@@ -253,6 +253,7 @@ class ServeOptions:
     reference: Launched[shared.Reference]
     no_reference: Launched[shared.NoReference]
     deterministic: Launched[shared.Deterministic]
+    cache_bytes: Launched[shared.CacheBytes]
     instruction_template: Launched[shared.InstructionTemplate]
     task: shared.ModelTask
     mps: LaunchedOnAGpu[shared.Mps]

@@ -92,11 +92,13 @@ class Caller:
     """Who sends requests. Servers' time is shared between callers.
 
     name: the tenant; without tenants, the connection, as address and port. The address alone would make one caller of
-    all clients behind a proxy or NAT. weight: the caller's share in comparison with others.
+    all clients behind a proxy or NAT. weight: the caller's share in comparison with others. is_tenant: whether it
+    shares no cached vectors with others.
     """
 
     name: str
     weight: float = 1.0
+    is_tenant: bool = False
 
 
 @dataclass(slots=True)

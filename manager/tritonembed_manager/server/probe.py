@@ -262,6 +262,8 @@ def _infer_request(
     request.outputs.add(name=output)
     for name, value in parameters.items():
         request.parameters[name].string_param = value
+    # A vector that was kept would hide that nothing can be computed any more.
+    request.parameters["cache"].bool_param = False
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
     request.parameters["priority"].uint64_param = _FIRST
     encoded: bytes = request.SerializeToString()

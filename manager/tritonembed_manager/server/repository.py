@@ -197,6 +197,8 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
         engine["reference"] = settings.reference
     if settings.deterministic:
         engine["deterministic"] = True
+    if settings.cache_bytes:
+        engine["cache_bytes"] = settings.cache_bytes
     if settings.instruction_template is not None:
         engine["instruction_template"] = settings.instruction_template
     return {**template, "model": settings.model, "vllm": vllm, "engine": engine}

@@ -34,6 +34,8 @@ class RenderSettings:
     reference: str | None = None
     """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
     deterministic: bool = False
+    cache_bytes: int = 0
+    """Memory of each replica for vectors of texts that come again; 0: none is kept."""
     instruction_template: str | None = None
     """The prompt for the request parameter `instruction`, which stands at `{instruction}`; None: the model's own."""
     vllm: dict[str, Any] = field(default_factory=dict)

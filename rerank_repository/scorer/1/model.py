@@ -19,8 +19,8 @@ from tritonembed_engine.scores import activate
 class _Pairs(Asked):
     """A request for the scores of pairs or texts."""
 
-    def __init__(self, triton, activation):
-        super().__init__(triton)
+    def __init__(self, triton, activation, salt):
+        super().__init__(triton, salt=salt)
         self.activation = activation
 
 
@@ -31,7 +31,8 @@ class TritonPythonModel(Replica):
         """See `Replica`."""
         parameters = parse_score_parameters(request.parameters())
         check_space(parameters.embedding_space, self.space)
-        return _Pairs(request, parameters.activation or self.files.classifier.activation.value)
+        activation = parameters.activation or self.files.classifier.activation.value
+        return _Pairs(request, activation, parameters.salt)
 
     def tensors(self, asked, found):
         """See `Replica`."""

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tritonembed_engine.stub import metrics
-from tritonembed_engine.stub.metrics import EMBEDDER_COUNTERS, TOKENIZER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, TOKENIZER_COUNTERS, EngineMetrics
 
 
 class FakeMetric:
@@ -73,7 +73,7 @@ def test_every_counter_exists_from_the_start_with_the_label_of_its_instance(coun
 
 def test_the_documentation_names_every_counter() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-    for name in [*EMBEDDER_COUNTERS, *TOKENIZER_COUNTERS]:
+    for name in [*EMBEDDER_COUNTERS, *CACHE_METRICS, *TOKENIZER_COUNTERS]:
         assert f"`{name}`" in text
 
 
@@ -82,6 +82,15 @@ def test_the_executor_that_runs_is_a_label_of_a_gauge_of_one() -> None:
     info = FakeFamily.made["tritonembed_executor_info"]
     assert (info.kind, info.metric.value) == ("gauge", 1)
     assert info.metric.labels == {"instance": "e", "executor": "direct", "embedding_space": "a-b"}
+
+
+def test_a_gauge_goes_up_and_down() -> None:
+    counts = EngineMetrics(FakeTriton, "e", CACHE_METRICS)
+    for change in (5000, -2000):
+        counts.add(cache_bytes=change, cache_evictions=1)
+    counts.close()
+    gauge = FakeFamily.made["tritonembed_cache_bytes"]
+    assert (gauge.kind, gauge.metric.value, value("cache_evictions")) == ("gauge", 3000, 2)
 
 
 def test_counts_arrive_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,7 @@ def test_a_threshold_that_is_no_number_is_refused(given: Any) -> None:
 def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
     assert parse_parameters(raw) == EmbedParameters()
     others = {"chunk_overlap": 0, "embedding_type": "float", "sparse_threshold": 0.0, "return_tokens": False}
+    others |= {"cache": True, "cache_salt": ""}
     assert asdict(EmbedParameters()) == {**dict.fromkeys(ASKED), **others}
 
 
@@ -72,6 +73,8 @@ def test_no_parameters_mean_the_defaults_of_the_contract(raw: str) -> None:
         ("top_k", 1),
         *(("sparse_threshold", value) for value in (0, 0.5, 3)),
         *(("return_tokens", value) for value in (True, False)),
+        *(("cache", value) for value in (True, False)),
+        *(("cache_salt", value) for value in ("", "a user", "x" * 128)),
     ],
 )
 def test_every_allowed_value_arrives(name: str, value: Any) -> None:
@@ -115,6 +118,8 @@ def test_parameters_that_triton_adds_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
+        *(("cache", value) for value in ("false", 0, None)),
+        *(("cache_salt", value) for value in (1, None, "x" * 129)),
         ("truncate", "end"),
         ("truncate", ""),
         ("truncate", 1),

@@ -32,6 +32,8 @@ def test_parameters_of_scores() -> None:
     assert parse_score_parameters("") == ScoreParameters()
     raw = '{"truncate": "NONE", "activation": "none", "instruction": "x", "triton_enable_empty": true}'
     assert parse_score_parameters(raw) == ScoreParameters("NONE", "none", "x")
+    assert parse_score_parameters('{"cache_salt": "a"}').salt == "a"
+    assert parse_score_parameters('{"cache_salt": "a", "cache": false}').salt is None
 
 
 @pytest.mark.parametrize(
@@ -42,6 +44,8 @@ def test_parameters_of_scores() -> None:
         ('{"truncate": 1}', "truncate: must be a string"),
         ('{"max_text_tokens": 0}', "max_text_tokens: must be at least 1"),
         ('{"max_text_tokens": 3, "truncate": "NONE"}', "max_text_tokens: cuts texts"),
+        ('{"cache": "no"}', "cache: must be a bool"),
+        ('{"cache_salt": 1}', "cache_salt: must be a string of at most 128 characters"),
         ('{"instruction": " "}', "instruction: must not be empty"),
         ('{"dimensions": 3}', "'dimensions': unknown parameter of a reranker; known are truncate, activation"),
     ],

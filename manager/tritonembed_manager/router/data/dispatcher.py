@@ -27,6 +27,7 @@ from tritonembed_manager.router.data.request import (
     read_answer,
     seconds,
 )
+from tritonembed_manager.router.data.tenants import cache_salt
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
@@ -285,7 +286,7 @@ class TritonDispatcher:
         now = self._clock()
         try:
             space = spaces.of_request(request.envelope.model, self._with_vectors, server)
-            message = request.timed_message(now, space)
+            message = request.timed_message(now, spaces.parameter(space) + self._salt(request))
             left = request.admitted.deadline - now
             counted = self._queue.counted(request, server)
             attempt = server.begin(message, left, request.metadata, request.work, counted, alone=request.alone)
@@ -299,6 +300,13 @@ class TritonDispatcher:
             self.meter.waited(request.envelope.priority, now - request.arrived)
         self.pool.begin(server, attempt)
         return attempt
+
+    def _salt(self, request: Request) -> bytes:
+        """After the quarantine, which knows a query of death whoever sends it."""
+        caller = request.admitted.caller
+        if not caller.is_tenant or request.envelope.model not in self._with_vectors:
+            return b""
+        return cache_salt(caller.name, request.envelope.cache_salt)
 
     def _answered(self, server: Upstream, attempt: Attempt) -> None:
         server.answered(attempt)

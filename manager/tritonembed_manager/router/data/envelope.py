@@ -23,6 +23,7 @@ from tritonembed_manager.router.data.protobuf import (
 )
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_protocol.space import SPACE
+from tritonembed_protocol.types import CACHE_SALT
 
 MOST_ELEMENTS = 65_536
 """Elements of all BYTES tensors of a request. Checking an element takes a tenth of a microsecond."""
@@ -45,6 +46,7 @@ _LONGEST_VARINT = 10
 _AT_ONCE = 1 << 18
 _INT64, _STRING, _UINT64 = 2, 3, 5
 _SPACE = SPACE.encode()
+_CACHE_SALT = CACHE_SALT.encode()
 _CHUNKS = b"embedding_chunks"
 """The model that returns vectors of chunks."""
 LONGEST_NAME, LONGEST_ID = 255, 1024
@@ -82,6 +84,8 @@ class Envelope:
     version: bytes = b""
     space: str = ""
     """The embedding space that is asked for; empty if there is none."""
+    cache_salt: str = ""
+    """The client's own; see `cache_salt` in tenants.py."""
 
 
 @dataclass(slots=True)
@@ -158,6 +162,8 @@ def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envel
         if not text:
             raise Refused(f"{SPACE}: must be a string that is not empty")
         envelope.space = text.decode()
+    if key == _CACHE_SALT:
+        envelope.cache_salt = text.decode()
     if key == b"truncate":
         envelope.chunked = text == b"CHUNK"
     if key == b"priority":

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 """Kinds of fields (protobuf.dev/programming-guides/encoding). Groups, 3 and 4, are refused: no client sends them."""
 _PARAMETERS = 4
-_VALUE = 2
-_INT64 = 2
+_KEY, _VALUE = 1, 2
+_INT64, _STRING = 2, 3
 _ENTRY = b"\x0a\x07timeout"
 """First bytes of the map entry: field 1 (key), 7 bytes."""
 _PLACE = bytes([_PARAMETERS << 3 | BYTES])
@@ -46,6 +46,12 @@ def with_timeout(message: bytes, seconds: float, more: bytes = b"") -> bytes:
 def field(number: int, content: bytes) -> bytes:
     """An encoded field that holds bytes, text or a message."""
     return b"".join((varint(number << 3 | BYTES), varint(len(content)), content))
+
+
+def parameter(key: str, text: str) -> bytes:
+    """A text parameter of a ModelInferRequest or ModelInferResponse, to be appended to it. The last of a key counts."""
+    value = field(_STRING, text.encode())
+    return field(_PARAMETERS, field(_KEY, key.encode()) + field(_VALUE, value))
 
 
 def read_varint(message: bytes, at: int) -> tuple[int, int]:

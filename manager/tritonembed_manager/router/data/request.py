@@ -78,15 +78,14 @@ class Request:
         """Breaks that no health check has dismissed."""
         return [found for found in self.breaks if not found.dismissed]
 
-    def timed_message(self, now: float, space: str) -> bytes:
+    def timed_message(self, now: float, more: bytes) -> bytes:
         """The message to send now, with the time left as `timeout`. Raises DispatchError if no time is left.
 
-        space: that the server has to have; empty for any.
+        more: encoded fields.
         """
         left = self.start_by - now
         if left <= 0:
             raise DispatchError(_CODE.DEADLINE_EXCEEDED, EXPIRED)
-        more = spaces.parameter(space)
         return with_timeout(self.message, left, more) if self.envelope.timed else self.message + more
 
 

@@ -10,16 +10,16 @@ from collections.abc import Collection, Iterable, Sequence
 
 import grpc
 
-from tritonembed_manager.router.data.protobuf import field
+from tritonembed_manager.router.data import protobuf
 from tritonembed_manager.router.data.upstream import Upstream
 from tritonembed_manager.router.interfaces import DispatchError, Metadata
 from tritonembed_protocol.space import HEADER, SPACE, of_another_space
 
 CHANGED = "it has another embedding space now"
 """Why a server is broken that refuses the space of its last check."""
-_PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
-"""Fields of ModelInferRequest and ModelInferResponse, of an entry in their map of parameters, and of its value."""
-_HEAD = field(_KEY, SPACE.encode())
+_KEY = 1
+"""The field of an entry in a map of parameters."""
+_HEAD = protobuf.field(_KEY, SPACE.encode())
 _LONGEST_ENTRY = 256
 
 
@@ -36,7 +36,7 @@ def parameter(space: str) -> bytes:
     """The space as a parameter, to be appended to an encoded request or answer; nothing for an empty one."""
     if not space:
         return b""
-    return field(_PARAMETERS, _HEAD + field(_VALUE, field(_STRING, space.encode())))
+    return protobuf.parameter(SPACE, space)
 
 
 def in_answer(answer: bytes) -> str:

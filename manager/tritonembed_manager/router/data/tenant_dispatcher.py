@@ -89,7 +89,8 @@ class TenantDispatcher:
         own: Admission | None = None
         code = _CODE.CANCELLED
         try:
-            with self._dispatcher.admitted(size, timeout=timeout, caller=Caller(tenant.name, tenant.weight)) as own:
+            as_caller = Caller(tenant.name, tenant.weight, is_tenant=True)
+            with self._dispatcher.admitted(size, timeout=timeout, caller=as_caller) as own:
                 yield own
             code = _CODE.OK
         except Exception as error:

@@ -6,18 +6,21 @@ every part of a request's path can ask for the tenant. The tenant is looked up a
 ends a long stream, too.
 """
 
+import functools
 import hmac
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from typing import Any
 
 import grpc
 
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.router.data.protobuf import parameter
 from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_protocol.types import CACHE_SALT
 
 ADMITTED = "x-tritonembed-tenant"
 """The metadata in which Envoy names the slot of a tenant whose request it has admitted. Clients can't send it."""
@@ -162,6 +165,16 @@ def check_model(model: str) -> None:
     tenant = current_tenant()
     if tenant is not None and not tenant.may_use(model):
         raise DispatchError(_CODE.PERMISSION_DENIED, OTHER_MODEL)
+
+
+@functools.lru_cache(maxsize=1024)
+def cache_salt(tenant: str, own: str) -> bytes:
+    """The parameter that keeps cached vectors apart, to be appended to an encoded request.
+
+    Whether a text is in the cache shows in the time of its answer, so that a tenant could find out what others send.
+    tenant: its name, which servers don't get. own: the salt that the tenant sends, for users of its own; else empty.
+    """
+    return parameter(CACHE_SALT, blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest())
 
 
 def with_triton_models(tenant: Tenant, names: ServedNames) -> Tenant:

@@ -129,6 +129,15 @@ def test_a_reference_and_determinism_reach_model_json(tmp_path):
     assert read_settings(tmp_path / "repository").engine.max_batch_tokens == DETERMINISTIC_BATCH_TOKENS
 
 
+def test_a_cache_is_off_unless_it_is_given_its_memory(tmp_path):
+    from tritonembed_engine.settings import read_settings
+
+    rendered(tmp_path)
+    assert read_settings(tmp_path / "repository").engine.cache_bytes == 0
+    rendered(tmp_path, cache_bytes=1 << 28)
+    assert read_settings(tmp_path / "repository").engine.cache_bytes == 1 << 28
+
+
 def test_a_reference_contradicts_no_reference(tmp_path):
     with pytest.raises(StartError, match="--reference and --no-reference"):
         resolve_reference(tmp_path / "reference.npz", True)

@@ -141,7 +141,7 @@ async def test_a_key_opens_and_the_caller_is_the_tenant():
         assert (await serving.post("/v1/embeddings", json=BODY)).status == 401
         assert "x-ratelimit-limit-requests" in (await serving.get("/v1/models", headers=bearer("a"))).headers
         assert "x-ratelimit-limit-requests" not in (await serving.get("/health")).headers
-    assert doors.inner.callers == [Caller("a", 2.5)] * 3
+    assert doors.inner.callers == [Caller("a", 2.5, is_tenant=True)] * 3
     assert not any("te-key" in str(metadata) for metadata in doors.inner.metadata)
 
 
@@ -304,7 +304,7 @@ async def test_a_key_as_metadata_opens_and_quotas_are_in_the_trailing_metadata(h
         )
         assert trailing["grpc-retry-pushback-ms"] == "30000"
         assert trailing["x-ratelimit-remaining-requests"] == "0"
-    assert doors.inner.callers == [Caller("a")] * 2
+    assert doors.inner.callers == [Caller("a", is_tenant=True)] * 2
     assert doors.inner.refusals == [grpc.StatusCode.RESOURCE_EXHAUSTED]
 
 
@@ -420,5 +420,5 @@ async def test_keys_and_quotas_hold_on_every_route_for_vectors(path, body, heade
         answer = await serving.post(path, json=body, headers=header)
         assert (answer.status, answer.headers["x-ratelimit-remaining-requests"]) == (200, "0")
         assert (await serving.post(path, json=body, headers=header)).status == 429
-    assert doors.inner.callers == [Caller("a")]
+    assert doors.inner.callers == [Caller("a", is_tenant=True)]
     assert doors.inner.refusals == [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.RESOURCE_EXHAUSTED]

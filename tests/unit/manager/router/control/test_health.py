@@ -291,6 +291,15 @@ async def test_a_check_goes_ahead_of_waiting_requests():
         await probe.close()
 
 
+async def test_a_check_is_computed_even_if_its_vectors_are_in_a_cache():
+    async with FakeTriton() as fake:
+        probe = GrpcProbe(fake.address)
+        await probe.vectors(5)
+        assert fake.requests[0].parameters["cache"].WhichOneof("parameter_choice") == "bool_param"
+        assert not fake.requests[0].parameters["cache"].bool_param
+        await probe.close()
+
+
 async def test_a_check_refused_because_of_its_deadline_counts_as_late():
     async with FakeTriton() as fake:
         probe = GrpcProbe(fake.address)

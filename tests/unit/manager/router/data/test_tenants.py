@@ -4,8 +4,12 @@ import asyncio
 
 import grpc
 import pytest
+from tests.fakes.data_plane import data_plane
 from tests.fakes.tenants import hash_of, key_of, tenant
+from tests.fakes.triton import infer_request
 
+from tritonembed_manager.router.data.envelope import read_envelope
+from tritonembed_manager.router.data.failover import digest
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tenants import (
     EXPIRED_KEY,
@@ -18,7 +22,7 @@ from tritonembed_manager.router.data.tenants import (
     current_tenant,
     leave,
 )
-from tritonembed_manager.router.interfaces import DispatchError
+from tritonembed_manager.router.interfaces import Caller, DispatchError
 from tritonembed_protocol.served import ServedModel
 
 
@@ -113,3 +117,54 @@ def test_a_tenant_may_have_one_of_several_models():
 def test_a_tenant_survives_the_line_to_the_workers():
     full = Tenant("a", (Key("0" * 64, 1.5), Key("1" * 64)), 1, 2, 3, 0.5, ("m",), True, True, 7)
     assert Tenant.from_json(full.to_json()) == full
+
+
+async def test_each_tenant_has_a_cache_salt_of_its_own_and_each_of_its_own_salts_another():
+    callers = [Caller("a", is_tenant=True), Caller("b", is_tenant=True)]
+    async with data_plane(1) as plane:
+        for caller in callers:
+            for own in ({}, {"cache_salt": "user 1"}, {"cache_salt": "user 2"}):
+                for _ in range(2):
+                    await plane.infer(caller=caller, **own)
+        salts = [request.parameters["cache_salt"].string_param for request in plane.fakes[0].requests]
+    assert salts[::2] == salts[1::2]
+    assert len(set(salts)) == 6
+    assert all(len(salt) == 32 and "user" not in salt for salt in salts)
+
+
+async def test_a_name_and_a_salt_are_not_taken_for_another_name_and_salt():
+    async with data_plane(1) as plane:
+        await plane.infer(caller=Caller("ab", is_tenant=True), cache_salt="c")
+        await plane.infer(caller=Caller("a", is_tenant=True), cache_salt="bc")
+        first, second = (request.parameters["cache_salt"].string_param for request in plane.fakes[0].requests)
+    assert first != second
+
+
+async def test_without_tenants_a_request_keeps_its_own_salt_or_none():
+    async with data_plane(1) as plane:
+        await plane.infer()
+        await plane.infer(cache_salt="mine")
+        without, with_salt = plane.fakes[0].requests
+    assert "cache_salt" not in without.parameters
+    assert with_salt.parameters["cache_salt"].string_param == "mine"
+
+
+async def test_the_parts_of_a_large_request_have_its_tenants_salt():
+    async with data_plane(2) as plane:
+        await plane.infer(*[b"x" * 500] * 700, caller=Caller("a", is_tenant=True))
+        requests = [request for fake in plane.fakes for request in fake.requests]
+    assert len(requests) > 1
+    assert len({request.parameters["cache_salt"].string_param for request in requests}) == 1
+
+
+async def test_a_query_of_death_is_one_whichever_tenant_sends_it():
+    async with data_plane(1) as plane:
+        await plane.infer(b"the text", caller=Caller("a", is_tenant=True))
+        plane.dispatcher.quarantine.add(_digest_of(b"the text"))
+        with pytest.raises(DispatchError, match="two servers died"):
+            await plane.infer(b"the text", caller=Caller("b", is_tenant=True))
+
+
+def _digest_of(text):
+    message = infer_request(text).SerializeToString()
+    return digest(message, read_envelope(message).own)
