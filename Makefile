@@ -86,7 +86,7 @@ chaos: setup  ## a minute of kills and hostile requests while clients check ever
 	$(BIN)/python -m tritonembed_perf.chaos $(ARGS)
 
 proto: setup  ## generate the Python code of the manager's .proto
-	$(BIN)/python -m grpc_tools.protoc --proto_path=$(APIS)/proto --python_out=$(APIS)/arctic_pb --pyi_out=$(APIS)/arctic_pb arctic_inference.proto
+	$(BIN)/python -m grpc_tools.protoc --proto_path=protos --python_out=$(APIS)/arctic_pb --pyi_out=$(APIS)/arctic_pb arctic_inference.proto
 	$(BIN)/python -m grpc_tools.protoc --proto_path=$(APIS)/proto --python_out=$(XDS)/xds_pb --pyi_out=$(XDS)/xds_pb xds.proto
 
 docs: setup .venv/.docs-done  ## build the documentation as a site in .work/site, after the pages that are generated from the code

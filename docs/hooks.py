@@ -18,6 +18,7 @@ ELSEWHERE = {
     "SECURITY.md": "security.md",
     "LICENSE": "LICENSE.txt",
     "perf/README.md": "measuring.md",
+    **{path: path for path in ("protos/kserve_v2.proto", "protos/arctic_inference.proto")},
     **{
         path.relative_to(ROOT).as_posix(): path.relative_to(ROOT / "perf").as_posix()
         for path in ROOT.glob("perf/results/**/*.svg")

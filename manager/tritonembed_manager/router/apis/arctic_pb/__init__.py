@@ -1,1 +1,1 @@
-"""Generated from proto/arctic_inference.proto by `make proto`."""
+"""Generated from protos/arctic_inference.proto by `make proto`."""

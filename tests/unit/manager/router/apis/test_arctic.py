@@ -358,7 +358,12 @@ async def test_health_check(dispatcher):
 
 def test_the_generated_code_is_that_of_the_definition(tmp_path):
     generated = Path(arctic_pb.__file__).parent
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={generated.parent / 'proto'}"]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        f"--proto_path={Path(__file__).resolve().parents[5] / 'protos'}",
+    ]
     subprocess.run(
         [*command, f"--python_out={tmp_path}", f"--pyi_out={tmp_path}", "arctic_inference.proto"], check=True
     )
