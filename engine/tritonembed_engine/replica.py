@@ -189,6 +189,7 @@ class Replica:
             skip=skip,
             spans=item.spans,
             choices=item.choices(sentences),
+            # All that a vector depends on, beside the model.
             keys=[(salt, skip, ids) for ids in item.elements] if self._caches and salt is not None else None,
         )
 

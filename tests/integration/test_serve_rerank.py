@@ -87,7 +87,7 @@ def test_a_pair_that_comes_again_has_the_same_score_from_the_cache(server: Runni
         [logit] = client.score("a query that comes twice", ["a text"], activation="none").scores
     assert first.tobytes() == again.tobytes()
     np.testing.assert_allclose(1 / (1 + np.exp(-logit)), first, rtol=1e-6)
-    until(lambda: _hits_of(server, "ranker_embedder") >= 2)
+    until(lambda: _hits_of(server, "ranker") >= 2)
 
 
 def _hits_of(server: RunningServer, model: str) -> float:

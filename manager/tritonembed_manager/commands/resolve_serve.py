@@ -122,6 +122,8 @@ def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | Non
     over_tls = next((server for server in options.server or () if server.startswith(GRPCS)), None)
     if over_tls is not None:
         raise StartError("--data-plane envoy: Envoy does not reach servers with grpcs://")
+    if options.tenants is not None and options.cache_bytes:
+        raise StartError("--cache-bytes: through Envoy the vectors of tenants would not be kept apart")
     return EnvoySettings(
         binary=find_envoy(options.envoy),
         threads=options.envoy_threads or default_threads(),

@@ -6,6 +6,7 @@ import click
 import pytest
 import typer
 from tests.fakes.certificates import Files
+from tests.fakes.tenants import write_tenants
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
@@ -222,6 +223,13 @@ def test_options_of_servers_over_tls_that_are_wrong(serve, options, line):
 )
 def test_what_envoy_can_not_do_is_one_line(serve, options, line):
     assert serve("--model=m", "--server=h:1", *options) == (2, f"tritonembed-manager: {line}\n")
+
+
+def test_envoy_is_not_put_before_a_cache_that_tenants_share(serve, tmp_path):
+    tenants = write_tenants(tmp_path / "tenants", one="")
+    options = ["--model=org/m", "--device=cpu", "--data-plane=envoy", f"--tenants={tenants}"]
+    line = "--cache-bytes: through Envoy the vectors of tenants would not be kept apart"
+    assert serve(*options, "--cache-bytes=1000") == (2, f"tritonembed-manager: {line}\n")
 
 
 def test_envoy_takes_the_ports_and_the_certificates_from_the_workers(serve, tmp_path):
