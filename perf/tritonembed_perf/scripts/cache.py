@@ -1,12 +1,16 @@
 """What the cache of vectors costs if no text comes again, and what it gives if some do.
 
-    python -m tritonembed_perf.scripts.cache MODEL [--loads 50x1@16,50x64@4] [--repeated 0.3] [-- serve options]
+    python -m tritonembed_perf.scripts.cache served MODEL [--loads 50x1@16,50x64@4] [--repeated 0.3] [-- serve options]
+    python -m tritonembed_perf.scripts.cache engine [--tokens 50] [--dimensions 768]
 
-Two managers with one worker and one server each, with and without `--cache-bytes`, are measured in turn, so that a busy
-machine slows both. `new` are texts of which none comes again. `repeated` are new texts, too, but for a part that is
-drawn from a fixed number of texts by Zipf's law: the k-th most frequent comes 1/k times as often as the first. A round
-that does not count fills the cache. CPU time is that of the manager's worker (the hop) and of all processes, per
-request; the client's is not in it. Medians count.
+`served`: two managers with one worker and one server each, with and without `--cache-bytes`, are measured in turn, so
+that a busy machine slows both. `new` are texts of which none comes again. `repeated` are new texts, too, but for a part
+that is drawn from a fixed number of texts by Zipf's law: the k-th most frequent comes 1/k times as often as the first.
+A round that does not count fills the cache. CPU time is that of the manager's worker (the hop) and of all processes,
+per request; the client's is not in it. Medians count.
+
+`engine`: the CPU time of the engine alone per request of new texts, with an executor that computes nothing, with and
+without a cache, in turn. The cache is full, so that each text that comes makes room for itself.
 """
 
 import asyncio
@@ -18,10 +22,17 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Annotated, Any
 
+import numpy as np
 import psutil  # type: ignore[import-untyped]
 import typer
 from typer import Option
 
+from tritonembed_engine.cache import VectorCache
+from tritonembed_engine.engine import EmbeddingEngine
+from tritonembed_engine.errors import EmbedError, ExecutionFailed
+from tritonembed_engine.executors.base import Ready
+from tritonembed_engine.request import Request
+from tritonembed_engine.token_ids import TokenIds
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.load import METHOD, encode_request, open_channels
 from tritonembed_manager.tune.loads import LoadShape, WordTexts
@@ -94,7 +105,7 @@ async def _send(target: str, requests: Sequence[bytes], at_once: int) -> None:
         await asyncio.gather(*(client() for _ in range(at_once)))
 
 
-def cache(
+def served(
     model: Model,
     context: typer.Context,
     loads: Loads = "50x1@16,50x64@4",
@@ -104,7 +115,7 @@ def cache(
     repeated: Annotated[float, Option(min=0, max=1, help="Part of the texts that come again.")] = 0.3,
     distinct: Annotated[int, Option(min=1, help="Different texts of this part.")] = 1000,
 ) -> dict[str, Any]:
-    """Cost and gain of the cache, by load."""
+    """Cost and gain of the cache through a manager, by load."""
     rows = []
     texts = Texts(model, distinct, repeated)
     common = ["--workers", "1", "--load-balancing", "least_loaded", *context.args]
@@ -129,6 +140,76 @@ def cache(
     return {"cache_bytes": cache_bytes, "repeated": repeated, "distinct": distinct, "rows": rows}
 
 
+class _Nothing:
+    """An executor that computes nothing: its vectors are always the same."""
+
+    name, dtype = "nothing", "float32"
+    depth = 1
+    refused_id: int | None = None
+    token_dimensions: int | None = None
+    pools_spans, on_any_thread = False, True
+    max_batch_tokens, max_batch_sentences = 32_768, 1024
+
+    def __init__(self, dimensions: int) -> None:
+        self.dimensions = dimensions
+        self._vectors = np.full((self.max_batch_sentences, dimensions), dimensions**-0.5, np.float32)
+
+    def launch(self, sentences: TokenIds, *_: object) -> Ready:
+        """See Executor."""
+        return Ready(self._vectors[: len(sentences)].copy())
+
+    def explain(self, error: Exception) -> EmbedError:
+        """See Executor."""
+        return ExecutionFailed(type(error).__name__)
+
+    def rest(self) -> None:
+        """Nothing to give back."""
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def engine(
+    tokens: Annotated[int, Option(min=1, help="Of a text.")] = 50,
+    dimensions: Annotated[int, Option(min=1)] = 768,
+    rounds: Annotated[int, Option(min=1, help="Medians count.")] = 15,
+    sentences: Annotated[int, Option(min=64, help="In a round.")] = 4096,
+) -> dict[str, Any]:
+    """CPU time of the engine per request, by sentences in a request."""
+    rng, rows = np.random.default_rng(0), []
+    for size in (1, 16, 64):
+        # Each round replaces all of it.
+        caches = {"off": None, "on": VectorCache(sentences * (4 * (tokens + dimensions) + 300) // 2)}
+        engines = {way: EmbeddingEngine(_Nothing(dimensions), cache=caches[way]) for way in WAYS}
+        found: dict[str, list[float]] = {way: [] for way in WAYS}
+        for number in range(rounds + 1):
+            for way in WAYS[:: 1 if number % 2 == 0 else -1]:
+                texts = [rng.integers(0, 30_000, tokens, np.int32).tobytes() for _ in range(sentences // size * size)]
+                requests = [texts[first : first + size] for first in range(0, len(texts), size)]
+                taken = _engine_seconds(engines[way], requests, keyed=way == "on") / len(requests) * 1e6
+                if number:
+                    found[way].append(taken)
+        for one in engines.values():
+            one.close()
+        off, on = (median(found[way]) for way in WAYS)
+        rows.append({"sentences": size, "off": off, "on": on, "per_sentence": (on - off) / size})
+        print(
+            f"{size} x {tokens} tokens, {dimensions} dimensions: {off:.1f} µs of CPU per request without, {on:.1f} "
+            f"with a cache: {(on - off) / size:.2f} µs more per sentence"
+        )
+    return {"tokens": tokens, "dimensions": dimensions, "rounds": rounds, "rows": rows}
+
+
+def _engine_seconds(engine: EmbeddingEngine, requests: Sequence[Sequence[bytes]], *, keyed: bool) -> float:
+    """CPU time of this thread, which does all of the work."""
+    began = time.thread_time()
+    for texts in requests:
+        keys = [("", 0, text) for text in texts] if keyed else None
+        [future] = engine.submit_all([Request(TokenIds.join(texts), normalize=True, keys=keys)], wait=True)
+        future.result()
+    return time.thread_time() - began
+
+
 def _compared(found: dict[str, list[Measured]]) -> dict[str, Any]:
     """Medians in microseconds per request, and the medians of the rounds' ratios, with the cache to without."""
     figures: dict[str, Any] = {}
@@ -149,4 +230,4 @@ def _show(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    run_script("cache", __doc__, cache)
+    run_script("cache", __doc__, served, engine)
