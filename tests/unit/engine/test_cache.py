@@ -4,6 +4,7 @@ import random
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -163,11 +164,11 @@ def test_a_prompts_tokens_are_left_out_of_the_right_sentences(make: Make) -> Non
     engine = make(executor)
     ask(engine, A)
     occupy(engine, executor)
-    futures = engine.submit_all([cached(A), cached(B, skip=1), cached(C)])
+    futures = engine.submit_all([cached(A, B), cached(C, skip=1)])
     executor.let_go()
     for future in futures:
         future.result(PATIENCE)
-    assert (executor.batches[-1], executor.skips[-1]) == ([B, C], [1, 0])
+    assert (executor.batches[-1], executor.skips[-1]) == ([B, C], [0, 1])
 
 
 def test_a_batch_with_spans_or_outputs_per_token_is_computed_as_it_is(make: Make) -> None:
@@ -266,6 +267,16 @@ def test_a_deadline_that_passed_counts_for_what_has_to_be_computed(make: Make) -
     ask(engine, A)
     with pytest.raises(DeadlineExceeded):
         ask(engine, A, B, deadline=0.0)
+
+
+def test_every_field_of_a_request_that_changes_its_vectors_is_in_the_keys_or_forbids_them() -> None:
+    """A new field fails here: if a vector depends on it, it has to be in the keys that replica.py makes."""
+    in_keys, never_kept, applied_to_entries = {"sentences", "skip"}, {"spans", "choices"}, {"normalize"}
+    answer = {"future", "failed", "placed", "vectors", "token_outputs", "parts"}
+    progress = {"arrived", "launched", "order", "size_class", "taken", "reported"}
+    others = {"deadline", "is_abandoned", "keys", "lengths", "tokens"}
+    known = in_keys | never_kept | applied_to_entries | answer | progress | others
+    assert {field.name for field in fields(Request)} == known
 
 
 @pytest.mark.parametrize(("depth", "max_bytes"), [(1, 1), (2, 1), (3, 4 * ENTRY), (3, 1 << 20)])
