@@ -3,6 +3,7 @@
 Vectors can be compared if their spaces are equal. A request that names a space gets vectors of that space, or an error.
 """
 
+import hashlib
 import re
 
 SPACE = "embedding_space"
@@ -22,6 +23,14 @@ def is_space(text: str) -> bool:
 def model_part(space: str) -> str:
     """What tells models apart: the space without its precision."""
     return space.rpartition("-")[0]
+
+
+def of_adapter(space: str, digest: str) -> str:
+    """The space of a model with an adapter. space: of the model; empty if it is not known. digest: of the adapter."""
+    if not (space and digest):
+        return ""
+    model, _, precision = space.rpartition("-")
+    return f"{hashlib.sha256(f'{model} {digest}'.encode()).hexdigest()[: len(model)]}-{precision}"
 
 
 def of_another_space(own: str) -> str:

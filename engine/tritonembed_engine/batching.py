@@ -104,6 +104,9 @@ class Batcher:
             pieces.append(Piece(request, start, request.taken))
             if request.taken == len(request.lengths):
                 self._leave(request)
+        if any(piece.request.adapter is not None for piece in pieces):
+            # An adapter's rows side by side are one product.
+            pieces.sort(key=lambda piece: piece.request.adapter or "")
         return (Batch(pieces, sentences, budget - room) if pieces else None), given_up
 
     def drain(self) -> list[Request]:

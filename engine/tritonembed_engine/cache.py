@@ -1,7 +1,7 @@
 """Vectors that were computed before, and sentences that several requests share in one computation. Off by default.
 
-A raw vector depends on the token ids of its sentence and on the tokens at its start that are not pooled: a process has
-one embedding space, and dimensions, types and normalisation come later. Both are the key, and the salt: requests share
+A raw vector depends on the token ids of its sentence, on the tokens at its start that are not pooled, and on its
+adapter: dimensions, types and normalisation come later. They are the key, and the salt: requests share
 vectors only if they have the same salt, so that one tenant can't find out by time what another one has sent.
 
 No request waits for another. What is shared is decided when a batch is launched, so each request keeps its own

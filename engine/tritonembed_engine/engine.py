@@ -28,7 +28,7 @@ from tritonembed_engine.errors import (
     Overloaded,
 )
 from tritonembed_engine.executors.base import Executor, Pending, Ready
-from tritonembed_engine.request import NO_CACHE, Batch, BatchReport, CacheReport, Piece, Request, TokenOutputs, report
+from tritonembed_engine.request import NO_CACHE, Batch, BatchReport, CacheReport, Piece, Request, TokenOutputs, of_chosen, report
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
@@ -234,12 +234,13 @@ class EmbeddingEngine:
             spans = batch.spans()
             # Spans leave out what `skips` would.
             skips = batch.skips() if spans is None else None
-            sentences = batch.join()
+            sentences, adapted = batch.join(), batch.adapted()
             if plan is not None:
                 sentences = plan.sentences(sentences)
                 skips = skips and [skips[number] for number in plan.computed]
+                adapted = adapted and of_chosen(adapted, plan.computed)
             if sentences:
-                pending = self.executor.launch(sentences, skips, spans, batch.choices())
+                pending = self.executor.launch(sentences, skips, spans, batch.choices(), adapted)
             else:
                 pending = Ready(np.empty((0, self.executor.dimensions), np.float32))
             self._launched.append(_Launched(batch, sentences, plan, pending, start))

@@ -4,7 +4,7 @@ torch and vLLM are imported only for the executors that need them: they take mos
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tritonembed_engine.cache import VectorCache
@@ -19,6 +19,7 @@ from tritonembed_engine.executors.loading import (
     refuse_arguments,
 )
 from tritonembed_engine.executors.ranks import Ranks, ranks_of
+from tritonembed_engine.model.adapters import NO_ADAPTERS, AdapterFiles, read_pairs
 from tritonembed_engine.model.architecture import reason_against_cpu
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object
@@ -39,9 +40,11 @@ def create_engine(
     device: str,
     on_batch: Callable[[BatchReport], None] | None = None,
     on_death: Callable[[], None] | None = None,
+    adapters: Mapping[str, AdapterFiles] = NO_ADAPTERS,
 ) -> EmbeddingEngine:
-    """An engine that is ready to serve. device: "cpu" or "cuda". Raises ModelError."""
+    """An engine that is ready to serve. device: "cpu" or "cuda". adapters: of `read_adapters`. Raises ModelError."""
     executor = create_executor(settings, files, device)
+    add_adapters(executor, adapters, settings)
     return EmbeddingEngine(
         executor,
         settings.engine.max_waiting_sentences,
@@ -68,6 +71,30 @@ def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> 
     return executor
 
 
+def add_adapters(executor: Executor, adapters: Mapping[str, AdapterFiles], settings: ModelSettings) -> None:
+    """Load the adapters into an executor, and check the vectors of each. Raises ModelError."""
+    if adapters:
+        from tritonembed_engine.executors.adapters import WithAdapter
+    for name, adapter in adapters.items():
+        own = getattr(executor, "adapters", None)
+        if own is None or settings.vllm.get("quantization") or _stored_quantization(adapter.files):
+            what = f"the {executor.name} executor" if own is None else "a quantized model"
+            raise ModelError(f"adapter {name}: {what} serves none, only the direct and the transformers executor do")
+        announce(f"loading the adapter {name}")
+        own.add(name, read_pairs(adapter))
+        reference = None
+        if settings.engine.reference == "auto":
+            reference = find_reference(settings, adapter.files, adapter)
+        else:
+            logger.warning("the vectors of the adapter %s are not compared with a reference", name)
+        gate = Gate(reference, executor.dtype, False, padded=executor.name == "transformers")
+        let_through(WithAdapter(executor, name), gate, adapter.files.name, [])
+
+
+def _stored_quantization(files: ModelFiles) -> object:
+    return read_object(files.transformer / "config.json").get("quantization_config")
+
+
 def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
     if device == "cpu" and (reason := reason_against_cpu(read_object(files.transformer / "config.json"))):
         raise ModelError(f"{files.name} can't be served on a CPU: {reason}")
@@ -81,7 +108,9 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         logger.warning("config.json: %s have no effect", ", ".join(reference.unknown))
     if files.is_static:
         return _static_executor(settings, files, reference)
-    if settings.engine.executor == "openvino" or (settings.engine.executor == "auto" and device == "cpu"):
+    # The graph of the openvino executor has no place for adapters.
+    is_tried = settings.engine.executor == "auto" and device == "cpu" and not settings.adapters
+    if settings.engine.executor == "openvino" or is_tried:
         found = _openvino_executor(settings, files, device, reference)
         if not isinstance(found, str):
             return found
@@ -193,7 +222,7 @@ def choose_reference(settings: ModelSettings, files: ModelFiles) -> Reference | 
         return None
     if wanted != "auto":
         return read_reference(Path(wanted), files)
-    if read_object(files.transformer / "config.json").get("quantization_config"):
+    if _stored_quantization(files):
         raise ModelError(
             f"{files.name} has quantized weights, for which no reference can be computed; give sentence-transformers'"
             " vectors (--reference FILE), or serve without (--no-reference)"

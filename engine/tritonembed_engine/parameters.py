@@ -36,6 +36,8 @@ class EmbedParameters:
     return_tokens: bool = False
     embedding_space: str | None = None
     """The space that the vectors must be of."""
+    adapter: str | None = None
+    """The name of a LoRA adapter; None: the model itself."""
     cache: bool = True
     cache_salt: str = ""
 
@@ -96,8 +98,9 @@ def _parse(raw: str) -> EmbedParameters:
         given["outputs"] = _read_outputs(given["outputs"])
     if "sparse_threshold" in given:
         given["sparse_threshold"] = _read_threshold(given["sparse_threshold"])
-    if SPACE in given and not isinstance(given[SPACE], str):
-        raise InvalidArgument(SPACE, "must be a string")
+    for name in (SPACE, "adapter"):
+        if name in given and not isinstance(given[name], str):
+            raise InvalidArgument(name, "must be a string")
     check_cache(given)
     parameters = EmbedParameters(**given)
     if parameters.normalize is False and OUTPUT_TYPES[parameters.embedding_type].unit_length:

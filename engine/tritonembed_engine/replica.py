@@ -6,7 +6,7 @@ For use inside a stub only. A model's model.py says what its requests ask for an
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,26 +31,36 @@ from tritonembed_engine.stub.triton import (
     to_bytes_tensor,
 )
 from tritonembed_engine.token_ids import Spans, TokenIdLimits, TokenIds
-from tritonembed_protocol.space import SPACE
+from tritonembed_protocol.space import SPACE, of_adapter
 
 if TYPE_CHECKING:
+    from tritonembed_engine.model.adapters import AdapterFiles
     from tritonembed_engine.model.files import ModelFiles
 
 
 class Asked:
     """A request of Triton's whose parameters are right, and then its request of the engine.
 
-    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize: as in `Request`. salt: requests
-    with the same one share vectors; None: this one shares none.
+    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize, adapter: as in `Request`. salt:
+    requests with the same one share vectors; None: this one shares none.
     """
 
-    def __init__(self, triton: Any, *, salt: str | None, skip: int = 0, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        triton: Any,
+        *,
+        salt: str | None,
+        skip: int = 0,
+        normalize: bool = False,
+        adapter: str | None = None,
+    ) -> None:
         self.triton = triton
         # The backend gives a set, which nothing documents.
         self.outputs = frozenset(triton.requested_output_names())
         self.elements = bytes_tensor(triton, "token_ids")
         self.rows = len(self.elements)
         self.salt, self.skip, self.normalize = salt, skip, normalize
+        self.adapter = adapter
         self.spans: Spans | None = None
         self.request: Request
         self.is_known = False
@@ -68,15 +78,19 @@ class Asked:
 class _SpaceAlone:
     """A request of Triton's for the embedding space, which needs no forward pass."""
 
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
+    def __init__(self, asked: Asked) -> None:
+        self.rows = asked.rows
+        self.adapter = asked.adapter
 
 
 class Replica:
     """One replica of the model: an engine of its own, in a process of its own."""
 
     files: "ModelFiles"
+    adapters: "Mapping[str, AdapterFiles]"
     space: str
+    spaces: dict[str, str]
+    """Of the adapters, by their names."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model onto the device that Triton gave this instance."""
@@ -86,6 +100,7 @@ class Replica:
             log_as(args["model_instance_name"])
             # Not before prepare_process: they may import torch, which reads the environment only once.
             from tritonembed_engine.factory import create_engine
+            from tritonembed_engine.model.adapters import read_adapters
             from tritonembed_engine.model.files import read_model_files
             from tritonembed_engine.model.space import embedding_space
 
@@ -93,11 +108,15 @@ class Replica:
             settings = settings_of(args)
             template = settings.engine.instruction_template
             self.files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
+            self.adapters = read_adapters(settings, self.files)
             device = "cpu" if devices is None else "cuda"
-            self.engine = create_engine(settings, self.files, device, self._count_batch, end_process_soon)
+            self.engine = create_engine(
+                settings, self.files, device, self._count_batch, end_process_soon, self.adapters
+            )
             ahead = settings.engine.batches_ahead_on(device)
             announce("reading the model's digest")
             self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
+            self.spaces = {name: of_adapter(self.space, one.digest) for name, one in self.adapters.items()}
             self.prepare()
         self._limits = TokenIdLimits(
             self.files.max_length,
@@ -148,7 +167,7 @@ class Replica:
         """What the request asks for, or the error that is its answer."""
         try:
             asked = self.ask(request)
-            return _SpaceAlone(asked.rows) if asked.outputs == {SPACE} else asked
+            return _SpaceAlone(asked) if asked.outputs == {SPACE} else asked
         except Exception as error:
             return error
 
@@ -180,34 +199,47 @@ class Replica:
     def _request(self, item: Asked, sentences: TokenIds) -> Request:
         # KServe's `timeout` in microseconds. Triton's queue enforces it too, but only while a request is there.
         timeout = item.triton.timeout()
-        salt, skip = item.salt, item.skip
         return Request(
             sentences,
             deadline=time.monotonic() + timeout / 1e6 if timeout else None,
             normalize=item.normalize,
             is_abandoned=Abandonment(item.triton.is_cancelled),
-            skip=skip,
+            skip=item.skip,
             spans=item.spans,
             choices=item.choices(sentences),
-            # All that a vector depends on, beside the model.
-            keys=[(salt, skip, ids) for ids in item.elements] if self._caches and salt is not None else None,
+            keys=self._keys(item),
+            adapter=item.adapter,
         )
+
+    def _keys(self, item: Asked) -> "list[Key] | None":
+        """All that each of its vectors depends on, beside the model; None if they are not shared."""
+        salt, skip, adapter = item.salt, item.skip, item.adapter
+        if salt is None or not self._caches:
+            return None
+        return [(salt, skip, ids, adapter) for ids in item.elements]
 
     def _respond(self, item: Any, future: "Future[Any]") -> Any:
         """The response to one request, whose future is done or will be."""
         try:
             found = future.result()
             if isinstance(item, _SpaceAlone):
-                return answer(self._space_of(item.rows))
+                return answer(self._space_tensor(item))
             tensors = self.tensors(item, found)
             if SPACE in item.outputs:
-                tensors.append(self._space_of(item.rows))
+                tensors.append(self._space_tensor(item))
             return answer(*tensors)
         except Exception as error:
             return self._refuse(error)
 
-    def _space_of(self, rows: int) -> Any:
-        return to_bytes_tensor(SPACE, [self.space.encode()] * rows)
+    def space_of(self, adapter: str | None) -> str:
+        """The embedding space of a request's vectors. Raises InvalidArgument if the model has no such adapter."""
+        from tritonembed_engine.model.adapters import files_of
+
+        files_of(self.files, self.adapters, adapter)
+        return self.space if adapter is None else self.spaces[adapter]
+
+    def _space_tensor(self, item: "Asked | _SpaceAlone") -> Any:
+        return to_bytes_tensor(SPACE, [self.space_of(item.adapter).encode()] * item.rows)
 
     def _count_batch(self, report: BatchReport) -> None:
         if self._caches:

@@ -1,5 +1,6 @@
 """One request from its arrival to its answer, and the batches that are made of requests."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -16,8 +17,10 @@ Choices = Mapping[str, npt.NDArray[np.bool_]]
 """By output, which tokens it is made of: bool [tokens]."""
 TokenOutputs = Mapping[str, Ragged]
 """By output, the rows of each sentence."""
-Key = tuple[str, int, bytes]
-"""What a sentence's vector is kept under: a salt, the tokens at its start that are not pooled, and its ids."""
+Key = tuple[str, int, bytes, str | None]
+"""What a sentence's vector is kept under: a salt, the tokens at its start that are not pooled, its ids, its adapter."""
+Adapted = Sequence[tuple[str, int, int]]
+"""Adapter, and the first row and the one after the last that it applies to, in order. Other rows have none."""
 NO_CHOICES: Choices = {}
 NO_TOKEN_OUTPUTS: TokenOutputs = {}
 
@@ -41,6 +44,9 @@ class Request:
     """The outputs per token that it asks for, and the tokens that each is made of."""
     keys: Sequence[Key] | None = None
     """Of its sentences; None if they are computed anew, as for spans and outputs per token, which are not kept."""
+
+    adapter: str | None = None
+    """The adapter of all its sentences; None: the base model."""
 
     future: "Future[Vectors]" = field(default_factory=Future)
     """float32 [sentences or spans, dimensions], or an error."""
@@ -188,6 +194,21 @@ class Batch:
                 is_any = True
         return found if is_any else None
 
+    def adapted(self) -> Adapted:
+        """The sentences that have an adapter."""
+        if all(piece.request.adapter is None for piece in self.pieces):
+            return ()
+        found: list[tuple[str, int, int]] = []
+        first = 0
+        for piece in self.pieces:
+            end, adapter = first + piece.stop - piece.start, piece.request.adapter
+            if adapter is not None:
+                if found and found[-1][0] == adapter and found[-1][2] == first:
+                    first = found.pop()[1]
+                found.append((adapter, first, end))
+            first = end
+        return found
+
     @property
     def rows(self) -> int:
         """Vectors of all pieces."""
@@ -207,6 +228,12 @@ class Batch:
             tokens = sum(sum(piece.request.lengths[piece.start : piece.stop]) for piece in pieces)
             parts.append(Batch(pieces, high - low, tokens))
         return parts
+
+
+def of_chosen(adapted: Adapted, chosen: Sequence[int]) -> Adapted:
+    """The same rows if only some of them are there. chosen: their numbers, in order."""
+    bounds = [(name, bisect_left(chosen, first), bisect_left(chosen, end)) for name, first, end in adapted]
+    return [(name, first, end) for name, first, end in bounds if first < end]
 
 
 def _spans_of(piece: Piece) -> Spans:

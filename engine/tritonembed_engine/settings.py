@@ -142,6 +142,9 @@ class ModelSettings(BaseModel):
 
     engine: EngineSettings = Field(default_factory=EngineSettings)
 
+    adapters: dict[str, str] = Field(default_factory=dict)
+    """LoRA adapters by their names: each a folder that peft saved, or a name on the hub."""
+
     @field_validator("vllm")
     @classmethod
     def _check_max_model_len(cls, vllm: dict[str, Any]) -> dict[str, Any]:

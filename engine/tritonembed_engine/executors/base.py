@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.model.modules import Pooling
-from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices, TokenOutputs
+from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Adapted, Choices, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 
@@ -57,12 +57,14 @@ class Executor(Protocol):
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """Start a batch; on a GPU this returns while it runs.
 
         skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled. spans: parts
         of the sentences that get a vector each, instead of the sentences; if `pools_spans`, and without `skips`.
-        choices: the outputs per token that are to be computed, too, if the model has them.
+        choices: the outputs per token that are to be computed, too, if the model has them. adapted: the sentences that
+        adapters apply to, if it has any.
         """
 
     def explain(self, error: Exception) -> EmbedError:

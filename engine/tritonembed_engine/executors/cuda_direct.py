@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.executors.adapters import Adapters, rows_of
 from tritonembed_engine.executors.base import Pending, Ready
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
@@ -28,7 +29,7 @@ from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
-from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices
+from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Adapted, Choices
 from tritonembed_engine.settings import EngineSettings
 from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -65,6 +66,7 @@ class CudaDirectExecutor:
         self.max_batch_tokens = max_batch_tokens
         self.max_batch_sentences = max_batch_sentences
         self._model: OpenModel | None = model
+        self.adapters = Adapters(model.model, model.dtype, model.device)
         self.dtype = str(model.dtype).removeprefix("torch.")
         mean = mean_pool if settings.kernels.mean_pool else segment_mean
         self._pooler = Pooler(poolings, steps or Steps(()), mean)
@@ -119,14 +121,17 @@ class CudaDirectExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """Start the forward pass of a batch; with `spans`, wait for it."""
+        rows = rows_of(adapted, np.append(0, np.cumsum(sentences.lengths))) if adapted else []
         stage = self._stages.take()
         try:
-            if spans is None:
-                done, pooled, computed = self._launch(sentences, stage, skips, choices or {})
-                return _Answer(stage, len(sentences), done, self._stages, pooled, computed, self._copy)
-            ready = self._pool_spans(sentences, stage, spans, choices or {})
+            with self.adapters.applied(rows, self._kernels.reading):
+                if spans is None:
+                    done, pooled, computed = self._launch(sentences, stage, skips, choices or {}, is_adapted=bool(rows))
+                    return _Answer(stage, len(sentences), done, self._stages, pooled, computed, self._copy)
+                ready = self._pool_spans(sentences, stage, spans, choices or {})
         except BaseException:
             self._stages.give_back(stage)
             raise
@@ -145,16 +150,22 @@ class CudaDirectExecutor:
             return Ready(pooled.cpu().numpy(), self._heads(hidden, sentences, choices))
 
     def _launch(
-        self, sentences: TokenIds, stage: Stage, skips: Sequence[int] | None, choices: Choices
+        self,
+        sentences: TokenIds,
+        stage: Stage,
+        skips: Sequence[int] | None,
+        choices: Choices,
+        *,
+        is_adapted: bool,
     ) -> tuple[torch.cuda.Event, torch.Tensor, dict[str, Computed]]:
         """The event after which the stage has the answer, the tensor from which it is copied, and the outputs per
         token, which are copied then, too."""
         batch = flatten(sentences, self._padding_id)
         count, longest, tokens = len(sentences), batch.longest, batch.tokens
         done = stage.done(count)
-        # A graph pools whole sentences.
+        # A graph pools whole sentences, of the base model.
         begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
-        graphs = self.graphs if begins is None else ()
+        graphs = self.graphs if begins is None and not is_adapted else ()
         graph = next((g for g in graphs if g.bucket.holds(batch.tokens, count, longest)), None)
         if graph:
             batch = pad(batch, graph.bucket.tokens, graph.bucket.longest)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.executors.adapters import Adapters, rows_of
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.flat_batch import begins_of, flatten
@@ -15,7 +16,7 @@ from tritonembed_engine.executors.graphs import Bucket
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
-from tritonembed_engine.request import Choices
+from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 
@@ -43,6 +44,7 @@ class DirectExecutor:
         """padding_id: see `flatten`. heads: the model's outputs per token."""
         self._model: OpenModel | None = model
         self.dtype = str(model.dtype).removeprefix("torch.")
+        self.adapters = Adapters(model.model, model.dtype, model.device)
         self._pooler = pooler
         self._padding_id = padding_id
         self.pools_spans = pooler.pools_spans
@@ -59,22 +61,24 @@ class DirectExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """Compute the batch."""
         assert self._model is not None
         batch = flatten(sentences, self._padding_id)
         cu_seqlens = torch.from_numpy(batch.cu_seqlens)
-        hidden = forward(
-            self._model,
-            # A copy: models may write into their input (BERT's token types travel in it).
-            torch.from_numpy(batch.ids.copy()),
-            torch.from_numpy(batch.positions),
-            cu_seqlens,
-            cu_seqlens,
-            torch.from_numpy(batch.lengths),
-            batch.longest,
-            torch.from_numpy(batch.places),
-        )
+        with self.adapters.applied(rows_of(adapted, batch.cu_seqlens)):
+            hidden = forward(
+                self._model,
+                # A copy: models may write into their input (BERT's token types travel in it).
+                torch.from_numpy(batch.ids.copy()),
+                torch.from_numpy(batch.positions),
+                cu_seqlens,
+                cu_seqlens,
+                torch.from_numpy(batch.lengths),
+                batch.longest,
+                torch.from_numpy(batch.places),
+            )
         if spans is not None:
             vectors = self._pooler.of_spans(hidden, spans.places(sentences.lengths))
         else:

@@ -21,7 +21,7 @@ from tritonembed_engine.model.encoders import IN_OPENVINO
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object
 from tritonembed_engine.model.modules import Pooling
-from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Choices
+from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Adapted, Choices
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
 from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, TokenIds
@@ -84,6 +84,7 @@ class OpenVinoExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),  # noqa: ARG002 - see `factory`
     ) -> Pending:
         """Compute the batch, one forward pass per group."""
         starts = np.cumsum(sentences.lengths, dtype=np.int64) - sentences.lengths

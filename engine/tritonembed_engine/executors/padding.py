@@ -15,13 +15,14 @@ class PaddedGroup:
 
     rows: int64 [sentences], their places in the batch. ids: int64 [sentences, longest]. mask: bool [sentences,
     longest], True for a sentence's own tokens. cu_seqlens: int32 [sentences + 1], the first token of each sentence and
-    the end, once the padding is left out.
+    the end, once the padding is left out. adapter: of all of them.
     """
 
     rows: npt.NDArray[np.int64]
     ids: npt.NDArray[np.int64]
     mask: npt.NDArray[np.bool_]
     cu_seqlens: npt.NDArray[np.int32]
+    adapter: str | None = None
 
     @property
     def has_padding(self) -> bool:

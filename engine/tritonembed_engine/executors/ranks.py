@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import DeviceLost, EmbedError
 from tritonembed_engine.executors.base import Executor, Pending
-from tritonembed_engine.request import Choices
+from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.stub.child_python import module_command, stub_python
 from tritonembed_engine.token_ids import Spans, TokenIds
 
@@ -124,8 +124,10 @@ class MirroredExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """See Executor. Raises DeviceLost for any failure: the ranks may have stopped at different places."""
+        assert not adapted, "adapters are not loaded in ranks"
         self._ranks.send("launch", self.name, sentences, skips, spans, choices)
         try:
             return self._executor.launch(sentences, skips, spans, choices)

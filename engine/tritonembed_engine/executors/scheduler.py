@@ -13,7 +13,7 @@ from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
-from tritonembed_engine.request import Choices
+from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.token_ids import ONE_TOKEN, Spans, TokenIds
 
 if TYPE_CHECKING:
@@ -73,9 +73,11 @@ class SchedulerExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """Compute the batch; returns when it is done."""
         assert spans is None, "vLLM pools whole sentences"
+        assert not adapted, "vLLM got no adapters"
         if self._by_vllm:
             return Ready(self._steps(torch.stack(self._encode(sentences, "embed"))).numpy())
         tokens = self._encode(sentences, "token_embed")

@@ -9,7 +9,7 @@ from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.model.steps import Steps
-from tritonembed_engine.request import Choices
+from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 TOKENS_PER_BATCH = 65_536
@@ -45,6 +45,7 @@ class StaticExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),  # noqa: ARG002 - a table has no layers
     ) -> Pending:
         """Compute the batch. There is no pooling that leaves out a prompt, so `skips` is None; nor one of spans."""
         assert skips is None

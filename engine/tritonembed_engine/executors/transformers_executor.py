@@ -4,6 +4,7 @@ For encoder families that vLLM does not have. Batches, padding, pooling and the 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 from tritonembed_engine.errors import EmbedError, ModelError, reason_of
+from tritonembed_engine.executors.adapters import Adapters
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.jina_bert import load_jina_bert
@@ -26,7 +28,7 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
-from tritonembed_engine.request import Choices
+from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
 from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, TokenIds
@@ -63,6 +65,7 @@ class TransformersExecutor:
         self._model: torch.nn.Module | None = model
         self.dtype = dtype_name(model)
         self._device = next(model.parameters()).device
+        self.adapters = Adapters(model, next(model.parameters()).dtype, self._device)
         self._pooler = pooler
         self._padding_id = padding_id
         self._grouping = grouping
@@ -82,9 +85,10 @@ class TransformersExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> Pending:
         """Compute the batch, one forward pass per group."""
-        groups = list(self._grouping.groups(sentences, self._padding_id))
+        groups = self._groups(sentences, adapted)
         if choices:
             return self._with_tokens(sentences, groups, skips, spans, choices)
         of_groups = [None if spans is None else [spans.cut(row, row + 1) for row in group.rows] for group in groups]
@@ -94,6 +98,18 @@ class TransformersExecutor:
         for places, part in zip(rows, parts, strict=True):
             vectors[torch.from_numpy(places)] = part.cpu()
         return Ready(vectors.numpy())
+
+    def _groups(self, sentences: TokenIds, adapted: Adapted) -> list[PaddedGroup]:
+        """The groups of a batch; all sentences of a group have the same adapter, or none."""
+        parts: list[tuple[str | None, int, int]] = []
+        for adapter, first, end in (*adapted, (None, len(sentences), len(sentences))):
+            parts += [(None, parts[-1][2] if parts else 0, first), (adapter, first, end)]
+        return [
+            replace(group, rows=group.rows + first, adapter=adapter)
+            for adapter, first, end in parts
+            if first < end
+            for group in self._grouping.groups(sentences.cut(first, end), self._padding_id)
+        ]
 
     def _with_tokens(
         self,
@@ -142,11 +158,13 @@ class TransformersExecutor:
         seen = group.mask if self._unseen is None else group.seen(self._unseen)
         ids = torch.from_numpy(group.ids).to(self._device)
         types = {"token_type_ids": ids >> TYPE_BIT} if self._has_types else {}
-        return self._model(
-            input_ids=ids & ID_MASK if types else ids,
-            attention_mask=None if seen.all() else torch.from_numpy(seen).to(self._device, torch.int64),
-            **types,
-        )
+        rows = [] if group.adapter is None else [(group.adapter, 0, group.ids.size)]
+        with self.adapters.applied(rows):
+            return self._model(
+                input_ids=ids & ID_MASK if types else ids,
+                attention_mask=None if seen.all() else torch.from_numpy(seen).to(self._device, torch.int64),
+                **types,
+            )
 
     def _hidden(self, group: PaddedGroup) -> torch.Tensor:
         """Hidden states of the group's sentences without padding: [tokens, hidden size]."""

@@ -20,6 +20,9 @@ from tritonembed_engine.settings import KernelSettings
 
 logger = logging.getLogger(__name__)
 
+_READING = ("gelu_epilogue", "embed_layer_norm", "fp8")
+"""Switches of kernels that take the weights of a layer themselves."""
+
 
 class Kernels:
     """The kernels in a model; `cu_seqlens` and `longest` describe the batch that runs next.
@@ -31,17 +34,22 @@ class Kernels:
         self.cu_seqlens: torch.Tensor | None = None
         self.longest = 0
         self._replaced: list[Any] = []
+        self.reading: list[Any] = []
+        """Modules whose new forward reads the weights of the layers inside instead of calling these."""
 
-    def replace(self, module: Any, forward: Callable[..., torch.Tensor]) -> None:
-        """Shadow a module's forward method."""
+    def replace(self, module: Any, forward: Callable[..., torch.Tensor], *, reads: bool) -> None:
+        """Shadow a module's forward method. reads: see `reading`."""
         module.forward = forward
         self._replaced.append(module)
+        if reads:
+            self.reading.append(module)
 
     def remove(self) -> None:
         """Undo every replacement."""
         for module in self._replaced:
             del module.forward
         self._replaced.clear()
+        self.reading.clear()
 
 
 def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> Kernels:
@@ -78,7 +86,7 @@ def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: Kernel
         for module in model.modules():
             for layer, switch, replacement in replacements:
                 if getattr(settings, switch) and type(module) is layer and (forward := replacement(module)) is not None:
-                    kernels.replace(module, forward)
+                    kernels.replace(module, forward, reads=switch in _READING)
                     installed[switch] += 1
     except BaseException:
         kernels.remove()

@@ -13,6 +13,7 @@ import numpy as np
 
 from tritonembed_engine.distance import Measure, measure_of
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.adapters import read_adapter
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, LONGEST, TEXTS, Case, Reference
@@ -29,12 +30,20 @@ IdsOf = Callable[[str, int], bytes]
 """From a text and the most tokens to its ids, as a Case has them."""
 
 
-def make_reference(model: str, revision: str | None, max_length: int | None, trust_remote_code: bool) -> Reference:
+def make_reference(
+    model: str,
+    revision: str | None,
+    max_length: int | None,
+    trust_remote_code: bool,
+    adapter: tuple[str, str] | None = None,
+) -> Reference:
     """The reference of a model. Raises ModelError.
 
-    max_length: as in `read_model_files`.
+    max_length: as in `read_model_files`. adapter: name and path of one that is merged with its weights.
     """
     files = read_model_files(model, revision, max_length)
+    merged = None if adapter is None else read_adapter(*adapter, files)
+    files = files if merged is None else merged.files
     cases = list(_cases(files) if files.classifier is None else pair_cases(files))
     if not cases:
         raise ModelError(f"{files.name}: its tokenizer makes no ids of any text, so there is no reference")
@@ -46,6 +55,8 @@ def make_reference(model: str, revision: str | None, max_length: int | None, tru
     from tritonembed_engine.reference.oracle import Oracle
 
     oracle = Oracle(model, revision, files, trust_remote_code)
+    if merged is not None:
+        oracle.merge(merged)
     import transformers
 
     vectors = oracle.embed(cases)

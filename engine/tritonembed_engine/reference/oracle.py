@@ -13,6 +13,7 @@ import torch
 from typing_extensions import assert_never
 
 from tritonembed_engine.errors import ModelError, reason_of
+from tritonembed_engine.model.adapters import AdapterFiles
 from tritonembed_engine.model.architecture import config_for_reference, has_experts
 from tritonembed_engine.model.checkpoint import check_complete, checkpoint_files
 from tritonembed_engine.model.classifier import Classifier
@@ -25,6 +26,7 @@ from tritonembed_engine.model.jina_bert import JINA_BERT
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.ragged import Ragged
+from tritonembed_engine.reference.adapter_oracle import merge_adapter
 from tritonembed_engine.reference.cases import Case, Vectors
 from tritonembed_engine.reference.jina_bert_oracle import JinaBertOracle
 from tritonembed_engine.reference.token_check import expected_outputs
@@ -109,6 +111,10 @@ class Oracle:
         check_complete(info)
         known = {**type(config)().to_dict(), **_ALWAYS_KNOWN} if not trust_remote_code else config.to_dict()
         self.unknown = [key for key in given if key not in known]
+
+    def merge(self, adapter: AdapterFiles) -> None:
+        """Add an adapter to the weights of the model. Raises ModelError if they do not fit."""
+        merge_adapter(self._model, adapter)
 
     @torch.inference_mode()
     def embed(self, cases: Sequence[Case], dtype: torch.dtype = torch.float32) -> Vectors:

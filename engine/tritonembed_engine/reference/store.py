@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.adapters import AdapterFiles
 from tritonembed_engine.model.contents import cache_folder, digests_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import weights_folder
@@ -50,25 +51,25 @@ PRODUCTS_PER_CORE = 20e9
 """Multiplications and additions per second in float32 on one core, a low estimate."""
 
 
-def find_reference(settings: ModelSettings, files: ModelFiles) -> Reference:
+def find_reference(settings: ModelSettings, files: ModelFiles, adapter: AdapterFiles | None = None) -> Reference:
     """The reference of a model: from the cache, else made by a process of its own, on the CPU.
 
-    Raises ModelError with the process's error, or if it would take too long.
+    adapter: that is merged with its weights. Raises ModelError with the process's error, or if it would take too long.
     """
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     cache = cache_folder("references")
     if cache is None:
         logger.warning("the reference is not cached: no cache folder is writable (XDG_CACHE_HOME)")
         with tempfile.TemporaryDirectory() as folder:
-            return _make(settings, files, complete, Path(folder) / "reference.npz")
-    key = _digest(complete, files, settings)
+            return _make(settings, files, complete, Path(folder) / "reference.npz", adapter)
+    key = _digest(complete, files, settings, adapter)
     file = cache / f"{key}.npz"
     # Replicas start at the same time: the first makes it.
     with turn(cache / f"{key}.lock", "waiting for the model's reference, which another replica computes"):
         if file.exists():
             with contextlib.suppress(ModelError):
                 return load(file)
-        return _make(settings, files, complete, file)
+        return _make(settings, files, complete, file, adapter)
 
 
 def read_reference(file: Path, files: ModelFiles) -> Reference:
@@ -105,7 +106,9 @@ def read_reference(file: Path, files: ModelFiles) -> Reference:
     return Reference(cases, vectors, file.name, {})
 
 
-def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path) -> Reference:
+def _make(
+    settings: ModelSettings, files: ModelFiles, complete: Path, file: Path, adapter: AdapterFiles | None
+) -> Reference:
     size = sum(one.stat().st_size for one in (*complete.glob("*.safetensors"), *complete.glob("*.bin")))
     parameters = size / 4
     seconds = (
@@ -124,6 +127,7 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
         "revision": settings.revision,
         "max_length": settings.max_model_len,
         "trust_remote_code": bool(settings.vllm.get("trust_remote_code")),
+        "adapter": None if adapter is None else (adapter.name, settings.adapters[adapter.name]),
         "file": str(file),
     }
     run_module("tritonembed_engine.reference.making", given, f"{files.name}: its reference")
@@ -132,14 +136,16 @@ def _make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path
     return reference
 
 
-def _digest(complete: Path, files: ModelFiles, settings: ModelSettings) -> str:
+def _digest(complete: Path, files: ModelFiles, settings: ModelSettings, adapter: AdapterFiles | None) -> str:
     """A digest of all that the reference depends on."""
     listed = sorted(file for root in {complete, files.folder} for file in root.rglob("*") if file.is_file())
     names = [str(file.relative_to(files.folder)) if files.folder in file.parents else file.name for file in listed]
     contents = _sha([list(pair) for pair in zip(names, digests_of(listed), strict=True)])
     trust = bool(settings.vllm.get("trust_remote_code"))
     of_tokens = list(files.token_outputs.per_token)
-    return _sha([VERSION, contents, version("transformers"), np.__version__, settings.max_model_len, trust, *of_tokens])
+    of_adapter = [] if adapter is None else ["adapter", adapter.digest]
+    libraries = [version("transformers"), np.__version__]
+    return _sha([VERSION, contents, *libraries, settings.max_model_len, trust, *of_tokens, *of_adapter])
 
 
 def _sha(value: Any) -> str:

@@ -2,13 +2,14 @@
 
 from array import array
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
 from tritonembed_engine.chunks import Chunk, pack, pack_spans, too_many_chunks
 from tritonembed_engine.errors import InvalidArgument, ModelError
+from tritonembed_engine.model.adapters import NO_ADAPTERS, AdapterFiles, files_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
@@ -42,9 +43,10 @@ class _Text:
 class TextTokenizer:
     """Tokenizes as the model's own tokenizer, with special tokens and truncation. For one thread at a time."""
 
-    def __init__(self, files: ModelFiles) -> None:
-        """Raises ModelError if the tokenizer can't be loaded."""
+    def __init__(self, files: ModelFiles, adapters: Mapping[str, AdapterFiles] = NO_ADAPTERS) -> None:
+        """Raises ModelError if the tokenizer can't be loaded. adapters: of the model, which have their own prompts."""
         self._files = files
+        self._adapters = adapters
         self._tokenizer = self.tokenizer = load_tokenizer(files)
         self.inspector = Inspector(self._tokenizer, files)
         """Shows tokens; for one thread at a time, as the rest."""
@@ -76,7 +78,7 @@ class TextTokenizer:
             truncate = parameters.truncate or self._files.truncate
             limit = self._files.lengths[parameters.input_type]
             try:
-                prompt = self._files.prompt_for(
+                prompt = files_of(self._files, self._adapters, parameters.adapter).prompt_for(
                     parameters.input_type, parameters.prompt_name, parameters.prompt, parameters.instruction
                 )
                 decoded = [decode(text, index) for index, text in enumerate(texts)]

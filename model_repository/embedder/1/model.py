@@ -23,7 +23,9 @@ class _Texts(Asked):
     """A request for the vectors of texts, of their chunks or of spans in them."""
 
     def __init__(self, triton, parameters, skip, normalize, choice):
-        super().__init__(triton, salt=parameters.salt, skip=skip, normalize=normalize)
+        super().__init__(
+            triton, salt=parameters.salt, skip=skip, normalize=normalize, adapter=parameters.adapter
+        )
         self.parameters, self.chunks = parameters, None
         self.choice, self.asked = choice, choice.outputs_of(parameters)
         if parameters.spans is not None:
@@ -86,7 +88,7 @@ class TritonPythonModel(Replica):
         from tritonembed_engine.tokenizing.prompt_lengths import PromptLengths
         from tritonembed_engine.tokenizing.token_choice import TokenChoice
 
-        self._prompts = PromptLengths(self.files)
+        self._prompts = PromptLengths(self.files, self.adapters)
         self._choice = TokenChoice(self.files)
         self._widths = {DENSE: self.engine.executor.dimensions, MULTI_VECTOR: self.engine.executor.token_dimensions}
         self._no_spans = reason_against_spans(self.files.pooling, self.engine.executor)
@@ -94,7 +96,7 @@ class TritonPythonModel(Replica):
     def ask(self, request):
         """See `Replica`."""
         parameters = parse_parameters(request.parameters())
-        check_space(parameters.embedding_space, self.space)
+        check_space(parameters.embedding_space, self.space_of(parameters.adapter))
         if parameters.spans is not None and self._no_spans:
             raise InvalidArgument("spans", self._no_spans)
         normalize = vectors.wants_unit_length(parameters, self.files.normalize)

@@ -22,11 +22,13 @@ class TritonPythonModel(TokenizerInstance):
 
     def load(self, settings):
         """See `TokenizerInstance`."""
+        from tritonembed_engine.model.adapters import read_adapters
         from tritonembed_engine.model.files import read_model_files
         from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
         template = settings.engine.instruction_template
-        return TextTokenizer(read_model_files(settings.model, settings.revision, settings.max_model_len, template))
+        files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
+        return TextTokenizer(files, read_adapters(settings, files))
 
     def ask(self, request):
         """See `TokenizerInstance`."""

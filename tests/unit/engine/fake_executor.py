@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
-from tritonembed_engine.request import Choices, Request, TokenOutputs
+from tritonembed_engine.request import Adapted, Choices, Request, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
 
 Array = npt.NDArray[np.float32]
@@ -55,6 +55,7 @@ class FakeExecutor:
     ) -> None:
         self.refused_id: int | None = None
         self.skips: list[Sequence[int] | None] = []
+        self.adapted: list[Adapted] = []
         self.depth = depth
         self.on_any_thread = on_any_thread
         self.threads: list[int] = []
@@ -91,10 +92,12 @@ class FakeExecutor:
         skips: Sequence[int] | None = None,
         spans: Spans | None = None,
         choices: Choices | None = None,
+        adapted: Adapted = (),
     ) -> "FakePending":
         sentences = [ids.tobytes() for ids in batch]
         self.before_launch(sentences)
         self.skips.append(skips)
+        self.adapted.append(adapted)
         self.batches.append(sentences)
         self.threads.append(threading.get_ident())
         self.events.append("launch")

@@ -21,6 +21,7 @@ ASKED = (
     "spans",
     "normalize",
     "embedding_space",
+    "adapter",
     "outputs",
     "top_k",
 )

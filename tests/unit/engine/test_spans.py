@@ -180,7 +180,7 @@ def test_only_the_mean_has_spans() -> None:
 class SpanExecutor(FakeExecutor):
     """Computes per span: first id, last id, tokens."""
 
-    def launch(self, batch, skips=None, spans=None, choices=None):  # type: ignore[no-untyped-def]
+    def launch(self, batch, skips=None, spans=None, choices=None, adapted=()):  # type: ignore[no-untyped-def]
         if spans is not None:
             assert skips is None
             rows = [

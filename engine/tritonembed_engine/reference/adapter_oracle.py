@@ -1,0 +1,52 @@
+"""An adapter merged with the weights of transformers' model, W + scale · B · A, written out apart from what serves."""
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+
+from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.adapters import AdapterFiles
+from tritonembed_engine.model.checkpoint import tensors_of
+
+_PREFIX = "base_model.model."
+
+
+def merge_adapter(model: torch.nn.Module, adapter: AdapterFiles) -> None:
+    """Change the weights of a model of transformers. Raises ModelError if it lacks one of the adapter's layers."""
+    file = next(file for file in sorted(adapter.folder.glob("adapter_model.*"), reverse=True))
+    tensors = {name.removeprefix(_PREFIX): tensor.float().numpy() for name, tensor in tensors_of(file)}
+    parameters = dict(model.named_parameters())
+    for name, a in tensors.items():
+        path, lora, factor = name.rpartition(".lora_")
+        if not lora or factor not in ("A.weight", "embedding_A"):
+            continue
+        parameter = _named(parameters, path)
+        if parameter is None:
+            raise ModelError(f"adapter {adapter.name}: transformers' model has no layer {path[:120]}")
+        rank = a.shape[0]
+        alpha = float(adapter.config.get("lora_alpha", 8))
+        for pattern, value in (adapter.config.get("alpha_pattern") or {}).items():
+            if re.search(rf"(^|\.)({pattern})$", path):
+                alpha = float(value)
+                break
+        scale = alpha / (rank**0.5 if adapter.config.get("use_rslora") else rank)
+        delta = np.einsum("or,ri->oi", tensors[f"{path}.lora_{factor.replace('A', 'B')}"], a) * np.float32(scale)
+        if factor == "embedding_A":
+            # A table has a row per input, a linear layer a row per output.
+            delta = delta.T
+        if tuple(parameter.shape) != delta.shape:
+            raise ModelError(f"adapter {adapter.name}: {path[:120]} has another shape in the model")
+        with torch.no_grad():
+            # Weights of 16 bits would round the sum.
+            parameter.data = parameter.data.float() + torch.from_numpy(delta.copy())
+
+
+def _named(parameters: dict[str, Any], path: str) -> Any:
+    """The weight of a layer. The model may be the encoder of the one that was trained, or have one around it."""
+    name = f"{path}.weight"
+    if name in parameters:
+        return parameters[name]
+    inside = [key for key in parameters if name.endswith(f".{key}") or key.endswith(f".{name}")]
+    return parameters[inside[0]] if len(inside) == 1 else None
