@@ -23,11 +23,13 @@ class ServedModel:
 
     name: str = FIRST
     task: Task = "embed"
+    base: str = ""
+    """Of an adapter: the name of its base model, whose Triton models compute it, by the parameter `adapter`."""
 
     @property
     def is_first(self) -> bool:
         """Whether it is the first model of its server."""
-        return self.name == (FIRST if self.task == "embed" else FIRST_SCORE)
+        return not self.base and self.name == (FIRST if self.task == "embed" else FIRST_SCORE)
 
     @property
     def tokenizer(self) -> str:

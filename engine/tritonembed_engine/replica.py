@@ -15,7 +15,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
-from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Request, TokenOutputs
+from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Key, Request, TokenOutputs
 from tritonembed_engine.stub.abandonment import Abandonment
 from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, EngineMetrics
 from tritonembed_engine.stub.placement import visible_devices
@@ -24,6 +24,7 @@ from tritonembed_engine.stub.senders import Senders
 from tritonembed_engine.stub.triton import (
     answer,
     bytes_tensor,
+    check_digests,
     end_process_soon,
     refusal,
     settings_of,
@@ -109,6 +110,8 @@ class Replica:
             template = settings.engine.instruction_template
             self.files = read_model_files(settings.model, settings.revision, settings.max_model_len, template)
             self.adapters = read_adapters(settings, self.files)
+            digests = {name: one.digest for name, one in self.adapters.items()}
+            check_digests(digests, json.loads(args["model_config"]))
             device = "cpu" if devices is None else "cuda"
             self.engine = create_engine(
                 settings, self.files, device, self._count_batch, end_process_soon, self.adapters
@@ -116,7 +119,7 @@ class Replica:
             ahead = settings.engine.batches_ahead_on(device)
             announce("reading the model's digest")
             self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
-            self.spaces = {name: of_adapter(self.space, one.digest) for name, one in self.adapters.items()}
+            self.spaces = {name: of_adapter(self.space, digest) for name, digest in digests.items()}
             self.prepare()
         self._limits = TokenIdLimits(
             self.files.max_length,

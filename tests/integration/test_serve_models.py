@@ -1,17 +1,25 @@
 """Two models in one real Triton server, and a manager in front of it: right vectors of each, on every API."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from sentence_transformers import SentenceTransformer
 from tests.integration.serve import Serve, running_server, serving
+from tests.merged import hidden_of, merged_model
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError, ModelNotFoundError
+from tritonembed_perf.adapters import write_adapter
 
+COMMAND = str(Path(sys.executable).with_name("tritonembed"))
 TEXTS = ["a few words", "the cat sat on the mat", "x"]
 CLOSE = 1e-5
 
@@ -23,14 +31,27 @@ def folders(shelf: ModelShelf) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def manager(folders: dict[str, Path]) -> Iterator[Serve]:
-    """A manager in front of one server with both models."""
+def adapters(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An adapter of each model; that of the second has a prompt of its own."""
+    root = tmp_path_factory.mktemp("adapters")
+    law = write_adapter(root / "law", folders["minilm"], ["query", "value"])
+    med = write_adapter(root / "med", folders["cls"], ["attention.output.dense"], use_rslora=True)
+    prompts = {"prompts": {"med": "medicine: "}, "default_prompt_name": "med"}
+    (med / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    return {"law": law, "med": med}
+
+
+@pytest.fixture(scope="module")
+def manager(folders: dict[str, Path], adapters: dict[str, Path]) -> Iterator[Serve]:
+    """A manager in front of one server with both models and their adapters."""
     more = ["--model", f"cls={folders['cls']}", "--device", "cpu", "--workers", "1"]
+    more += ["--adapter", f"law=embedding:{adapters['law']}", "--adapter", f"med=cls:{adapters['med']}"]
+    attached = ["--adapter=law=minilm", "--adapter=med=cls"]
     # Imported faster than vLLM.
     more += ["--executor", "transformers", "--no-reference"]
     with (
         running_server(str(folders["minilm"]), more) as server,
-        serving("--server", server.target, "--model=minilm", "--model=cls") as started,
+        serving("--server", server.target, "--model=minilm", "--model=cls", *attached) as started,
     ):
         yield started
 
@@ -68,3 +89,79 @@ def test_each_model_has_an_embedding_space_of_its_own(manager: Serve) -> None:
 def test_a_model_that_the_server_does_not_have_is_not_found(manager: Serve) -> None:
     with EmbeddingClient(manager.target, model="other") as client, pytest.raises(ModelNotFoundError):
         client.embed(["x"])
+
+
+@pytest.fixture(scope="module")
+def of_law(folders: dict[str, Path], adapters: dict[str, Path]) -> np.ndarray:  # type: ignore[type-arg]
+    """The vectors of TEXTS by merged weights: mean pooling, length 1."""
+    oracle = SentenceTransformer(str(folders["minilm"]), device="cpu")
+    model = merged_model(folders["minilm"], adapters["law"])
+    ids = [np.array(oracle.tokenizer(text)["input_ids"], "<i4") for text in TEXTS]
+    pooled = np.stack([hidden_of(model, one).mean(0) for one in ids])
+    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+
+def test_an_adapter_is_a_model_of_its_own(manager: Serve, folders: dict[str, Path], of_law: Any) -> None:
+    ids = [SentenceTransformer(str(folders["minilm"]), device="cpu").tokenizer(text)["input_ids"] for text in TEXTS]
+    with EmbeddingClient(manager.target, model="law") as client, EmbeddingClient(manager.target) as base:
+        found = client.embed(TEXTS)
+        np.testing.assert_allclose(found.embeddings, of_law, atol=CLOSE)
+        np.testing.assert_allclose(client.embed_tokens(ids).embeddings, of_law, atol=CLOSE)
+        space, of_base = client.info().embedding_space, base.info().embedding_space
+        assert found.embedding_space == space != of_base
+        assert client.embed(["x"], embedding_space=space).embedding_space == space
+        with pytest.raises(InvalidArgumentError, match=f"the vectors here are of the space {space}"):
+            client.embed(["x"], embedding_space=of_base)
+        assert np.abs(base.embed(TEXTS).embeddings - of_law).max() > 0.01
+    over_http = openai.OpenAI(base_url=f"http://127.0.0.1:{manager.http_port}/v1", api_key="none")
+    answer = over_http.embeddings.create(model="law", input=TEXTS)
+    assert answer.model == "law"
+    np.testing.assert_allclose([item.embedding for item in answer.data], of_law, atol=CLOSE)
+    np.testing.assert_allclose(
+        [item.embedding for item in over_http.embeddings.create(model="law", input=ids).data], of_law, atol=CLOSE
+    )
+    listed = {model.id: model.model_dump() for model in over_http.models.list()}
+    assert {name: model["parent"] for name, model in listed.items()} == {
+        "minilm": None,
+        "cls": None,
+        "law": "minilm",
+        "med": "cls",
+    }
+    assert listed["law"]["dimensions"] == of_law.shape[1]
+    assert listed["law"]["max_model_len"] == listed["minilm"]["max_model_len"]
+
+
+def test_an_adapter_has_its_own_prompts(manager: Serve) -> None:
+    with EmbeddingClient(manager.target, model="med") as client:
+        own, plain, same = (
+            client.embed(["x"], **options).embeddings
+            for options in ({}, {"prompt": ""}, {"prompt_name": "med"})  # type: ignore[arg-type]
+        )
+    np.testing.assert_array_equal(own, same)
+    assert np.abs(own - plain).max() > 0.001
+
+
+def test_adapters_over_kserves_http(manager: Serve, of_law: Any) -> None:
+    url = f"http://127.0.0.1:{manager.http_port}/v2/models"
+    body = {
+        "inputs": [{"name": "text", "shape": [len(TEXTS), 1], "datatype": "BYTES", "data": TEXTS}],
+        "outputs": [{"name": "embedding", "parameters": {"binary_data": False}}],
+        "parameters": {"as": "FP32"},
+    }
+    answer = httpx.post(f"{url}/law/infer", json=body)
+    assert answer.json()["model_name"] == "law"
+    [output] = answer.json()["outputs"]
+    np.testing.assert_allclose(np.reshape(output["data"], of_law.shape), of_law, atol=CLOSE)
+    assert httpx.get(f"{url}/law").json()["name"] == "law"
+    assert httpx.get(f"{url}/law/ready").status_code == 200
+    body["parameters"] = {"as": "FP32", "adapter": "law"}
+    refused = httpx.post(f"{url}/minilm/infer", json=body)
+    assert refused.status_code == 400
+    assert refused.json() == {"error": "adapter: here an adapter is a model of its own; send its name as the model's"}
+
+
+def test_arctics_lora_name_chooses_the_adapter(manager: Serve, of_law: Any) -> None:
+    host, port = manager.target.split(":")
+    command = [COMMAND, "embed", "--host", host, "--port", port, "--lora-name", "law"]
+    ran = subprocess.run([*command, TEXTS[1]], capture_output=True, text=True, timeout=60, check=True)
+    np.testing.assert_allclose(json.loads(ran.stdout.splitlines()[0])["embedding"], of_law[1], atol=CLOSE)

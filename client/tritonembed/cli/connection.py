@@ -91,6 +91,10 @@ class Connection:
         chosen = {name: value for name, value in given.items() if value is not None and value != []}
         self._given: dict[str, Any] = {**(outer._given if outer else {}), **chosen}
 
+    def of_model(self, name: str) -> Connection:
+        """The same with another model."""
+        return Connection({"model": name}, self)
+
     @property
     def timeout(self) -> float | None:
         """Seconds for the whole command, or None."""

@@ -25,8 +25,8 @@ from .sources import Source, choose_source
 # Arctic Inference's documented client has these options; its scripts run here, too.
 ARCTIC = (
     "For scripts of Arctic Inference's client: --temperature, --top-p, --max-tokens and, without sparse outputs, "
-    "--top-k are accepted and change nothing, because an embedding has no sampling; --lora-name is an error, adapters "
-    "are not served yet."
+    "--top-k are accepted and change nothing, because an embedding has no sampling; --lora-name is as --model, because "
+    "`serve` has an adapter as a model of its own."
 )
 
 
@@ -132,7 +132,7 @@ def embed(
 ) -> None:
     """Embed texts of the command line or of a file, and print or write their vectors."""
     if lora_name is not None:
-        raise UsageError("--lora-name: adapters are not served yet")
+        connection = connection.of_model(lora_name)
     sparse = "sparse" in (outputs or "")
     if any(option is not None for option in (temperature, top_p, None if sparse else top_k, max_tokens)):
         typer.echo("tritonembed: an embedding has no sampling: --temperature, --top-p, … change nothing", err=True)

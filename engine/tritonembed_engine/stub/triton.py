@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +69,27 @@ FILE_PARAMETER = "model_json"
 Only repositories of several models have it."""
 
 
+ADAPTERS_PARAMETER = "adapters"
+"""config.pbtxt parameter of `embedder`: the digests of the adapters by their names, as JSON."""
+
+
 def settings_of(args: dict[str, str]) -> "ModelSettings":
     """The settings of this model. Raises ModelError."""
     from tritonembed_engine.settings import MODEL_JSON, read_settings
 
     return read_settings(Path(args["model_repository"]).parent, _file_parameter(args) or MODEL_JSON)
+
+
+def check_digests(digests: Mapping[str, str], model_config: Mapping[str, Any]) -> None:
+    """Raise ModelError if an adapter is not the one that the repository was rendered with: managers name its space.
+
+    digests: of the adapters, by name.
+    """
+    parameter = model_config.get("parameters", {}).get(ADAPTERS_PARAMETER)
+    rendered = {} if parameter is None else json.loads(parameter["string_value"])
+    for name, digest in digests.items():
+        if rendered.get(name) and rendered[name] != digest:
+            raise errors.ModelError(f"adapter {name}: its files have changed since the repository was written")
 
 
 def _file_parameter(args: dict[str, str]) -> str | None:

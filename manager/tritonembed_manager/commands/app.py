@@ -8,6 +8,7 @@ import typer
 
 from tritonembed_manager.commands.doctor import doctor
 from tritonembed_manager.commands.options import (
+    Adapters,
     Force,
     ListenOptions,
     ModelRepository,
@@ -78,13 +79,14 @@ def render(
     out: OutFolder,
     model: Models,
     models: ModelsFile,
+    adapter: Adapters,
     repository: RepositoryOptions,
     force: Force,
 ) -> None:
     """Write a model repository for a model and a machine, for `tritonserver --model-repository`."""
     with one_line_errors(), interruptible():
         check_out_folder(context, out)
-        entries, option = chosen_models(context, model, models, repository.task, fetch=False)
+        entries, option = chosen_models(context, model, models, repository.task, adapter, fetch=False)
         if not entries:
             raise missing_model(context)
         from tritonembed_manager.server.repository import check_models, is_folder, tritonserver_line
@@ -103,6 +105,7 @@ def replica(
     context: typer.Context,
     model: Models,
     models: ModelsFile,
+    adapter: Adapters,
     model_repository: ModelRepository,
     listen: ListenOptions,
     repository: RepositoryOptions,
@@ -132,7 +135,7 @@ def replica(
             _refuse_what_render_would_use(context)
             run_replica(server, repository=model_repository, work_dir=run.work_dir)
             return
-        entries, option = chosen_models(context, model, models, repository.task, fetch=True)
+        entries, option = chosen_models(context, model, models, repository.task, adapter, fetch=True)
         if not entries:
             raise missing_model(context, " (or --model-repository, for one that is rendered already)")
         settings = _render_settings(context, entries, option, repository)
@@ -192,7 +195,7 @@ def _render_settings(
 
 def _refuse_what_render_would_use(context: typer.Context) -> None:
     """Raise StartError for an option that shapes a repository: a rendered repository runs unchanged."""
-    shaping = {"model", "models", *(field.name for field in fields(RepositoryOptions))}
+    shaping = {"model", "models", "adapter", *(field.name for field in fields(RepositoryOptions))}
     for name, given in on_command_line(context).items():
         if name in shaping:
             raise StartError(f"{given} goes with rendering; --model-repository runs a repository unchanged")

@@ -113,6 +113,16 @@ ModelsFile = Annotated[
     Path | None,
     typer.Option(None, "--models", help="Instead of --model: a file (YAML) of several models and their settings."),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        None,
+        "--adapter",
+        help="A LoRA adapter as a model of its own, NAME=BASE:PATH: its name for clients, that of its model "
+        "(`embedding` for the first), and a folder that peft saved or a name on the hub. Repeatable; with attached "
+        "servers NAME=BASE.",
+    ),
+]
 Device = Annotated[
     machine.Device | None, typer.Option(None, help="Device of the model; by default the one that this machine has.")
 ]
@@ -301,21 +311,30 @@ def given_models(context: typer.Context, models: Sequence[str] | None) -> list[s
 
 
 def chosen_models(
-    context: typer.Context, models: Sequence[str] | None, file: Path | None, task: Task | None, *, fetch: bool
+    context: typer.Context,
+    models: Sequence[str] | None,
+    file: Path | None,
+    task: Task | None,
+    adapters: Sequence[str] | None,
+    *,
+    fetch: bool,
 ) -> tuple[list["ModelEntry"], str]:
     """The models, at least one or none was given; and the option that they come from. Raises StartError.
 
-    task: of `--task`. fetch: whether the files of a model on the hub are fetched, to find what it does.
+    task: of `--task`. adapters: of `--adapter`. fetch: whether the files of a model on the hub are fetched, to find
+    what it does.
     """
     from tritonembed_manager.server import models_file
+    from tritonembed_manager.server.adapters import with_adapters
 
     given = given_models(context, models)
     if file is None:
-        found = models_file.parse_models(given)
-        return models_file.with_tasks(found, task, fetch=fetch), models_file.MODEL
+        found = models_file.with_tasks(models_file.parse_models(given), task, fetch=fetch)
+        return with_adapters(found, adapters or ()), models_file.MODEL
     if given:
         raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
-    return models_file.with_tasks(models_file.read_models(file), task, fetch=fetch), models_file.OPTION
+    found = models_file.with_tasks(models_file.read_models(file), task, fetch=fetch)
+    return with_adapters(found, adapters or ()), models_file.OPTION
 
 
 def base_settings(

@@ -24,7 +24,8 @@ from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFiles, TlsFiles
 from tritonembed_manager.server import vllm_arguments as engine_arguments
-from tritonembed_manager.server.models_file import ModelEntry, checked, render_settings, served_as
+from tritonembed_manager.server.adapters import with_adapters
+from tritonembed_manager.server.models_file import ModelEntry, adapters_of, checked, render_settings, served_as
 from tritonembed_manager.server.settings import (
     resolve_device,
 )
@@ -85,10 +86,10 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
 def _entries(context: typer.Context, options: ServeOptions, attaching: str | None) -> tuple[list[ModelEntry], str]:
     """The models, and the option that they come from. Attached servers have theirs, of which only names are given."""
     if not attaching:
-        return chosen_models(context, options.model, options.models, options.task, fetch=True)
+        return chosen_models(context, options.model, options.models, options.task, options.adapter, fetch=True)
     first, *more = given_models(context, options.model) or [FIRST]
     entries = [_attached(first, options.task, is_first=True), *(_attached(name, options.task) for name in more)]
-    return checked(entries, "--model"), "--model"
+    return with_adapters(checked(entries, "--model"), options.adapter or (), attached=True), "--model"
 
 
 def _attached(given: str, task: Task | None, *, is_first: bool = False) -> ModelEntry:
@@ -110,7 +111,11 @@ def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:
             raise StartError(f"--model: two models are called {entry.label}")
     served, *others = served_as(entries)
     further = tuple(ServedNames((one.label,), served=own) for one, own in zip(more, others, strict=True))
-    return replace(names, served=served, more=further)
+    adapters = adapters_of(entries)
+    for one in adapters:
+        if one.name in names:
+            raise StartError(f"--adapter {one.name}: another model has this name")
+    return replace(names, served=served, more=(*further, *(ServedNames((one.name,), served=one) for one in adapters)))
 
 
 def _envoy(context: typer.Context, options: ServeOptions) -> EnvoySettings | None:

@@ -55,6 +55,7 @@ class ServeOptions:
         ),
     ]
     models: Launched[shared.ModelsFile]
+    adapter: shared.Adapters
     max_loaded: Launched[
         Annotated[
             int | None,

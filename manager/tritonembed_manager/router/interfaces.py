@@ -4,11 +4,12 @@ The parent process (control/) keeps the list of servers and their states. Worker
 Endpoints (KServe gRPC and HTTP, OpenAI, Arctic) are adapters over one `Dispatcher`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import grpc
@@ -37,6 +38,9 @@ class ServerState(str, Enum):
     """It broke too often and stays down."""
 
 
+NO_ADAPTERS: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class ServerView:
     """A Triton server as workers see it. slot: its column in the load table, never reused while in use."""
@@ -63,6 +67,8 @@ class ServerView:
     """Of the model's vectors, by its last check; 0 before the first."""
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """The digests of the model's adapters, by name."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the line to the workers and for `status --json`."""

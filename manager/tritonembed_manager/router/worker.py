@@ -60,10 +60,10 @@ class Worker:
         self._quarantine = Quarantine()
         self._admission = AdmissionControl(self._row, config.max_in_flight, _MAX_BYTES)
         self._meter = Meter()
-        self._dispatchers = {names.served.name: self._dispatcher_of(names.served) for names in config.names.models}
+        self._dispatchers = {names.served.name: self._dispatcher_of(names.served) for names in config.names.loaded}
         """By the names of the models' ensembles."""
         self.dispatcher: Dispatcher = self._dispatchers[config.names.served.name]
-        if len(self._dispatchers) > 1:
+        if len(config.names.models) > 1:
             self.dispatcher = ModelsDispatcher(
                 self._dispatchers, config.names, wanted=lambda model: link.report("wanted", model=model)
             )
@@ -107,7 +107,7 @@ class Worker:
             quarantine=self._quarantine,
             quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
             served=served,
-            is_only=len(config.names.models) == 1,
+            is_only=len(config.names.loaded) == 1,
         )
 
     @property

@@ -7,6 +7,8 @@
         replicas: 2
         dtype: float16
         memory: 0.3
+        adapters:
+          law: ./law-adapter
 
 The first model is `embedding` for Triton, whatever its name. Each further model has its own.
 """
@@ -27,6 +29,7 @@ from tritonembed_protocol.served import FIRST, FIRST_OF_TASK, ServedModel, Task,
 
 OPTION, MODEL = "--models", "--model"
 MOST_MODELS = 32
+MOST_ADAPTERS = 64
 _VLLM = ("dtype", "quantization", "max_model_len", "revision")
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
 _Number = Annotated[int, Field(ge=1)]
@@ -48,6 +51,8 @@ class ModelEntry:
     task: Task | None = None
     """None: what its files say."""
     vllm: dict[str, Any] = field(default_factory=dict)
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Names and places of its LoRA adapters, each a model of its own for clients."""
 
     @property
     def label(self) -> str:
@@ -69,13 +74,12 @@ class _Entry(BaseModel):
     quantization: _Text | None = None
     max_model_len: _Number | None = None
     revision: _Text | None = None
+    adapters: dict[str, _Text] = Field(default_factory=dict, max_length=MOST_ADAPTERS)
 
     def entry(self, folder: Path) -> ModelEntry:
         given = {name: value for name in _VLLM if (value := getattr(self, name)) is not None}
-        # A folder is meant as seen from the file. Anything else is a name on the hub.
-        there = folder / Path(self.path).expanduser()
         return ModelEntry(
-            path=str(there) if there.is_dir() else self.path,
+            path=_from(folder, self.path),
             name=self.name,
             replicas=self.replicas,
             gpus=tuple(self.gpus),
@@ -83,7 +87,14 @@ class _Entry(BaseModel):
             max_batch_tokens=self.max_batch_tokens,
             task=self.task,
             vllm=given,
+            adapters=tuple((name, _from(folder, path)) for name, path in self.adapters.items()),
         )
+
+
+def _from(folder: Path, path: str) -> str:
+    """A folder is meant as seen from the file. Anything else is a name on the hub."""
+    there = folder / Path(path).expanduser()
+    return str(there) if there.is_dir() else path
 
 
 class _Content(BaseModel):
@@ -147,6 +158,12 @@ def with_tasks(entries: Sequence[ModelEntry], task: Task | None, *, fetch: bool)
     ]
 
 
+def adapters_of(entries: Sequence[ModelEntry]) -> list[ServedModel]:
+    """The adapters of all models."""
+    pairs = zip(entries, served_as(entries), strict=True)
+    return [ServedModel(name, base=served.name) for entry, served in pairs for name, _ in entry.adapters]
+
+
 def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
     """What servers call the models."""
     tasks: list[Task] = [entry.task or "embed" for entry in entries]
@@ -200,9 +217,16 @@ def render_settings(
             memory_part=part,
             vllm={**base.vllm, **entry.vllm},
             served=served,
+            adapters=adapter_references(entry),
         )
         found.append(settings)
     return found
+
+
+def adapter_references(entry: ModelEntry) -> tuple[tuple[str, str], ...]:
+    """Name and place of each adapter: a folder's absolute path, or a name on the hub."""
+    pairs = [(name, Path(path).expanduser()) for name, path in entry.adapters]
+    return tuple((name, str(path.resolve()) if path.is_dir() else str(path)) for name, path in pairs)
 
 
 def _meet(one: ModelEntry, other: ModelEntry) -> bool:

@@ -1,7 +1,7 @@
 """Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.server.client_tls import ClientTls, open_channel
-from tritonembed_manager.server.repository import LENGTH_PARAMETER
+from tritonembed_manager.server.repository import ADAPTERS_PARAMETER, LENGTH_PARAMETER, read_digests
 from tritonembed_protocol.framing import HEADER, FramingError, frame, unframe, unframe_vectors
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE, is_space
@@ -84,10 +84,12 @@ class ProbeError(Exception):
 
 @dataclass(frozen=True)
 class Described:
-    """replicas: embedders of the server; 1 if it does not answer. max_length: tokens of the longest text, if known."""
+    """replicas: embedders of the server; 1 if it does not answer. max_length: tokens of the longest text, if known.
+    adapters: their digests, by name."""
 
     replicas: int = 1
     max_length: int | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
 
 class Probe(Protocol):
@@ -212,7 +214,8 @@ class GrpcProbe:
         length = answer.config.parameters[LENGTH_PARAMETER].string_value
         # Leading zeros and huge numbers are nothing that `render` writes.
         known = length.isascii() and length.isdigit() and len(length) < _MOST_DIGITS
-        return Described(max(1, _count_instances(answer)), int(length) if known else None)
+        adapters = read_digests(answer.config.parameters[ADAPTERS_PARAMETER].string_value)
+        return Described(max(1, _count_instances(answer)), int(length) if known else None, adapters)
 
     async def instances(self, model: str, timeout: float) -> int | None:
         """The configured number of a model's instances; None if the model is not loaded. Raises ProbeError."""

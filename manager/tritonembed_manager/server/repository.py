@@ -33,7 +33,56 @@ def check_models(models: Sequence[RenderSettings]) -> list[int | None]:
             lengths.append(check_model(model.model, model.vllm.get("revision"), model.vllm.get("max_model_len")))
         except StartError as error:
             raise StartError(f"{model.served.name}: {error}" if len(models) > 1 else str(error)) from None
+        check_adapters(model)
     return lengths
+
+
+def check_adapters(model: RenderSettings) -> None:
+    """Raise StartError, which names the adapter, if one can't be served with the model."""
+    if not model.adapters:
+        return
+    try:
+        from tritonembed_engine.errors import ModelError
+        from tritonembed_engine.model.adapters import read_adapter
+        from tritonembed_engine.model.files import read_model_files
+    except ImportError:
+        # See `check_model`.
+        return
+    try:
+        files = read_model_files(model.model, model.vllm.get("revision"))
+        for name, path in model.adapters:
+            read_adapter(name, path, files)
+    except ModelError as error:
+        # The message begins with the adapter, as the option does.
+        raise StartError(f"--{error}") from None
+
+
+def adapter_digests(model: RenderSettings) -> dict[str, str]:
+    """The digests of a model's adapters, by name; empty ones if their files can't be read here."""
+    files = known_files(model.model, model.vllm.get("revision")) if model.adapters else None
+    return {name: _digest(name, path, files) for name, path in model.adapters}
+
+
+def _digest(name: str, path: str, files: "ModelFiles | None") -> str:
+    if files is None:
+        return ""
+    from tritonembed_engine.errors import ModelError
+    from tritonembed_engine.model.adapters import read_adapter
+
+    try:
+        return read_adapter(name, path, files).digest
+    except ModelError:
+        return ""
+
+
+def read_digests(text: str) -> dict[str, str]:
+    """The content of ADAPTERS_PARAMETER; empty if it is none that `render` writes."""
+    try:
+        found = json.loads(text) if text else {}
+        pairs = dict(found).items()
+    except (ValueError, TypeError):
+        return {}
+    return {name: digest for name, digest in pairs if isinstance(name, str) and isinstance(digest, str)}
 
 
 def check_model(model: str, revision: str | None, max_model_len: int | None = None) -> int | None:
@@ -201,13 +250,16 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
         engine["cache_bytes"] = settings.cache_bytes
     if settings.instruction_template is not None:
         engine["instruction_template"] = settings.instruction_template
-    return {**template, "model": settings.model, "vllm": vllm, "engine": engine}
+    adapters = {"adapters": dict(settings.adapters)} if settings.adapters else {}
+    return {**template, "model": settings.model, "vllm": vllm, "engine": engine, **adapters}
 
 
 _FILE_PARAMETER = "model_json"
 """Parameter of the python models in a repository of several models: where their model.json is."""
 LENGTH_PARAMETER = "max_model_len"
 """Parameter of `embedder`: the tokens of the longest text, if they are known. For managers that attach."""
+ADAPTERS_PARAMETER = "adapters"
+"""Parameter of `embedder`: the digests of the model's adapters by their names, as JSON. For managers that attach."""
 MARKER = ".rendered-by-tritonembed"
 CONFIG = "config.pbtxt"
 MODEL_JSON = "model.json"
@@ -297,6 +349,8 @@ def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> No
             _set_embedder(config, settings)
             if length:
                 config.parameters[LENGTH_PARAMETER].string_value = str(length)
+            if settings.adapters:
+                config.parameters[ADAPTERS_PARAMETER].string_value = json.dumps(adapter_digests(settings))
         elif files is not None and files.classifier is not None:
             config.parameters[LABELS_PARAMETER].string_value = json.dumps(files.classifier.labels)
         if old in (FIRST_MODEL.embedder, FIRST_MODEL.name):

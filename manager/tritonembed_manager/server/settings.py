@@ -42,6 +42,8 @@ class RenderSettings:
     """The given vLLM engine arguments, by their Python names."""
     served: ServedModel = FIRST_MODEL
     """What the server calls the model."""
+    adapters: tuple[tuple[str, str], ...] = ()
+    """Names and places of the model's LoRA adapters: each a name on the hub, or the absolute path of a folder."""
     memory_part: float = 1.0
     """Part of the memory that the models of a GPU share."""
 

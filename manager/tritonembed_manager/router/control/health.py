@@ -261,6 +261,7 @@ class HealthWatch:
         if not upstream.launched and upstream.state is not ServerState.READY:
             described = await self._probe.described(self._settings.timeout)
             upstream.replicas, upstream.max_length = described.replicas, described.max_length
+            upstream.adapters = described.adapters
         self._refusals = 0
         self._registry.answered(upstream, vectors, space)
         if doubted and upstream.state is ServerState.READY:

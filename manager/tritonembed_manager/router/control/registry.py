@@ -41,6 +41,7 @@ def difference(ours: Vectors, theirs: Vectors) -> str | None:
 @dataclass(frozen=True)
 class Fingerprint:
     """vectors: of the fixed sentences, (sentences, dimensions). space: their embedding space; empty if it is unknown.
+    adapters: the digests of the server's adapters, by name.
 
     Two servers of one model may differ in the precision, as far as their vectors are the same. Two models may not,
     however close their vectors are.
@@ -48,12 +49,16 @@ class Fingerprint:
 
     vectors: Vectors
     space: str = ""
+    adapters: Mapping[str, str] = field(default_factory=dict)
 
     def difference(self, theirs: "Fingerprint") -> str | None:
         """How `theirs` differs, in a few words; None if the vectors may be mixed."""
         spaces = self.space, theirs.space
         if all(spaces) and model_part(self.space) != model_part(theirs.space):
             return f"its vectors differ (embedding space {theirs.space} instead of {self.space})"
+        for name in self.adapters.keys() & theirs.adapters.keys():
+            if self.adapters[name] != theirs.adapters[name]:
+                return f"its adapter {name} has other weights"
         return difference(self.vectors, theirs.vectors)
 
 
@@ -146,6 +151,8 @@ class Upstream:
     """Of its vectors, by its last check."""
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """The digests of its adapters, by name."""
     out_until: float = 0.0
     suspicions: Restarts = field(default_factory=lambda: Restarts(SUSPICION_LIMITS))
 
@@ -167,6 +174,7 @@ class Upstream:
             ensemble=self.model.name,
             dimensions=self.dimensions,
             max_length=self.max_length,
+            adapters=self.adapters,
         )
 
 
@@ -262,7 +270,7 @@ class UpstreamRegistry:
         if (upstream.space, upstream.dimensions) != (space, dimensions):
             upstream.space, upstream.dimensions = space, dimensions
             self._changed()
-        answer = Fingerprint(vectors, space)
+        answer = Fingerprint(vectors, space, upstream.adapters)
         if upstream.state in (ServerState.DRAINING, ServerState.FAILED, ServerState.UNLOADED):
             return
         if not self._agreement_of(upstream).settled:

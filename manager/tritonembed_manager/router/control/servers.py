@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
@@ -11,7 +11,7 @@ from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSp
 from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, member_id
 from tritonembed_manager.router.control.status import Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
-from tritonembed_manager.router.interfaces import ServerState
+from tritonembed_manager.router.interfaces import NO_ADAPTERS, ServerState
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.probe import GrpcProbe, Probe
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
@@ -65,12 +65,14 @@ class Servers:
         replicas: int,
         model: ServedModel = FIRST_MODEL,
         max_length: int | None = None,
+        adapters: Mapping[str, str] = NO_ADAPTERS,
         *,
         is_loaded: bool = True,
     ) -> None:
         """Start a server of one model and keep it running. Raises ValueError if no slot is free.
 
-        max_length: tokens of the longest text. is_loaded: False leaves the start to `load`.
+        max_length: tokens of the longest text. adapters: their digests, by name. is_loaded: False leaves the start to
+        `load`.
         """
         upstream = self.registry.add(
             id,
@@ -81,7 +83,7 @@ class Servers:
             replicas=replicas,
             model=model,
         )
-        upstream.max_length = max_length
+        upstream.max_length, upstream.adapters = max_length, adapters
         self._specs[id] = spec
         if is_loaded:
             self.load(id)

@@ -6,7 +6,7 @@ Servers get repositories, ports and command lines.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonembed_manager.errors import ManagerError, StartError
@@ -21,7 +21,7 @@ from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.machine import HeldPorts
-from tritonembed_manager.server.repository import MODEL_VARIABLE, check_models, render
+from tritonembed_manager.server.repository import MODEL_VARIABLE, adapter_digests, check_models, render
 from tritonembed_manager.server.run_folder import RunFolder, warning, work_folder
 from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment, find_tritonserver
@@ -87,7 +87,7 @@ class StartJudge:
         """The models without a READY server. One that is loaded by its first request needs none yet."""
         ready = {upstream.model for upstream in self._registry.ready()}
         ready |= {one.model for one in self._registry.members.values() if one.state is ServerState.UNLOADED}
-        return [names for names in self._names.models if names.served not in ready]
+        return [names for names in self._names.loaded if names.served not in ready]
 
     def _raise_if_hopeless(self, names: ServedNames) -> None:
         which = f"{names.model}: " if self._names.more else ""
@@ -113,6 +113,8 @@ class Prepared:
     model: ServedModel = FIRST_MODEL
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Their digests, by name."""
 
 
 def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, stack: ExitStack) -> list[Prepared]:
@@ -153,7 +155,8 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, sta
         )
         address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
         spec = _spec(launch, plan, server, installation, repository, run)
-        prepared.append(Prepared(id, spec, address, plan.replicas, served, lengths[served]))
+        digests = adapter_digests(plan.render)
+        prepared.append(Prepared(id, spec, address, plan.replicas, served, lengths[served], digests))
     return prepared
 
 

@@ -75,7 +75,7 @@ class Supervisor:
             leave_timeout=settings.drain_timeout,
             cleared=lambda id: self._workers.send({"type": "cleared", "server": id}),
             make_probe=partial(GrpcProbe, tls=settings.server_tls),
-            models=[each.served for each in settings.names.models],
+            models=[each.served for each in settings.names.loaded],
         )
         self._loader = self._make_loader(settings.launch.max_loaded if settings.launch else None)
         self._loading: asyncio.Task[None] | None = None
@@ -153,7 +153,7 @@ class Supervisor:
 
     def _make_loader(self, most: int | None) -> ModelLoader | None:
         """most: models in memory at a time; None for all of them."""
-        models = [names.served.name for names in self._settings.names.models]
+        models = [names.served.name for names in self._settings.names.loaded]
         if most is None or most >= len(models):
             return None
         ids = {model: [one.id for one in self._prepared if one.model.name == model] for model in models}
@@ -193,6 +193,7 @@ class Supervisor:
                 server.replicas,
                 server.model,
                 server.max_length,
+                server.adapters,
                 is_loaded=self._loader is None or server.model.name in self._loader.loaded,
             )
         if self._loader is not None:

@@ -39,6 +39,7 @@ _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: the request may be the cause."""
 _LOOK_FOR_A_LANE_S = 0.01
 NOT_READY = "no server became ready before the deadline"
+ADAPTER_BY_PARAMETER = "adapter: here an adapter is a model of its own; send its name as the model's"
 _CODE = grpc.StatusCode
 
 
@@ -99,8 +100,12 @@ class TritonDispatcher:
         metadata: Metadata,
         caller: Caller,
         admitted: Admission | None = None,
+        adapter: str = "",
     ) -> bytes:
-        """Send an encoded ModelInferRequest to one of the servers; see interfaces.py."""
+        """Send an encoded ModelInferRequest to one of the servers; see interfaces.py.
+
+        adapter: the one that the request is for, as a model of its own; it is in the request's parameters, too.
+        """
         # A request whose metadata can't be forwarded is refused before it takes a slot.
         try:
             forwards = forwarded(metadata) if metadata else None
@@ -111,11 +116,11 @@ class TritonDispatcher:
         self._requests += 1
         try:
             if admitted is not None:
-                admitted.model = self.served.name
-                return await self._answer(self._prepare(request, forwards, admitted))
+                admitted.model = adapter or self.served.name
+                return await self._answer(self._prepare(request, forwards, admitted, adapter))
             with self.admitted(len(request), timeout=timeout, caller=caller) as own:
-                own.model = self.served.name
-                return await self._answer(self._prepare(request, forwards, own))
+                own.model = adapter or self.served.name
+                return await self._answer(self._prepare(request, forwards, own, adapter))
         finally:
             self._requests -= 1
 
@@ -189,12 +194,17 @@ class TritonDispatcher:
         self._queue.fail(DispatchError(_CODE.UNAVAILABLE, CUT))
         self.pool.move_all()
 
-    def _prepare(self, message: bytes, metadata: Metadata | None, admitted: Admission) -> Request:
+    def _prepare(self, message: bytes, metadata: Metadata | None, admitted: Admission, adapter: str) -> Request:
         """Raises DispatchError for a request that no server may receive."""
         envelope = read(message)
+        if envelope.adapter != adapter:
+            raise DispatchError(_CODE.INVALID_ARGUMENT, ADAPTER_BY_PARAMETER)
         if self.quarantine.holds(message, envelope.own):
             raise DispatchError(_CODE.INTERNAL, REASON)
-        return prepare(message, envelope, metadata, self._clock(), admitted)
+        request = prepare(message, envelope, metadata, self._clock(), admitted)
+        if adapter and envelope.space and self.pool.serving:
+            envelope.space = spaces.of_base(envelope.space, adapter, self.pool.serving)
+        return request
 
     async def _answer(self, request: Request) -> bytes:
         """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
@@ -253,7 +263,8 @@ class TritonDispatcher:
                     server.computed(attempt)
                     self.meter.tokens(server.key, tokens)
                     request.admitted.tokens += tokens
-                    return answer + spaces.parameter(attempt.space)
+                    told = spaces.told(attempt.space, request.envelope.adapter, server) if attempt.space else ""
+                    return answer + spaces.parameter(told)
                 self.admission.raise_if_cut()
                 code = _CODE.ABORTED
             except BrokenAnswer as error:
@@ -286,7 +297,8 @@ class TritonDispatcher:
         now = self._clock()
         try:
             space = spaces.of_request(request.envelope.model, self._with_vectors, server)
-            message = request.timed_message(now, spaces.parameter(space) + self._salt(request))
+            told = spaces.told(space, request.envelope.adapter, server) if space else ""
+            message = request.timed_message(now, spaces.parameter(told) + self._salt(request))
             left = request.admitted.deadline - now
             counted = self._queue.counted(request, server)
             attempt = server.begin(message, left, request.metadata, request.work, counted, alone=request.alone)

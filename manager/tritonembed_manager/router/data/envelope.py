@@ -86,6 +86,8 @@ class Envelope:
     """The embedding space that is asked for; empty if there is none."""
     cache_salt: str = ""
     """The client's own; see `cache_salt` in tenants.py."""
+    adapter: str = ""
+    """The adapter that is asked for; empty if there is none."""
 
 
 @dataclass(slots=True)
@@ -164,6 +166,8 @@ def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envel
         envelope.space = text.decode()
     if key == _CACHE_SALT:
         envelope.cache_salt = text.decode()
+    if key == b"adapter":
+        envelope.adapter = text.decode()
     if key == b"truncate":
         envelope.chunked = text == b"CHUNK"
     if key == b"priority":

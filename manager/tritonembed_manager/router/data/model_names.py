@@ -65,6 +65,16 @@ class ServedNames:
         """The names of each model."""
         return (self, *self.more)
 
+    @property
+    def loaded(self) -> tuple["ServedNames", ...]:
+        """The names of each model that servers load: all but adapters, which come with their bases."""
+        return tuple(each for each in self.models if not each.served.base)
+
+    def base_of(self, names: "ServedNames") -> "ServedNames":
+        """The names of an adapter's base model; of a model that is none, its own."""
+        base = names.served.base
+        return next(each for each in self.models if each.served.name == base) if base else names
+
     def find(self, name: str) -> "ServedNames | None":
         """The names of the model that has this name; None if no model has it."""
         own = (each for each in self.models if name == each.served.name)

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 
 import grpc
+from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
-from tritonembed_manager.router.data.model_names import ServedNames, front
-from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage
+from tritonembed_manager.router.data.model_names import ServedNames, front, name_as_asked
+from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage, field
 from tritonembed_manager.router.data.request import read
 from tritonembed_manager.router.interfaces import (
     Admission,
@@ -37,6 +38,8 @@ _NAME_FIELD = {
 """The number of the field with the model's name, by method. Other methods are about no model."""
 _LOADING = ("ModelInfer", "ModelMetadata", "ModelConfig")
 """Calls that load a model. Those about its readiness or statistics, which monitors make, do not."""
+_PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
+"""Fields of ModelInferRequest, of an entry in its map of parameters, and of its value."""
 _AWAY = (ServerState.UNLOADED, ServerState.DRAINING, ServerState.STARTING)
 _AGAIN_S = 0.5
 """The parent is asked for a model this often at most."""
@@ -72,15 +75,26 @@ class ModelsDispatcher:
         caller: Caller,
         admitted: Admission | None = None,
     ) -> bytes:
-        found = self._of(front(request)[0] or _name(request, 1))
-        if found is None:
+        asked, end = front(request)
+        asked = asked or _name(request, 1)
+        names = self._names.of_part(asked)
+        if names is None:
             raise self._unknown(request, admitted)
+        base = self._names.base_of(names)
+        found = self._dispatchers[base.served.name]
+        adapter = names.served.name if names.served.base else ""
+        if adapter:
+            renamed = field(1, _part_of(asked, names, base).encode())
+            # Of two fields the last counts.
+            request = (renamed + request[end:] if end else request + renamed) + _parameter(adapter)
         began = self._clock()
         is_loaded = self._load(found)
-        answer = await found.infer(request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted)
+        answer = await found.infer(
+            request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted, adapter=adapter
+        )
         if not is_loaded:
             note_load(self._clock() - began)
-        return answer
+        return field(1, asked.encode()) + answer[front(answer)[1] :] if adapter else answer
 
     def admitted(
         self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
@@ -92,6 +106,9 @@ class ModelsDispatcher:
 
     async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
         name = _name(request, _NAME_FIELD[method]) if method in _NAME_FIELD else ""
+        names = self._names.of_part(name)
+        if names is not None and names.served.base:
+            return await self._call_adapter(method, request, name, names, timeout=timeout, server=server)
         all_of_them = self._dispatchers.values()
         found: TritonDispatcher | None
         if server is not None:
@@ -131,9 +148,25 @@ class ModelsDispatcher:
             self._wanted(model)
         return False
 
+    async def _call_adapter(
+        self, method: str, request: bytes, name: str, names: ServedNames, *, timeout: float | None, server: str | None
+    ) -> bytes:
+        """The answer about the base model, with the adapter's name."""
+        if method.startswith("Repository"):
+            raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, "an adapter is loaded and unloaded with its model")
+        part = _part_of(name, names, self._names.base_of(names))
+        answer = await self.call(
+            method, request + field(_NAME_FIELD[method], part.encode()), timeout=timeout, server=server
+        )
+        if method not in ("ModelMetadata", "ModelConfig", "ModelStatistics"):
+            return answer
+        message = getattr(service_pb2, f"{method}Response").FromString(answer)
+        name_as_asked(message, name)
+        return bytes(message.SerializeToString())
+
     def _of(self, name: str) -> TritonDispatcher | None:
         names = self._names.of_part(name)
-        return None if names is None else self._dispatchers[names.served.name]
+        return None if names is None else self._dispatchers[self._names.base_of(names).served.name]
 
     def _unknown(self, request: bytes, admitted: Admission | None) -> DispatchError:
         """The error for a request without a model of ours: NOT_FOUND, unless the request itself is wrong."""
@@ -145,6 +178,15 @@ class ModelsDispatcher:
         if admitted is None:
             self.refused(found.code)
         return found
+
+
+def _part_of(name: str, names: ServedNames, base: ServedNames) -> str:
+    """The Triton model of the base that stands for one of an adapter."""
+    return dict(zip(names.served.triton_models, base.served.triton_models, strict=True))[name]
+
+
+def _parameter(adapter: str) -> bytes:
+    return field(_PARAMETERS, field(_KEY, b"adapter") + field(_VALUE, field(_STRING, adapter.encode())))
 
 
 def _name(message: bytes, number: int) -> str:

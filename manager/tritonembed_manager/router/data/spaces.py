@@ -13,7 +13,7 @@ import grpc
 from tritonembed_manager.router.data import protobuf
 from tritonembed_manager.router.data.upstream import Upstream
 from tritonembed_manager.router.interfaces import DispatchError, Metadata
-from tritonembed_protocol.space import HEADER, SPACE, of_another_space
+from tritonembed_protocol.space import HEADER, SPACE, of_adapter, of_another_space
 
 CHANGED = "it has another embedding space now"
 """Why a server is broken that refuses the space of its last check."""
@@ -29,6 +29,26 @@ def of_request(model: bytes, with_vectors: Collection[bytes], server: Upstream) 
     with_vectors: the Triton models that do.
     """
     return server.view.space if model in with_vectors else ""
+
+
+@functools.lru_cache(maxsize=256)
+def _of_adapter(space: str, digest: str) -> str:
+    return of_adapter(space, digest)
+
+
+def told(space: str, adapter: str, server: Upstream) -> str:
+    """The space of a request's vectors. space: the model's. adapter: the request's; empty for none."""
+    return _of_adapter(space, server.view.adapters.get(adapter, "")) if adapter else space
+
+
+def of_base(wanted: str, adapter: str, serving: Sequence[Upstream]) -> str:
+    """The model's space in which an adapter has the space that a request asks for. Raises DispatchError."""
+    for server in serving:
+        if told(server.view.space, adapter, server) == wanted:
+            return server.view.space
+    own = sorted({told(server.view.space, adapter, server) for server in serving} - {""})
+    reason = of_another_space(" and ".join(own)) if own else "the servers do not tell theirs"
+    raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")
 
 
 @functools.lru_cache(maxsize=256)

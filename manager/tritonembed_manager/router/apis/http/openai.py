@@ -86,13 +86,16 @@ class OpenAI:
         return web.json_response(self._describe(found, name if name in found.ids else found.model))
 
     def _describe(self, names: ServedNames, id: str) -> dict[str, Any]:
-        """OpenAI's fields, vLLM's `max_model_len`, and our own `task` and `dimensions`; null if they are not known."""
-        views = [view for view in self._servers() if view.ensemble == names.served.name]
+        """OpenAI's fields, vLLM's `max_model_len` and `parent` (an adapter's base model), and our own `task` and
+        `dimensions`; null if they are not known."""
+        base = self._names.base_of(names)
+        views = [view for view in self._servers() if view.ensemble == base.served.name]
         return {
             "id": id,
             "object": "model",
             "created": self._created,
             "owned_by": "tritonembed",
+            "parent": base.model if names.served.base else None,
             "task": names.served.task,
             "max_model_len": next((view.max_length for view in views if view.max_length), None),
             "dimensions": next((view.dimensions for view in views if view.dimensions), None),
