@@ -28,7 +28,17 @@ from tritonembed_engine.errors import (
     Overloaded,
 )
 from tritonembed_engine.executors.base import Executor, Pending, Ready
-from tritonembed_engine.request import NO_CACHE, Batch, BatchReport, CacheReport, Piece, Request, TokenOutputs, of_chosen, report
+from tritonembed_engine.request import (
+    NO_CACHE,
+    Batch,
+    BatchReport,
+    CacheReport,
+    Piece,
+    Request,
+    TokenOutputs,
+    of_chosen,
+    report,
+)
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 

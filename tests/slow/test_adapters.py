@@ -25,6 +25,7 @@ TARGETS = {
 """By model: layers that vLLM has by themselves, and such that it stacks."""
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", TARGETS)
 def test_one_batch_holds_the_vectors_of_a_model_and_its_adapters(kind: str, shelf: ModelShelf, tmp_path: Path) -> None:
     base = shelf(kind)

@@ -2,7 +2,7 @@
 
 The model's weights stay as they are. So one batch can hold rows of any adapters, and a batch without adapters runs the
 model untouched. Merging B·A into the weights would cost a pass over all of them per change of the adapter, and an
-adapter's rows could not share a batch with others (perf/README.md has figures).
+adapter's rows could not share a batch with others.
 """
 
 from collections import defaultdict

@@ -28,6 +28,7 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
+from tritonembed_engine.model.jina_v3 import JINA_V3, as_transformers_has_it, base_state
 from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.process import announce, imports_that_stay
@@ -195,8 +196,9 @@ def load_encoder(
     if transformers' own classes can't serve it as the settings ask.
     """
     config = read_object(files.transformer / "config.json")
+    model: torch.nn.Module
     class_name = classes.get(files.model_type)
-    if class_name is None and files.model_type != JINA_BERT:
+    if class_name is None and files.model_type not in (JINA_BERT, JINA_V3):
         raise ModelError(f"{files.name}: the transformers executor does not know {files.model_type} models")
     if config.get("quantization_config"):
         raise ModelError(f"{files.name}: the transformers executor has no quantized weights")
@@ -206,8 +208,10 @@ def load_encoder(
     announce("loading the weights")
     dtype = getattr(torch, asked_dtype(settings, config, device, "transformers"))
     try:
-        if class_name is None:
-            model: torch.nn.Module = load_jina_bert(folder, config, dtype)
+        if files.model_type == JINA_V3:
+            model = _jina_v3(folder, config, dtype)
+        elif class_name is None:
+            model = load_jina_bert(folder, config, dtype)
         else:
             model = _from_transformers(class_name, folder, config, files, dtype)
     except ModelError as error:
@@ -215,6 +219,27 @@ def load_encoder(
     except Exception as error:
         raise ModelError(f"transformers could not load the model: {reason_of(error, str(folder))}") from error
     return model.eval().requires_grad_(False).to(device)
+
+
+def _jina_v3(folder: Path, config: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    with imports_that_stay():
+        from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
+    own = JinaEmbeddingsV3Config(**as_transformers_has_it(config))
+    with torch.device("meta"):
+        model = JinaEmbeddingsV3Model(own, add_pooling_layer=False)
+    expected, state = model.state_dict(), base_state(folder)
+    info = {
+        "missing_keys": expected.keys() - state.keys(),
+        "mismatched_keys": [
+            (name,) for name, tensor in expected.items() if name in state and state[name].shape != tensor.shape
+        ],
+    }
+    check_complete(info)
+    loaded = JinaEmbeddingsV3Model(own, add_pooling_layer=False)
+    loaded.load_state_dict({name: state[name] for name in expected})
+    loaded.config.return_dict = True
+    made: torch.nn.Module = loaded.to(dtype)
+    return made
 
 
 def _from_transformers(

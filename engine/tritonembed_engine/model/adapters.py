@@ -18,6 +18,7 @@ from tritonembed_engine.model.checkpoint import UNUSED, tensors_of
 from tritonembed_engine.model.contents import digests_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
+from tritonembed_engine.model.jina_v3 import in_parts, task_factors
 
 if TYPE_CHECKING:
     import torch
@@ -51,16 +52,22 @@ _TENSOR = re.compile(
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as its files describe it. files: the base model's, with the adapter's own prompts if it has any."""
+    """An adapter as its files describe it. files: the base model's, with the adapter's own prompts if it has any.
+
+    task: of an adapter that is in its base's own checkpoint; then `config` is the base's.
+    """
 
     name: str
     folder: Path
     config: Mapping[str, Any]
     files: ModelFiles
+    task: str | None = None
 
     @property
     def digest(self) -> str:
         """A digest of what determines its vectors, apart from the base model."""
+        if self.task is not None:
+            return hashlib.sha256(f"task {self.task}".encode()).hexdigest()[:DIGITS]
         found = sorted(file for name in (CONFIG, PROMPTS, *WEIGHTS) if (file := self.folder / name).is_file())
         contents = [list(pair) for pair in zip([file.name for file in found], digests_of(found), strict=True)]
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()[:DIGITS]
@@ -99,8 +106,13 @@ def read_adapters(settings: "ModelSettings", files: ModelFiles) -> dict[str, Ada
 
 
 def read_adapter(name: str, path: str, files: ModelFiles) -> AdapterFiles:
-    """Describe an adapter of a model. path: a folder, or a name on the hub. Raises ModelError, in one line."""
+    """Describe an adapter of a model. path: a folder, a name on the hub, or one of the model's own tasks.
+
+    Raises ModelError, in one line.
+    """
     try:
+        if path in files.tasks:
+            return _of_task(name, path, files)
         if files.classifier is not None:
             raise ModelError(f"{files.name} is a reranker or classifier, whose adapters are not served")
         sparse = files.token_outputs.sparse
@@ -138,12 +150,36 @@ def files_of(files: ModelFiles, adapters: Mapping[str, AdapterFiles], name: str 
 def read_pairs(adapter: AdapterFiles) -> Iterator[Pair]:
     """The matrices of every layer that vectors depend on. Raises ModelError, which names the adapter and the layer."""
     try:
-        yield from _pairs(adapter)
+        for pair in _pairs(adapter):
+            if not any(f".{part}" in f".{pair.module}." for part in UNUSED):
+                yield pair
     except ModelError as error:
         raise ModelError(f"adapter {adapter.name}: {error}") from None
 
 
+def _of_task(name: str, task: str, files: ModelFiles) -> AdapterFiles:
+    """A task of jina-embeddings-v3. Its prompt has the task's name, and is put before every text."""
+    config = read_object(files.transformer / "config.json")
+    own = replace(files, default_prompt_name=task) if task in files.prompts else files
+    return AdapterFiles(name, files.transformer, config, own, task)
+
+
+def _pairs_of_task(adapter: AdapterFiles, task: str) -> Iterator[Pair]:
+    complete = adapter.folder
+    scale = adapter.config["lora_alpha"] / adapter.config["lora_rank"]
+    for module, a, b in task_factors(complete, task):
+        if "word_embeddings" in module:
+            # A table's first factor has its rows.
+            yield Pair(module, a.float().t(), b.float().t() * scale, of_table=True)
+            continue
+        for part, rows in in_parts(module, b.float() * scale).items():
+            yield Pair(part, a.float(), rows)
+
+
 def _pairs(adapter: AdapterFiles) -> Iterator[Pair]:
+    if adapter.task is not None:
+        yield from _pairs_of_task(adapter, adapter.task)
+        return
     factors: dict[str, dict[str, torch.Tensor]] = {}
     tables = set()
     for name, tensor in _tensors(adapter.folder):
@@ -163,8 +199,7 @@ def _pairs(adapter: AdapterFiles) -> Iterator[Pair]:
         if a.dim() != 2 or b.dim() != 2 or not a.shape[0] == b.shape[1] == rank:
             shapes = " and ".join("x".join(map(str, one.shape)) for one in (a, b))
             raise ModelError(f"{module} has matrices of {shapes}, but the rank {rank}")
-        if not any(f".{part}" in f".{module}." for part in UNUSED):
-            yield Pair(module, a, b * adapter.scale_of(module), module in tables)
+        yield Pair(module, a, b * adapter.scale_of(module), module in tables)
 
 
 def _tensors(folder: Path) -> "Iterator[tuple[str, torch.Tensor]]":

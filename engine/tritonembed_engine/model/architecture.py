@@ -11,6 +11,7 @@ from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.gte import NEW, as_gte, check_new
 from tritonembed_engine.model.jina_bert import check_jina_bert, is_jina_bert
+from tritonembed_engine.model.jina_v3 import check_jina_v3, is_jina_v3
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")
 _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "ForMultipleChoice")
@@ -81,8 +82,8 @@ def check_architecture(
         check_jina_bert(name, config)
     if kind == NEW:
         check_new(name, config)
-    if config.get("lora_adaptations"):
-        raise ModelError(f"{name}: its tasks are LoRA adapters (lora_adaptations); adapters are not served")
+    if is_jina_v3(config):
+        check_jina_v3(name, config)
     return architectures
 
 

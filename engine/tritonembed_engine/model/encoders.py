@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+from tritonembed_engine.model.jina_v3 import is_jina_v3
 
 ENCODERS = {
     "albert": "AlbertModel",
@@ -64,6 +65,8 @@ _POSITIONS_AFTER_PADDING = ("roberta-prelayernorm", "xlm-roberta-xl")
 
 def reason_against_vllm(config: Mapping[str, Any]) -> str | None:
     """Why vLLM can't serve a family of ENCODERS, in 0.25.1 and 0.32.0; None if it can. config: config.json."""
+    if is_jina_v3(config):
+        return "vLLM needs the hub's code for it, and merges one of its tasks"
     kind = JINA_BERT if is_jina_bert(config) else config.get("model_type")
     if kind in _MISSING_IN_VLLM:
         return f"vLLM has no {kind} models"

@@ -16,6 +16,7 @@ from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
 from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+from tritonembed_engine.model.jina_v3 import JINA_V3, is_jina_v3, tasks_of
 from tritonembed_engine.model.late_interaction import MODEL_TYPES, STANFORD, is_late_interaction, read_late_interaction
 from tritonembed_engine.model.modules import (
     Pooling,
@@ -135,6 +136,9 @@ class ModelFiles:
     classifier: Classifier | None = None
     """Of a reranker or classifier: then `pooling` and `steps` are those of its head, and `dimensions` its labels."""
 
+    tasks: tuple[str, ...] = ()
+    """Adapters in the model's own checkpoint (jina-embeddings-v3)."""
+
     empty_id: int | None = None
     """The id that stands for a text without tokens; None: such a text is refused."""
 
@@ -200,7 +204,9 @@ def read_model_files(
     folder, is_local = find_model_folder(model, revision)
     name = short_name(model)
     if (folder / "adapter_config.json").exists():
-        raise ModelError(f"{name} is a LoRA adapter (adapter_config.json); adapters are not served")
+        raise ModelError(
+            f"{name} is a LoRA adapter (adapter_config.json): serve its base model, and this with --adapter"
+        )
     if (place := static_folder(folder)) is not None:
         try:
             weights_folder(model, revision, place, is_local)
@@ -300,7 +306,8 @@ def read_model_files(
         default_prompt_name=settings.default_prompt_name,
         instruction_template=template or instruction_template(name, settings.prompts),
         padding_id=padding_id_of(config) if config.get("model_type") in OFFSET_POSITIONS else None,
-        model_type=JINA_BERT if is_jina_bert(config) else str(config.get("model_type", "")),
+        model_type=_family(config),
+        tasks=tasks_of(config),
         reason_against_vllm=(
             reason_against_vllm(config) or reason_against_types(config, classifier) or token_outputs.reason_against_vllm
         ),
@@ -309,6 +316,12 @@ def read_model_files(
         classifier=classifier,
         markers=late.markers if late else (),
     )
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    if is_jina_bert(config):
+        return JINA_BERT
+    return JINA_V3 if is_jina_v3(config) else str(config.get("model_type", ""))
 
 
 def _read_static_files(

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.folder import read_json, read_object
+from tritonembed_engine.model.jina_v3 import JINAS_MODULE, is_jina_v3
+
+_OWN_CODE = "the module {} is the model's own code, which is not run"
 
 
 class Pooling(str, Enum):
@@ -127,6 +130,8 @@ def read_sentence_modules(folder: Path, hidden_size: int) -> SentenceModules:
     listed = read_json(folder / "modules.json")
     if listed is None:
         return SentenceModules(folder, (Pooling.MEAN,), True, (), False, hidden_size)
+    if JINAS_MODULE in types_of(listed) and not is_jina_v3(read_object(folder / "config.json")):
+        raise ModelError(_OWN_CODE.format(JINAS_MODULE))
     modules = modules_in_order(listed)
     _refuse_other_kinds([name for name, _ in modules])
     path = modules[1][1]
@@ -174,6 +179,13 @@ def _with_steps(
     )
 
 
+def types_of(listed: Any) -> list[str]:
+    """The modules' classes, as modules.json names them."""
+    return (
+        [str(module.get("type")) for module in listed if isinstance(module, dict)] if isinstance(listed, list) else []
+    )
+
+
 def modules_in_order(listed: Any) -> list[tuple[str, str]]:
     """(class name, folder) of every module of modules.json. Releases moved the classes, so only a name's end counts.
 
@@ -188,8 +200,8 @@ def modules_in_order(listed: Any) -> list[tuple[str, str]]:
         # In sentence-transformers the later module replaces the earlier.
         raise ModelError("the model's modules.json does not give each module a name of its own")
     for kind, path in modules:
-        if not kind.startswith(_NAMESPACE) and kind != _PYLATE_DENSE:
-            raise ModelError(f"the module {kind[:80]} is the model's own code, which is not run")
+        if not kind.startswith(_NAMESPACE) and kind not in (_PYLATE_DENSE, JINAS_MODULE):
+            raise ModelError(_OWN_CODE.format(kind[:80]))
         if path.startswith("/") or ".." in Path(path).parts:
             raise ModelError("the model's modules.json names a folder outside the model's")
     return [(kind.rpartition(".")[2], path) for kind, path in modules]

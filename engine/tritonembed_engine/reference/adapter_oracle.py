@@ -1,6 +1,7 @@
 """An adapter merged with the weights of transformers' model, W + scale · B · A, written out apart from what serves."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,9 @@ import torch
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.adapters import AdapterFiles
-from tritonembed_engine.model.checkpoint import tensors_of
+from tritonembed_engine.model.checkpoint import checkpoint_files, tensors_of
+from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.model.jina_v3 import as_transformers_has_it, as_transformers_names_it
 
 _PREFIX = "base_model.model."
 
@@ -41,6 +44,30 @@ def merge_adapter(model: torch.nn.Module, adapter: AdapterFiles) -> None:
         with torch.no_grad():
             # Weights of 16 bits would round the sum.
             parameter.data = parameter.data.float() + torch.from_numpy(delta.copy())
+
+
+def jina_v3_oracle(folder: Path, task: str | None) -> Any:
+    """jina-embeddings-v3 in transformers' own class, float32, merged with a task's adapter; None: the base model."""
+    from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
+
+    config = read_object(folder / "config.json")
+    stored = {name: tensor.float() for file in checkpoint_files(folder) for name, tensor in tensors_of(file)}
+    scale = config["lora_alpha"] / config["lora_rank"]
+    place = 0 if task is None else config["lora_adaptations"].index(task)
+    state: dict[str, torch.Tensor] = {}
+    for name, tensor in stored.items():
+        if ".lora_" in name:
+            continue
+        stem, merged, _ = name.partition(".original")
+        if merged and task is not None:
+            a, b = (stored[f"{stem}.0.lora_{factor}"][place].numpy() for factor in "AB")
+            delta = a @ b if "embeddings" in name else b @ a
+            tensor = tensor + torch.from_numpy(np.float32(scale) * delta)
+        state |= as_transformers_names_it(name, tensor)
+    model = JinaEmbeddingsV3Model(JinaEmbeddingsV3Config(**as_transformers_has_it(config)), add_pooling_layer=False)
+    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("pooler.")})
+    model.config.return_dict = True
+    return model
 
 
 def _named(parameters: dict[str, Any], path: str) -> Any:

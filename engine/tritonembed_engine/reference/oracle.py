@@ -23,10 +23,11 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
 from tritonembed_engine.model.gte import NEW, as_gte
 from tritonembed_engine.model.jina_bert import JINA_BERT
+from tritonembed_engine.model.jina_v3 import JINA_V3
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.ragged import Ragged
-from tritonembed_engine.reference.adapter_oracle import merge_adapter
+from tritonembed_engine.reference.adapter_oracle import jina_v3_oracle, merge_adapter
 from tritonembed_engine.reference.cases import Case, Vectors
 from tritonembed_engine.reference.jina_bert_oracle import JinaBertOracle
 from tritonembed_engine.reference.token_check import expected_outputs
@@ -50,8 +51,10 @@ class Oracle:
         folder = weights_folder(model, revision, files.transformer, files.is_local)
         try:
             checkpoint_files(folder)
-            if files.model_type == JINA_BERT and not trust_remote_code:
-                self._model: Any = JinaBertOracle(folder, read_object(folder / "config.json"))
+            if files.model_type == JINA_V3:
+                self._model: Any = jina_v3_oracle(folder, None)
+            elif files.model_type == JINA_BERT and not trust_remote_code:
+                self._model = JinaBertOracle(folder, read_object(folder / "config.json"))
             else:
                 self._load(folder, trust_remote_code)
         except ModelError as error:
@@ -114,7 +117,10 @@ class Oracle:
 
     def merge(self, adapter: AdapterFiles) -> None:
         """Add an adapter to the weights of the model. Raises ModelError if they do not fit."""
-        merge_adapter(self._model, adapter)
+        if adapter.task is not None:
+            self._model = jina_v3_oracle(adapter.folder, adapter.task).eval()
+        else:
+            merge_adapter(self._model, adapter)
 
     @torch.inference_mode()
     def embed(self, cases: Sequence[Case], dtype: torch.dtype = torch.float32) -> Vectors:

@@ -23,9 +23,7 @@ class _Texts(Asked):
     """A request for the vectors of texts, of their chunks or of spans in them."""
 
     def __init__(self, triton, parameters, skip, normalize, choice):
-        super().__init__(
-            triton, salt=parameters.salt, skip=skip, normalize=normalize, adapter=parameters.adapter
-        )
+        super().__init__(triton, salt=parameters.salt, skip=skip, normalize=normalize, adapter=parameters.adapter)
         self.parameters, self.chunks = parameters, None
         self.choice, self.asked = choice, choice.outputs_of(parameters)
         if parameters.spans is not None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import PROMPTS, WIDTH
-from tritonembed_perf.families.modernbert import write
+from tritonembed_perf.families.modernbert import LENGTH, write
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import normalize, pooling, transformer, write_sentence_files
 from tritonembed_perf.families.writing import QKV, Model, joined, random_state, renamed
@@ -243,12 +243,13 @@ def _jina_v3_hub() -> Model:
     return model
 
 
-@case("jina")
+@case("jina", reference=lambda folder: write(folder, _jina_v3_native(), prompts=PROMPTS))
 def jina_v3(folder: Path) -> None:
-    """jina-embeddings-v3: code of its own, with one adapter per task."""
+    """jina-embeddings-v3: code of its own, with one adapter per task. The reference is the base model."""
     _jina_v3_hub().write(folder)
     first = transformer("custom_st.Transformer")
-    write_sentence_files(folder, [first, pooling(WIDTH, "mean"), normalize()], prompts=PROMPTS)
+    modules = [first, pooling(WIDTH, "mean"), normalize()]
+    write_sentence_files(folder, modules, max_length=LENGTH, prompts=PROMPTS)
 
 
 JINA_STUB = """\

@@ -204,7 +204,7 @@ def _engine_seconds(engine: EmbeddingEngine, requests: Sequence[Sequence[bytes]]
     """CPU time of this thread, which does all of the work."""
     began = time.thread_time()
     for texts in requests:
-        keys = [("", 0, text) for text in texts] if keyed else None
+        keys = [("", 0, text, None) for text in texts] if keyed else None
         [future] = engine.submit_all([Request(TokenIds.join(texts), normalize=True, keys=keys)], wait=True)
         future.result()
     return time.thread_time() - began

@@ -214,7 +214,6 @@ def test_sampling_options_are_refused_with_one_line(command):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["embed", "1", "--lora-name", "x"], "not served yet"),
         (["embed"], "no texts"),
         (["embed", "1", "-f", "in.txt"], "choose one"),
         (["embed", "-f", "in.doc"], ".txt, .jsonl, .csv, .parquet"),

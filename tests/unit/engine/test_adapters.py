@@ -1,8 +1,10 @@
 """LoRA adapters: peft's folders, and vectors of batches in which several models' sentences stand side by side."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,16 +15,13 @@ from tests.models import ModelShelf
 from tests.unit.engine.fake_executor import FakeExecutor, ids, request_of
 
 from tritonembed_engine.batching import Batcher
+from tritonembed_engine.cache import VectorCache
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.executors.adapters import Adapters, rows_of
+from tritonembed_engine.executors.loading import filler_id
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.executors.transformers_executor import (
-    GROUPING,
-    TransformersExecutor,
-    load_encoder,
-    padding_id,
-)
+from tritonembed_engine.executors.transformers_executor import GROUPING, TransformersExecutor, load_encoder
 from tritonembed_engine.factory import add_adapters
 from tritonembed_engine.model.adapters import AdapterFiles, Pair, files_of, read_adapter, read_pairs
 from tritonembed_engine.model.files import ModelFiles, read_model_files
@@ -30,6 +29,7 @@ from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.parameters import EmbedParameters, parse_parameters
 from tritonembed_engine.reference.adapter_oracle import merge_adapter
+from tritonembed_engine.request import of_chosen
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
@@ -80,7 +80,7 @@ def executor_of(folder: Path, **adapters: Path) -> tuple[TransformersExecutor, M
         Pooler(files.pooling, Steps(files.steps)),
         4096,
         64,
-        padding_id(files),
+        filler_id(files),
         GROUPING["cpu"],
     )
     read = {name: read_adapter(name, str(path), files) for name, path in adapters.items()}
@@ -329,6 +329,26 @@ def test_the_rows_of_an_adapter_stand_side_by_side_in_a_batch() -> None:
     assert rows_of([("law", 1, 2)], [0, 3, 5]) == [("law", 3, 5)]
 
 
+def test_rows_whose_vectors_are_known_already_are_left_out() -> None:
+    adapted = [("law", 1, 4), ("med", 4, 5), ("tax", 5, 7)]
+    assert of_chosen(adapted, [0, 1, 3, 5, 6]) == [("law", 1, 3), ("tax", 3, 5)]
+    assert of_chosen(adapted, []) == []
+
+
+def test_equal_texts_of_two_adapters_share_no_vector() -> None:
+    sentence = ids(1, 2)
+    executor = FakeExecutor(max_batch_tokens=100, max_batch_sentences=50)
+    engine = EmbeddingEngine(executor, cache=VectorCache(1 << 20))
+    try:
+        for adapter in (None, "law", "law", "med", None):
+            request = request_of([sentence], adapter=adapter, keys=[("", 0, sentence, adapter)])
+            engine.submit_all([request])[0].result(60)
+    finally:
+        engine.close()
+    assert len(executor.batches) == 3
+    assert [list(adapted) for adapted in executor.adapted] == [[], [("law", 0, 1)], [("med", 0, 1)]]
+
+
 def test_every_request_gets_its_own_vectors_from_a_mixed_batch() -> None:
     executor = FakeExecutor(max_batch_tokens=100, max_batch_sentences=50)
     engine = EmbeddingEngine(executor)
@@ -347,3 +367,34 @@ def test_an_executor_without_adapters_refuses_them(write: Write, bert: ModelFile
     settings = ModelSettings.model_validate({"model": "x"})
     with pytest.raises(ModelError, match="adapter law: the fake executor serves none"):
         add_adapters(FakeExecutor(), {"law": adapter}, settings)
+
+
+def test_an_adapter_that_changed_since_the_repository_was_written_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its manager would name another space than that of its vectors."""
+    monkeypatch.setitem(sys.modules, "triton_python_backend_utils", ModuleType("triton_python_backend_utils"))
+    monkeypatch.delitem(sys.modules, "tritonembed_engine.stub.triton", raising=False)
+    from tritonembed_engine.stub.triton import check_digests
+
+    rendered = {"parameters": {"adapters": {"string_value": '{"law": "0123", "med": ""}'}}}
+    check_digests({"law": "0123", "med": "4567", "new": "89ab"}, rendered)
+    check_digests({"law": "0123"}, {"parameters": {}})
+    with pytest.raises(ModelError, match="adapter law: its files have changed since the repository was written"):
+        check_digests({"law": "4567"}, rendered)
+    monkeypatch.delitem(sys.modules, "tritonembed_engine.stub.triton")
+
+
+@pytest.mark.parametrize(("adapters", "tried"), [({}, True), ({"law": "x"}, False)])
+def test_openvinos_graph_is_not_tried_for_a_model_with_adapters(
+    adapters: dict[str, str], tried: bool, bert: ModelFiles, shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tritonembed_engine import factory, vllm_factory
+
+    fake = FakeExecutor()
+    calls: list[str] = []
+    monkeypatch.setattr(factory, "_openvino_executor", lambda *_: calls.append("openvino") or "no")
+    monkeypatch.setattr(vllm_factory, "vllm_executor", lambda *_: fake)
+    settings = ModelSettings.model_validate(
+        {"model": str(shelf("bert")), "engine": {"reference": "off"}, "adapters": adapters}
+    )
+    assert factory.create_executor(settings, bert, "cpu") is fake
+    assert bool(calls) is tried

@@ -43,7 +43,9 @@ def make(made: list[EmbeddingEngine]) -> Make:
 
 def cached(*sentences: bytes, salt: str = "", skip: int = 0, **fields: object) -> Request:
     """A request whose vectors are kept and found."""
-    return request_of(sentences, keys=[(salt, skip, each) for each in sentences], skip=skip, **fields)
+    return request_of(
+        sentences, keys=[(salt, skip, each, fields.get("adapter")) for each in sentences], skip=skip, **fields
+    )
 
 
 def ask(engine: EmbeddingEngine, *sentences: bytes, **fields: object) -> Array:
@@ -217,7 +219,7 @@ def test_the_memory_of_entries_is_what_is_counted() -> None:
     try:
         cache, before = VectorCache(1 << 30), tracemalloc.get_traced_memory()[0]
         for _ in range(100):
-            plan = Plan([("", 0, chance.bytes(40)) for _ in range(64)])
+            plan = Plan([("", 0, chance.bytes(40), None) for _ in range(64)])
             for number, key in enumerate(plan.keys):
                 plan.computed.append(number)
                 plan.places[key] = number
@@ -271,7 +273,7 @@ def test_a_deadline_that_passed_counts_for_what_has_to_be_computed(make: Make) -
 
 def test_every_field_of_a_request_that_changes_its_vectors_is_in_the_keys_or_forbids_them() -> None:
     """A new field fails here: if a vector depends on it, it has to be in the keys that replica.py makes."""
-    in_keys, never_kept, applied_to_entries = {"sentences", "skip"}, {"spans", "choices"}, {"normalize"}
+    in_keys, never_kept, applied_to_entries = {"sentences", "skip", "adapter"}, {"spans", "choices"}, {"normalize"}
     answer = {"future", "failed", "placed", "vectors", "token_outputs", "parts"}
     progress = {"arrived", "launched", "order", "size_class", "taken", "reported"}
     others = {"deadline", "is_abandoned", "keys", "lengths", "tokens"}
