@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from demo.model import find_model
-from tests.clients.environments import PYTHON
+from tests.clients.environments import LOAD_GENERATORS, PYTHON
 from tests.integration.serve import Serve, serving
 
 from tritonembed import EmbeddingClient
@@ -52,7 +52,7 @@ def python_of() -> Callable[[str], Path]:
     """Returns the Python of an environment, which is made if it does not exist with these versions."""
 
     def find(name: str) -> Path:
-        folder, packages = WORK / name, PYTHON[name].packages
+        folder, packages = WORK / name, {**PYTHON, **LOAD_GENERATORS}[name].packages
         mark, python = folder / "installed", folder / "bin" / "python"
         if not mark.exists() or mark.read_text() != "\n".join(packages):
             shutil.rmtree(folder, ignore_errors=True)

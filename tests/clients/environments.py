@@ -50,6 +50,11 @@ PYTHON = {
     "infinity": Environment(("infinity_client==0.0.78",), ("infinity",)),
     "kserve": Environment(("tritonclient[all]==2.73.0", "kserve==0.21.0"), ("triton_clients", "kserve_clients")),
 }
+LOAD_GENERATORS = {
+    "aiperf": Environment(("aiperf==0.13.0",), ("aiperf",)),
+    "genai_perf": Environment(("genai-perf==0.0.16",), ("genai-perf",)),
+}
+"""By environment; their programs are commands."""
 RERANKERS = ("rerank_cohere", "rerank_frameworks")
 """Programs that give the scores of the texts for a query instead of vectors."""
 NODE = ("openai_node", "grpc_js")
