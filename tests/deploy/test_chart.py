@@ -160,6 +160,20 @@ def test_ports_of_services_and_policies_are_ports_of_containers(name):
         assert opened == set(ports[component])
 
 
+@EACH
+def test_managers_reach_servers_and_others_only_their_metrics(name):
+    manifests = render(example(name))
+    manager = only(manifests, "Deployment", "-manager")["spec"]["selector"]["matchLabels"]
+    server = only(manifests, "Deployment", "-server")["spec"]["selector"]["matchLabels"]
+    own, *others = only(manifests, "NetworkPolicy", "-server")["spec"]["ingress"]
+    assert own["from"] == [{"podSelector": {"matchLabels": manager}}]
+    both = [{"port": "grpc", "protocol": "TCP"}, {"port": "metrics", "protocol": "TCP"}]
+    assert own["ports"] == both
+    assert all(rule["ports"] == both[1:] for rule in others)
+    to_servers = only(manifests, "NetworkPolicy", "-manager")["spec"]["egress"][0]
+    assert to_servers == {"to": [{"podSelector": {"matchLabels": server}}], "ports": both}
+
+
 def test_managers_look_up_the_servers_headless_service_and_read_their_metrics():
     manifests = render(MODEL)
     service = only(manifests, "Service", "-server")

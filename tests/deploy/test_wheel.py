@@ -17,7 +17,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bin folder of an environment with what `tritonembed[manager]` requires."""
-    names = required("tritonembed", frozenset({"manager", "cli"}))
+    names = required(wheel, frozenset({"manager", "cli"}))
     return install(wheel, tmp_path_factory.mktemp("bare"), names)
 
 

@@ -1,10 +1,12 @@
 """The wheel of this checkout, in environments of its own."""
 
+import email
 import os
 import subprocess
 import sys
 import sysconfig
 import venv
+import zipfile
 from collections.abc import Iterable, Iterator
 from importlib.metadata import distribution
 from pathlib import Path
@@ -22,17 +24,23 @@ def build(folder: Path) -> Path:
     return found
 
 
-def required(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]] | None = None) -> Iterator[str]:
-    """The names of what a distribution requires for these extras, and of what that requires."""
-    seen = set() if seen is None else seen
-    if (name, extras) in seen:
-        return
-    seen.add((name, extras))
-    for text in distribution(name).requires or ():
-        requirement = Requirement(text)
-        if any(not requirement.marker or requirement.marker.evaluate({"extra": extra}) for extra in (extras or {""})):
+def required(wheel: Path, extras: frozenset[str]) -> set[str]:
+    """The names of what a wheel requires for these extras, and of what that requires."""
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        texts = email.message_from_string(file.read(name).decode()).get_all("Requires-Dist", [])
+    return set(_required(texts, extras, set()))
+
+
+def _required(texts: Iterable[str], extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> Iterator[str]:
+    for requirement in map(Requirement, texts):
+        marker, wanted = requirement.marker, frozenset(requirement.extras)
+        if any(not marker or marker.evaluate({"extra": extra}) for extra in (extras or {""})):
             yield requirement.name
-            yield from required(requirement.name, frozenset(requirement.extras), seen)
+            # An extra of ours, or a package that was seen already.
+            if requirement.name != "tritonembed" and (requirement.name, wanted) not in seen:
+                seen.add((requirement.name, wanted))
+                yield from _required(distribution(requirement.name).requires or (), wanted, seen)
 
 
 def install(wheel: Path, folder: Path, names: Iterable[str]) -> Path:
