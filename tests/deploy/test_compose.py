@@ -92,4 +92,6 @@ def test_metrics_are_dropped_as_the_chart_drops_them():
     manifests = render({**MODEL, "monitoring": {"serviceMonitor": {"enabled": True}}})
     (endpoint,) = only(manifests, "ServiceMonitor", "-manager")["spec"]["endpoints"]
     scrape = yaml.safe_load((FOLDER / "prometheus.yaml").read_text())["scrape_configs"][0]
-    assert scrape["metric_relabel_configs"][0]["regex"] == endpoint["metricRelabelings"][0]["regex"]
+    rules = [(one["source_labels"], one["regex"], one["action"]) for one in scrape["metric_relabel_configs"]]
+    asked = [(one["sourceLabels"], one["regex"], one["action"]) for one in endpoint["metricRelabelings"]]
+    assert rules == asked
