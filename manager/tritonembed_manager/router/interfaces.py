@@ -67,6 +67,10 @@ class ServerView:
     """Of the model's vectors, by its last check; 0 before the first."""
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
+    version: str = ""
+    """The version of the model that it has; empty for attached servers."""
+    weight: float = 100.0
+    """The part of the model's requests that go to this version, in percent; the same for all of its servers."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """The digests of the model's adapters, by name."""
 
@@ -120,6 +124,10 @@ class Admission:
     """Of the answers so far (`num_tokens`)."""
     model: str = ""
     """The ensemble that it was sent to last; empty before."""
+    version: str | None = None
+    """The version of the model that its messages go to, so that all its vectors are of one space; None before."""
+    messages: int = 0
+    """Sent so far, to the same model."""
 
 
 class Dispatcher(Protocol):
@@ -142,12 +150,13 @@ class Dispatcher(Protocol):
         """
 
     def admitted(
-        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
+        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None, model: str = ""
     ) -> AbstractContextManager[Admission]:
         """Admit a caller's request of `size` bytes that is sent in several parts. It ends with the `with` block.
 
         All parts are admitted, timed and counted as one request, and a drain waits for it. timeout: as for `infer`.
-        work: the bytes of it that models read (`work_of` in envelope.py); None for all. Raises DispatchError.
+        work: the bytes of it that models read (`work_of` in envelope.py); None for all. model: Triton's name of its
+        model or of a part; empty if it is not known. Raises DispatchError.
         """
 
     def refused(self, code: grpc.StatusCode) -> None:

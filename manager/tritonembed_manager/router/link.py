@@ -7,6 +7,7 @@ a JSON object with a "type":
 parent to worker
     {"type": "config", …}                   the first line: a WorkerConfig
     {"type": "servers", "servers": [ServerView.to_json(), …]}      when a server changes
+    {"type": "names", "names": ServedNames.json}                   the models from now on
     {"type": "status", …}                   once per second, for /status and the status page
     {"type": "cleared", "server": id}       a check found a suspect well: it gets requests again
     {"type": "lame_duck"}                   health is negative from now on; requests are still served
@@ -158,6 +159,8 @@ class WorkerConfig(EndpointSettings):
     """Time for requests in flight to finish. Then they are cut."""
     closing_timeout: float
     """Time after that, for refusing the cut requests and for closing. Then the parent kills the worker."""
+    follows_models: bool = False
+    """Whether the models may change, or one of them has versions."""
     tls: Pems | None = None
     """None: both ports speak plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
@@ -168,6 +171,11 @@ class WorkerConfig(EndpointSettings):
     """None: everybody may use the ports, without a key."""
     quota_fd: int | None = None
     """The memory of the quota table, with tenants."""
+
+    @property
+    def has_several(self) -> bool:
+        """Whether there are, or may be, several models or versions."""
+        return self.follows_models or bool(self.names.more)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the first line to the worker."""

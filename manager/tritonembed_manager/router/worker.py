@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
 from tritonembed_manager.router.apis.authentication import Door
@@ -19,6 +20,7 @@ from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.failover import Quarantine
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.metrics import Meter, WorkerMetrics, stats_line
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.models_dispatcher import ModelsDispatcher
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
@@ -36,7 +38,7 @@ from tritonembed_protocol.served import ServedModel
 EXIT_DRAINED, EXIT_ALONE, EXIT_CANNOT, EXIT_CUT = 0, 1, 2, 3
 """EXIT_ALONE: the parent has died. EXIT_CANNOT: a port is taken. EXIT_CUT: requests were cut after drain_timeout."""
 _STATS_EVERY_S = 1.0
-_LOOK_FOR_STALLS_S = 0.5
+_LOOK_EVERY_S = 0.5
 _ALIVE_EVERY_S = 0.5
 _OLD_S = 5.0
 """From this age on, a status is shown with a warning. The parent sends a status once per second."""
@@ -54,19 +56,26 @@ class Worker:
         link: Link,
         metrics: WorkerMetrics | None = None,
     ) -> None:
-        self._config = config
+        # The names follow the models file.
+        self._config = config = replace(config, names=replace(config.names))
         self._link = link
+        self._server_tls = config.server_tls
         self._row = table.row(config.index)
         self._quarantine = Quarantine()
         self._admission = AdmissionControl(self._row, config.max_in_flight, _MAX_BYTES)
         self._meter = Meter()
-        self._dispatchers = {names.served.name: self._dispatcher_of(names.served) for names in config.names.loaded}
-        """By the names of the models' ensembles."""
-        self.dispatcher: Dispatcher = self._dispatchers[config.names.served.name]
-        if len(config.names.models) > 1:
-            self.dispatcher = ModelsDispatcher(
-                self._dispatchers, config.names, wanted=lambda model: link.report("wanted", model=model)
+        self._views: list[ServerView] = []
+        self._models: ModelsDispatcher | None = None
+        self._only: list[TritonDispatcher] = []
+        """The dispatcher of a worker with one model that stays as it is."""
+        self.dispatcher: Dispatcher
+        if config.has_several:
+            self.dispatcher = self._models = ModelsDispatcher(
+                config.names, self._dispatcher_of, wanted=lambda model: link.report("wanted", model=model)
             )
+        else:
+            self.dispatcher = only = self._dispatcher_of(config.names.served)
+            self._only = [only]
         self._metrics = metrics or WorkerMetrics()
         self._is_lame_duck = False
         self._status: dict[str, Any] = {}
@@ -83,11 +92,13 @@ class Worker:
             is_serving=lambda: not (self._is_lame_duck or self._admission.draining),
             door=door,
         )
-        for one in self._dispatchers.values():
+        if self._models is not None:
+            self._models.changed = self._endpoints.refresh
+        for one in self._only:
             one.pool.changed = self._endpoints.refresh
 
     def _dispatcher_of(self, served: ServedModel) -> TritonDispatcher:
-        """The dispatcher of one model."""
+        """The dispatcher of one model, or of a version of it."""
         config, link = self._config, self._link
         pool = UpstreamPool(
             self._row,
@@ -95,7 +106,7 @@ class Worker:
             # Lines are dropped only after thousands that the parent has not read.
             lambda server, why: link.report("suspect", may_drop=True, server=server, why=why),
             ejected=lambda server, why, seconds: link.report("ejected", server=server, why=why, seconds=seconds),
-            tls=config.server_tls,
+            tls=self._server_tls,
         )
         return TritonDispatcher(
             pool,
@@ -107,12 +118,16 @@ class Worker:
             quarantine=self._quarantine,
             quarantined=lambda digest, servers: link.report("quarantined", digest=digest, servers=servers),
             served=served,
-            is_only=len(config.names.loaded) == 1,
+            is_only=not config.has_several,
         )
 
     @property
+    def _dispatchers(self) -> list[TritonDispatcher]:
+        return self._only if self._models is None else self._models.dispatchers
+
+    @property
     def _pools(self) -> list[UpstreamPool]:
-        return [one.pool for one in self._dispatchers.values()]
+        return [one.pool for one in self._dispatchers]
 
     def _with_tenants(self, tenants: Tenants | None) -> tuple[Dispatcher, Door | None]:
         """The dispatcher of the endpoints, and their door, if there are tenants."""
@@ -141,7 +156,7 @@ class Worker:
             await self._endpoints.start()
             self._link.report("ready")
             self._in_background(self._count())
-            self._in_background(self._eject_stalled())
+            self._in_background(self._look())
             return await self._over
         except PortError as error:
             self._link.report("failed", why=str(error))
@@ -156,6 +171,8 @@ class Worker:
         """Accept nothing new. The worker ends when the requests in flight have finished."""
         if not self._admission.draining:
             self._admission.drain()
+            if self._models is not None:
+                self._models.drain()
             self._endpoints.refresh()
             self._in_background(self._drain())
 
@@ -181,9 +198,13 @@ class Worker:
     def _handle(self, line: dict[str, Any]) -> None:
         kind = line["type"]
         if kind == "servers":
-            views = [ServerView.from_json(server) for server in line["servers"]]
-            for name, one in self._dispatchers.items():
-                one.pool.update([view for view in views if view.ensemble == name])
+            self._views = [ServerView.from_json(server) for server in line["servers"]]
+            self._update()
+        elif kind == "names":
+            self._config.names.become(ServedNames.from_json(line["names"]))
+            if self._tenants is not None:
+                self._tenants.names_changed()
+            self._update()
         elif kind == "status":
             self._status, self._status_came = line, time.monotonic()
         elif kind == "cleared":
@@ -203,12 +224,20 @@ class Worker:
         elif kind == "tenants" and self._tenants is not None:
             self._tenants.update(map(Tenant.from_json, line["tenants"]))
         elif kind == "server_tls":
+            self._server_tls = ClientTls(**line["pems"])
             for pool in self._pools:
-                pool.set_tls(ClientTls(**line["pems"]))
+                pool.set_tls(self._server_tls)
         elif kind == "drain":
             self.drain()
         elif kind in TO_ALL_WORKERS:
             self._endpoints.aborts.receive(line)
+
+    def _update(self) -> None:
+        """The servers or the models have changed."""
+        if self._models is not None:
+            self._models.update(self._views)
+        for one in self._only:
+            one.pool.update([view for view in self._views if view.ensemble == one.served.name])
 
     def _status_now(self) -> dict[str, Any]:
         """The parent's last status, with a warning if it is old; {} before the first."""
@@ -223,7 +252,7 @@ class Worker:
             await asyncio.wait_for(self._admission.drained(), self._config.drain_timeout)
         except asyncio.TimeoutError:
             self._link.report("cut", requests=self._row.admitted())
-            for one in self._dispatchers.values():
+            for one in self._dispatchers:
                 one.cut()
             await self._admission.drained()
             self._end(EXIT_CUT)
@@ -234,11 +263,13 @@ class Worker:
             self._link.report("alive", may_drop=True)
             await asyncio.sleep(_ALIVE_EVERY_S)
 
-    async def _eject_stalled(self) -> None:
+    async def _look(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_FOR_STALLS_S)
+            await asyncio.sleep(_LOOK_EVERY_S)
             for pool in self._pools:
                 pool.eject_stalled()
+            if self._models is not None:
+                self._models.ask_again()
 
     async def _count(self) -> None:
         while True:

@@ -43,6 +43,10 @@ ADAPTER_BY_PARAMETER = "adapter: here an adapter is a model of its own; send its
 _CODE = grpc.StatusCode
 
 
+class ElsewhereError(Exception):
+    """No server can take the request, and `can_move` says that another dispatcher can."""
+
+
 class TritonDispatcher:
     """The Dispatcher of a worker; interfaces.py describes its methods.
 
@@ -69,6 +73,10 @@ class TritonDispatcher:
         self._is_only = is_only
         self._requests = 0
         """Of this worker for the model."""
+        self._refusal: DispatchError | None = None
+        """For requests that would wait for a server."""
+        self.can_move: Callable[[Request], bool] = lambda _request: False
+        """Whether a request that finds no server should raise ElsewhereError instead of waiting for one."""
         self._with_vectors = frozenset(name.encode() for name in served.with_vectors)
         self.pool = pool
         self.admission = admission
@@ -83,6 +91,23 @@ class TritonDispatcher:
         pool.freed = self._freed
         pool.queued = self._queue.__len__
         self._hedging = None if hedge_after is None else Hedging(hedge_after, pool, self.meter, self._begin, clock)
+
+    def refuse_waiting(self, error: DispatchError) -> None:
+        """Refuse requests that wait while no server can take them, now and from now on."""
+        self._refusal = error
+        self.pool.wake()
+        if not self.pool.usable():
+            self._queue.fail(error)
+
+    @property
+    def requests(self) -> int:
+        """Of all workers, about: this worker's stand for those of the others."""
+        return self._requests * self.pool.row.table.workers
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no requests."""
+        return not self._requests
 
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last reported them."""
@@ -132,6 +157,7 @@ class TritonDispatcher:
         timeout: float | None,
         caller: Caller,
         work: int | None = None,  # noqa: ARG002 - no limit here is one of work
+        model: str = "",  # noqa: ARG002 - it is known by its messages
     ) -> Iterator[Admission]:
         """Admit a request that is sent to the servers in parts; see interfaces.py."""
         began = self._clock()
@@ -150,7 +176,8 @@ class TritonDispatcher:
             code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
             raise
         finally:
-            self.meter.request(code, self._clock() - began, admission.model, admission.tokens)
+            seconds_taken = self._clock() - began
+            self.meter.request(code, seconds_taken, admission.model, admission.tokens, admission.version or "")
 
     def refused(self, code: grpc.StatusCode) -> None:
         """Count a request that an endpoint refused; see interfaces.py."""
@@ -186,6 +213,8 @@ class TritonDispatcher:
             if left <= 0:
                 raise DispatchError(_CODE.UNAVAILABLE, NOT_READY)
             self.admission.raise_if_cut()
+            if self._refusal is not None:
+                raise self._refusal
             await self.pool.waiters.wait(left, ())
 
     def cut(self) -> None:
@@ -237,14 +266,16 @@ class TritonDispatcher:
             raise self.admission.overload("every server has its maximum of requests")
 
     def _admitted(self) -> int:
-        """Requests for the model in all workers. With other models, this worker's stand for those of the others."""
-        return self.admission.admitted() if self._is_only else self._requests * self.pool.row.table.workers
+        """Requests for the model in all workers."""
+        return self.admission.admitted() if self._is_only else self.requests
 
     def _freed(self, server: Upstream | None) -> None:
         if server is not None:
             self._queue.ended(server)
-        else:
-            self._queue.pump()
+            return
+        self._queue.pump()
+        if not self.pool.usable():
+            self._queue.fail(ElsewhereError(), self.can_move)
 
     async def _follow(self, request: Request, server: Upstream, attempt: Attempt) -> bytes:
         """The answer to a request that was sent. If its server breaks, it is sent to another. Raises DispatchError."""
@@ -354,6 +385,10 @@ class TritonDispatcher:
 
     def _raise_if_hopeless(self, request: Request, left: float, *, waited: bool) -> None:
         self.admission.raise_if_cut()
+        if not self.pool.usable(request.tried) and self.can_move(request):
+            raise ElsewhereError
+        if self._refusal is not None and not self.pool.usable():
+            raise self._refusal
         if self.pool.exhausted(request.tried):
             raise DispatchError(_CODE.UNAVAILABLE, "every server broke while it worked on the request")
         if left <= 0:

@@ -35,6 +35,8 @@ class Waiting:
     fail: Callable[[Exception], None] = lambda _error: None
     space: Callable[[], str] = lambda: ""
     """The embedding space of the servers that it may be sent to; empty for any."""
+    request: Any = None
+    """Its owner's."""
     gone: bool = False
     flow: "_Flow | None" = None
 

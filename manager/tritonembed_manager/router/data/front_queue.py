@@ -147,6 +147,7 @@ class FrontQueue:
         work = request.work
         waiting = Waiting(request.admitted.caller, request.envelope.priority, work, work <= SMALL, send, fail)
         waiting.space = lambda: request.envelope.space
+        waiting.request = request
         self._mark(small=waiting.is_small)
         self._queue.add(waiting)
         loop = asyncio.get_running_loop()
@@ -193,10 +194,11 @@ class FrontQueue:
         if self._queue:
             self.pump()
 
-    def fail(self, error: DispatchError) -> None:
-        """End every request that waits."""
+    def fail(self, error: Exception, chosen: Callable[[Request], bool] = lambda _request: True) -> None:
+        """End every request that waits, or those that are chosen."""
         for waiting in self._queue.all():
-            waiting.fail(error)
+            if chosen(waiting.request):
+                waiting.fail(error)
 
     def _look_again(self) -> None:
         self._looking = None

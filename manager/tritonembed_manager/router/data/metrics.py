@@ -80,8 +80,8 @@ class Tallies:
 
     total: Tally = field(default_factory=Tally)
     servers: dict[str, Tally] = field(default_factory=dict)
-    models: dict[str, Tally] = field(default_factory=dict)
-    """By the name of the ensemble; requests that were sent to none are only in the total."""
+    models: dict[tuple[str, str], Tally] = field(default_factory=dict)
+    """By the name of the ensemble and the version; requests that were sent to none are only in the total."""
     waits: dict[int, Waits] = field(default_factory=dict)
     """By priority."""
     retries: int = 0
@@ -98,13 +98,16 @@ class Meter:
     def __init__(self) -> None:
         self.tallies = Tallies()
 
-    def request(self, code: grpc.StatusCode, seconds: float, model: str = "", tokens: int = 0) -> None:
+    def request(
+        self, code: grpc.StatusCode, seconds: float, model: str = "", tokens: int = 0, version: str = ""
+    ) -> None:
         """A client's request ended. model: its ensemble, if it was sent to one. tokens: of its answer."""
         self.tallies.total.add(code, seconds)
         if model:
-            tally = self.tallies.models.get(model)
+            key = model, version
+            tally = self.tallies.models.get(key)
             if tally is None:
-                tally = self.tallies.models[model] = Tally()
+                tally = self.tallies.models[key] = Tally()
             tally.add(code, seconds)
             tally.tokens += tokens
 
@@ -235,12 +238,16 @@ class WorkerMetrics:
         self._tokens = counter("server_answered_tokens", "Tokens of a server's answers (num_tokens).", "server")
         self._ejections = counter("server_ejections", "Times a request found a server broken.", "server")
         self._model_requests = counter(
-            "model_requests", "Requests of clients that were for a model, by the gRPC status.", "model", "code"
+            "model_requests",
+            "Requests of clients that were for a model, by the gRPC status.",
+            "model",
+            "version",
+            "code",
         )
         self._model_duration = latencies(
-            "model_request_duration_seconds", "From a model's request to its answer; OK ones only.", "model"
+            "model_request_duration_seconds", "From a model's request to its answer; OK ones only.", "model", "version"
         )
-        self._model_tokens = counter("model_tokens", "Tokens of a model's answers (num_tokens).", "model")
+        self._model_tokens = counter("model_tokens", "Tokens of a model's answers (num_tokens).", "model", "version")
         self._known: set[str] = set()
 
     def take(
@@ -256,10 +263,10 @@ class WorkerMetrics:
 
         name: returns clients' name of a model, for its ensemble.
         """
-        for model, tally in tallies.models.items():
-            _add_codes(self._model_requests, tally, name(model))
-            self._model_duration.labels(name(model)).take(tally)
-            self._model_tokens.labels(name(model)).inc(tally.tokens)
+        for (model, version), tally in tallies.models.items():
+            _add_codes(self._model_requests, tally, name(model), version)
+            self._model_duration.labels(name(model), version).take(tally)
+            self._model_tokens.labels(name(model), version).inc(tally.tokens)
         _add_codes(self._requests, tallies.total)
         self._duration.take(tallies.total)
         self._in_flight.set(in_flight)

@@ -8,7 +8,8 @@ Triton reads names and versions as C strings: `embedding\\0x` as `embedding`, an
 """
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,10 @@ _PLAIN = field(_NAME, FIRST.encode())
 """First bytes of nearly every request."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServedNames:
-    """The names of the first model, and in `more` those of further models.
+    """The names of the first model, and in `more` those of further models. A process has one such object, which
+    follows the models file: see `become`.
 
     ids: the names in OpenAI's list; the first is in every answer. others: further names that requests may have.
     """
@@ -54,6 +56,23 @@ class ServedNames:
             ServedModel(**data["served"]),
             tuple(map(cls.from_json, data["more"])),
         )
+
+    def become(self, names: "ServedNames") -> None:
+        """Take over all names of another one."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(names, each.name))
+        for cached in ("json", "with_vectors"):
+            self.__dict__.pop(cached, None)
+
+    @cached_property
+    def json(self) -> dict[str, Any]:
+        """As plain JSON, for `from_json`."""
+        return asdict(self)
+
+    @cached_property
+    def with_vectors(self) -> frozenset[bytes]:
+        """The Triton models that answer with vectors or scores."""
+        return frozenset(name.encode() for each in self.models for name in each.served.with_vectors)
 
     @property
     def model(self) -> str:

@@ -1,20 +1,23 @@
-"""The dispatcher of a worker that serves several models: one TritonDispatcher per model, chosen by a request's name.
+"""The dispatcher of a worker that serves several models, or several versions of one: chosen by a request's name.
 
-Each has the servers of its model, and its own queue, windows and failover. What all share: the admission of requests,
-the counts, and the quarantine. So a model that fails or is overloaded holds up no other, but for the limits of all.
+Each version has a TritonDispatcher with its servers, and its own queue, windows and failover. What all share: the
+admission of requests, the counts, and the quarantine. So a model that fails or is overloaded holds up no other, but for
+the limits of all.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import grpc
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.data.dispatcher import TritonDispatcher
+from tritonembed_manager.router.data.dispatcher import ElsewhereError, TritonDispatcher
 from tritonembed_manager.router.data.model_names import ServedNames, front, name_as_asked
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage, field
 from tritonembed_manager.router.data.request import read
+from tritonembed_manager.router.data.spaces import in_metadata
+from tritonembed_manager.router.data.versions import ModelVersions, Version
 from tritonembed_manager.router.interfaces import (
     Admission,
     Caller,
@@ -24,6 +27,7 @@ from tritonembed_manager.router.interfaces import (
     ServerView,
     note_load,
 )
+from tritonembed_protocol.served import ServedModel
 
 _NAME_FIELD = {
     "ModelInfer": 1,
@@ -41,30 +45,74 @@ _LOADING = ("ModelInfer", "ModelMetadata", "ModelConfig")
 _PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
 """Fields of ModelInferRequest, of an entry in its map of parameters, and of its value."""
 _AWAY = (ServerState.UNLOADED, ServerState.DRAINING, ServerState.STARTING)
+_GONE = (ServerState.UNLOADED, ServerState.DRAINING)
+NOT_IN_MEMORY = "the manager is draining, and the model is not in memory: send the request to another manager"
 _AGAIN_S = 0.5
 """The parent is asked for a model this often at most."""
 UNKNOWN = "there is no such model; the server's list of models names those that there are"
 
 
 class ModelsDispatcher:
-    """A Dispatcher; interfaces.py describes its methods. dispatchers: by the names of the models' ensembles.
+    """A Dispatcher; interfaces.py describes its methods. make: a dispatcher for a version of a model.
 
     wanted: called with the ensemble of a model that is not in memory when a request waits for it.
     """
 
     def __init__(
         self,
-        dispatchers: Mapping[str, TritonDispatcher],
         names: ServedNames,
+        make: Callable[[ServedModel], TritonDispatcher],
         wanted: Callable[[str], None] = lambda _model: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wanted = wanted
         self._clock = clock
         self._told: dict[str, float] = {}
-        self._dispatchers = dispatchers
         self._names = names
-        self._first = dispatchers[names.served.name]
+        self._make = make
+        self.changed: Callable[[], None] = lambda: None
+        """Called when servers that get requests may have changed."""
+        self._models: dict[str, ModelVersions] = {}
+        self._is_draining = False
+        self.update([])
+
+    @property
+    def dispatchers(self) -> list[TritonDispatcher]:
+        """Of all versions of all models, and of models that finish."""
+        return [one for model in self._models.values() for one in model.dispatchers]
+
+    def update(self, views: Sequence[ServerView]) -> None:
+        """Take over the parent's servers; call it when the names have changed, too."""
+        for names in self._names.loaded:
+            if names.served.name not in self._models:
+                self._models[names.served.name] = ModelVersions(names.served, self._make, lambda: self.changed())
+        for name, model in self._models.items():
+            model.update([view for view in views if view.ensemble == name])
+        self._refuse_if_draining()
+        known = {names.served.name for names in self._names.loaded}
+        for name in [name for name in self._models if name not in known]:
+            if all(one.is_idle and not one.pool.servers() for one in self._models[name].dispatchers):
+                del self._models[name]
+
+    def ask_again(self) -> None:
+        """Ask for the models that requests wait for. Some have waited since before their model was unloaded."""
+        for model in self._models.values():
+            if not all(one.is_idle for one in model.dispatchers):
+                self._load(model)
+
+    def drain(self) -> None:
+        """Load no more models: requests that wait for one are refused at once, so that they can go elsewhere.
+
+        A model whose servers start already is waited for.
+        """
+        self._is_draining = True
+        self._refuse_if_draining()
+
+    def _refuse_if_draining(self) -> None:
+        for model in self._models.values() if self._is_draining else ():
+            if (views := model.views()) and all(view.state in _GONE for view in views):
+                for one in model.dispatchers:
+                    one.refuse_waiting(DispatchError(grpc.StatusCode.UNAVAILABLE, NOT_IN_MEMORY))
 
     async def infer(
         self,
@@ -81,7 +129,7 @@ class ModelsDispatcher:
         if names is None:
             raise self._unknown(request, admitted)
         base = self._names.base_of(names)
-        found = self._dispatchers[base.served.name]
+        found = self._models[base.served.name]
         adapter = names.served.name if names.served.base else ""
         if adapter:
             renamed = field(1, _part_of(asked, names, base).encode())
@@ -89,17 +137,43 @@ class ModelsDispatcher:
             request = (renamed + request[end:] if end else request + renamed) + _parameter(adapter)
         began = self._clock()
         is_loaded = self._load(found)
-        answer = await found.infer(
-            request, timeout=timeout, metadata=metadata, caller=caller, admitted=admitted, adapter=adapter
-        )
+        if admitted is not None:
+            answer = await self._infer(found, request, metadata, admitted, adapter)
+        else:
+            with self.admitted(len(request), timeout=timeout, caller=caller) as own:
+                answer = await self._infer(found, request, metadata, own, adapter)
         if not is_loaded:
             note_load(self._clock() - began)
         return field(1, asked.encode()) + answer[front(answer)[1] :] if adapter else answer
 
+    async def _infer(
+        self, model: ModelVersions, request: bytes, metadata: Metadata, admitted: Admission, adapter: str
+    ) -> bytes:
+        """Send a request to a version of its model, and to another one if that can't take it after all."""
+        space = (read(request).space or in_metadata(metadata)) if model.is_split else ""
+        if not admitted.messages and model.is_full():
+            raise self._first.admission.overload("the model has its maximum of requests")
+        tried: list[Version] = []
+        chosen = model.choose(admitted, space)
+        admitted.messages += 1
+        while True:
+            try:
+                return await chosen.dispatcher.infer(
+                    request,
+                    timeout=None,
+                    metadata=metadata,
+                    caller=admitted.caller,
+                    admitted=admitted,
+                    adapter=adapter,
+                )
+            except ElsewhereError:
+                tried.append(chosen)
+                chosen = model.choose(admitted, tried=tried)
+
     def admitted(
-        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None
+        self, size: int, *, timeout: float | None, caller: Caller, work: int | None = None, model: str = ""
     ) -> AbstractContextManager[Admission]:
-        return self._first.admitted(size, timeout=timeout, caller=caller, work=work)
+        return self._first.admitted(size, timeout=timeout, caller=caller, work=work, model=model)
 
     def refused(self, code: grpc.StatusCode) -> None:
         self._first.refused(code)
@@ -109,22 +183,21 @@ class ModelsDispatcher:
         names = self._names.of_part(name)
         if names is not None and names.served.base:
             return await self._call_adapter(method, request, name, names, timeout=timeout, server=server)
-        all_of_them = self._dispatchers.values()
-        found: TritonDispatcher | None
+        all_of_them = self.dispatchers
         if server is not None:
             found = next((one for one in all_of_them if one.pool.get(server)), self._first)
-        elif name:
-            found = self._of(name)
-        else:
+        elif not name:
             found = next((one for one in all_of_them if one.pool.usable()), self._first)
-        if found is None:
+        elif (model := self._of(name)) is None:
             raise DispatchError(grpc.StatusCode.NOT_FOUND, UNKNOWN)
-        if method in _LOADING and server is None and not self._load(found):
-            await found.until_usable(timeout)
+        else:
+            found = model.heaviest()
+            if method in _LOADING and not self._load(model):
+                await found.until_usable(timeout)
         return await found.call(method, request, timeout=timeout, server=server)
 
     def servers(self) -> list[ServerView]:
-        return [view for one in self._dispatchers.values() for view in one.servers()]
+        return [view for model in self._models.values() for view in model.views()]
 
     def serving(self, model: str = "") -> list[str]:
         if model:
@@ -132,14 +205,18 @@ class ModelsDispatcher:
             return [] if found is None else found.serving()
         # A server with several models counts once.
         by_address: dict[str, str] = {}
-        for one in self._dispatchers.values():
+        for one in self.dispatchers:
             for server in one.pool.serving:
                 by_address.setdefault(server.view.address, server.key)
         return list(by_address.values())
 
-    def _load(self, found: TritonDispatcher) -> bool:
+    @property
+    def _first(self) -> TritonDispatcher:
+        return self._models[self._names.served.name].heaviest()
+
+    def _load(self, found: ModelVersions) -> bool:
         """Whether the model of a request is in memory. If it is not, ask for it."""
-        if found.pool.usable() or not any(view.state in _AWAY for view in found.pool.views()):
+        if found.is_usable or not any(view.state in _AWAY for view in found.views()):
             return True
         now = self._clock()
         model = found.served.name
@@ -164,9 +241,9 @@ class ModelsDispatcher:
         name_as_asked(message, name)
         return bytes(message.SerializeToString())
 
-    def _of(self, name: str) -> TritonDispatcher | None:
+    def _of(self, name: str) -> ModelVersions | None:
         names = self._names.of_part(name)
-        return None if names is None else self._dispatchers[self._names.base_of(names).served.name]
+        return None if names is None else self._models[self._names.base_of(names).served.name]
 
     def _unknown(self, request: bytes, admitted: Admission | None) -> DispatchError:
         """The error for a request without a model of ours: NOT_FOUND, unless the request itself is wrong."""

@@ -95,6 +95,11 @@ class UpstreamPool:
     def servers(self) -> list[Upstream]:
         return list(self._servers.values())
 
+    @property
+    def most(self) -> int:
+        """Requests that its servers may have at a time, of all workers; as many as one server if there is none."""
+        return self._max_in_flight * max(1, len(self._servers))
+
     def get(self, key: str) -> Upstream | None:
         return self._servers.get(key)
 
@@ -194,7 +199,7 @@ class UpstreamPool:
         """Take every request off its server, and wake every request that waits."""
         for server in (*self._servers.values(), *self._leaving):
             server.move(died=False)
-        self._wake_all()
+        self.wake()
 
     def recovered(self, server: Upstream) -> None:
         """The request that tried an ejected server again was answered."""
@@ -254,10 +259,11 @@ class UpstreamPool:
         ]
         # An outlier is better than no server at all.
         self._usable = [server for server in self.serving if not server.ejected] or self._only_outliers()
-        self._wake_all()
+        self.wake()
         self.changed()
 
-    def _wake_all(self) -> None:
+    def wake(self) -> None:
+        """Let every request that waits look again whether it still has to."""
         self.waiters.wake_all()
         self.turns.wake_all()
         self.freed(None)

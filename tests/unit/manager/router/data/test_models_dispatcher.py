@@ -1,5 +1,7 @@
 """Several models behind one dispatcher: which one a request goes to, whatever bytes it has."""
 
+from dataclasses import replace
+
 import grpc
 import pytest
 from hypothesis import given
@@ -17,10 +19,23 @@ NAMES = ServedNames(("minilm",), more=(ServedNames(("bge",), served=ServedModel(
 _CODE = grpc.StatusCode
 
 
+def models(*planes):
+    """A dispatcher over the data planes of the models, in their order."""
+    made = {names.served: plane for names, plane in zip(NAMES.models, planes, strict=True)}
+    dispatcher = ModelsDispatcher(NAMES, lambda served: made[served].dispatcher)
+    views = [
+        replace(view, ensemble=served.name, id=f"{served.name}-{view.id}")
+        for served, plane in made.items()
+        for view in plane.views
+    ]
+    dispatcher.update(views)
+    return dispatcher
+
+
 @pytest.fixture
 async def two():
     async with data_plane(1) as first, data_plane(1) as second:
-        yield ModelsDispatcher({"embedding": first.dispatcher, "bge": second.dispatcher}, NAMES), first, second
+        yield models(first, second), first, second
 
 
 async def refusal(dispatcher, message):
