@@ -21,7 +21,7 @@ from tritonembed_manager.router.apis.grpc_arrivals import WrappedServer, refuse
 from tritonembed_manager.router.apis.http.errors import Handler, PageNeedsKey, is_for_vectors
 from tritonembed_manager.router.apis.http.status import HEALTH
 from tritonembed_manager.router.data.quotas import Quotas
-from tritonembed_manager.router.data.tenants import ADMITTED, NO_MONITOR, Tenants, current_tenant, leave
+from tritonembed_manager.router.data.tenants import ADMITTED, NO_MONITOR, Tenants, current_limits, leave
 from tritonembed_manager.router.interfaces import Caller, DispatchError, Metadata
 
 _HEALTH_CALLS = frozenset(
@@ -95,7 +95,9 @@ class Door:
             return
         headers = request.headers
         try:
-            key = key_of(headers.get("Authorization", ""), headers.get("x-api-key", ""), basic=is_monitor)
+            # The last is Azure's.
+            own = headers.get("x-api-key") or headers.get("api-key") or ""
+            key = key_of(headers.get("Authorization", ""), own, basic=is_monitor)
             tenant = self.tenants.enter(key)
             if is_for_vectors(request):
                 self.quotas.check(tenant)
@@ -109,12 +111,11 @@ class Door:
             raise DispatchError(_CODE.PERMISSION_DENIED, NO_MONITOR)
 
     def limits(self) -> list[tuple[str, str]]:
-        """The quotas of the current tenant as headers; none if there is no tenant."""
+        """The quotas of the current request as headers; none if there is no tenant."""
         try:
-            tenant = current_tenant()
+            return self.quotas.headers(current_limits())
         except DispatchError:
             return []
-        return [] if tenant is None else self.quotas.limits(tenant)
 
     def middleware(self, monitor: Collection[str]) -> Any:
         """For HTTP, inside `answer_errors`. monitor: the routes of metrics and of the status."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.data.quotas import Quotas, Spent
-from tritonembed_manager.router.data.tenants import Tenant
+from tritonembed_manager.router.data.tenants import Limits, Tenant
 from tritonembed_manager.router.log import log, warn
 
 OPTION = "--quota-store"
@@ -113,20 +113,20 @@ class QuotaStore:
     async def _exchange(self) -> None:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.eval(_PRESENT, 1, _MANAGERS_KEY, self._name, _PRESENT_S)
-        sent: list[tuple[Tenant, Spent]] = []
-        for tenant in self._tenants():
-            unsent = self._quotas.unsent(tenant, self._sent.get(tenant.name, Spent()))
+        sent: list[tuple[Limits, Spent]] = []
+        for limits in (limits for tenant in self._tenants() for limits in tenant.all_limits):
+            unsent = self._quotas.unsent(limits, self._sent.get(limits.key, Spent()))
             if unsent is None:
                 continue
             spent, charge = unsent
-            sent.append((tenant, spent))
-            limits = (tenant.requests_per_minute or 0, tenant.tokens_per_minute or 0)
-            pipeline.eval(_CHARGE, 1, _TENANT_KEY + tenant.name, *limits, charge.requests, charge.tokens)
+            sent.append((limits, spent))
+            per_minute = (limits.requests_per_minute or 0, limits.tokens_per_minute or 0)
+            pipeline.eval(_CHARGE, 1, _TENANT_KEY + limits.key, *per_minute, charge.requests, charge.tokens)
         managers, *used = await pipeline.execute()
         self._managers = max(1, int(managers))
-        for (tenant, spent), (requests, tokens) in zip(sent, used, strict=True):
-            self._sent[tenant.name] = spent
-            self._quotas.adopt(tenant, spent, Spent(float(requests), float(tokens)))
+        for (limits, spent), (requests, tokens) in zip(sent, used, strict=True):
+            self._sent[limits.key] = spent
+            self._quotas.adopt(limits, spent, Spent(float(requests), float(tokens)))
 
     def _lost(self, why: str) -> None:
         self._quotas.table.shares = self._managers

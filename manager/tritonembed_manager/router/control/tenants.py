@@ -21,14 +21,13 @@ from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.quota_store import QuotaStore
+from tritonembed_manager.router.control.watched_file import WatchedFile
 from tritonembed_manager.router.data.quotas import SLOTS, Quotas, QuotaTable, Used
-from tritonembed_manager.router.data.tenants import Key, Tenant
-from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.server.files import read_small, settled
+from tritonembed_manager.router.data.tenants import Key, ModelLimits, Tenant
+from tritonembed_manager.router.log import warn
 from tritonembed_manager.server.yaml_files import parse_yaml
 
 OPTION = "--tenants"
@@ -62,6 +61,20 @@ class _KeyEntry(BaseModel):
         return Key(self.sha256, moment.timestamp())
 
 
+class _ModelLimitsEntry(BaseModel):
+    model_config = _STRICT
+
+    tokens_per_minute: _Count | None = None
+    requests_per_minute: _Count | None = None
+    max_in_flight: _Count | None = None
+
+    @model_validator(mode="after")
+    def _has_one(self) -> "_ModelLimitsEntry":
+        if not any(self.model_dump().values()):
+            raise ValueError("it must have a limit: tokens_per_minute, requests_per_minute or max_in_flight")
+        return self
+
+
 class _TenantEntry(BaseModel):
     model_config = _STRICT
 
@@ -72,6 +85,7 @@ class _TenantEntry(BaseModel):
     max_in_flight: _Count | None = None
     weight: float = Field(1.0, ge=0.001, le=1000, allow_inf_nan=False)
     models: list[str] | None = Field(None, min_length=1, max_length=_MOST_MODELS)
+    model_limits: dict[str, _ModelLimitsEntry] = Field(default_factory=dict, max_length=_MOST_MODELS)
     admin: bool = False
     monitor: bool = False
 
@@ -83,9 +97,15 @@ class _TenantEntry(BaseModel):
         return given
 
     def tenant(self) -> Tenant:
-        plain = self.model_dump(exclude={"keys", "models"})
-        models = None if self.models is None else tuple(self.models)
-        return Tenant(**plain, keys=tuple(entry.key() for entry in self.keys), models=models)
+        plain = self.model_dump(exclude={"keys", "models", "model_limits"})
+        return Tenant(
+            **plain,
+            keys=tuple(entry.key() for entry in self.keys),
+            models=None if self.models is None else tuple(self.models),
+            model_limits=tuple(
+                ModelLimits(self.name, model, **limits.model_dump()) for model, limits in self.model_limits.items()
+            ),
+        )
 
 
 class _Content(BaseModel):
@@ -117,73 +137,41 @@ def _twice(values: list[str]) -> str | None:
     return None
 
 
-class TenantsFile:
-    """Reads the file at once. Raises StartError, in one line, if it is wrong."""
+class TenantsFile(WatchedFile[list[Tenant]]):
+    """The file, whose tenants have slots. Raises StartError, in one line, if it is wrong."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._complaint = ""
-        self._content = b""
         self._slots: dict[str, int] = {}
-        try:
-            self._content = self._read()
-            self.tenants = self._placed(parse_tenants(self._content))
-            """The last tenants that were right, with their slots."""
-        except ValueError as error:
-            raise StartError(f"{OPTION}: {error}") from None
+        super().__init__(path, OPTION, "tenants", lambda content: self._placed(parse_tenants(content)))
+
+    @property
+    def tenants(self) -> list[Tenant]:
+        """The last tenants that were right, with their slots."""
+        return self.value
 
     @property
     def slots(self) -> dict[str, int]:
         """The slot of every tenant since the start, by name, also of those that have left."""
-        return dict(self._slots)
-
-    @property
-    def warnings(self) -> list[str]:
-        """For the status: why the file is not in use."""
-        return [self._complaint] if self._complaint else []
-
-    async def watch(
-        self, changed: Callable[[list[Tenant]], None], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        """Call `changed` with new tenants, until cancelled."""
-        async for found in settled(self._read, pause):
-            await self._take_or_complain(found, changed)
-
-    async def _take_or_complain(self, found: bytes | str, changed: Callable[[list[Tenant]], None]) -> None:
-        if found == self._content and not self._complaint:
-            return
-        try:
-            if isinstance(found, str):
-                raise ValueError(found)
-            tenants = (
-                self.tenants if found == self._content else self._placed(await asyncio.to_thread(parse_tenants, found))
-            )
-        except ValueError as error:
-            complaint = f"{OPTION}: {error}; the earlier tenants stay"
-            if complaint != self._complaint:
-                self._complaint = complaint
-                warn("tenants_not_reloaded", complaint)
-            return
-        self._complaint = ""
-        if tenants is not self.tenants:
-            self._content, self.tenants = bytes(found), tenants
-            log("tenants_reloaded", f"{OPTION} has changed: {len(tenants)} tenants")
-            changed(tenants)
+        # A key with a slash is that of limits for one model.
+        return {name: slot for name, slot in self._slots.items() if "/" not in name}
 
     def _placed(self, tenants: list[Tenant]) -> list[Tenant]:
         """The tenants with their slots. A slot is never used for another name. Raises ValueError if none is left."""
-        new = [tenant.name for tenant in tenants if tenant.name not in self._slots]
+        keys = [limits.key for tenant in tenants for limits in tenant.all_limits]
+        new = [key for key in keys if key not in self._slots]
         if len(self._slots) + len(new) > SLOTS:
             raise ValueError(f"more than {SLOTS} different tenants since the start: restart the manager")
-        for name in new:
-            self._slots[name] = len(self._slots)
-        return [replace(tenant, slot=self._slots[tenant.name]) for tenant in tenants]
-
-    def _read(self) -> bytes:
-        try:
-            return read_small(self._path)
-        except OSError as error:
-            raise ValueError(f"it cannot be read: {error.strerror}") from None
+        first = len(self._slots)
+        # At once, because it is done in another thread.
+        self._slots = {**self._slots, **{name: first + number for number, name in enumerate(new)}}
+        return [
+            replace(
+                tenant,
+                slot=self._slots[tenant.key],
+                model_limits=tuple(replace(one, slot=self._slots[one.key]) for one in tenant.model_limits),
+            )
+            for tenant in tenants
+        ]
 
 
 USAGE_OPTION = "--usage-file"

@@ -13,14 +13,14 @@ import fcntl
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import grpc
 
-from tritonembed_manager.router.data.tenants import Tenant
+from tritonembed_manager.router.data.tenants import Limits
 from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_manager.router.interfaces import DispatchError
 
@@ -197,7 +197,7 @@ class Spent(NamedTuple):
 class Charge:
     """What an admitted request was charged with."""
 
-    tenant: Tenant
+    limits: Limits
     tokens: int
 
 
@@ -209,25 +209,25 @@ class Quotas:
         self._worker = worker
         self._clock = clock
 
-    def check(self, tenant: Tenant) -> None:
+    def check(self, limits: Limits) -> None:
         """Raise DispatchError (RESOURCE_EXHAUSTED) if even the smallest request would be refused now."""
         # Without the lock, which is taken only for a refusal: a look that is not exact costs nothing.
-        if self._limit(tenant, self.buckets(tenant), 1) is None:
+        if self._limit(limits, self.buckets(limits), 1) is None:
             return
-        with self.table.locked(tenant.slot) as row:
-            refusal = self._refusal(tenant, row, 1)
+        with self.table.locked(limits.slot) as row:
+            refusal = self._refusal(limits, row, 1)
         if refusal is not None:
             raise refusal
 
-    def enter(self, tenant: Tenant, tokens: int) -> Charge:
+    def enter(self, limits: Limits, tokens: int) -> Charge:
         """Admit a request of about so many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
-        with self.table.locked(tenant.slot) as row:
-            refusal = self._refusal(tenant, row, tokens)
+        with self.table.locked(limits.slot) as row:
+            refusal = self._refusal(limits, row, tokens)
             if refusal is not None:
                 raise refusal
             self._charge(row, 1, tokens)
-            self.table.cells[self.table.worker_cell(tenant.slot, self._worker)] += 1
-        return Charge(tenant, tokens)
+            self.table.cells[self.table.worker_cell(limits.slot, self._worker)] += 1
+        return Charge(limits, tokens)
 
     def leave(self, charge: Charge, *, answered: bool, tokens: int, requests: int, charged: int) -> None:
         """The request ended.
@@ -235,10 +235,10 @@ class Quotas:
         tokens: of its answer. requests, charged: the requests (0 or 1) and tokens that the quotas keep of it.
         """
         cells = self.table.cells
-        with self.table.locked(charge.tenant.slot) as row:
-            self._shrink(charge.tenant, row)
+        with self.table.locked(charge.limits.slot) as row:
+            self._shrink(charge.limits, row)
             self._charge(row, requests - 1, charged - charge.tokens)
-            cells[self.table.worker_cell(charge.tenant.slot, self._worker)] -= 1
+            cells[self.table.worker_cell(charge.limits.slot, self._worker)] -= 1
             cells[row + (ANSWERED if answered else FAILED)] += 1
             cells[row + TOKENS] += tokens
 
@@ -248,35 +248,58 @@ class Quotas:
             self.table.cells[self.table.worker_cell(slot, self._worker)] -= 1
             self.table.cells[row + FAILED] += 1
 
-    def unsent(self, tenant: Tenant, sent: Spent) -> tuple[Spent, Spent] | None:
+    def enter_all(self, limits: Sequence[Limits], tokens: int) -> list[Charge]:
+        """Admit a request under several limits, or under none of them; see `enter`."""
+        charges: list[Charge] = []
+        try:
+            # Last those of the tenant, so that a model's limits cost it nothing.
+            for one in reversed(limits):
+                charges.append(self.enter(one, tokens))
+        except DispatchError:
+            for charge in charges:
+                self._take_back(charge)
+            raise
+        return charges
+
+    def _take_back(self, charge: Charge) -> None:
+        """The request was not admitted after all."""
+        with self.table.locked(charge.limits.slot) as row:
+            self._shrink(charge.limits, row)
+            self._charge(row, -1, -charge.tokens)
+            self.table.cells[self.table.worker_cell(charge.limits.slot, self._worker)] -= 1
+
+    def unsent(self, limits: Limits, sent: Spent) -> tuple[Spent, Spent] | None:
         """All that was ever charged, and what of it others don't know. sent: as returned the last time.
 
         None if nothing is used. A charge that has been waited off is not sent any more.
         """
         cells = self.table.cells
-        with self.table.locked(tenant.slot) as row:
-            self._shrink(tenant, row)
+        with self.table.locked(limits.slot) as row:
+            self._shrink(limits, row)
             spent = Spent(cells[row + SPENT_REQUESTS], cells[row + SPENT_TOKENS])
             used = Spent(cells[row + USED_REQUESTS], cells[row + USED_TOKENS])
         charge = Spent(min(spent.requests - sent.requests, used.requests), min(spent.tokens - sent.tokens, used.tokens))
         return (spent, charge) if any((*used, *charge)) else None
 
-    def adopt(self, tenant: Tenant, spent: Spent, used: Spent) -> None:
+    def adopt(self, limits: Limits, spent: Spent, used: Spent) -> None:
         """used: by all managers, when this one's charges were `spent`; what was charged since then comes on top."""
         cells = self.table.cells
-        with self.table.locked(tenant.slot) as row:
+        with self.table.locked(limits.slot) as row:
             cells[row + USED_REQUESTS] = max(0.0, used.requests + cells[row + SPENT_REQUESTS] - spent.requests)
             cells[row + USED_TOKENS] = max(0.0, used.tokens + cells[row + SPENT_TOKENS] - spent.tokens)
             cells[row + AT] = self._clock()
 
-    def buckets(self, tenant: Tenant) -> tuple[Bucket | None, Bucket | None]:
+    def buckets(self, limits: Limits) -> tuple[Bucket | None, Bucket | None]:
         """Of requests and of tokens, now; None for no limit."""
-        return self._look(tenant, self.table.row(tenant.slot), self._clock())
+        return self._look(limits, self.table.row(limits.slot), self._clock())
 
-    def limits(self, tenant: Tenant) -> list[tuple[str, str]]:
-        """The quotas as headers, with the names and forms of OpenAI's."""
+    def headers(self, limits: Sequence[Limits]) -> list[tuple[str, str]]:
+        """The quotas as headers, with the names and forms of OpenAI's: of several, those with the least left."""
         found = []
-        for what, bucket in zip(("requests", "tokens"), self.buckets(tenant), strict=True):
+        of_limits = [self.buckets(one) for one in limits]
+        for what, buckets in zip(("requests", "tokens"), zip(*of_limits, strict=True), strict=False):
+            known = [bucket for bucket in buckets if bucket is not None]
+            bucket = min(known, key=lambda bucket: bucket.remaining, default=None)
             if bucket is not None:
                 found += [
                     (f"x-ratelimit-limit-{what}", str(bucket.limit)),
@@ -285,21 +308,23 @@ class Quotas:
                 ]
         return found
 
-    def _refusal(self, tenant: Tenant, row: int, tokens: int) -> DispatchError | None:
-        found = self._limit(tenant, self._shrink(tenant, row), tokens)
+    def _refusal(self, limits: Limits, row: int, tokens: int) -> DispatchError | None:
+        found = self._limit(limits, self._shrink(limits, row), tokens)
         if found is None:
             return None
         cell, limit, wait = found
         self.table.cells[row + cell] += 1
+        if limits.model:
+            limit = limit.replace(" are ", f" for {limits.model} are ", 1)
         return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, OVER_LIMIT % limit, wait)
 
     def _limit(
-        self, tenant: Tenant, buckets: tuple[Bucket | None, Bucket | None], tokens: int
+        self, limits: Limits, buckets: tuple[Bucket | None, Bucket | None], tokens: int
     ) -> tuple[int, str, float] | None:
         """The limit that a request is over: the cell that counts it, its words, and the seconds to wait."""
         of_requests, of_tokens = buckets
-        if tenant.max_in_flight is not None and self.table.in_flight(tenant.slot) >= tenant.max_in_flight:
-            return OVER_IN_FLIGHT, IN_FLIGHT % tenant.max_in_flight, _SOON_S
+        if limits.max_in_flight is not None and self.table.in_flight(limits.slot) >= limits.max_in_flight:
+            return OVER_IN_FLIGHT, IN_FLIGHT % limits.max_in_flight, _SOON_S
         if of_requests is not None and (wait := of_requests.wait(1)):
             return OVER_REQUESTS, REQUESTS_USED % of_requests.limit, wait
         if of_tokens is not None and (wait := of_tokens.wait(tokens)):
@@ -313,21 +338,21 @@ class Quotas:
         cells[row + USED_TOKENS] += tokens
         cells[row + SPENT_TOKENS] += tokens
 
-    def _shrink(self, tenant: Tenant, row: int) -> tuple[Bucket | None, Bucket | None]:
+    def _shrink(self, limits: Limits, row: int) -> tuple[Bucket | None, Bucket | None]:
         """The buckets, which are written into the table as they are now."""
         cells, now = self.table.cells, self._clock()
-        of_requests, of_tokens = self._look(tenant, row, now)
+        of_requests, of_tokens = self._look(limits, row, now)
         cells[row + AT] = now
         cells[row + USED_REQUESTS] = 0.0 if of_requests is None else of_requests.used
         cells[row + USED_TOKENS] = 0.0 if of_tokens is None else of_tokens.used
         return of_requests, of_tokens
 
-    def _look(self, tenant: Tenant, row: int, now: float) -> tuple[Bucket | None, Bucket | None]:
+    def _look(self, limits: Limits, row: int, now: float) -> tuple[Bucket | None, Bucket | None]:
         cells = self.table.cells
         passed = max(0.0, now - cells[row + AT])
         return (
-            self._bucket(tenant.requests_per_minute, cells[row + USED_REQUESTS], passed),
-            self._bucket(tenant.tokens_per_minute, cells[row + USED_TOKENS], passed),
+            self._bucket(limits.requests_per_minute, cells[row + USED_REQUESTS], passed),
+            self._bucket(limits.tokens_per_minute, cells[row + USED_TOKENS], passed),
         )
 
     def _bucket(self, limit: int | None, used: float, passed: float) -> Bucket | None:

@@ -13,7 +13,15 @@ from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
 from tritonembed_manager.router.data.quotas import Charge, Quotas, estimate
-from tritonembed_manager.router.data.tenants import NO_KEY, Tenant, check_model, current_tenant, is_admitted
+from tritonembed_manager.router.data.tenants import (
+    NO_KEY,
+    Tenant,
+    check_model,
+    current_limits,
+    current_tenant,
+    is_admitted,
+    use_model,
+)
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 from tritonembed_protocol.status import STATUSES
 
@@ -29,8 +37,7 @@ class TenantDispatcher:
 
     def __init__(self, dispatcher: Dispatcher, quotas: Quotas, names: ServedNames | None = None) -> None:
         """names: of the models."""
-        models = (names or ServedNames()).models
-        self._counted = frozenset(name.encode() for each in models for name in each.served.with_vectors)
+        self._names = names or ServedNames()
         self._dispatcher = dispatcher
         self._quotas = quotas
         self.servers = dispatcher.servers
@@ -46,9 +53,10 @@ class TenantDispatcher:
         caller: Caller,
         admitted: Admission | None = None,
     ) -> bytes:
+        model = ""
         try:
             self._tenant()
-            model, lacks_count = asked(request, self._counted)
+            model, lacks_count = asked(request, self._names.with_vectors)
             check_model(model)
         except ValueError:
             # The dispatcher has the reason, and refuses it.
@@ -64,7 +72,7 @@ class TenantDispatcher:
                 request, timeout=timeout, metadata=metadata, caller=admitted.caller, admitted=admitted
             )
         else:
-            with self.admitted(len(request), timeout=timeout, caller=caller, work=work_of(request)) as own:
+            with self.admitted(len(request), timeout=timeout, caller=caller, work=work_of(request), model=model) as own:
                 answer = await self._dispatcher.infer(
                     request, timeout=timeout, metadata=metadata, caller=own.caller, admitted=own
                 )
@@ -78,11 +86,15 @@ class TenantDispatcher:
         timeout: float | None,
         caller: Caller,  # noqa: ARG002 - the tenant is the caller
         work: int | None = None,
+        model: str = "",
     ) -> Iterator[Admission]:
         try:
             tenant = self._tenant()
+            names = self._names.of_part(model)
+            use_model("" if names is None else names.served.name)
             # Envoy has charged what it admitted, and will see the answer.
-            charge = None if is_admitted() else self._quotas.enter(tenant, estimate(size if work is None else work))
+            limits = [one for one in current_limits() if one.model or not is_admitted()]
+            charges = self._quotas.enter_all(limits, estimate(size if work is None else work))
         except DispatchError as error:
             self.refused(error.code)
             raise
@@ -97,7 +109,7 @@ class TenantDispatcher:
             code = error.code if isinstance(error, DispatchError) else _CODE.INTERNAL
             raise
         finally:
-            if charge is not None:
+            for charge in charges:
                 self._leave(charge, code, own.tokens if own is not None else 0)
 
     def _leave(self, charge: Charge, code: grpc.StatusCode, tokens: int) -> None:

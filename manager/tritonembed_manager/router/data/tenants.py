@@ -8,12 +8,13 @@ ends a long stream, too.
 
 import functools
 import hmac
+import itertools
 import time
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b, sha256
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -41,6 +42,52 @@ class Key:
     expires: float | None = None
 
 
+class Limits(Protocol):
+    """Limits with a place in the quota table; None is no limit."""
+
+    @property
+    def slot(self) -> int:
+        """Its row."""
+
+    @property
+    def key(self) -> str:
+        """Unique among all limits."""
+
+    @property
+    def model(self) -> str:
+        """Clients' name of the one model that they are for; empty for all models together."""
+
+    @property
+    def tokens_per_minute(self) -> int | None: ...
+
+    @property
+    def requests_per_minute(self) -> int | None: ...
+
+    @property
+    def max_in_flight(self) -> int | None: ...
+
+
+@dataclass(frozen=True)
+class ModelLimits:
+    """Limits of a tenant for one model, beside those for all models together.
+
+    model: its name in the file. ensemble: Triton's name; empty if no such model is served.
+    """
+
+    tenant: str
+    model: str
+    tokens_per_minute: int | None = None
+    requests_per_minute: int | None = None
+    max_in_flight: int | None = None
+    slot: int = -1
+    ensemble: str = ""
+
+    @property
+    def key(self) -> str:
+        """A tenant's name has no slash."""
+        return f"{self.tenant}/{self.model}"
+
+
 @dataclass(frozen=True)
 class Tenant:
     """A limit of None is no limit."""
@@ -60,6 +107,27 @@ class Tenant:
     """Whether it may see metrics and the status, which concern all tenants."""
     slot: int = -1
     """Its place in the quota table, which the parent gives it."""
+    model_limits: tuple[ModelLimits, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def model(self) -> str:
+        """Its limits are for all models together."""
+        return ""
+
+    @property
+    def all_limits(self) -> "list[Limits]":
+        """Its own, and those for each model that has some."""
+        return [self, *self.model_limits]
+
+    def limits_for(self, ensemble: str) -> "list[Limits]":
+        """Those that a request for this model is under. ensemble: empty if the model is not known."""
+        own = (one for one in self.model_limits if ensemble and one.ensemble == ensemble)
+        return [self, *itertools.islice(own, 1)]
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, for the line to the workers."""
@@ -70,8 +138,12 @@ class Tenant:
         """The reverse of `to_json`."""
         plain = {field.name: data[field.name] for field in fields(cls)}
         models = data["models"]
-        keys = tuple(Key(**key) for key in data["keys"])
-        return cls(**{**plain, "keys": keys, "models": None if models is None else tuple(models)})
+        changed = {
+            "keys": tuple(Key(**key) for key in data["keys"]),
+            "models": None if models is None else tuple(models),
+            "model_limits": tuple(ModelLimits(**limits) for limits in data["model_limits"]),
+        }
+        return cls(**{**plain, **changed})
 
     def may_use(self, model: str) -> bool:
         """model: Triton's name."""
@@ -89,13 +161,19 @@ class Tenants:
     ) -> None:
         self._names = names or ServedNames()
         self._clock = clock
+        self._given: list[Tenant] = []
         self.all: list[Tenant] = []
         self._keys: dict[bytes, tuple[Tenant, Key]] = {}
         self.update(tenants)
 
     def update(self, tenants: Iterable[Tenant]) -> None:
         """Replace all tenants."""
-        self.all = [with_triton_models(tenant, self._names) for tenant in tenants]
+        self._given = list(tenants)
+        self.names_changed()
+
+    def names_changed(self) -> None:
+        """The names of the models have changed: look up those that tenants may use."""
+        self.all = [with_triton_models(tenant, self._names) for tenant in self._given]
         self._keys = {bytes.fromhex(key.sha256): (tenant, key) for tenant in self.all for key in tenant.keys}
 
     def enter(self, key: str | None) -> Tenant:
@@ -131,10 +209,12 @@ class Tenants:
         raise DispatchError(_CODE.UNAUTHENTICATED, UNKNOWN_KEY)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Session:
     find: Callable[[], Tenant]
     is_admitted: bool = False
+    ensemble: str = ""
+    """Of the model of the latest request."""
 
 
 _session: ContextVar[_Session | None] = ContextVar("session", default=None)
@@ -160,6 +240,19 @@ def is_admitted() -> bool:
     return session is not None and session.is_admitted
 
 
+def use_model(ensemble: str) -> None:
+    """The current request is for this model; empty if it is not known."""
+    session = _session.get()
+    if session is not None:
+        session.ensemble = ensemble
+
+
+def current_limits() -> list[Limits]:
+    """Those that the current request is under; none without a tenant. Raises as `current_tenant`."""
+    tenant, session = current_tenant(), _session.get()
+    return [] if tenant is None or session is None else tenant.limits_for(session.ensemble)
+
+
 def check_model(model: str) -> None:
     """model: Triton's name. Raises DispatchError (PERMISSION_DENIED) if the current tenant may not use it."""
     tenant = current_tenant()
@@ -179,6 +272,10 @@ def cache_salt(tenant: str, own: str) -> bytes:
 
 def with_triton_models(tenant: Tenant, names: ServedNames) -> Tenant:
     """The tenant with Triton's names of its models. The ensemble brings its parts along: they are the same model."""
+    if tenant.model_limits:
+        found = ((one, names.find(one.model)) for one in tenant.model_limits)
+        limits = tuple(replace(one, ensemble="" if model is None else model.served.name) for one, model in found)
+        tenant = replace(tenant, model_limits=limits)
     if tenant.models is None:
         return tenant
     known = {names.to_model(model) for model in tenant.models}

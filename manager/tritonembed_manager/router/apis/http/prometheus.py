@@ -212,22 +212,30 @@ class _OfTenants:
         self._table = table
 
     def collect(self) -> Iterable[Metric]:
-        label = ["tenant"]
-        answered = CounterMetricFamily("tritonembed_tenant_requests", "Requests that were answered.", labels=label)
-        failed = CounterMetricFamily("tritonembed_tenant_failed_requests", "Requests that failed.", labels=label)
+        of_all = [([tenant.name], tenant.slot) for tenant in self._tenants.all]
+        of_models = [
+            ([tenant.name, one.model], one.slot) for tenant in self._tenants.all for one in tenant.model_limits
+        ]
+        yield from self._families("tritonembed_tenant", ["tenant"], of_all)
+        yield from self._families("tritonembed_tenant_model", ["tenant", "model"], of_models)
+
+    def _families(self, name: str, label: list[str], rows: list[tuple[list[str], int]]) -> Iterable[Metric]:
+        """rows: the labels' values, and the place in the table."""
+        answered = CounterMetricFamily(f"{name}_requests", "Requests that were answered.", labels=label)
+        failed = CounterMetricFamily(f"{name}_failed_requests", "Requests that failed.", labels=label)
         refused = CounterMetricFamily(
-            "tritonembed_tenant_refused_requests", "Requests refused, by the limit.", labels=[*label, "limit"]
+            f"{name}_refused_requests", "Requests refused, by the limit.", labels=[*label, "limit"]
         )
-        tokens = CounterMetricFamily("tritonembed_tenant_tokens", "Tokens of answers (num_tokens).", labels=label)
-        in_flight = GaugeMetricFamily("tritonembed_tenant_requests_in_flight", "Requests in flight.", labels=label)
-        for tenant in self._tenants.all:
-            used = self._table.used(tenant.slot)
-            answered.add_metric([tenant.name], used.answered)
-            failed.add_metric([tenant.name], used.failed)
+        tokens = CounterMetricFamily(f"{name}_tokens", "Tokens of answers (num_tokens).", labels=label)
+        in_flight = GaugeMetricFamily(f"{name}_requests_in_flight", "Requests in flight.", labels=label)
+        for values, slot in rows:
+            used = self._table.used(slot)
+            answered.add_metric(values, used.answered)
+            failed.add_metric(values, used.failed)
             for limit in ("requests", "tokens", "in_flight"):
-                refused.add_metric([tenant.name, limit], getattr(used, f"over_{limit}"))
-            tokens.add_metric([tenant.name], used.tokens)
-            in_flight.add_metric([tenant.name], used.in_flight)
+                refused.add_metric([*values, limit], getattr(used, f"over_{limit}"))
+            tokens.add_metric(values, used.tokens)
+            in_flight.add_metric(values, used.in_flight)
         return answered, failed, refused, tokens, in_flight
 
 

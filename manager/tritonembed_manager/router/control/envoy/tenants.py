@@ -67,8 +67,8 @@ def _lines(tenants: Sequence[Tenant]) -> str:
     found = []
     for tenant in tenants:
         limits = (tenant.requests_per_minute, tenant.tokens_per_minute, tenant.max_in_flight)
-        # Envoy has no fair queues.
-        is_direct = tenant.weight == 1
+        # Envoy has neither fair queues nor limits for a model.
+        is_direct = tenant.weight == 1 and not tenant.model_limits
         of_tenant = (*(limit or _NEVER for limit in limits), int(tenant.may_use(FIRST)), int(is_direct))
         for key in tenant.keys:
             expires = _NEVER if key.expires is None else math.ceil(key.expires)

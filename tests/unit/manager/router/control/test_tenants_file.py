@@ -73,6 +73,9 @@ WRONG = [
     (one("weight: .nan"), "tenants[0].weight: Input should be"),
     (one("weight: .inf"), "tenants[0].weight: Input should be"),
     (one("models: []"), "tenants[0].models: List should have at least 1 item"),
+    (one("model_limits: {bge: {}}"), "tenants[0].model_limits.bge: it must have a limit: tokens_per_minute"),
+    (one("model_limits: {bge: {tokens: 1}}"), "tenants[0].model_limits.bge.tokens: there is no such field"),
+    (one("model_limits: {bge: {requests_per_minute: 0}}"), "tenants[0].model_limits.bge.requests_per_minute: Input"),
     (one("admin: 1"), "tenants[0].admin: Input should be a valid boolean"),
     ("tenants: [{name: a}]", "tenants[0].keys: this field is missing"),
     ("tenants: [{name: 'a b', keys: []}]", "tenants[0].name: it must be 1 to 64 letters"),
@@ -171,6 +174,14 @@ async def test_a_mistake_keeps_the_old_tenants_and_is_one_line_in_the_log(tmp_pa
     assert await watch(file, lambda: path.write_bytes(good), nothing, nothing) == []
     assert file.warnings == []
     assert [tenant.name for tenant in file.tenants] == ["a"]
+
+
+async def test_limits_for_a_model_have_slots_of_their_own_which_are_no_tenants(tmp_path):
+    path = write_tenants(tmp_path / "t", a="model_limits: {bge: {max_in_flight: 3}}", b="")
+    file = TenantsFile(path)
+    [a, b] = file.tenants
+    assert [(one.key, one.slot, one.max_in_flight) for one in a.all_limits] == [("a", 0, None), ("a/bge", 1, 3)]
+    assert (b.slot, file.slots) == (2, {"a": 0, "b": 2})
 
 
 async def test_slots_run_out_with_one_line(tmp_path, monkeypatch):

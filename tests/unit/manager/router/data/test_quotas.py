@@ -10,6 +10,7 @@ import pytest
 from tests.fakes.tenants import CountedTime, tenant
 
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable, duration, estimate
+from tritonembed_manager.router.data.tenants import ModelLimits
 from tritonembed_manager.router.interfaces import DispatchError
 
 
@@ -89,7 +90,7 @@ def test_tenants_share_nothing_and_no_limit_is_no_limit():
     enter_until_refused(time.quotas, limited)
     for _ in range(1000):
         time.quotas.enter(free, 10**9)
-    assert time.quotas.limits(free) == []
+    assert time.quotas.headers([free]) == []
 
 
 def test_a_lower_limit_counts_at_once():
@@ -98,10 +99,40 @@ def test_a_lower_limit_counts_at_once():
     assert enter_until_refused(time.quotas, tenant(requests_per_minute=6))[0] == 0
 
 
+def test_limits_for_a_model_stand_beside_those_of_the_tenant():
+    time = CountedTime()
+    bge = ModelLimits("a", "bge", tokens_per_minute=100, requests_per_minute=3, slot=1)
+    who = tenant(tokens_per_minute=1000, requests_per_minute=5, max_in_flight=2, model_limits=(bge,))
+    for _ in range(3):
+        for charge in time.quotas.enter_all([who, bge], 10):
+            end(time.quotas, charge, tokens=20)
+    assert dict(time.quotas.headers([who, bge])) | {
+        "x-ratelimit-reset-requests": "",
+        "x-ratelimit-reset-tokens": "",
+    } == {
+        "x-ratelimit-limit-requests": "3",
+        "x-ratelimit-remaining-requests": "0",
+        "x-ratelimit-reset-requests": "",
+        "x-ratelimit-limit-tokens": "100",
+        "x-ratelimit-remaining-tokens": "40",
+        "x-ratelimit-reset-tokens": "",
+    }
+    with pytest.raises(DispatchError, match="this tenant's 3 requests per minute for bge are used up"):
+        time.quotas.enter_all([who, bge], 1)
+    # What one limit refuses costs nothing under the others.
+    assert [bucket.remaining for bucket in time.quotas.buckets(who)] == [2, 940]
+    time.clock.now += 60
+    held = [time.quotas.enter_all([who], 1) for _ in range(2)]
+    with pytest.raises(DispatchError, match="this tenant's 2 requests are in flight"):
+        time.quotas.enter_all([who, bge], 50)
+    assert [bucket.remaining for bucket in time.quotas.buckets(bge)] == [3, 100]
+    assert (time.table.used(1).in_flight, time.table.used(1).failed, len(held)) == (0, 0, 2)
+
+
 def test_the_headers_are_those_of_openai():
     time, who = CountedTime(), tenant(tokens_per_minute=6000, requests_per_minute=60)
     end(time.quotas, time.quotas.enter(who, 1500))
-    assert dict(time.quotas.limits(who)) == {
+    assert dict(time.quotas.headers([who])) == {
         "x-ratelimit-limit-requests": "60",
         "x-ratelimit-remaining-requests": "59",
         "x-ratelimit-reset-requests": "1s",

@@ -16,6 +16,7 @@ from tritonembed_manager.router.data.tenants import (
     NO_KEY,
     UNKNOWN_KEY,
     Key,
+    ModelLimits,
     Tenant,
     Tenants,
     check_model,
@@ -114,8 +115,23 @@ def test_a_tenant_may_have_one_of_several_models():
         assert refusal(check_model, model)[0] is grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_limits_are_those_of_the_model_under_each_of_its_names_and_follow_the_models():
+    names = ServedNames(("minilm",), more=(ServedNames(("bge",), ("org/bge",), ServedModel("bge")),))
+    limits = (ModelLimits("a", "org/bge", 1), ModelLimits("a", "later", 2))
+    tenants = Tenants([tenant("a", model_limits=limits)], names)
+
+    def limits_of(ensemble):
+        return [one.tokens_per_minute for one in tenants.all[0].limits_for(ensemble)]
+
+    assert (limits_of("bge"), limits_of("embedding"), limits_of(""), limits_of("later")) == ([None, 1], *[[None]] * 3)
+    names.become(ServedNames(("minilm",), more=(ServedNames(("later",), served=ServedModel("later")),)))
+    tenants.names_changed()
+    assert (limits_of("bge"), limits_of("later")) == ([None], [None, 2])
+
+
 def test_a_tenant_survives_the_line_to_the_workers():
-    full = Tenant("a", (Key("0" * 64, 1.5), Key("1" * 64)), 1, 2, 3, 0.5, ("m",), True, True, 7)
+    limits = ModelLimits("a", "m", 4, 5, 6, 8)
+    full = Tenant("a", (Key("0" * 64, 1.5), Key("1" * 64)), 1, 2, 3, 0.5, ("m",), True, True, 7, (limits,))
     assert Tenant.from_json(full.to_json()) == full
 
 

@@ -97,9 +97,9 @@ def test_quotas_are_those_of_the_manager(ask: Ask, table: QuotaTable) -> None:
         cells[table.worker_cell(LIMITED.slot, 1)] = dice.choice([0, 1, 2, 3])
         cells[row + AT] = time.monotonic() - dice.choice([0, 20])
         # Buckets fill meanwhile: Envoy's answer lies between the manager's before it and the one after it.
-        before, limits_before = outcome(quotas), dict(quotas.limits(LIMITED))
+        before, limits_before = outcome(quotas), dict(quotas.headers([LIMITED]))
         code, message, metadata = ask("limited")
-        after, limits_after = outcome(quotas), dict(quotas.limits(LIMITED))
+        after, limits_after = outcome(quotas), dict(quotas.headers([LIMITED]))
         assert message in (before[0], after[0])
         if before[0] != after[0]:
             continue
