@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+from huggingface_hub import InferenceClient
 from sentence_transformers import SentenceTransformer
 from tests.integration.serve import Serve, running_server, serving
 from tests.merged import hidden_of, merged_model
@@ -74,6 +75,21 @@ def test_each_model_gives_its_own_right_vectors(manager: Serve, folders: dict[st
     listed = {model.id: model.model_dump() for model in over_http.models.list()}
     assert (listed[name]["dimensions"], listed[name]["task"]) == (wanted.shape[1], "embed")
     assert listed[name]["max_model_len"] == oracle.max_seq_length
+
+
+def test_clients_that_send_no_model_choose_one_by_a_path(manager: Serve, folders: dict[str, Path]) -> None:
+    base, wanted = f"http://127.0.0.1:{manager.http_port}", SentenceTransformer(str(folders["cls"])).encode(TEXTS)
+    for azure in (
+        openai.AzureOpenAI(azure_endpoint=base, api_version="2024-10-21", api_key="none"),
+        openai.AzureOpenAI(azure_endpoint=base, azure_deployment="cls", api_version="2024-10-21", api_key="none"),
+    ):
+        answer = azure.embeddings.create(model="cls", input=TEXTS)
+        np.testing.assert_allclose([item.embedding for item in answer.data], wanted, atol=CLOSE)
+    with pytest.raises(openai.NotFoundError, match="no such model"):
+        azure.with_options(base_url=f"{base}/openai/deployments/other").embeddings.create(model="cls", input=TEXTS)
+    of_tei = InferenceClient(f"{base}/models/cls")
+    normalised = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
+    np.testing.assert_allclose(of_tei.feature_extraction(TEXTS), normalised, atol=CLOSE)
 
 
 def test_each_model_has_an_embedding_space_of_its_own(manager: Serve) -> None:

@@ -28,7 +28,7 @@ _KNOWN = tuple(name.encode() for name in OF_TRITON)
 _KEY = re.compile(r"[0-9a-z_.-]+")
 """Valid names of metadata (gRPC over HTTP/2, "Custom-Metadata")."""
 _HOP = ("user-agent", "te", "host", "content-type", "accept-encoding", "content-length", "connection")
-SECRETS = ("authorization", "x-api-key", "proxy-authorization", "cookie")
+SECRETS = ("authorization", "x-api-key", "api-key", "proxy-authorization", "cookie")
 """Secrets between the caller and this manager."""
 _NOT_FORWARDED = frozenset((*_HOP, *SECRETS))
 EXPIRED = "the deadline passed before a server could answer"

@@ -126,10 +126,10 @@ def make_app(
     for part in (
         OpenAI(calls, settings.names, dispatcher.servers),
         Tei(calls, settings.names, dispatcher.servers),
-        TeiTokens(calls),
+        TeiTokens(calls, settings.names),
         Cohere(calls),
         CohereRerank(scores),
-        TeiScores(scores),
+        TeiScores(scores, settings.names),
         VllmScore(scores),
         Probes(reason, settings.names),
         KServe(traced, reason, bodies, settings.names, converter),
@@ -138,10 +138,11 @@ def make_app(
         *monitor,
     ):
         routes = with_trailing_slashes(part.routes())
-        app.add_routes(routes)
+        added = app.add_routes(routes)
         form = getattr(part, "errors", None)
         if form is not None:
-            app[FORMS].update({f"{route.method} {route.path}": form for route in routes})
+            paths = [(route.method, route.resource.canonical) for route in added if route.resource]
+            app[FORMS].update({f"{method} {path}": form for method, path in paths})
     app.cleanup_ctx.append(around)
     return app
 

@@ -22,6 +22,7 @@ _CODE = grpc.StatusCode
 _VECTORS = ("/infer", "/embeddings", "/embed", "/embed_sparse", "/embed_all", "/similarity")
 _SCORES = ("/rerank", "/predict", "/score")
 """Endings of the paths that answer with vectors."""
+_TOKENS = ("/tokenize", "/decode")
 _SERVER_ERROR = 500
 _ASK_A_BROWSER = 'Basic realm="tritonembed: any name, and a key as the password", charset="UTF-8"'
 _OPENAI_CODES = {_CODE.RESOURCE_EXHAUSTED: "rate_limit_exceeded", _CODE.UNAUTHENTICATED: "invalid_api_key"}
@@ -106,8 +107,9 @@ def counting(refused: Callable[[grpc.StatusCode], None]) -> Any:
 def is_for_vectors(request: web.Request) -> bool:
     """Whether the request's route answers with vectors or scores."""
     path = request.path.rstrip("/")
-    # `POST /` is TEI's.
-    return request.method == "POST" and (not path or path.endswith(_VECTORS + _SCORES))
+    # `POST /` is TEI's, and so is `POST /models/NAME`.
+    is_root = not path or (path.startswith("/models/") and not path.endswith(_TOKENS))
+    return request.method == "POST" and (is_root or path.endswith(_VECTORS + _SCORES))
 
 
 def _dispatch_error(request: web.Request, error: DispatchError) -> web.Response:

@@ -4,7 +4,6 @@ The routes are Triton's. They use the same calls as KServe over gRPC, so request
 and no server needs an HTTP port.
 """
 
-import re
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.apis.authentication import http_caller
+from tritonembed_manager.router.apis.http import vector_requests
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converted, Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
@@ -25,6 +25,7 @@ from tritonembed_manager.router.apis.http.kserve_json import (
     to_answer,
     to_json,
 )
+from tritonembed_manager.router.apis.http.model_paths import behind_models, model_pattern, of_path
 from tritonembed_manager.router.apis.http.tensor_json import LITELLM_ROUTE, Numbers
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
 from tritonembed_manager.router.data import spaces
@@ -32,7 +33,7 @@ from tritonembed_manager.router.data.model_names import ServedNames, check_name,
 from tritonembed_manager.router.data.tenants import check_model
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
-from tritonembed_protocol.served import FIRST, ServedModel
+from tritonembed_protocol.served import ServedModel
 
 
 class ModelPath(NamedTuple):
@@ -45,13 +46,6 @@ class ModelPath(NamedTuple):
     name: str
     version: str
     alias: str
-
-
-def model_pattern(names: ServedNames) -> str:
-    """A model's part of a route. Hub names and folder paths have slashes, which clients may leave unencoded."""
-    every = [name for each in names.models for name in (*each.ids, *each.others)]
-    slashed = [re.escape(name) for name in every if "/" in name and not {"{", "}"} & set(name)]
-    return f"{{model:(?:{'|'.join(('[^{}/]+', *slashed))})}}" if slashed else "{model}"
 
 
 def read_model(request: web.Request, names: ServedNames) -> ModelPath:
@@ -107,6 +101,7 @@ class KServe:
             *(web.get(f"{path}/stats", self.stats) for path in both),
             *(web.post(f"{path}/infer", self.infer) for path in both),
             web.post(LITELLM_ROUTE, self.infer_for_litellm),
+            *behind_models([web.post(LITELLM_ROUTE, self.infer_for_litellm)], self._names),
         ]
 
     async def live(self, _request: web.Request) -> web.Response:
@@ -163,8 +158,9 @@ class KServe:
 
     async def infer_for_litellm(self, request: web.Request) -> web.Response:
         """The vectors of `input_text` as numbers, for litellm's `triton/` provider."""
-        check_model(FIRST)
-        return await self._infer(request, ModelPath(FIRST, "", ""), of_litellm=True)
+        model = vector_requests.read_model({}, of_path(request, self._names)).name
+        check_model(model)
+        return await self._infer(request, ModelPath(model, "", ""), of_litellm=True)
 
     async def _infer(self, request: web.Request, model: ModelPath, *, of_litellm: bool = False) -> web.Response:
         async with self._bodies.read_chunks(request) as chunks:

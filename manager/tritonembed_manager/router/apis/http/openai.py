@@ -16,6 +16,7 @@ from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
+from tritonembed_manager.router.apis.http.model_paths import DEPLOYMENTS, model_pattern
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import (
     NO_SUCH_MODEL,
@@ -52,6 +53,10 @@ class OpenAI:
             web.post("/v1/embeddings", self.embeddings),
             # For clients whose base URL lacks /v1.
             web.post("/embeddings", self.embeddings),
+            # Azure's, whose deployment is the model.
+            web.post(f"{DEPLOYMENTS}/{model_pattern(self._names)}/embeddings", self.embeddings),
+            web.post("/openai/v1/embeddings", self.embeddings),
+            web.get("/openai/models", self.models),
             web.get("/v1/models", self.models),
             web.get("/models", self.models),
             web.get("/v1/models/{model:.+}", self.one_model),
@@ -60,7 +65,8 @@ class OpenAI:
     async def embeddings(self, request: web.Request) -> web.StreamResponse:
         """The vectors of `input`, as lists of numbers or as base64 of their little-endian bytes."""
         try:
-            async with self._calls.embed(request, "openai", "input") as vectors:
+            by_path = "model" in request.match_info
+            async with self._calls.embed(request, "openai", "input", by_path=by_path) as vectors:
                 return await vectors.answer(request, self._write(vectors))
         except DispatchError as error:
             if error.code is grpc.StatusCode.INVALID_ARGUMENT:
@@ -219,8 +225,14 @@ def _read_options(body: dict[str, Any]) -> Options:
     )
 
 
-def convert(body: bytes, names: dict[str, Any]) -> Converted:
-    """info: as_base64, and the options that decide how answers are read; see `converted`."""
-    asked = read_request(parse_object(body), ServedNames.from_json(names))
+def convert(body: bytes, names: dict[str, Any], by_path: bool = False) -> Converted:
+    """info: as_base64, and the options that decide how answers are read; see `converted`.
+
+    by_path: whether the path names the model, and not the body.
+    """
+    fields = parse_object(body)
+    if by_path:
+        fields.pop("model", None)
+    asked = read_request(fields, ServedNames.from_json(names))
     options = {"embedding_type": asked.options["embedding_type"]}
     return converted(asked, as_base64=asked.as_base64, options=options)

@@ -18,6 +18,7 @@ from aiohttp import web
 from tritonembed_manager.router.apis.http.cohere import EMBEDDING_TYPES as COHERE_TYPES
 from tritonembed_manager.router.apis.http.cohere import INPUT_TYPES as COHERE_INPUT_TYPES
 from tritonembed_manager.router.apis.http.errors import BadRequest, form_of_route
+from tritonembed_manager.router.apis.http.model_paths import MODELS
 from tritonembed_manager.router.apis.http.status import HEALTH
 from tritonembed_protocol.types import INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
 
@@ -117,9 +118,17 @@ def _operation(app: web.Application, method: str, path: str, handler: Any) -> di
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    if method == "POST" and path in BODIES:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": BODIES[path]}}}
+    body = BODIES.get(_same_route(path))
+    if method == "POST" and body is not None:
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     return operation
+
+
+def _same_route(path: str) -> str:
+    """The route that takes the same body as one that names a model, or as Azure's."""
+    if path.startswith("/openai/"):
+        return f"/v1/{path.rpartition('/')[2]}"
+    return path.removeprefix(f"{MODELS}/{{model}}") or "/"
 
 
 def _summary(handler: Any) -> str:

@@ -14,6 +14,7 @@ from tritonembed_manager.router.apis.http.cohere import cohere_form
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
 from tritonembed_manager.router.apis.http.late_interaction import prepare_vectors
+from tritonembed_manager.router.apis.http.model_paths import behind_models
 from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores, ScoresRequest, prepare_scores
 from tritonembed_manager.router.apis.http.tei import read_truncate, tei_form
 from tritonembed_manager.router.apis.http.vector_requests import (
@@ -78,11 +79,13 @@ class TeiScores:
 
     errors = staticmethod(tei_form)
 
-    def __init__(self, calls: ScoreCalls) -> None:
+    def __init__(self, calls: ScoreCalls, names: ServedNames) -> None:
         self._calls = calls
+        self._names = names
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.post("/rerank", self.rerank), web.post("/predict", self.predict)]
+        routes = [web.post("/rerank", self.rerank), web.post("/predict", self.predict)]
+        return [*routes, *behind_models(routes, self._names)]
 
     async def rerank(self, request: web.Request) -> web.Response:
         """The `texts` with their scores for `query`, the best first; or `documents`, as /v1/rerank."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.late_interaction import score_late, without_token_vectors
+from tritonembed_manager.router.apis.http.model_paths import of_path
 from tritonembed_manager.router.apis.http.vector_calls import send_all
 from tritonembed_manager.router.apis.http.vector_requests import MAX_BYTES, Prepared
 from tritonembed_manager.router.data import spaces
@@ -27,6 +28,7 @@ from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Dispatcher
 from tritonembed_protocol.framing import frame, unframe
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
+from tritonembed_protocol.space import HEADER
 
 OUTPUTS = ("score", "num_tokens")
 
@@ -113,23 +115,31 @@ class ScoreCalls:
     def __init__(self, dispatcher: Dispatcher, names: ServedNames, bodies: Bodies, converter: Converter) -> None:
         self._dispatcher = dispatcher
         self._names = names
-        self._names_json = asdict(names)
         self._bodies = bodies
         self._converter = converter
-        self._labels: dict[str, tuple[str, ...]] = {}
+        self._labels: dict[tuple[str, frozenset[str]], tuple[str, ...]] = {}
+        """By model and the spaces of its scores."""
 
     @asynccontextmanager
     async def score(self, request: web.Request, kind: str, **arguments: Any) -> AsyncIterator[Scores]:
         """The scores for a request's body. kind: of the conversion. Raises BadRequest, DispatchError, ServerError."""
         async with self._bodies.read_chunks(request) as chunks:
-            asked = await self._converter.convert(kind, chunks, names=self._names_json, **arguments)
+            asked = await self._converter.convert(kind, chunks, names=of_path(request, self._names).json, **arguments)
             names = self._names.of_part(asked.info["model"]) or self._names
             counts = asked.info["counts"]
             requests = list(map(Prepared, asked.messages, counts))
             metadata, caller = metadata_of(request.headers), http_caller(request)
+            model = asked.info["model"]
+
+            # Vectors of two spaces can't be compared, so later parts have to be of the first one's.
+            pinned: list[tuple[str, str]] = []
 
             async def send(some: Sequence[Prepared]) -> list[bytes]:
-                return await send_all(self._dispatcher, some, lambda _, answer: answer, metadata, caller)
+                asking = (*metadata, *pinned)
+                found = await send_all(self._dispatcher, some, lambda _, answer: answer, asking, caller, model)
+                if not pinned and (space := spaces.in_answer(found[0])):
+                    pinned.append((HEADER, space))
+                return found
 
             labels: tuple[str, ...] = ()
             if (of_queries := asked.info.get("of_queries")) is not None:
@@ -138,22 +148,24 @@ class ScoreCalls:
             else:
                 answers = await send(requests)
                 table, tokens = _joined(answers, counts)
-                labels = await self._labels_of(asked.info["model"], table.shape[1])
+                of_spaces = frozenset(map(spaces.in_answer, answers))
+                labels = await self._labels_of(model, of_spaces, table.shape[1])
             found = {spaces.in_answer(answer) for answer in answers}
             texts = [text for message in asked.messages for text in _texts_of(message)]
             yield Scores(table, tokens, asked.info["info"], texts, names.model, labels, spaces.headers_of(found))
 
-    async def _labels_of(self, model: str, count: int) -> tuple[str, ...]:
-        """The names of a model's labels, asked for once; numbers if no server tells them."""
-        if model not in self._labels:
+    async def _labels_of(self, model: str, found: frozenset[str], count: int) -> tuple[str, ...]:
+        """The names of a model's labels, asked for once; numbers if no server tells them. found: the scores' spaces."""
+        key = model, found
+        if key not in self._labels:
             asked = service_pb2.ModelConfigRequest(name=model).SerializeToString()
             answer = service_pb2.ModelConfigResponse.FromString(
                 await self._dispatcher.call("ModelConfig", asked, timeout=None)
             )
             with suppress(ValueError, TypeError):
-                found = json.loads(answer.config.parameters[_LABELS].string_value)
-                self._labels[model] = tuple(map(str, found))
-        known = self._labels.get(model, ())
+                labels = json.loads(answer.config.parameters[_LABELS].string_value)
+                self._labels[key] = tuple(map(str, labels))
+        known = self._labels.get(key, ())
         return known if len(known) == count else tuple(f"LABEL_{number}" for number in range(count))
 
 

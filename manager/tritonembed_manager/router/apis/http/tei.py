@@ -20,6 +20,7 @@ from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.model_paths import behind_models, of_path
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import (
     MAX_INPUTS,
@@ -76,8 +77,8 @@ def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
 
 
 class Tei:
-    """names: of the models, of which the first is served. servers: as the dispatcher has them; they know a model's
-    length and space."""
+    """names: of the models; the first is served, or that of the path. servers: as the dispatcher has them; they know a
+    model's length and space."""
 
     errors = staticmethod(tei_form)
 
@@ -88,7 +89,7 @@ class Tei:
         self._version = version("tritonembed")
 
     def routes(self) -> list[web.RouteDef]:
-        return [
+        routes = [
             web.post("/", self.either),
             web.post("/embed", self.embed),
             web.post("/embed_sparse", self.embed_sparse),
@@ -96,6 +97,7 @@ class Tei:
             web.post("/similarity", self.similarity),
             web.get("/info", self.info),
         ]
+        return [*routes, *behind_models(routes, self._names)]
 
     async def embed(self, request: web.Request) -> web.StreamResponse:
         """The vectors of `inputs` as lists of numbers."""
@@ -117,18 +119,19 @@ class Tei:
         """As /embed; as /similarity if `inputs` is an object."""
         return await self._answer(request, None)
 
-    async def info(self, _request: web.Request) -> web.Response:
+    async def info(self, request: web.Request) -> web.Response:
         """The model's name and what a client may send."""
-        views = [view for view in self._servers() if view.ensemble == self._names.served.name]
+        names = of_path(request, self._names)
+        views = [view for view in self._servers() if view.ensemble == names.served.name]
         length = next((view.max_length for view in views if view.max_length), None)
         # A space ends with the type of the weights.
         dtype = next((view.space.rpartition("-")[2] for view in views if view.space), None)
         return web.json_response(
             {
-                "model_id": self._names.model,
+                "model_id": names.model,
                 "model_sha": None,
                 "model_dtype": dtype,
-                "model_type": {"embedding" if self._names.served.task == "embed" else "reranker": {}},
+                "model_type": {"embedding" if names.served.task == "embed" else "reranker": {}},
                 "max_input_length": length,
                 "max_client_batch_size": MAX_INPUTS,
                 "auto_truncate": True,

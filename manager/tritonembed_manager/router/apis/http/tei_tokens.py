@@ -10,6 +10,7 @@ from tritonembed_engine.tokenizing.inspect_parameters import DECODED, TOKENS
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest
+from tritonembed_manager.router.apis.http.model_paths import behind_models
 from tritonembed_manager.router.apis.http.tei import outputs_as_errors, tei_form
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.apis.http.vector_requests import (
@@ -30,15 +31,17 @@ DECODE_FIELDS = ("ids", "skip_special_tokens")
 
 
 class TeiTokens:
-    """calls: to the tokenizer of the first model."""
+    """calls: to the tokenizer of the first model, or of that of the path. names: of the models."""
 
     errors = staticmethod(tei_form)
 
-    def __init__(self, calls: VectorCalls) -> None:
+    def __init__(self, calls: VectorCalls, names: ServedNames) -> None:
         self._calls = calls
+        self._names = names
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.post("/tokenize", self.tokenize), web.post("/decode", self.decode)]
+        routes = [web.post("/tokenize", self.tokenize), web.post("/decode", self.decode)]
+        return [*routes, *behind_models(routes, self._names)]
 
     async def tokenize(self, request: web.Request) -> web.Response:
         """The tokens of each of `inputs`, whole: with their ids, and where they are in the text."""

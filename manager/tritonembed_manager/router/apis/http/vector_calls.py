@@ -5,7 +5,7 @@ import functools
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
@@ -21,6 +21,7 @@ from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
+from tritonembed_manager.router.apis.http.model_paths import of_path
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
 from tritonembed_manager.router.apis.http.vector_requests import Prepared
 from tritonembed_manager.router.data.envelope import work_of
@@ -29,6 +30,7 @@ from tritonembed_manager.router.data.spaces import headers_of
 from tritonembed_manager.router.data.tracing import metadata_of
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata
 from tritonembed_protocol.framing import FramingError, unframe
+from tritonembed_protocol.served import ServedModel
 
 AnyResult = TypeVar("AnyResult")
 _REQUESTS_AT_ONCE = 8
@@ -114,10 +116,10 @@ class VectorCalls:
     ) -> None:
         self._dispatcher = dispatcher
         self._names = names
-        self._names_json = asdict(names)
         self._bodies = bodies
         self._converter = converter
-        self._foreign = {each.served: ForeignIds(dispatcher, each.served, accept=accept_ids) for each in names.models}
+        self._accept_ids = accept_ids
+        self._foreign: dict[ServedModel, ForeignIds] = {}
         self._large = asyncio.Semaphore(_LARGE_AT_ONCE)
 
     @asynccontextmanager
@@ -127,18 +129,19 @@ class VectorCalls:
         kind, arguments: of the conversion (see conversions.py), whose info has `counts` and `by_ids`. field: of the
         texts, for errors. Raises BadRequest, DispatchError, ServerError.
         """
-        names: dict[str, Any] = {"names": self._names_json}
+        names: dict[str, Any] = {"names": of_path(request, self._names).json}
         async with self._bodies.read_chunks(request) as chunks, AsyncExitStack() as stack:
             asked = await self._converter.convert(kind, chunks, **names, **arguments)
             model = self._names.of_part(asked.info["model"]) or self._names
             if asked.info["by_ids"]:
-                await self._foreign[model.served].check(asked.messages, field)
+                await self._foreign_ids(model.served).check(asked.messages, field)
             requests = list(map(Prepared, asked.messages, asked.info["counts"]))
             is_large = len(requests) > _FEW_REQUESTS
             if is_large:
                 await stack.enter_async_context(self._large)
             call = Call("", "", iter(()), asked.info.get("options", {}), Deadline(None))
-            results = await self._send(request, requests, functools.partial(_read_answer, call))
+            read = functools.partial(_read_answer, call)
+            results = await self._send(request, requests, read, asked.info["model"])
             yield Vectors(results, asked.info, asked.messages, is_large, model.model)
 
     async def inspect(self, request: web.Request, kind: str) -> list[bytes]:
@@ -147,17 +150,26 @@ class VectorCalls:
         Raises BadRequest, DispatchError, ServerError.
         """
         async with self._bodies.read_chunks(request) as chunks:
-            asked = await self._converter.convert(kind, chunks, names=self._names_json)
+            asked = await self._converter.convert(kind, chunks, names=of_path(request, self._names).json)
             requests = list(map(Prepared, asked.messages, asked.info["counts"]))
             read = functools.partial(_read_elements, asked.info["output"])
             found = await self._send(request, requests, read)
         return [element for elements in found for element in elements]
 
+    def _foreign_ids(self, model: ServedModel) -> ForeignIds:
+        if model not in self._foreign:
+            self._foreign[model] = ForeignIds(self._dispatcher, model, accept=self._accept_ids)
+        return self._foreign[model]
+
     async def _send(
-        self, request: web.Request, requests: Sequence[Prepared], read: Callable[[Prepared, bytes], AnyResult]
+        self,
+        request: web.Request,
+        requests: Sequence[Prepared],
+        read: Callable[[Prepared, bytes], AnyResult],
+        model: str = "",
     ) -> list[AnyResult]:
         metadata, caller = metadata_of(request.headers), http_caller(request)
-        return await send_all(self._dispatcher, requests, read, metadata, caller)
+        return await send_all(self._dispatcher, requests, read, metadata, caller, model)
 
 
 def as_json(rows: npt.NDArray[Any]) -> list[bytes]:
@@ -185,6 +197,7 @@ async def send_all(
     read: Callable[[Prepared, bytes], AnyResult],
     metadata: Metadata,
     caller: Caller,
+    model: str,
 ) -> list[AnyResult]:
     """The answers to the requests, in order, as `read` reads them.
 
@@ -201,7 +214,7 @@ async def send_all(
 
     size = sum(len(request.message) for request in requests)
     work = sum(work_of(request.message) for request in requests)
-    with dispatcher.admitted(size, timeout=None, caller=caller, work=work) as admitted:
+    with dispatcher.admitted(size, timeout=None, caller=caller, work=work, model=model) as admitted:
         if len(requests) == 1:
             return [await send(requests[0], admitted)]
         return await _all_of([asyncio.ensure_future(send(request, admitted)) for request in requests])

@@ -57,7 +57,7 @@ class FakeDispatcher:
         self.refusals = []
 
     @contextmanager
-    def admitted(self, _size, *, timeout, caller, work=None):
+    def admitted(self, _size, *, timeout, caller, work=None, model=""):
         yield Admission(deadline=0, caller=caller)
 
     def refused(self, code):
