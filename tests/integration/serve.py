@@ -37,7 +37,7 @@ class Serve:
         self, *arguments: object, program: Sequence[str] = MANAGER, folder: Path | None = None, **environment: str
     ) -> None:
         self.port, self.http_port, start_port = free_ports(3)
-        launches = any(str(argument) == "--model" for argument in arguments)
+        launches = any(str(argument) in ("--model", "--models") for argument in arguments)
         self.target = f"127.0.0.1:{self.port}"
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the manager
         options = [f"--port={self.port}", f"--http-port={self.http_port}", f"--startup-timeout={START_LIMIT_S}"]

@@ -179,8 +179,9 @@ def _render_settings(
 ) -> list["RenderSettings"]:
     from tritonembed_manager.server import settings
     from tritonembed_manager.server import vllm_arguments as engine_arguments
-    from tritonembed_manager.server.models_file import render_settings
+    from tritonembed_manager.server.models_file import refuse_weights, render_settings
 
+    refuse_weights(entries, option)
     device = settings.resolve_device(options.device)
     base = base_settings(
         options,

@@ -111,7 +111,11 @@ Models = Annotated[
 ]
 ModelsFile = Annotated[
     Path | None,
-    typer.Option(None, "--models", help="Instead of --model: a file (YAML) of several models and their settings."),
+    typer.Option(
+        None,
+        "--models",
+        help="Instead of --model: a file (YAML) of several models and their settings. `serve` watches it.",
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,
@@ -331,10 +335,17 @@ def chosen_models(
     if file is None:
         found = models_file.with_tasks(models_file.parse_models(given), task, fetch=fetch)
         return with_adapters(found, adapters or ()), models_file.MODEL
-    if given:
-        raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
+    refuse_both(given)
     found = models_file.with_tasks(models_file.read_models(file), task, fetch=fetch)
     return with_adapters(found, adapters or ()), models_file.OPTION
+
+
+def refuse_both(given: Sequence[str]) -> None:
+    """Raises StartError if there are values of --model beside --models."""
+    from tritonembed_manager.server import models_file
+
+    if given:
+        raise StartError(f"{models_file.MODEL} and {models_file.OPTION} exclude each other")
 
 
 def base_settings(

@@ -1,31 +1,50 @@
 """Turns the options of `serve` into its settings. Applies the machine's defaults and refuses contradictions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args
 
 import typer
 
-from tritonembed_manager.commands.options import base_settings, chosen_models, given_models, marked, on_command_line
+from tritonembed_manager.commands.options import (
+    base_settings,
+    chosen_models,
+    given_models,
+    marked,
+    on_command_line,
+    refuse_both,
+)
 from tritonembed_manager.commands.serve import Mark, ServeOptions
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.apis.http.cors import read_origins
 from tritonembed_manager.router.control.discovery import ServersDns, ServersFile, parse_servers
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings, default_threads, find_envoy
 from tritonembed_manager.router.control.health import HealthSettings
-from tritonembed_manager.router.control.plan import on_gpus, plan_servers
+from tritonembed_manager.router.control.plan import VersionPlan, on_gpus, plan_servers, with_version_names
 from tritonembed_manager.router.control.quota_store import open_store
 from tritonembed_manager.router.control.restarts import RestartLimits
-from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ServeSettings
+from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ModelsPlan, ServeSettings
 from tritonembed_manager.router.control.tenants import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants import TenantsFile
+from tritonembed_manager.router.control.watched_file import WatchedFile
 from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFiles, TlsFiles
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.adapters import with_adapters
-from tritonembed_manager.server.models_file import ModelEntry, adapters_of, checked, render_settings, served_as
+from tritonembed_manager.server.models_file import (
+    MODEL,
+    ModelEntry,
+    adapters_of,
+    by_name,
+    checked,
+    parse_models_file,
+    render_settings,
+    served_as,
+    with_tasks,
+)
+from tritonembed_manager.server.models_file import OPTION as MODELS
 from tritonembed_manager.server.settings import (
     resolve_device,
 )
@@ -44,13 +63,14 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         for name, given in on_command_line(context).items():
             if name in marked(ServeOptions, Mark.XDS):
                 raise StartError(f"{given} needs {Mark.XDS.value}")
-    entries, option = _entries(context, options, attaching)
-    if not entries and not attaching:
-        raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
+    if attaching:
+        names, launch = _names(_attached_models(context, options), options.served_model_name or ()), None
+    else:
+        names, launch = _launch(context, options)
     return ServeSettings(
-        names=_names(entries, options.served_model_name or ()),
+        names=names,
         attach=_attach(context, options, attaching) if attaching else None,
-        launch=None if attaching else _launch(context, options, entries, option),
+        launch=launch,
         host=options.host,
         port=options.port,
         http_port=options.http_port,
@@ -83,13 +103,13 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
     )
 
 
-def _entries(context: typer.Context, options: ServeOptions, attaching: str | None) -> tuple[list[ModelEntry], str]:
-    """The models, and the option that they come from. Attached servers have theirs, of which only names are given."""
-    if not attaching:
-        return chosen_models(context, options.model, options.models, options.task, options.adapter, fetch=True)
+def _attached_models(context: typer.Context, options: ServeOptions) -> list[ModelEntry]:
+    """The models of attached servers, of which only names are given."""
     first, *more = given_models(context, options.model) or [FIRST]
+    if any(given.endswith("%") for given in (first, *more)):
+        raise StartError(f"{MODEL}: weights are for servers that are launched")
     entries = [_attached(first, options.task, is_first=True), *(_attached(name, options.task) for name in more)]
-    return with_adapters(checked(entries, "--model"), options.adapter or (), attached=True), "--model"
+    return with_adapters(checked(entries, MODEL), options.adapter or (), attached=True)
 
 
 def _attached(given: str, task: Task | None, *, is_first: bool = False) -> ModelEntry:
@@ -104,12 +124,12 @@ def _attached(given: str, task: Task | None, *, is_first: bool = False) -> Model
 
 def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:
     """The names of the models for clients. given: of the first."""
-    first, *more = entries
+    first, *more = [versions[0] for versions in by_name(entries)]
     names = served_names(first.path, given or ([first.name] if first.name else ()))
     for entry in more:
         if entry.label in names:
             raise StartError(f"--model: two models are called {entry.label}")
-    served, *others = served_as(entries)
+    served, *others = served_as([first, *more])
     further = tuple(ServedNames((one.label,), served=own) for one, own in zip(more, others, strict=True))
     adapters = adapters_of(entries)
     for one in adapters:
@@ -195,9 +215,41 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
         raise StartError(str(error)) from None
 
 
-def _launch(
-    context: typer.Context, options: ServeOptions, entries: Sequence[ModelEntry], option: str
-) -> LaunchSettings:
+def _launch(context: typer.Context, options: ServeOptions) -> tuple[ServedNames, LaunchSettings]:
+    """The names of the models at the start, and how their servers are launched."""
+    path, file = options.models, None
+    if path is None:
+        entries, option = chosen_models(context, options.model, None, options.task, options.adapter, fetch=True)
+        if not entries:
+            raise engine_arguments.missing_model(context, " (or --server, --servers-file, --servers-dns, to attach)")
+        plan = _plan(context, options, entries, option)
+    else:
+        refuse_both(given_models(context, options.model))
+
+        def parse(content: bytes) -> ModelsPlan:
+            entries = with_tasks(parse_models_file(content, path.parent), options.task, fetch=True)
+            return _plan(context, options, with_adapters(entries, options.adapter or ()), MODELS)
+
+        file = WatchedFile(path, MODELS, "models", parse)
+        plan = file.value
+    launch = LaunchSettings(
+        versions=plan.versions,
+        host=options.replica_host,
+        start_port=options.start_port,
+        tritonserver=options.tritonserver,
+        mps=options.mps,
+        work_dir=options.work_dir,
+        limits=RestartLimits(limit=options.max_restarts, window=options.restart_window),
+        log_verbose=options.log_verbose,
+        max_loaded=options.max_loaded,
+        models_file=file,
+    )
+    return plan.names, launch
+
+
+def _plan(context: typer.Context, options: ServeOptions, entries: Sequence[ModelEntry], option: str) -> ModelsPlan:
+    """The models that are asked for. Raises StartError."""
+    names = _names(entries, options.served_model_name or ())
     device = resolve_device(options.device)
     if device == "cpu":
         for name, given in on_command_line(context).items():
@@ -207,7 +259,7 @@ def _launch(
     if device == "cuda":
         vllm["gpu_memory_utilization"] = options.gpu_memory_utilization
     base = base_settings(options, entries[0].path, device, vllm=vllm)
-    plans = []
+    versions: dict[str, list[VersionPlan]] = {}
     for entry, settings in zip(entries, render_settings(base, entries, option, options.max_loaded), strict=True):
         own = plan_servers(
             replace(settings, gpus=()),
@@ -216,15 +268,21 @@ def _launch(
             assignment=options.gpu_assignment,
             servers=options.servers,
         )
-        plans += [on_gpus(plan, entry.gpus) for plan in own] if entry.gpus else own
-    return LaunchSettings(
-        plans=plans,
-        host=options.replica_host,
-        start_port=options.start_port,
-        tritonserver=options.tritonserver,
-        mps=options.mps,
-        work_dir=options.work_dir,
-        limits=RestartLimits(limit=options.max_restarts, window=options.restart_window),
-        log_verbose=options.log_verbose,
-        max_loaded=options.max_loaded,
-    )
+        plans = tuple(on_gpus(plan, entry.gpus) if entry.gpus else plan for plan in own)
+        version = VersionPlan(settings.served, replace(entry, weight=None), plans, entry.weight or 100.0)
+        versions.setdefault(settings.served.name, []).append(version)
+    _refuse_split(options, names, versions)
+    return ModelsPlan(names, [named for own in versions.values() for named in with_version_names(own)])
+
+
+def _refuse_split(options: ServeOptions, names: ServedNames, versions: Mapping[str, Sequence[VersionPlan]]) -> None:
+    """Raises StartError if a model has versions where requests can't be divided between them."""
+    for model, own in versions.items():
+        if len(own) > 1 and any(version.entry.adapters for version in own):
+            raise StartError(f"--adapter: {names.of_ensemble(model)} has versions, which can't have adapters")
+        if len(own) > 1 and options.max_loaded is not None:
+            raise StartError(f"--max-loaded: {names.of_ensemble(model)} has versions, which must all be in memory")
+        if len(own) > 1 and options.xds_port is not None:
+            raise StartError(f"--xds-port: {names.of_ensemble(model)} has versions, and clients would mix them")
+        if len(own) > 1 and options.data_plane == "envoy" and model == names.served.name:
+            raise StartError("--data-plane envoy: Envoy sends no part of the requests to a version of the first model")

@@ -51,7 +51,8 @@ class ServeOptions:
         typer.Option(
             None,
             help="Name on the Hugging Face hub, or a folder; with attached servers, the name that clients use. "
-            "Repeatable: each further model is NAME=PATH, with attached servers NAME, or NAME=score for a reranker.",
+            "Repeatable: each further model is NAME=PATH, and a version of one NAME=PATH@10%; with attached servers "
+            "NAME, or NAME=score for a reranker.",
         ),
     ]
     models: Launched[shared.ModelsFile]

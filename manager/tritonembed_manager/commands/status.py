@@ -63,8 +63,21 @@ def table(status: dict[str, Any]) -> "Group":
     models = ", ".join(status.get("models", [status["model"]]))
     head = f"{models}: {status['policy']} over {totals['servers']} servers, {running}"
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
-    lines = [*_of_all(totals), *_spaces(status["servers"]), *reasons]
+    lines = [*_of_all(totals), *_versions(status["servers"]), *_spaces(status["servers"]), *reasons]
     return Group(Text(head), *warnings, rows, *map(Text, lines))
+
+
+def _versions(servers: list[dict[str, Any]]) -> list[str]:
+    """The versions of each model that has several, with their parts of the requests."""
+    models: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for server in servers:
+        models.setdefault(server.get("model", ""), {}).setdefault(server.get("version", ""), []).append(server)
+    return [
+        f"{model}: {own[0]['weight']:g} % to {version} ({', '.join(server['id'] for server in own)})"
+        for model, versions in models.items()
+        if len(versions) > 1
+        for version, own in versions.items()
+    ]
 
 
 def _spaces(servers: list[dict[str, Any]]) -> list[str]:

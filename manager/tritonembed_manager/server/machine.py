@@ -185,7 +185,7 @@ class HeldPorts:
 
         Raises StartError if there are not enough.
         """
-        self._holders: list[socket.socket] = []
+        self._holders: dict[int, socket.socket] = {}
         self.ports: list[int] = []
         self.skipped: list[int] = []
         """Ports in between that are in use or to be avoided."""
@@ -195,16 +195,20 @@ class HeldPorts:
             holder = None if port in avoid else (hold or hold_port)(host, port)
             (self.skipped if holder is None else self.ports).append(port)
             if holder is not None:
-                self._holders.append(holder)
+                self._holders[port] = holder
         if len(self.ports) < count:
             self.close()
             raise StartError(f"--start-port: there are no {count} free ports from {start} on")
 
+    def release(self, ports: Collection[int]) -> None:
+        """Release some of the ports."""
+        for port in ports:
+            if (holder := self._holders.pop(port, None)) is not None:
+                holder.close()
+
     def close(self) -> None:
         """Release the ports."""
-        for holder in self._holders:
-            holder.close()
-        self._holders.clear()
+        self.release(self.ports)
 
 
 def hold_port(host: str, port: int) -> socket.socket | None:

@@ -11,8 +11,11 @@
           law: ./law-adapter
 
 The first model is `embedding` for Triton, whatever its name. Each further model has its own.
+
+Several entries with one name and weights are versions of one model: `--model bge=./old@90% --model bge=./new@10%`.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +32,8 @@ from tritonembed_protocol.served import FIRST, FIRST_OF_TASK, ServedModel, Task,
 
 OPTION, MODEL = "--models", "--model"
 MOST_MODELS = 32
+_WEIGHT = re.compile(r"(.+)@([^@/]*)%")
+_ALL = 100.0
 MOST_ADAPTERS = 64
 _VLLM = ("dtype", "quantization", "max_model_len", "revision")
 _Text = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -51,6 +56,8 @@ class ModelEntry:
     task: Task | None = None
     """None: what its files say."""
     vllm: dict[str, Any] = field(default_factory=dict)
+    weight: float | None = None
+    """The part of the model's requests that go to this version, in percent; None for a model's only version."""
     adapters: tuple[tuple[str, str], ...] = ()
     """Names and places of its LoRA adapters, each a model of its own for clients."""
 
@@ -70,6 +77,7 @@ class _Entry(BaseModel):
     memory: float | None = Field(None, gt=0, le=1)
     max_batch_tokens: _Number | None = None
     task: Task | None = None
+    weight: float | None = Field(None, gt=0, le=_ALL)
     dtype: _Text | None = None
     quantization: _Text | None = None
     max_model_len: _Number | None = None
@@ -87,6 +95,7 @@ class _Entry(BaseModel):
             max_batch_tokens=self.max_batch_tokens,
             task=self.task,
             vllm=given,
+            weight=self.weight,
             adapters=tuple((name, _from(folder, path)) for name, path in self.adapters.items()),
         )
 
@@ -106,32 +115,64 @@ class _Content(BaseModel):
 def read_models(path: Path) -> list[ModelEntry]:
     """The models of a file. Raises StartError, in one line."""
     try:
-        found = parse_yaml(read_small(path), _Content)
+        return parse_models_file(read_small(path), path.parent)
     except OSError as error:
-        raise StartError(f"{OPTION} cannot be read: {error.strerror}") from None
+        raise StartError(f"{OPTION}: it cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise StartError(f"{OPTION}: {error}") from None
-    return checked([entry.entry(path.parent) for entry in found.models], OPTION)
+
+
+def parse_models_file(content: bytes, folder: Path) -> list[ModelEntry]:
+    """The models in the content of a file in this folder. Raises ValueError or StartError, in one line."""
+    found = parse_yaml(content, _Content)
+    return checked([entry.entry(folder) for entry in found.models], OPTION)
 
 
 def parse_models(given: Sequence[str]) -> list[ModelEntry]:
-    """The models of `--model`: PATH or NAME=PATH. Raises StartError, in one line."""
+    """The models of `--model`: PATH, NAME=PATH or NAME=PATH@10%. Raises StartError, in one line."""
     return checked([_parse(one) for one in given], MODEL)
 
 
 def _parse(given: str) -> ModelEntry:
     name, equals, path = given.partition("=")
     if not equals or "/" in name or Path(given).expanduser().is_dir():
-        return ModelEntry(given)
-    return ModelEntry(path, name)
+        path, weight = _split_weight(given)
+        return ModelEntry(path, weight=weight)
+    path, weight = _split_weight(path)
+    return ModelEntry(path, name, weight=weight)
+
+
+def _split_weight(given: str) -> tuple[str, float | None]:
+    """A path and its weight, from PATH@10%. Raises StartError."""
+    found = _WEIGHT.fullmatch(given)
+    if found is None or Path(given).expanduser().is_dir():
+        return given, None
+    try:
+        weight = float(found[2])
+    except ValueError:
+        weight = -1.0
+    if not 0 < weight <= _ALL:
+        raise StartError(f"{MODEL}: a weight is a number above 0 and up to 100, such as NAME=PATH@10%")
+    return found[1], weight
+
+
+def refuse_weights(entries: Sequence[ModelEntry], option: str) -> None:
+    """Raises StartError if an entry has a weight: a single server has one version of each model."""
+    if any(entry.weight is not None for entry in entries):
+        raise StartError(f"{option}: weights are for serve, which launches servers for each version")
 
 
 def checked(entries: Sequence[ModelEntry], option: str) -> list[ModelEntry]:
-    """The entries, with good and different names. Raises StartError."""
+    """The entries, with good names, which are different but for versions of a model. Raises StartError."""
     if len(entries) > MOST_MODELS:
         raise StartError(f"{option}: at most {MOST_MODELS} models")
+    for versions in by_name(entries):
+        _check_weights(versions, option)
     seen: set[str] = {FIRST}
+    heads = {id(versions[0]) for versions in by_name(entries)}
     for number, entry in enumerate(entries):
+        if id(entry) not in heads:
+            continue
         if entry.name is None:
             if number:
                 raise StartError(f"{option}: model {number + 1} needs a name ({MODEL} NAME=PATH)")
@@ -143,6 +184,31 @@ def checked(entries: Sequence[ModelEntry], option: str) -> list[ModelEntry]:
             raise StartError(f"{option}: {whose}")
         seen.add(entry.name)
     return list(entries)
+
+
+def by_name(entries: Sequence[ModelEntry]) -> list[list[ModelEntry]]:
+    """The versions of each model, in the order of the models."""
+    found: dict[str | int, list[ModelEntry]] = {}
+    for number, entry in enumerate(entries):
+        found.setdefault(number if entry.name is None else entry.name, []).append(entry)
+    return list(found.values())
+
+
+def _check_weights(versions: Sequence[ModelEntry], option: str) -> None:
+    name = versions[0].label
+    weights = [version.weight for version in versions]
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        if len(versions) > 1:
+            raise StartError(f"{option}: two models are called {name}")
+        return
+    if len(given) < len(versions):
+        raise StartError(f"{option}: each version of {name} needs a weight")
+    if abs(sum(given) - _ALL) > 1e-6:
+        raise StartError(f"{option}: the weights of {name} add up to {sum(given):g} %, not to 100 %")
+    alike = [replace(version, weight=None) for version in versions]
+    if any(version in alike[:number] for number, version in enumerate(alike)):
+        raise StartError(f"{option}: two versions of {name} have the same path and settings")
 
 
 def with_tasks(entries: Sequence[ModelEntry], task: Task | None, *, fetch: bool) -> list[ModelEntry]:
@@ -165,12 +231,15 @@ def adapters_of(entries: Sequence[ModelEntry]) -> list[ServedModel]:
 
 
 def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
-    """What servers call the models."""
-    tasks: list[Task] = [entry.task or "embed" for entry in entries]
-    return [
-        FIRST_OF_TASK[task] if number == 0 else ServedModel(entry.label, task)
-        for number, (entry, task) in enumerate(zip(entries, tasks, strict=True))
-    ]
+    """What servers call the models. Raises StartError if two versions of one do different things."""
+    served: dict[int, ServedModel] = {}
+    for number, versions in enumerate(by_name(entries)):
+        tasks: list[Task] = [entry.task or "embed" for entry in versions]
+        if len(set(tasks)) > 1:
+            raise StartError(f"the versions of {versions[0].label} must all make vectors, or all make scores")
+        one = FIRST_OF_TASK[tasks[0]] if number == 0 else ServedModel(versions[0].label, tasks[0])
+        served |= {id(entry): one for entry in versions}
+    return [served[id(entry)] for entry in entries]
 
 
 def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION, most: int | None = None) -> list[float]:

@@ -3,10 +3,12 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import Wait, event_or_time
+from tritonembed_manager.router.control.plan import VersionPlan
 from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
 from tritonembed_manager.router.interfaces import ServerState
@@ -32,6 +34,22 @@ class LaunchSpec:
     """The working directory of the process."""
     keep_open: Sequence[int] = ()
     """Descriptors that the process inherits."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A server that is ready to be launched. release: gives back its ports and folders, once it has ended."""
+
+    id: str
+    spec: LaunchSpec
+    address: Address
+    replicas: int
+    version: VersionPlan
+    max_length: int | None = None
+    """Tokens of the longest text; None if it is not known."""
+    release: Callable[[], None] = lambda: None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """Their digests, by name."""
 
 
 class LaunchedServer:

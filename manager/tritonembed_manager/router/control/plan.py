@@ -1,11 +1,20 @@
-"""The plan of servers: how many Triton servers run the replicas, and on which GPUs. Imports no gRPC, for `--help`."""
+"""The plan of servers: versions of models, how many Triton servers run their replicas, and on which GPUs.
 
+It imports no gRPC, for `--help`.
+"""
+
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import GPU_MEMORY_UTILIZATION, RenderSettings
+from tritonembed_protocol.served import ServedModel
+
+if TYPE_CHECKING:
+    from tritonembed_manager.server.models_file import ModelEntry
 
 Assignment = Literal["dedicated", "shared"]
 
@@ -33,6 +42,36 @@ class ServerPlan:
                 f"--num-gpus: CUDA_VISIBLE_DEVICES shows {len(entries)} GPU(s), {max(self.gpus) + 1} needed"
             )
         return ",".join(entries[gpu] for gpu in self.gpus)
+
+
+@dataclass(frozen=True)
+class VersionPlan:
+    """A version of a model, and its servers. entry: what was asked for; equal entries are the same version.
+
+    weight: the part of the model's requests that it gets, in percent. name: for people, unique in its model.
+    """
+
+    served: ServedModel
+    entry: "ModelEntry"
+    plans: tuple[ServerPlan, ...]
+    weight: float = 100.0
+    name: str = ""
+
+
+def with_version_names(versions: Sequence[VersionPlan], taken: Sequence[str] = ()) -> list[VersionPlan]:
+    """The versions of one model with names: the last part of the path, and a number if another version has that name.
+
+    taken: names of other versions that are running.
+    """
+    named: list[VersionPlan] = []
+    for version in versions:
+        last = version.entry.path.rstrip("/").rpartition("/")[2]
+        name = re.sub(r"[^A-Za-z0-9._-]", "-", last)[:64] or "model"
+        others = {*taken, *(other.name for other in named)}
+        numbered = (f"{name}.{number}" for number in itertools.count(2))
+        free = next(each for each in itertools.chain([name], numbered) if each not in others)
+        named.append(replace(version, name=free))
+    return named
 
 
 def plan_servers(

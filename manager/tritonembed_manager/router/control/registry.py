@@ -147,6 +147,10 @@ class Upstream:
     """The embedding space of its vectors; empty if it is not known."""
     model: ServedModel = FIRST_MODEL
     """The model of a server with several is a member of its own."""
+    version: str = ""
+    """Of the model; empty for an attached server."""
+    weight: float = 100.0
+    """The part of the model's requests that go to the servers of its version, in percent."""
     dimensions: int = 0
     """Of its vectors, by its last check."""
     max_length: int | None = None
@@ -174,6 +178,8 @@ class Upstream:
             ensemble=self.model.name,
             dimensions=self.dimensions,
             max_length=self.max_length,
+            version=self.version,
+            weight=self.weight,
             adapters=self.adapters,
         )
 
@@ -202,8 +208,8 @@ class UpstreamRegistry:
         self._clock = clock
         self._changed = changed
         self._busy = busy
-        self._agreements: defaultdict[str, Agreement] = defaultdict(Agreement)
-        """By model."""
+        self._agreements: defaultdict[tuple[str, str], Agreement] = defaultdict(Agreement)
+        """By model and version."""
         self._awaited: set[str] = set()
         self._first_answers: dict[str, Fingerprint] = {}
 
@@ -225,6 +231,8 @@ class UpstreamRegistry:
         replicas: int = 1,
         awaited: bool = False,
         model: ServedModel = FIRST_MODEL,
+        version: str = "",
+        weight: float = 100.0,
     ) -> Upstream:
         """Add a server. awaited: no server becomes READY before the first answers of all awaited servers are compared.
 
@@ -235,7 +243,7 @@ class UpstreamRegistry:
         if slot is None:
             raise ValueError(f"no more than {self._slots} servers at a time")
         upstream = Upstream(id, slot, address, http_address, metrics_address, launched, replicas, since=self._clock())
-        upstream.model = model
+        upstream.model, upstream.version, upstream.weight = model, version, weight
         self.members[id] = upstream
         if awaited:
             self._awaited.add(id)
@@ -248,6 +256,12 @@ class UpstreamRegistry:
         self._first_answers.pop(id, None)
         self._settle_without(id)
         self._changed()
+
+    def set_weight(self, upstream: Upstream, weight: float) -> None:
+        """Change how many of its model's requests go to the server's version, in percent."""
+        if upstream.weight != weight:
+            upstream.weight = weight
+            self._changed()
 
     def set_state(self, upstream: Upstream, state: ServerState, why: str = "") -> None:
         """Change the server's state and the reason for it."""
@@ -318,7 +332,7 @@ class UpstreamRegistry:
         self.set_state(upstream, state, why)
 
     def _agreement_of(self, upstream: Upstream) -> Agreement:
-        return self._agreements[upstream.model.name]
+        return self._agreements[upstream.model.name, upstream.version]
 
     def _judge(self, upstream: Upstream, answer: Fingerprint) -> None:
         refusal = self._agreement_of(upstream).judge(upstream.id, answer)
@@ -333,10 +347,10 @@ class UpstreamRegistry:
             return
         answers = {key: self._first_answers[key] for key in self.members if key in self._first_answers}
         self._first_answers.clear()
-        of_models: defaultdict[str, dict[str, Fingerprint]] = defaultdict(dict)
+        of_versions: defaultdict[tuple[str, str], dict[str, Fingerprint]] = defaultdict(dict)
         for key, answer in answers.items():
-            of_models[self.members[key].model.name][key] = answer
-        for model, own in of_models.items():
-            self._agreements[model].settle(own)
+            of_versions[self.members[key].model.name, self.members[key].version][key] = answer
+        for version, own in of_versions.items():
+            self._agreements[version].settle(own)
         for key, answer in answers.items():
             self._judge(self.members[key], answer)

@@ -3,15 +3,15 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
-from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
 from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, member_id
 from tritonembed_manager.router.control.status import Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
-from tritonembed_manager.router.interfaces import NO_ADAPTERS, ServerState
+from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.server.probe import GrpcProbe, Probe
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
@@ -57,34 +57,25 @@ class Servers:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._specs: dict[str, LaunchSpec] = {}
 
-    def launch(
-        self,
-        id: str,
-        spec: LaunchSpec,
-        address: Address,
-        replicas: int,
-        model: ServedModel = FIRST_MODEL,
-        max_length: int | None = None,
-        adapters: Mapping[str, str] = NO_ADAPTERS,
-        *,
-        is_loaded: bool = True,
-    ) -> None:
+    def launch(self, server: Prepared, *, weight: float = 100.0, is_loaded: bool = True) -> None:
         """Start a server of one model and keep it running. Raises ValueError if no slot is free.
 
-        max_length: tokens of the longest text. adapters: their digests, by name. is_loaded: False leaves the start to
-        `load`.
+        weight: of its version, in percent. is_loaded: False leaves the start to `load`.
         """
+        id = server.id
         upstream = self.registry.add(
             id,
-            address.grpc,
-            http_address=address.http,
-            metrics_address=address.metrics,
+            server.address.grpc,
+            http_address=server.address.http,
+            metrics_address=server.address.metrics,
             launched=True,
-            replicas=replicas,
-            model=model,
+            replicas=server.replicas,
+            model=server.version.served,
+            version=server.version.name,
+            weight=weight,
         )
-        upstream.max_length, upstream.adapters = max_length, adapters
-        self._specs[id] = spec
+        upstream.max_length, upstream.adapters = server.max_length, server.adapters
+        self._specs[id] = server.spec
         if is_loaded:
             self.load(id)
         else:
@@ -100,17 +91,42 @@ class Servers:
 
     async def unload(self, id: str) -> None:
         """End a launched server once nothing is in flight. Returns when its processes have ended."""
-        upstream, server = self.registry.members[id], self.launched[id]
+        upstream = self.registry.members[id]
+        if upstream.state is ServerState.UNLOADED:
+            return
         self.registry.set_state(upstream, ServerState.DRAINING, "its model makes room for another")
         await self._until_idle(upstream)
-        server.terminate()
+        await self._end(id)
+        self.registry.down(upstream, ServerState.UNLOADED, "")
+
+    def set_weight(self, id: str, weight: float) -> None:
+        """Let the server's version get this part of its model's requests, in percent."""
+        self.registry.set_weight(self.registry.members[id], weight)
+
+    async def withdraw(self, id: str) -> None:
+        """End a launched server whose version has the weight 0, and forget it. Returns when its processes have ended.
+
+        It stays in use until requests have gone elsewhere for a second: one that has several messages may send more.
+        """
+        upstream = self.registry.members[id]
+        if upstream.state is not ServerState.UNLOADED:
+            await self._until_idle(upstream, quiet_for=LEAST_LEAVE_S)
+            self.registry.set_state(upstream, ServerState.DRAINING, "its version is not wanted any more")
+            await self._until_idle(upstream)
+            await self._end(id)
+        self._forget(upstream)
+        for of_servers in (self.launched, self._runs, self._specs):
+            of_servers.pop(id, None)
+
+    async def _end(self, id: str) -> None:
+        """End the processes of a launched server."""
+        self.launched[id].terminate()
         try:
             await asyncio.wait([self._runs[id]], timeout=self._leave_timeout)
         finally:
             # Cancelling it kills what has not ended.
             self._runs[id].cancel()
             await asyncio.gather(self._runs[id], return_exceptions=True)
-        self.registry.down(upstream, ServerState.UNLOADED, "")
 
     def follow(self, addresses: Iterable[Address], *, first: bool = False) -> None:
         """Follow the list of attached servers: new servers join, missing servers leave when nothing is in flight.
@@ -226,11 +242,16 @@ class Servers:
         self._watches[upstream.id] = watch
         self._tasks[upstream.id] = [asyncio.create_task(watch.run())]
 
-    async def _until_idle(self, upstream: Upstream) -> None:
-        """Wait until workers know that the server is draining and have nothing there, at most `leave_timeout`."""
-        began = time.monotonic()
-        while (passed := time.monotonic() - began) < self._leave_timeout:
-            if passed >= LEAST_LEAVE_S and not self._table.in_flight(upstream.slot):
+    async def _until_idle(self, upstream: Upstream, quiet_for: float = 0.0) -> None:
+        """Wait until workers know that the server is draining and have nothing there, at most `leave_timeout`.
+
+        quiet_for: seconds in which they must have had nothing there.
+        """
+        began = busy_at = time.monotonic()
+        while (now := time.monotonic()) - began < self._leave_timeout:
+            if self._table.in_flight(upstream.slot):
+                busy_at = now
+            elif now - began >= LEAST_LEAVE_S and now - busy_at >= quiet_for:
                 break
             await asyncio.sleep(_LEAVE_POLL_S)
 
@@ -238,6 +259,9 @@ class Servers:
         self.registry.set_state(upstream, ServerState.DRAINING, "no longer listed")
         await self._until_idle(upstream)
         self._leaving.pop(upstream.id, None)
+        self._forget(upstream)
+
+    def _forget(self, upstream: Upstream) -> None:
         del self._watches[upstream.id]
         for task in self._tasks.pop(upstream.id):
             task.cancel()
@@ -293,6 +317,18 @@ class ModelLoader:
             self._wanted.append(model)
             self._news.set()
 
+    def offer(self, model: str) -> None:
+        """The models file has this model from now on: load it if there is room."""
+        if len(self._used) < self._most:
+            self.want(model)
+
+    def forget(self, model: str) -> None:
+        """The servers of this model have ended."""
+        self._used.pop(model, None)
+        self._ready_at.pop(model, None)
+        if model in self._wanted:
+            self._wanted.remove(model)
+
     def used(self, model: str) -> None:
         """A request went to a server of this model."""
         if model in self._used:
@@ -321,7 +357,8 @@ class ModelLoader:
                 await self._unload(victim)
             finally:
                 self._leaving = None
-            del self._used[victim]
+            # Unless its servers were replaced meanwhile.
+            self._used.pop(victim, None)
             self._ready_at.pop(victim, None)
 
     def _is_new(self, model: str) -> bool:

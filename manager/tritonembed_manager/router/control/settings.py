@@ -8,9 +8,11 @@ from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.control.discovery import Address, ServersDns, ServersFile
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.health import HealthSettings
-from tritonembed_manager.router.control.plan import ServerPlan
+from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tenants import TenantsFile
+from tritonembed_manager.router.control.watched_file import WatchedFile
+from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import EndpointSettings, WorkerConfig
 from tritonembed_manager.router.tls import ServerFiles, TlsFiles
 from tritonembed_manager.server.client_tls import ClientTls
@@ -45,11 +47,23 @@ class DrainTime:
         return self.ending / 5
 
 
+@dataclass(frozen=True)
+class ModelsPlan:
+    """The models that are asked for: their names for clients, and their versions."""
+
+    names: ServedNames
+    versions: list[VersionPlan]
+
+    def name_of(self, model: str) -> str:
+        """Clients' name of the model with this ensemble."""
+        return self.names.of_ensemble(model)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaunchSettings:
     """Servers to launch. Times in seconds."""
 
-    plans: list[ServerPlan]
+    versions: list[VersionPlan]
     host: str
     start_port: int
     tritonserver: Path | None
@@ -59,6 +73,19 @@ class LaunchSettings:
     log_verbose: bool
     max_loaded: int | None = None
     """Models in memory at a time; None for all."""
+    models_file: WatchedFile[ModelsPlan] | None = None
+    """None: the models stay as they are."""
+
+    @property
+    def follows_models(self) -> bool:
+        """Whether the models may change, or one of them has versions."""
+        models = {version.served for version in self.versions}
+        return self.models_file is not None or len(models) < len(self.versions)
+
+    @property
+    def plans(self) -> list[ServerPlan]:
+        """The servers of all versions."""
+        return [plan for version in self.versions for plan in version.plans]
 
 
 @dataclass(frozen=True)
@@ -128,6 +155,7 @@ class ServeSettings(EndpointSettings):
             slots=slots,
             drain_timeout=drain.work,
             closing_timeout=drain.closing,
+            follows_models=self.launch is not None and self.launch.follows_models,
             # Envoy speaks TLS itself.
             tls=self.tls.pems if self.tls and sockets is None else None,
             server_tls=self.server_tls(),

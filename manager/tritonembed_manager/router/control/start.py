@@ -4,16 +4,16 @@ Servers get repositories, ports and command lines.
 """
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
-from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec
-from tritonembed_manager.router.control.plan import ServerPlan
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
+from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan
 from tritonembed_manager.router.control.registry import UpstreamRegistry, member_id
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.workers import WorkerPool
@@ -25,7 +25,6 @@ from tritonembed_manager.server.repository import MODEL_VARIABLE, adapter_digest
 from tritonembed_manager.server.run_folder import RunFolder, warning, work_folder
 from tritonembed_manager.server.settings import LOOPBACK, ServerSettings
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment, find_tritonserver
-from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _SHOWS_MORE = "(--log-verbose shows more)"
 
@@ -84,60 +83,73 @@ class StartJudge:
         return self._registry.members[id].state is ServerState.STARTING
 
     def _missing(self) -> list[ServedNames]:
-        """The models without a READY server. One that is loaded by its first request needs none yet."""
-        ready = {upstream.model for upstream in self._registry.ready()}
-        ready |= {one.model for one in self._registry.members.values() if one.state is ServerState.UNLOADED}
-        return [names for names in self._names.loaded if names.served not in ready]
+        """The models of which a version has no READY server. One that is loaded by its first request needs none yet."""
+        members = self._registry.members.values()
+        ready = {(one.model, one.version) for one in members if one.state in (ServerState.READY, ServerState.UNLOADED)}
+        lacking = {one.model for one in members if (one.model, one.version) not in ready}
+        having = {model for model, _ in ready} - lacking
+        return [names for names in self._names.loaded if names.served not in having]
 
     def _raise_if_hopeless(self, names: ServedNames) -> None:
         which = f"{names.model}: " if self._names.more else ""
-        launched = [server for server in self._launched.values() if server.upstream.model == names.served]
-        for server in launched:
-            if server.our_reason is not None:
+        versions: dict[str, list[LaunchedServer]] = {}
+        for server in self._launched.values():
+            if server.upstream.model == names.served:
+                versions.setdefault(server.upstream.version, []).append(server)
+            if server.upstream.model == names.served and server.our_reason is not None:
                 raise StartError(f"{which}{server.our_reason} {_SHOWS_MORE}")
-        if launched and all(server.failed_first_start.is_set() for server in launched):
-            raise ManagerError(f"{which}{launched[0].first_failure} {_SHOWS_MORE}")
+        for launched in versions.values():
+            if all(server.failed_first_start.is_set() for server in launched):
+                raise ManagerError(f"{which}{launched[0].first_failure} {_SHOWS_MORE}")
 
 
 _PORTS_EACH = 3
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A server that is ready to be launched."""
+class ServerPreparation:
+    """Gives servers repositories, ports and command lines. Ports are held until `stack` closes, or are released.
 
-    id: str
-    spec: LaunchSpec
-    address: Address
-    replicas: int
-    model: ServedModel = FIRST_MODEL
-    max_length: int | None = None
-    """Tokens of the longest text; None if it is not known."""
-    adapters: Mapping[str, str] = field(default_factory=dict)
-    """Their digests, by name."""
+    Raises StartError, in one line.
+    """
 
+    def __init__(self, settings: ServeSettings, launch: LaunchSettings, run: RunFolder, stack: ExitStack) -> None:
+        self._settings = settings
+        self._launch = launch
+        self._run = run
+        self._stack = stack
+        self._count = 0
+        self._installation = find_tritonserver(launch.tritonserver, run.path)
+        self._work = work_folder(launch.work_dir, run)
+        if line := warning(launch.work_dir):
+            warn("work_dir", line)
 
-def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, stack: ExitStack) -> list[Prepared]:
-    """Write the repositories and hold the ports until `stack` closes. Raises StartError, in one line."""
-    models = list({plan.render.served: plan.render for plan in launch.plans}.values())
-    lengths = dict(zip((model.served for model in models), check_models(models), strict=True))
-    installation = find_tritonserver(launch.tritonserver, run.path)
-    work = work_folder(launch.work_dir, run)
-    if line := warning(launch.work_dir):
-        warn("work_dir", line)
-    own = (settings.port, settings.http_port)
-    held = stack.enter_context(closing(HeldPorts(launch.host, launch.start_port, _PORTS_EACH * len(launch.plans), own)))
-    ports, skipped = held.ports, held.skipped
-    if skipped:
-        log("ports_skipped", f"--start-port: skipped {_listed(skipped)}, which are in use", ports=skipped)
-    prepared = []
-    for index, plan in enumerate(launch.plans):
-        served = plan.render.served
-        id = member_id(f"server-{index}", served)
-        repository = work / id / "model_repository"
+    def prepare(self, versions: Sequence[VersionPlan]) -> list[Prepared]:
+        """The servers of these versions. Raises StartError, in one line."""
+        lengths = check_models([version.plans[0].render for version in versions])
+        launch, is_first = self._launch, not self._count
+        count = sum(len(version.plans) for version in versions)
+        own = (self._settings.port, self._settings.http_port)
+        held = HeldPorts(launch.host, launch.start_port, _PORTS_EACH * count, own)
+        self._stack.enter_context(closing(held))
+        if held.skipped and is_first:
+            log("ports_skipped", f"--start-port: skipped {_listed(held.skipped)}, which are in use", ports=held.skipped)
+        ports = iter(held.ports)
+        return [
+            self._prepare(version, plan, [next(ports) for _ in range(_PORTS_EACH)], length, held)
+            for version, length in zip(versions, lengths, strict=True)
+            for plan in version.plans
+        ]
+
+    def _prepare(
+        self, version: VersionPlan, plan: ServerPlan, ports: list[int], length: int | None, held: HeldPorts
+    ) -> Prepared:
+        launch, settings = self._launch, self._settings
+        id = member_id(f"server-{self._count}", version.served)
+        self._count += 1
+        repository = self._work / id / "model_repository"
         render(repository, plan.render)
         repository.chmod(0o700)
-        grpc, http, metrics = ports[_PORTS_EACH * index : _PORTS_EACH * (index + 1)]
+        grpc, http, metrics = ports
         server = ServerSettings(
             host=launch.host,
             grpc_port=grpc,
@@ -154,10 +166,14 @@ def prepare(settings: ServeSettings, launch: LaunchSettings, run: RunFolder, sta
             log_requests=False,
         )
         address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
-        spec = _spec(launch, plan, server, installation, repository, run)
-        digests = adapter_digests(plan.render)
-        prepared.append(Prepared(id, spec, address, plan.replicas, served, lengths[served], digests))
-    return prepared
+        spec = _spec(launch, plan, server, self._installation, repository, self._run)
+
+        def release() -> None:
+            held.release(ports)
+            for folder in (repository.parent, self._run.path / id):
+                shutil.rmtree(folder, ignore_errors=True)
+
+        return Prepared(id, spec, address, plan.replicas, version, length, release, adapter_digests(plan.render))
 
 
 def _spec(

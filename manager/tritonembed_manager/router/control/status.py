@@ -193,9 +193,8 @@ class Snapshots:
         self._registry = registry
         self._traffic = traffic
         self._table = table
-        self._fixed: dict[str, Any] = {"type": "status", "version": _version(), "model": names.model, "policy": policy}
-        if names.more:
-            self._fixed["models"] = [each.model for each in names.models]
+        self._fixed: dict[str, Any] = {"type": "status", "version": _version()}
+        self._policy = policy
         self._warnings = list(warnings)
         self._more_warnings = more_warnings
         self._names = names
@@ -221,6 +220,9 @@ class Snapshots:
         ready = [server for server in servers if server["state"] == ServerState.READY.value]
         return {
             **self._fixed,
+            "model": self._names.model,
+            **({"models": [each.model for each in self._names.models]} if self._names.more else {}),
+            "policy": self._policy,
             "time": round(time.time(), 3),
             "uptime_s": round(now - self._began, 1),
             "draining": draining,

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
+from tritonembed_manager.router.control.launched import Prepared
 from tritonembed_manager.router.control.registry import UpstreamRegistry
+from tritonembed_manager.router.control.rollouts import Prepare, Rollouts
 from tritonembed_manager.router.control.servers import ModelLoader, Servers
-from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ServeSettings
-from tritonembed_manager.router.control.start import Prepared, StartJudge, prepare
+from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime, ModelsPlan, ServeSettings
+from tritonembed_manager.router.control.start import ServerPreparation, StartJudge
 from tritonembed_manager.router.control.status import Snapshots, Traffic
 from tritonembed_manager.router.control.tenants import Accounts
 from tritonembed_manager.router.control.worker_process import Command, worker_command
@@ -51,8 +54,12 @@ class Supervisor:
         *,
         worker_command: Command = worker_command,
         sockets: Path | None = None,
+        prepare: Prepare = lambda _versions: [],
     ) -> None:
-        """sockets: a private folder with a short path, if Envoy is the data plane."""
+        """sockets: a private folder with a short path, if Envoy is the data plane.
+
+        prepare: as Rollouts has it.
+        """
         self._settings = settings
         self._prepared = servers
         self._began = time.monotonic()
@@ -77,7 +84,16 @@ class Supervisor:
             make_probe=partial(GrpcProbe, tls=settings.server_tls),
             models=[each.served for each in settings.names.loaded],
         )
-        self._loader = self._make_loader(settings.launch.max_loaded if settings.launch else None)
+        versions = settings.launch.versions if settings.launch else []
+        self._rollouts = Rollouts(
+            self._servers,
+            ModelsPlan(replace(settings.names), versions),
+            servers,
+            settings.names,
+            prepare,
+            names_changed=lambda: self._workers.send(self._names_line()),
+        )
+        self._loader = self._rollouts.loader = self._make_loader()
         self._loading: asyncio.Task[None] | None = None
         self._scrapes = ScrapeWatch(self._registry)
         self._snapshots = Snapshots(
@@ -143,6 +159,7 @@ class Supervisor:
             self._workers.kill()
             if self._envoy is not None:
                 self._envoy.kill()
+            await self._rollouts.close()
             await self._servers.close()
             for task in self._tasks:
                 task.cancel()
@@ -151,22 +168,24 @@ class Supervisor:
                 self._accounts.close()
             self._table.close()
 
-    def _make_loader(self, most: int | None) -> ModelLoader | None:
-        """most: models in memory at a time; None for all of them."""
+    def _make_loader(self) -> ModelLoader | None:
+        """With --max-loaded, unless all models fit for ever."""
+        launch = self._settings.launch
         models = [names.served.name for names in self._settings.names.loaded]
-        if most is None or most >= len(models):
+        most = launch.max_loaded if launch else None
+        if launch is None or most is None or (most >= len(models) and launch.models_file is None):
             return None
-        ids = {model: [one.id for one in self._prepared if one.model.name == model] for model in models}
+        servers_of = self._rollouts.servers_of
 
         def load(model: str) -> None:
-            for id in ids[model]:
+            for id in servers_of(model):
                 self._servers.load(id)
 
         async def unload(model: str) -> None:
-            await asyncio.gather(*map(self._servers.unload, ids[model]))
+            await asyncio.gather(*map(self._servers.unload, servers_of(model)))
 
         def is_starting(model: str) -> bool:
-            return any(self._registry.members[id].state is ServerState.STARTING for id in ids[model])
+            return any(self._registry.members[id].state is ServerState.STARTING for id in servers_of(model))
 
         return ModelLoader(models, most, load=load, unload=unload, is_starting=is_starting)
 
@@ -186,15 +205,9 @@ class Supervisor:
         if self._xds is not None:
             self._background(self._xds.run())
         for server in self._prepared:
+            is_loaded = self._loader is None or server.version.served.name in self._loader.loaded
             self._servers.launch(
-                server.id,
-                server.spec,
-                server.address,
-                server.replicas,
-                server.model,
-                server.max_length,
-                server.adapters,
-                is_loaded=self._loader is None or server.model.name in self._loader.loaded,
+                server, weight=self._rollouts.weight_before_checks(server.version), is_loaded=is_loaded
             )
         if self._loader is not None:
             self._loading = self._background(self._loader.run())
@@ -224,6 +237,9 @@ class Supervisor:
             limit = f"{self._settings.startup_timeout:g} s (--startup-timeout)"
             raise ManagerError(f"not ready after {limit}: {judge.why()}")
         at, settings = self._settings.host, self._settings
+        self._rollouts.begin()
+        if settings.launch is not None and settings.launch.models_file is not None:
+            self._background(settings.launch.models_file.watch(self._rollouts.follow))
         addresses = f"grpc {at}:{settings.port} http {at}:{settings.http_port} metrics {at}:{settings.http_port}"
         took = time.monotonic() - self._began
         print(f"READY {addresses} in {took:.1f} s", flush=True)
@@ -250,7 +266,10 @@ class Supervisor:
         self._draining, self._seen = True, len(self._signals)
         parts, until = self._drain_time, time.monotonic() + self._settings.drain_timeout
         log("draining", f"{self._signals[-1].name}: finishing requests in flight (signal again to kill)")
-        # Models are still loaded: requests in flight may wait for them.
+        await self._rollouts.close()
+        if self._loading is not None:
+            # A model that is on its way comes. Workers refuse requests that wait for others.
+            self._loading.cancel()
         self._servers.retire()
         self._workers.send(self._status_line())
         self._workers.drain()
@@ -270,8 +289,6 @@ class Supervisor:
         self._workers.kill()
         if self._envoy is not None:
             await self._envoy.end()
-        if self._loading is not None:
-            self._loading.cancel()
         # Nothing is in flight at the servers, so slow ends are not waited for.
         left = until - time.monotonic() - parts.killing
         stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
@@ -329,11 +346,13 @@ class Supervisor:
         self._dirty = False
         self._servers.changed()
         self._workers.send(self._servers_line())
+        # Versions that get no requests are no servers for others, either.
+        views = [view for view in self._registry.views() if view.weight > 0]
         if self._envoy is not None:
             # Requests for other models go to the workers.
-            self._envoy.update([view for view in self._registry.views() if view.ensemble == FIRST])
+            self._envoy.update([view for view in views if view.ensemble == FIRST])
         if self._xds is not None:
-            self._xds.update(self._registry.views())
+            self._xds.update(views)
         # At once, so that a status right after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()
@@ -357,7 +376,10 @@ class Supervisor:
             self._envoy.set_tenants(tenants)
 
     def _warnings(self) -> list[str]:
-        return [*self._scrapes.warnings(), *(self._accounts.warnings if self._accounts else ())]
+        launch = self._settings.launch
+        models_file = launch.models_file if launch else None
+        of_models = [*(models_file.warnings if models_file else ()), *self._rollouts.warnings]
+        return [*self._scrapes.warnings(), *of_models, *(self._accounts.warnings if self._accounts else ())]
 
     def _handle(self, worker: int, line: Mapping[str, Any]) -> None:  # noqa: ARG002
         if line["type"] == "suspect":
@@ -398,6 +420,9 @@ class Supervisor:
     def _servers_line(self) -> dict[str, Any]:
         return {"type": "servers", "servers": [view.to_json() for view in self._registry.views()]}
 
+    def _names_line(self) -> dict[str, Any]:
+        return {"type": "names", "names": self._settings.names.json}
+
     def _status_line(self) -> dict[str, Any]:
         taken = self._snapshots.take(
             draining=self._draining, lame_duck=self._lame_duck, workers=self._workers.figures()
@@ -426,9 +451,11 @@ async def _run(settings: ServeSettings, run: RunFolder) -> None:
     metrics = run.path / "metrics"
     metrics.mkdir(mode=0o700)
     with ExitStack() as stack:
-        servers = prepare(settings, settings.launch, run, stack) if settings.launch else []
+        preparation = ServerPreparation(settings, settings.launch, run, stack) if settings.launch else None
+        servers = preparation.prepare(settings.launch.versions) if preparation and settings.launch else []
         sockets = None
         if settings.envoy is not None:
             sockets = run.path / "envoy"
             sockets.mkdir(mode=0o700)
-        await Supervisor(settings, servers, metrics, sockets=sockets).run()
+        prepare: Prepare = preparation.prepare if preparation else lambda _versions: []
+        await Supervisor(settings, servers, metrics, sockets=sockets, prepare=prepare).run()

@@ -4,10 +4,11 @@ from typing import Any
 
 from tritonembed_manager.router.apis.http.connections import HttpLimits
 from tritonembed_manager.router.control.health import HealthSettings
-from tritonembed_manager.router.control.plan import ServerPlan
+from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan, with_version_names
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
 from tritonembed_manager.router.data.model_names import ServedNames
+from tritonembed_manager.server.models_file import ModelEntry
 
 HTTP: dict[str, Any] = {"receive_timeout": 60.0, "min_receive_rate": 4096.0, "max_connections_per_peer": 1024}
 
@@ -42,8 +43,9 @@ def serve_settings(**changed: Any) -> ServeSettings:
 
 
 def launch_settings(plans: list[ServerPlan]) -> LaunchSettings:
+    version = VersionPlan(plans[0].render.served, ModelEntry(plans[0].render.model), tuple(plans))
     return LaunchSettings(
-        plans=plans,
+        versions=with_version_names([version]),
         host="127.0.0.1",
         start_port=50100,
         tritonserver=None,

@@ -1,5 +1,6 @@
 """--model, repeated, and the file of --models: names, settings of each model, and the memory that they share."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from tritonembed_manager.server.models_file import (
     memory_parts,
     parse_models,
     read_models,
+    refuse_weights,
     render_settings,
     served_as,
 )
@@ -99,7 +101,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path, text, reason):
 
 
 def test_a_missing_file_is_named_by_its_option(tmp_path):
-    with pytest.raises(StartError, match="--models cannot be read: No such file"):
+    with pytest.raises(StartError, match="--models: it cannot be read: No such file"):
         read_models(tmp_path / "none")
 
 
@@ -140,3 +142,50 @@ def test_models_that_are_loaded_in_turn_share_the_memory_of_those_that_are_loade
     assert memory_parts(entries, most=2) == [0.5, 0.4, 0.5]
     with pytest.raises(StartError, match="the memory of some 2 models is over 1"):
         memory_parts([*entries, ModelEntry("d", "d", memory=0.7)], most=2)
+
+
+def test_entries_of_one_name_with_weights_are_versions_of_one_model(tmp_path):
+    entries = parse_models(["bge=./a@90%", "bge=./b@10%", "other=c@100%"])
+    assert [(entry.path, entry.weight) for entry in entries] == [("./a", 90.0), ("./b", 10.0), ("c", 100.0)]
+    assert [served.name for served in served_as(entries)] == ["embedding", "embedding", "other"]
+    text = "models: [{name: a, path: x, weight: 99.5}, {name: a, path: x, dtype: float16, weight: 0.5}]"
+    assert [entry.weight for entry in read_models(file_with(tmp_path, text))] == [99.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (["x=a@90%", "x=b@20%"], "the weights of x add up to 110 %, not to 100 %"),
+        (["x=a@90%"], "the weights of x add up to 90 %, not to 100 %"),
+        (["x=a", "x=b@10%"], "each version of x needs a weight"),
+        (["x=a@50%", "x=a@50%"], "two versions of x have the same path and settings"),
+        (["x=a@100%", "x=b@0%"], "a weight is a number above 0 and up to 100"),
+        (["x=a@101%"], "a weight is a number above 0 and up to 100"),
+        (["x=a@ten%"], "a weight is a number above 0 and up to 100"),
+        (["x=a@nan%"], "a weight is a number above 0 and up to 100"),
+        (["y=q", "x=a@-10%", "x=b@110%"], "a weight is a number above 0 and up to 100"),
+    ],
+)
+def test_wrong_weights_are_one_line(given, reason):
+    with pytest.raises(StartError, match=re.escape(f"--model: {reason}")) as caught:
+        parse_models(given)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", ["0", "101", "many", "-1", ".nan"])
+def test_a_wrong_weight_in_a_file_names_its_place(tmp_path, weight):
+    text = f"models: [{{name: a, path: x, weight: {weight}}}]"
+    with pytest.raises(StartError, match=re.escape("--models: models[0].weight: ")):
+        read_models(file_with(tmp_path, text))
+
+
+def test_versions_that_do_different_things_are_refused():
+    entries = [ModelEntry("a", "x", task="embed", weight=50), ModelEntry("b", "x", task="score", weight=50)]
+    with pytest.raises(StartError, match="the versions of x must all make vectors"):
+        served_as(entries)
+
+
+def test_one_server_has_no_versions():
+    with pytest.raises(StartError, match="weights are for serve"):
+        refuse_weights(parse_models(["x=a@90%", "x=b@10%"]), "--model")
+    refuse_weights(parse_models(["x=a", "y=b"]), "--model")

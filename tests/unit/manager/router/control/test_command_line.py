@@ -269,6 +269,26 @@ def test_a_file_gives_each_model_its_replicas_and_gpus(serve, tmp_path):
     assert [plan.render.gpus for plan in settings.launch.plans] == [(0,), (0,)]
 
 
+def test_versions_of_a_model_have_servers_of_their_own_and_workers_divide_requests(serve):
+    weights = ("--model", "x=org/old@90%", "--model", "x=org/new@10%", "--model", "other=org/o", "--device", "cpu")
+    settings = serve(*weights)
+    assert [each.ids for each in settings.names.models] == [("x",), ("other",)]
+    found = [(version.served.name, version.name, version.weight) for version in settings.launch.versions]
+    assert found == [("embedding", "old", 90.0), ("embedding", "new", 10.0), ("other", "o", 100.0)]
+    assert settings.worker_config(1, DrainTime(1, 1, 0)).has_several
+    assert serve(*weights[:4], "--device", "cpu").worker_config(1, DrainTime(1, 1, 0)).has_several
+    assert not serve("--model", "x=org/old", "--device", "cpu").worker_config(1, DrainTime(1, 1, 0)).has_several
+
+
+def test_a_models_file_is_read_with_the_other_options(serve, tmp_path):
+    file = tmp_path / "models.yaml"
+    file.write_text("models: [{name: x, path: org/a}]")
+    settings = serve("--models", file, "--device", "cpu", "--num-replicas", 3)
+    assert settings.worker_config(1, DrainTime(1, 1, 0)).has_several
+    assert settings.launch.models_file.value.versions == settings.launch.versions
+    assert [plan.replicas for plan in settings.launch.plans] == [3]
+
+
 def test_attached_servers_may_have_several_models(serve):
     settings = serve("--server", "h:1", "--model", "minilm", "--model", "bge")
     assert [(each.ids, each.served.name) for each in settings.names.models] == [
@@ -286,7 +306,21 @@ def test_attached_servers_may_have_several_models(serve):
         (["--server", "h:1", "--model", "a", "--model", "b/c"], "--model: a name has 1 to 100"),
         (["--server", "h:1", "--models", "none"], "--models is for servers that are launched"),
         (["--model", "a", "--models", "none"], "--model and --models exclude each other"),
-        (["--models", "none"], "--models cannot be read: No such file"),
+        (["--model", "x=a@90%", "--model", "x=b@20%"], "--model: the weights of x add up to 110 %, not to 100 %"),
+        (["--server", "h:1", "--model", "x@90%"], "--model: weights are for servers that are launched"),
+        (
+            ["--model", "x=a@90%", "--model", "x=b@10%", "--max-loaded", "1"],
+            "--max-loaded: x has versions, which must all be in memory",
+        ),
+        (
+            ["--model", "x=a@90%", "--model", "x=b@10%", "--xds-port", "1"],
+            "--xds-port: x has versions, and clients would mix them",
+        ),
+        (
+            ["--model", "x=a@90%", "--model", "x=b@10%", "--data-plane", "envoy"],
+            "--data-plane envoy: Envoy sends no part of the requests to a version",
+        ),
+        (["--models", "none"], "--models: it cannot be read: No such file"),
     ],
 )
 def test_wrong_models_are_refused_in_one_line(serve, arguments, reason):

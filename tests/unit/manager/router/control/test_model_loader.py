@@ -90,6 +90,31 @@ async def test_a_model_that_is_unloaded_comes_back_after_the_one_that_it_made_ro
         assert case.loader.loaded == ["a"]
 
 
+async def test_models_of_the_file_come_and_go():
+    async with desk(2) as case:
+        case.loader.forget("a")
+        case.loader.offer("d")
+        await case.until("+d")
+        assert sorted(case.loader.loaded) == ["b", "d"]
+        case.loader.offer("e")
+        await asyncio.sleep(0)
+        assert case.events == ["+d"]
+        case.use("b")
+        case.loader.want("e")
+        await case.until("+d", "-d", "+e")
+
+
+async def test_a_model_that_is_replaced_while_it_makes_room_is_loaded_again():
+    async with desk(1) as case:
+        case.release.clear()
+        case.loader.want("b")
+        await case.until("-a")
+        case.loader.forget("a")
+        case.loader.offer("a")
+        case.release.set()
+        await case.until("-a", "+b", "-b", "+a")
+
+
 async def test_a_model_is_not_unloaded_before_requests_that_waited_for_it_reached_it():
     async with desk(1) as case:
         case.loader.want("b")
