@@ -115,7 +115,11 @@ def test_teis_routes_have_them_as_json(manager: Serve, model: Path) -> None:
 
 def test_score_is_late_interaction(manager: Serve, model: Path) -> None:
     """The sum over the query's tokens of the largest dot product, in plain Python."""
-    (_, query), *documents = flag_embedding(model, [TEXTS[2], *TEXTS])
+    prompts = json.loads((model / "config_sentence_transformers.json").read_text()).get("prompts", {})
+    passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
+    (_, query), *documents = flag_embedding(
+        model, [prompts.get("query", "") + TEXTS[2], *(passage + text for text in TEXTS)]
+    )
     wanted = [sum(max(float(own @ other) for other in rows) for own in query) for _, rows in documents]
     with httpx.Client(base_url=f"http://127.0.0.1:{manager.http_port}", timeout=60) as http:
         answer = http.post("/score", json={"text_1": TEXTS[2], "text_2": TEXTS}).json()
