@@ -89,6 +89,9 @@ def classify(code: str, details: str | None) -> Outcome:
         return Outcome.NO_ROOM
     if code in ("INTERNAL", "UNKNOWN") and _has(words, _RESET):
         return Outcome.BROKEN
+    if code == "NOT_FOUND" and _UNLOADED in words:
+        # A server that ends unloads its models first, and still answers.
+        return Outcome.BROKEN
     if code == "CANCELLED":
         # Nobody here cancelled it: a server does that, when it is shut down, with what it has not answered.
         return Outcome.BROKEN
@@ -122,4 +125,5 @@ _UNREACHABLE = "it would end after its deadline passed"
 _NO_ROOM = "failed to increase the shared memory pool"
 # Of gRPC, under various statuses, for a connection that broke.
 _RESET = ("rst_stream", "connection reset", "stream removed", "socket closed", "goaway", "transport closed")
-_OF_MODELS = ("load / unload is not allowed", "no available versions", "is not ready", "is not found")
+_UNLOADED = "no available versions"
+_OF_MODELS = ("load / unload is not allowed", _UNLOADED, "is not ready", "is not found")

@@ -205,6 +205,7 @@ def test_nothing_is_retried_once_the_client_is_closed(router):
         (Code.DEADLINE_EXCEEDED, "Deadline Exceeded", False),
         (Code.INVALID_ARGUMENT, "connection reset", False),
         (Code.NOT_FOUND, "unknown model", False),
+        (Code.NOT_FOUND, "Request for unknown model: 'embedding' has no available versions", True),
         (Code.UNAUTHENTICATED, "", False),
     ],
 )

@@ -30,6 +30,8 @@ def test_an_unknown_status_is_a_servers_error():
         ("UNAVAILABLE", "it would end after its deadline passed: 2 s", Outcome.EXPIRED),
         ("UNAVAILABLE", None, Outcome.BROKEN),
         ("UNAVAILABLE", "failed to connect to all addresses", Outcome.BROKEN),
+        ("NOT_FOUND", "Request for unknown model: 'embedding' has no available versions", Outcome.BROKEN),
+        ("NOT_FOUND", "Request for unknown model: 'embeding' is not found", Outcome.ANSWERED),
         ("CANCELLED", "", Outcome.BROKEN),
         ("INTERNAL", "Stub process 'embedder_0' is not healthy.", Outcome.STUB_DIED),
         ("INTERNAL", "Failed to increase the shared memory pool size", Outcome.NO_ROOM),

@@ -400,7 +400,8 @@ class TritonDispatcher:
         """Raises the error for the client. If another server can answer, returns whether to charge the retry budget."""
         code, details = error.code(), error.details()
         outcome = classify(code.name, details)
-        if outcome.is_broken:
+        # If every server has unloaded the model, somebody wanted it: the client gets Triton's own answer.
+        if outcome.is_broken and (code is not _CODE.NOT_FOUND or self.pool.usable([attempt.incarnation])):
             attempt.died = True
             if attempt.incarnation != server.incarnation or attempt.seen_breaks != server.breaks:
                 return False  # the request was in flight when this break was found

@@ -7,7 +7,7 @@ from collections import Counter
 import grpc
 import pytest
 from tests.fakes.data_plane import CALLER, data_plane
-from tests.fakes.triton import STUB_DIED, infer_request, infer_response, vector
+from tests.fakes.triton import NOT_LOADED, STUB_DIED, infer_request, infer_response, vector
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.interfaces import DispatchError, ServerState
@@ -136,12 +136,23 @@ async def test_a_broken_server_is_ejected_and_another_answers():
         (grpc.StatusCode.INTERNAL, STUB_DIED),
         (grpc.StatusCode.INTERNAL, "Received RST_STREAM with error code 2"),
         (grpc.StatusCode.CANCELLED, "the server shut down"),
+        # Triton's answer while it ends.
+        (grpc.StatusCode.NOT_FOUND, NOT_LOADED),
     ],
 )
 async def test_these_errors_count_as_a_broken_server(code, message):
     async with data_plane(2) as plane:
         plane.fakes[0].fail_first, plane.fakes[0].failure = 1, (code, message)
         await plane.infer()
+        assert answered(plane) == [1, 1]
+
+
+async def test_a_model_that_every_server_has_unloaded_is_not_found():
+    async with data_plane(2) as plane:
+        for fake in plane.fakes:
+            fake.fail_first, fake.failure = 1, (grpc.StatusCode.NOT_FOUND, NOT_LOADED)
+        error = await refusal(plane.infer())
+        assert error.code is grpc.StatusCode.NOT_FOUND
         assert answered(plane) == [1, 1]
 
 
