@@ -60,6 +60,12 @@ class Attackers:
         self._harms = harms
         self._recent: deque[str] = deque(maxlen=_REMEMBERED)
         self._reported: Counter[str] = Counter()
+        self._sent: set[str] = set()
+
+    @property
+    def all_sent(self) -> bool:
+        """Whether every kind of attack has ended at least once."""
+        return len(self._sent) == len(self._attacks)
 
     def recent(self) -> str:
         """Names of the attacks that began last."""
@@ -85,6 +91,7 @@ class Attackers:
         except DecodeError as error:
             outcome, message = "an answer that nobody can read", str(error)
         ended = time.monotonic()
+        self._sent.add(attack.name)
         self._ledger.attack(attack.name, outcome)
         if CANARY in message:
             self._unexpected(attack, seed, "an error that holds a request's text", "")

@@ -26,6 +26,8 @@ POOL = 192
 PROGRESS_S = 5.0
 RECOVERY_S = 120.0
 """Seconds after the last harm within which everything has to be ready."""
+ALL_KINDS_S = 30.0
+"""Seconds by which warming up is longer if some kind of attack has not been sent yet."""
 CALM_S = 1.5
 """Seconds without requests before memory is measured."""
 _FULL_BATCH = 64
@@ -84,7 +86,9 @@ class Campaign:
         until = time.monotonic() + seconds
 
         def going() -> bool:
-            return time.monotonic() < until
+            # The buffers of the largest requests are no growth: all kinds come before memory is measured.
+            now = time.monotonic()
+            return now < until or (now < until + ALL_KINDS_S and not self._attackers.all_sent)
 
         async with AsyncExitStack() as stack:
             runs = [run(going) for run in more]
