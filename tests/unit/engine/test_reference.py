@@ -298,7 +298,7 @@ def made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     models: list[str] = []
 
-    def make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path) -> Reference:
+    def make(settings: ModelSettings, files: ModelFiles, complete: Path, file: Path, _: object) -> Reference:
         models.append(files.name)
         reference().save(file)
         return load(file)

@@ -10,8 +10,10 @@ import torch
 from tests.unit.engine.fake_executor import ids
 
 from tritonembed_engine.executors import cuda_direct
+from tritonembed_engine.executors.adapters import Adapters
 from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 from tritonembed_engine.executors.staging import Stage, Stages, packed_size
+from tritonembed_engine.kernels.bert import Kernels
 from tritonembed_engine.token_ids import TokenIds
 
 ROWS, TOKENS = 4, 16
@@ -49,6 +51,8 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> CudaDirectExecutor:
     made._buffer = torch.zeros(packed_size(rows, TOKENS), dtype=torch.int32)
     made._stages = Stages(Stage(rows, TOKENS, 1) for _ in range(made.depth))
     made._padding_id = None
+    made.adapters = Adapters(torch.nn.Module(), torch.float32, torch.device("cpu"))
+    made._kernels = Kernels()
     made._compute = made._copy = None  # type: ignore[assignment]
     made.graphs = [FirstIds(made._buffer)]  # type: ignore[list-item]
     return made
