@@ -106,6 +106,11 @@ class Adapters:
                 if before is not None:
                     module.forward = before
 
+    def close(self) -> None:
+        """Let go of the model."""
+        self._modules.clear()
+        self._products.clear()
+
     def _place(self, path: str) -> _Place | None:
         """The layer with this path in transformers. The first parts of paths differ, by what is around the encoder."""
         parent, _, leaf = path.rpartition(".")

@@ -203,6 +203,7 @@ class CudaDirectExecutor:
         torch.cuda.synchronize()
         self._kernels.remove()
         self.graphs.clear()
+        self.adapters.close()
         self._model = None
         torch.cuda.empty_cache()
 

@@ -96,6 +96,7 @@ class DirectExecutor:
 
     def close(self) -> None:
         """Free the model's memory."""
+        self.adapters.close()
         self._model = None
 
 

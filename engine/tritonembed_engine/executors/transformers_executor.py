@@ -184,6 +184,7 @@ class TransformersExecutor:
 
     def close(self) -> None:
         """Free the model's memory."""
+        self.adapters.close()
         self._model = None
 
 
