@@ -9,7 +9,7 @@ from tests.models import ModelShelf
 
 
 def test_the_time_of_a_batch_is_shown_by_operator(script: Script, shelf: ModelShelf) -> None:
-    done = script("engine", "profile", str(shelf("bert")), "--shape", "4x8")
+    done = script("engine", "profile", str(shelf("bert")), "--executor", "direct", "--shape", "4x8")
     assert done.returncode == 0, done.stderr[-1000:]
     assert "executor: direct" in done.stdout
     assert re.search(r"^4 x 8: +\d+\.\d\d ms per batch$", done.stdout, re.MULTILINE)

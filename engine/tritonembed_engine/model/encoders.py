@@ -35,13 +35,14 @@ ENCODERS = {
 """The class of each family. A batch's padding does not change its vectors."""
 
 IN_OPENVINO = {
-    **{kind: name for kind, name in ENCODERS.items() if kind != "clip_text_model"},
+    **{kind: name for kind, name in ENCODERS.items() if kind not in ("clip_text_model", "modernbert")},
     "eurobert": "EuroBertModel",
     "gte": "GteModel",
     "new": "GteModel",
     "nomic_bert": "NomicBertModel",
 }
-"""The classes that the openvino executor converts. CLIP's text tower pools itself."""
+"""The classes that the openvino executor converts. CLIP's text tower pools itself. ModernBERT's padding sees no token
+of the text if it is longer than half a window, and then OpenVINO computes numbers that are not finite."""
 
 ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
 """Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""
