@@ -1,12 +1,10 @@
 """Outputs per token on a GPU, in bfloat16, against transformers in float32 on a CPU."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.gpu.verified import verified
 
 from tritonembed import EmbeddingClient
 from tritonembed_perf.families.registry import load_cases
@@ -19,14 +17,7 @@ TEXTS = [" ".join(["some words that fill a sentence"] * n) for n in range(1, 20)
 @pytest.mark.parametrize("name", ["bge_m3", "splade", "colbert_hf", "colbert_modernbert"])
 def test_the_direct_executor_serves_them_with_transformers_values(name: str, tmp_path: Path) -> None:
     load_cases()[name].write(tmp_path)
-    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(tmp_path), "--device", "cuda", "--json"]
-    done = subprocess.run(
-        [*command, "--gpu-memory-utilization", "0.1"], capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    report = json.loads(done.stdout)
-    assert report["executor"] == "direct"
-    assert report["right"]
+    verified(tmp_path)
 
 
 def test_requests_in_flight_keep_their_own_rows(tmp_path: Path) -> None:

@@ -1,0 +1,20 @@
+"""The report of `tritonembed-manager verify` for a model on a GPU."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def verified(folder: Path) -> dict[str, Any]:
+    """The report, after checking that the direct executor serves the model and that its vectors are right."""
+    command = [sys.executable, "-m", "tritonembed_manager", "verify", str(folder), "--device", "cuda", "--json"]
+    done = subprocess.run(
+        [*command, "--gpu-memory-utilization", "0.1"], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    report: dict[str, Any] = json.loads(done.stdout)
+    assert report["executor"] == "direct"
+    assert report["right"]
+    return report
