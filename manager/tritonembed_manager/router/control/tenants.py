@@ -61,13 +61,15 @@ class _KeyEntry(BaseModel):
         return Key(self.sha256, moment.timestamp())
 
 
-class _ModelLimitsEntry(BaseModel):
+class _Limits(BaseModel):
     model_config = _STRICT
 
     tokens_per_minute: _Count | None = None
     requests_per_minute: _Count | None = None
     max_in_flight: _Count | None = None
 
+
+class _ModelLimitsEntry(_Limits):
     @model_validator(mode="after")
     def _has_one(self) -> "_ModelLimitsEntry":
         if not any(self.model_dump().values()):
@@ -75,14 +77,9 @@ class _ModelLimitsEntry(BaseModel):
         return self
 
 
-class _TenantEntry(BaseModel):
-    model_config = _STRICT
-
+class _TenantEntry(_Limits):
     name: str
     keys: list[_KeyEntry] = Field(max_length=_MOST_KEYS)
-    tokens_per_minute: _Count | None = None
-    requests_per_minute: _Count | None = None
-    max_in_flight: _Count | None = None
     weight: float = Field(1.0, ge=0.001, le=1000, allow_inf_nan=False)
     models: list[str] | None = Field(None, min_length=1, max_length=_MOST_MODELS)
     model_limits: dict[str, _ModelLimitsEntry] = Field(default_factory=dict, max_length=_MOST_MODELS)
