@@ -32,9 +32,10 @@ SENTENCE_TRANSFORMERS_MAIN = (
     "{python}", f"{PROGRAMS}/sentence_transformers_main.py",
     "--model", "{model}", "--dtype", "{dtype}", "--device", "{device}",
 )  # fmt: skip
+# A load repeats its texts. vLLM's cache of a decoder's prefixes would answer them without computing them.
 VLLM_SERVE = (
     "{python}", f"{PROGRAMS}/vllm_main.py", "serve", "{model}", *LISTEN, "--dtype", "{dtype}",
-    "--runner", "pooling", "--served-model-name", SERVED_NAME,
+    "--runner", "pooling", "--served-model-name", SERVED_NAME, "--no-enable-prefix-caching",
 )  # fmt: skip
 
 # Without these, vLLM leaves a core of a CPU to its API server, and takes memory for tokens that are never generated.
