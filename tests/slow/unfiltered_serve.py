@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from tritonembed_manager.router.control import worker_process
+from tritonembed_manager.router.control import workers
 
 _WORKER = """
 import sys
@@ -19,7 +19,7 @@ def _unfiltered(control_fd: int, table_fd: int) -> Sequence[str]:
 
 
 if __name__ == "__main__":
-    worker_process.worker_command = _unfiltered
+    workers.worker_command = _unfiltered
     from tritonembed_manager.cli import main
 
     main()

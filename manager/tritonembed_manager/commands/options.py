@@ -329,7 +329,7 @@ def chosen_models(
     what it does.
     """
     from tritonembed_manager.server import models_file
-    from tritonembed_manager.server.adapters import with_adapters
+    from tritonembed_manager.server.models_file import with_adapters
 
     given = given_models(context, models)
     if file is None:

@@ -32,7 +32,6 @@ from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
 from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFiles, TlsFiles
 from tritonembed_manager.server import vllm_arguments as engine_arguments
-from tritonembed_manager.server.adapters import with_adapters
 from tritonembed_manager.server.models_file import (
     MODEL,
     ModelEntry,
@@ -42,6 +41,7 @@ from tritonembed_manager.server.models_file import (
     parse_models_file,
     render_settings,
     served_as,
+    with_adapters,
     with_tasks,
 )
 from tritonembed_manager.server.models_file import OPTION as MODELS

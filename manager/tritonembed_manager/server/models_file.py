@@ -13,6 +13,8 @@
 The first model is `embedding` for Triton, whatever its name. Each further model has its own.
 
 Several entries with one name and weights are versions of one model: `--model bge=./old@90% --model bge=./new@10%`.
+
+`--adapter NAME=BASE:PATH` adds LoRA adapters as models of their own, which share the weights of one that is served.
 """
 
 import re
@@ -30,7 +32,7 @@ from tritonembed_manager.server.settings import RenderSettings, model_reference
 from tritonembed_manager.server.yaml_files import parse_yaml
 from tritonembed_protocol.served import FIRST, FIRST_OF_TASK, ServedModel, Task, reason_against_name
 
-OPTION, MODEL = "--models", "--model"
+OPTION, MODEL, ADAPTER = "--models", "--model", "--adapter"
 MOST_MODELS = 32
 _WEIGHT = re.compile(r"(.+)@([^@/]*)%")
 _ALL = 100.0
@@ -301,3 +303,60 @@ def adapter_references(entry: ModelEntry) -> tuple[tuple[str, str], ...]:
 def _meet(one: ModelEntry, other: ModelEntry) -> bool:
     """Whether two models share a GPU. Without `gpus`, a model is on all of them."""
     return not one.gpus or not other.gpus or bool(set(one.gpus) & set(other.gpus))
+
+
+def with_adapters(entries: Sequence[ModelEntry], given: Sequence[str], *, attached: bool = False) -> list[ModelEntry]:
+    """The models with the adapters of `--adapter` added to those of the models file.
+
+    attached: for servers that run already, which have the adapters: then each is NAME=BASE. Raises StartError.
+    """
+    found = list(entries)
+    for one in given:
+        name, base, path = _parse_adapter(one, attached=attached)
+        places = [number for number, entry in enumerate(found) if base in _names(entry, is_first=number == 0)]
+        if not places:
+            raise StartError(f"{ADAPTER} {name}: there is no model {base}")
+        entry = found[places[0]]
+        found[places[0]] = replace(entry, adapters=(*entry.adapters, (name, path)))
+    _check_names(found)
+    return found
+
+
+def _parse_adapter(given: str, *, attached: bool) -> tuple[str, str, str]:
+    name, equals, rest = given.partition("=")
+    base, colon, path = rest.partition(":")
+    if attached and not colon and equals and base:
+        return name, base, ""
+    if attached or not (name and base and path):
+        form = "NAME=BASE for servers that run already" if attached else "NAME=BASE:PATH"
+        raise StartError(f"{ADAPTER} must be {form}")
+    return name, base, path
+
+
+def _names(entry: ModelEntry, *, is_first: bool) -> tuple[str, ...]:
+    """How an adapter can name its base; the first model by `embedding` and by its path or name on the hub, too."""
+    own = (entry.name,) if entry.name else ()
+    return (*own, FIRST, entry.path, Path(entry.path).name) if is_first else own
+
+
+def _check_names(entries: Sequence[ModelEntry]) -> None:
+    """Raise StartError for a bad name, one that is taken, or an adapter of a model that scores."""
+    taken = {FIRST, *(entry.name for entry in entries if entry.name)}
+    for entry in entries:
+        for name, path in entry.adapters:
+            if (reason := reason_against_name(name)) is not None:
+                raise StartError(f"{ADAPTER} {name}: {reason}")
+            if name in taken:
+                raise StartError(f"{ADAPTER} {name}: another model has this name")
+            if entry.task == "score":
+                raise StartError(
+                    f"{ADAPTER} {name}: {entry.label} is a reranker or classifier, whose adapters are not served"
+                )
+            if path and _looks_like_a_folder(path) and not Path(path).expanduser().is_dir():
+                raise StartError(f"{ADAPTER} {name}: there is no folder {path}")
+            taken.add(name)
+
+
+def _looks_like_a_folder(path: str) -> bool:
+    """Names on the hub are `name` or `owner/name`."""
+    return path.startswith((".", "~", "/")) or path.count("/") > 1

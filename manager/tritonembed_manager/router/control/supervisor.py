@@ -22,8 +22,7 @@ from tritonembed_manager.router.control.settings import SERVERS_END_S, DrainTime
 from tritonembed_manager.router.control.start import ServerPreparation, StartJudge
 from tritonembed_manager.router.control.status import Snapshots, Traffic
 from tritonembed_manager.router.control.tenants import Accounts
-from tritonembed_manager.router.control.worker_process import Command, worker_command
-from tritonembed_manager.router.control.workers import WorkerPool, mark_dead
+from tritonembed_manager.router.control.workers import Command, WorkerPool, mark_dead, worker_command
 from tritonembed_manager.router.control.xds.server import OPTION as XDS_PORT
 from tritonembed_manager.router.control.xds.server import XdsServer
 from tritonembed_manager.router.data.failover import Quarantine

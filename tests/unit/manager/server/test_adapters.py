@@ -7,13 +7,13 @@ import pytest
 from tests.models import ModelShelf
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.server.adapters import with_adapters
 from tritonembed_manager.server.models_file import (
     ModelEntry,
     adapters_of,
     parse_models,
     read_models,
     render_settings,
+    with_adapters,
 )
 from tritonembed_manager.server.repository import (
     ADAPTERS_PARAMETER,

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from tritonembed_manager.tune.loadgen.client import poisson_arrivals
+from tritonembed_manager.tune.loadgen.clients import poisson_arrivals
 from tritonembed_manager.tune.loadgen.load import Load, Outcome, Part, ThreadUse
 
 CLOSED = Load(7, None, 20, None, 1.0, 60.0, 3)

@@ -32,8 +32,7 @@ from tritonembed_manager.router.apis.http.prometheus import Metrics
 from tritonembed_manager.router.apis.http.rerank import CohereRerank, TeiScores, VllmScore
 from tritonembed_manager.router.apis.http.score_calls import ScoreCalls
 from tritonembed_manager.router.apis.http.status import History, Probes, StatusPage
-from tritonembed_manager.router.apis.http.tei import Tei
-from tritonembed_manager.router.apis.http.tei_tokens import TeiTokens
+from tritonembed_manager.router.apis.http.tei import Tei, TeiTokens
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
 from tritonembed_manager.router.data.admission import Memory
 from tritonembed_manager.router.data.model_names import ServedNames

@@ -2,14 +2,14 @@
 
 import sys
 
-from tritonembed_manager.router.apis.http import cohere, kserve, openai, rerank, tei, tei_tokens
+from tritonembed_manager.router.apis.http import cohere, kserve, openai, rerank, tei
 from tritonembed_manager.router.apis.http.converter import Conversions, Converter, convert_for_another
 
 CONVERSIONS: Conversions = {
     "openai": openai.convert,
     "tei": tei.convert,
-    "tei_tokenize": tei_tokens.convert_tokenize,
-    "tei_decode": tei_tokens.convert_decode,
+    "tei_tokenize": tei.convert_tokenize,
+    "tei_decode": tei.convert_decode,
     "cohere": cohere.convert,
     "kserve": kserve.convert,
     "raw": kserve.convert_raw,

@@ -25,8 +25,8 @@ from tritonembed_manager.router.apis.http.kserve_json import (
     to_answer,
     to_json,
 )
-from tritonembed_manager.router.apis.http.model_paths import behind_models, model_pattern, of_path
 from tritonembed_manager.router.apis.http.tensor_json import LITELLM_ROUTE, Numbers
+from tritonembed_manager.router.apis.http.vector_requests import behind_models, model_pattern, of_path
 from tritonembed_manager.router.apis.kserve_calls import add_up_statistics, call_all
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames, check_name, name_as_asked

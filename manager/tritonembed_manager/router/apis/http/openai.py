@@ -16,14 +16,15 @@ from tritonembed.request import Options
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
-from tritonembed_manager.router.apis.http.model_paths import DEPLOYMENTS, model_pattern
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import (
+    DEPLOYMENTS,
     NO_SUCH_MODEL,
     VectorsRequest,
     check_fields,
     check_prompt,
     converted,
+    model_pattern,
     read_input,
     read_model,
     read_text,

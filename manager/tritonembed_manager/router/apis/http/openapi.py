@@ -18,8 +18,8 @@ from aiohttp import web
 from tritonembed_manager.router.apis.http.cohere import EMBEDDING_TYPES as COHERE_TYPES
 from tritonembed_manager.router.apis.http.cohere import INPUT_TYPES as COHERE_INPUT_TYPES
 from tritonembed_manager.router.apis.http.errors import BadRequest, form_of_route
-from tritonembed_manager.router.apis.http.model_paths import MODELS
 from tritonembed_manager.router.apis.http.status import HEALTH
+from tritonembed_manager.router.apis.http.vector_requests import MODELS
 from tritonembed_protocol.types import INPUT_TYPES, OUTPUT_TYPES, TRUNCATE
 
 _STYLE = """

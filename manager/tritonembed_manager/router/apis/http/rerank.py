@@ -13,11 +13,16 @@ from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.cohere import cohere_form
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest, openai_form
-from tritonembed_manager.router.apis.http.late_interaction import prepare_vectors
-from tritonembed_manager.router.apis.http.model_paths import behind_models
-from tritonembed_manager.router.apis.http.score_calls import ScoreCalls, Scores, ScoresRequest, prepare_scores
+from tritonembed_manager.router.apis.http.score_calls import (
+    ScoreCalls,
+    Scores,
+    ScoresRequest,
+    prepare_scores,
+    prepare_vectors,
+)
 from tritonembed_manager.router.apis.http.tei import read_truncate, tei_form
 from tritonembed_manager.router.apis.http.vector_requests import (
+    behind_models,
     check_dimensions,
     check_fields,
     find_model,

@@ -21,9 +21,8 @@ from tritonembed_manager.router.apis.authentication import http_caller
 from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
-from tritonembed_manager.router.apis.http.model_paths import of_path
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
-from tritonembed_manager.router.apis.http.vector_requests import Prepared
+from tritonembed_manager.router.apis.http.vector_requests import Prepared, of_path
 from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_manager.router.control.envoy import clusters, configuration, listeners
+from tritonembed_manager.router.control.envoy.clusters import EndpointList
 from tritonembed_manager.router.control.envoy.configuration import XdsFiles, bootstrap
-from tritonembed_manager.router.control.envoy.endpoints import EndpointList
 from tritonembed_manager.router.control.envoy.process import AdminError, EnvoyAdmin, EnvoyProcess, HostFigures
 from tritonembed_manager.router.control.envoy.settings import EnvoySettings
 from tritonembed_manager.router.control.envoy.tenants import UNFINISHED, EnvoyTenants
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
 from tritonembed_manager.router.control.settings import ServeSettings
-from tritonembed_manager.router.control.worker_process import how_it_ended
+from tritonembed_manager.router.control.workers import how_it_ended
 from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenant, with_triton_models

@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 
 from tritonembed_manager.router.control.envoy.clusters import SERVERS
-from tritonembed_manager.router.control.worker_process import process_ended
+from tritonembed_manager.router.control.workers import process_ended
 from tritonembed_manager.server import exec_shim
 
 _ENDS_S = 2.0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.router.control.worker_process import TICK_S, Pulse
+from tritonembed_manager.router.control.workers import TICK_S, Pulse
 from tritonembed_manager.server.process import Process
 
 

@@ -12,8 +12,7 @@ import pytest
 from tests.fakes.certificates import Authority, Files
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.xds.resources import CLUSTER, ENDPOINTS, LISTENER
-from tritonembed_manager.router.control.xds.server import METHOD, SERVICE, XdsServer
+from tritonembed_manager.router.control.xds.server import CLUSTER, ENDPOINTS, LISTENER, METHOD, SERVICE, XdsServer
 from tritonembed_manager.router.control.xds.xds_pb import xds_pb2 as pb
 from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.tls import Pems

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.apis.http import cohere, tei, tei_tokens
+from tritonembed_manager.router.apis.http import cohere, tei
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.kserve_admin import log_request, trace_request
 from tritonembed_manager.router.apis.http.kserve_json import read_raw
@@ -89,8 +89,8 @@ COHERE = sometimes(
     embedding_types=st.lists(st.sampled_from(cohere.EMBEDDING_TYPES), max_size=3),
     truncate=st.sampled_from(["NONE", "END"]),
 )
-TOKENIZE = sometimes(tei_tokens.TOKENIZE_FIELDS, inputs=TEXT | st.lists(TEXT, max_size=3), prompt_name=TEXT)
-DECODE = sometimes(tei_tokens.DECODE_FIELDS, ids=st.lists(NUMBERS, max_size=3))
+TOKENIZE = sometimes(tei.TOKENIZE_FIELDS, inputs=TEXT | st.lists(TEXT, max_size=3), prompt_name=TEXT)
+DECODE = sometimes(tei.DECODE_FIELDS, ids=st.lists(NUMBERS, max_size=3))
 LITELLM = sometimes(["inputs"], inputs=st.lists(TENSORS, max_size=1))
 
 
@@ -112,7 +112,7 @@ def test_cohere(body, version):
 
 @given(TOKENIZE, DECODE)
 def test_tokens(tokenize, decode):
-    for read, body in ((tei_tokens.read_tokenize, tokenize), (tei_tokens.read_decode, decode)):
+    for read, body in ((tei.read_tokenize, tokenize), (tei.read_decode, decode)):
         with suppress(BadRequest, UnicodeEncodeError):
             assert read(json.loads(json.dumps(body)), FIRST_MODEL)[1]
 

@@ -10,7 +10,7 @@ import pytest
 from tests.fakes.tenants import key_of, tenant
 from tests.unit.manager.router.apis.test_authentication import Doors
 
-from tritonembed_manager.router.apis.http import cohere, openai, tei, tei_tokens
+from tritonembed_manager.router.apis.http import cohere, openai, tei
 from tritonembed_manager.router.apis.http.errors import is_for_vectors
 from tritonembed_manager.router.apis.http.openapi import BODIES
 
@@ -20,8 +20,8 @@ FIELDS = {
     "/": tei._FIELDS,
     "/embed": tei._FIELDS,
     "/similarity": tei._FIELDS,
-    "/tokenize": tei_tokens.TOKENIZE_FIELDS,
-    "/decode": tei_tokens.DECODE_FIELDS,
+    "/tokenize": tei.TOKENIZE_FIELDS,
+    "/decode": tei.DECODE_FIELDS,
     "/v1/embed": cohere._FIELDS,
     "/v2/embed": cohere._V2_FIELDS,
 }
