@@ -53,6 +53,7 @@ class VectorOptions(TypedDict, total=False):
     normalize: bool | None
     priority: Priority
     embedding_space: str | None
+    adapter: str | None
     outputs: str | Sequence[Output] | None
     top_k: int | None
     sparse_threshold: float | None
@@ -309,7 +310,7 @@ def _check(options: dict[str, Any]) -> None:
     threshold = options.get("sparse_threshold")
     if threshold is not None and not 0 <= threshold < math.inf:
         raise InvalidArgumentError("sparse_threshold must be a number of at least 0")
-    for name in ("prompt_name", "prompt", "instruction", SPACE):
+    for name in ("prompt_name", "prompt", "instruction", "adapter", SPACE):
         check_text(name, options.get(name))
 
 
@@ -331,7 +332,7 @@ def check_text(name: str, text: Any) -> None:
 
 def _write(options: dict[str, Any], parameters: Any) -> None:
     """Put options that differ from the defaults into a request's parameters."""
-    for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate", SPACE):
+    for name in ("input_type", "prompt_name", "prompt", "instruction", "truncate", "adapter", SPACE):
         if options.get(name) is not None:
             parameters[name].string_param = options[name]
     for name in NUMBERS:

@@ -67,6 +67,10 @@ class ServedModel:
         known = dict(zip(ServedModel(alias or "?", self.task).triton_models, self.triton_models, strict=True))
         return known.get(name)
 
+    def of_part(self, name: str, other: "ServedModel") -> str:
+        """The Triton model that is to this model what `name` is to the other."""
+        return dict(zip(other.triton_models, self.triton_models, strict=True))[name]
+
     @property
     def with_vectors(self) -> tuple[str, ...]:
         """Those of them that answer with vectors or scores."""

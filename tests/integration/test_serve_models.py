@@ -171,9 +171,34 @@ def test_adapters_over_kserves_http(manager: Serve, of_law: Any) -> None:
     assert httpx.get(f"{url}/law").json()["name"] == "law"
     assert httpx.get(f"{url}/law/ready").status_code == 200
     body["parameters"] = {"as": "FP32", "adapter": "law"}
-    refused = httpx.post(f"{url}/minilm/infer", json=body)
-    assert refused.status_code == 400
-    assert refused.json() == {"error": "adapter: here an adapter is a model of its own; send its name as the model's"}
+    by_parameter = httpx.post(f"{url}/minilm/infer", json=body)
+    assert by_parameter.json() == answer.json() | {"model_name": "minilm"}
+    assert by_parameter.headers["x-embedding-space"] == answer.headers["x-embedding-space"]
+    for model, adapter in (("minilm", "med"), ("minilm", "other"), ("law", "med"), ("minilm", "minilm")):
+        body["parameters"] = {"as": "FP32", "adapter": adapter}
+        refused = httpx.post(f"{url}/{model}/infer", json=body)
+        assert refused.status_code == 400
+        reason = "adapter: the model has no such adapter; the server's list of models names those that there are"
+        assert refused.json() == {"error": reason}
+
+
+def test_the_client_chooses_an_adapter_by_a_parameter_too(
+    manager: Serve, folders: dict[str, Path], of_law: Any, tmp_path: Path
+) -> None:
+    ids = [SentenceTransformer(str(folders["minilm"]), device="cpu").tokenizer(text)["input_ids"] for text in TEXTS]
+    with EmbeddingClient(manager.target) as client, EmbeddingClient(manager.target, model="law") as law:
+        found = client.embed(TEXTS, adapter="law")
+        np.testing.assert_allclose(found.embeddings, of_law, atol=CLOSE)
+        np.testing.assert_allclose(client.embed_tokens(ids, adapter="law").embeddings, of_law, atol=CLOSE)
+        assert found.embedding_space == law.info().embedding_space
+        assert client.embed(["x"], adapter="law", embedding_space=found.embedding_space).embedding_space
+        with pytest.raises(InvalidArgumentError, match="adapter: the model has no such adapter"):
+            client.embed(["x"], adapter="med")
+    host, port = manager.target.split(":")
+    out = tmp_path / "vectors.npy"
+    command = [COMMAND, "embed", "--host", host, "--port", port, "--adapter", "law", *TEXTS, "-o", str(out)]
+    subprocess.run(command, timeout=60, check=True)
+    np.testing.assert_allclose(np.load(out), of_law, atol=CLOSE)
 
 
 def test_arctics_lora_name_chooses_the_adapter(manager: Serve, of_law: Any, tmp_path: Path) -> None:

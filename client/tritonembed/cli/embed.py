@@ -93,6 +93,9 @@ def embed(
         str | None,
         option("--embedding-space", "Refuse vectors of any other model or precision; `info` shows the server's."),
     ] = None,
+    adapter: Annotated[
+        str | None, option("--adapter", "A LoRA adapter of the model, whose vectors and prompts are used.")
+    ] = None,
     outputs: Annotated[
         str | None,
         option(
@@ -149,6 +152,7 @@ def embed(
         "normalize": normalize,
         "priority": priority,
         "embedding_space": embedding_space,
+        "adapter": adapter,
         "outputs": outputs,
         "top_k": top_k if sparse else None,
         "sparse_threshold": sparse_threshold,

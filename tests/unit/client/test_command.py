@@ -187,6 +187,13 @@ def test_a_prompt_is_an_option(command, server):
     assert elements(server.requests[1]) == [b"1", b"2"]
 
 
+def test_an_adapter_is_an_option(command, server, monkeypatch):
+    assert command("embed", "1", "--adapter", "law")[0] == 0
+    monkeypatch.setenv("TRITONEMBED_CLIENT_ADAPTER", "med")
+    assert command("embed", "1")[0] == 0
+    assert [parameters(request) for request in server.requests] == [{"adapter": "law"}, {"adapter": "med"}]
+
+
 def test_connection_options_may_stand_before_or_after_the_command_and_the_later_wins(command, server):
     code, _, _ = command("--model", "a", "--metadata", "token=1=2", "embed", "1", "--model", "b", port=server.port)
     assert code == 0

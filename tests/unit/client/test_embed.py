@@ -114,7 +114,15 @@ def test_a_prompt_is_sent_with_every_request(client, server, asked):
     assert [parameters(request) for request in server.requests] == [asked, asked, {"input_type": "passage", **asked}]
 
 
-@pytest.mark.parametrize("name", ["prompt_name", "prompt", "instruction"])
+def test_an_adapter_is_sent_with_every_request(client, server):
+    client.embed(["1", "2"], batch_size=1, adapter="law")
+    client.embed_tokens([[1]], adapter="law")
+    client.embed(["1"], adapter=None)
+    asked = {"adapter": "law"}
+    assert [parameters(request) for request in server.requests] == [asked, asked, asked, {}]
+
+
+@pytest.mark.parametrize("name", ["prompt_name", "prompt", "instruction", "adapter"])
 def test_a_prompt_that_cannot_be_sent_is_refused_without_showing_it(client, server, name):
     with pytest.raises(InvalidArgumentError, match=f"^{name}: a lone surrogate at character 6 ") as caught:
         client.embed(["1"], **{name: "secret\ud800"})

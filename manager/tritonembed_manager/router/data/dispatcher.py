@@ -39,7 +39,7 @@ _MOST_SERVERS = 4
 """Servers that may break under one request before it is given up: the request may be the cause."""
 _LOOK_FOR_A_LANE_S = 0.01
 NOT_READY = "no server became ready before the deadline"
-ADAPTER_BY_PARAMETER = "adapter: here an adapter is a model of its own; send its name as the model's"
+NO_ADAPTER = "adapter: the model has no such adapter; the server's list of models names those that there are"
 _CODE = grpc.StatusCode
 
 
@@ -227,7 +227,7 @@ class TritonDispatcher:
         """Raises DispatchError for a request that no server may receive."""
         envelope = read(message)
         if envelope.adapter != adapter:
-            raise DispatchError(_CODE.INVALID_ARGUMENT, ADAPTER_BY_PARAMETER)
+            raise DispatchError(_CODE.INVALID_ARGUMENT, NO_ADAPTER)
         if self.quarantine.holds(message, envelope.own):
             raise DispatchError(_CODE.INTERNAL, REASON)
         request = prepare(message, envelope, metadata, self._clock(), admitted)

@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.data.protobuf import field
+from tritonembed_manager.router.data.protobuf import field, text_parameter
 from tritonembed_manager.router.interfaces import DispatchError
 from tritonembed_protocol.served import FIRST, FIRST_MODEL, ServedModel
 
@@ -24,6 +24,8 @@ OF_TRITON = FIRST_MODEL.triton_models
 """Names of the first model's parts. None of them can be an alias."""
 MAX_NAME = 255
 """Bytes of a name. A model is a folder of Triton's repository, so its name is a file name."""
+ADAPTER = "adapter"
+"""The request's parameter. To clients an adapter is a model of its own, too."""
 _MAX_PATH = 4096
 """Bytes. The path of a model is one of its names."""
 _NAME = 1
@@ -61,7 +63,7 @@ class ServedNames:
         """Take over all names of another one."""
         for each in fields(self):
             setattr(self, each.name, getattr(names, each.name))
-        for cached in ("json", "with_vectors"):
+        for cached in ("json", "with_vectors", "has_adapters"):
             self.__dict__.pop(cached, None)
 
     @cached_property
@@ -88,6 +90,11 @@ class ServedNames:
     def loaded(self) -> tuple["ServedNames", ...]:
         """The names of each model that servers load: all but adapters, which come with their bases."""
         return tuple(each for each in self.models if not each.served.base)
+
+    @cached_property
+    def has_adapters(self) -> bool:
+        """Whether there is one."""
+        return any(each.served.base for each in self.models)
 
     def base_of(self, names: "ServedNames") -> "ServedNames":
         """The names of an adapter's base model; of a model that is none, its own."""
@@ -124,17 +131,29 @@ class ServedNames:
     async def infer(self, request: bytes, infer: Callable[[bytes], Awaitable[bytes]]) -> bytes:
         """Send an encoded ModelInferRequest with `infer`; the answer repeats the name that the request has.
 
-        Only the first field is read: every client puts the name there.
+        Only the first field is read: every client puts the name there. A request whose parameter names an adapter of
+        its model is one for that adapter.
         """
-        if request.startswith(_PLAIN):
+        if request.startswith(_PLAIN) and not self.has_adapters:
             return await infer(request)
         name, end = front(request)
         model = self.to_model(name) if name else name
+        if self.has_adapters:
+            model = self._of_adapter(model, text_parameter(request, ADAPTER))
         if model == name:
             return await infer(request)
         answer = await infer(field(_NAME, model.encode()) + request[end:])
         answered, end = front(answer)
         return field(_NAME, name.encode()) + answer[end:] if answered == model else answer
+
+    def _of_adapter(self, model: str, adapter: str) -> str:
+        """The Triton model of an adapter that stands for `model`; `model` itself if it has no such adapter."""
+        base = self.of_part(model) if adapter else None
+        if base is not None:
+            for each in self.models:
+                if each.served.base == base.served.name and each.served.name == adapter:
+                    return each.served.of_part(model, base.served)
+        return model
 
 
 def name_as_asked(answer: Any, alias: str) -> None:

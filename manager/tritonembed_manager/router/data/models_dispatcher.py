@@ -12,9 +12,9 @@ from contextlib import AbstractContextManager
 import grpc
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.data.dispatcher import ElsewhereError, TritonDispatcher
-from tritonembed_manager.router.data.model_names import ServedNames, front, name_as_asked
-from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage, field
+from tritonembed_manager.router.data.dispatcher import NO_ADAPTER, ElsewhereError, TritonDispatcher
+from tritonembed_manager.router.data.model_names import ADAPTER, ServedNames, front, name_as_asked
+from tritonembed_manager.router.data.protobuf import BYTES, Fields, WrongMessage, field, parameter, text_parameter
 from tritonembed_manager.router.data.request import read
 from tritonembed_manager.router.data.spaces import in_metadata
 from tritonembed_manager.router.data.versions import ModelVersions, Version
@@ -42,8 +42,6 @@ _NAME_FIELD = {
 """The number of the field with the model's name, by method. Other methods are about no model."""
 _LOADING = ("ModelInfer", "ModelMetadata", "ModelConfig")
 """Calls that load a model. Those about its readiness or statistics, which monitors make, do not."""
-_PARAMETERS, _KEY, _VALUE, _STRING = 4, 1, 2, 3
-"""Fields of ModelInferRequest, of an entry in its map of parameters, and of its value."""
 _AWAY = (ServerState.UNLOADED, ServerState.DRAINING, ServerState.STARTING)
 _GONE = (ServerState.UNLOADED, ServerState.DRAINING)
 NOT_IN_MEMORY = "the manager is draining, and the model is not in memory: send the request to another manager"
@@ -132,9 +130,11 @@ class ModelsDispatcher:
         found = self._models[base.served.name]
         adapter = names.served.name if names.served.base else ""
         if adapter:
-            renamed = field(1, _part_of(asked, names, base).encode())
+            if text_parameter(request, ADAPTER) not in ("", adapter):
+                raise self._refusal(grpc.StatusCode.INVALID_ARGUMENT, NO_ADAPTER, admitted)
+            renamed = field(1, base.served.of_part(asked, names.served).encode())
             # Of two fields the last counts.
-            request = (renamed + request[end:] if end else request + renamed) + _parameter(adapter)
+            request = (renamed + request[end:] if end else request + renamed) + parameter(ADAPTER, adapter)
         began = self._clock()
         is_loaded = self._load(found)
         if admitted is not None:
@@ -231,7 +231,7 @@ class ModelsDispatcher:
         """The answer about the base model, with the adapter's name."""
         if method.startswith("Repository"):
             raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, "an adapter is loaded and unloaded with its model")
-        part = _part_of(name, names, self._names.base_of(names))
+        part = self._names.base_of(names).served.of_part(name, names.served)
         answer = await self.call(
             method, request + field(_NAME_FIELD[method], part.encode()), timeout=timeout, server=server
         )
@@ -247,23 +247,16 @@ class ModelsDispatcher:
 
     def _unknown(self, request: bytes, admitted: Admission | None) -> DispatchError:
         """The error for a request without a model of ours: NOT_FOUND, unless the request itself is wrong."""
-        found = DispatchError(grpc.StatusCode.NOT_FOUND, UNKNOWN)
         try:
             read(request)
         except DispatchError as error:
-            found = error
+            return self._refusal(error.code, error.message, admitted)
+        return self._refusal(grpc.StatusCode.NOT_FOUND, UNKNOWN, admitted)
+
+    def _refusal(self, code: grpc.StatusCode, message: str, admitted: Admission | None) -> DispatchError:
         if admitted is None:
-            self.refused(found.code)
-        return found
-
-
-def _part_of(name: str, names: ServedNames, base: ServedNames) -> str:
-    """The Triton model of the base that stands for one of an adapter."""
-    return dict(zip(names.served.triton_models, base.served.triton_models, strict=True))[name]
-
-
-def _parameter(adapter: str) -> bytes:
-    return field(_PARAMETERS, field(_KEY, b"adapter") + field(_VALUE, field(_STRING, adapter.encode())))
+            self.refused(code)
+        return DispatchError(code, message)
 
 
 def _name(message: bytes, number: int) -> str:

@@ -11,6 +11,7 @@ VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
 _PARAMETERS = 4
 _KEY, _VALUE = 1, 2
 _INT64, _STRING = 2, 3
+_TEXT = (_STRING, BYTES)
 _ENTRY = b"\x0a\x07timeout"
 """First bytes of the map entry: field 1 (key), 7 bytes."""
 _PLACE = bytes([_PARAMETERS << 3 | BYTES])
@@ -52,6 +53,28 @@ def parameter(key: str, text: str) -> bytes:
     """A text parameter of a ModelInferRequest or ModelInferResponse, to be appended to it. The last of a key counts."""
     value = field(_STRING, text.encode())
     return field(_PARAMETERS, field(_KEY, key.encode()) + field(_VALUE, value))
+
+
+def text_parameter(message: bytes, key: str) -> str:
+    """A text parameter of an encoded ModelInferRequest; empty if it has none, or if the bytes are no such request."""
+    wanted, found = key.encode(), b""
+    if wanted not in message:
+        return ""
+    try:
+        fields = Fields(message)
+        for number, kind, _, at, end in fields.within(0, len(message)):
+            if number == _PARAMETERS and kind == BYTES:
+                name, value = b"", b""
+                for of, form, _, start, stop in fields.within(at, end):
+                    if of == _KEY and form == BYTES:
+                        name = message[start:stop]
+                    elif of == _VALUE and form == BYTES:
+                        texts = [message[a:b] for no, f, _, a, b in fields.within(start, stop) if (no, f) == _TEXT]
+                        value = texts[-1] if texts else b""
+                found = value if name == wanted else found
+        return found.decode()
+    except ValueError:
+        return ""
 
 
 def read_varint(message: bytes, at: int) -> tuple[int, int]:

@@ -166,9 +166,13 @@ class KServe:
         async with self._bodies.read_chunks(request) as chunks:
             asked = await self._read(request, chunks, model, of_litellm=of_litellm)
             [message] = asked.messages
-            answer = await self._dispatcher.infer(
-                message, timeout=None, metadata=metadata_of(request.headers), caller=http_caller(request)
-            )
+
+            async def infer(message: bytes) -> bytes:
+                return await self._dispatcher.infer(
+                    message, timeout=None, metadata=metadata_of(request.headers), caller=http_caller(request)
+                )
+
+            answer = await self._names.infer(message, infer)
         numbers = Numbers(tuple(asked.info["numbers"]["names"]), asked.info["numbers"]["also_bytes"])
         found = to_answer(InferRequest(None, **{**asked.info, "numbers": numbers}), answer, model.alias)
         found.headers.update(spaces.headers_of([spaces.in_answer(answer)]))

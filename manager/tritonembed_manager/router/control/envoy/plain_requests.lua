@@ -70,8 +70,8 @@ local function parameter(s, from, stop)
     if not number or kind ~= BYTES then return false end
     if number == 1 and not has_key then
       if not is_text(s, begin, after, LONGEST_NAME) then return false end
-      -- Only the workers know the servers' embedding spaces.
-      if equals(s, begin, after, SPACE) then return false end
+      -- Only the workers know the servers' embedding spaces, and which tenants may use an adapter.
+      if equals(s, begin, after, SPACE) or equals(s, begin, after, "adapter") then return false end
       has_key, is_timeout = true, equals(s, begin, after, "timeout")
     elseif number == 2 and not has_value then
       has_value = true

@@ -75,6 +75,41 @@ async def test_a_name_that_is_not_the_first_field_is_found(two):
     assert (len(first.fakes[0].requests), len(second.fakes[0].requests)) == (0, 1)
 
 
+@pytest.fixture
+def with_adapters():
+    """A dispatcher over a model with two adapters, its names, and its data plane."""
+    more = tuple(ServedNames((name,), served=ServedModel(name, base="embedding")) for name in ("law", "med"))
+    return ServedNames(("minilm",), more=more)
+
+
+async def test_an_adapter_may_be_named_by_the_parameter_too(with_adapters):
+    async with data_plane(1) as plane:
+        dispatcher = ModelsDispatcher(with_adapters, lambda _served: plane.dispatcher)
+        dispatcher.update([replace(view, ensemble="embedding") for view in plane.views])
+        seen = []
+
+        async def infer(message):
+            seen.append(_name(message, 1))
+            return await dispatcher.infer(message, timeout=5, metadata=(), caller=CALLER)
+
+        for name, adapter in (("minilm", "law"), ("embedding", "med"), ("law", "law"), ("med", None), ("minilm", None)):
+            request = infer_request(b"a text", **({"adapter": adapter} if adapter else {}))
+            request.model_name = name
+            answer = await with_adapters.infer(request.SerializeToString(), infer)
+            assert service_pb2.ModelInferResponse.FromString(answer).model_name == name
+        # Tenants' models and limits, and metrics, see the adapter.
+        assert seen == ["law", "med", "law", "med", "embedding"]
+        sent = [(each.model_name, each.parameters["adapter"].string_param) for each in plane.fakes[0].requests]
+        assert sent == [("embedding", name) for name in ("law", "med", "law", "med", "")]
+        for name, adapter in (("minilm", "other"), ("law", "med"), ("minilm", "embedding")):
+            request = infer_request(b"a text", adapter=adapter)
+            request.model_name = name
+            with pytest.raises(DispatchError, match="the model has no such adapter") as caught:
+                await with_adapters.infer(request.SerializeToString(), infer)
+            assert caught.value.code is _CODE.INVALID_ARGUMENT
+        assert plane.dispatcher.meter.collect().total.codes == {_CODE.OK: 5, _CODE.INVALID_ARGUMENT: 3}
+
+
 async def test_calls_about_a_model_go_to_its_servers_and_others_to_any(two):
     dispatcher, first, second = two
     asked = service_pb2.ModelReadyRequest(name="bge").SerializeToString()

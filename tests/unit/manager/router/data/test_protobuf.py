@@ -4,7 +4,15 @@ import pytest
 from tests.fakes.triton import infer_request
 from tritonclient.grpc import service_pb2
 
-from tritonembed_manager.router.data.protobuf import WrongMessage, field, read_varint, varint, with_timeout
+from tritonembed_manager.router.data.protobuf import (
+    WrongMessage,
+    field,
+    parameter,
+    read_varint,
+    text_parameter,
+    varint,
+    with_timeout,
+)
 
 
 def encoded(**parameters):
@@ -23,6 +31,16 @@ def test_the_remaining_time_is_added(seconds):
 def test_the_last_timeout_counts():
     message = service_pb2.ModelInferRequest.FromString(with_timeout(encoded(timeout=60_000_000), 1.5))
     assert message.parameters["timeout"].int64_param == 1_500_000
+
+
+def test_the_last_text_of_a_parameter_is_read_and_nothing_else():
+    message = encoded(adapter="law", truncate="adapter")
+    assert text_parameter(message, "adapter") == "law"
+    assert text_parameter(message + parameter("adapter", "med"), "adapter") == "med"
+    assert text_parameter(encoded(truncate="adapter"), "adapter") == ""
+    assert text_parameter(encoded(adapter=3), "adapter") == ""
+    assert text_parameter(b"\xffadapter", "adapter") == ""
+    assert text_parameter(message + b"\x22\xff", "adapter") == ""
 
 
 def test_fields_are_framed_as_protobuf_frames_them():

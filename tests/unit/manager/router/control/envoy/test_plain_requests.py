@@ -86,6 +86,7 @@ NOT_PLAIN: dict[str, Callable[[Any], object]] = {
     "shared memory": lambda m: m.inputs[0].parameters["shared_memory_region"].CopyFrom(type(m.parameters["a"])()),
     "another model": lambda m: setattr(m, "model_name", "tokenizer"),
     "an embedding space": lambda m: setattr(m.parameters["embedding_space"], "string_param", "0-float32"),
+    "an adapter": lambda m: setattr(m.parameters["adapter"], "string_param", "law"),
     "a version": lambda m: setattr(m, "model_version", "1"),
     "two inputs": lambda m: m.inputs.add(name="text"),
     "contents": lambda m: m.inputs[0].contents.bytes_contents.append(b"a"),
