@@ -61,10 +61,13 @@ def test_every_api_answers_and_plain_inferences_go_to_the_server(manager: Serve,
     with EmbeddingClient(server.target) as direct, EmbeddingClient(manager.target) as client:
         expected = direct.embed(texts).embeddings
         before = envoy_counts(manager)
-        np.testing.assert_array_equal(client.embed(texts).embeddings, expected)
+        result = client.embed(texts)
+        np.testing.assert_array_equal(result.embeddings, expected)
         after = envoy_counts(manager)
         assert after["servers"] == before.get("servers", 0) + 1
         assert after.get("workers", 0) == before.get("workers", 0)
+        assert result.embedding_space == direct.info().embedding_space
+        assert result.embedding_space == direct.embed(texts).embedding_space
         # Above --envoy-max-bytes.
         np.testing.assert_array_equal(client.embed([*texts, "word " * 30_000]).embeddings[:2], expected)
         assert envoy_counts(manager)["workers"] == after.get("workers", 0) + 1
@@ -186,6 +189,11 @@ def test_without_a_ready_server_requests_wait() -> None:
         waiting = pool.submit(infer, manager.target, infer_request(b"a text"))
         down.join()
         assert waiting.result(60).model_name == "embedding"
+        with grpc.insecure_channel(manager.target) as channel:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            _, call = stub.ModelInfer.with_call(infer_request(b"a text"), timeout=60)
+        # The fake can't tell its embedding space.
+        assert "x-embedding-space" not in dict(call.initial_metadata())
 
 
 def test_a_drain_answers_what_is_in_flight_and_refuses_the_rest() -> None:

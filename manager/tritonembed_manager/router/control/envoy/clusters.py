@@ -19,10 +19,13 @@ from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.link import Sockets
 from tritonembed_manager.router.log import warn
 from tritonembed_protocol.policies import PolicyName
+from tritonembed_protocol.space import SPACE
 from tritonembed_protocol.tls import GRPCS
 
 SERVERS, WORKERS, WORKERS_HTTP = "servers", "workers", "workers_http"
 SERVERS_THEN_WORKERS = "servers_then_workers"
+MARKS = "tritonembed"
+"""The namespace of what the manager notes about servers, and its scripts about a request."""
 CONNECT_S = 5.0
 _MOST_AT_WORKERS = 1 << 16
 """Requests at a time. The workers refuse earlier, with a reason."""
@@ -58,6 +61,8 @@ class Endpoint:
     host: str
     port: int
     state: ServerState
+    space: str = ""
+    """The embedding space of its vectors; empty if it is not known."""
 
     @property
     def address(self) -> str:
@@ -107,6 +112,7 @@ def endpoints(servers: Sequence[Endpoint]) -> Config:
         {
             "endpoint": {"address": {"socket_address": {"address": server.host, "port_value": server.port}}},
             "health_status": _health(server.state),
+            **({"metadata": {"filter_metadata": {MARKS: {SPACE: server.space}}}} if server.space else {}),
         }
         for server in servers
     ]
@@ -243,7 +249,7 @@ class EndpointList:
             if address is None:
                 continue
             draining = self._draining and view.state is ServerState.READY
-            endpoint = Endpoint(address, port, ServerState.DRAINING if draining else view.state)
+            endpoint = Endpoint(address, port, ServerState.DRAINING if draining else view.state, view.space)
             found.setdefault((view.ensemble, endpoint.address), (view, endpoint))
         return list(found.values())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tritonembed_manager.router.control.envoy.clusters import SERVERS_THEN_WORKERS, WORKERS, WORKERS_HTTP
+from tritonembed_manager.router.control.envoy.clusters import MARKS, SERVERS_THEN_WORKERS, WORKERS, WORKERS_HTTP
 from tritonembed_manager.router.control.envoy.configuration import (
     Config,
     extension,
@@ -225,8 +225,6 @@ MOST_BUFFERED = MAX_REQUEST + (1 << 20)
 """Bytes of an inference that Envoy holds until it knows where it goes. A larger one can't be valid."""
 _INFER = f"/{SERVICE}/ModelInfer"
 _SCRIPT = Path(__file__).with_name("plain_requests.lua")
-MARKS = "tritonembed"
-"""The namespace of what the scripts note about a request."""
 OURS = "x-tritonembed-"
 """The headers that begin so are the scripts'. Envoy removes them from what clients send."""
 _PLAIN = f"{OURS}plain"
@@ -235,6 +233,11 @@ _SAFE_RETRIES = "connect-failure,refused-stream"
 _RETRIES = f"{_SAFE_RETRIES},reset,cancelled,unavailable,retriable-headers"
 """As tritonembed_protocol.status.classify. After a full queue, the worker answers with the manager's own refusal."""
 _DEAD_STUB = "Stub process"
+_SPACE = {
+    "header": {"key": HEADER, "value": f"%UPSTREAM_METADATA({MARKS}:{SPACE})%"},
+    "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+}
+"""The embedding space of the server that answered, as its last check found it."""
 _MOST_RETRIES = 2
 """The first retry goes to a worker. The second is for a worker that dies."""
 
@@ -274,6 +277,7 @@ def grpc_routes(
             "route": to_servers,
             # Servers see no keys. A worker that gets the request afterwards knows its tenant from another header.
             "request_headers_to_remove": [_PLAIN, *SECRETS],
+            "response_headers_to_add": [_SPACE],
             **buffered,
         },
         {"match": {"path": _INFER}, "route": {**_to(WORKERS), "max_stream_duration": duration}, **buffered},

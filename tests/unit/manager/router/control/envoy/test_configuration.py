@@ -45,6 +45,16 @@ def test_only_ready_servers_get_new_requests() -> None:
     assert health[ServerState.DRAINING] == "DRAINING"
 
 
+def test_a_server_whose_space_is_known_has_it() -> None:
+    servers = [
+        clusters.Endpoint("10.0.0.1", port, ServerState.READY, space) for port, space in ((1, "aa-16bit"), (2, ""))
+    ]
+    [group] = clusters.endpoints(servers)["endpoints"]
+    known, unknown = group["lb_endpoints"]
+    assert known["metadata"] == {"filter_metadata": {"tritonembed": {"embedding_space": "aa-16bit"}}}
+    assert "metadata" not in unknown
+
+
 def test_a_file_is_replaced_only_if_it_has_changed_and_nobody_else_can_read_it(tmp_path: Path) -> None:
     files = XdsFiles(tmp_path)
     assert files.write("routes", {"a": 1})
