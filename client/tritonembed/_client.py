@@ -32,7 +32,8 @@ from ._chunks import ChunkCall, ChunkCollector, ChunkResult, SpanCall, TextSpans
 from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import Collector, EmbeddingResult, ServerInfo, rows_of, server_info
 from ._scores import Ranking, ScoreCall, ScoreCollector, ScoreOptions, ScoreResult, check_top_n, rank
-from ._transport import Transport
+from ._spaces import LONGEST_QUESTION, KnownSpaces, SpaceOfCall
+from ._transport import Transport, ask
 from .inputs import TokenIds
 from .request import (
     AnyCall,
@@ -104,6 +105,7 @@ class EmbeddingClient:
         self._chunks_model = chunks_model or served.chunks
         self._scores = ServedModel(score_model or (FIRST_SCORE if served.is_first else model), "score")
         self._labels: dict[str, tuple[str, ...]] = {}
+        self._spaces = KnownSpaces()
         self._metadata = with_api_key(metadata_pairs(metadata), api_key)
         self._max_in_flight = max_in_flight * len(targets)
         channels = ChannelSettings(
@@ -162,6 +164,7 @@ class EmbeddingClient:
           requests.
         - ``embedding_space``: the only space that the vectors may be of, as an earlier result or ``info`` names it;
           a server with another model or precision refuses the request.
+        - ``adapter``: the name of a LoRA adapter of the model, whose vectors and prompts are used.
         - ``outputs``: what to compute of each text, in one forward pass: one or more of ``dense``, ``sparse`` and
           ``multi_vector``, as a list or with commas. A model that can't give one of them refuses the request. The
           default is ``dense``, or the only output that the model has.
@@ -251,7 +254,7 @@ class EmbeddingClient:
         """The embeddings of token id sequences, which include their special tokens; nothing is truncated.
 
         Options are those of ``embed`` that do not concern texts: ``dimensions``, ``embedding_type``, ``normalize``,
-        ``priority``, ``embedding_space``, ``outputs`` and those of ``sparse``.
+        ``priority``, ``embedding_space``, ``adapter``, ``outputs`` and those of ``sparse``.
         """
         call = Call.of_tokens(self._tokens_model, sequences, options, batch_size, timeout)
         return self._collect(call, rows_of(sequences), metadata)
@@ -373,23 +376,57 @@ class EmbeddingClient:
     ) -> Generator[AnyResult, None, None]:
         """``rows``: how many inputs there are, if that is known."""
         self._transport.open()
-        return self._read(call, rows, added(self._metadata, metadata_pairs(metadata)))
+        space = SpaceOfCall(self._spaces, self._scores.embedder if isinstance(call, ScoreCall) else self._tokens_model)
+        return self._read(call, rows, space, added(self._metadata, metadata_pairs(metadata)))
 
-    def _read(self, call: AnyCall[AnyResult], rows: int | None, pairs: Pairs) -> Generator[AnyResult, None, None]:
-        requests = call.requests()
+    def _read(
+        self, call: AnyCall[AnyResult], rows: int | None, space: SpaceOfCall, pairs: Pairs
+    ) -> Generator[AnyResult, None, None]:
+        requests = map(space.prepare, call.requests())
         # Looking ahead is free if all inputs are there; waiting for inputs to come would delay the first answer.
         ready = [] if rows is None else list(islice(requests, 2))
         if len(ready) == 1:
             [request] = ready
-            yield call.read(request.count, self._transport.answer(request, pairs))
+            response = self._answer(request, space, pairs)
+            yield call.read(request.count, response)
             return
 
         def send(request: Request) -> Any:
             return self._transport.send(request, pairs)
 
-        with closing(_pipeline.answers(chain(ready, requests), send, self._max_in_flight)) as answers:
-            for request, response in answers:
+        pipeline = _pipeline.answers(chain(ready, requests), send, space.again, self._max_in_flight)
+        with closing(pipeline) as answers:
+            for request, response, sent in answers:
+                self._name_space(request, response, sent, space, pairs)
                 yield call.read(request.count, response)
+
+    def _answer(self, request: Request, space: SpaceOfCall, pairs: Pairs) -> Any:
+        """The answer to a call's only request, with its space."""
+        while True:
+            try:
+                response, sent = self._transport.answer(request, pairs)
+            except TritonEmbedError as error:
+                following = space.again(request, error)
+                if following is None:
+                    raise
+                request = following
+            else:
+                break
+        self._name_space(request, response, sent, space, pairs)
+        return response
+
+    def _name_space(self, request: Request, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs) -> None:
+        """Write the space of an answer into it, if a server tells it. sent: the request's call."""
+        if space.is_in(request, response) or space.take_header(response, sent.initial_metadata()):
+            return
+        answer = None
+        with suppress(TritonEmbedError):
+            question, left = space.question(), request.deadline.left()
+            if question is None:
+                return
+            timeout = LONGEST_QUESTION if left is None else min(left, LONGEST_QUESTION)
+            answer = ask(self._transport.infer_of(sent), question, timeout, pairs)
+        space.told(answer, response)
 
     def _collect(self, call: Call, rows: int | None, metadata: Metadata | None) -> EmbeddingResult:
         collector = Collector(rows)

@@ -10,14 +10,12 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
-from tritonembed_protocol.framing import FramingError, frame, unframe
-from tritonembed_protocol.space import SPACE
-
 from ._channel import Pairs
 from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import ModelInfo, model_info
+from ._spaces import space_question, space_told
 from ._transport import ask
-from .request import PROBES, Deadline, contents_of
+from .request import Deadline
 
 
 def is_starting(stubs: Iterable[Any], timeout: float, metadata: Pairs) -> bool:
@@ -73,11 +71,6 @@ def labels(stub: Any, model: str, deadline: Deadline, metadata: Pairs) -> tuple[
 
 def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:
     """The embedding space of the server's vectors; None if it has no model that can tell, or does not answer."""
-    request = service_pb2.ModelInferRequest(model_name=tokens_model, raw_input_contents=[frame([PROBES["token_ids"]])])
-    request.inputs.add(name="token_ids", datatype="BYTES", shape=(1, 1))
-    request.outputs.add(name=SPACE)
-    with suppress(TritonEmbedError, FramingError):
-        answer = ask(stub.ModelInfer, request, deadline.left(), metadata)
-        [found] = unframe(contents_of(answer, [SPACE])[SPACE])
-        return found.decode()
+    with suppress(TritonEmbedError):
+        return space_told(ask(stub.ModelInfer, space_question(tokens_model), deadline.left(), metadata))
     return None

@@ -10,16 +10,20 @@ from typing import Any
 
 import grpc
 
-from ._errors import error_from_status
+from ._errors import TritonEmbedError, error_from_status
 from .request import Request
 
 
 def answers(
-    requests: Iterator[Request], send: Callable[[Request], Any], max_in_flight: int
-) -> Generator[tuple[Request, Any], None, None]:
-    """Each request with its response, in the order of the requests.
+    requests: Iterator[Request],
+    send: Callable[[Request], Any],
+    again: Callable[[Request, TritonEmbedError], Request | None],
+    max_in_flight: int,
+) -> Generator[tuple[Request, Any, Any], None, None]:
+    """Each request with its response and its call, in the order of the requests.
 
-    ``send`` starts a request and gives gRPC's call. At most ``max_in_flight`` requests are unanswered, and at most as
+    ``send`` starts a request and gives gRPC's call. ``again`` gives the request to send instead of one that failed, or
+    None to raise its error. At most ``max_in_flight`` requests are unanswered, and at most as
     many answers wait for their turn: a slow request does not idle the server, and memory is bounded. The first error,
     of whichever request, is raised at once. Any end of the generator cancels the requests that are still in flight.
     """
@@ -28,11 +32,26 @@ def answers(
     unanswered = 0
     more = True
     refill = False  # each answer given out is replaced by a request, however busy the caller is in between
+
+    def replaced(call: Any) -> int:
+        """The number of requests that were sent instead of a finished call. Raises its error if that is none."""
+        error = _error(call)
+        if error is None:
+            return 0
+        for place, (request, other) in enumerate(window):
+            if other is call:
+                following = again(request, error)
+                if following is None:
+                    raise error
+                window[place] = (following, send(following))
+                window[place][1].add_done_callback(finished.put_nowait)
+                return 1
+        return 0  # it was replaced before
+
     try:
         while True:
             while not finished.empty():
-                _check(finished.get_nowait())
-                unanswered -= 1
+                unanswered += replaced(finished.get_nowait()) - 1
             answered = bool(window) and window[0][1].done()
             room = more and unanswered < max_in_flight and len(window) < 2 * max_in_flight
             if room and (refill or not answered):
@@ -44,14 +63,15 @@ def answers(
                 window.append((following, send(following)))
                 unanswered += 1
                 window[-1][1].add_done_callback(finished.put_nowait)
+            elif answered and (sent := replaced(window[0][1])):
+                unanswered += sent
             elif answered:
                 request, call = window.popleft()
-                _check(call)
-                yield request, call.result()
+                response = call.result()
+                yield request, response, call
                 refill = True
             elif window:
-                _check(finished.get())
-                unanswered -= 1
+                unanswered += replaced(finished.get()) - 1
             else:
                 return
     finally:
@@ -59,12 +79,11 @@ def answers(
             call.cancel()
 
 
-def _check(call: Any) -> None:
-    """Raise the error of a finished call that failed.
+def _error(call: Any) -> TritonEmbedError | None:
+    """The error of a finished call; None if it succeeded.
 
     It reads the status: the result of a call that ended because the client was closed would raise an error of another
     kind, as if this caller had been cancelled.
     """
     code = call.code()
-    if code is not grpc.StatusCode.OK:
-        raise error_from_status(code, call.details())
+    return None if code is grpc.StatusCode.OK else error_from_status(code, call.details())

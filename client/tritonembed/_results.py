@@ -24,8 +24,8 @@ class EmbeddingResult:
     ``embeddings`` is (n, d), with the dtype of its embedding_type: float32 for ``float``, float16, int8 or uint8, where
     d is the number of dimensions; int8 for ``binary`` and uint8 for ``ubinary``, where d = ceil(dimensions / 8) bytes.
     ``num_tokens`` is int32 (n,): the tokens that the model saw, after prompt, truncation and special tokens.
-    ``embedding_space`` names the model and the precision that made the vectors. It is None if the server does not say
-    it, as Triton itself does not, and if the parts of the result have different precisions.
+    ``embedding_space`` names the model and the precision that made the vectors. It is None if no server can tell it,
+    and if the parts of the result, or servers behind one address, have different precisions.
 
     ``sparse`` and ``multi_vector`` are there if ``outputs`` asked for them: per text a SparseVector, and an array of
     (tokens, d) with the dtype of the embedding_type. Without ``dense`` in ``outputs``, ``embeddings`` is (n, 0).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from threading import Lock, Thread
 from typing import Any
 
@@ -53,20 +54,24 @@ class Transport:
             return call
         return self._infer[0].future(request.message, timeout=request.timeout, metadata=pairs)
 
+    def infer_of(self, sent: Any) -> Any:
+        """gRPC's method of the server that answered a call."""
+        return self._infer[0] if len(self._infer) == 1 else sent.infer
+
     def answer(self, request: Request, pairs: Pairs) -> Any:
-        """The answer to a request. Raises TritonEmbedError.
+        """The answer to a request, and its call. Raises TritonEmbedError.
 
         gRPC handles a blocking call in this thread, at half the cost of a call that may run beside others.
         """
         if len(self._infer) == 1:
-            return ask(self._infer[0], request.message, request.timeout, pairs)
+            return ask(self._infer[0].with_call, request.message, request.timeout, pairs)
         tried: list[Upstream] = []
         while True:
             attempt = self._router.begin(request.work, tried)
             tried.append(attempt.upstream)
             try:
                 infer = self._infer[attempt.upstream.index]
-                response = infer(request.message, timeout=request.timeout, metadata=pairs)
+                response, call = infer.with_call(request.message, timeout=request.timeout, metadata=pairs)
             except grpc.RpcError as failed:
                 error = error_from_rpc(failed)
                 again = request.renewed() if self._router.failed(attempt, error, tried) else None
@@ -78,7 +83,18 @@ class Transport:
                 raise
             else:
                 self._router.answered(attempt)
-                return response
+                return response, _Answered(call, infer)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """A call that has ended. infer: gRPC's method of its server."""
+
+    call: Any
+    infer: Any
+
+    def initial_metadata(self) -> Any:
+        return self.call.initial_metadata()
 
 
 class RoutedCall:
@@ -164,6 +180,14 @@ class RoutedCall:
 
     def details(self) -> Any:
         return self._call.details()
+
+    @property
+    def infer(self) -> Any:
+        """gRPC's method of the server that answered."""
+        return self._infer[self._tried[-1].index]
+
+    def initial_metadata(self) -> Any:
+        return self._call.initial_metadata()
 
     def result(self) -> Any:
         return self._call.result()

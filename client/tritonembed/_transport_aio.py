@@ -54,15 +54,19 @@ class AsyncTransport:
             return RoutedCall(self._router, self._infer, request, pairs)
         return self._infer[0](request.message, timeout=request.timeout, metadata=pairs)
 
+    def infer_of(self, sent: Any) -> Any:
+        """gRPC's method of the server that answered a call."""
+        return self._infer[0] if len(self._infer) == 1 else sent.infer
+
     async def answer(self, request: Request, pairs: Pairs) -> Any:
-        """The answer to a request. Raises TritonEmbedError."""
+        """The answer to a request, and its call. Raises TritonEmbedError."""
         call = self.send(request, pairs)
         try:
             # The status, not the result: that would raise asyncio.CancelledError if the client was closed.
             code = await call.code()
             if code is not grpc.StatusCode.OK:
                 raise error_from_status(code, await call.details())
-            return await call
+            return await call, call
         finally:
             call.cancel()
 
@@ -129,6 +133,14 @@ class RoutedCall:
 
     async def details(self) -> Any:
         return await self._call.details()
+
+    @property
+    def infer(self) -> Any:
+        """gRPC's method of the server that answered."""
+        return self._infer[self._tried[-1].index]
+
+    async def initial_metadata(self) -> Any:
+        return await self._call.initial_metadata()
 
     def __await__(self) -> Generator[Any, None, Any]:
         return self._call.__await__()  # type: ignore[no-any-return]

@@ -12,6 +12,7 @@ HEADER = "x-embedding-space"
 """The same as an HTTP header and as gRPC metadata, in both directions."""
 
 _REFUSAL = "the vectors here are of the space "
+_REFUSED = re.compile(rf"{_REFUSAL}([0-9A-Za-z._-]{{1,64}}), ")
 _FORM = re.compile(r"[0-9A-Za-z._-]{1,64}")
 
 
@@ -36,6 +37,12 @@ def of_adapter(space: str, digest: str) -> str:
 def of_another_space(own: str) -> str:
     """The reason to refuse a request for another space than `own`."""
     return f"{_REFUSAL}{own}, not of the one that is asked for"
+
+
+def of_refusal(message: str) -> str | None:
+    """The server's own space in its error about another one; None if it is another error, or names several."""
+    found = _REFUSED.search(message)
+    return found[1] if found else None
 
 
 def is_refusal(message: str | None) -> bool:

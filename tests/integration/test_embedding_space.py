@@ -43,6 +43,9 @@ def tensor(kind: Any) -> Any:
 def test_a_bare_server_tells_its_space_and_refuses_another(server: RunningServer, space: str) -> None:
     with EmbeddingClient(server.target) as client:
         assert client.info().embedding_space == space
+        assert client.embed(["a text"]).embedding_space == space
+        assert client.embed(["a text"] * 70).embedding_space == space
+        assert client.embed_chunks(["a text"]).embedding_space == space
         assert client.embed(["a text"], embedding_space=space).embedding_space == space
         assert client.embed_chunks(["a text"], embedding_space=space).embedding_space == space
         for embed in (client.embed, client.embed_chunks):

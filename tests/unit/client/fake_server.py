@@ -15,6 +15,8 @@ import numpy as np
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
+from tritonembed_protocol.space import SPACE
+
 DIMENSIONS = 10
 DTYPES = {"float": "<f4", "float16": "<f2", "int8": "i1", "uint8": "u1", "binary": "i1", "ubinary": "u1"}
 
@@ -66,6 +68,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.time_left = []
         self.models = ["embedding", "embedder"]
         self.labels = []
+        self.tells_its_space = False
         self.ready, self.has_servers = True, True  # not while a manager starts or ends
         self.asked = 0
         self.cancelled = 0
@@ -93,6 +96,8 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._pool.shutdown()
 
     def ModelInfer(self, request, context):
+        if not self.tells_its_space and [output.name for output in request.outputs] == [SPACE]:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output")
         with self._lock:
             self.requests.append(request)
             self.metadata.append(dict(context.invocation_metadata()))
