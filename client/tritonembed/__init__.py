@@ -25,9 +25,8 @@ from ._errors import (
     TritonEmbedError,
     UnavailableError,
 )
-from ._results import EmbeddingResult, ModelInfo, ServerInfo, TensorInfo
+from ._results import EmbeddingResult, ModelInfo, ServerInfo, SparseVector, TensorInfo, maxsim
 from ._scores import Ranking, ScoreResult
-from ._token_outputs import SparseVector, maxsim
 
 __all__ = [
     "Activation",

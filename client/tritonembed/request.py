@@ -33,8 +33,7 @@ from tritonembed_protocol.types import (
 )
 
 from ._errors import DeadlineExceededError, InvalidArgumentError, ServerError
-from ._results import EmbeddingResult
-from ._token_outputs import names_of, read_multi_vector, read_sparse
+from ._results import EmbeddingResult, names_of, read_multi_vector, read_sparse
 from .inputs import TokenIds, batches, check_batch_size, encode_texts, encode_token_ids
 
 # The shortest input that every model takes.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from .failures import CommandError, UsageError, usage_errors
-from .files import load_arrow
 
 BATCH_ROWS = 1024
 BOM = b"\xef\xbb\xbf"
@@ -187,3 +186,17 @@ def _csv(lines: Iterable[str], column: str) -> Iterator[str]:
     except csv.Error as error:
         reason = str(error).partition(" - ")[0]  # the rest is advice for programmers
         raise _RowError(f"not CSV: {reason}") from None
+
+
+def load_arrow() -> Any:
+    """pyarrow with pyarrow.parquet, imported by Parquet files only. Raises UsageError if it cannot be imported."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise  # main() names the extra to install
+    except ImportError as error:
+        # Recent releases of pyarrow refuse numpy 1, which some servers' environments need.
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"Parquet files need a pyarrow that fits the other packages: {reason}") from error
+    return pyarrow
