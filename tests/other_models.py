@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tritonembed_perf.families import generated_tokenizers as generated
+from tritonembed_perf.families import vocabularies as generated
 from tritonembed_perf.models import SMALL, WEIGHT_STD, Options, shape, write_model
 
 if TYPE_CHECKING:

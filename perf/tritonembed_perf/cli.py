@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tritonembed_manager.tune.loadgen.load import LoadError
-from tritonembed_perf.signals import exit_on_sigterm
+from tritonembed_perf.failures import exit_on_sigterm
 from tritonembed_protocol.printable import printable
 
 INTERRUPTED = 130

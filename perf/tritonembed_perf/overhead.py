@@ -236,7 +236,7 @@ def _show(rows: Sequence[dict[str, Any]]) -> None:
 
 def _plot(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A stacked bar per load."""
-    from tritonembed_perf.plots import stacked_bars
+    from tritonembed_perf.reports import stacked_bars
 
     stacked_bars(
         path,

@@ -1,11 +1,13 @@
 """Real servers for a benchmark, a test or the demo: `tritonembed-manager` as a child process on free loopback ports."""
 
+import random
 import signal
+import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -14,8 +16,38 @@ import psutil  # type: ignore[import-untyped]
 
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.tune.loadgen.load import LoadError
-from tritonembed_perf.free_ports import free_ports
-from tritonembed_perf.signals import exit_on_sigterm
+from tritonembed_perf.failures import exit_on_sigterm
+
+_GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_TRIES = 1000
+_CHANCE = random.SystemRandom()
+"""Without a seed: another program may have the same one."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens on now, outside the range from which the kernel serves requests for any port.
+
+    Within that range another program could be given the port before the server listens.
+    """
+    ports: list[int] = []
+    with ExitStack() as held:
+        for port in _CHANCE.sample(_candidates(), _TRIES):
+            with suppress(OSError):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+                ports.append(port)
+            if len(ports) == count:
+                return ports
+    raise OSError(f"of {_TRIES} ports fewer than {count} are free")
+
+
+def _candidates() -> range:
+    """Below the kernel's range; all ports if that covers nearly all."""
+    try:
+        first = int(_GIVEN_AWAY.read_text().split()[0])
+    except OSError:
+        first = 0
+    return range(10_000, first if first >= 12_000 else 60_000)
+
 
 READY = "READY grpc "
 """`replica` and `serve` print it once an inference has succeeded."""

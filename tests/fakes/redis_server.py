@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 _LIMIT_S = 60
 

@@ -12,8 +12,7 @@ from tests.integration.reference import cosines, reference_spans, reference_vect
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.free_ports import free_ports
-from tritonembed_perf.server import running_server
+from tritonembed_perf.server import free_ports, running_server
 
 pytestmark = pytest.mark.gpu
 TEXTS = [" ".join(["some words that fill a sentence"] * n) for n in range(1, 20)]

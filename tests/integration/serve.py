@@ -19,8 +19,7 @@ from tests.processes import command, model_stubs
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError, UnavailableError
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.server.process import Process, family, process_table
-from tritonembed_perf.free_ports import free_ports
-from tritonembed_perf.server import RunningServer
+from tritonembed_perf.server import RunningServer, free_ports
 from tritonembed_perf.server import running_server as perf_server
 
 MANAGER = tuple(module_command("tritonembed_manager"))

@@ -23,7 +23,7 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonembed_manager.server.process import family, process_table
 from tritonembed_manager.server.repository import render
 from tritonembed_manager.server.settings import RenderSettings
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 START_LIMIT_S = 120
 SHARED_MEMORY = Path("/dev/shm")

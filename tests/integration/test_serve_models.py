@@ -18,7 +18,7 @@ from tests.merged import hidden_of, merged_model
 from tests.models import ModelShelf
 
 from tritonembed import EmbeddingClient, InvalidArgumentError, ModelNotFoundError
-from tritonembed_perf.adapters import write_adapter
+from tritonembed_perf.models import write_adapter
 
 COMMAND = str(Path(sys.executable).with_name("tritonembed"))
 TEXTS = ["a few words", "the cat sat on the mat", "x"]

@@ -18,7 +18,7 @@ from tests.unit.manager.router.control.envoy.running import until_live, write
 from tritonclient.grpc import service_pb2_grpc
 
 from tritonembed_manager.router.control.envoy.settings import find_envoy
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 MARK = ("x-mark", "of this test")
 CLIENT = f"""

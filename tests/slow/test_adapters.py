@@ -13,7 +13,7 @@ from tests.models import ModelShelf
 
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.model.modules import Pooling
-from tritonembed_perf.adapters import write_adapter
+from tritonembed_perf.models import write_adapter
 
 TARGETS = {
     "bert": ["query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense"],

@@ -6,7 +6,7 @@ import time
 from tests.fakes.threaded import fake_triton
 from tests.integration.serve import serving
 
-from tritonembed_perf.chaos import http2
+from tritonembed_perf.chaos import http2_attacks
 
 PATIENCE_S = 100
 """gRPC sends a ping after a minute without a byte, and waits 20 s for its answer."""
@@ -20,7 +20,7 @@ def test_a_grpc_connection_whose_client_answers_no_ping_is_closed_within_two_min
     ):
         began = time.monotonic()
         # The client opens a connection, and then answers nothing.
-        silent.sendall(http2.opening())
+        silent.sendall(http2_attacks.opening())
         silent.settimeout(PATIENCE_S)
         while silent.recv(1 << 16):
             pass

@@ -10,7 +10,7 @@ from tests.deploy.wheels import ROOT, build, install
 from tests.integration.serve import START_LIMIT_S
 
 from tritonembed import EmbeddingClient
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 TEXTS = ["a cat sits on the mat", "stock prices fell sharply today"]
 

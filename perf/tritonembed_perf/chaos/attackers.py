@@ -14,10 +14,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from tritonembed_perf.chaos.attack import CANARY, FROM, Attack, Target
 from tritonembed_perf.chaos.grpc_attacks import NOT_ANSWERED, grpc_attacks
-from tritonembed_perf.chaos.harms import SERVER, WORKER, Harms
 from tritonembed_perf.chaos.http2_attacks import http2_attacks
 from tritonembed_perf.chaos.http_attacks import http_attacks
-from tritonembed_perf.chaos.ledger import BROKEN, HANG, Ledger
+from tritonembed_perf.chaos.ledger import BROKEN, HANG, SERVER, WORKER, Harms, Ledger
 from tritonembed_perf.chaos.socket_attacks import socket_attacks
 
 REST_S = (0.0, 0.1)

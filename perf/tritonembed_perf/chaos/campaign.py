@@ -12,12 +12,19 @@ import aiohttp
 import numpy as np
 
 from tritonembed_perf.chaos.attackers import Attackers, target_of
-from tritonembed_perf.chaos.callers import GoodCaller, GrpcStream, GrpcUnary, HttpBinary, OpenAI, Way
+from tritonembed_perf.chaos.callers import (
+    GoodCaller,
+    GrpcStream,
+    GrpcUnary,
+    HttpBinary,
+    KnownVectors,
+    OpenAI,
+    Way,
+    make_sentences,
+)
 from tritonembed_perf.chaos.footprint import take_footprint
-from tritonembed_perf.chaos.harms import Harms
 from tritonembed_perf.chaos.killers import Killer
-from tritonembed_perf.chaos.ledger import Ledger, percentile
-from tritonembed_perf.chaos.sentences import KnownVectors, make_sentences
+from tritonembed_perf.chaos.ledger import Harms, Ledger, percentile
 from tritonembed_perf.chaos.service import Service, all_ready
 from tritonembed_perf.chaos.watch import Watch
 

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from tritonembed_manager.server.process import Process, read_process
-from tritonembed_perf.chaos import harms
-from tritonembed_perf.chaos.harms import Harm, Harms
+from tritonembed_perf.chaos import ledger
+from tritonembed_perf.chaos.ledger import Harm, Harms
 from tritonembed_perf.chaos.service import CONVERTER, EMBEDDER, TOKENIZER, TRITON, WORKER, Member, Service
 
 VICTIMS = {TRITON: 3, EMBEDDER: 3, TOKENIZER: 2, WORKER: 2, CONVERTER: 1}
 """Roles, and the weight of each in the random choice."""
-_TARGETS = {WORKER: harms.WORKER, CONVERTER: harms.HELPER}
+_TARGETS = {WORKER: ledger.WORKER, CONVERTER: ledger.HELPER}
 _STOPS = 0.4
 """Share of the harms that are SIGSTOP."""
 _LEFT_STOPPED = 0.5
@@ -69,7 +69,7 @@ class Killer:
     def _harm(self) -> None:
         members = self._service.members()
         role = self._rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
-        if role == WORKER and any(harm.target == harms.WORKER for harm in self._record.open()):
+        if role == WORKER and any(harm.target == ledger.WORKER for harm in self._record.open()):
             # With both workers gone nothing listens, which is no fault of the service.
             role = TRITON
         chosen = [member for member in members if member.role == role]
@@ -84,7 +84,7 @@ class Killer:
             self._stop(victim, self._rng.uniform(*_STOPPED_S))
 
     def _signal(self, victim: Member, number: signal.Signals, what: str) -> Harm:
-        target = _TARGETS.get(victim.role, harms.SERVER)
+        target = _TARGETS.get(victim.role, ledger.SERVER)
         # Recorded before the signal is sent: a request may break in the same moment.
         harm = self._record.add(f"{victim.role} {what}", target, victim.server, victim.process.pid)
         harm.ended = harm.began if number is signal.SIGKILL else None

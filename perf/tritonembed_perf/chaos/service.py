@@ -11,8 +11,7 @@ from typing import Any
 import aiohttp
 
 from tritonembed_manager.server.process import Process, family, process_table
-from tritonembed_perf.free_ports import free_ports
-from tritonembed_perf.server import ManagerProcess, manager_process
+from tritonembed_perf.server import ManagerProcess, free_ports, manager_process
 
 MANAGER, WORKER, TRITON, EMBEDDER, TOKENIZER = "manager", "worker", "tritonserver", "embedder stub", "tokenizer stub"
 CONVERTER = "converter"

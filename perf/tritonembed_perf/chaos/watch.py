@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from tritonembed_perf.chaos.footprint import largest_worker_mib
-from tritonembed_perf.chaos.harms import HELPER, SERVER, WORKER, Harms
 from tritonembed_perf.chaos.killers import Killer
-from tritonembed_perf.chaos.ledger import Ledger
+from tritonembed_perf.chaos.ledger import HELPER, SERVER, WORKER, Harms, Ledger
 from tritonembed_perf.chaos.service import Service, all_ready
 
 _EVERY_S = 0.25

@@ -8,8 +8,7 @@ from typing import Any
 from tritonembed_perf.compare.contest import Contest, Materials, Window
 from tritonembed_perf.compare.peer import Bench, parse_pythons
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
-from tritonembed_perf.compare.reports import publish
-from tritonembed_perf.compare.results import Trial, merge_reports, read_report
+from tritonembed_perf.compare.results import Trial, merge_reports, publish, read_report
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.loadgen.target import check_loads, read_tokenizer

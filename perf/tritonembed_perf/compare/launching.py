@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import psutil  # type: ignore[import-untyped]
 
 from tritonembed_manager.tune.loadgen.load import RequestFailedError, Sender
+from tritonembed_perf.failures import deferred_signals
 from tritonembed_perf.loadgen.protocols import WrongAnswerError
-from tritonembed_perf.signals import deferred_signals
 
 START_LIMIT_S = 900.0
 ATTEMPT_S = 30.0

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from tritonembed_perf.compare.launching import LINE_LENGTH, CannotRunError, launched
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.protocols import WireProtocol
 from tritonembed_perf.loadgen.target import ask_server
+from tritonembed_perf.server import free_ports
 
 QUESTION_LIMIT_S = 120.0
 QUESTION = """

@@ -18,8 +18,7 @@ from typing import Any
 import numpy as np
 
 from tritonembed_perf.families.registry import Case, load_cases, select
-from tritonembed_perf.families.table import cosine_text, summary, write_results
-from tritonembed_perf.families.verdicts import Row, Verdict, compare, judge
+from tritonembed_perf.families.verdicts import Row, Verdict, compare, cosine_text, judge, summary, write_results
 from tritonembed_perf.families.zygote import Zygote
 
 SECONDS = 300.0

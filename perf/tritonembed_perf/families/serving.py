@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed_perf.families.logits import pair_of
-from tritonembed_perf.families.reference import Rows, write_rows
-from tritonembed_perf.families.texts import KINDS
+from tritonembed_perf.families.reference import KINDS, Rows, pair_of, write_rows
 
 
 def prepare() -> None:

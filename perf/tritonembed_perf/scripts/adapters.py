@@ -19,8 +19,8 @@ from typer import Option
 
 from tritonembed_manager.commands.options import with_options
 from tritonembed_perf import models
-from tritonembed_perf.adapters import write_adapter
 from tritonembed_perf.failures import BenchError
+from tritonembed_perf.models import write_adapter
 from tritonembed_perf.options import run_script
 from tritonembed_perf.scripts.engine import read_shape
 from tritonembed_perf.scripts.executor import ExecutorOptions, load_executor

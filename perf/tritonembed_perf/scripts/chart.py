@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.plots import grouped_bars
+from tritonembed_perf.reports import grouped_bars
 
 
 def main() -> None:

@@ -34,10 +34,9 @@ from tritonembed_manager.tune.loadgen.clients import run_closed_loop
 from tritonembed_manager.tune.loadgen.load import CONNECTION_OPTIONS, METHOD, encode_request
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
-from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.options import run_script
-from tritonembed_perf.server import running_manager
+from tritonembed_perf.server import free_ports, running_manager
 from tritonembed_protocol.framing import frame, unframe
 
 WARM_UP_S = 0.5

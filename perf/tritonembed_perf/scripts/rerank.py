@@ -28,10 +28,9 @@ from tritonembed_perf.compare.launching import launched
 from tritonembed_perf.compare.peer import Bench, find_python, parse_pythons
 from tritonembed_perf.compare.peers import ENVIRONMENTS, INFINITY, SERVED_NAME, all_peers
 from tritonembed_perf.failures import BenchError, UsageError
-from tritonembed_perf.free_ports import free_ports
 from tritonembed_perf.loadgen.protocols import HttpSender, WrongAnswerError
 from tritonembed_perf.options import Model, run_script
-from tritonembed_perf.server import running_server
+from tritonembed_perf.server import free_ports, running_server
 
 QUERY = "which of these words stands for a place where bread is baked?"
 WORDS = ("bread", "river", "train", "quiet", "seven", "house", "green", "paper", "stone", "water")

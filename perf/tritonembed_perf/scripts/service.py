@@ -116,7 +116,7 @@ def mixed_requests(rng: np.random.Generator, count: int) -> tuple[list[bytes], l
 
 def draw(path: Path, latencies: dict[str, npt.NDArray[np.float64]]) -> None:
     """The share of requests that took longer, by milliseconds."""
-    from tritonembed_perf.plots import chart
+    from tritonembed_perf.reports import chart
 
     with chart(path, "Requests that took longer, by policy (very mixed lengths)") as axes:
         for name, seen in latencies.items():

@@ -33,7 +33,7 @@ from tritonembed_engine.request import of_chosen
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
-from tritonembed_perf.adapters import write_adapter
+from tritonembed_perf.models import write_adapter
 from tritonembed_protocol.space import of_adapter
 
 LENGTHS = (3, 17, 40, 9, 30, 5)

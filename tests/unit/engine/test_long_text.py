@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from tritonembed_engine.tokenizing.long_text import PLAIN_CATEGORIES, SafeCuts
-from tritonembed_perf.families import generated_tokenizers as generated
+from tritonembed_perf.families import vocabularies as generated
 from tritonembed_perf.models import BERT_TOKENIZER
 
 PLAIN = [c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) in PLAIN_CATEGORIES]

@@ -14,7 +14,7 @@ from tritonembed_engine.score_parameters import ScoreParameters
 from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 from tritonembed_engine.tokenizing.pairs import PairTokenizer
 from tritonembed_perf.families import rerankers
-from tritonembed_perf.families.texts import TEXTS
+from tritonembed_perf.families.reference import TEXTS
 
 QUERIES = ("how tall is it?", "naïve café", "人人生而自由", "  spaces ", "a")
 SHORT = tuple(text for text in TEXTS if len(text) < 100)

@@ -19,7 +19,7 @@ from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS, EmbedParameters
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
-from tritonembed_perf.families.generated_tokenizers import training_corpus
+from tritonembed_perf.families.vocabularies import training_corpus
 from tritonembed_perf.models import BERT_TOKENIZER
 
 KINDS = ["bert", "roberta", "xlm-roberta", "modernbert", "qwen3"]

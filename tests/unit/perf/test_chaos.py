@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from tests.fakes.triton import vector
 
-from tritonembed_perf.chaos import http2
+from tritonembed_perf.chaos import http2_attacks
 from tritonembed_perf.chaos.attack import CANARY, REFUSED, Attack, Target
 from tritonembed_perf.chaos.attackers import Attackers, all_attacks
-from tritonembed_perf.chaos.harms import SERVER, WORKER, Harms
-from tritonembed_perf.chaos.ledger import CONNECTION_LOST, Ledger, Lost, documented_limit, grpc_outcome
+from tritonembed_perf.chaos.callers import KnownVectors, make_sentences
+from tritonembed_perf.chaos.ledger import (
+    CONNECTION_LOST,
+    SERVER,
+    WORKER,
+    Harms,
+    Ledger,
+    Lost,
+    documented_limit,
+    grpc_outcome,
+)
 from tritonembed_perf.chaos.messages import MESSAGES
 from tritonembed_perf.chaos.report import failures
-from tritonembed_perf.chaos.sentences import KnownVectors, make_sentences
 
 
 @pytest.fixture
@@ -134,8 +142,8 @@ def test_the_same_seed_makes_the_same_message() -> None:
 
 def test_header_fields_are_literals_with_hpacks_lengths() -> None:
     # RFC 7541 has 1337 in a prefix of five bits (C.1.2). In seven bits, the rest is 1337 - 127 = 1210 = 9 * 128 + 58.
-    assert http2.block([(b"a", b"\xe9")]) == b"\0\1a\1\xe9"
-    assert http2.block([(b"a", b"v" * 1337)]) == b"\0\1a" + bytes((127, 58 + 128, 9)) + b"v" * 1337
+    assert http2_attacks.block([(b"a", b"\xe9")]) == b"\0\1a\1\xe9"
+    assert http2_attacks.block([(b"a", b"v" * 1337)]) == b"\0\1a" + bytes((127, 58 + 128, 9)) + b"v" * 1337
 
 
 def campaign(**ledger: object) -> tuple[object, dict]:

@@ -15,9 +15,9 @@ from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 from tritonembed_perf.compare.contest import Contest, Window
 from tritonembed_perf.compare.launching import CannotRunError, launched
 from tritonembed_perf.compare.peer import DEFAULTS, Bench
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.failures import deferred_signals
 from tritonembed_perf.loadgen.protocols import OpenAI
-from tritonembed_perf.signals import deferred_signals
+from tritonembed_perf.server import free_ports
 
 
 @pytest.fixture

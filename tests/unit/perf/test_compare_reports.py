@@ -8,8 +8,18 @@ import pytest
 from PIL import Image
 
 from tritonembed_perf.compare.command import make_head
-from tritonembed_perf.compare.reports import markdown, plot, publish, remarks, rows_of
-from tritonembed_perf.compare.results import Result, Sample, Trial, merge_reports, read_report
+from tritonembed_perf.compare.results import (
+    Result,
+    Sample,
+    Trial,
+    markdown,
+    merge_reports,
+    plot,
+    publish,
+    read_report,
+    remarks,
+    rows_of,
+)
 from tritonembed_perf.failures import UsageError
 from tritonembed_perf.reports import describe_environment, without_paths
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tritonembed_perf.families import registry, table, texts, verdicts
+from tritonembed_perf.families import reference, registry, verdicts
 from tritonembed_perf.families.registry import Case, case, load_cases, select
 from tritonembed_perf.families.verdicts import Row, Verdict, compare, judge
 
@@ -44,9 +44,9 @@ def test_code_is_run_by_both_sides_or_by_neither() -> None:
 
 
 def test_the_texts_are_embedded_as_texts_queries_and_passages() -> None:
-    assert len(set(texts.TEXTS)) == len(texts.TEXTS) >= 40
-    assert set(texts.KINDS) == {"plain", "query", "passage"}
-    assert set(texts.PROMPTED) <= set(texts.TEXTS)
+    assert len(set(reference.TEXTS)) == len(reference.TEXTS) >= 40
+    assert set(reference.KINDS) == {"plain", "query", "passage"}
+    assert set(reference.PROMPTED) <= set(reference.TEXTS)
 
 
 def test_equal_vectors_are_right() -> None:
@@ -115,7 +115,7 @@ def test_the_table_has_a_line_per_case_and_shows_what_is_wrong() -> None:
         Row("a", "One", Verdict.RIGHT, cosine=0.999999, executor="direct"),
         Row("b", "Two", Verdict.WRONG, "x | y", cosine=0.5, executor="direct", arguments={"max_model_len": 8}),
     ]
-    page = table.markdown(rows)
+    page = verdicts.markdown(rows)
     assert "2 cases: 1 right, 1 WRONG." in page
     assert "| `a` | right | 0.99999 | direct |  |  |" in page
     assert '| `b` | **WRONG** | 0.50000 | direct | x \\| y | `{"max_model_len": 8}` |' in page
@@ -123,6 +123,6 @@ def test_the_table_has_a_line_per_case_and_shows_what_is_wrong() -> None:
 
 
 def test_the_results_are_written_as_markdown_and_json(tmp_path: Path) -> None:
-    table.write_results([Row("a", "One", Verdict.REFUSED, "no")], tmp_path / "out")
+    verdicts.write_results([Row("a", "One", Verdict.REFUSED, "no")], tmp_path / "out")
     assert (tmp_path / "out" / "models.md").read_text().startswith("# Models")
     assert json.loads((tmp_path / "out" / "models.json").read_text())[0]["verdict"] == "refused"

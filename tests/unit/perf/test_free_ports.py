@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tritonembed_perf import free_ports as module
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf import server as module
+from tritonembed_perf.server import free_ports
 
 
 def test_ports_are_free_and_different() -> None:

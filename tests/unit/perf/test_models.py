@@ -11,7 +11,7 @@ from sentence_transformers import SentenceTransformer
 from tests.models import WRITERS, ModelShelf
 from tests.other_models import write_roberta
 
-from tritonembed_perf.families.generated_tokenizers import training_corpus
+from tritonembed_perf.families.vocabularies import training_corpus
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from tritonembed_perf.failures import BenchError
-from tritonembed_perf.scripts.baseline import BASELINES, conclude, find_drops, uneven_rounds
-from tritonembed_perf.scripts.bench import rounds_until
+from tritonembed_perf.scripts.bench import BASELINES, conclude, find_drops, rounds_until, uneven_rounds
 
 ROWS = [
     {"load": "50x64@4", "ours": [100.0, 110.0, 90.0], "sentence_transformers": [50.0, 52.0, 48.0], "ratio": 2.0},

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tritonembed_perf.signals import exit_on_sigterm
+from tritonembed_perf.failures import exit_on_sigterm
 
 # In place of the manager: prints READY and ends only on a signal.
 MANAGER = """

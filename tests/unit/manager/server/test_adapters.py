@@ -24,7 +24,7 @@ from tritonembed_manager.server.repository import (
     render,
 )
 from tritonembed_manager.server.settings import RenderSettings
-from tritonembed_perf.adapters import write_adapter
+from tritonembed_perf.models import write_adapter
 from tritonembed_protocol.served import ServedModel
 
 MODELS = [ModelEntry("owner/first", "one"), ModelEntry("owner/second", "two"), ModelEntry("r", "rank", task="score")]

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app
 from tritonembed_manager.server.doctor import Gpu, Machine, examine, gather
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 GIB = 1 << 30
 H200 = Gpu("NVIDIA H200", 143_771, "580.82.07", "Default")

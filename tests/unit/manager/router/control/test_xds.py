@@ -16,7 +16,7 @@ from tritonembed_manager.router.control.xds.server import CLUSTER, ENDPOINTS, LI
 from tritonembed_manager.router.control.xds.xds_pb import xds_pb2 as pb
 from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.router.tls import Pems
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 HEALTHY, UNHEALTHY, DRAINING = 1, 2, 3
 SOON_S = 0.2

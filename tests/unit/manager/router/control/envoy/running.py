@@ -14,7 +14,7 @@ from tritonembed_manager.router.control.envoy.settings import find_envoy
 from tritonembed_manager.router.control.envoy.tenants import EnvoyTenants
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.link import Sockets
-from tritonembed_perf.free_ports import free_ports
+from tritonembed_perf.server import free_ports
 
 
 def whole_configuration(
