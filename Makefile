@@ -4,7 +4,7 @@ MODEL ?=
 QUERY ?=
 ARGS ?=
 BIN := .venv/bin
-PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_engine manager/tritonembed_manager perf/tritonembed_perf
+PACKAGES := client/tritonembed_protocol client/tritonembed engine/tritonembed_engine bulk/tritonembed_bulk manager/tritonembed_manager perf/tritonembed_perf
 
 APIS := manager/tritonembed_manager/router/apis
 XDS := manager/tritonembed_manager/router/control/xds

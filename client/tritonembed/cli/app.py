@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, distribution
 from importlib.metadata import version as installed_version
 from time import perf_counter
 from types import FrameType
@@ -110,6 +111,20 @@ app.command()(rerank)
 app.command()(classify)
 app.command()(health)
 app.command()(info)
+
+
+def _add_commands() -> None:
+    """Add the commands that other packages of this distribution bring."""
+    try:
+        entries = distribution("tritonembed").entry_points.select(group="tritonembed.commands")
+    except PackageNotFoundError:
+        return  # a checkout that is not installed
+    for entry in entries:
+        loaded = entry.load()
+        app.command(entry.name, epilog=sys.modules[loaded.__module__].EPILOG)(loaded)
+
+
+_add_commands()
 
 
 def run(arguments: list[str] | None = None) -> NoReturn:

@@ -104,6 +104,12 @@ class Connection:
         return timeout
 
     @property
+    def model(self) -> str | None:
+        """What `--model` names; None if it was not given."""
+        model: str | None = self._given.get("model")
+        return model
+
+    @property
     def target(self) -> str:
         """host:port."""
         host = self._given.get("host", "localhost")
