@@ -416,7 +416,7 @@ class EmbeddingClient:
         return response
 
     def _name_space(self, request: Request, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs) -> None:
-        """Write the space of an answer into it, if a server tells it. sent: the request's call."""
+        """Write the space of an answer into it, if a server reports it. sent: the request's call."""
         if space.is_in(request, response) or space.take_header(response, sent.initial_metadata()):
             return
         answer = None
@@ -426,7 +426,7 @@ class EmbeddingClient:
                 return
             timeout = LONGEST_QUESTION if left is None else min(left, LONGEST_QUESTION)
             answer = ask(self._transport.infer_of(sent), question, timeout, pairs)
-        space.told(answer, response)
+        space.take_answer(answer, response)
 
     def _collect(self, call: Call, rows: int | None, metadata: Metadata | None) -> EmbeddingResult:
         collector = Collector(rows)
@@ -457,7 +457,7 @@ class EmbeddingClient:
         return collector.result(self._labels_of(call.model, call.deadline))
 
     def _labels_of(self, model: str, deadline: Deadline) -> tuple[str, ...]:
-        """The labels of a model that scores, asked for once; none if no server can tell."""
+        """The labels of a model that scores, asked for once; none if no server reports them."""
         if model not in self._labels:
             for stub in self._transport.stubs:
                 with suppress(TritonEmbedError):

@@ -70,7 +70,7 @@ def labels(stub: Any, model: str, deadline: Deadline, metadata: Pairs) -> tuple[
 
 
 def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:
-    """The embedding space of the server's vectors; None if it has no model that can tell, or does not answer."""
+    """The embedding space of the server's vectors; None if it has no model that reports it, or does not answer."""
     with suppress(TritonEmbedError):
         return space_told(ask(stub.ModelInfer, space_question(tokens_model), deadline.left(), metadata))
     return None

@@ -69,7 +69,7 @@ async def labels(stub: Any, model: str, deadline: Deadline, metadata: Pairs) -> 
 
 
 async def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pairs) -> str | None:
-    """The embedding space of the server's vectors; None if it has no model that can tell, or does not answer."""
+    """The embedding space of the server's vectors; None if it has no model that reports it, or does not answer."""
     with suppress(TritonEmbedError):
         return space_told(await ask(stub.ModelInfer, space_question(tokens_model), deadline.left(), metadata))
     return None

@@ -25,7 +25,7 @@ class EmbeddingResult:
     ``embeddings`` is (n, d), with the dtype of its embedding_type: float32 for ``float``, float16, int8 or uint8, where
     d is the number of dimensions; int8 for ``binary`` and uint8 for ``ubinary``, where d = ceil(dimensions / 8) bytes.
     ``num_tokens`` is int32 (n,): the tokens that the model saw, after prompt, truncation and special tokens.
-    ``embedding_space`` names the model and the precision that made the vectors. It is None if no server can tell it,
+    ``embedding_space`` names the model and the precision that made the vectors. It is None if no server reports it,
     and if the parts of the result, or servers behind one address, have different precisions.
 
     ``sparse`` and ``multi_vector`` are there if ``outputs`` asked for them: per text a SparseVector, and an array of
@@ -81,7 +81,7 @@ class ServerInfo:
     """Of the vectors, found by an inference; None if the server cannot embed now."""
 
     embedding_space: str | None = None
-    """The model and the precision of its vectors; None if the server cannot tell it now."""
+    """The model and the precision of its vectors; None if the server can't report it now."""
 
 
 def rows_of(inputs: Iterable[object]) -> int | None:
@@ -238,7 +238,7 @@ def _read_weights(element: bytes) -> SparseVector:
     count = int.from_bytes(element[:4], "little")
     middle, end = 4 + 4 * count, 4 + 8 * count
     if len(element) < max(end, 4):
-        raise ServerError("output sparse: an element is shorter than its count says")
+        raise ServerError("output sparse: an element is shorter than its count")
     tokens = None
     if len(element) > end:
         try:

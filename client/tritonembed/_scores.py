@@ -39,7 +39,7 @@ class ScoreResult:
 
     ``scores`` is float32 (n, labels). ``labels`` are the model's names of its columns. ``num_tokens`` is int32 (n,):
     the tokens of each text with its query. ``embedding_space`` names the model and the precision; None if the server
-    does not say it.
+    does not report it.
     """
 
     scores: npt.NDArray[np.float32]

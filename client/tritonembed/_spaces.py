@@ -19,14 +19,14 @@ from ._errors import InvalidArgumentError, ServerError, TritonEmbedError
 from .request import PROBES, Request, contents_of
 
 PATIENCE = 60.0
-"""Seconds until a server that could not tell its space is asked again."""
+"""Seconds until a server that did not report its space is asked again."""
 LONGEST_QUESTION = 5.0
-"""Seconds for a server to tell it; it has just answered."""
+"""Seconds for a server to report it; it has just answered."""
 _ADAPTER = "adapter"
 
 
 class KnownSpaces:
-    """What servers have told a client, by the Triton model that was asked and the adapter."""
+    """What servers have reported to a client, by the Triton model that was asked and the adapter."""
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._told: dict[tuple[str, str], str] = {}
@@ -34,7 +34,7 @@ class KnownSpaces:
         self._clock = clock
 
     def get(self, key: tuple[str, str]) -> str | None:
-        """What was told last; None if that is nothing, or not true of every answer."""
+        """What was reported last; None if that is nothing, or not true of every answer."""
         return self._told.get(key)
 
     def set(self, key: tuple[str, str], space: str | None) -> None:
@@ -51,7 +51,7 @@ class KnownSpaces:
 
 
 class SpaceOfCall:
-    """The space of one call's requests and answers. model: the Triton model that tells it."""
+    """The space of one call's requests and answers. model: the Triton model that reports it."""
 
     def __init__(self, known: KnownSpaces, model: str) -> None:
         self._known = known
@@ -90,7 +90,7 @@ class SpaceOfCall:
         """The request that asks a server for its space; None if it is not to be asked now."""
         return space_question(*self._key) if self._known.may_ask(self._key) else None
 
-    def told(self, answer: Any, response: Any) -> None:
+    def take_answer(self, answer: Any, response: Any) -> None:
         """Read the answer to the question into ``response``; None if there is no answer."""
         # A manager's answers name their spaces, so a server behind it does not have to check what this client names.
         space = None if answer is None or SPACE in answer.parameters else space_told(answer)
@@ -119,7 +119,7 @@ class SpaceOfCall:
 
 
 def space_question(model: str, adapter: str = "") -> Any:
-    """The request to a Triton model that tells its space, which it answers without a forward pass."""
+    """The request to a Triton model that reports its space, which it answers without a forward pass."""
     message = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[frame([PROBES["token_ids"]])])
     message.inputs.add(name="token_ids", datatype="BYTES", shape=(1, 1))
     message.outputs.add(name=SPACE)

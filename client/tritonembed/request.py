@@ -268,7 +268,7 @@ class Call:
         return unframe_vectors(content, count, self.dtype)
 
     def space_of(self, response: Any) -> str | None:
-        """The embedding space of an answer, as it says; else the one that was asked for, as the server checked that."""
+        """The embedding space that an answer names; else the one that was asked for, because the server checked it."""
         if SPACE in response.parameters:
             return str(response.parameters[SPACE].string_param)
         asked: str | None = self._options.get(SPACE)

@@ -63,7 +63,7 @@ def unframe_vectors(content: bytes, count: int, dtype: np.dtype[Any]) -> npt.NDA
     if rest or width <= 0 or width % dtype.itemsize:
         raise FramingError(f"output embedding: {len(content)} bytes are not {count} vectors of {dtype.name}")
     rows = np.frombuffer(content, np.uint8).reshape(count, stride)
-    # Only equal bytes in every header mean that every row really starts where the first header says.
+    # Only equal bytes in every header mean that every row really starts at the offset of the first header.
     if (rows[:, :HEADER] != np.frombuffer(_LENGTH.pack(width), np.uint8)).any():
         raise FramingError("output embedding: the vectors of one answer differ in size")
     return rows[:, HEADER:].view(dtype)

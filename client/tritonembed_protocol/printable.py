@@ -14,7 +14,7 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202
 
 
 def printable(text: str) -> str:
-    """The text without what a terminal would obey; line breaks and other control characters are blanks."""
+    """The text without what would control a terminal; line breaks and other control characters are blanks."""
     return _CONTROLS.sub(" ", _SEQUENCES.sub("", text)).rstrip()
 
 

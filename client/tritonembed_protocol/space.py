@@ -22,7 +22,7 @@ def is_space(text: str) -> bool:
 
 
 def model_part(space: str) -> str:
-    """What tells models apart: the space without its precision."""
+    """What distinguishes models: the space without its precision."""
     return space.rpartition("-")[0]
 
 

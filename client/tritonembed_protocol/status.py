@@ -1,4 +1,4 @@
-"""What a failed answer means: one row per gRPC status, and the words that tell Triton's failures apart.
+"""What a failed answer means: one row per gRPC status, and the words that distinguish Triton's failures.
 
 gRPC's statuses stand here by their names, so that this module needs no gRPC.
 """
@@ -79,7 +79,7 @@ def classify(code: str, details: str | None) -> Outcome:
     """The outcome of an answer. code: a gRPC status that does not come from a cancel on this side."""
     words = (details or "").lower()
     if code == "UNAVAILABLE":
-        # Triton also has this status for a full queue and for an expired request: only the words tell them apart.
+        # Triton also has this status for a full queue and for an expired request: only the words distinguish them.
         if _has(words, _OVERLOAD):
             return Outcome.OVERLOAD
         return Outcome.EXPIRED if _has(words, _EXPIRED) else Outcome.BROKEN

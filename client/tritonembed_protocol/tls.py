@@ -31,7 +31,7 @@ def tls_reason(details: str | None) -> str | None:
     for words, reason in _REASONS:
         if words in details:
             return reason
-    # A server does not say more in plain text, nor to a client that it refuses.
+    # A server sends no reason in plain text, nor to a client that it refuses.
     return CLOSES if details.startswith(_CONNECTING) and details.endswith(_CLOSED) else None
 
 

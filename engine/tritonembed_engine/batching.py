@@ -216,7 +216,7 @@ class Pace:
         estimate = self.seconds(tokens)
         if estimate is None or estimate <= left * CLEARLY:
             return None
-        # "deadline passed" is how clients tell deadlines from servers that are gone.
+        # "deadline passed" is how clients distinguish deadlines from servers that are gone.
         return DeadlineUnreachable(
             f"it would end after its deadline passed: about {estimate:.1f} s of work at {tokens / estimate:,.0f} "
             f"tokens per second, and {max(left, 0.0):.1f} s are left"

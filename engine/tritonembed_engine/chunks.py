@@ -1,7 +1,7 @@
 """The chunks of a text on their way from `tokenizer` to `embedder`, and one vector of the vectors of its chunks.
 
 Under `truncate=CHUNK`, an element of the tensor `token_ids` is int32 [MARK, count, then the number of tokens, the start
-and the end of each chunk, then all ids]. MARK is no token id, so an element that is just ids can be told from it.
+and the end of each chunk, then all ids]. MARK is no token id, so it differs from an element that is just ids.
 
 With the parameter `spans` it is int32 [SPANS_MARK, count, then the first token, the one after the last, the start and
 the end of each span, then the ids of the whole text].

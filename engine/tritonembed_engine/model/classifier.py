@@ -111,7 +111,7 @@ def is_classifier(config: Mapping[str, Any], folder: Path) -> bool:
         return names is None or names == ["Transformer"]
     if names is not None:
         return names == ["Transformer", "LogitScore"]
-    # A generating model without other files. Only the name tells a reranker from a chat model.
+    # A generating model without other files. Only the name distinguishes a reranker from a chat model.
     named = f"{folder.name} {config.get('_name_or_path', '')}".lower()
     return _architecture(config) == "Qwen3ForCausalLM" and "rerank" in named
 

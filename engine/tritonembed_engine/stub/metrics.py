@@ -38,13 +38,13 @@ TOKENIZER_COUNTERS = {
 
 
 class EngineMetrics:
-    """Counters of one model instance, and gauges that are counted up and down; `_total` tells them apart.
+    """Counters of one model instance, and gauges that are counted up and down; `_total` distinguishes them.
 
     `add` is cheap and may be called from any thread.
     """
 
     def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], **executor: str) -> None:
-        """executor: labels that tell which executor runs, and its embedding space."""
+        """executor: labels that name the executor that runs, and its embedding space."""
         labels = {"instance": instance}
         # A metric dies with its family, so the families are kept.
         self._families = [

@@ -60,7 +60,7 @@ class ServerView:
     deaths: int = 0
     """How often it died or stopped answering while READY."""
     space: str = ""
-    """The embedding space of its vectors, by its last check; empty if it can't tell."""
+    """The embedding space of its vectors, by its last check; empty if it does not report it."""
     ensemble: str = FIRST
     """Triton's name of the model. A server with several models has a view for each."""
     dimensions: int = 0
@@ -183,9 +183,9 @@ LOAD_HEADER = "x-model-load-seconds"
 
 
 class LoadWait:
-    """Whether a request waited until its model was loaded: an endpoint asks for it, the dispatcher tells it.
+    """Whether a request waited until its model was loaded: an endpoint asks for it, the dispatcher notes it.
 
-    A context variable holds what is told. The tasks of a request share it, whichever of them waited.
+    A context variable holds what is noted. The tasks of a request share it, whichever of them waited.
     seconds: the longest wait of the request's parts; None if none waited.
     """
 

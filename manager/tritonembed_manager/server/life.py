@@ -295,8 +295,8 @@ class ServerLog:
         failed = [error for error in errors if error.startswith("failed to load")]
         if failed or errors:
             return _first_line((failed or errors)[0])
-        said = [line for line in self._last if _STACK.match(line) is None]
-        return said[-1] if said else "it logged nothing"
+        lines = [line for line in self._last if _STACK.match(line) is None]
+        return lines[-1] if lines else "it logged nothing"
 
 
 def is_worth_showing(line: str) -> bool:

@@ -99,10 +99,10 @@ class Probe(Protocol):
         """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
 
     async def space(self, timeout: float) -> str:
-        """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
+        """The embedding space of the server's vectors; empty if it does not report it. Raises ProbeError."""
 
     async def described(self, timeout: float) -> "Described":
-        """What the server's configuration says."""
+        """From the server's configuration."""
 
     async def close(self) -> None:
         """Close the connection."""
@@ -120,7 +120,7 @@ class GrpcProbe:
         """
         self._address = address
         self._model = model
-        # Logits tell models apart; a sigmoid can flatten them.
+        # Logits distinguish models; a sigmoid can flatten them.
         self._parameters = {"activation": "none"} if model.task == "score" else _NONE
         self._tls = tls
         self._connect()
@@ -152,7 +152,7 @@ class GrpcProbe:
             raise ProbeError(f"it answered without its {self._model.output}", answered=True)
 
     async def space(self, timeout: float) -> str:
-        """The embedding space of the server's vectors; empty if it can't tell. Raises ProbeError."""
+        """The embedding space of the server's vectors; empty if it does not report it. Raises ProbeError."""
         request = _infer_request(self._model.embedder, {"token_ids": [_ANY_TOKEN]}, SPACE, timeout)
         try:
             answer = await self._infer(request, timeout=timeout)
@@ -203,7 +203,7 @@ class GrpcProbe:
         return answer is not None and any(output.name in (SPARSE, MULTI_VECTOR) for output in answer.config.output)
 
     async def described(self, timeout: float) -> Described:
-        """What the server's configuration says."""
+        """From the server's configuration."""
         request = _model_request(service_pb2.ModelConfigRequest, self._model.embedder)
         try:
             answer = await self._config(request, timeout=timeout)
@@ -279,11 +279,11 @@ def _refusal(code: grpc.StatusCode, details: str, timeout: float) -> ProbeError:
     if (reason := tls_reason(details)) is not None:
         return ProbeError(reason)
     if code is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
-        return ProbeError(_why_not_connected(details))
+        return ProbeError(_reason_of(details))
     return ProbeError(details or code.name, answered=code not in _NOT_AN_ANSWER, busy=_FULL in details)
 
 
-def _why_not_connected(details: str) -> str:
+def _reason_of(details: str) -> str:
     if any(words in details for words in _NOBODY):
         return "nothing listens there"
     if any(words in details for words in _SLOWLY):

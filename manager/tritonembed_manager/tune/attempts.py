@@ -156,7 +156,7 @@ class Comparison:
 
     gain: float
     needed: float
-    """What a gain must exceed to be told from noise."""
+    """What a gain must exceed to be more than noise."""
 
     @property
     def is_gain(self) -> bool:
@@ -165,7 +165,7 @@ class Comparison:
 
     @property
     def is_promising(self) -> bool:
-        """Not told from noise, but worth another attempt."""
+        """Perhaps noise, but worth another attempt."""
         return self.gain > max(LEAST_GAIN, self.needed / 2)
 
     @property

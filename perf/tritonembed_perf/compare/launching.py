@@ -28,7 +28,7 @@ class CannotRunError(Exception):
 
 
 class Questions(Protocol):
-    """The part of a WireProtocol that tells whether a server answers."""
+    """The part of a WireProtocol that finds out whether a server answers."""
 
     def sender(self) -> Sender:
         """How payloads reach the server."""

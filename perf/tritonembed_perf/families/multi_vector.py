@@ -96,7 +96,7 @@ def colbert_hf_xlmr(folder: Path) -> None:
 
 
 def _jina_v1() -> Model:
-    """jina-colbert-v1: JinaBERT, which only the names of the hub's code tell."""
+    """jina-colbert-v1: JinaBERT, which only the names of the hub's code show."""
     return jina(model_max_length=64)
 
 

@@ -68,7 +68,7 @@ def empty_server() -> dict[str, Handler]:
     answers: dict[int, bytes] = {}
 
     async def infer(message: bytes, context: Any) -> bytes:
-        # Of nearly all requests: one row, told by the size of the message.
+        # Of nearly all requests: one row, known by the size of the message.
         if len(message) not in answers:
             request = service_pb2.ModelInferRequest.FromString(message)
             if [output.name for output in request.outputs] not in ([], ["embedding"]):

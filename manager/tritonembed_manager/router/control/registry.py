@@ -272,8 +272,8 @@ class UpstreamRegistry:
             upstream.deaths += 1
         if upstream.state is not state:
             upstream.since = self._clock()
-            say = warn if state in (ServerState.UNHEALTHY, ServerState.REFUSED, ServerState.FAILED) else log
-            say(f"server_{state.value}", f"{state.value}{f': {why}' if why else ''}", server=upstream.id)
+            write = warn if state in (ServerState.UNHEALTHY, ServerState.REFUSED, ServerState.FAILED) else log
+            write(f"server_{state.value}", f"{state.value}{f': {why}' if why else ''}", server=upstream.id)
         upstream.state, upstream.why = state, why
         self._changed()
 

@@ -62,13 +62,13 @@ class Rollouts:
         """The names of the models that are served."""
         self._failures: dict[str, str] = {}
         self._notes: dict[str, str] = {}
-        """About versions that get other parts of the requests than the file says."""
+        """About versions that get other parts of the requests than the file gives them."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     @property
     def warnings(self) -> list[str]:
-        """For the status: which models are not as the file says, and why."""
+        """For the status: which models are not as in the file, and why."""
         return [*self._failures.values(), *self._notes.values()]
 
     def servers_of(self, model: str) -> list[str]:

@@ -1,8 +1,8 @@
 """Admission control: bounds requests, bytes and memory, so that overload fails fast and memory stays flat.
 
 `AdmissionControl` lets requests in. `Waiters` holds those that find no server with room, in order of arrival. `Memory`
-measures this process: the pressure on its memory limits how many messages are read. `Pace` says when a refused caller
-should try again.
+measures this process: the pressure on its memory limits how many messages are read. `Pace` computes when a refused
+caller should try again.
 """
 
 import asyncio
@@ -209,7 +209,7 @@ UNKNOWN_S = 1.0
 _PAUSE_S = 2.0
 """After this long without a refusal, the next one begins a new overload."""
 _LEAST_S, _LEAST_ANSWERS = 0.25, 16
-"""A shorter or smaller measurement says too little, unless it has lasted for _FEW_S."""
+"""A shorter or smaller measurement shows too little, unless it has lasted for _FEW_S."""
 _FEW_S = 4.0
 _WINDOW_S, _WINDOW_ANSWERS = 1.0, 32
 """A measurement that has both of them ends, and the next one begins."""
@@ -218,7 +218,7 @@ _WINDOW_S, _WINDOW_ANSWERS = 1.0, 32
 class Pace:
     """How fast admitted requests are answered while there are too many: for the time after which a caller should retry.
 
-    Before an overload, requests are answered as fast as they come, which says nothing about how fast they can be. So
+    Before an overload, requests are answered as fast as they come, which shows nothing of how fast they can be. So
     the pace is measured from the first refusal on, and kept for the next overload. clock: seconds.
     """
 

@@ -44,7 +44,7 @@ _CODE = grpc.StatusCode
 
 
 class ElsewhereError(Exception):
-    """No server can take the request, and `can_move` says that another dispatcher can."""
+    """No server can take the request, and `can_move` is true if another dispatcher can."""
 
 
 class TritonDispatcher:
@@ -294,8 +294,8 @@ class TritonDispatcher:
                     server.computed(attempt)
                     self.meter.tokens(server.key, tokens)
                     request.admitted.tokens += tokens
-                    told = spaces.told(attempt.space, request.envelope.adapter, server) if attempt.space else ""
-                    return answer + spaces.parameter(told)
+                    own = spaces.of_vectors(attempt.space, request.envelope.adapter, server) if attempt.space else ""
+                    return answer + spaces.parameter(own)
                 self.admission.raise_if_cut()
                 code = _CODE.ABORTED
             except BrokenAnswer as error:
@@ -328,8 +328,8 @@ class TritonDispatcher:
         now = self._clock()
         try:
             space = spaces.of_request(request.envelope.model, self._with_vectors, server)
-            told = spaces.told(space, request.envelope.adapter, server) if space else ""
-            message = request.timed_message(now, spaces.parameter(told) + self._salt(request))
+            own = spaces.of_vectors(space, request.envelope.adapter, server) if space else ""
+            message = request.timed_message(now, spaces.parameter(own) + self._salt(request))
             left = request.admitted.deadline - now
             counted = self._queue.counted(request, server)
             attempt = server.begin(message, left, request.metadata, request.work, counted, alone=request.alone)

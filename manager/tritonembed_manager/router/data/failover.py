@@ -86,7 +86,7 @@ REASON = (
 def digest(message: bytes, own: list[Span]) -> str:
     """The digest of an encoded request without its id and timeout: the same for all requests that ask for the same.
 
-    own: where id and timeout are. The digest begins with the size, which alone tells most requests apart.
+    own: where id and timeout are. The digest begins with the size, which alone distinguishes most requests.
     """
     hashed = blake2b(digest_size=16)
     at = 0

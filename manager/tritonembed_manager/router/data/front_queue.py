@@ -1,4 +1,4 @@
-"""The queue in front of the servers: a server gets a request if its window has room, and fair_queue.py says whose.
+"""The queue in front of the servers: a server gets a request if its window has room, and fair_queue.py chooses it.
 
 Each worker has a queue of its own. What workers share is in the load table: the work at each server, the weight of the
 callers that each worker serves, and when small and large requests last met. A worker may fill a server's window up as
@@ -252,7 +252,7 @@ class FrontQueue:
         sent = sum(self._table.work(server.view.slot) for server in servers)
         work = self._queue.work_before(waiting) / (self._share() or 1.0) + sent
         if work / rate > left * _CLEARLY:
-            # The words are the engine's: clients tell by them that it is no broken server.
+            # The words are the engine's: by them, clients know that no server is broken.
             raise DispatchError(
                 _CODE.DEADLINE_EXCEEDED,
                 f"it would end after its deadline passed: about {work / rate:.1f} s of work at "

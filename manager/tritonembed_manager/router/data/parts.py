@@ -44,7 +44,7 @@ _size_at = Struct("<I").unpack_from
 class Rows:
     """A request that can be split. tensors, raw: its inputs, of as many rows each, and their contents.
 
-    Raises struct.error if a content is shorter than it says.
+    Raises struct.error if a content is shorter than its header states.
     """
 
     def __init__(
@@ -174,11 +174,11 @@ def join(answers: Sequence[bytes], rows: Sequence[int]) -> bytes:
     for output in whole.outputs:
         output.shape[0] = sum(rows)
     whole.raw_output_contents[:] = contents
-    told = {spaces.in_answer(answer) for answer in answers}
+    found_spaces = {spaces.in_answer(answer) for answer in answers}
     # The space is at the end of an answer, as in those that the dispatcher has from one server.
     if SPACE in whole.parameters:
         del whole.parameters[SPACE]
-    return bytes(whole.SerializeToString()) + (spaces.parameter(told.pop()) if len(told) == 1 else b"")
+    return bytes(whole.SerializeToString()) + (spaces.parameter(found_spaces.pop()) if len(found_spaces) == 1 else b"")
 
 
 Follow = Callable[[Request, Upstream, Attempt], Awaitable[bytes]]

@@ -36,7 +36,7 @@ def _of_adapter(space: str, digest: str) -> str:
     return of_adapter(space, digest)
 
 
-def told(space: str, adapter: str, server: Upstream) -> str:
+def of_vectors(space: str, adapter: str, server: Upstream) -> str:
     """The space of a request's vectors. space: the model's. adapter: the request's; empty for none."""
     return _of_adapter(space, server.view.adapters.get(adapter, "")) if adapter else space
 
@@ -44,11 +44,9 @@ def told(space: str, adapter: str, server: Upstream) -> str:
 def of_base(wanted: str, adapter: str, serving: Sequence[Upstream]) -> str:
     """The model's space in which an adapter has the space that a request asks for. Raises DispatchError."""
     for server in serving:
-        if told(server.view.space, adapter, server) == wanted:
+        if of_vectors(server.view.space, adapter, server) == wanted:
             return server.view.space
-    own = sorted({told(server.view.space, adapter, server) for server in serving} - {""})
-    reason = of_another_space(" and ".join(own)) if own else "the servers do not tell theirs"
-    raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")
+    raise no_such_space(of_vectors(server.view.space, adapter, server) for server in serving)
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,7 +81,12 @@ def headers_of(spaces: Iterable[str | None]) -> dict[str, str]:
 def only(candidates: Sequence[Upstream], space: str, serving: Sequence[Upstream]) -> list[Upstream]:
     """The candidates of a space. Raises DispatchError if servers are serving, and none of them has it."""
     if serving and all(server.view.space != space for server in serving):
-        own = sorted({server.view.space for server in serving if server.view.space})
-        reason = of_another_space(" and ".join(own)) if own else "the servers do not tell theirs"
-        raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")
+        raise no_such_space(server.view.space for server in serving)
     return [server for server in candidates if server.view.space == space]
+
+
+def no_such_space(own: Iterable[str]) -> DispatchError:
+    """The error for a request that asks for a space that no server has. own: the servers' spaces; empty: not known."""
+    known = sorted(set(own) - {""})
+    reason = of_another_space(" and ".join(known)) if known else "the servers do not report theirs"
+    return DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")

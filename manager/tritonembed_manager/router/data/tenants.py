@@ -193,7 +193,7 @@ class Tenants:
 
     def find(self, digest: bytes) -> Tenant:
         """The tenant of a key with that hash. Raises DispatchError."""
-        # The time of this look-up depends on a hash of a hash, which is salted anew in every process: it tells nothing.
+        # The time of this look-up reveals nothing: it depends on a hash of a hash, salted anew in every process.
         found = self._keys.get(digest)
         if found is None or not hmac.compare_digest(bytes.fromhex(found[1].sha256), digest):
             raise DispatchError(_CODE.UNAUTHENTICATED, UNKNOWN_KEY)

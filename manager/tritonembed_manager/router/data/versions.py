@@ -13,9 +13,9 @@ import grpc
 
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.request import Request
+from tritonembed_manager.router.data.spaces import no_such_space
 from tritonembed_manager.router.interfaces import Admission, DispatchError, ServerView
 from tritonembed_protocol.served import ServedModel
-from tritonembed_protocol.space import SPACE, of_another_space
 
 REPLACED = "the model was replaced while it worked on the request; send it again"
 _UNNAMED = ""
@@ -145,9 +145,7 @@ class ModelVersions:
     def _with_space(self, space: str) -> Version:
         having = [version for version in self._versions.values() if version.has(space)]
         if not having:
-            own = sorted({view.space for view in self.views() if view.space})
-            reason = of_another_space(" and ".join(own)) if own else "the servers do not tell theirs"
-            raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, f"{SPACE}: {reason}")
+            raise no_such_space(view.space for view in self.views())
         return max(having, key=lambda version: (version.is_usable, version.weight))
 
     def _new(self, name: str) -> Version:

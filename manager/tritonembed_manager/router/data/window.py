@@ -55,7 +55,7 @@ class Window:
             return
         passed = now - self._since
         if passed < _LOOK_EVERY_S or done - self._done < self.part(TIGHT_S):
-            # A small answer while a large part is computed says nothing of the rate, nor do requests that end without
+            # A small answer while a large part is computed shows nothing of the rate, nor do requests that end without
             # an answer, such as cancelled ones.
             return
         rate = (done - self._done) / passed

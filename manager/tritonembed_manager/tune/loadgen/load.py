@@ -250,11 +250,11 @@ class GrpcSender:
     api_key: str | None = field(default=None, repr=False)
 
     def connections(self, concurrency: int | None) -> int:
-        """As Sender says."""
+        """See Sender."""
         return OPEN_LOOP_CONNECTIONS if concurrency is None else -(-concurrency // REQUESTS_PER_CONNECTION)
 
     def open(self, connections: int, timeout: float) -> "GrpcTransport":
-        """As Sender says."""
+        """See Sender."""
         return GrpcTransport(self.server, self.method, connections, timeout, self.tls, self.api_key)
 
 
@@ -270,7 +270,7 @@ class GrpcTransport:
         self._metadata = key_metadata(api_key)
 
     async def send(self, payload: bytes, number: int) -> bytes:
-        """As Transport says."""
+        """See Transport."""
         try:
             answer: bytes = await self._calls[number % len(self._calls)](
                 payload, timeout=self._timeout, metadata=self._metadata
@@ -280,7 +280,7 @@ class GrpcTransport:
         return answer
 
     async def close(self) -> None:
-        """As Transport says."""
+        """See Transport."""
         await asyncio.gather(*(channel.close(None) for channel in self._channels))
 
 

@@ -3,7 +3,7 @@
 A connection is closed if its request's head does not arrive in time, or if its client does not read its answers.
 
 A client may close its half after the request and still wait for the answer. A client that has gone away looks the same
-at first. To tell the two apart, an interim answer is sent while the request is handled. A waiting client skips it. The
+at first. To distinguish the two, an interim answer is sent while the request is handled. A waiting client skips it. The
 connection of a client that is gone breaks, which cancels its request.
 
 Malformed requests are answered here too: their sender gets a line with the reason. The log gets none of their bytes.

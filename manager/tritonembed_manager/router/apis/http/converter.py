@@ -93,7 +93,7 @@ def _data_bytes() -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
-    raise AssertionError("/proc says how much memory a process has")
+    raise AssertionError("/proc has the memory of every process")
 
 
 def _resident() -> int:

@@ -30,7 +30,7 @@ _FOREIGN = (
 )
 _UNKNOWN = (
     "token ids are not accepted, because this model's tokenizer adds no special tokens by which ids of another "
-    f"tokenizer could be told; {_LANGCHAIN}, or start the server with --accept-token-ids"
+    f"tokenizer could be recognized; {_LANGCHAIN}, or start the server with --accept-token-ids"
 )
 
 

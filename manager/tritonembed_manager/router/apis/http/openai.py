@@ -43,7 +43,7 @@ class OpenAI:
     errors = staticmethod(openai_form)
 
     def __init__(self, calls: VectorCalls, names: ServedNames, servers: Callable[[], list[ServerView]] = list) -> None:
-        """servers: as the dispatcher has them; they tell a model's dimensions and length."""
+        """servers: as the dispatcher has them; they report a model's dimensions and length."""
         self._servers = servers
         self._calls = calls
         self._names = names

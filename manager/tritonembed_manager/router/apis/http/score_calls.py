@@ -161,7 +161,7 @@ class ScoreCalls:
             yield Scores(table, tokens, asked.info["info"], texts, names.model, labels, spaces.headers_of(found))
 
     async def _labels_of(self, model: str, found: frozenset[str], count: int) -> tuple[str, ...]:
-        """The names of a model's labels, asked for once; numbers if no server tells them. found: the scores' spaces."""
+        """The names of a model's labels, asked for once; numbers if none reports them. found: the scores' spaces."""
         key = model, found
         if key not in self._labels:
             asked = service_pb2.ModelConfigRequest(name=model).SerializeToString()

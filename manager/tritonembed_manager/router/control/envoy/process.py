@@ -1,4 +1,4 @@
-"""Envoy's process: its start, its log and its end; and its administration, which says whether it serves."""
+"""Envoy's process: its start, its log and its end; and its administration, which reports whether it serves."""
 
 import asyncio
 import json

@@ -80,7 +80,7 @@ async def test_a_space_that_no_server_has_is_refused_in_one_line(known):
         with pytest.raises(DispatchError) as caught:
             await plane.infer(**{SPACE: "bb-float32"})
         assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
-        own = f"the vectors here are of the space {OTHER} and {ONE}," if known else "the servers do not tell theirs"
+        own = f"the vectors here are of the space {OTHER} and {ONE}," if known else "the servers do not report theirs"
         assert caught.value.message.startswith(f"embedding_space: {own}")
         assert "bb" not in caught.value.message
         assert not any(fake.requests for fake in plane.fakes)
