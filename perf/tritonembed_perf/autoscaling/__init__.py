@@ -1,0 +1,1 @@
+"""Servers that an autoscaler starts and stops, simulated request by request."""
