@@ -63,6 +63,11 @@ class Batcher:
         """Number of requests that wait, including one that is partly done."""
         return sum(map(len, self._queues.values()))
 
+    @property
+    def waiting_tokens(self) -> int:
+        """Number of tokens that wait."""
+        return sum(self._tokens.values())
+
     def add(self, request: Request) -> None:
         """Queue a request that has at least one sentence."""
         self._came += 1
@@ -201,6 +206,10 @@ class Pace:
     def tokens_per_second(self) -> float | None:
         """None before the first measurement, and if the last is older than FRESH_SECONDS."""
         return self._rate if self._clock() - self._measured <= FRESH_SECONDS else None
+
+    def last_seconds(self, tokens: int) -> float:
+        """How long this many tokens take at the last known pace, however old; 0 before the first measurement."""
+        return tokens / self._rate if self._rate else 0.0
 
     def slice_tokens(self) -> int:
         """Tokens of a batch that takes SLICE_SECONDS; LEAST_SLICE_TOKENS before the first measurement."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,6 +47,17 @@ REST_AFTER_S = 1.0
 """After this long without work the executor gives back memory that it only caches."""
 
 logger = logging.getLogger(__name__)
+
+
+class Load(NamedTuple):
+    """What an engine has before it: requests that wait, requests of which a part is computed, and seconds of work.
+
+    A request can be both. The seconds are those of the refusals (`Pace`), but not forgotten; 0 before a measurement.
+    """
+
+    queued: int
+    running: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +109,8 @@ class EmbeddingEngine:
         self._driving = threading.Lock()
         self._closed: EngineDead | None = None
         self._launched: deque[_Launched] = deque()
+        self._at_hand: Batch | None = None
+        """The batch that is being launched or collected."""
         self._thread = threading.Thread(target=self._run, name="embedding-engine", daemon=True)
         self._thread.start()
 
@@ -104,6 +118,16 @@ class EmbeddingEngine:
     def waiting(self) -> bool:
         """Whether any request waits for its turn."""
         return bool(self._batcher)
+
+    def load(self) -> Load:
+        """What waits and what is computed now. May be called from any thread."""
+        with self._changed:
+            queued, tokens = self._batcher.waiting_requests, self._batcher.waiting_tokens
+            at_hand = self._at_hand
+            batches = [each.batch for each in self._launched] + ([] if at_hand is None else [at_hand])
+        running = {id(piece.request) for batch in batches for piece in batch.pieces}
+        tokens += sum(batch.tokens for batch in batches)
+        return Load(queued, len(running), self._pace.last_seconds(tokens))
 
     def splits(self, requests: Sequence[Request]) -> bool:
         """Whether one of these is more than a batch."""
@@ -239,6 +263,7 @@ class EmbeddingEngine:
 
     def _launch(self, batch: Batch) -> None:
         start = self._clock()
+        self._at_hand = batch
         try:
             plan = self._plan(batch)
             spans = batch.spans()
@@ -254,7 +279,9 @@ class EmbeddingEngine:
             else:
                 pending = Ready(np.empty((0, self.executor.dimensions), np.float32))
             self._launched.append(_Launched(batch, sentences, plan, pending, start))
+            self._at_hand = None
         except Exception as error:
+            self._at_hand = None
             self._recover(batch, error)
 
     def _plan(self, batch: Batch) -> Plan | None:
@@ -265,16 +292,20 @@ class EmbeddingEngine:
 
     def _collect(self, launched: _Launched) -> None:
         batch, plan = launched.batch, launched.plan
+        self._at_hand = batch
         try:
             vectors = launched.pending.result()
+            self._at_hand = None
             if len(vectors) != (batch.rows if plan is None else len(plan.computed)):
                 raise ExecutionFailed("the executor returned a wrong number of vectors")
             if plan is not None:
                 vectors = plan.fill(vectors)
         except Lost:
+            self._at_hand = None
             self._compute_alone([batch])
             return
         except Exception as error:
+            self._at_hand = None
             self._recover(batch, error)
             return
         try:

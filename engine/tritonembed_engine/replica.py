@@ -17,7 +17,7 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Key, Request, TokenOutputs
 from tritonembed_engine.stub.abandonment import Abandonment
-from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, LOAD_GAUGES, EngineMetrics
 from tritonembed_engine.stub.placement import visible_devices
 from tritonembed_engine.stub.process import announce, log_as, prepare_process
 from tritonembed_engine.stub.senders import Senders
@@ -131,8 +131,8 @@ class Replica:
         name = args["model_instance_name"]
         labels = {"executor": self.engine.executor.name, "embedding_space": self.space}
         self._caches = self.engine.cache is not None
-        names = EMBEDDER_COUNTERS | CACHE_METRICS if self._caches else EMBEDDER_COUNTERS
-        self._metrics = EngineMetrics(pb_utils, name, names, **labels)
+        names = EMBEDDER_COUNTERS | LOAD_GAUGES | (CACHE_METRICS if self._caches else {})
+        self._metrics = EngineMetrics(pb_utils, name, names, self._load, **labels)
 
     def prepare(self) -> None:
         """Called once, when the engine is there."""
@@ -264,6 +264,10 @@ class Replica:
             queue_seconds=report.queue_seconds,
             request_compute_seconds=report.request_compute_seconds,
         )
+
+    def _load(self) -> dict[str, float]:
+        load = self.engine.load()
+        return {"queued_requests": load.queued, "running_requests": load.running, "load": load.seconds}
 
     def _refuse(self, error: Exception) -> Any:
         if isinstance(error, DeadlineExceeded):

@@ -6,9 +6,12 @@ them over once per period.
 
 import threading
 from collections import Counter
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any
 
 PERIOD_SECONDS = 0.5
+_DISTRIBUTION = "tritonembed"
 _COUNTED = "_total"
 
 EMBEDDER_COUNTERS = {
@@ -23,6 +26,14 @@ EMBEDDER_COUNTERS = {
     "tritonembed_expired_requests_total": "Requests dropped because their deadline passed before their turn",
     "tritonembed_refused_requests_total": "Requests answered with an error of their own",
 }
+LOAD_GAUGES = {
+    "tritonembed_load": "Seconds of work that waits or is computed, at the last measured speed; 0 before a measurement",
+    "tritonembed_queued_requests": "Requests that wait in the engine",
+    "tritonembed_running_requests": "Requests of which a part is computed now",
+}
+"""What they show is read when they are handed over."""
+BUILD_INFO = {"tritonembed_build_info": "1; the version that runs"}
+EXECUTOR_INFO = {"tritonembed_executor_info": "1; the executor that runs, and the embedding space of its vectors"}
 CACHE_METRICS = {
     "tritonembed_cache_hits_total": "Sentences whose vectors were in the cache",
     "tritonembed_cache_shared_total": "Sentences that shared the computation of an equal one",
@@ -43,9 +54,20 @@ class EngineMetrics:
     `add` is cheap and may be called from any thread.
     """
 
-    def __init__(self, pb_utils: Any, instance: str, counters: dict[str, str], **executor: str) -> None:
-        """executor: labels that name the executor that runs, and its embedding space."""
+    def __init__(
+        self,
+        pb_utils: Any,
+        instance: str,
+        counters: Mapping[str, str],
+        read: Callable[[], Mapping[str, float]] | None = None,
+        **executor: str,
+    ) -> None:
+        """read: returns the values of gauges that are set instead of counted, by short names; called on another thread.
+
+        executor: labels that name the executor that runs, and its embedding space.
+        """
         labels = {"instance": instance}
+        self._read = read
         # A metric dies with its family, so the families are kept.
         self._families = [
             pb_utils.MetricFamily(name=name, description=description, kind=_kind(pb_utils, name))
@@ -54,14 +76,10 @@ class EngineMetrics:
         self._metrics = {
             _short(name): family.Metric(labels=labels) for name, family in zip(counters, self._families, strict=True)
         }
-        self._info: Any = None
+        self._infos: list[Any] = []
         if executor:
-            info = pb_utils.MetricFamily(
-                name="tritonembed_executor_info", description="Which executor runs", kind=pb_utils.MetricFamily.GAUGE
-            )
-            self._info = info.Metric(labels={**labels, **executor})
-            self._info.set(1)
-            self._families.append(info)
+            self._inform(pb_utils, EXECUTOR_INFO, {**labels, **executor})
+            self._inform(pb_utils, BUILD_INFO, {**labels, "version": version(_DISTRIBUTION)})
         self._pending: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -80,7 +98,7 @@ class EngineMetrics:
         self._thread.join()
         # Triton takes their memory back before the interpreter ends; freeing them after that would crash the process.
         self._metrics.clear()
-        self._info = None
+        self._infos.clear()
         self._families.clear()
 
     def _hand_over_regularly(self) -> None:
@@ -93,6 +111,17 @@ class EngineMetrics:
             pending, self._pending = self._pending, Counter()
         for name, amount in pending.items():
             self._metrics[name].increment(amount)
+        for name, value in (self._read() if self._read else {}).items():
+            self._metrics[name].set(value)
+
+    def _inform(self, pb_utils: Any, described: Mapping[str, str], labels: Mapping[str, str]) -> None:
+        """Add a gauge of 1 whose labels are what it tells."""
+        for name, description in described.items():
+            family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
+            metric = family.Metric(labels=labels)
+            metric.set(1)
+            self._infos.append(metric)
+            self._families.append(family)
 
 
 def _short(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -52,6 +53,28 @@ def occupy(engine: EmbeddingEngine, executor: FakeExecutor) -> "Future[Array]":
     future = engine.submit([ids(1)])
     assert executor.holding.wait(PATIENCE)
     return future
+
+
+def test_the_load_is_what_waits_and_what_is_computed_at_the_measured_pace(make: Make) -> None:
+    engine, executor, clock = make(FakeExecutor(max_batch_tokens=10))
+    assert engine.load() == (0, 0, 0.0)
+
+    def five_seconds() -> None:
+        clock.now += 5.0
+
+    executor.before_result = five_seconds
+    get(engine.submit([ids(*range(10))]))
+    executor.before_result = lambda: None
+    executor.holding.clear()
+    first = occupy(engine, executor)
+    later = [engine.submit([ids(*range(6)), ids(*range(5))]) for _ in range(3)]
+    # 10 tokens took 5 s; one token is computed, 33 wait.
+    assert engine.load() == (3, 1, 17.0)
+    executor.let_go()
+    for future in (first, *later):
+        get(future)
+    while engine.load() != (0, 0, 0.0):
+        time.sleep(0.001)
 
 
 def test_every_request_of_many_threads_gets_its_own_vectors_in_order(make: Make) -> None:

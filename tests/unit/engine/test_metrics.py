@@ -4,13 +4,22 @@ import threading
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from tritonembed_engine.stub import metrics
-from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, TOKENIZER_COUNTERS, EngineMetrics
+from tritonembed_engine.stub.metrics import (
+    BUILD_INFO,
+    CACHE_METRICS,
+    EMBEDDER_COUNTERS,
+    EXECUTOR_INFO,
+    LOAD_GAUGES,
+    TOKENIZER_COUNTERS,
+    EngineMetrics,
+)
 
 
 class FakeMetric:
@@ -71,9 +80,9 @@ def test_every_counter_exists_from_the_start_with_the_label_of_its_instance(coun
         assert (family.metric.labels, family.metric.value) == ({"instance": "embedder_0_1"}, 0)
 
 
-def test_the_documentation_names_every_counter() -> None:
+def test_the_documentation_names_every_metric() -> None:
     text = (Path(__file__).resolve().parents[3] / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
-    for name in [*EMBEDDER_COUNTERS, *CACHE_METRICS, *TOKENIZER_COUNTERS]:
+    for name in [*EMBEDDER_COUNTERS, *LOAD_GAUGES, *BUILD_INFO, *EXECUTOR_INFO, *CACHE_METRICS, *TOKENIZER_COUNTERS]:
         assert f"`{name}`" in text
 
 
@@ -91,6 +100,27 @@ def test_a_gauge_goes_up_and_down() -> None:
     counts.close()
     gauge = FakeFamily.made["tritonembed_cache_bytes"]
     assert (gauge.kind, gauge.metric.value, value("cache_evictions")) == ("gauge", 3000, 2)
+
+
+def test_gauges_of_the_load_are_read_when_they_are_handed_over() -> None:
+    loads = [{"load": 2.5, "queued_requests": 3, "running_requests": 1}]
+    counts = EngineMetrics(FakeTriton, "e", LOAD_GAUGES, lambda: loads[0])
+    loads[0] = {"load": 0.5, "queued_requests": 0, "running_requests": 2}
+    counts.close()
+    values = {name: family.metric.value for name, family in FakeFamily.made.items()}
+    assert values == {
+        "tritonembed_load": 0.5,
+        "tritonembed_queued_requests": 0,
+        "tritonembed_running_requests": 2,
+    }
+    assert {family.kind for family in FakeFamily.made.values()} == {"gauge"}
+
+
+def test_the_version_is_a_label_of_a_gauge_of_one() -> None:
+    EngineMetrics(FakeTriton, "e", {}, executor="direct").close()
+    info = FakeFamily.made["tritonembed_build_info"]
+    assert (info.kind, info.metric.value) == ("gauge", 1)
+    assert info.metric.labels == {"instance": "e", "version": version("tritonembed")}
 
 
 def test_counts_arrive_without_closing(monkeypatch: pytest.MonkeyPatch) -> None:

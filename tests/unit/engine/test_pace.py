@@ -31,6 +31,14 @@ def test_nothing_is_known_or_refused_before_a_batch(pace: Pace) -> None:
     assert pace.slice_tokens() == LEAST_SLICE_TOKENS
 
 
+def test_the_last_pace_is_remembered_for_the_load(pace: Pace, clock: Clock) -> None:
+    assert pace.last_seconds(10**9) == 0.0
+    run(pace, clock, 1000, 2.0)
+    clock.now += 10 * FRESH_SECONDS
+    assert pace.seconds(5000) is None
+    assert pace.last_seconds(5000) == 10.0
+
+
 def test_a_full_batch_is_a_measurement(pace: Pace, clock: Clock) -> None:
     run(pace, clock, 1000, 2.0)
     assert pace.tokens_per_second == 500.0
