@@ -17,6 +17,8 @@ from tritonembed_perf.models import write_bert
 LIMIT_S = 20.0
 """--forward-timeout: the time of a request that sets none."""
 HUGE = ["word " * 500] * 40
+LOADS = ('tritonembed_load{server="server-0"}', 'tritonembed_load{server="server-0",instance=')
+"""The manager's and the engine's."""
 LONG = 400
 """Tokens of a sentence."""
 
@@ -46,14 +48,21 @@ def manager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serve]:
         yield started
 
 
+def shown(manager: Serve, start: str) -> float:
+    """The sum of the manager's metrics whose lines begin like this."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{manager.http_port}/metrics", timeout=60) as answer:
+        lines = answer.read().decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(start))
+
+
 def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serve) -> None:
-    seconds = []
+    seconds, loads = [], []
     # If this test fails here, the next one still finds an idle server: the huge request is waited for.
     with ThreadPoolExecutor(1) as pool:
         huge = pool.submit(timed_embed, manager, HUGE)
         while not huge.done():
             seconds.append(timed_embed(manager, ["a small one"])[1])
-            time.sleep(0.1)
+            loads.append([shown(manager, each) for each in (*LOADS, "tritonembed_running_requests")])
     vectors, huge_seconds = huge.result()
     assert vectors == len(HUGE)
     # This is longer than three checks.
@@ -62,6 +71,12 @@ def test_a_busy_server_answers_small_requests_and_is_not_restarted(manager: Serv
     assert len(seconds) >= 4
     assert max(seconds) < huge_seconds / 2
     assert manager.server("server-0")["restarts"] == 0
+    # Both know how long the rest of the huge request takes, and then that nothing is left.
+    for most in map(max, zip(*loads, strict=True)):
+        assert most > 0
+    assert max(load for load, *_ in loads) < 10 * huge_seconds
+    assert 0 < shown(manager, "tritonembed_work_seconds_total") < 10 * huge_seconds
+    manager.until(lambda: not any(shown(manager, each) for each in LOADS))
 
 
 def computed(manager: Serve) -> float:

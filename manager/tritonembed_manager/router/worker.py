@@ -10,6 +10,7 @@ import gc
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.models_dispatcher import ModelsDispatcher
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
+from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenant_dispatcher import TenantDispatcher
 from tritonembed_manager.router.data.tenants import Tenant, Tenants
 from tritonembed_manager.router.endpoints import Endpoints, PortError
@@ -280,6 +282,10 @@ class Worker:
         tallies = self._meter.collect()
         servers = [server for pool in self._pools for server in pool.servers()]
         in_flight, waiting = self._row.admitted(), sum(pool.waiting for pool in self._pools)
+        loads, queued = Loads(), Counter[tuple[int, str]]()
+        for one in self._dispatchers:
+            one.count_load(loads, queued)
+        self._metrics.take_loads(loads, queued)
         self._metrics.take(
             tallies, in_flight=in_flight, waiting=waiting, servers=servers, name=self._config.names.of_ensemble
         )

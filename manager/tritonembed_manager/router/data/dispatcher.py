@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -27,6 +28,7 @@ from tritonembed_manager.router.data.request import (
     read_answer,
     seconds,
 )
+from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenants import cache_salt
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
@@ -73,6 +75,8 @@ class TritonDispatcher:
         self._is_only = is_only
         self._requests = 0
         """Of this worker for the model."""
+        self._came = 0
+        """Bytes of work that came since the last `count_load`."""
         self._refusal: DispatchError | None = None
         """For requests that would wait for a server."""
         self.can_move: Callable[[Request], bool] = lambda _request: False
@@ -108,6 +112,15 @@ class TritonDispatcher:
     def is_idle(self) -> bool:
         """Whether it has no requests."""
         return not self._requests
+
+    def count_load(self, loads: Loads, queued: "Counter[tuple[int, str]]") -> None:
+        """Add what its servers have before them and what came since the last call, and the requests that wait here.
+
+        queued: by priority and tenant.
+        """
+        came, self._came = self._came, 0
+        loads.add(self.pool.servers(), self.pool.usable(), self._queue.work, came)
+        queued.update(self._queue.counts())
 
     def servers(self) -> list[ServerView]:
         """All servers, as the parent last reported them."""
@@ -237,6 +250,7 @@ class TritonDispatcher:
 
     async def _answer(self, request: Request) -> bytes:
         """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
+        self._came += request.work
         rows = rows_of(request.message, self.served) if self._queue.must_split(request) else None
         if rows is not None:
             self._refuse_if_full(request)

@@ -121,6 +121,11 @@ class FairQueue:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def work(self) -> int:
+        """Of all requests that wait."""
+        return sum(level.work for level in self._levels.values())
+
     def add(self, waiting: Waiting) -> None:
         level = self._levels[waiting.priority]
         flow = waiting.flow = level.flow(waiting.caller)

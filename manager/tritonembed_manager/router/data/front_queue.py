@@ -7,6 +7,7 @@ no worker waits for another one's answers, and a server has at most two windows 
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,6 +75,15 @@ class FrontQueue:
 
     def __len__(self) -> int:
         return len(self._queue)
+
+    @property
+    def work(self) -> int:
+        """Of the requests that wait here, in bytes."""
+        return self._queue.work
+
+    def counts(self) -> "Counter[tuple[int, str]]":
+        """Requests that wait here, by priority and tenant; the tenant is empty without tenants."""
+        return Counter((one.priority, one.caller.name if one.caller.is_tenant else "") for one in self._queue.all())
 
     def server_now(self, request: Request) -> Upstream | None:
         """The server for a request that need not wait; None if it has to."""

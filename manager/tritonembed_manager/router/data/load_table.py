@@ -15,14 +15,15 @@ _CELL = 8
 _OWN = 5
 """Cells of a row before the first server: requests that this worker has admitted, their bytes, the weight of its
 callers (thousandths), and when it last had a small request and a large one waiting (milliseconds)."""
-_PER_SERVER = 3
+_PER_SERVER = 4
 _MILLI = 1000
 SLOTS = 1024
 """Default number of servers at a time."""
 
 
 class LoadTable:
-    """int64 cells. Per worker: those of `_OWN`; then, per server slot, work (bytes), requests and work done so far."""
+    """int64 cells. Per worker: those of `_OWN`; then, per server slot, work (bytes), requests, work done so far, and
+    the rate that this worker measured (bytes per second)."""
 
     def __init__(self, fd: int) -> None:
         """The table behind a file descriptor made by `create`, here or in the parent. The descriptor stays open."""
@@ -69,6 +70,10 @@ class LoadTable:
     def done(self, slot: int) -> int:
         """Bytes that a server has answered so far, for all workers. It falls if a worker is replaced."""
         return self._column(_OWN + _PER_SERVER * slot + 2)
+
+    def rate(self, slot: int) -> int:
+        """Bytes per second that a server answers while requests wait for it, as any worker measured; 0: none did."""
+        return max(self._cells[index] for index in self._indices(_HEADER + _OWN + _PER_SERVER * slot + 3))
 
     def weight(self) -> int:
         """Weight of the callers that have requests, over all workers, in thousandths."""
@@ -151,6 +156,11 @@ class LoadRow:
     def answered(self, slot: int, work: int) -> None:
         """A server answered a request of `work` bytes."""
         self._cells[self._servers + _PER_SERVER * slot + 2] += work
+
+    def measured(self, slot: int, rate: float) -> None:
+        """This worker measured a server's rate, in bytes per second; 0 if it has not, or not since the server's
+        start."""
+        self._cells[self._servers + _PER_SERVER * slot + 3] = int(rate)
 
     def work(self, slot: int) -> int:
         """Bytes of this worker outstanding at a server."""

@@ -8,7 +8,7 @@ alone, each request would cost several writes to a file in shared memory. In mul
 import random
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,8 @@ import grpc
 import prometheus_client as prometheus
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from tritonembed_manager.router.data.fair_queue import FIRST, SECOND
+from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.upstream import Upstream
 
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))[4:]
@@ -235,6 +237,22 @@ class WorkerMetrics:
             "server_request_duration_seconds", "From sending it to a server to its answer; OK ones only.", "server"
         )
         self._server_in_flight = gauge("server_requests_in_flight", "Requests at a server.", "server")
+        self._load = gauge(
+            "load",
+            "Seconds of work that a server has before it, and its share of what waits in the manager; 0 until a "
+            "server was busy once.",
+            "server",
+        )
+        self._work = counter(
+            "work_seconds",
+            "Seconds of a server's work that came, by the estimate of tritonembed_load; its rate is servers kept busy.",
+        )
+        self._queued = gauge(
+            "requests_queued",
+            "Requests that wait in the manager's queue, by priority and tenant.",
+            "priority",
+            "tenant",
+        )
         self._tokens = counter("server_answered_tokens", "Tokens of a server's answers (num_tokens).", "server")
         self._ejections = counter("server_ejections", "Times a request found a server broken.", "server")
         self._model_requests = counter(
@@ -249,6 +267,20 @@ class WorkerMetrics:
         )
         self._model_tokens = counter("model_tokens", "Tokens of a model's answers (num_tokens).", "model", "version")
         self._known: set[str] = set()
+        self._known_loads: set[str] = set()
+        self._known_queues: set[tuple[int, str]] = {(priority, "") for priority in (FIRST, SECOND)}
+
+    def take_loads(self, loads: Loads, queued: Mapping[tuple[int, str], int]) -> None:
+        """Show what the servers have before them, and how many requests wait, by priority and tenant."""
+        self._work.inc(loads.came)
+        for key, seconds in loads.seconds.items():
+            self._load.labels(key).set(seconds)
+        for key in self._known_loads - set(loads.seconds):
+            self._load.labels(key).set(0)
+        self._known_loads = set(loads.seconds)
+        self._known_queues |= set(queued)
+        for priority, tenant in self._known_queues:
+            self._queued.labels(str(priority), tenant).set(queued.get((priority, tenant), 0))
 
     def take(
         self,

@@ -187,6 +187,15 @@ class Upstream:
         return self._table.work(self.view.slot) / self.view.replicas
 
     @property
+    def rate(self) -> float:
+        """Bytes of requests per second that it answered when it was last busy, by any worker; 0 if it never was."""
+        return self._table.rate(self.view.slot)
+
+    def show_rate(self) -> None:
+        """Let the other workers know the rate that this one measured."""
+        self._row.measured(self.view.slot, self.window.rate)
+
+    @property
     def in_flight(self) -> int:
         """Requests outstanding at the server, from all workers."""
         return self._table.in_flight(self.view.slot)

@@ -66,6 +66,11 @@ class Window:
         self._highest.append((now, rate))
 
     @property
+    def rate(self) -> float:
+        """The rate as last measured, however long ago, in bytes per second; 0 if none was."""
+        return self._rate or 0.0
+
+    @property
     def best_rate(self) -> float | None:
         """The highest rate of the last FRESH_S, in bytes per second; None if nothing was measured.
 
