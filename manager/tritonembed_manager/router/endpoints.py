@@ -218,6 +218,7 @@ class Endpoints:
             self._config.min_receive_rate,
             self._config.max_connections_per_peer,
         )
+        tls = self._tls
         app = make_app(
             self._dispatcher,
             self._config,
@@ -228,8 +229,8 @@ class Endpoints:
             memory=self._memory,
             envoy=self._sockets.admin if self._sockets else None,
             door=self._door,
+            certificate=lambda: None if tls is None else tls.expires,
         )
-        tls = self._tls
         self._runner = runner = make_runner(app, _LAST_ANSWERS_S, (lambda: tls.context) if tls else None)
         await runner.setup()
         try:

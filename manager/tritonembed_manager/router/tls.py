@@ -38,17 +38,22 @@ class Pems:
 
 def server_context(pems: Pems) -> ssl.SSLContext:
     """The context of HTTP's handshakes. Raises ValueError, which names the option, if the files can't serve."""
+    return _context_and_end(pems)[0]
+
+
+def _context_and_end(pems: Pems) -> tuple[ssl.SSLContext, float | None]:
+    """The context, and when its certificate expires, in seconds since 1970; None if that can't be told."""
     authority = _context(ssl.PROTOCOL_TLS_CLIENT)
     authority.check_hostname = False
     trust(authority, pems.certificate, CERTIFICATE)
     context = _context(ssl.PROTOCOL_TLS_SERVER)
     context.set_alpn_protocols(["http/1.1"])
     load_chain(context, pems.certificate, pems.key, (CERTIFICATE, KEY))
-    _check_times(context, authority)
+    expires = _check_times(context, authority)
     if pems.client_ca is not None:
         trust(context, pems.client_ca, CLIENT_CA)
         context.verify_mode = ssl.CERT_REQUIRED
-    return context
+    return context, expires
 
 
 def _context(protocol: "ssl._SSLMethod") -> ssl.SSLContext:
@@ -58,8 +63,11 @@ def _context(protocol: "ssl._SSLMethod") -> ssl.SSLContext:
     return context
 
 
-def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """Raise ValueError if the certificate is not valid now. A handshake in memory finds out. client: trusts it."""
+def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> float | None:
+    """When the certificate expires. Raises ValueError if it is not valid now. client: trusts it.
+
+    A handshake in memory finds out.
+    """
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
     try:
@@ -71,14 +79,17 @@ def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
         # Other verdicts, such as one on the certificate's purpose, are left to the clients.
         if error.verify_code in _TIME_ERRORS:
             raise ValueError(f"{CERTIFICATE} is {_TIME_ERRORS[error.verify_code]}") from None
+        return None
+    expires = (ends[0].getpeercert() or {}).get("notAfter")
+    return float(ssl.cert_time_to_seconds(expires)) if isinstance(expires, str) else None
 
 
 class ServerTls:
     """What a worker's ports use. Raises ValueError as `server_context` does."""
 
     def __init__(self, pems: Pems) -> None:
-        self.context = server_context(pems)
-        """For HTTP's next handshake."""
+        self.context, self.expires = _context_and_end(pems)
+        """For HTTP's next handshake; and the end of its certificate, in seconds since 1970, if it is known."""
         self._next: grpc.ServerCertificateConfiguration | None = None
         self.credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(pems),
@@ -89,7 +100,7 @@ class ServerTls:
 
     def update(self, pems: Pems) -> None:
         """Use these files for new handshakes. Raises ValueError, and then nothing changes."""
-        self.context = server_context(pems)
+        self.context, self.expires = _context_and_end(pems)
         self._next = _configuration(pems)
 
     def _take(self) -> grpc.ServerCertificateConfiguration | None:

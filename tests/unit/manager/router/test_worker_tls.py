@@ -10,6 +10,7 @@ from dataclasses import asdict
 import aiohttp
 import grpc
 import pytest
+from cryptography import x509
 from tests.fakes.certificates import Authority
 from tests.fakes.data_plane import view
 from tests.fakes.triton import FakeTriton, infer_request
@@ -224,3 +225,21 @@ async def test_a_client_that_closes_its_half_is_closed_without_a_line(log_lines)
         await asyncio.wait_for(reader.read(), 10)
         writer.close()
     assert lines_of(stream) == []
+
+
+async def test_metrics_tell_when_the_certificate_expires_also_a_new_one():
+    async def expiry(port: int) -> float:
+        url = f"https://127.0.0.1:{port}/metrics"
+        async with aiohttp.request("GET", url, connector=aiohttp.TCPConnector(ssl=trusting(AUTHORITY))) as answer:
+            lines = (await answer.text()).splitlines()
+        (line,) = [one for one in lines if one.startswith("tritonembed_certificate_expiry_timestamp_seconds ")]
+        return float(line.rpartition(" ")[2])
+
+    async with serving() as (_, http_port, parent):
+        ends = x509.load_pem_x509_certificate(CERTIFICATE.encode()).not_valid_after_utc.timestamp()
+        assert await expiry(http_port) == ends
+        later, key = AUTHORITY.sign(days=(-1, 90))
+        parent.report("tls", pems=asdict(Pems(later, key, None)))
+        ends = x509.load_pem_x509_certificate(later.encode()).not_valid_after_utc.timestamp()
+        while await expiry(http_port) != ends:
+            await asyncio.sleep(0.01)

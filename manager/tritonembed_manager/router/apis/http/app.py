@@ -74,6 +74,7 @@ def make_app(
     memory: Memory | None = None,
     envoy: Path | None = None,
     door: Door | None = None,
+    certificate: Callable[[], float | None] = lambda: None,
 ) -> web.Application:
     """The application, to be run by `make_runner`.
 
@@ -81,6 +82,7 @@ def make_app(
     is_serving: False from the moment this worker ends.
     tracing: by default as the environment configures it. door: with tenants.
     envoy: the socket of Envoy's administration, if Envoy is the data plane.
+    certificate: returns when that of the ports expires, in seconds since 1970.
     """
     tracing = from_environment() if tracing is None else tracing
     sessions: list[aiohttp.ClientSession] = []
@@ -106,7 +108,7 @@ def make_app(
     before = [note_request] if cors is None else [note_request, cors.middleware()]
     middlewares = [*before, note_load_wait, _traced(tracing), answer_errors, counting(dispatcher.refused)]
     tenants, quotas = (None, None) if door is None else (door.tenants, door.quotas)
-    metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas)
+    metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas, certificate)
     monitor = (metrics, StatusPage(reason, status, history))
     if door is not None:
         middlewares.append(door.middleware({route.path for part in monitor for route in part.routes()}))

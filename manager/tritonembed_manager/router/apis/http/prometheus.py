@@ -9,6 +9,7 @@ import re
 import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import aiohttp
@@ -92,6 +93,7 @@ class Metrics:
     """servers: returns their current state. session: returns the client that scrapes them.
 
     envoy: the socket of Envoy's administration; None if there is no Envoy. tenants, quotas: of a manager with tenants.
+    certificate: returns when that of the ports expires, in seconds since 1970; None if there is none.
     """
 
     def __init__(
@@ -101,11 +103,13 @@ class Metrics:
         envoy: Path | None = None,
         tenants: Tenants | None = None,
         quotas: Quotas | None = None,
+        certificate: Callable[[], float | None] = lambda: None,
     ) -> None:
+        self._certificate = certificate
         self._servers = servers
         self._session = session
         self._envoy = envoy
-        self._tenants = None if tenants is None or quotas is None else _OfTenants(tenants, quotas.table)
+        self._tenants = None if tenants is None or quotas is None else OfTenants(tenants, quotas.table)
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/metrics", self.metrics)]
@@ -117,7 +121,7 @@ class Metrics:
         # A server with several models is scraped once.
         asked = list({server.metrics_address: server for server in reversed(up)}.values())[::-1]
         ours, theirs, envoy = await asyncio.gather(
-            asyncio.to_thread(_ours, servers, self._tenants),
+            asyncio.to_thread(_ours, Standing(servers, self._certificate()), self._tenants),
             asyncio.gather(*(self._fetch(server.metrics_address or "") for server in asked)),
             self._fetch_envoy(),
         )
@@ -154,7 +158,7 @@ def _merged(ours: str, scraped: dict[str, str | None]) -> bytes:
     for server, text in scraped.items():
         merged.add(text or "", server)
     answered = {server: text is not None for server, text in scraped.items()}
-    merged.add(generate_latest(_registry(_Answered(answered))).decode())
+    merged.add(generate_latest(_registry(Answered(answered))).decode())
     return merged.text().encode()
 
 
@@ -167,11 +171,15 @@ async def _text(answer: aiohttp.ClientResponse) -> str | None:
     return found.decode(errors="replace")
 
 
-class _Standing:
-    """Metrics of what the parent reports about the servers."""
+class Standing:
+    """Metrics of the manager itself, and of what the parent reports about the servers.
 
-    def __init__(self, servers: list[ServerView]) -> None:
+    certificate: when that of the ports expires, in seconds since 1970; None if there is none.
+    """
+
+    def __init__(self, servers: list[ServerView], certificate: float | None = None) -> None:
         self._servers = servers
+        self._certificate = certificate
 
     def collect(self) -> Iterable[Metric]:
         state = GaugeMetricFamily(
@@ -183,15 +191,30 @@ class _Standing:
         replicas = GaugeMetricFamily(
             "tritonembed_server_replicas", "Replicas of the model in a server.", labels=["server"]
         )
+        spaces = GaugeMetricFamily(
+            "tritonembed_server_space_info",
+            "1; the embedding space of a server's vectors, by its last check.",
+            labels=["server", "model", "version", "embedding_space"],
+        )
         for server in self._servers:
             for known in ServerState:
                 state.add_metric([server.id, known.value], float(server.state is known))
             restarts.add_metric([server.id], server.restarts)
             replicas.add_metric([server.id], server.replicas)
-        return state, restarts, replicas
+            if server.space:
+                spaces.add_metric([server.id, server.ensemble, server.version, server.space], 1)
+        build = GaugeMetricFamily("tritonembed_build_info", "1; the version that runs.", labels=["version"])
+        build.add_metric([version("tritonembed")], 1)
+        expiry = GaugeMetricFamily(
+            "tritonembed_certificate_expiry_timestamp_seconds",
+            "When the certificate of the manager's ports expires (--tls-cert), in seconds since 1970.",
+        )
+        if self._certificate is not None:
+            expiry.add_metric([], self._certificate)
+        return state, restarts, replicas, spaces, build, expiry
 
 
-class _Answered:
+class Answered:
     def __init__(self, answered: dict[str, bool]) -> None:
         self._answered = answered
 
@@ -204,12 +227,17 @@ class _Answered:
         return (family,)
 
 
-class _OfTenants:
+class OfTenants:
     """Metrics of the tenants in the file, over all workers: no caller can add a series."""
 
     def __init__(self, tenants: Tenants, table: QuotaTable) -> None:
         self._tenants = tenants
         self._table = table
+
+    @staticmethod
+    def described() -> list[Metric]:
+        """The metrics of a tenant, without samples."""
+        return list(_of_tenants("tritonembed_tenant", ["tenant"]))
 
     def collect(self) -> Iterable[Metric]:
         of_all = [([tenant.name], tenant.slot) for tenant in self._tenants.all]
@@ -221,13 +249,7 @@ class _OfTenants:
 
     def _families(self, name: str, label: list[str], rows: list[tuple[list[str], int]]) -> Iterable[Metric]:
         """rows: the labels' values, and the place in the table."""
-        answered = CounterMetricFamily(f"{name}_requests", "Requests that were answered.", labels=label)
-        failed = CounterMetricFamily(f"{name}_failed_requests", "Requests that failed.", labels=label)
-        refused = CounterMetricFamily(
-            f"{name}_refused_requests", "Requests refused, by the limit.", labels=[*label, "limit"]
-        )
-        tokens = CounterMetricFamily(f"{name}_tokens", "Tokens of answers (num_tokens).", labels=label)
-        in_flight = GaugeMetricFamily(f"{name}_requests_in_flight", "Requests in flight.", labels=label)
+        answered, failed, refused, tokens, in_flight = families = _of_tenants(name, label)
         for values, slot in rows:
             used = self._table.used(slot)
             answered.add_metric(values, used.answered)
@@ -236,20 +258,32 @@ class _OfTenants:
                 refused.add_metric([*values, limit], getattr(used, f"over_{limit}"))
             tokens.add_metric(values, used.tokens)
             in_flight.add_metric(values, used.in_flight)
-        return answered, failed, refused, tokens, in_flight
+        return families
 
 
-def _ours(servers: list[ServerView], tenants: _OfTenants | None = None) -> str:
+def _of_tenants(
+    name: str, label: list[str]
+) -> tuple[CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
+    return (
+        CounterMetricFamily(f"{name}_requests", "Requests that were answered.", labels=label),
+        CounterMetricFamily(f"{name}_failed_requests", "Requests that failed.", labels=label),
+        CounterMetricFamily(f"{name}_refused_requests", "Requests refused, by the limit.", labels=[*label, "limit"]),
+        CounterMetricFamily(f"{name}_tokens", "Tokens of answers (num_tokens).", labels=label),
+        GaugeMetricFamily(f"{name}_requests_in_flight", "Requests in flight.", labels=label),
+    )
+
+
+def _ours(standing: Standing, tenants: OfTenants | None = None) -> str:
     if os.environ.get(_FOLDER):
         counted = CollectorRegistry()
         MultiProcessCollector(counted)  # type: ignore[no-untyped-call]
     else:
         counted = REGISTRY
     of_tenants = b"" if tenants is None else generate_latest(_registry(tenants))
-    return (generate_latest(counted) + generate_latest(_registry(_Standing(servers))) + of_tenants).decode()
+    return (generate_latest(counted) + generate_latest(_registry(standing)) + of_tenants).decode()
 
 
-def _registry(collector: _Standing | _Answered | _OfTenants) -> CollectorRegistry:
+def _registry(collector: Standing | Answered | OfTenants) -> CollectorRegistry:
     registry = CollectorRegistry()
     registry.register(collector)
     return registry

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from importlib.metadata import version
 
 import pytest
 from aiohttp import web
@@ -89,6 +90,16 @@ async def test_one_scrape_has_all(serving, dispatcher, triton):
     restarts = samples(found["tritonembed_server_restarts"])
     assert restarts["tritonembed_server_restarts_total", ("server", "a")] == 2
     assert found["tritonembed_server_replicas"].samples[0].value == 3
+
+
+async def test_the_version_and_the_space_of_each_server_are_labels(serving, dispatcher):
+    dispatcher.views = [server_view("a", space="digest-float32", version="v1"), server_view("unchecked")]
+    found = families((await serving.get("/metrics")).raw.decode())
+    labels = {"server": "a", "model": "embedding", "version": "v1", "embedding_space": "digest-float32"}
+    assert [(one.labels, one.value) for one in found["tritonembed_server_space_info"].samples] == [(labels, 1)]
+    assert [one.labels for one in found["tritonembed_build_info"].samples] == [{"version": version("tritonembed")}]
+    # Without a certificate there is nothing to warn of.
+    assert found["tritonembed_certificate_expiry_timestamp_seconds"].samples == []
 
 
 async def scraped_once(serving, dispatcher, write):
