@@ -1,4 +1,4 @@
-"""Writes the pages of the reference that the code determines: command line, environment, model.json.
+"""Writes the pages of the reference that the code determines: command line, environment, model.json, metrics.
 
     python docs/generate.py
 
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import metrics_page
 import typer
 
 from tritonembed.cli.app import app as client_app
@@ -88,6 +89,7 @@ def pages() -> dict[str, str]:
         "command-line.md": command_line(),
         "environment.md": environment(),
         "model-json.md": model_json(),
+        "metrics.md": GENERATED + metrics_page.page(),
     }
 
 
