@@ -26,6 +26,8 @@ from tritonembed_manager.router.control.discovery import parse_address
 from tritonembed_manager.router.control.tenants import parse_tenants
 from tritonembed_manager.router.data.metrics import WorkerMetrics
 from tritonembed_manager.server import foreground
+from tritonembed_perf.autoscaling.fleet import Behavior
+from tritonembed_perf.autoscaling.rules import LoadRule
 
 CLIENT: dict[str, Any] = typer.main.get_command(client_app).commands  # type: ignore[attr-defined]
 OWN_KINDS = {"Certificate", "ScaledObject", "ServiceMonitor", "PrometheusRule"}
@@ -306,10 +308,41 @@ def test_an_autoscaler_alone_sets_the_number_of_servers(name, kind):
     deployment = only(manifests, "Deployment", "-server")
     assert "replicas" not in deployment["spec"]
     assert only(manifests, kind)["spec"]["scaleTargetRef"]["name"] == deployment["metadata"]["name"]
-    names = re.findall(r"tritonembed_\w+", yaml.safe_dump(only(manifests, kind)["spec"]))
+
+
+def test_autoscalers_have_the_rule_of_the_simulation():
+    rule, behavior = LoadRule(), Behavior()
+    hpa = only(render(example("many-nodes")), "HorizontalPodAutoscaler")["spec"]
+    targets = {one["external"]["metric"]["name"]: one["external"]["target"] for one in hpa["metrics"]}
+    assert {name: (target["type"], float(target["averageValue"])) for name, target in targets.items()} == {
+        "tritonembed_busy_servers": ("AverageValue", rule.use),
+        "tritonembed_waiting_seconds": ("AverageValue", rule.backlog),
+    }
+    up, down = hpa["behavior"]["scaleUp"], hpa["behavior"]["scaleDown"]
+    assert [one["value"] for one in up["policies"]] == [behavior.up_pods, 100 * behavior.up_share]
+    assert [one["value"] for one in down["policies"]] == [behavior.down_pods, 100 * behavior.down_share]
+    assert (up["selectPolicy"], down["selectPolicy"]) == ("Max", "Max")
+    assert (up["stabilizationWindowSeconds"], down["stabilizationWindowSeconds"]) == (0, behavior.settle)
+    busy, waiting, first = only(render(example("scale-to-zero")), "ScaledObject")["spec"]["triggers"]
+    assert [float(one["metadata"]["threshold"]) for one in (busy, waiting)] == [rule.use, rule.backlog]
+    # Only what is known without any server may start the first one.
+    assert first["metadata"]["activationThreshold"] == "0"
     registry = CollectorRegistry()
     WorkerMetrics(registry)
-    assert set(names) == {"tritonembed_requests_in_flight"} <= {metric.name for metric in registry.collect()}
+    known = {metric.name + "_total" * (metric.type == "counter") for metric in registry.collect()}
+    for one in (busy, waiting, first):
+        assert one["metricType"] == "AverageValue"
+        (name,) = re.findall(r"tritonembed_\w+", one["metadata"]["query"])
+        assert name in known
+        assert 'namespace="search"' in one["metadata"]["query"]
+    # The guide's rules for prometheus-adapter make the HPA's metrics of the same series.
+    guide = (ROOT / "docs" / "guides" / "autoscaling.md").read_text(encoding="utf-8")
+    (adapter,) = re.findall(r"```yaml\n(rules:.*?)```", guide, re.DOTALL)
+    made = {one["name"]["as"]: one["metricsQuery"] for one in yaml.safe_load(adapter)["rules"]["external"]}
+    assert set(made) == set(targets)
+    for name, one in (("tritonembed_busy_servers", busy), ("tritonembed_waiting_seconds", waiting)):
+        query = made[name].replace("<<.LabelMatchers>>", 'namespace="search"')
+        assert query == one["metadata"]["query"]
 
 
 def test_requests_wait_longer_than_a_cold_start_with_scale_to_zero():
