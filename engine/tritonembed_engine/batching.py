@@ -3,6 +3,7 @@
 Pure: no thread, no clock of its own. `engine.py` drives it.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable
 
@@ -14,8 +15,14 @@ _SMALL = 0.5
 _CLASS_RATIO = 8
 """The largest size of a class, in multiples of that of the class before."""
 
+SMALL_TOKENS = 1024
+"""Requests up to this size are small: their callers may be people who wait. The manager takes the same size."""
+MIXED_SECONDS = 60.0
 SLICE_SECONDS = 0.5
 """A batch that blocks the executor takes at most about this long: other requests get in between two batches."""
+MIXED_SLICE_SECONDS = 0.008
+"""While small and large requests are mixed, the batches that are launched take at most about this long together: a
+small request waits for them."""
 LEAST_SLICE_TOKENS = 256
 """Smaller batches are slower per token."""
 FRESH_SECONDS = 60.0
@@ -29,18 +36,21 @@ _FULL = 0.5
 class Batcher:
     """First come, first served among requests of about one size; a small one need not wait for all of a huge one.
 
-    The class of a request depends on its tokens: up to half a batch, up to 8 times that, up to 64 times, and so on.
-    While requests of several classes wait, half of the work is for the oldest request of all, so that none starves, and
-    the other half for the oldest one of the smallest class.
+    The class of a request depends on its tokens: up to half a batch and SMALL_TOKENS, up to 8 times that, up to 64
+    times, and so on. While requests of several classes wait, half of the work is for the oldest request of all, so that
+    none starves, and the other half for the oldest one of the smallest class.
 
     max_tokens: the budget of one batch; a single sentence that is longer goes alone. max_sentences: the most sentences
-    of a batch (the executor's buffers). soft_tokens: a smaller budget, if there is one for the moment.
+    of a batch (the executor's buffers). soft_tokens: a smaller budget, if there is one for the moment. apart: whether
+    requests of the smallest class get batches of their own, in turns with the oldest request: then they need not wait
+    until a part of it is computed beside them.
     """
 
     def __init__(self, max_tokens: int, max_sentences: int) -> None:
         self.max_tokens = max_tokens
         self.max_sentences = max_sentences
         self.soft_tokens: int | None = None
+        self.apart = False
         self.waiting_sentences = 0
         self._queues: dict[int, deque[Request]] = {}
         """By class, the smallest first; none is empty."""
@@ -100,6 +110,10 @@ class Batcher:
                 if not request.failed:
                     given_up.append(request)
                 continue
+            if self.apart and pieces and pieces[-1].request.size_class == 0 < request.size_class:
+                # The next batch is for the oldest request, however little this one has.
+                self._debt = max(self._debt, budget)
+                break
             start = request.taken
             tokens = self._take_from(request, room, share, sentences)
             if request.taken == start:
@@ -123,7 +137,7 @@ class Batcher:
         return waiting
 
     def _class_of(self, tokens: int) -> int:
-        number, limit = 0, self.budget * _SMALL
+        number, limit = 0, min(self.budget * _SMALL, SMALL_TOKENS)
         while tokens > limit:
             number, limit = number + 1, limit * _CLASS_RATIO
         return number
@@ -172,6 +186,24 @@ class Batcher:
             del self._queues[request.size_class], self._tokens[request.size_class]
 
 
+class Mix:
+    """Whether small requests and large ones came within the last MIXED_SECONDS."""
+
+    def __init__(self) -> None:
+        self._small = self._large = -math.inf
+
+    def saw(self, tokens: int, now: float) -> None:
+        """A request came. tokens: all that it has."""
+        if tokens <= SMALL_TOKENS:
+            self._small = now
+        else:
+            self._large = now
+
+    def holds(self, now: float) -> bool:
+        """Whether they are mixed."""
+        return now - min(self._small, self._large) < MIXED_SECONDS
+
+
 class Pace:
     """Tokens per second, measured on batches that are at least half full.
 
@@ -211,9 +243,9 @@ class Pace:
         """How long this many tokens take at the last known pace, however old; 0 before the first measurement."""
         return tokens / self._rate if self._rate else 0.0
 
-    def slice_tokens(self) -> int:
-        """Tokens of a batch that takes SLICE_SECONDS; LEAST_SLICE_TOKENS before the first measurement."""
-        return max(LEAST_SLICE_TOKENS, int((self._rate or 0) * SLICE_SECONDS))
+    def slice_tokens(self, seconds: float = SLICE_SECONDS) -> int:
+        """Tokens of a batch that takes this long; LEAST_SLICE_TOKENS before the first measurement."""
+        return max(LEAST_SLICE_TOKENS, int((self._rate or 0) * seconds))
 
     def seconds(self, tokens: int) -> float | None:
         """How long this many tokens take; None if that is not known."""

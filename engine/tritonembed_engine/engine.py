@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tritonembed_engine.batching import Batcher, Pace
+from tritonembed_engine.batching import MIXED_SLICE_SECONDS, Batcher, Mix, Pace
 from tritonembed_engine.cache import Lost, Plan, VectorCache
 from tritonembed_engine.errors import (
     Abandoned,
@@ -79,7 +79,8 @@ class EmbeddingEngine:
     request was answered; the process has to be started again. cache: of vectors of requests with keys; None for none.
 
     A batch that does not fit the device's memory is computed in halves, and later batches have at most half its tokens.
-    Batches of an executor that blocks are kept short (see `Pace`), so that other requests get in between.
+    Batches of an executor that blocks are kept short (see `Pace`), so that other requests get in between; those of any
+    executor are shorter still while small and large requests are mixed.
     """
 
     def __init__(
@@ -103,7 +104,8 @@ class EmbeddingEngine:
         self._rest_after = rest_after
         self._batcher: Batcher = Batcher(executor.max_batch_tokens, executor.max_batch_sentences)
         self._pace = Pace(clock)
-        self._shorten_batches()
+        self._mix = Mix()
+        self._shorten_batches(clock())
         self._changed = threading.Condition()
         # Held by the thread that launches and collects.
         self._driving = threading.Lock()
@@ -161,6 +163,8 @@ class EmbeddingEngine:
                 request.arrived = now
                 refusal = self._refusal(request, now)
                 if refusal is None:
+                    if not request.is_check:
+                        self._mix.saw(request.tokens, now)
                     self._batcher.add(request)
                 else:
                     request.fail(refusal)
@@ -198,9 +202,13 @@ class EmbeddingEngine:
             return None
         return self._pace.refusal(batcher.tokens_until_done(request.tokens), request.deadline - now)
 
-    def _shorten_batches(self) -> None:
-        if self.executor.depth == 1:
-            self._batcher.soft_tokens = self._pace.slice_tokens()
+    def _shorten_batches(self, now: float) -> None:
+        batcher, depth = self._batcher, self.executor.depth
+        batcher.apart = self._mix.holds(now)
+        if batcher.apart:
+            batcher.soft_tokens = self._pace.slice_tokens(MIXED_SLICE_SECONDS / depth)
+        else:
+            batcher.soft_tokens = self._pace.slice_tokens() if depth == 1 else None
 
     def _end(self, reason: EngineDead) -> bool:
         """Refuse new requests and fail those that wait. False if the engine was ended before."""
@@ -243,8 +251,8 @@ class EmbeddingEngine:
     def _step(self) -> None:
         """Launch the next batch, if any request waits, and collect the oldest one if enough are launched."""
         with self._changed:
-            self._shorten_batches()
             now = self._clock()
+            self._shorten_batches(now)
             batch, given_up = self._batcher.take(now)
             for request in given_up:
                 late = request.deadline is not None and request.deadline <= now

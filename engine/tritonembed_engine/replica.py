@@ -33,6 +33,7 @@ from tritonembed_engine.stub.triton import (
 )
 from tritonembed_engine.token_ids import Spans, TokenIdLimits, TokenIds
 from tritonembed_protocol.space import SPACE, of_adapter
+from tritonembed_protocol.types import HEALTH_CHECK_ID
 
 if TYPE_CHECKING:
     from tritonembed_engine.model.adapters import AdapterFiles
@@ -212,6 +213,7 @@ class Replica:
             choices=item.choices(sentences),
             keys=self._keys(item),
             adapter=item.adapter,
+            is_check=item.triton.request_id() == HEALTH_CHECK_ID,
         )
 
     def _keys(self, item: Asked) -> "list[Key] | None":

@@ -48,6 +48,9 @@ class Request:
     adapter: str | None = None
     """The adapter of all its sentences; None: the base model."""
 
+    is_check: bool = False
+    """Whether it is a health check, which nobody waits for."""
+
     future: "Future[Vectors]" = field(default_factory=Future)
     """float32 [sentences or spans, dimensions], or an error."""
     failed: bool = False

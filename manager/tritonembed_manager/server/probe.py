@@ -18,7 +18,7 @@ from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import SPACE, is_space
 from tritonembed_protocol.status import is_about_models
 from tritonembed_protocol.tls import tls_reason
-from tritonembed_protocol.types import MULTI_VECTOR, OUTPUT_TYPES, SPARSE
+from tritonembed_protocol.types import HEALTH_CHECK_ID, MULTI_VECTOR, OUTPUT_TYPES, SPARSE
 
 SENTENCES = (
     "ready?",
@@ -258,7 +258,7 @@ def _infer_request(
     model: str, inputs: dict[str, list[bytes]], output: str, timeout: float, parameters: Mapping[str, str] = _NONE
 ) -> bytes:
     """inputs: BYTES tensors [elements, 1]."""
-    request = service_pb2.ModelInferRequest(model_name=model)
+    request = service_pb2.ModelInferRequest(model_name=model, id=HEALTH_CHECK_ID)
     for tensor, elements in inputs.items():
         request.inputs.add(name=tensor, datatype="BYTES", shape=[len(elements), 1])
         request.raw_input_contents.append(frame(elements))

@@ -145,6 +145,41 @@ def test_a_small_request_gets_in_before_the_rest_of_a_huge_one() -> None:
     assert [(name_of(p), p.stop - p.start) for p in batch.pieces] == [(1, 1), (0, 1)]
 
 
+def test_small_requests_apart_share_no_batch_with_a_huge_one_and_take_turns_with_it() -> None:
+    batcher: Batcher = Batcher(10, 8)
+    batcher.apart = True
+    huge = request(0, [5] * 100)
+    batcher.add(huge)
+    batcher.take(0.0)
+    turns = []
+    for _ in range(6):
+        batcher.add(request(1, [2]))
+        batch, _ = batcher.take(0.0)
+        assert batch is not None
+        turns.append({name_of(p) for p in batch.pieces})
+    assert turns == [{1}, {0}] * 3
+    assert huge.taken == 2 + 3 * 2
+
+
+def test_a_huge_request_keeps_its_turn_if_the_small_one_before_it_came_first() -> None:
+    batcher: Batcher = Batcher(10, 8)
+    batcher.apart = True
+    batcher.add(request(1, [2]))
+    batcher.add(request(0, [5] * 100))
+    batcher.take(0.0)
+    batcher.add(request(1, [2]))
+    batch, _ = batcher.take(0.0)
+    assert batch is not None
+    assert [name_of(p) for p in batch.pieces] == [0]
+
+
+def test_beside_a_large_batch_a_request_of_many_sentences_is_not_small() -> None:
+    batcher: Batcher = Batcher(32_768, 1024)
+    batcher.add(request(0, [50] * 64))
+    batcher.add(request(1, [50]))
+    assert [one.size_class for one in batcher.drain()] == [1, 0]
+
+
 def test_a_medium_request_gets_in_before_the_rest_of_a_huge_one() -> None:
     batcher: Batcher = Batcher(10, 8)
     batcher.add(request(0, [5] * 100))
@@ -155,9 +190,10 @@ def test_a_medium_request_gets_in_before_the_rest_of_a_huge_one() -> None:
     assert batcher.waiting_sentences == 0
 
 
-@given(st.integers(1, 4), st.integers(1, 12))
-def test_a_huge_request_has_half_of_the_work_while_small_ones_never_end(small: int, sentence: int) -> None:
+@given(st.integers(1, 4), st.integers(1, 12), st.booleans())
+def test_a_huge_request_has_half_of_the_work_while_small_ones_never_end(small: int, sentence: int, apart: bool) -> None:
     batcher: Batcher = Batcher(10, 8)
+    batcher.apart = apart
     huge = request(0, [sentence] * 100)
     batcher.add(huge)
     batches, others = 0, 0

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, request_of, vectors_of
 
-from tritonembed_engine.batching import LEAST_SLICE_TOKENS
+from tritonembed_engine.batching import LEAST_SLICE_TOKENS, MIXED_SECONDS, MIXED_SLICE_SECONDS
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import Abandoned, DeadlineExceeded, DeadlineUnreachable
 
@@ -105,6 +105,70 @@ def test_batches_of_an_executor_that_blocks_are_as_long_as_its_speed_allows(
     assert sizes[0] == first
     # At 1,024 tokens per second, half a second.
     assert depth == 2 or set(sizes[1:-1]) == {512}
+
+
+RATE = 1_000_000
+"""Tokens per second of the executor in `Mixed`: slices are well above LEAST_SLICE_TOKENS."""
+LARGE, SMALL = [ids(*range(1, 101))] * 2000, [ids(9)]
+
+
+class Mixed:
+    """An executor with a constant speed, whose engine has seen a large request and then a small one."""
+
+    def __init__(self, make: Callable[..., Case], depth: int, *, check: bool = False) -> None:
+        self.executor = FakeExecutor(max_batch_tokens=65_536, max_batch_sentences=65_536, depth=depth)
+        self.case = make(self.executor)
+        self.executor.before_result = self._pass
+        self.collected = 0
+        self.engine = self.case.engine
+        self.engine.submit(LARGE).result(PATIENCE)
+        self.engine.submit_all([request_of(SMALL, is_check=check)])[0].result(PATIENCE)
+
+    def _pass(self) -> None:
+        self.case.now += tokens_of(self.executor.batches[self.collected]) / RATE
+        self.collected += 1
+
+    def batches_of_a_large_request(self) -> list[int]:
+        """Tokens of each."""
+        before = len(self.executor.batches)
+        self.engine.submit(LARGE).result(PATIENCE)
+        return [tokens_of(batch) for batch in self.executor.batches[before:]]
+
+
+def tokens_of(batch: list[bytes]) -> int:
+    return sum(map(len, batch)) // 4
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_beside_a_large_request_a_small_one_waits_for_what_is_launched_and_no_longer(
+    make: Callable[..., Case], depth: int
+) -> None:
+    mixed = Mixed(make, depth)
+    mixed.executor.holding.clear()
+    mixed.executor.hold()
+    large = mixed.engine.submit(LARGE)
+    assert mixed.executor.holding.wait(PATIENCE)
+    came, launched = mixed.case.now, len(mixed.executor.batches)
+    answered: list[float] = []
+    small = mixed.engine.submit(SMALL)
+    small.add_done_callback(lambda _: answered.append(mixed.case.now))
+    mixed.executor.let_go()
+    assert len(large.result(PATIENCE)) == len(LARGE)
+    assert mixed.executor.batches[launched] == SMALL
+    assert answered[0] - came <= MIXED_SLICE_SECONDS + len(SMALL) / RATE + 1e-9
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_slices_end_a_minute_after_the_last_small_request(make: Callable[..., Case], depth: int) -> None:
+    mixed = Mixed(make, depth)
+    slices, full = mixed.batches_of_a_large_request(), RATE * MIXED_SLICE_SECONDS / depth
+    assert all(full - tokens_of(LARGE[:1]) <= tokens <= full for tokens in slices[:-1])
+    mixed.case.now += MIXED_SECONDS
+    assert mixed.batches_of_a_large_request()[0] > 60_000
+
+
+def test_a_health_check_makes_no_slices(make: Callable[..., Case]) -> None:
+    assert Mixed(make, 2, check=True).batches_of_a_large_request()[0] > 60_000
 
 
 def test_splits_tells_apart_requests_of_more_than_a_batch(make: Callable[..., Case]) -> None:
