@@ -6,36 +6,47 @@ lists (without MPS). A sender costs more CPU per request, so small requests use 
 statistics show only the hand-over; the engine's metrics show the work.
 
 A request of more than one of the engine's batches always uses a sender: with a list no other request could get in
-between its batches.
+between its batches. So does every request that comes while others wait in the engine: with a list, the next one would
+wait for its answer.
 """
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
+from threading import Condition
 from typing import Any
 
 LARGE_SENTENCES = 32
 """Sentences per request, on average over a Triton batch, from which on senders are cheaper."""
 
 AHEAD_WHERE_SPLIT = 3
-"""The most Triton batches at once if senders are for split requests alone."""
+"""The most Triton batches at once if senders are for split requests, and those beside them, alone."""
 
 MakeResponse = Callable[[], Any]
+
+
+@dataclass
+class _Unanswered:
+    """A Triton batch. requests: those without an answer."""
+
+    requests: int
 
 
 class Senders:
     """Answers through response senders, for a bounded number of Triton batches.
 
     ahead: the most Triton batches that are unanswered while `execute` takes the next. 0: senders are for split requests
-    alone; None: no bound, because requests wait here and not in Triton. final:
+    and those beside them alone; None: no bound, because requests wait here and not in Triton. final:
     pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL.
     """
 
     def __init__(self, ahead: int | None, final: int) -> None:
         self._ahead = ahead
         self._final = final
-        self._batches: deque[Sequence[Future[Any]]] = deque()
+        self._changed = Condition()
+        self._unanswered = 0
+        """Triton batches."""
 
     def want(self, requests: int, sentences: int, *, waiting: bool, split: bool) -> bool:
         """Whether a Triton batch is to be answered through senders.
@@ -45,9 +56,11 @@ class Senders:
         """
         if split:
             return True
+        if waiting:
+            return requests > 0
+        # A small batch with no request before it delays no other request: the list is cheaper.
         if self._ahead is None:
-            # A small batch with no request before it delays no other request: the list is cheaper.
-            return requests > 0 and (waiting or sentences >= LARGE_SENTENCES)
+            return requests > 0 and sentences >= LARGE_SENTENCES
         return self._ahead > 0 and requests > 0 and sentences >= LARGE_SENTENCES * requests
 
     def hand_over(
@@ -57,20 +70,30 @@ class Senders:
 
         Waiting here keeps the queue in Triton, where requests can be overtaken, time out and are counted.
         """
+        batch = _Unanswered(len(requests))
+        with self._changed:
+            self._unanswered += 1
         for request, future, response in zip(requests, futures, responses, strict=True):
-            future.add_done_callback(partial(self._send, request.get_response_sender(), response))
-        self._batches.append(futures)
-        if self._ahead is None:
-            while self._batches and all(future.done() for future in self._batches[0]):
-                self._batches.popleft()
-            return
-        while len(self._batches) > (self._ahead or AHEAD_WHERE_SPLIT):
-            wait(self._batches.popleft())
+            future.add_done_callback(partial(self._send, batch, request.get_response_sender(), response))
+        if self._ahead is not None:
+            self._wait(self._ahead or AHEAD_WHERE_SPLIT)
 
     def finish(self) -> None:
         """Wait until every batch is answered."""
-        while self._batches:
-            wait(self._batches.popleft())
+        self._wait(0)
 
-    def _send(self, sender: Any, response: MakeResponse, _: "Future[Any]") -> None:
-        sender.send(response(), flags=self._final)
+    def _wait(self, most: int) -> None:
+        """Until at most that many batches are unanswered, whichever of them are: a small one beside a large one ends
+        first."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._unanswered <= most)
+
+    def _send(self, batch: _Unanswered, sender: Any, response: MakeResponse, _: "Future[Any]") -> None:
+        try:
+            sender.send(response(), flags=self._final)
+        finally:
+            with self._changed:
+                batch.requests -= 1
+                if not batch.requests:
+                    self._unanswered -= 1
+                    self._changed.notify_all()

@@ -34,11 +34,14 @@ class FakeRequest:
         (0, 1, 1024, False),
     ],
 )
-@pytest.mark.parametrize("waiting", [False, True])
-def test_only_large_requests_use_senders(
-    ahead: int, requests: int, sentences: int, wanted: bool, waiting: bool
-) -> None:
-    assert Senders(ahead, FINAL).want(requests, sentences, waiting=waiting, split=False) is wanted
+def test_only_large_requests_use_senders(ahead: int, requests: int, sentences: int, wanted: bool) -> None:
+    assert Senders(ahead, FINAL).want(requests, sentences, waiting=False, split=False) is wanted
+
+
+@pytest.mark.parametrize("ahead", [0, 3, None])
+def test_a_small_request_beside_those_that_wait_in_the_engine_holds_up_none_after_it(ahead: int | None) -> None:
+    assert Senders(ahead, FINAL).want(1, 1, waiting=True, split=False)
+    assert not Senders(ahead, FINAL).want(0, 0, waiting=True, split=False)
 
 
 @pytest.mark.parametrize(
@@ -91,20 +94,21 @@ def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:
     assert requests[0].sent == [("first", FINAL)]
 
 
-def test_a_hand_over_waits_for_the_oldest_batch_if_too_many_are_ahead() -> None:
+@pytest.mark.parametrize("ends", [0, 1], ids=["the oldest", "another"])
+def test_a_hand_over_waits_until_one_batch_ends_if_too_many_are_ahead(ends: int) -> None:
     senders = Senders(1, FINAL)
-    first, second = Future[int](), Future[int]()
-    senders.hand_over([FakeRequest()], [first], [lambda: None])
+    futures = Future[int](), Future[int]()
+    senders.hand_over([FakeRequest()], [futures[0]], [lambda: None])
     entered = threading.Event()
 
     def hand_over() -> None:
-        senders.hand_over([FakeRequest()], [second], [lambda: None])
+        senders.hand_over([FakeRequest()], [futures[1]], [lambda: None])
         entered.set()
 
     thread = threading.Thread(target=hand_over)
     thread.start()
     assert not entered.wait(0.05)
-    first.set_result(0)
+    futures[ends].set_result(0)
     assert entered.wait(60)
     thread.join()
 
