@@ -146,7 +146,7 @@ def read_counters(metrics: str, api_key: str | None = None) -> Counters:
     Raises UsageError if one is missing there.
     """
     sums: Counters = {}
-    for name, labels, value in SAMPLE.findall(_get(metrics, api_key)):
+    for name, labels, value in SAMPLE.findall(read_metrics(metrics, api_key)):
         model = MODEL_LABEL.search(labels)
         key = name, model[1] if model else ""
         if key in COUNTERS:
@@ -170,7 +170,8 @@ def read_counters_after(metrics: str, before: Counters, requests: int, api_key: 
     return read_counters(metrics, api_key)
 
 
-def _get(metrics: str, api_key: str | None) -> str:
+def read_metrics(metrics: str, api_key: str | None = None) -> str:
+    """The text of /metrics. metrics: host:port. Raises UsageError if nothing answers there."""
     try:
         connection = HTTPConnection(metrics, timeout=QUESTION_TIMEOUT_S)
         try:

@@ -1,13 +1,16 @@
 """What a flood of large requests costs another caller of the manager, and what it costs the flood.
 
     python -m tritonembed_perf.scripts.fairness MODEL [--flood 50x1024@8] [--single 50x1] [-- serve options]
+    python -m tritonembed_perf.scripts.fairness MODEL --rate 50 --seconds 6 --warm-up 2 -- --device cuda --replicas 1
 
-One caller keeps large requests in flight. Another caller sends single sentences at random moments (Poisson), on a
-connection of its own. In each round, over a new manager, the flood is measured alone, then the single sentences, then
-both together. The figures are the single sentences' p99 and the flood's sentences per second, and how both change if
-the other caller is there.
+One caller keeps large requests in flight. Another caller sends single sentences at random moments (Poisson), on
+connections of its own. For each manager, the flood is measured alone, before any single sentence came. Then come
+rounds: the single sentences alone, then both together. The figures are the single sentences' p99 and the tokens per
+second of the flood, which the manager counts when a part is answered, and how both change if the other caller is there.
 """
 
+import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -16,22 +19,25 @@ import numpy as np
 import typer
 from typer import Option
 
-from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
+from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Watcher, run_clients
 from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Outcome, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.options import Model, run_script
+from tritonembed_perf.overhead import read_metrics
 from tritonembed_perf.server import RunningServer, running_manager
 
 LATENCY_AIM, THROUGHPUT_AIM = 3.0, 0.9
-SEED = 1
+_ANSWERED = re.compile(r"^tritonembed_server_answered_tokens_total\S* (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """p99 in milliseconds, sentences per second: of each caller alone, and together."""
+    """Percentiles in milliseconds, and tokens per second: of each caller alone, and together."""
 
+    p50_alone: float
+    p50_together: float
     p99_alone: float
     p99_together: float
     flood_alone: float
@@ -46,69 +52,105 @@ def fairness(
     flood: Annotated[str, Option(help="Tokens x sentences @ requests at once.")] = "50x1024@8",
     single: Annotated[str, Option(help="Tokens x sentences.")] = "50x1",
     rate: Annotated[float, Option(help="Requests per second of the other caller.")] = 10,
-    seconds: Annotated[float, Option(min=1, help="Per measurement.")] = 30,
-    rounds: Annotated[int, Option(min=1)] = 3,
-    warm_up: Annotated[float, Option(min=0, help="Seconds before each measurement.")] = 5,
+    seconds: Annotated[float, Option(min=1, help="Per measurement.")] = 10,
+    managers: Annotated[int, Option(min=1, help="One after the other; the flood is alone once for each.")] = 1,
+    rounds: Annotated[int, Option(min=1, help="Per manager.")] = 3,
+    warm_up: Annotated[float, Option(min=0, help="Seconds before each measurement.")] = 4,
 ) -> dict[str, Any]:
     """Latency of single sentences with and without a flood, and the flood's throughput."""
-    (large, floods), (_, singles) = encode_loads(model, f"{flood},{single}@1").items()
-    seen = []
-    for number in range(rounds):
-        # To a new manager, the flood is alone: nobody sent a single sentence before.
+    (large, floods), (small, singles) = encode_loads(model, f"{flood},{single}@1").items()
+    closed = Load(large.at_once, None, None, seconds, warm_up, TIMEOUT_S, 0)
+    seen: list[Round] = []
+    for _ in range(managers):
         with running_manager(model, context.args) as manager:
-            one = _round(manager, large, floods, singles, Load(None, rate, None, seconds, warm_up, TIMEOUT_S, number))
-        seen.append(one)
-        print(
-            f"round {number + 1}: single p99 {one.p99_alone:,.1f} ms alone, {one.p99_together:,.1f} ms with the "
-            f"flood ({one.p99_together / one.p99_alone:.2f} x); flood {one.flood_alone:,.0f} sentences/s alone, "
-            f"{one.flood_together:,.0f} with the other caller ({one.flood_together / one.flood_alone:.2f} x)",
-            flush=True,
-        )
-    alone, together = (
-        float(np.percentile(np.concatenate([one.latencies[which] for one in seen]), 99)) * 1e3 for which in (0, 1)
-    )
-    kept = float(np.median([one.flood_together / one.flood_alone for one in seen]))
-    print(
-        f"all rounds: single p99 {alone:,.1f} ms alone, {together:,.1f} ms with the flood: {together / alone:.2f} x "
-        f"(aim: at most {LATENCY_AIM:g}); flood {kept:.2f} x (aim: at least {THROUGHPUT_AIM:g})"
-    )
+            alone = _flood(manager, floods, closed)
+            for _ in range(rounds):
+                open_loop = Load(None, rate, None, seconds, warm_up, TIMEOUT_S, len(seen))
+                seen.append(_round(manager, floods, closed, singles, open_loop, small, alone))
+                print(f"round {len(seen)}: {_line(seen[-1:])}", flush=True)
+    print(f"all: {_line(seen)} (aims: at most {LATENCY_AIM:g}, at least {THROUGHPUT_AIM:g})")
     rows = [{name: getattr(one, name) for name in Round.__slots__ if name != "latencies"} for one in seen]
+    p99_alone, p99_together = (_percentile(seen, which, 99) for which in (0, 1))
+    kept = float(np.median([one.flood_together / one.flood_alone for one in seen]))
     return {
         "flood": flood,
         "single": single,
         "rate": rate,
         "rows": rows,
-        "p99_alone_ms": alone,
-        "p99_together_ms": together,
+        "p99_alone_ms": p99_alone,
+        "p99_together_ms": p99_together,
         "flood_kept": kept,
     }
 
 
-def _round(
-    manager: RunningServer, large: LoadShape, floods: list[bytes], singles: list[bytes], open_loop: Load
-) -> Round:
-    closed_loop = Load(large.at_once, None, None, open_loop.duration, open_loop.warm_up, TIMEOUT_S, open_loop.seed)
-
-    def few() -> Outcome:
-        return _run(manager, singles, open_loop)
-
-    def many() -> Outcome:
-        return _run(manager, floods, closed_loop)
-
-    with ThreadPoolExecutor(2) as pool:
-        many_alone, few_alone = many(), few()
-        few_beside, many_beside = (running.result() for running in [pool.submit(few), pool.submit(many)])
-    return Round(
-        few_alone.latency_ms(99),
-        few_beside.latency_ms(99),
-        many_alone.requests_per_second * large.sentences,
-        many_beside.requests_per_second * large.sentences,
-        (few_alone.part.latencies.tolist(), few_beside.part.latencies.tolist()),
+def _line(rounds: list[Round]) -> str:
+    (p50, beside), (p99, p99_beside) = ([_percentile(rounds, which, of) for which in (0, 1)] for of in (50, 99))
+    alone, together = (float(np.median([getattr(one, name) for one in rounds])) for name in Round.__slots__[4:6])
+    kept = float(np.median([one.flood_together / one.flood_alone for one in rounds]))
+    return (
+        f"single p50 {p50:.1f} -> {beside:.1f} ms, p99 {p99:.1f} -> {p99_beside:.1f} ms ({p99_beside / p99:.2f} x); "
+        f"flood {alone / 1e3:,.1f} -> {together / 1e3:,.1f} K tokens/s ({kept:.2f} x)"
     )
 
 
-def _run(manager: RunningServer, payloads: list[bytes], load: Load) -> Outcome:
-    outcome = run_clients(Work(GrpcSender(manager.target), payloads), load, 1)
+def _percentile(rounds: list[Round], which: int, percent: float) -> float:
+    """In milliseconds, over all requests. which: 0 for alone, 1 for together."""
+    return float(np.percentile(np.concatenate([one.latencies[which] for one in rounds]), percent)) * 1e3
+
+
+def _round(
+    manager: RunningServer,
+    floods: list[bytes],
+    closed: Load,
+    singles: list[bytes],
+    open_loop: Load,
+    small: LoadShape,
+    flood_alone: float,
+) -> Round:
+    def few() -> Outcome:
+        return _run(manager, singles, open_loop)
+
+    few_alone = few()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(few)
+        together = _flood(manager, floods, closed)
+        few_beside = running.result()
+    tokens = few_beside.requests_per_second * small.sentences * small.tokens
+    latencies = [outcome.part.latencies for outcome in (few_alone, few_beside)]
+    p50, p50_beside, p99, p99_beside = (
+        float(np.percentile(each, percent)) * 1e3 for percent in (50, 99) for each in latencies
+    )
+    kept = (latencies[0].tolist(), latencies[1].tolist())
+    return Round(p50, p50_beside, p99, p99_beside, flood_alone, together - tokens, kept)
+
+
+class _Tokens(Watcher):
+    """The tokens that the servers answer in the measured time."""
+
+    def __init__(self, read: Callable[[], float]) -> None:
+        self._read = read
+        self.count = 0.0
+
+    def begin(self) -> None:
+        self.count = -self._read()
+
+    def end(self) -> None:
+        self.count += self._read()
+
+
+def _flood(manager: RunningServer, payloads: list[bytes], load: Load) -> float:
+    """Tokens per second of all callers."""
+
+    def read() -> float:
+        return sum(map(float, _ANSWERED.findall(read_metrics(f"127.0.0.1:{manager.metrics_port}"))))
+
+    tokens = _Tokens(read)
+    outcome = _run(manager, payloads, load, tokens)
+    return tokens.count / outcome.seconds
+
+
+def _run(manager: RunningServer, payloads: list[bytes], load: Load, watcher: Watcher | None = None) -> Outcome:
+    outcome = run_clients(Work(GrpcSender(manager.target), payloads), load, 1, watcher)
     if outcome.part.errors:
         raise BenchError(f"requests failed: {outcome.part.errors}")
     return outcome
