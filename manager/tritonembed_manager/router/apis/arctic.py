@@ -38,7 +38,6 @@ from tritonembed_protocol.status import status_of
 from tritonembed_protocol.types import OUTPUT_TYPES
 
 SERVICE = "arctic_inference.InferenceService"
-_TASK = "embed"
 _log = logging.getLogger(__name__)
 _FLOAT32 = OUTPUT_TYPES["float"].dtype
 _VECTOR_TAG = bytes([arctic.EncodeResponse.EMBEDDING_BYTES_FP32_FIELD_NUMBER << 3 | 2])
@@ -247,11 +246,15 @@ class _Service:
         ready = [server.id in serving for server in replicas]
         infos = [
             arctic.SingleReplicaInfoResponse(
-                model_name=self._names.of_ensemble(server.ensemble), task=_TASK, ready=is_ready
+                model_name=self._names.of_ensemble(server.ensemble), task=self._task(server.ensemble), ready=is_ready
             )
             for server, is_ready in zip(replicas, ready, strict=True)
         ]
         return arctic.ReplicaInfoResponse(replica_infos=infos, n_replicas=len(ready), n_healthy_replicas=sum(ready))
+
+    def _task(self, ensemble: str) -> str:
+        names = self._names.of_part(ensemble)
+        return self._names.served.task if names is None else names.served.task
 
     async def health_check(self, _request: arctic.HealthCheckRequest, _context: Any) -> arctic.HealthCheckResponse:
         why = outage(self._dispatcher, self._is_serving)

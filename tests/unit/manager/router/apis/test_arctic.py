@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -337,6 +338,19 @@ async def test_replica_info_lists_every_replica(client):
     assert (info.n_replicas, info.n_healthy_replicas) == (5, 2)
     assert [replica.ready for replica in info.replica_infos] == [True] * 2 + [False] * 3
     assert {(replica.model_name, replica.task) for replica in info.replica_infos} == {(MODEL, "embed")}
+
+
+async def test_replica_info_names_the_task_of_each_model(dispatcher):
+    ranker = ServedNames(("ranker",), served=ServedModel("ranker", "score"))
+    dispatcher.views[1] = replace(dispatcher.views[1], ensemble="ranker")
+    async with serving(dispatcher, names=ServedNames((MODEL,), more=(ranker,))) as client:
+        info = await client.GetReplicaInfo(arctic.ReplicaInfoRequest())
+    found = {(replica.model_name, replica.task) for replica in info.replica_infos}
+    assert found == {(MODEL, "embed"), ("ranker", "score")}
+    alone = ServedNames(("ranker",), served=ServedModel("rerank", "score"))
+    async with serving(dispatcher, names=alone) as client:
+        info = await client.GetReplicaInfo(arctic.ReplicaInfoRequest())
+    assert {replica.task for replica in info.replica_infos} == {"score"}
 
 
 async def test_health_check(dispatcher):
