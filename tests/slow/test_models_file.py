@@ -12,10 +12,12 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 from tests.integration.serve import Serve, serving
+from tests.merged import hidden_of, merged_model
 from tests.models import ModelShelf
 from tests.slow.test_launched_models import CHEAP
 
 from tritonembed import EmbeddingClient, EmbeddingResult, ModelNotFoundError
+from tritonembed_perf.models import write_adapter
 
 TEXTS = ["a few words", "the cat sat on the mat"]
 
@@ -151,6 +153,50 @@ def test_requests_are_divided_between_versions_and_shift_without_losing_one(shel
         for answer in load.answers[::10]:
             np.testing.assert_allclose(answer.embeddings[:2], wanted[answer.embedding_space], atol=1e-5)
         assert len(manager.tritonservers()) == 1
+
+
+def test_adapters_of_a_model_come_change_and_go_without_losing_a_request(
+    shelf: ModelShelf, file: File, tmp_path: Path
+) -> None:
+    base = shelf("bert")
+    places = {
+        name: write_adapter(tmp_path / name, base, ["query", "value"], seed=seed)
+        for seed, name in enumerate(("one", "two"), start=1)
+    }
+
+    tokenizer = SentenceTransformer(str(base), device="cpu").tokenizer
+    ids = [np.array(tokenizer(text)["input_ids"], "<i4") for text in TEXTS]
+
+    def of_adapter(name: str) -> np.ndarray:
+        model = merged_model(base, places[name])
+        pooled = np.stack([hidden_of(model, one).mean(0) for one in ids])
+        return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+    one, two = of_adapter("one"), of_adapter("two")
+
+    def is_served(manager: Serve, adapter: str, wanted: np.ndarray) -> bool:
+        try:
+            return bool(np.abs(vectors(manager, adapter) - wanted).max() < 1e-5)
+        except ModelNotFoundError:
+            return False
+
+    file.write(f"name: minilm, path: {base}")
+    with running(file, "--executor=transformers") as manager, Load(manager, "minilm") as load:
+        load_space(load)
+        file.write(f"name: minilm, path: {base}, adapters: {{law: {places['one']}}}")
+        manager.until(lambda: is_served(manager, "law", one))
+        # Another adapter of the same name, and one more.
+        file.write(f"name: minilm, path: {base}, adapters: {{law: {places['two']}, old: {places['one']}}}")
+        manager.until(lambda: is_served(manager, "law", two))
+        np.testing.assert_allclose(vectors(manager, "old"), one, atol=1e-5)
+        file.write(f"name: minilm, path: {base}")
+        manager.until(lambda: not is_served(manager, "law", two))
+        assert [line for line in manager.status()["warnings"] if "reference" not in line] == []
+    # The base's vectors were the same all the time.
+    assert len({answer.embedding_space for answer in load.answers}) == 1
+    wanted = oracle(base)
+    for answer in load.answers[::10]:
+        np.testing.assert_allclose(answer.embeddings[:2], wanted, atol=1e-5)
 
 
 def metrics(manager: Serve) -> str:

@@ -1,6 +1,7 @@
 """Cohere's, text-embeddings-inference's and vLLM's routes for scores, by hand."""
 
 import json
+from types import SimpleNamespace
 
 import grpc
 import numpy as np
@@ -9,10 +10,12 @@ from tests.unit.manager.router.apis.http.conftest import MODEL, running
 from tritonclient.grpc import service_pb2
 from tritonclient.utils import deserialize_bytes_tensor
 
+from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.interfaces import DispatchError
 from tritonembed_protocol.framing import frame
 from tritonembed_protocol.served import FIRST_OF_TASK, ServedModel
+from tritonembed_protocol.space import HEADER
 
 NAMES = ServedNames((MODEL,), served=FIRST_OF_TASK["score"])
 DOCUMENTS = ["3", "9", "1", "5"]
@@ -248,6 +251,28 @@ async def test_vllms_score_of_a_model_with_token_vectors_is_maxsim(colbert, disp
     words = sum(len(text.split()) for text in [*ours, *theirs])
     assert (answer.body["model"], answer.body["usage"]["total_tokens"]) == ("colbert", words)
     assert {request.parameters["outputs"].string_param for request in dispatcher.requests} == {"multi_vector"}
+
+
+async def test_all_texts_of_a_call_are_of_the_space_of_its_queries(colbert, dispatcher):
+    """As with two versions of a model: each answers in its own space, and is chosen at random unless one is named."""
+    given = iter(["aa-float32", "bb-float32"] * 100)
+
+    def answer(request):
+        # Only requests that name no space get any version's. The dispatcher puts it behind the answer.
+        space = spaces.parameter(dispatcher.metadata[-1].get(HEADER) or next(given))
+        return SimpleNamespace(SerializeToString=lambda: by_tokens(request).SerializeToString() + space)
+
+    dispatcher.answer = answer
+    scores = await ask(colbert, "/score", model="colbert", text_1="a b", text_2=MANY * 4)
+    assert (scores.status, scores.headers[HEADER]) == (200, "aa-float32")
+    first, *later = [metadata.get(HEADER) for metadata in dispatcher.metadata]
+    assert (first, set(later), len(later) > 2) == (None, {"aa-float32"}, True)
+    asked = await colbert.post(
+        "/score",
+        data=json.dumps({"model": "colbert", "text_1": "a b", "text_2": MANY}),
+        headers={HEADER: "cc-float32"},
+    )
+    assert asked.headers[HEADER] == "cc-float32"
 
 
 async def test_late_interaction_chooses_among_models(colbert, dispatcher):
