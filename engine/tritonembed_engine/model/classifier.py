@@ -296,9 +296,12 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
     given = config.get("id2label")
     if isinstance(given, Mapping) and given:
         try:
-            return tuple(str(label) for _, label in sorted(given.items(), key=lambda pair: int(pair[0])))
+            by_number = {int(number): str(label) for number, label in given.items()}
         except ValueError:
             raise ModelError("id2label in config.json has a key that is no number") from None
+        if sorted(by_number) != list(range(len(given))):
+            raise ModelError(f"id2label in config.json does not number its {len(given)} labels from 0")
+        return tuple(by_number[number] for number in range(len(given)))
     # transformers' own default.
     return tuple(f"LABEL_{number}" for number in range(int(config.get("num_labels", 2))))
 

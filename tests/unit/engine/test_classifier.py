@@ -90,6 +90,9 @@ def test_an_embedder_may_carry_a_classifiers_head(tmp_path: Path) -> None:
     [
         ("ce_bert", {"architectures": ["OddForSequenceClassification"]}, "the head of a OddFor"),
         ("ce_bert", {"id2label": {"a": "b"}}, "id2label in config.json has a key that is no number"),
+        ("ce_bert", {"id2label": {"0": "a", "2": "b"}}, "id2label in config.json does not number its 2 labels from 0"),
+        ("ce_bert", {"id2label": {"-1": "a", "0": "b"}}, "id2label in config.json does not number its 2 labels from 0"),
+        ("ce_bert", {"id2label": {"1": "a"}}, "id2label in config.json does not number its 1 labels from 0"),
         ("ce_bert", {"sentence_transformers": {"activation_fn": "my.Code"}}, "the activation_fn my.Code is not one of"),
         ("ce_modernbert", {"classifier_pooling": "max"}, "classifier_pooling in config.json is neither cls nor mean"),
         ("ce_modernbert", {"classifier_activation": "odd"}, "the activation 'odd' of the classifier is not known"),
