@@ -3,16 +3,20 @@
 import json
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 import torch
 from sentence_transformers import CrossEncoder
 from tests.integration.serve import Serve, running_server, serving
+from tests.integration.test_bad_input import request
 from tests.integration.test_engine_metrics import until
 from tests.models import ModelShelf
+from tritonclient.grpc import service_pb2_grpc
 
 from tritonembed import EmbeddingClient, InvalidArgumentError, ModelNotFoundError
 from tritonembed.cli.app import run
@@ -106,6 +110,70 @@ def test_bad_pairs_are_refused_in_one_line_and_the_next_are_answered(client: Emb
     with pytest.raises(InvalidArgumentError, match="instruction: the model has no template"):
         client.score(QUERY, TEXTS, instruction="x")
     assert client.score(QUERY, TEXTS).scores.shape == (len(TEXTS), 1)
+
+
+def pairs(queries: list[bytes], texts: list[bytes], model: str = "ranker", **parameters: object) -> Any:
+    """A request of KServe's."""
+    made, more = request(queries, model=model, name="query", **parameters), request(texts)
+    made.inputs.extend(more.inputs)
+    made.raw_input_contents.extend(more.raw_input_contents)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: pairs([b""], [b"a"]), "query: sentence 0 is empty"),
+        (lambda: pairs([b"q", b""], [b"a", b"b"]), "query: sentence 1 is empty"),
+        (lambda: pairs([b"q\xff"], [b"a"]), "query: sentence 0 is not valid UTF-8"),
+        (lambda: pairs([b"q"], [b"\xff"]), "text: sentence 0 is not valid UTF-8"),
+        (lambda: pairs([b"q"] * 1025, [b"a"] * 1025), "1024"),
+        (lambda: request([b"a"] * 1025, model="ranker_classify"), "1024"),
+        (lambda: pairs([b"q"] * 2, [b"a"]), "batch size does not match"),
+        (lambda: pairs([b"q"], [b"a"], activation="relu"), "activation: must be one of none, sigmoid, softmax"),
+        (lambda: pairs([b"q"], [b"a"], top_n=0), "'top_n': unknown parameter of a reranker"),
+        (lambda: pairs([b"q"], [b"a"], dimensions=2), "'dimensions': unknown parameter of a reranker"),
+        # A reranker that is asked to embed, and the other way round.
+        (lambda: request([b"a"], model="ranker"), "missing required input(s) ['query']"),
+        (lambda: pairs([b"q"], [b"a"], model="embedding"), "Got input(s) ['text','query']"),
+        (lambda: request([b"a"], model="embedding", activation="none"), "'activation': unknown parameter"),
+    ],
+)
+@pytest.mark.parametrize("way", ["server", "manager"])
+def test_bad_pairs_over_grpc_are_one_line_and_the_next_are_answered(
+    server: RunningServer, manager: Serve, way: str, make: Callable[[], Any], reason: str
+) -> None:
+    target = server.target if way == "server" else manager.target
+    with grpc.insecure_channel(target) as channel:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer
+        with pytest.raises(grpc.RpcError) as caught:
+            infer(make(), timeout=60)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert reason in caught.value.details()
+        assert "\n" not in caught.value.details()
+        found = infer(pairs([b"q"], [b"a"]), timeout=60)
+        assert "score" in {output.name for output in found.outputs}
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "reason"),
+    [
+        ("ranker", {"query": [""], "text": ["a"]}, "query: sentence 0 is empty"),
+        ("ranker", {"query": ["q"] * 1025, "text": ["a"] * 1025}, "1024"),
+        ("ranker", {"text": ["a"]}, "missing required input(s) ['query']"),
+        ("minilm", {"query": ["q"], "text": ["a"]}, "['text','query']"),
+    ],
+)
+def test_bad_pairs_over_kserves_http_are_400(manager: Serve, model: str, inputs: Any, reason: str) -> None:
+    tensors = [
+        {"name": name, "datatype": "BYTES", "shape": [len(rows), 1], "data": rows} for name, rows in inputs.items()
+    ]
+    body = json.dumps({"inputs": tensors, "parameters": {"as": "FP32"} if model == "minilm" else {}}).encode()
+    asked = urllib.request.Request(f"http://127.0.0.1:{manager.http_port}/v2/models/{model}/infer", body)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(asked, timeout=60)
+    assert caught.value.code == 400
+    assert reason in json.load(caught.value)["error"]
 
 
 def test_a_model_does_only_what_it_is_for(server: RunningServer) -> None:

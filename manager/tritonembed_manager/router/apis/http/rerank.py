@@ -101,7 +101,7 @@ class TeiScores:
             return scores.answer(
                 [
                     {"index": row, "score": score} | ({"text": scores.texts[row].decode()} if with_text else {})
-                    for row, score in scores.ranked()
+                    for row, score in scores.ranked(scores.info["top_n"])
                 ]
             )
 
@@ -147,7 +147,7 @@ class VllmScore:
 
 _COHERE = ("model", "query", "documents", "top_n", "return_documents", "max_tokens_per_doc", "priority")
 _COHERE_V1 = (*_COHERE, "max_chunks_per_doc", "rank_fields")
-_TEI_RERANK = ("query", "texts", "raw_scores", "return_text", "truncate", "truncation_direction", "model")
+_TEI_RERANK = ("query", "texts", "top_n", "raw_scores", "return_text", "truncate", "truncation_direction", "model")
 _TEI_PREDICT = ("inputs", "raw_scores", "truncate", "truncation_direction", "model")
 _VLLM = ("model", "text_1", "text_2", "use_activation", "late_interaction", "priority", "user", "encoding_format")
 
@@ -171,10 +171,11 @@ def read_cohere(body: dict[str, Any], names: ServedNames, version: int) -> Score
 
 
 def read_tei_rerank(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
-    """A body of TEI's /rerank. Raises BadRequest, which names the field."""
+    """A body of TEI's /rerank, with litellm's `top_n`. Raises BadRequest, which names the field."""
     check_fields(body, _TEI_RERANK)
+    check_dimensions(body.get("top_n"), "top_n")
     texts = _encode(read_list(body.get("texts"), "texts"), "texts")
-    info = {"return_text": read_flag(body, "return_text")}
+    info = {"return_text": read_flag(body, "return_text"), "top_n": body.get("top_n")}
     return ScoresRequest(texts, [_read_query(body)] * len(texts), _read_model(body, names), _tei_options(body), info)
 
 
@@ -194,7 +195,7 @@ def read_tei_predict(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     if len({len(row) for row in rows}) > 1:
         raise BadRequest("inputs: pairs and texts alone must be in different requests", "inputs")
     texts = _encode([row[-1] for row in rows], "inputs")
-    queries = _encode([row[0] for row in rows], "inputs") if len(rows[0]) == 2 else None
+    queries = _encode_queries([row[0] for row in rows], "inputs") if len(rows[0]) == 2 else None
     return ScoresRequest(texts, queries, _read_model(body, names), _tei_options(body), {"is_batch": is_batch})
 
 
@@ -208,11 +209,10 @@ def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
     model = _read_model(
         body, names, None if late is None else "embed" if read_flag(body, "late_interaction") else "score"
     )
-    sides = []
-    for name in ("text_1", "text_2"):
-        given = body.get(name)
-        sides.append(_encode(read_list([given] if isinstance(given, str) else given, name), name))
-    queries, texts = sides
+    given = {name: body.get(name) for name in ("text_1", "text_2")}
+    sides = {name: read_list([side] if isinstance(side, str) else side, name) for name, side in given.items()}
+    encode_queries = _encode if model.served.task == "embed" else _encode_queries
+    queries, texts = encode_queries(sides["text_1"], "text_1"), _encode(sides["text_2"], "text_2")
     if len(queries) != len(texts) and 1 not in (len(queries), len(texts)):
         raise BadRequest(f"text_1 has {len(queries)} texts, but text_2 has {len(texts)}", "text_2")
     if model.served.task == "embed":
@@ -251,6 +251,13 @@ def _read_document(given: Any) -> str:
     if not isinstance(text, str):
         raise BadRequest("documents must be strings, or objects with the field text", "documents")
     return text
+
+
+def _encode_queries(texts: list[Any], name: str) -> list[bytes]:
+    """Raises BadRequest, also for an empty one."""
+    if "" in texts:
+        raise BadRequest(f"{name}: the query of pair {texts.index('')} is empty", name)
+    return _encode(texts, name)
 
 
 def _encode(texts: list[Any], name: str) -> list[bytes]:

@@ -33,6 +33,7 @@ from tritonembed_manager.router.apis.http.vector_requests import (
     check_fields,
     check_prompt,
     converted,
+    embedding,
     of_path,
     prepare_for_tokenizer,
     read_flag,
@@ -64,7 +65,7 @@ _NO_OUTPUT = "unexpected inference output"
 
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "encoding_format")
 _FIELDS = ("inputs", *_PARAMETERS, "parameters", "options", "model")
-"""`options` and `model` are the hub's, and have no effect here."""
+"""`options` are the hub's, and have no effect here; neither has a `model` that is not served."""
 _DIRECTIONS = {"right": "END", "left": "START"}
 _PAIR = ("source_sentence", "sentences")
 
@@ -83,8 +84,10 @@ def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
 
 
 class Tei:
-    """names: of the models; the first is served, or that of the path. servers: as the dispatcher has them; they know a
-    model's length and space."""
+    """names: of the models; the first that embeds is served, or that of the path or the field `model`.
+
+    servers: as the dispatcher has them; they know a model's length and space.
+    """
 
     errors = staticmethod(tei_form)
 
@@ -220,8 +223,15 @@ class TeiRequest(VectorsRequest):
     task: Task
 
 
+def _find_model(body: dict[str, Any], names: ServedNames) -> ServedModel:
+    """The model of the path, or of the field `model`, or the first one that embeds. Raises BadRequest."""
+    asked = body.get("model")
+    found = names.find(asked) if isinstance(asked, str) else None
+    return embedding(found or next((each for each in names.models if each.served.task == "embed"), names))
+
+
 def read_request(body: dict[str, Any], task: Task | None, model: ServedModel) -> TeiRequest:
-    """model: the only one that these routes have.
+    """model: that embeds.
 
     task: None for `similarity` if `inputs` is an object, else `embed`. Raises BadRequest.
     """
@@ -297,7 +307,8 @@ def read_truncate(given: dict[str, Any]) -> Any:
 
 def convert(body: bytes, names: dict[str, Any], task: Task | None) -> Converted:
     """info: the task, and the options that decide how answers are read; see `converted`."""
-    asked = read_request(parse_object(body), task, ServedNames.from_json(names).served)
+    parsed = parse_object(body)
+    asked = read_request(parsed, task, _find_model(parsed, ServedNames.from_json(names)))
     options = {"outputs": asked.options["outputs"]} if "outputs" in asked.options else {}
     return converted(asked, task=asked.task, options=options)
 

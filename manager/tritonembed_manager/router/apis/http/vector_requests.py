@@ -117,7 +117,11 @@ def find_model(body: dict[str, Any], names: ServedNames, default: ServedNames) -
 
 def read_model(body: dict[str, Any], names: ServedNames) -> ServedModel:
     """The model that has to embed: that of the field `model`, or the first one. Raises BadRequest."""
-    found = find_model(body, names, names)
+    return embedding(find_model(body, names, names))
+
+
+def embedding(found: ServedNames) -> ServedModel:
+    """The model, which has to embed. Raises BadRequest."""
     if found.served.task == "score":
         raise BadRequest(f"model: {found.model} scores pairs of a query and a text; it does not embed", "model")
     return found.served

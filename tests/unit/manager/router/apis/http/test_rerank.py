@@ -98,6 +98,9 @@ async def test_teis_rerank_gives_a_list(serving, ranker):
     assert answer.body[0] == {"index": 1, "score": 9.0, "text": "9"}
     assert [one["index"] for one in answer.body] == [1, 3, 0, 2]
     assert ranker.requests[0].parameters["activation"].string_param == "none"
+    # litellm's.
+    answer = await ask(serving, "/rerank", query="q", texts=DOCUMENTS, top_n=2)
+    assert answer.body == [{"index": 1, "score": 9.0}, {"index": 3, "score": 5.0}]
 
 
 async def test_documents_at_teis_route_are_ranked_as_coheres(serving, ranker):
@@ -150,6 +153,7 @@ async def test_coheres_bad_input_is_one_line(serving, ranker, path, body, messag
     ("path", "body", "message"),
     [
         ("/rerank", {"query": "q", "texts": "a"}, "texts must be a list, and not empty"),
+        ("/rerank", {"query": "q", "texts": ["a"], "top_n": 0}, "top_n must"),
         ("/rerank", {"texts": ["a"]}, "query must be a string, and not empty"),
         ("/rerank", {"query": "q", "texts": ["a"], "truncation_direction": "up"}, "truncation_direction must be"),
         ("/predict", {"inputs": [["a", "b", "c"]]}, "inputs must be a text, a pair of texts"),
