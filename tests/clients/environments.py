@@ -35,7 +35,18 @@ PYTHON = {
         ("llama_index_openai_like", "llama_index_nvidia", "llama_index_tei"),
     ),
     "haystack": Environment(("haystack-ai==3.4.1", "nvidia-haystack==3.0.0"), ("haystack_openai", "haystack_nvidia")),
-    "litellm": Environment(("litellm==1.110.2",), ("litellm_prefixes",)),
+    "litellm": Environment(("litellm==1.110.2",), ("litellm_prefixes", "litellm_rerank")),
+    "mteb": Environment(
+        (
+            "mteb==2.26.24",
+            "openai==3.57.0",
+            # For OpenAI's tokenizer, which its package has.
+            "litellm==1.110.2",
+            "tiktoken==0.14.0",
+            "torch==2.13.0",
+        ),
+        ("mteb_task",),
+    ),
     "vector_stores": Environment(("chromadb==1.5.9", "qdrant-client==1.20.0", "openai==3.57.0"), ("chroma", "qdrant")),
     "cohere": Environment(("cohere==7.3.1",), ("cohere_python", "rerank_cohere")),
     "rerank": Environment(
@@ -55,7 +66,7 @@ LOAD_GENERATORS = {
     "genai_perf": Environment(("genai-perf==0.0.16",), ("genai-perf",)),
 }
 """By environment; their programs are commands."""
-RERANKERS = ("rerank_cohere", "rerank_frameworks")
+RERANKERS = ("rerank_cohere", "rerank_frameworks", "litellm_rerank")
 """Programs that give the scores of the texts for a query instead of vectors."""
 NODE = ("openai_node", "grpc_js")
 """Programs that run in Node with the packages of package.json."""

@@ -7,6 +7,7 @@ PREFIXES = {
     "nvidia_nim/embedding": {"api_base": f"{URL}/v1", "input_type": "passage"},
     "infinity/embedding": {"api_base": URL},
     "triton/embedding": {"api_base": f"{URL}/triton/embeddings"},
+    "huggingface/embedding": {"api_base": f"{URL}/embed", "input_type": "feature-extraction"},
 }
 found = {
     prefix.partition("/")[0]: litellm.embedding(model=prefix, input=TEXTS, api_key="none", **more)
