@@ -148,7 +148,7 @@ class EmbeddingClient:
         - ``prompt_name``: the name of a prompt in the model's config_sentence_transformers.json, to be prepended to
           every text; an unknown name is an error.
         - ``prompt``: the string to be prepended to every text; ``""`` turns the model's default prompt off.
-        - ``instruction``: what the texts, which are queries, are for, such as "Retrieve passages that answer the
+        - ``instruction``: the task of the texts, which are queries, such as "Retrieve passages that answer the
           question". The model's own template makes the prompt of it; a model without a template refuses it. Two of
           ``prompt_name``, ``prompt`` and ``instruction`` are an error; each replaces the prompt of ``input_type``.
         - ``truncate``: the end of a long text that is cut, ``END`` or ``START``; ``NONE`` makes a long text an error;

@@ -69,9 +69,9 @@ class RunSettings:
     model: Annotated[str | None, Option(help=MODEL_HELP)] = None
     tokenizer: Annotated[str | None, Option(help="Folder or hub's name of the model, if --model is neither.")] = None
     protocol: Annotated[Literal["kserve", "openai", "arctic"], Option()] = "kserve"
-    encoding: Annotated[Literal["base64", "float", "bytes"], Option(help="openai only; bytes is vLLM's.")] = "base64"
+    encoding: Annotated[Literal["base64", "float", "bytes"], Option(help="openai's; bytes is vLLM's.")] = "base64"
     batch_sizes: Annotated[str, Option(help="Sentences per request; a row each.")] = "1,16,64"
-    requests: Annotated[int, Option(min=1, help="Measured for each batch size.")] = 1024
+    requests: Annotated[int, Option(min=1, help="Requests per batch size.")] = 1024
     duration: Annotated[
         float | None, Option(min=0.1, max=DAY_S, help="Seconds for each batch size instead of --requests.")
     ] = None
@@ -80,18 +80,18 @@ class RunSettings:
         float | None, Option(min=0.001, max=1e6, help="Requests per second instead, open loop, Poisson.")
     ] = None
     prompt_length: Annotated[int, Option(min=1, help="Tokens, special ones included.")] = 50
-    distribution: Annotated[Literal["fixed", "uniform", "normal"], Option(help="Of lengths up to --prompt-length.")] = (
-        "fixed"
-    )
+    distribution: Annotated[
+        Literal["fixed", "uniform", "normal"], Option(help="How lengths vary, up to --prompt-length.")
+    ] = "fixed"
     dataset: Annotated[Path | None, Option(help="Texts of a .txt, .jsonl, .csv or .parquet file instead.")] = None
-    processes: Annotated[int | None, Option(min=1, max=256, help="Of the client.", show_default="for this machine")] = (
-        None
-    )
+    processes: Annotated[
+        int | None, Option(min=1, max=256, help="Client processes.", show_default="for this machine")
+    ] = None
     warm_up: Annotated[float, Option(min=0, max=DAY_S, help="Seconds before the clock starts.")] = 1.0
     timeout: Annotated[float, Option(min=0.001, max=DAY_S, help="Seconds for one request.")] = 60.0
     reference: Annotated[Literal["server", "model"], Option(help=REFERENCE_HELP)] = "server"
-    min_cosine: Annotated[float, Option(min=0, max=1, help="To the right vector.")] = 0.999
-    seed: Annotated[int, Option(help="Of texts and arrivals.")] = 0
+    min_cosine: Annotated[float, Option(min=0, max=1, help="Least cosine to the right vector.")] = 0.999
+    seed: Annotated[int, Option(help="Seed of texts and arrivals.")] = 0
     tls_ca: Annotated[
         Path | None, Option(help="Authorities to trust (PEM).", show_default="those of gRPC or the system")
     ] = None
@@ -167,14 +167,14 @@ class CompareSettings:
         str, Option(help="Offered rates of 50x1, too, open loop: requests/s, with commas.", show_default=False)
     ] = ""
     rounds: Annotated[
-        int, Option(min=1, help="Of all peers in turn: with all settings, then with the best; medians count.")
+        int, Option(min=1, help="Rounds over all peers: with all settings, then with the best; medians count.")
     ] = 3
-    seconds: Annotated[float, Option(min=0.5, help="For each measurement.")] = 6.0
+    seconds: Annotated[float, Option(min=0.5, help="Seconds per measurement.")] = 6.0
     warm_up: Annotated[float, Option(min=0, help="Seconds before each measurement.")] = 2.0
-    processes: Annotated[int | None, Option(min=1, help="Of the client.", show_default="for this machine")] = None
+    processes: Annotated[int | None, Option(min=1, help="Client processes.", show_default="for this machine")] = None
     dtype: Annotated[
         Literal["float32", "bfloat16", "float16"] | None,
-        Option(help="Of all peers.", show_default="float32; GPU: bfloat16"),
+        Option(help="Precision of all peers.", show_default="float32; GPU: bfloat16"),
     ] = None
     device: Annotated[Literal["cpu", "cuda"] | None, Option(show_default="what is there")] = None
     python: Annotated[
@@ -196,7 +196,7 @@ class OverheadSettings:
     server: Annotated[str | None, Option(help="host:port of a running Triton; by default one is started.")] = None
     metrics: Annotated[str | None, Option(help=METRICS_HELP)] = None
     loads: Annotated[str, Option(help=LOADS_HELP)] = "50x1@1,50x1@16,50x64@1,50x64@4"
-    requests: Annotated[int, Option(min=1, help="For each load.")] = 200
+    requests: Annotated[int, Option(min=1, help="Requests per load.")] = 200
     api_key: ApiKey = field(default=None, repr=False)
     plot: Annotated[Path | None, Option(help="Write the stacked bars here, with .png and .svg added.")] = None
     json_path: Json = None
@@ -215,7 +215,7 @@ class AnalyzerSettings:
 
     model: ServedModel
     loads: Annotated[str, Option(help=LOADS_HELP)] = "50x1@1,50x1@16,50x16@16,50x64@4"
-    seconds: Annotated[float, Option(min=0.1, max=600, help=f"Of each of {WINDOWS} windows.")] = 2.0
+    seconds: Annotated[float, Option(min=0.1, max=600, help=f"Seconds per window, of which there are {WINDOWS}.")] = 2.0
     server: Annotated[str | None, Option(help="host:port of a running Triton.")] = None
     manager: Annotated[str | None, Option(help="host:port of a running manager.")] = None
     program: Annotated[

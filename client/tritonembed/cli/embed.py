@@ -59,7 +59,7 @@ def embed(
     ] = None,
     instruction: Annotated[
         str | None,
-        option("--instruction", "What the texts, which are queries, are for; needs a model with a template."),
+        option("--instruction", "The task of the texts, which are queries; needs a model with a template."),
     ] = None,
     truncate: Annotated[
         Truncate | None,

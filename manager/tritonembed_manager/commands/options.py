@@ -165,7 +165,7 @@ ModelTask = Annotated[
     Task | None,
     typer.Option(
         None,
-        help="What the model does: embed, or score (rerankers and classifiers); by default what its files say. "
+        help="What the model does: embed, or score (rerankers and classifiers); by default as in its files. "
         "`render` reads no files of a model on the hub.",
     ),
 ]
@@ -173,7 +173,7 @@ InstructionTemplate = Annotated[
     str | None,
     typer.Option(
         None,
-        help="Prompt for the request parameter instruction, which stands at {instruction}; by default as the model's "
+        help="Prompt in which {instruction} stands for the request parameter of that name; by default as the model's "
         "own prompts or its name show.",
     ),
 ]
@@ -189,10 +189,10 @@ CacheBytes = Annotated[
     typer.Option(
         RenderSettings.cache_bytes,
         min=0,
-        help="Memory of each replica for vectors of texts that come again, such as 268435456; 0: none is kept.",
+        help="Bytes per replica for the vectors of repeated texts, such as 268435456; 0 keeps none.",
     ),
 ]
-Force = Annotated[bool, typer.Option(False, help="Write into a folder that holds something else, too.")]
+Force = Annotated[bool, typer.Option(False, help="Write into a folder that is not empty, too.")]
 
 ModelRepository = Annotated[
     Path | None,

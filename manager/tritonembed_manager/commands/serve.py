@@ -63,8 +63,8 @@ class ServeOptions:
             typer.Option(
                 None,
                 min=1,
-                help="Models in memory at a time. A request for another one loads it, in the place of the one that was "
-                "not used for longest; by default all are in memory.",
+                help="Models in memory at a time. A request for another model loads it in place of the least recently "
+                "used one; by default all are in memory.",
             ),
         ]
     ]
@@ -226,9 +226,9 @@ class ServeOptions:
         str | None,
         typer.Option(
             None,
-            help="Send an interactive request (priority 1) that is late to an idle server, too, and take the first "
-            "answer: p95 (late is slower than 95 of 100 such requests) or seconds. At most 5 % more requests. By "
-            "default none is.",
+            help="Send a late interactive request (priority 1) to an idle server, too; the first answer counts. Late "
+            "is p95 (slower than 95 of 100 such requests), or a number of seconds. At most 5 % more requests. Off "
+            "by default.",
         ),
     ]
     max_restarts: Launched[
@@ -302,7 +302,7 @@ class ServeOptions:
         Path | None,
         typer.Option(
             None,
-            help="Want a key of each caller: the tenants in this file (YAML), with their keys and limits. The file is "
+            help="Require a key of each caller. This file (YAML) has the tenants with their keys and limits; it is "
             "watched.",
         ),
     ]

@@ -54,9 +54,7 @@ class TuneOptions:
         typer.Option(None, help="The load on which the choice has to beat the defaults; by default of another shape."),
     ]
     seconds: Annotated[float, typer.Option(3.0, min=0.2, max=600, help="Seconds per run; there are three runs.")]
-    budget_minutes: Annotated[
-        float, typer.Option(30.0, min=0.5, help="The search stops in time for the check to end within this.")
-    ]
+    budget_minutes: Annotated[float, typer.Option(30.0, min=0.5, help="For the search and the check together.")]
     device: options.Device
     gpus: options.Gpus
     tensor_parallel_size: options.TensorParallelSize

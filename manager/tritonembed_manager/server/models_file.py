@@ -56,7 +56,7 @@ class ModelEntry:
     """Part of the memory that the models of a GPU share; None: an equal part of what the others leave."""
     max_batch_tokens: int | None = None
     task: Task | None = None
-    """None: what its files say."""
+    """None: as in its files."""
     vllm: dict[str, Any] = field(default_factory=dict)
     weight: float | None = None
     """The part of the model's requests that go to this version, in percent; None for a model's only version."""

@@ -35,9 +35,9 @@ class RenderSettings:
     """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
     deterministic: bool = False
     cache_bytes: int = 0
-    """Memory of each replica for vectors of texts that come again; 0: none is kept."""
+    """Bytes per replica for the vectors of repeated texts; 0 keeps none."""
     instruction_template: str | None = None
-    """The prompt for the request parameter `instruction`, which stands at `{instruction}`; None: the model's own."""
+    """The prompt in which `{instruction}` stands for the request parameter; None: the model's own."""
     vllm: dict[str, Any] = field(default_factory=dict)
     """The given vLLM engine arguments, by their Python names."""
     served: ServedModel = FIRST_MODEL
