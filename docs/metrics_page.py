@@ -16,6 +16,7 @@ ENGINE: Sequence[tuple[str, Mapping[str, str], tuple[str, ...]]] = (
     ("replica", engine.EXECUTOR_INFO, ("executor", "embedding_space")),
     ("replica", engine.BUILD_INFO, ("version",)),
     ("replica with a [cache](../guides/repeated-texts.md)", engine.CACHE_METRICS, ()),
+    ("replica in [int8](../concepts/executors.md#int8)", engine.QUALITY_METRICS, ()),
     ("tokenizer", engine.TOKENIZER_COUNTERS, ()),
 )
 """Of which process, metrics, and labels beside `instance`."""

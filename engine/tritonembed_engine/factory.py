@@ -12,10 +12,12 @@ from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.executors.base import Executor
 from tritonembed_engine.executors.loading import (
+    INT8,
     SENTENCES_PER_BATCH,
     filler_id,
     max_batch_tokens,
     reason_against_bfloat16,
+    reason_against_int8,
     refuse_arguments,
 )
 from tritonembed_engine.executors.ranks import Ranks, ranks_of
@@ -100,6 +102,10 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         raise ModelError(f"{files.name} can't be served on a CPU: {reason}")
     if device == "cpu" and (reason := reason_against_bfloat16(settings)):
         raise ModelError(f"{files.name}: {reason}")
+    if reason := reason_against_int8(settings, files, device):
+        raise ModelError(f"{files.name}: {reason}")
+    if settings.engine.calibration and settings.vllm.get("quantization") != INT8:
+        logger.warning("the calibration texts have no effect without --quantization int8")
     by_transformers = _serves_in_transformers(settings, files)
     for key in files.unknown:
         logger.warning("%s has no effect", key)
@@ -114,7 +120,7 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         found = _openvino_executor(settings, files, device, reference)
         if not isinstance(found, str):
             return found
-        if settings.engine.executor == "openvino":
+        if settings.engine.executor == "openvino" or settings.vllm.get("quantization") == INT8:
             raise ModelError(f"{files.name}: the openvino executor can't serve this model: {found}")
         logger.warning("the openvino executor does not serve: %s", found)
     if by_transformers:
@@ -169,7 +175,7 @@ def _openvino_executor(
             settings, files, device, max_batch_tokens(settings, files, device), SENTENCES_PER_BATCH, unseen_id(files)
         )
         announce("comparing the vectors with the reference")
-        Gate(reference, executor.dtype, False, padded=True).check(executor)
+        Gate(reference, executor.dtype, settings.vllm.get("quantization") == INT8, padded=True).check(executor)
     except (OpenVinoUnavailable, Wrong) as problem:
         return str(problem)
     except ModelError:

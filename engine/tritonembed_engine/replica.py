@@ -17,7 +17,13 @@ import triton_python_backend_utils as pb_utils
 from tritonembed_engine.errors import DeadlineExceeded, EmbedError, InvalidArgument
 from tritonembed_engine.request import NO_CHOICES, BatchReport, Choices, Key, Request, TokenOutputs
 from tritonembed_engine.stub.abandonment import Abandonment
-from tritonembed_engine.stub.metrics import CACHE_METRICS, EMBEDDER_COUNTERS, LOAD_GAUGES, EngineMetrics
+from tritonembed_engine.stub.metrics import (
+    CACHE_METRICS,
+    EMBEDDER_COUNTERS,
+    LOAD_GAUGES,
+    QUALITY_METRICS,
+    EngineMetrics,
+)
 from tritonembed_engine.stub.placement import visible_devices
 from tritonembed_engine.stub.process import announce, log_as, prepare_process
 from tritonembed_engine.stub.senders import Senders
@@ -133,7 +139,12 @@ class Replica:
         labels = {"executor": self.engine.executor.name, "embedding_space": self.space}
         self._caches = self.engine.cache is not None
         names = EMBEDDER_COUNTERS | LOAD_GAUGES | (CACHE_METRICS if self._caches else {})
+        # Only the openvino executor quantizes, and has it.
+        quality = getattr(self.engine.executor, "quality", None)
+        names |= {} if quality is None else QUALITY_METRICS
         self._metrics = EngineMetrics(pb_utils, name, names, self._load, **labels)
+        if quality is not None:
+            self._metrics.add(quantization_quality=quality)
 
     def prepare(self) -> None:
         """Called once, when the engine is there."""

@@ -78,6 +78,12 @@ class EngineSettings(BaseModel):
     """The reference of the check at load: `auto`, transformers in float32; `off`, none; else a file of
     sentence-transformers' vectors."""
 
+    quantization_quality: float = Field(default=0.98, gt=0, le=1)
+    """Of int8: the part of the ten nearest of the calibration texts that have to be those of float32."""
+
+    calibration: str | None = Field(default=None, min_length=1)
+    """Texts that int8 is calibrated and judged with: a file of UTF-8 with one per line; None: the project's own."""
+
     deterministic: bool = False
     """One sentence per forward pass, in shapes that depend on its length alone: the same text gives the same bits."""
 

@@ -198,6 +198,12 @@ CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
 """Flags of processors that multiply bfloat16; the last one is arm64's."""
 
+INT8 = "int8"
+"""Of `--quantization`: our own, in the openvino executor; other names are vLLM's."""
+
+_INTEGERS = ("avx512_vnni", "avx_vnni")
+"""Flags of processors that multiply int8 in OpenVINO's dynamic quantization."""
+
 _CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "pipeline_parallel_size")
 
 
@@ -212,14 +218,40 @@ def reason_against_bfloat16(settings: ModelSettings) -> str | None:
     """Why a CPU can't serve in the bfloat16 that is asked for; None if it can, or if another type is asked for."""
     if str(settings.vllm.get("dtype") or "").removeprefix("torch.") != "bfloat16":
         return None
-    with contextlib.suppress(OSError):
-        flags = {*CPUINFO.read_text().split()}
-        if flags and not flags.intersection(_BFLOAT16):
-            return (
-                "this processor does not multiply bfloat16 (AMX or AVX512-BF16) and would be many times slower than in"
-                " float32: leave out --dtype bfloat16"
-            )
+    if _lacks(_BFLOAT16):
+        return (
+            "this processor does not multiply bfloat16 (AMX or AVX512-BF16) and would be many times slower than in"
+            " float32: leave out --dtype bfloat16"
+        )
     return None
+
+
+def reason_against_int8(settings: ModelSettings, files: "ModelFiles", device: str) -> str | None:
+    """Why int8 can't be served, if it is asked for; None if it can, or if it is not."""
+    if settings.vllm.get("quantization") != INT8:
+        return None
+    if device != "cpu":
+        return "--quantization int8 is for CPUs; on a GPU there is fp8"
+    if settings.engine.executor not in ("auto", "openvino"):
+        return f"the {settings.engine.executor} executor has no int8, only the openvino executor has"
+    if settings.adapters:
+        return "--quantization int8 serves no adapters"
+    if files.classifier is not None or not files.token_outputs.dense:
+        return "--quantization int8 is for models with dense vectors, whose nearest can be compared"
+    if _lacks(_INTEGERS):
+        return (
+            "this processor does not multiply int8 (AVX512-VNNI or AVX-VNNI) and would be no faster than in float32:"
+            " leave out --quantization int8"
+        )
+    return None
+
+
+def _lacks(flags: tuple[str, ...]) -> bool:
+    """Whether this machine's processor has none of the flags, as far as that can be read."""
+    with contextlib.suppress(OSError):
+        found = {*CPUINFO.read_text().split()}
+        return bool(found) and not found.intersection(flags)
+    return False
 
 
 def asked_dtype(settings: ModelSettings, config: Mapping[str, Any], device: str, executor: str) -> str:

@@ -3,9 +3,12 @@
 oneDNN's products are about twice as fast as torch's, and a start from the cache imports neither torch nor vLLM.
 """
 
+import contextlib
 import importlib.util
+import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,8 +17,15 @@ import numpy.typing as npt
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
 from tritonembed_engine.executors.host_pooling import pool, pool_spans
-from tritonembed_engine.executors.loading import asked_dtype, filler_id
-from tritonembed_engine.executors.openvino_graphs import STATES, STEPS, OpenVinoUnavailable, graphs_of
+from tritonembed_engine.executors.loading import INT8, asked_dtype, filler_id
+from tritonembed_engine.executors.openvino_graphs import (
+    QUALITY,
+    STATES,
+    STEPS,
+    OpenVinoUnavailable,
+    graphs_of,
+    quantized_of,
+)
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
 from tritonembed_engine.model.encoders import IN_OPENVINO
 from tritonembed_engine.model.files import ModelFiles
@@ -28,6 +38,8 @@ from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, To
 
 if TYPE_CHECKING:
     from tritonembed_engine.executors.token_heads import TokenHeads
+
+logger = logging.getLogger(__name__)
 
 GROUPING = Grouping(64, 1024)
 """A pass costs little, and the results of 1,024 tokens stay in the cache."""
@@ -46,6 +58,8 @@ class OpenVinoExecutor:
     depth = 1
     refused_id: int | None = None
     on_any_thread = True
+    quality: float | None = None
+    """Of an int8 model: the part of the ten nearest of calibration texts that it keeps."""
 
     def __init__(
         self,
@@ -160,38 +174,71 @@ def load(
     """
     if reason := reason_against(settings, files, device):
         raise OpenVinoUnavailable(reason)
-    dtype = asked_dtype(settings, read_object(files.transformer / "config.json"), device, "openvino")
+    int8 = settings.vllm.get("quantization") == INT8
     announce("importing OpenVINO")
     with imports_that_stay():
         import openvino
     core = openvino.Core()
-    if dtype == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if int8 and not settings.vllm.get("dtype"):
+        # Of what stays unquantized.
+        dtype = "bfloat16" if "BF16" in capabilities else "float32"
+    else:
+        dtype = asked_dtype(settings, read_object(files.transformer / "config.json"), device, "openvino")
+    if dtype == "bfloat16" and "BF16" not in capabilities:
         raise OpenVinoUnavailable("this processor does not multiply bfloat16 (AMX or AVX512-BF16)")
     if dtype not in _PRECISIONS:
         raise OpenVinoUnavailable(f"it has no {dtype}")
-    with graphs_of(settings, files) as folder:
+    quality, group = None, 0
+    with contextlib.ExitStack() as stack:
+        folder = states_folder = stack.enter_context(graphs_of(settings, files))
+        if int8:
+            processor = ",".join(sorted(capabilities))
+            states_folder = stack.enter_context(quantized_of(settings, files, dtype, processor, folder))
+            quality, group = _reached(states_folder, dtype)
         announce("loading the weights")
-        states = core.compile_model(folder / STATES, "CPU", _options(_PRECISIONS[dtype]))
-        steps = core.compile_model(folder / STEPS, "CPU", _options("f32")) if files.steps else None
+        states = core.compile_model(states_folder / STATES, "CPU", options_of(dtype, group))
+        steps = core.compile_model(folder / STEPS, "CPU", options_of("float32")) if files.steps else None
     heads = None
     if files.token_outputs.per_token:
         # Imported here: it imports torch.
         from tritonembed_engine.executors.building import heads_of
 
         heads = heads_of(files)
-    padding = filler_id(files)
+    executor = executor_of(states, steps, files, dtype, max_batch_tokens, max_batch_sentences, heads, unseen)
+    executor.quality = quality
+    return executor
+
+
+def executor_of(
+    states: Any,
+    steps: Any | None,
+    files: ModelFiles,
+    dtype: str,
+    max_batch_tokens: int,
+    max_batch_sentences: int,
+    heads: "TokenHeads | None" = None,
+    unseen: int | None = None,
+) -> OpenVinoExecutor:
+    """The executor of compiled graphs."""
+    padding, types = filler_id(files), files.has_token_types
     return OpenVinoExecutor(
-        states,
-        steps,
-        files.pooling,
-        dtype,
-        max_batch_tokens,
-        max_batch_sentences,
-        padding,
-        heads,
-        files.has_token_types,
-        unseen,
+        states, steps, files.pooling, dtype, max_batch_tokens, max_batch_sentences, padding, heads, types, unseen
     )
+
+
+def _reached(folder: Path, dtype: str) -> tuple[float, int]:
+    """The quality of a quantized model, which is logged, and the channels that share a scale."""
+    found = read_object(folder / QUALITY)
+    kept = [name.removeprefix("__module.model.").partition("/")[0] for name in found["kept"]]
+    logger.warning(
+        "int8: %d of %d products, and %.4f of the ten nearest of the calibration texts are those of float32%s",
+        len(found["quantized"]),
+        len(found["quantized"]) + len(kept),
+        found["quality"],
+        f"; in {dtype}: {', '.join(kept)}" if kept else "",
+    )
+    return float(found["quality"]), int(found["group"])
 
 
 def reason_against(settings: ModelSettings, files: ModelFiles, device: str) -> str | None:
@@ -205,15 +252,18 @@ def reason_against(settings: ModelSettings, files: ModelFiles, device: str) -> s
     if read_object(files.transformer / "config.json").get("quantization_config"):
         return "the model has quantized weights"
     for argument, value in settings.vllm.items():
+        if (argument, value) == ("quantization", INT8):
+            continue
         if argument not in _FOLLOWED and not (value in (None, False, {}) or (argument in _PARALLEL and value == 1)):
             return f"{argument} is an engine argument of vLLM"
     return None
 
 
-def _options(precision: str) -> dict[str, Any]:
+def options_of(dtype: str, group: int = 0) -> dict[str, Any]:
+    """OpenVINO's options for a graph. group: input channels that share a scale, if products are in int8."""
     options: dict[str, Any] = {
         # Without this, OpenVINO takes bfloat16 wherever the processor has it.
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": _PRECISIONS[dtype],
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": "1",
         # Replicas, tokenizers and the server share the cores.
@@ -221,6 +271,8 @@ def _options(precision: str) -> dict[str, Any]:
         # Products that were prepared for a shape: OpenVINO's 5,000 of them take 150 MB.
         "CPU_RUNTIME_CACHE_CAPACITY": 1000,
     }
+    if group:
+        options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = group
     if (threads := os.environ.get("OMP_NUM_THREADS", "")).isdecimal() and int(threads):
         options["INFERENCE_NUM_THREADS"] = int(threads)
     return options

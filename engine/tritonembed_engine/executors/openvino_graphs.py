@@ -1,16 +1,18 @@
 """A model's graphs for OpenVINO: from the cache, else converted by a process of its own, which imports torch.
 
 A second start imports neither torch nor transformers: it reads `states.xml` (token ids to hidden states) and, if there
-are steps after the pooling, `steps.xml`, both in float32 whatever the precision that they are compiled for.
+are steps after the pooling, `steps.xml`, both in float32 whatever the precision that they are compiled for. A model in
+int8 has a second folder, with its own `states.xml` and what the quantization reached.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.contents import cache_folder, digests_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.space import embedding_space
+from tritonembed_engine.quantization import calibration_texts
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.stub.child_python import run_module, turn
 from tritonembed_engine.stub.process import announce
@@ -27,7 +30,9 @@ logger = logging.getLogger(__name__)
 VERSION = 1
 """Of the conversion; another version converts all models anew."""
 
-STATES, STEPS, MANIFEST = "states.xml", "steps.xml", "manifest.json"
+VERSION_OF_QUANTIZATION = 1
+
+STATES, STEPS, QUALITY, MANIFEST = "states.xml", "steps.xml", "quality.json", "manifest.json"
 
 
 class OpenVinoUnavailable(Exception):
@@ -40,43 +45,80 @@ def graphs_of(settings: ModelSettings, files: ModelFiles) -> Iterator[Path]:
 
     Raises OpenVinoUnavailable if the model can't be converted.
     """
+    with _kept(_key(settings, files), "converted", lambda folder: _convert(settings, files, folder)) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def quantized_of(
+    settings: ModelSettings, files: ModelFiles, dtype: str, processor: str, graphs: Path
+) -> Iterator[Path]:
+    """As `graphs_of`, with products in int8. dtype: of the other products. processor: what it can do. graphs: in
+    float32.
+
+    Raises OpenVinoUnavailable if int8 does not keep the quality that is asked for.
+    """
+    made_of = [processor, dtype, settings.engine.quantization_quality, *calibration_texts(settings.engine.calibration)]
+    digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
+    key = f"{_key(settings, files)}-int8-{VERSION_OF_QUANTIZATION}-{digest}"
+    with _kept(key, "quantized", lambda folder: _quantize(settings, files, dtype, graphs, folder)) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def _kept(key: str, what: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder that `make` fills: the one in the cache if it is whole. what: "converted" or "quantized"."""
     cache = cache_folder("openvino")
     if cache is None:
-        logger.warning("the converted model is not cached: no cache folder is writable (XDG_CACHE_HOME)")
-        with tempfile.TemporaryDirectory() as folder:
-            _convert(settings, files, Path(folder))
-            yield Path(folder)
+        logger.warning("the %s model is not cached: no cache folder is writable (XDG_CACHE_HOME)", what)
+        with tempfile.TemporaryDirectory() as temporary:
+            _make(Path(temporary), what, make)
+            yield Path(temporary)
         return
-    key = _key(settings, files)
     place = cache / key
-    with turn(cache / f"{key}.lock", "waiting for the model's conversion by another replica"):
+    with turn(cache / f"{key}.lock", f"waiting: another replica makes the {what} model"):
         if place.exists() and not _is_whole(place):
-            logger.warning("the converted model in the cache is broken: it is converted again")
+            logger.warning("the %s model in the cache is broken: it is %s again", what, what)
             shutil.rmtree(place)
         if not place.exists():
             # Whole or not at all, and only for this user.
             part = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
             try:
-                _convert(settings, files, part)
+                _make(part, what, make)
                 part.rename(place)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     yield place
 
 
+def _make(folder: Path, what: str, make: Callable[[Path], None]) -> None:
+    started = time.monotonic()
+    try:
+        make(folder)
+        _write_manifest(folder)
+    except OSError as error:
+        raise OpenVinoUnavailable(f"the {what} model can't be written ({type(error).__name__})") from None
+    logger.warning("%s in %.1f s", what, time.monotonic() - started)
+
+
 def _convert(settings: ModelSettings, files: ModelFiles, folder: Path) -> None:
     announce("converting the model for OpenVINO")
     logger.warning("converting the model for OpenVINO, once per model")
-    started = time.monotonic()
     given = {"settings": settings.model_dump(mode="json"), "folder": str(folder)}
     try:
         run_module("tritonembed_engine.executors.openvino_conversion", given, f"{files.name}: its conversion")
-        _write_manifest(folder)
     except ModelError as error:
         raise OpenVinoUnavailable(f"the model does not convert: {error}") from None
-    except OSError as error:
-        raise OpenVinoUnavailable(f"the converted model can't be written ({type(error).__name__})") from None
-    logger.warning("converted in %.1f s", time.monotonic() - started)
+
+
+def _quantize(settings: ModelSettings, files: ModelFiles, dtype: str, graphs: Path, folder: Path) -> None:
+    announce("quantizing the model")
+    logger.warning("quantizing the model to int8, once per model and calibration texts")
+    given = {"settings": settings.model_dump(mode="json"), "dtype": dtype, "graphs": str(graphs), "folder": str(folder)}
+    try:
+        run_module("tritonembed_engine.openvino_quantization", given, f"{files.name}: its quantization")
+    except ModelError as error:
+        raise OpenVinoUnavailable(str(error)) from None
 
 
 def _key(settings: ModelSettings, files: ModelFiles) -> str:

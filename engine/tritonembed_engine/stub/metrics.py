@@ -42,6 +42,10 @@ CACHE_METRICS = {
     "tritonembed_cache_bytes": "Memory of the cache",
 }
 """Only if there is a cache."""
+QUALITY_METRICS = {
+    "tritonembed_quantization_quality": "The part of the ten nearest of calibration texts that int8 keeps",
+}
+"""Only in int8."""
 TOKENIZER_COUNTERS = {
     "tritonembed_tokenized_sentences_total": "Sentences tokenized",
     "tritonembed_truncated_sentences_total": "Sentences cut to the model's maximum length",

@@ -192,6 +192,26 @@ CacheBytes = Annotated[
         help="Bytes per replica for the vectors of repeated texts, such as 268435456; 0 keeps none.",
     ),
 ]
+QuantizationQuality = Annotated[
+    float | None,
+    typer.Option(
+        None,
+        min=0.01,
+        max=1.0,
+        help="With --quantization int8: the part of the ten nearest of the calibration texts that have to be those of "
+        "float32; by default 0.98.",
+    ),
+]
+Calibration = Annotated[
+    Path | None,
+    typer.Option(
+        None,
+        exists=True,
+        dir_okay=False,
+        resolve_path=True,
+        help="With --quantization int8: texts to calibrate and judge it with, one per line; by default the project's.",
+    ),
+]
 Force = Annotated[bool, typer.Option(False, help="Write into a folder that is not empty, too.")]
 
 ModelRepository = Annotated[
@@ -250,6 +270,8 @@ class RepositoryOptions:
     queue_limits: QueueLimits
     reference: Reference
     no_reference: NoReference
+    quantization_quality: QuantizationQuality
+    calibration: Calibration
     deterministic: Deterministic
     cache_bytes: CacheBytes
     instruction_template: InstructionTemplate
@@ -361,6 +383,8 @@ def base_settings(
         executor=options.executor,
         queue_limits=options.queue_limits,
         reference=resolve_reference(options.reference, options.no_reference),
+        quantization_quality=options.quantization_quality,
+        calibration=None if options.calibration is None else str(options.calibration),
         deterministic=options.deterministic,
         cache_bytes=options.cache_bytes,
         instruction_template=options.instruction_template,

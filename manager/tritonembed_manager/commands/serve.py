@@ -254,6 +254,8 @@ class ServeOptions:
     queue_limits: Launched[shared.QueueLimits] = False
     reference: Launched[shared.Reference]
     no_reference: Launched[shared.NoReference]
+    quantization_quality: Launched[shared.QuantizationQuality]
+    calibration: Launched[shared.Calibration]
     deterministic: Launched[shared.Deterministic]
     cache_bytes: Launched[shared.CacheBytes]
     instruction_template: Launched[shared.InstructionTemplate]

@@ -244,6 +244,10 @@ def model_json(template: dict[str, Any], settings: RenderSettings) -> dict[str, 
         engine["max_batch_tokens"] = settings.max_batch_tokens
     if settings.reference is not None:
         engine["reference"] = settings.reference
+    if settings.quantization_quality is not None:
+        engine["quantization_quality"] = settings.quantization_quality
+    if settings.calibration is not None:
+        engine["calibration"] = settings.calibration
     if settings.deterministic:
         engine["deterministic"] = True
     if settings.cache_bytes:

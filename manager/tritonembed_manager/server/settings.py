@@ -33,6 +33,10 @@ class RenderSettings:
     """Bounded queues, priorities and deadlines in Triton; None: only on a GPU (see `limits_in_triton`)."""
     reference: str | None = None
     """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
+    quantization_quality: float | None = None
+    """Of int8: the part of the ten nearest that it has to keep; None: the engine's default."""
+    calibration: str | None = None
+    """The absolute path of a file of texts that int8 is calibrated with; None: the project's own."""
     deterministic: bool = False
     cache_bytes: int = 0
     """Bytes per replica for the vectors of repeated texts; 0 keeps none."""

@@ -129,6 +129,14 @@ def test_a_reference_and_determinism_reach_model_json(tmp_path):
     assert read_settings(tmp_path / "repository").engine.max_batch_tokens == DETERMINISTIC_BATCH_TOKENS
 
 
+def test_the_gate_of_int8_reaches_model_json(tmp_path):
+    _, model = rendered(
+        tmp_path, vllm={"quantization": "int8"}, quantization_quality=0.99, calibration="/data/texts.txt"
+    )
+    assert model["vllm"]["quantization"] == "int8"
+    assert (model["engine"]["quantization_quality"], model["engine"]["calibration"]) == (0.99, "/data/texts.txt")
+
+
 def test_a_cache_is_off_unless_it_is_given_its_memory(tmp_path):
     from tritonembed_engine.settings import read_settings
 
