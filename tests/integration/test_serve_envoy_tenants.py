@@ -93,6 +93,19 @@ def figure(manager: Serve, name: str, tenant: str) -> float:
     return float(line.rpartition(" ")[2])
 
 
+def strangers(manager: Serve) -> float:
+    """Requests that Envoy refused for their keys."""
+    name = "tritonembed_envoy_unauthenticated_requests_total "
+    [line] = [line for line in metrics(manager) if line.startswith(name)]
+    return float(line.rpartition(" ")[2])
+
+
+def status_strangers(manager: Serve) -> int:
+    url = f"http://127.0.0.1:{manager.http_port}/status"
+    totals = httpx.get(url, headers={"x-api-key": key_of("watcher")}, timeout=30).json()["totals"]
+    return int(totals["client_errors"].get("UNAUTHENTICATED", 0))
+
+
 def way(manager: Serve, *arguments: Any, **options: Any) -> tuple[Any, int, int]:
     """The result of `infer`; and how many requests went to the servers and to the workers."""
     before = envoy_counts(manager)
@@ -115,9 +128,12 @@ def test_keys_are_checked_in_envoy(manager: Serve, fake: FakeTriton) -> None:
         ("old",): (CODE.UNAUTHENTICATED, messages.EXPIRED_KEY),
         ("elsewhere",): (CODE.PERMISSION_DENIED, messages.OTHER_MODEL),
     }
+    before, of_status = strangers(manager), status_strangers(manager)
     for arguments, expected in refused.items():
         (code, message, _), *ways = way(manager, *arguments)
         assert ((code, message), *ways) == (expected, 0, 0)
+    assert strangers(manager) == before + 3
+    manager.until(lambda: status_strangers(manager) == of_status + 3)
 
 
 def test_a_client_cannot_name_its_tenant_itself(manager: Serve) -> None:

@@ -26,8 +26,8 @@ from tritonembed_manager.router.interfaces import DispatchError
 
 SLOTS = 4096
 """Different tenants from the start of a manager to its end."""
-HEADER, SHARES = 3, 2
-"""Cells before the first row: workers, rows, shares."""
+HEADER, SHARES, STRANGERS = 4, 2, 3
+"""Cells before the first row: workers, rows, shares, requests that Envoy refused because no tenant has their key."""
 _CELL = 8
 USED_REQUESTS, USED_TOKENS, AT = 0, 1, 2
 """Cells of a row: what is used of the quotas, at a time in seconds of the monotonic clock."""
@@ -97,6 +97,11 @@ class QuotaTable:
     @shares.setter
     def shares(self, shares: float) -> None:
         self.cells[SHARES] = shares
+
+    @property
+    def strangers(self) -> int:
+        """Requests that Envoy refused because no tenant has their key."""
+        return int(self.cells[STRANGERS])
 
     def row(self, slot: int) -> int:
         """The index of a tenant's first cell."""

@@ -236,10 +236,13 @@ class OfTenants:
 
     @staticmethod
     def described() -> list[Metric]:
-        """The metrics of a tenant, without samples."""
-        return list(_of_tenants("tritonembed_tenant", ["tenant"]))
+        """The metrics that there are with tenants, without samples."""
+        return [_strangers(), *_of_tenants("tritonembed_tenant", ["tenant"])]
 
     def collect(self) -> Iterable[Metric]:
+        strangers = _strangers()
+        strangers.add_metric([], self._table.strangers)
+        yield strangers
         of_all = [([tenant.name], tenant.slot) for tenant in self._tenants.all]
         of_models = [
             ([tenant.name, one.model], one.slot) for tenant in self._tenants.all for one in tenant.model_limits
@@ -259,6 +262,14 @@ class OfTenants:
             tokens.add_metric(values, used.tokens)
             in_flight.add_metric(values, used.in_flight)
         return families
+
+
+def _strangers() -> CounterMetricFamily:
+    return CounterMetricFamily(
+        "tritonembed_envoy_unauthenticated_requests",
+        "Requests that Envoy refused because no tenant has their key. Those that workers refused are in "
+        "tritonembed_requests_total.",
+    )
 
 
 def _of_tenants(

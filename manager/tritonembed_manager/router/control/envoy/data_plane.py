@@ -65,6 +65,8 @@ class EnvoyDataPlane:
         self._ids: dict[str, tuple[str, int]] = {}
         """Ids and slots of the servers, by the address that Envoy knows."""
         self._seen: dict[str, HostFigures] = {}
+        self._strangers = 0
+        """Requests without a tenant that are counted."""
         self._process: EnvoyProcess | None = None
         self.restarts = 0
         self.ready = False
@@ -219,9 +221,18 @@ class EnvoyDataPlane:
                 errors = max(0, now.errors - before.errors)
                 counted[id] = {"requests": now.requests - before.requests, "errors": errors}
         self._seen = hosts
+        self._count_strangers()
         if counted:
             totals = {key: sum(each[key] for each in counted.values()) for key in ("requests", "errors")}
             self._count({**totals, "servers": counted})
+
+    def _count_strangers(self) -> None:
+        if self._quota_table is None:
+            return
+        strangers = self._quota_table.strangers
+        if new := strangers - self._strangers:
+            self._strangers = strangers
+            self._count({"requests": new, "errors": new, "codes": {"UNAUTHENTICATED": new}})
 
     def _take_endpoints(self, found: Sequence[tuple[ServerView, clusters.Endpoint]]) -> None:
         self._ids = {endpoint.address: (view.id, view.slot) for view, endpoint in found}

@@ -8,7 +8,7 @@
 -- Requests of tenants with a weight go to the workers, which have fair queues.
 --
 -- The manager puts its settings in front: TABLE (the path of the table), WIDTH and OWN (cells of a row, and Envoy's cell
--- for requests in flight), the names of the other cells, TENANTS (a line per key), the messages of refusals, and
+-- for requests in flight), NOBODY (the lock of what is in no row), the names of the other cells, TENANTS (a line per key), the messages of refusals, and
 -- CLIENTS_FAULT (gRPC statuses that cost a request).
 
 local ffi, bit = require("ffi"), require("bit")
@@ -209,6 +209,15 @@ local function refuse_over(handle, tenant, row, cell, words, seconds)
   refuse(handle, RESOURCE_EXHAUSTED, OVER_LIMIT:format(words), tenant, seconds)
 end
 
+-- For a request that is no tenant's. Such floods are counted: the manager does not see them.
+local function refuse_stranger(handle, message)
+  opened()
+  take_lock(NOBODY)
+  cells[STRANGERS] = cells[STRANGERS] + 1
+  set_lock(F_UNLCK, NOBODY)
+  refuse(handle, UNAUTHENTICATED, message)
+end
+
 local function key_in(headers)
   local authorization = headers:getAtIndex("authorization", 0)
   if authorization then
@@ -223,11 +232,11 @@ end
 -- The tenant of a request, before its body is read; nil if a worker has to find it. Others are refused.
 function authenticate(handle)
   local key = key_in(handle:headers())
-  if not key then refuse(handle, UNAUTHENTICATED, NO_KEY) end
+  if not key then refuse_stranger(handle, NO_KEY) end
   if #key > LONGEST_KEY then return nil end
   local tenant = KEYS[sha256(key)]
-  if not tenant then refuse(handle, UNAUTHENTICATED, UNKNOWN_KEY) end
-  if tenant.expires and os.time() >= tenant.expires then refuse(handle, UNAUTHENTICATED, EXPIRED_KEY) end
+  if not tenant then refuse_stranger(handle, UNKNOWN_KEY) end
+  if tenant.expires and os.time() >= tenant.expires then refuse_stranger(handle, EXPIRED_KEY) end
   if not tenant.is_direct then return nil end
   opened()
   -- Without the lock, which is taken only for a refusal.

@@ -22,7 +22,7 @@ _SCRIPT = Path(__file__).with_name("tenants.lua")
 _CODE = grpc.StatusCode
 _NEVER = "-"
 _CELLS = ("USED_REQUESTS", "USED_TOKENS", "AT", "SPENT_REQUESTS", "SPENT_TOKENS", "ANSWERED", "TOKENS", "FAILED")
-_OVER = ("OVER_REQUESTS", "OVER_TOKENS", "OVER_IN_FLIGHT", "HEADER", "SHARES", "FIRST_OWN")
+_OVER = ("OVER_REQUESTS", "OVER_TOKENS", "OVER_IN_FLIGHT", "HEADER", "SHARES", "STRANGERS", "FIRST_OWN")
 _CODES = ("UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "CANCELLED", "DEADLINE_EXCEEDED")
 _REFUSALS = ("NO_KEY", "UNKNOWN_KEY", "EXPIRED_KEY", "OTHER_MODEL")
 _LIMITS = ("OVER_LIMIT", "IN_FLIGHT", "REQUESTS_USED", "TOKENS_USED")
@@ -50,6 +50,8 @@ def door_script(door: EnvoyTenants) -> str:
         "TABLE_BYTES": door.table.size,
         "WIDTH": door.table.width,
         "OWN": own,
+        # The lock of what is in no row.
+        "NOBODY": door.table.slots,
         "HELD": f'"{HELD}"',
         "ADMITTED": f'"{tenants.ADMITTED}"',
         "TENANTS": f"[[\n{_lines(door.tenants)}]]",
