@@ -79,8 +79,12 @@ def grpc_client(port: int, credentials: dict[str, Any] = PLAIN) -> Iterator[Ask]
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap)},
+        env={
+            **os.environ,
+            "GRPC_XDS_BOOTSTRAP_CONFIG": json.dumps(bootstrap),
+            # The current folder counts only without PYTHONSAFEPATH.
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+        },
     )
     asking, answers = process.stdin, process.stdout
     assert asking is not None
