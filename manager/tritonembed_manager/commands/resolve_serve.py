@@ -27,10 +27,10 @@ from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.settings import AttachSettings, LaunchSettings, ModelsPlan, ServeSettings
 from tritonembed_manager.router.control.tenants import OPTION as TENANTS
 from tritonembed_manager.router.control.tenants import TenantsFile
-from tritonembed_manager.router.control.watched_file import WatchedFile
+from tritonembed_manager.router.control.watched_files import ServerFiles, TlsFiles, WatchedFile
 from tritonembed_manager.router.data.hedging import P95, After
 from tritonembed_manager.router.data.model_names import ServedNames, served_names
-from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY, ServerFiles, TlsFiles
+from tritonembed_manager.router.tls import CERTIFICATE, CLIENT_CA, KEY
 from tritonembed_manager.server import vllm_arguments as engine_arguments
 from tritonembed_manager.server.models_file import (
     MODEL,

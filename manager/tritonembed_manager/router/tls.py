@@ -1,24 +1,16 @@
-"""TLS of the manager's ports: certificates, their checks, and the credentials of gRPC and of HTTP; the files of it all.
+"""TLS of the manager's ports: certificates, their checks, and the credentials of gRPC and of HTTP.
 
-New handshakes use the newest certificate. Open connections keep theirs. Only the parent reads the files, again and
-again, also those for the way to servers. So all workers have the same certificates, and a worker that is started while
-the files are being written has the last good ones.
+New handshakes use the newest certificate. Open connections keep theirs. Only the parent reads the files
+(control/watched_files.py). So all workers have the same certificates.
 """
 
-import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Generic, TypeVar
 
 import grpc
 
-from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.log import log, warn
-from tritonembed_manager.server.client_tls import ClientTls
-from tritonembed_manager.server.files import load_chain, read_pem, settled, trust
+from tritonembed_manager.server.files import load_chain, trust
 
 CERTIFICATE, KEY, CLIENT_CA = "--tls-cert", "--tls-key", "--tls-client-ca"
 _TIME_ERRORS = {9: "not valid yet", 10: "expired"}
@@ -112,94 +104,3 @@ class ServerTls:
 def _configuration(pems: Pems) -> grpc.ServerCertificateConfiguration:
     authority = None if pems.client_ca is None else pems.client_ca.encode()
     return grpc.ssl_server_certificate_configuration([(pems.key.encode(), pems.certificate.encode())], authority)
-
-
-SERVER_CA, SERVER_CERTIFICATE, SERVER_KEY = SERVER_OPTIONS = ("--server-ca", "--server-cert", "--server-key")
-
-_Content = TypeVar("_Content", Pems, ClientTls)
-
-
-class WatchedFiles(Generic[_Content]):
-    """Reads files at once. Raises StartError, in one line, if they can't serve.
-
-    read: their content. check: of a content. Both raise ValueError, in one line. event, changed: in the log, if there
-    are new files. kept: in the log after the reason, if new files can't serve.
-    """
-
-    def __init__(
-        self,
-        read: Callable[[], _Content],
-        check: Callable[[_Content], object],
-        *,
-        event: str,
-        changed: str,
-        kept: str,
-    ) -> None:
-        self._read: Callable[[], _Content] = read
-        self._check: Callable[[_Content], object] = check
-        self._event, self._changed, self._kept = event, changed, kept
-        self._complaint = ""
-        try:
-            self.pems: _Content = read()
-            """The last content that can serve."""
-            check(self.pems)
-        except ValueError as error:
-            raise StartError(str(error)) from None
-
-    async def watch(
-        self, changed: Callable[[_Content], None], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    ) -> None:
-        """Call `changed` with new files that can serve, until cancelled."""
-        async for found in settled(self._read_and_check, pause):
-            self._take_or_complain(found, changed)
-
-    def _take_or_complain(self, found: _Content | str, changed: Callable[[_Content], None]) -> None:
-        if isinstance(found, str):
-            if found != self._complaint:
-                self._complaint = found
-                warn(f"{self._event}_not_reloaded", f"{found}; {self._kept}")
-            return
-        self._complaint = ""
-        if found != self.pems:
-            self.pems = found
-            log(f"{self._event}_reloaded", self._changed)
-            changed(found)
-
-    def _read_and_check(self) -> _Content:
-        found = self._read()
-        if found != self.pems:
-            self._check(found)
-        return found
-
-
-class TlsFiles(WatchedFiles[Pems]):
-    """The files of --tls-cert, --tls-key and --tls-client-ca."""
-
-    def __init__(self, certificate: Path, key: Path, client_ca: Path | None) -> None:
-        def read() -> Pems:
-            return Pems(
-                certificate=read_pem(certificate, CERTIFICATE),
-                key=read_pem(key, KEY),
-                client_ca=None if client_ca is None else read_pem(client_ca, CLIENT_CA),
-            )
-
-        super().__init__(
-            read,
-            server_context,
-            event="tls",
-            changed=f"{CERTIFICATE} has changed: new connections get the new certificate",
-            kept="the earlier certificate stays in use",
-        )
-
-
-class ServerFiles(WatchedFiles[ClientTls]):
-    """The files of --server-ca, --server-cert and --server-key, each of which may be None."""
-
-    def __init__(self, ca: Path | None, certificate: Path | None, key: Path | None) -> None:
-        super().__init__(
-            lambda: ClientTls.of_files((ca, certificate, key), SERVER_OPTIONS),
-            lambda pems: pems.context(SERVER_OPTIONS),
-            event="server_tls",
-            changed=f"{', '.join(SERVER_OPTIONS)}: new connections to grpcs:// servers use the new files",
-            kept="the earlier files stay in use",
-        )

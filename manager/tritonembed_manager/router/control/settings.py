@@ -11,10 +11,9 @@ from tritonembed_manager.router.control.health import HealthSettings
 from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan
 from tritonembed_manager.router.control.restarts import RestartLimits
 from tritonembed_manager.router.control.tenants import TenantsFile
-from tritonembed_manager.router.control.watched_file import WatchedFile
+from tritonembed_manager.router.control.watched_files import ServerFiles, TlsFiles, WatchedFile
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.link import EndpointSettings, WorkerConfig
-from tritonembed_manager.router.tls import ServerFiles, TlsFiles
 from tritonembed_manager.server.client_tls import ClientTls
 
 SERVERS_END_S = 5.0
@@ -130,7 +129,7 @@ class ServeSettings(EndpointSettings):
 
     def server_tls(self) -> ClientTls:
         """What servers with grpcs:// are reached with now."""
-        return self.attach.tls.pems if self.attach and self.attach.tls else ClientTls()
+        return self.attach.tls.value if self.attach and self.attach.tls else ClientTls()
 
     @property
     def warnings(self) -> list[str]:
@@ -157,7 +156,7 @@ class ServeSettings(EndpointSettings):
             closing_timeout=drain.closing,
             follows_models=self.launch is not None and self.launch.follows_models,
             # Envoy speaks TLS itself.
-            tls=self.tls.pems if self.tls and sockets is None else None,
+            tls=self.tls.value if self.tls and sockets is None else None,
             server_tls=self.server_tls(),
             sockets=None if sockets is None else str(sockets),
             tenants=tuple(self.tenants.tenants) if self.tenants else None,

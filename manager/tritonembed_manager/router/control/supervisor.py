@@ -133,7 +133,7 @@ class Supervisor:
         self._xds: XdsServer | None = None
         if settings.xds is not None:
             models = [names.served.name for names in settings.names.models]
-            pems = settings.tls.pems if settings.tls else None
+            pems = settings.tls.value if settings.tls else None
             self._xds = XdsServer(*settings.xds, settings.policy, models, pems)
         self._draining = self._lame_duck = False
         self._seen = 0

@@ -24,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tritonembed_manager.router.control.quota_store import QuotaStore
-from tritonembed_manager.router.control.watched_file import WatchedFile
+from tritonembed_manager.router.control.watched_files import WatchedFile
 from tritonembed_manager.router.data.quotas import SLOTS, Quotas, QuotaTable, Used
 from tritonembed_manager.router.data.tenants import Key, ModelLimits, Tenant
 from tritonembed_manager.router.log import warn

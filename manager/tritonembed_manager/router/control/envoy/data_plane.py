@@ -241,7 +241,7 @@ class EnvoyDataPlane:
     def _write_files(self) -> Path:
         """Write everything that Envoy reads at its start. Returns the path of the bootstrap."""
         settings, files = self._settings, self._files
-        pems = settings.tls.pems if settings.tls else None
+        pems = settings.tls.value if settings.tls else None
         if pems is not None:
             self.set_tls(pems)
         listener = listeners.ListenerSettings(

@@ -165,7 +165,7 @@ def test_a_value_out_of_range_is_exit_code_2(serve):
 def test_the_files_of_tls_are_read_at_the_start(serve, tmp_path):
     files = Files(tmp_path)
     settings = serve("--server", "a:1", *files.options, f"--tls-client-ca={files.ca}")
-    assert settings.tls.pems.certificate == files.certificate.read_text()
+    assert settings.tls.value.certificate == files.certificate.read_text()
     assert settings.worker_config(1, DrainTime(1, 1, 0)).tls.client_ca == files.authority.pem
     assert serve("--server", "a:1").tls is None
     files.key.unlink()

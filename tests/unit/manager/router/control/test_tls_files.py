@@ -7,7 +7,8 @@ from cryptography.hazmat.primitives import serialization
 from tests.fakes.certificates import Authority, Files
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.tls import Pems, ServerFiles, TlsFiles, server_context
+from tritonembed_manager.router.control.watched_files import ServerFiles, TlsFiles
+from tritonembed_manager.router.tls import Pems, server_context
 
 AUTHORITY = Authority()
 
@@ -80,7 +81,7 @@ def test_a_pipe_or_a_folder_as_a_file_ends_the_start_too(files, tmp_path):
 
 
 def test_a_key_is_in_no_text_of_its_settings(files):
-    assert "PRIVATE" not in repr(opened(files).pems)
+    assert "PRIVATE" not in repr(opened(files).value)
 
 
 def test_old_versions_of_tls_are_refused(files):
@@ -116,7 +117,7 @@ async def test_new_files_are_passed_on_once(files, caplog):
     with caplog.at_level("INFO"):
         found = await watch(tls, nothing, nothing, files.renew, nothing, nothing, nothing)
     assert [pems.certificate for pems in found] == [files.certificate.read_text()]
-    assert tls.pems == found[0]
+    assert tls.value == found[0]
     assert len(caplog.messages) == 1
 
 
@@ -137,10 +138,10 @@ async def test_a_swap_of_a_link_is_noticed(tmp_path):
 @pytest.mark.parametrize(("spoil", "reason"), WRONG, ids=[reason for _, reason in WRONG])
 async def test_files_that_can_not_serve_keep_the_old_ones_and_are_one_line(files, tmp_path, caplog, spoil, reason):
     tls = opened(files)
-    before = tls.pems
+    before = tls.value
     found = await watch(tls, lambda: spoil(files), nothing, nothing, nothing)
     assert not found
-    assert tls.pems == before
+    assert tls.value == before
     assert caplog.messages == [f"{reason}; the earlier certificate stays in use"]
     assert str(tmp_path) not in caplog.text
 
@@ -154,7 +155,7 @@ async def test_files_in_the_middle_of_being_written_are_no_line(files, caplog):
 
 async def test_the_files_for_servers_are_watched_likewise(files, tmp_path, caplog):
     tls = ServerFiles(files.ca, files.certificate, files.key)
-    before = tls.pems
+    before = tls.value
     with caplog.at_level("INFO"):
         found = await watch(
             tls, nothing, files.renew, nothing, nothing, lambda: files.key.write_text("no PEM"), *[nothing] * 3
@@ -167,7 +168,7 @@ async def test_the_files_for_servers_are_watched_likewise(files, tmp_path, caplo
 
 
 def test_files_for_servers_that_can_not_serve_end_the_start(files):
-    assert ServerFiles(files.ca, None, None).pems.certificate is None
+    assert ServerFiles(files.ca, None, None).value.certificate is None
     with pytest.raises(StartError, match="--server-cert and --server-key go together"):
         ServerFiles(files.ca, files.certificate, None)
     files.ca.write_text("")
