@@ -1,9 +1,10 @@
-"""The transformers executor against sentence-transformers: texts per second in one process, in turn.
+"""Executors of models that vLLM lacks against sentence-transformers: texts per second in one process, in turn.
 
-python -m tritonembed_perf.families.transformers_speed mpnet distilbert [--device cuda] [--shape 50x64] [--json FILE]
+python -m tritonembed_perf.families.speed mpnet distilbert [--device cuda] [--shape 50x64] [--json FILE]
+python -m tritonembed_perf.families.speed static --shape 50x1024 --rounds 9
 
 Both tokenize the same texts. On a CPU both have float32 and every core; on a GPU both have bfloat16. The models have
-the hub's shapes and random weights.
+the hub's shapes and random weights. Of `static`, a table of token vectors, our executor alone is measured, too.
 """
 
 import argparse
@@ -47,15 +48,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 """The base models of each family: all-mpnet-base-v2, distilbert, albert-base with 6 layers, electra-small,
 deberta-v3-base, sentence-t5-base. The vocabulary is BERT's."""
 
+STATIC, TABLE_WIDTH = "static", 256
+"""The table has the shape of potion-base-8M: BERT's vocabulary x 256."""
+
 ROUNDS = 5
 BATCH_SIZES = {"cpu": (32,), "cuda": (32, 256)}
 """sentence-transformers' own default and, on a GPU, a size that fills it; the faster one counts."""
 
 
 def main() -> None:
-    """Print a row per model: both rates, the medians of ROUNDS, and the least cosine."""
+    """Print a row per model: the rates, their medians, and the least cosine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)}; by default all")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", help=f"{', '.join(MODELS)}, {STATIC}; by default all but it"
+    )
     parser.add_argument("--device", choices=BATCH_SIZES, default="cpu")
     parser.add_argument("--shape", default="50x64", help="tokens x texts of one call")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -63,13 +69,13 @@ def main() -> None:
     parser.add_argument("--json", type=output_file)
     options = parser.parse_args()
     tokens, count = map(int, options.shape.split("x"))
-    environment = describe_script("transformers_speed")
+    environment = describe_script("speed")
     from tritonembed_engine.stub.process import prepare_process
 
     prepare_process("0" if options.device == "cuda" else None)
     rows = []
     for name in options.models or MODELS:
-        with tempfile.TemporaryDirectory(prefix="transformers-speed-") as folder:
+        with tempfile.TemporaryDirectory(prefix="speed-") as folder:
             write(name, Path(folder) / name)
             texts = texts_of(tokens, count, options.mixed)
             rows.append(measure(name, Path(folder) / name, texts, options.rounds, options.device))
@@ -77,11 +83,19 @@ def main() -> None:
 
 
 def write(name: str, folder: Path) -> None:
-    """A model of MODELS, with BERT's tokenizer."""
+    """A model of MODELS or STATIC, with BERT's tokenizer."""
     from tritonembed_perf.families import vocabularies
-    from tritonembed_perf.families.sentence import write_model
+    from tritonembed_perf.families.sentence import OLD, Module, normalize, write_model, write_sentence_files
+    from tritonembed_perf.families.static import write_table
     from tritonembed_perf.families.writing import Model, random_state
 
+    if name == STATIC:
+        import torch
+
+        table = torch.randn(vocabularies.BERT_VOCABULARY, TABLE_WIDTH, generator=torch.Generator().manual_seed(1))
+        write_table(folder, state={"embedding.weight": table})
+        write_sentence_files(folder, [Module("", f"{OLD}StaticEmbedding"), normalize()], max_length=None)
+        return
     model_class, config = MODELS[name]
     config = {"vocab_size": vocabularies.BERT_VOCABULARY, **config, "architectures": [model_class]}
     tokenizer, settings = vocabularies.bert(512)
@@ -102,22 +116,25 @@ def texts_of(tokens: int, count: int, mixed: bool) -> list[str]:
 
 
 def measure(name: str, folder: Path, texts: list[str], rounds: int, device: str) -> dict[str, Any]:
-    """Texts per second of both sides, in turn."""
+    """Texts per second of all sides, in turn."""
     import numpy as np
 
     theirs = make_theirs(folder, texts, device)
     sides = {"ours": make_ours(folder, texts, device)} | {str(size): theirs(size) for size in BATCH_SIZES[device]}
     first, *others = [run() for run in sides.values()]
     cosines = np.einsum("ij,ij->i", first, others[0])
+    if name == STATIC:
+        sides["executor"] = make_executor(folder, texts, device)
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(rounds):
         for side, run in sides.items():
             start = time.perf_counter()
             run()
             rates[side].append(len(texts) / (time.perf_counter() - start))
-    us, *all_of_them = (statistics.median(rate) for rate in rates.values())
-    them = max(all_of_them)
-    print(f"{name:12} {us:7.1f} texts/s, sentence-transformers {them:7.1f}: {us / them:.2f} x, ", end="")
+    medians = {side: statistics.median(rate) for side, rate in rates.items()}
+    us, them = medians["ours"], max(medians[str(size)] for size in BATCH_SIZES[device])
+    alone = f", our executor alone {medians['executor']:,.1f}" if name == STATIC else ""
+    print(f"{name:12} {us:7.1f} texts/s, sentence-transformers {them:7.1f}: {us / them:.2f} x{alone}, ", end="")
     print(f"cosine {cosines.min():.6f} and more", flush=True)
     return {"model": name, **rates, "ratio": us / them, "least_cosine": float(cosines.min())}
 
@@ -142,6 +159,23 @@ def make_ours(folder: Path, texts: list[str], device: str) -> "Encode":
         return engine.submit(sentences, normalize=True).result()
 
     return encode
+
+
+def make_executor(folder: Path, texts: list[str], device: str) -> "Callable[[], Any]":
+    """Our executor alone: the ids are known."""
+    from tritonembed_engine.factory import create_executor
+    from tritonembed_engine.model.files import read_model_files
+    from tritonembed_engine.parameters import EmbedParameters
+    from tritonembed_engine.settings import ModelSettings
+    from tritonembed_engine.token_ids import TokenIds
+    from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+
+    settings = ModelSettings.model_validate({"model": str(folder), "engine": {"reference": "off"}})
+    files = read_model_files(str(folder))
+    [ids] = TextTokenizer(files).encode_requests([([text.encode() for text in texts], EmbedParameters())])
+    assert isinstance(ids, list)
+    sentences, executor = TokenIds.join(ids), create_executor(settings, files, device)
+    return lambda: executor.launch(sentences).result()
 
 
 def make_theirs(folder: Path, texts: list[str], device: str) -> "Callable[[int], Encode]":
