@@ -123,14 +123,15 @@ class ScrapeWatch:
 
     async def look(self) -> None:
         """Read the metrics of every ready attached server once."""
-        members = [
+        upstreams = [
             upstream
-            for upstream in self._registry.members.values()
+            for upstream in self._registry.upstreams.values()
             if not upstream.launched and upstream.state is ServerState.READY
         ]
-        read = await asyncio.gather(*(self._reads(upstream.metrics_address) for upstream in members))
+        read = await asyncio.gather(*(self._reads(upstream.metrics_address) for upstream in upstreams))
         # A server with several models is named once.
-        missing = {up.address: up.id for up, found in zip(reversed(members), reversed(read), strict=True) if not found}
+        looked = zip(reversed(upstreams), reversed(read), strict=True)
+        missing = {upstream.address: upstream.id for upstream, found in looked if not found}
         self._missing = list(reversed(missing.values()))
 
     async def _reads(self, address: str | None) -> bool:

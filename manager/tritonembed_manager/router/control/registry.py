@@ -146,7 +146,7 @@ class Upstream:
     space: str = ""
     """The embedding space of its vectors; empty if it is not known."""
     model: ServedModel = FIRST_MODEL
-    """The model of a server with several is a member of its own."""
+    """The model of a server with several is an upstream of its own."""
     version: str = ""
     """Of the model; empty for an attached server."""
     weight: float = 100.0
@@ -184,7 +184,7 @@ class Upstream:
         )
 
 
-def member_id(server: str, model: ServedModel) -> str:
+def upstream_id(server: str, model: ServedModel) -> str:
     """The id of a model at a server: that of the server, for a further model `NAME@SERVER`."""
     return server if model.is_first else f"{model.name}@{server}"
 
@@ -203,7 +203,7 @@ class UpstreamRegistry:
         changed: Callable[[], None],
         busy: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self.members: dict[str, Upstream] = {}
+        self.upstreams: dict[str, Upstream] = {}
         self._slots = slots
         self._clock = clock
         self._changed = changed
@@ -214,11 +214,11 @@ class UpstreamRegistry:
         self._first_answers: dict[str, Fingerprint] = {}
 
     def views(self) -> list[ServerView]:
-        return [upstream.view() for upstream in self.members.values()]
+        return [upstream.view() for upstream in self.upstreams.values()]
 
     def ready(self) -> list[Upstream]:
         """The servers that get requests."""
-        return [upstream for upstream in self.members.values() if upstream.state is ServerState.READY]
+        return [upstream for upstream in self.upstreams.values() if upstream.state is ServerState.READY]
 
     def add(
         self,
@@ -238,13 +238,13 @@ class UpstreamRegistry:
 
         Raises ValueError if no slot is free.
         """
-        used = {upstream.slot for upstream in self.members.values()}
+        used = {upstream.slot for upstream in self.upstreams.values()}
         slot = next((slot for slot in range(self._slots) if slot not in used and not self._busy(slot)), None)
         if slot is None:
             raise ValueError(f"no more than {self._slots} servers at a time")
         upstream = Upstream(id, slot, address, http_address, metrics_address, launched, replicas, since=self._clock())
         upstream.model, upstream.version, upstream.weight = model, version, weight
-        self.members[id] = upstream
+        self.upstreams[id] = upstream
         if awaited:
             self._awaited.add(id)
         self._changed()
@@ -252,7 +252,7 @@ class UpstreamRegistry:
 
     def remove(self, id: str) -> None:
         """Forget a server, which must get no requests any more."""
-        self._agreement_of(self.members.pop(id)).leave([id])
+        self._agreement_of(self.upstreams.pop(id)).leave([id])
         self._first_answers.pop(id, None)
         self._settle_without(id)
         self._changed()
@@ -345,12 +345,12 @@ class UpstreamRegistry:
         self._awaited.discard(id)
         if self._awaited or not self._first_answers:
             return
-        answers = {key: self._first_answers[key] for key in self.members if key in self._first_answers}
+        answers = {key: self._first_answers[key] for key in self.upstreams if key in self._first_answers}
         self._first_answers.clear()
         of_versions: defaultdict[tuple[str, str], dict[str, Fingerprint]] = defaultdict(dict)
         for key, answer in answers.items():
-            of_versions[self.members[key].model.name, self.members[key].version][key] = answer
+            of_versions[self.upstreams[key].model.name, self.upstreams[key].version][key] = answer
         for version, own in of_versions.items():
             self._agreements[version].settle(own)
         for key, answer in answers.items():
-            self._judge(self.members[key], answer)
+            self._judge(self.upstreams[key], answer)

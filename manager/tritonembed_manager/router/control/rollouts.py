@@ -158,7 +158,7 @@ class Rollouts:
 
     def _dimensions(self, version: _Running) -> int:
         """Of its vectors; 0 if it makes none, or if they are not known."""
-        return max(self._servers.registry.members[server.id].dimensions for server in version.servers)
+        return max(self._servers.registry.upstreams[server.id].dimensions for server in version.servers)
 
     async def _launch_missing(self, model: str, versions: Sequence[VersionPlan]) -> str | None:
         """Launch the versions that don't run, and wait until they are ready. The reason if one can't be; they are then
@@ -188,13 +188,13 @@ class Rollouts:
         """Wait until all servers are ready. The reason if one can't be."""
         ids = [server.id for version in versions for server in version.servers]
         while True:
-            states = {id: self._servers.registry.members[id].state for id in ids}
+            states = {id: self._servers.registry.upstreams[id].state for id in ids}
             for id, state in states.items():
                 launched = self._servers.launched[id]
                 if launched.failed_first_start.is_set():
                     return launched.our_reason or launched.first_failure
                 if state is ServerState.REFUSED:
-                    return self._servers.registry.members[id].why
+                    return self._servers.registry.upstreams[id].why
             if all(state is ServerState.READY for state in states.values()):
                 return None
             await asyncio.sleep(_LOOK_EVERY_S)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
 from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
-from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, member_id
+from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, upstream_id
 from tritonembed_manager.router.control.status import Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.interfaces import ServerState
@@ -24,7 +24,8 @@ LEAST_LEAVE_S = 1.0
 class Servers:
     """Launched and attached servers. `close` ends their tasks.
 
-    models: those that attached servers may have. A server with several models is a member of the registry for each.
+    models: those that attached servers may have. The registry has a server with several models once per
+    model.
 
     leave_timeout: seconds for the requests of a server that is no longer listed. cleared: called with the id of a
     suspected server that a check found well.
@@ -84,14 +85,14 @@ class Servers:
 
     def load(self, id: str) -> None:
         """Start a launched server, for the first time or after `unload`."""
-        upstream = self.registry.members[id]
+        upstream = self.registry.upstreams[id]
         server = self.launched[id] = LaunchedServer(self._specs[id], self.registry, upstream)
         run = self._runs[id] = asyncio.create_task(server.run())
         run.add_done_callback(lambda task: self._run_ended(upstream, task))
 
     async def unload(self, id: str) -> None:
         """End a launched server once nothing is in flight. Returns when its processes have ended."""
-        upstream = self.registry.members[id]
+        upstream = self.registry.upstreams[id]
         if upstream.state is ServerState.UNLOADED:
             return
         self.registry.set_state(upstream, ServerState.DRAINING, "its model makes room for another")
@@ -101,14 +102,14 @@ class Servers:
 
     def set_weight(self, id: str, weight: float) -> None:
         """Let the server's version get this part of its model's requests, in percent."""
-        self.registry.set_weight(self.registry.members[id], weight)
+        self.registry.set_weight(self.registry.upstreams[id], weight)
 
     async def withdraw(self, id: str) -> None:
         """End a launched server whose version has the weight 0, and forget it. Returns when its processes have ended.
 
         It stays in use until requests have gone elsewhere for a second: one that has several messages may send more.
         """
-        upstream = self.registry.members[id]
+        upstream = self.registry.upstreams[id]
         if upstream.state is not ServerState.UNLOADED:
             await self._until_idle(upstream, quiet_for=LEAST_LEAVE_S)
             self.registry.set_state(upstream, ServerState.DRAINING, "its version is not wanted any more")
@@ -133,28 +134,28 @@ class Servers:
 
         first: this is the list at the start. The vectors of its servers are compared before any of them is READY.
         """
-        wanted = {member_id(address.grpc, model): (address, model) for address in addresses for model in self._models}
-        for id, upstream in list(self.registry.members.items()):
+        wanted = {upstream_id(address.grpc, model): (address, model) for address in addresses for model in self._models}
+        for id, upstream in list(self.registry.upstreams.items()):
             if not upstream.launched and id not in wanted and id not in self._leaving:
                 self._leaving[id] = asyncio.create_task(self._leave(upstream))
         for id, (address, model) in wanted.items():
             if id in self._leaving:
                 self._leaving.pop(id).cancel()
-                self.registry.set_state(self.registry.members[id], ServerState.UNHEALTHY, "back on the list")
+                self.registry.set_state(self.registry.upstreams[id], ServerState.UNHEALTHY, "back on the list")
                 self._watches[id].check_now()
-            elif id not in self.registry.members:
+            elif id not in self.registry.upstreams:
                 self._attach(id, address, model, first)
 
     def suspect(self, id: str, why: str) -> None:
         """A worker suspects the server: check it at once."""
-        upstream = self.registry.members.get(id)
+        upstream = self.registry.upstreams.get(id)
         if upstream is not None:
             self.registry.suspected(upstream, why)
             self._watches[id].check_now()
 
     def ejected(self, id: str, reason: str, seconds: float) -> None:
         """A worker ejected the server for `seconds`, although its checks succeed."""
-        upstream = self.registry.members.get(id)
+        upstream = self.registry.upstreams.get(id)
         if upstream is not None:
             self.registry.ejected(upstream, reason, seconds)
             warn("ejected", f"ejected for {seconds:g} s: {reason}", server=id)

@@ -14,7 +14,7 @@ from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
 from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan
-from tritonembed_manager.router.control.registry import UpstreamRegistry, member_id
+from tritonembed_manager.router.control.registry import UpstreamRegistry, upstream_id
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
 from tritonembed_manager.router.control.workers import WorkerPool
 from tritonembed_manager.router.data.model_names import ServedNames
@@ -64,7 +64,7 @@ class StartJudge:
         if missing:
             return False
         listening = self._workers.ready and (self._envoy is None or self._envoy.ready)
-        return listening and not any(self._is_starting(id) for id in self._registry.members)
+        return listening and not any(self._is_starting(id) for id in self._registry.upstreams)
 
     def why(self) -> str:
         """The reason why it has not started, in one line."""
@@ -73,20 +73,21 @@ class StartJudge:
         if self._envoy is not None and not self._envoy.ready:
             return "Envoy does not listen yet"
         missing = [names.served for names in self._missing()]
-        members = [one for one in self._registry.members.values() if not missing or one.model in missing]
-        reasons = [f"{upstream.id}: {upstream.why}" for upstream in members if upstream.why]
+        upstreams = [one for one in self._registry.upstreams.values() if not missing or one.model in missing]
+        reasons = [f"{upstream.id}: {upstream.why}" for upstream in upstreams if upstream.why]
         return reasons[0] if reasons else "no server is known"
 
     def _is_starting(self, id: str) -> bool:
         if id in self._launched and self._launched[id].failed_first_start.is_set():
             return False
-        return self._registry.members[id].state is ServerState.STARTING
+        return self._registry.upstreams[id].state is ServerState.STARTING
 
     def _missing(self) -> list[ServedNames]:
         """The models of which a version has no READY server. One that is loaded by its first request needs none yet."""
-        members = self._registry.members.values()
-        ready = {(one.model, one.version) for one in members if one.state in (ServerState.READY, ServerState.UNLOADED)}
-        lacking = {one.model for one in members if (one.model, one.version) not in ready}
+        upstreams = self._registry.upstreams.values()
+        usable = (ServerState.READY, ServerState.UNLOADED)
+        ready = {(one.model, one.version) for one in upstreams if one.state in usable}
+        lacking = {one.model for one in upstreams if (one.model, one.version) not in ready}
         having = {model for model, _ in ready} - lacking
         return [names for names in self._names.loaded if names.served not in having]
 
@@ -144,7 +145,7 @@ class ServerPreparation:
         self, version: VersionPlan, plan: ServerPlan, ports: list[int], length: int | None, held: HeldPorts
     ) -> Prepared:
         launch, settings = self._launch, self._settings
-        id = member_id(f"server-{self._count}", version.served)
+        id = upstream_id(f"server-{self._count}", version.served)
         self._count += 1
         repository = self._work / id / "model_repository"
         render(repository, plan.render)

@@ -214,7 +214,7 @@ class Snapshots:
                 "work_bytes": self._table.work(upstream.slot),
                 **asdict(self._traffic.of(upstream.id)),
             }
-            for upstream in self._registry.members.values()
+            for upstream in self._registry.upstreams.values()
         ]
         in_flight = sum(server["in_flight"] for server in servers)
         ready = [server for server in servers if server["state"] == ServerState.READY.value]

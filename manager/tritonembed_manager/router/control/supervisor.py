@@ -184,7 +184,7 @@ class Supervisor:
             await asyncio.gather(*map(self._servers.unload, servers_of(model)))
 
         def is_starting(model: str) -> bool:
-            return any(self._registry.members[id].state is ServerState.STARTING for id in servers_of(model))
+            return any(self._registry.upstreams[id].state is ServerState.STARTING for id in servers_of(model))
 
         return ModelLoader(models, most, load=load, unload=unload, is_starting=is_starting)
 
@@ -192,8 +192,8 @@ class Supervisor:
         """servers: counts since the last line, by server."""
         for id, counted in servers.items():
             is_used = counted.get("requests") or counted.get("in_flight")
-            if is_used and self._loader is not None and id in self._registry.members:
-                self._loader.used(self._registry.members[id].model.name)
+            if is_used and self._loader is not None and id in self._registry.upstreams:
+                self._loader.used(self._registry.upstreams[id].model.name)
 
     async def _start(self) -> bool:
         """Start everything. Returns whether it started; if not, there is nothing to drain."""

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from rich.console import Console
-from tests.unit.manager.router.control.test_roster import OURS, Desk
+from tests.unit.manager.router.control.test_registry import OURS, Desk
 from typer.testing import CliRunner
 
 from tritonembed_manager.commands.app import app

@@ -58,7 +58,7 @@ class FakeServers:
         )
 
     def set_weight(self, id, weight):
-        self.registry.set_weight(self.registry.members[id], weight)
+        self.registry.set_weight(self.registry.upstreams[id], weight)
 
     async def withdraw(self, id):
         await self.may_end.wait()
@@ -93,13 +93,13 @@ class Case:
         return found
 
     def ready(self, id, vectors=VECTORS):
-        self.servers.registry.answered(self.servers.registry.members[id], vectors)
+        self.servers.registry.answered(self.servers.registry.upstreams[id], vectors)
 
     def known(self):
         return [names.model for names in self.names.models]
 
     def weights(self):
-        return {id: (one.version, one.weight) for id, one in self.servers.registry.members.items()}
+        return {id: (one.version, one.weight) for id, one in self.servers.registry.upstreams.items()}
 
     async def until(self, **weights):
         """Wait until the servers have these versions and weights."""
@@ -158,7 +158,9 @@ async def test_a_new_version_that_can_not_be_served_leaves_the_old_one_and_says_
     if how == "start":
         case.servers.launched["s1"].failed_first_start.set()
     if how == "refused":
-        case.servers.registry.set_state(case.servers.registry.members["s1"], ServerState.REFUSED, "its vectors differ")
+        case.servers.registry.set_state(
+            case.servers.registry.upstreams["s1"], ServerState.REFUSED, "its vectors differ"
+        )
     reason = {"check": case.refusal, "start": "it has no memory", "refused": "its vectors differ"}[how]
     while not case.rollouts.warnings:
         await asyncio.sleep(0.01)
@@ -220,6 +222,6 @@ async def test_a_check_of_a_version_does_not_compare_it_with_another_one():
     case.rollouts.follow(plan_of(a="x/two"))
     await case.until(s0=("one", 100.0), s1=("two", 0.0))
     registry = case.servers.registry
-    registry.failed(registry.members["s1"], ProbeError("it does not answer yet"))
-    registry.answered(registry.members["s1"], -VECTORS[:, :2])
+    registry.failed(registry.upstreams["s1"], ProbeError("it does not answer yet"))
+    registry.answered(registry.upstreams["s1"], -VECTORS[:, :2])
     await case.until(s1=("two", 100.0))

@@ -31,7 +31,7 @@ class Case:
         self.judge = StartJudge(self.registry, self.servers, self.workers)
 
     def answer(self, id):
-        self.registry.answered(self.registry.members[id], VECTORS)
+        self.registry.answered(self.registry.upstreams[id], VECTORS)
 
     def fail(self, id, why, ours=None):
         server = self.servers[id]

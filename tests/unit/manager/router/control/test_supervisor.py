@@ -137,7 +137,7 @@ async def test_a_server_leaves_only_when_nothing_is_in_flight_there(serve, fakes
     row.begin(slot, 10)
     path.write_text(f"{fakes[1].address}\n")
     await eventually(lambda: looks.count(slot) >= 3)
-    assert list(case.supervisor._registry.members) == [fake.address for fake in fakes[:2]]
+    assert list(case.supervisor._registry.upstreams) == [fake.address for fake in fakes[:2]]
     await eventually(lambda: case.states() == [ServerState.DRAINING, READY])
     row.end(slot, 10)
     await eventually(lambda: case.states() == [READY])

@@ -30,8 +30,8 @@ class Desk:
         self.changes += 1
 
     def add(self, *names, **options):
-        members = [self.registry.add(name, f"{name}:1", **options) for name in names]
-        return members if len(members) > 1 else members[0]
+        upstreams = [self.registry.add(name, f"{name}:1", **options) for name in names]
+        return upstreams if len(upstreams) > 1 else upstreams[0]
 
 
 @pytest.fixture
