@@ -279,7 +279,7 @@ class AsyncEmbeddingClient:
         - ``instruction``: what counts as relevant, for models with a template (Qwen3-Reranker); others refuse it.
         - ``priority``, ``embedding_space``: those of ``embed``.
 
-        Raises InvalidArgumentError for an empty query, or one that leaves no room for a text.
+        Raises InvalidArgumentError for an empty query, or a query that leaves no room for a text.
         """
         call = ScoreCall(self._scores.name, query, texts, options, batch_size, timeout)
         return await self._collect_scores(call, rows_of(texts), metadata)

@@ -22,7 +22,7 @@ def answers(
 ) -> Generator[tuple[Request, Any, Any], None, None]:
     """Each request with its response and its call, in the order of the requests.
 
-    ``send`` starts a request and gives gRPC's call. ``again`` gives the request to send instead of one that failed, or
+    ``send`` starts a request and gives gRPC's call. ``again`` gives the request to send instead of a failed request, or
     None to raise its error. At most ``max_in_flight`` requests are unanswered, and at most as
     many answers wait for their turn: a slow request does not idle the server, and memory is bounded. The first error,
     of whichever request, is raised at once. Any end of the generator cancels the requests that are still in flight.

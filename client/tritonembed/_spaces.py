@@ -99,7 +99,7 @@ class SpaceOfCall:
             response.parameters[SPACE].string_param = space
 
     def again(self, request: Request, error: TritonEmbedError) -> Request | None:
-        """The request to send instead of one that was refused for its space, if the caller named none; else None.
+        """The request to send instead of a request that was refused for its space, if the caller named none; else None.
 
         It names the space that the server has now. If that is refused, too, the servers have several spaces, and the
         client names none for a while.

@@ -35,7 +35,7 @@ CACHE, CACHE_SALT = "cache", "cache_salt"
 """Parameters about vectors that are kept: whether to use them, and who shares them."""
 
 HEALTH_CHECK_ID = "health-check"
-"""The id of a request that nobody waits for. Other small requests make a server's batches shorter."""
+"""The id of a request that no caller waits for. Other small requests make a server's batches shorter."""
 PRIORITY_LEVELS: dict[str, int | None] = {"interactive": 1, "bulk": None}
 """KServe's levels; None is the default of the model repository, its last level."""
 

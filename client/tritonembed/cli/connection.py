@@ -133,7 +133,7 @@ class Connection:
 
 
 def addresses(servers: list[str]) -> list[str]:
-    """The values of `--server`. Raises UsageError for one that is no address."""
+    """The values of `--server`. Raises UsageError for a value that is no address."""
     for server in servers:
         host, _, port = without_scheme(server)[0].rpartition(":")
         # gRPC would take a port that is too large modulo 65536.

@@ -276,7 +276,7 @@ def _plan(context: typer.Context, options: ServeOptions, entries: Sequence[Model
 
 
 def _refuse_split(options: ServeOptions, names: ServedNames, versions: Mapping[str, Sequence[VersionPlan]]) -> None:
-    """Raises StartError if a model has versions where requests can't be divided between them."""
+    """Raises StartError if a model has versions and requests can't be divided between them."""
     for model, own in versions.items():
         if len(own) > 1 and any(version.entry.adapters for version in own):
             raise StartError(f"--adapter: {names.of_ensemble(model)} has versions, which can't have adapters")

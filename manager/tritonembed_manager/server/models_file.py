@@ -340,7 +340,7 @@ def _names(entry: ModelEntry, *, is_first: bool) -> tuple[str, ...]:
 
 
 def _check_names(entries: Sequence[ModelEntry]) -> None:
-    """Raise StartError for a bad name, one that is taken, or an adapter of a model that scores."""
+    """Raise StartError for a bad name, a taken name, or an adapter of a model that scores."""
     taken = {FIRST, *(entry.name for entry in entries if entry.name)}
     for entry in entries:
         for name, path in entry.adapters:

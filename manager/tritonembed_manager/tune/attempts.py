@@ -141,7 +141,7 @@ class Ledger:
 
 
 LEAST_GAIN = 0.02
-"""A smaller gain is not worth a setting of its own, however sure it is."""
+"""A smaller gain, however certain, is not worth a setting."""
 LEAST_SCATTER = 0.005
 """A few runs can agree by chance more closely than the machine does."""
 STANDARD_ERRORS = 2.0

@@ -218,7 +218,7 @@ def out_folder(out: Path, force: bool) -> Iterator[None]:
 
 
 def _make(out: Path, made: list[Path]) -> None:
-    """`out` and what is missing above it; to `made`, as far as it comes."""
+    """Make `out` and its missing parents, and append them to `made`."""
     for folder in reversed([out, *out.parents]):
         if not folder.exists():
             made.append(folder)

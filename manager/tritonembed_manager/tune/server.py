@@ -106,7 +106,7 @@ def inherited_environment() -> dict[str, str]:
 
 
 def run_interruptible(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine in a loop of its own. A stop signal cancels it. Raises Interrupted once it has ended then.
+    """Run a coroutine in an event loop. A stop signal cancels it; then Interrupted is raised once it has ended.
 
     Main thread only.
     """

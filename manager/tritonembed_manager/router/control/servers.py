@@ -107,7 +107,7 @@ class Servers:
     async def withdraw(self, id: str) -> None:
         """End a launched server whose version has the weight 0, and forget it. Returns when its processes have ended.
 
-        It stays in use until requests have gone elsewhere for a second: one that has several messages may send more.
+        It stays in use until requests have gone elsewhere for a second: a request of several messages may send more.
         """
         upstream = self.registry.upstreams[id]
         if upstream.state is not ServerState.UNLOADED:

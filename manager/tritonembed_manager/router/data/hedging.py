@@ -18,7 +18,7 @@ from tritonembed_manager.router.data.upstream import Attempt, Upstream
 from tritonembed_manager.router.interfaces import DispatchError
 
 After = float | Literal["p95"]
-"""When a request is late: after so many seconds, or later than 95 % of the last interactive requests."""
+"""When a request is late: after this many seconds, or later than 95 % of the last interactive requests."""
 P95: Literal["p95"] = "p95"
 INTERACTIVE = 1
 """KServe's priority of the requests that are hedged."""
@@ -72,7 +72,7 @@ class Hedging:
         self._p95: float | None = None
 
     async def first(self, request: Request, server: Upstream, attempt: Attempt) -> tuple[Upstream, Attempt]:
-        """The attempt that counts: this one, or a second one that was answered before it.
+        """The attempt that counts: this attempt, or a second attempt that was answered first.
 
         Only the returned attempt is left in flight. It may have failed, but not the second one.
         """

@@ -152,7 +152,7 @@ class QuotaTable:
 
 _MINUTE_S = 60.0
 _SOON_S = 1.0
-"""When to try again if too many requests are in flight: nobody knows when they end."""
+"""When to try again if too many requests are in flight: it is not known when they end."""
 OVER_LIMIT = "this tenant's %s; try again later"
 IN_FLIGHT, REQUESTS_USED, TOKENS_USED = (
     "%d requests are in flight",
@@ -225,7 +225,7 @@ class Quotas:
             raise refusal
 
     def enter(self, limits: Limits, tokens: int) -> Charge:
-        """Admit a request of about so many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
+        """Admit a request of about this many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
         with self.table.locked(limits.slot) as row:
             refusal = self._refusal(limits, row, tokens)
             if refusal is not None:

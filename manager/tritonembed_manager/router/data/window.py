@@ -18,7 +18,7 @@ BYTES_PER_TOKEN = 4
 MOST_PER_ROW = 32_768 * BYTES_PER_TOKEN
 """No model here takes more tokens of one text."""
 LOOSE_S = 0.5
-"""Time of work at a server if nobody waits for a short answer. Large batches are the fastest."""
+"""Time of work at a server if no caller waits for a short answer. Large batches are the fastest."""
 TIGHT_S = 0.05
 """Time of work at a server if small requests and large ones came within MIXED_S: a small one waits about this long."""
 MIXED_S = 60.0

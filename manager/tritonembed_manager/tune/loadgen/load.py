@@ -17,7 +17,7 @@ from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.framing import frame
 
 SATURATED = 0.9
-"""A thread that ran, or waited for a core, for more than this share of the time is a limit of its own."""
+"""A thread that ran, or waited for a core, for more than this share of the time limits the load by itself."""
 
 
 class LoadError(Exception):
@@ -51,7 +51,7 @@ class Sender(Protocol):
     """How payloads reach a server; small enough to be pickled to the client processes."""
 
     def connections(self, concurrency: int | None) -> int:
-        """For so many requests in flight; None: an open loop, where any number may be."""
+        """For this many requests in flight; None: an open loop, which has no bound."""
 
     def open(self, connections: int, timeout: float) -> Transport:
         """Call it inside the event loop that will use it. timeout: seconds per request."""

@@ -53,7 +53,7 @@ class _Connection:
     transport: Any
     peer: str
     waits_since: float | None
-    """Since when a request's head is awaited: one that has begun, or the first one."""
+    """Since when a request's head is awaited: a head that has begun to arrive, or the first one."""
     below: Any = None
     """With TLS, the transport of the encrypted bytes."""
     unread: int = 0

@@ -48,7 +48,7 @@ def convert_for_another(conversions: Conversions, fd: int, file: int, max_memory
     gc.disable()
     limit = _data_bytes() + max_memory
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    # The worker may die while it waits: then there is nobody to answer.
+    # The worker may die while it waits: then nothing reads the answer.
     with (
         contextlib.suppress(BrokenPipeError, ConnectionResetError),
         socket.socket(fileno=fd) as ours,
@@ -159,7 +159,7 @@ class Converter:
             except (ConnectionError, asyncio.IncompleteReadError):
                 raise DispatchError(_CODE.INTERNAL, "the process that reads large bodies ended") from None
             finally:
-                # Also killed in the middle of its work: nobody waits for the result any more.
+                # Also killed in the middle of its work: nothing waits for the result any more.
                 if not is_done:
                     self._process = None
                     process.kill()

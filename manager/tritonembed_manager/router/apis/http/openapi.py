@@ -125,7 +125,7 @@ def _operation(app: web.Application, method: str, path: str, handler: Any) -> di
 
 
 def _same_route(path: str) -> str:
-    """The route that takes the same body as one that names a model, or as Azure's."""
+    """The route with the same body as a route that names a model, or as Azure's route."""
     if path.startswith("/openai/"):
         return f"/v1/{path.rpartition('/')[2]}"
     return path.removeprefix(f"{MODELS}/{{model}}") or "/"

@@ -225,7 +225,7 @@ def matrix(content: bytes, count: int) -> npt.NDArray[np.float32]:
 
 
 def as_flat_json(vectors: npt.NDArray[np.float32]) -> Iterator[bytes]:
-    """The numbers of all rows, in order, as pieces of one JSON list. Raises ServerError for one that JSON lacks."""
+    """The numbers of all rows, in order, as pieces of a JSON list. Raises ServerError for a number that JSON lacks."""
     if not np.isfinite(vectors).all():
         raise ServerError(
             f"output {OUTPUT}: a number that is not finite cannot be written as JSON; ask for binary data"

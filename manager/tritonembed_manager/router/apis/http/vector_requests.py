@@ -202,8 +202,8 @@ def behind_models(routes: Iterable[web.RouteDef], names: ServedNames) -> list[we
 def of_path(request: web.Request, names: ServedNames) -> ServedNames:
     """The names of the model in a request's path, alone; all names if the path has no model.
 
-    Raises BadRequest (404) for a model that is not served, DispatchError (PERMISSION_DENIED) for one that the current
-    tenant may not use.
+    Raises BadRequest (404) for a model that is not served, DispatchError (PERMISSION_DENIED) for a model that the
+    current tenant may not use.
     """
     asked = request.match_info.get("model")
     if asked is None:

@@ -2,7 +2,7 @@
 
 On the gRPC port, plain inferences go to the servers, and everything else to the manager's workers. A script
 (plain_requests.lua) reads each inference and marks the plain ones. An inference without the mark goes to the workers,
-and so does one that the script fails on.
+and so does an inference on which the script fails.
 """
 
 from collections.abc import Iterable
