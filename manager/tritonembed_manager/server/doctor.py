@@ -1,4 +1,4 @@
-"""`tritonembed-manager doctor`: whether this machine can run a server or a manager, and what mends what it lacks.
+"""`tritonembed-manager doctor`: whether this machine can run a server or a manager, and how to mend what it lacks.
 
 `gather` reads the machine, and the checks judge what it found. A problem keeps something from starting or from being
 right; a warning costs speed or means that something could not be checked.

@@ -273,9 +273,9 @@ class StartedServer:
             except ProbeError as error:
                 refusals = refusals + 1 if error.answered else 0
                 if error.answered or error.timed_out:
-                    self._no_answer = error.why
+                    self._no_answer = str(error)
                 if refusals == _REFUSALS:
-                    raise ManagerError(f"the server started, but an inference{which} fails: {error.why}") from None
+                    raise ManagerError(f"the server started, but an inference{which} fails: {error}") from None
                 await asyncio.sleep(_AFTER_A_REFUSAL_S if refusals else _RETRY_S)
 
     def _check_startup(self) -> None:

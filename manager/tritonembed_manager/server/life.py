@@ -131,7 +131,7 @@ class Life:
         self._server.terminate()
 
     async def end(self) -> None:
-        """Kill the remaining processes and remove their shared memory. Also if it is cancelled, all of it is done."""
+        """Kill the remaining processes and remove their shared memory. Cancelling does not stop it."""
         # Kill the server itself first: its requests in flight break at once and fail over to another server.
         if self._server.exit_status() is None:
             os.kill(self._server.pid, signal.SIGKILL)
@@ -154,7 +154,7 @@ class Life:
                 before = now
                 if self._stubs.never_ran(self._server.ended_children):
                     self._read_log()
-                    why = f"a python process of the server could not start: {self._log.why_no_stub()}"
+                    why = f"a python process of the server could not start: {self._log.stub_reason()}"
                     self.broken(why, Cause.NO_STUB)
             await asyncio.sleep(self._look_every if self._ready else _LOOK_WHILE_STARTING_S)
 
@@ -280,7 +280,7 @@ class ServerLog:
                 return _first_line(triton.group(2)).partition(OUR_MARKER)[2]
         return None
 
-    def why_no_stub(self) -> str:
+    def stub_reason(self) -> str:
         """The error of the shell or the dynamic linker for a python process that could not start, without paths."""
         others = [line for line in self._last if not _TRITON_LINE.match(line)]
         words = others[-1].split() if others else []

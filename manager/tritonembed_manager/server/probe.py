@@ -40,7 +40,7 @@ _LEAST = {"embed": HEADER + 1, "score": 4}
 """Bytes of an answer with one vector or score."""
 _ANY_TOKEN = bytes(4)
 _NONE: Mapping[str, str] = MappingProxyType({})
-_CANNOT_TELL = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
+_LACKS_OUTPUT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
 _OPTIONS = (
     # Reconnect soon to a restarted server: gRPC's own backoff grows to two minutes.
@@ -68,15 +68,14 @@ _NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 class ProbeError(Exception):
-    """A probe failed. why: the reason, in one line.
+    """A probe failed. Its text is the reason, in one line.
 
     answered: the server itself answered with an error; otherwise it is not reachable (yet). timed_out: the time was
     over. busy: the server's queue is full.
     """
 
-    def __init__(self, why: str, *, answered: bool = False, timed_out: bool = False, busy: bool = False) -> None:
-        super().__init__(why)
-        self.why = why
+    def __init__(self, reason: str, *, answered: bool = False, timed_out: bool = False, busy: bool = False) -> None:
+        super().__init__(reason)
         self.answered = answered
         self.timed_out = timed_out
         self.busy = busy
@@ -157,7 +156,7 @@ class GrpcProbe:
         try:
             answer = await self._infer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
-            if error.code() in _CANNOT_TELL or is_about_models(error.details()):
+            if error.code() in _LACKS_OUTPUT or is_about_models(error.details()):
                 return ""
             raise _refusal(error.code(), _one_line(error.details()), timeout) from None
         try:

@@ -15,7 +15,7 @@ class Candidate:
 
     tokenizer_instances: int
     replicas: int
-    """Embedder instances a GPU (or a group of GPUs)."""
+    """Embedder instances per GPU (or per group of GPUs)."""
     max_batch_tokens: int
     """Tokens in one forward pass."""
 
@@ -41,7 +41,7 @@ class Space:
     max_batch_tokens: Sequence[int]
 
     def values(self, setting: str) -> Sequence[int]:
-        """Of one of SETTINGS."""
+        """The values of one of SETTINGS."""
         found: Sequence[int] = getattr(self, setting)
         return found
 
@@ -78,7 +78,7 @@ class Attempt:
 
     candidate: Candidate
     runs: Mapping[str, Sequence[Run]]
-    """By the load's name; empty when it failed."""
+    """By the load's name; empty if it failed."""
     failure: str | None = None
     """Why there are no figures: the server did not start, or requests failed."""
     seconds: float = 0.0
@@ -96,11 +96,11 @@ class Ledger:
     attempts: list[Attempt] = field(default_factory=list)
 
     def add(self, attempt: Attempt) -> None:
-        """Take an attempt in."""
+        """Add an attempt."""
         self.attempts.append(attempt)
 
     def candidates(self) -> list[Candidate]:
-        """What was tried, in the order of the first attempts."""
+        """The candidates that were tried, in the order of their first attempts."""
         return list(dict.fromkeys(attempt.candidate for attempt in self.attempts))
 
     def count(self, candidate: Candidate) -> int:
@@ -108,7 +108,7 @@ class Ledger:
         return sum(attempt.candidate == candidate for attempt in self.attempts)
 
     def works(self, candidate: Candidate) -> bool:
-        """Tried, and no attempt failed: a candidate that starts only sometimes can't be chosen."""
+        """Whether it was tried and no attempt failed: a candidate that starts only sometimes can't be chosen."""
         mine = [attempt for attempt in self.attempts if attempt.candidate == candidate]
         return bool(mine) and all(attempt.failure is None for attempt in mine)
 
@@ -136,7 +136,7 @@ class Ledger:
         return [rates for candidate in self.candidates() for rates in self.rates(candidate).values()]
 
     def mean_seconds(self) -> float:
-        """How long an attempt takes; 0 when there was none."""
+        """Mean seconds of an attempt; 0 if there was none."""
         return sum(attempt.seconds for attempt in self.attempts) / len(self.attempts) if self.attempts else 0.0
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
 
 MOST_AT_ONCE = 4096
-"""`max_queue_size` of the models: what comes on top is refused."""
+"""`max_queue_size` of the models: more requests are refused."""
 LONGER = 4
 """The second load's sentences are this many times longer than the first's, if the model takes that."""
 MANY_SENTENCES = 16

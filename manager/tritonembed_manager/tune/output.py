@@ -31,7 +31,7 @@ _WIDTHS = (3, 10, 8, 12, 12, 10, 8, 8, 11)
 _REDRAW_S = 1.0
 
 Stage = Callable[[str], None]
-"""Takes what is being done now, in a word or two."""
+"""Receives the current step, in a word or two."""
 
 
 class Table:
@@ -82,7 +82,7 @@ class Progress:
             print(f"tritonembed-manager: {what}{self._left()}", file=self._err, flush=True)
 
     def stage(self, doing: str) -> None:
-        """What the attempt does now; may be called as often as one likes."""
+        """Show the attempt's current step. May be called often."""
         now = time.monotonic()
         if not self._live or (doing == self._drawn[0] and now - self._drawn[1] < _REDRAW_S):
             return
@@ -92,7 +92,7 @@ class Progress:
         print(f"\r\x1b[K{line}", end="", file=self._err, flush=True)
 
     def clear(self) -> None:
-        """Before something else is printed."""
+        """Clear the line, before something else is printed."""
         if self._live:
             print("\r\x1b[K", end="", file=self._err, flush=True)
         self._drawn = ("", 0.0)
@@ -134,7 +134,7 @@ RECORD = "tune.json"
 def write_record(
     options: TuneSettings, plan: Plan, searched: Ledger, checked: Ledger, written: Candidate, verdict: Verdict
 ) -> None:
-    """Write OUT/tune.json, whole or not at all. Raises ManagerError when that fails."""
+    """Write OUT/tune.json, whole or not at all. Raises ManagerError if that fails."""
     comparison = verdict.comparison
     content = {
         "machine": _machine(),
@@ -226,7 +226,7 @@ def _make(out: Path, made: list[Path]) -> None:
 
 
 def _rehearse(out: Path) -> None:
-    """What `render` will do: write next to `out`, and move that there. Permissions are not enough (/proc, mounts)."""
+    """Do what `render` will do: write next to `out` and move that there. Permissions are not enough (/proc, mounts)."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         probe = Path(scratch) / Path(scratch).name
         probe.touch()

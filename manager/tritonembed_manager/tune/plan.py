@@ -20,10 +20,10 @@ TOKENIZERS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 REPLICAS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 3)}
 BATCH_TOKENS_ON_A_GPU = (8192, 16384, 32768)
 MOST_INSTANCES = 1024
-"""Python processes of one server: what is more is a slip."""
+"""Python processes of one server: a larger number is a slip."""
 
 START_S: dict[Device, float] = {"cpu": 15, "cuda": 60}
-"""About what a server takes until it is ready; on a GPU CUDA graphs alone may take 30 s."""
+"""About the seconds until a server is ready; on a GPU CUDA graphs alone may take 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,7 @@ from tritonembed_manager.tune.server import (
 )
 
 _GRACE_S = 60.0
-"""What starting clients and answering the last requests may take in a run, on top of its seconds."""
+"""Seconds that a run may take beyond its own, to start clients and to answer the last requests."""
 _LAST_WORDS_S = 2.0
 """A server whose python process has died ends within this."""
 _STAGE_EVERY_S = 0.2
@@ -73,7 +73,7 @@ class Workbench:
         )
 
     def measure(self, candidate: Candidate, loads: Sequence[LoadShape], limit: float, stage: Stage) -> Attempt:
-        """Every way in which a candidate can fail is an answer too. Raises Interrupted.
+        """A failure of the candidate is an answer, too. Raises Interrupted.
 
         limit: seconds until its server has to be ready.
         """
@@ -234,7 +234,7 @@ class Session:
         return attempt
 
     def _time_for_more(self) -> bool:
-        """Is there time for another attempt, and after it for the check on the second load?"""
+        """Whether there is time for another attempt and, after it, for the check on the second load."""
         return self._left() > (1 + ATTEMPTS) * self.searched.mean_seconds()
 
     def _time_for_one(self) -> bool:

@@ -34,7 +34,7 @@ class Search:
         """Whether `may_go_on` ended it."""
 
     def run(self) -> Candidate:
-        """The best candidate found; the start when nothing beats it by more than noise."""
+        """The best candidate found; the start if nothing beats it by more than noise."""
         self._attempt(self.start)
         for _ in range(PASSES):
             before = self.best
@@ -63,7 +63,8 @@ class Search:
     def comparison(self, candidate: Candidate, holder: Candidate) -> Comparison | None:
         """How a candidate compares with another; None if one of the two does not work.
 
-        Of the candidate its slowest attempt counts: a gain that a second server does not show again was none.
+        Of the candidate its slowest attempt counts: a gain that a second server does not repeat was no
+        gain.
         """
         if not (self.ledger.works(candidate) and self.ledger.works(holder)):
             return None
@@ -98,7 +99,7 @@ class Search:
         return self.ledger.works(candidate) if found is None else found.is_gain
 
     def _settle(self) -> None:
-        """Repeat the best: a gain that a second start does not show again was none."""
+        """Repeat the best: a gain that a second start does not repeat was no gain."""
         while self.best != self.start and self.ledger.count(self.best) == 1:
             unsure, self.best = self.best, self.start
             if not self._attempt_if_time(unsure):
@@ -127,7 +128,7 @@ TOO_NOISY = 0.2
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether the choice is written, and the sentence that says why."""
+    """Whether the choice is written, and the sentence with the reason."""
 
     beats_defaults: bool
     sentence: str

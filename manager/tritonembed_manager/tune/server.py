@@ -20,7 +20,7 @@ from tritonembed_manager.server.signals import Interrupted, handled, ignore
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment
 
 _DRAIN_S = 10.0
-"""Never used: a candidate's server is killed, because nothing is in flight that anybody waits for."""
+"""Never used: a candidate's server is killed, because no caller waits for what is in flight."""
 _Result = TypeVar("_Result")
 
 

@@ -296,9 +296,9 @@ class HealthWatch:
         if upstream.state is ServerState.STARTING:
             if self._refusals >= REFUSALS_OF_A_USELESS_SERVER:
                 self._refusals = 0
-                self._broken(f"the server started, but an inference fails: {error.why}")
+                self._broken(f"the server started, but an inference fails: {error}")
         elif upstream.failures >= FAILURES_OF_A_HUNG_SERVER:
-            self._broken(f"{upstream.failures} checks in a row failed: {error.why}")
+            self._broken(f"{upstream.failures} checks in a row failed: {error}")
 
     def _pause(self) -> float:
         state = self._upstream.state

@@ -300,12 +300,12 @@ class UpstreamRegistry:
             # Keep the reason why its process ended; it is better than that it does not answer.
             pass
         elif upstream.state in (ServerState.READY, ServerState.REFUSED, ServerState.UNHEALTHY):
-            self.set_state(upstream, ServerState.UNHEALTHY, error.why)
+            self.set_state(upstream, ServerState.UNHEALTHY, str(error))
         elif upstream.state is ServerState.STARTING:
             # A launched server takes time to start; an attached server should already run.
             why = upstream.doing if upstream.launched and not error.answered else ""
             state = ServerState.STARTING if upstream.launched else ServerState.UNHEALTHY
-            self.set_state(upstream, state, why or error.why)
+            self.set_state(upstream, state, why or str(error))
         self._settle_without(upstream.id)
 
     def suspected(self, upstream: Upstream, why: str) -> None:

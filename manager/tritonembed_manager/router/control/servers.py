@@ -271,7 +271,7 @@ class Servers:
 
 
 LEAST_LOADED_S = 2.0
-"""A model that was just loaded is not unloaded for so long: requests that waited for it must reach it first."""
+"""A model that was just loaded is not unloaded for this long: requests that waited for it must reach it first."""
 _LOOK_EVERY_S = 0.1
 
 

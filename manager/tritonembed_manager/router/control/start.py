@@ -66,7 +66,7 @@ class StartJudge:
         listening = self._workers.ready and (self._envoy is None or self._envoy.ready)
         return listening and not any(self._is_starting(id) for id in self._registry.upstreams)
 
-    def why(self) -> str:
+    def reason(self) -> str:
         """The reason why it has not started, in one line."""
         if not self._workers.ready:
             return "a worker does not listen yet"

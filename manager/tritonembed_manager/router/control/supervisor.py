@@ -234,7 +234,7 @@ class Supervisor:
             return False
         if not judge.started():
             limit = f"{self._settings.startup_timeout:g} s (--startup-timeout)"
-            raise ManagerError(f"not ready after {limit}: {judge.why()}")
+            raise ManagerError(f"not ready after {limit}: {judge.reason()}")
         at, settings = self._settings.host, self._settings
         self._rollouts.begin()
         if settings.launch is not None and settings.launch.models_file is not None:

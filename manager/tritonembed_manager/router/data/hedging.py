@@ -23,9 +23,9 @@ P95: Literal["p95"] = "p95"
 INTERACTIVE = 1
 """KServe's priority of the requests that are hedged."""
 SHARE = 0.05
-"""Of the interactive requests, as many may be sent a second time."""
+"""The share of interactive requests that may be sent a second time."""
 MOST_SAVED = 10.0
-"""The most second tries that a quiet time leaves over."""
+"""The most second tries that a quiet time saves up."""
 KEPT, LEAST = 1000, 100
 """Latencies of which the 95th percentile is taken; with fewer than LEAST nothing is hedged."""
 _OK = grpc.StatusCode.OK
@@ -42,7 +42,7 @@ class Budget:
         self._saved = min(self._saved + SHARE, MOST_SAVED)
 
     def take(self) -> bool:
-        """Whether another one may be sent a second time; then it counts as sent."""
+        """Whether another request may be sent a second time; then it counts as sent."""
         # Twenty times 0.05 is a little less than 1.
         if self._saved < 1 - SHARE / 2:
             return False

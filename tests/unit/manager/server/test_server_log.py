@@ -114,6 +114,6 @@ def test_the_stack_of_a_server_ended_by_a_signal_is_no_reason():
 )
 def test_the_shells_or_the_linkers_error_is_the_reason_why_a_stub_did_not_start(line, reason):
     log = ServerLog()
-    assert log.why_no_stub() == "no reason is known"
+    assert log.stub_reason() == "no reason is known"
     log.take(f"{line}\n{INFO}\n".encode())
-    assert log.why_no_stub() == reason
+    assert log.stub_reason() == reason

@@ -48,7 +48,7 @@ def test_every_server_has_to_be_ready_and_every_worker_to_listen():
     assert case.judge.started()
     case.workers.ready = False
     assert not case.judge.started()
-    assert case.judge.why() == "a worker does not listen yet"
+    assert case.judge.reason() == "a worker does not listen yet"
 
 
 def test_the_others_serve_though_one_server_does_not_start():
@@ -83,7 +83,7 @@ def test_the_start_waits_for_the_first_check_of_every_attached_server():
     assert not case.judge.started()
     case.registry.failed(two, ProbeError("connection refused"))
     assert case.judge.started()
-    assert case.judge.why() == "b:1: connection refused"
+    assert case.judge.reason() == "b:1: connection refused"
 
 
 def test_every_model_needs_a_server_and_a_failed_one_is_named():
@@ -94,7 +94,7 @@ def test_every_model_needs_a_server_and_a_failed_one_is_named():
     judge = StartJudge(case.registry, case.servers, case.workers, names=names)
     case.answer("server-0")
     assert not judge.started()
-    assert judge.why().startswith("server-1: ")
+    assert judge.reason().startswith("server-1: ")
     case.fail("server-1", "out of memory")
     with pytest.raises(ManagerError, match=r"^bge: out of memory"):
         judge.started()

@@ -56,7 +56,7 @@ async def reason(address: str, tls: ClientTls) -> str:
     with pytest.raises(ProbeError) as caught:
         await probe.vectors(10)
     await probe.close()
-    return caught.value.why
+    return str(caught.value)
 
 
 async def test_a_check_that_fails_because_of_tls_has_the_reason(files, client, tmp_path):
