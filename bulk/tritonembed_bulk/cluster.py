@@ -19,8 +19,9 @@ LARGEST_STORE = 4 * 1024**3
 
 
 @contextmanager
-def ray_running(address: str | None, *, dashboard: bool) -> Iterator[None]:
-    """Ray while entered. address: of a cluster; None: Ray is started here, and ends here. Raises Refused."""
+def ray_running(address: str | None, *, dashboard: bool, cpus: float | None = None) -> Iterator[None]:
+    """Ray while entered. address: of a cluster; None: Ray is started here, and ends here. cpus: then, instead of those
+    of the machine. Raises Refused."""
     # Before the import: Ray reads them then.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -37,7 +38,7 @@ def ray_running(address: str | None, *, dashboard: bool) -> Iterator[None]:
     if address is None:
         settings = {
             "address": "local",
-            "num_cpus": cores() + MORE_TASKS,
+            "num_cpus": cpus or cores() + MORE_TASKS,
             "include_dashboard": dashboard,
             "object_store_memory": min(LARGEST_STORE, _shared_memory() // 2),
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,8 @@ class SleepingWorker:
 
     def __init__(self, compute: SleepingCompute) -> None:
         self._compute = compute
+        self._executor = threading.Lock()
+        """An executor computes one part at a time."""
 
     def embed(self, work: Work) -> Work:
         """See `Worker`."""
@@ -66,7 +69,8 @@ class SleepingWorker:
         if compute.log is not None:
             Path(compute.log, f"{work.part.name} {os.getpid()} {time.monotonic_ns()}").touch()
         seconds = compute.seconds_per_token * compute.tokens * len(work.texts)
-        time.sleep(seconds)
+        with self._executor:
+            time.sleep(seconds)
         work.vectors = digests(work.texts, compute.dimensions)
         work.lengths = np.full(len(work.texts), compute.tokens, np.int32)
         work.space, work.busy, work.texts = compute.space, seconds, []
