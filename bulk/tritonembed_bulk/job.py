@@ -16,7 +16,7 @@ import pyarrow as pa
 from tritonembed_bulk import PART_ROWS
 from tritonembed_bulk.files import Source, Span
 from tritonembed_bulk.lock import Lock
-from tritonembed_bulk.parts import ERRORS, Ledger, Part, Record, Refused
+from tritonembed_bulk.parts import ERRORS, RECORDS, Ledger, Part, Record, Refused
 from tritonembed_bulk.rows import Columns, Work, error_table
 from tritonembed_bulk.sinks import Sink, output_table, parquet_bytes
 
@@ -192,7 +192,7 @@ class Run:
         job = self.job
         job.columns.check(job.source.names())
         job.ledger.check_job(job.settings, resume=self._resume)
-        job.sink.check()
+        self._clean()
         spans = job.source.spans()
         self.total = sum(span.amount for span in spans)
         self.before = job.ledger.current({span.input.name: span.input for span in spans}.values())
@@ -221,6 +221,11 @@ class Run:
     def finish(self) -> None:
         """Do what is left for the sink when all parts are committed."""
         self.job.sink.finish(self.job.ledger.records())
+        self._clean()
+
+    def _clean(self) -> None:
+        """Remove what killed processes left half-written."""
+        self.job.ledger.store.remove_temporary(("", RECORDS, ERRORS))
 
     def _dataset(self, workers: Workers) -> Any:
         import ray.data

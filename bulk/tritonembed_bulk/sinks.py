@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tritonembed_bulk.parts import ERRORS, RECORDS, Record
+from tritonembed_bulk.parts import Record
 from tritonembed_bulk.rows import CHUNK_COLUMNS, VECTORS, Work
 from tritonembed_bulk.store import Store
 from tritonembed_protocol.types import OUTPUT_TYPES
@@ -33,9 +33,6 @@ class Written:
 
 class Sink(Protocol):
     """Where parts go. Can be pickled. A part that is written twice is there once."""
-
-    def check(self) -> None:
-        """Raise Refused if nothing can be written. Called once, on the driver."""
 
     def write(self, name: str, table: pa.Table) -> Written:
         """Write a part, whole or not at all. table: the kept columns, and the vectors last."""
@@ -68,10 +65,6 @@ class ParquetSink:
 
     store: Store
 
-    def check(self) -> None:
-        """Remove what killed processes left."""
-        self.store.remove_temporary(("", RECORDS, ERRORS))
-
     def write(self, name: str, table: pa.Table) -> Written:
         """See `Sink`."""
         data = parquet_bytes(table)
@@ -88,10 +81,6 @@ class NumpySink:
     """Two files per part: the vectors as .npy [rows, columns], which FAISS reads, and the other columns as Parquet."""
 
     store: Store
-
-    def check(self) -> None:
-        """Remove what killed processes left."""
-        self.store.remove_temporary(("", RECORDS, ERRORS))
 
     def write(self, name: str, table: pa.Table) -> Written:
         """See `Sink`."""

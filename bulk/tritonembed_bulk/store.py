@@ -113,7 +113,7 @@ class Store:
         return temporary
 
     def remove_temporary(self, folders: tuple[str, ...]) -> None:
-        """Remove what killed processes left half-written."""
+        """Remove temporary files in these folders."""
         for folder in folders if self.is_local else ():
             for file in Path(self.path(folder)).glob(".*.tmp"):
                 file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A job on a Ray cluster that runs, in a process that a test kills. Arguments: address, source, output, log."""
+"""A job that tests kill, on a Ray of its own. Arguments: source, output, log, workers."""
 
 import sys
 
@@ -9,8 +9,8 @@ from tritonembed_bulk.job import Run, Workers
 from tritonembed_perf.sleeping import SleepingCompute
 
 if __name__ == "__main__":
-    address, source, output, log = sys.argv[1:]
-    job = make_job(source, output, SleepingCompute(log=log, seconds_per_token=0.0002))
-    with Run(job, resume=True) as run, ray_running(address, dashboard=False):
-        for _ in run.records(Workers(2, 0.5)):
-            print("committed", flush=True)
+    source, output, log, workers = sys.argv[1:]
+    job = make_job(source, output, SleepingCompute(log=log, seconds_per_token=0.0001), part_rows=10)
+    with Run(job, resume=True) as run, ray_running(None, dashboard=False):
+        for record in run.records(Workers(int(workers), 0.5)):
+            print(record.part, flush=True)
