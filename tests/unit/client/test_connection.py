@@ -62,11 +62,13 @@ def test_an_address_may_ask_for_tls(secure, keys):
 def refused(tmp_path):
     """The reason why a client gets no answer from a server. signed: of the server's certificate."""
 
-    def reason(client_ca=None, trusts=None, tls=True, with_tls=True, **signed):
+    def reason(client_ca=None, client=None, trusts=None, tls=True, with_tls=True, **signed):
         files = Files(tmp_path)
         files.renew(**signed)
         server = FakeServer(files.credentials(client_ca) if with_tls else None)
         settings = {"tls": True, "root_certificates": (trusts or files.authority).pem.encode()} if tls else {}
+        if client is not None:
+            settings |= zip(("certificate_chain", "private_key"), (pem.encode() for pem in client), strict=True)
         try:
             with EmbeddingClient(server.target, **settings) as client, pytest.raises(UnavailableError) as caught:
                 client.embed(["1"], timeout=10)
@@ -75,6 +77,9 @@ def refused(tmp_path):
             server.close()
 
     return reason
+
+
+OF_CLIENTS = Authority("clients")
 
 
 @pytest.mark.parametrize(
@@ -86,8 +91,9 @@ def refused(tmp_path):
         ({"with_tls": False}, "the server does not speak TLS"),
         ({"tls": False}, CLOSES),
         ({"client_ca": Authority().pem}, CLOSES),
+        ({"client_ca": OF_CLIENTS.pem, "client": OF_CLIENTS.sign(days=(-2, -1))}, CLOSES),
     ],
-    ids=["expired", "untrusted", "another host", "plain server", "plain client", "no certificate"],
+    ids=["expired", "untrusted", "another host", "plain server", "plain client", "no certificate", "expired client"],
 )
 def test_a_handshake_that_fails_is_one_plain_reason(refused, setting, reason):
     assert refused(**setting) == reason

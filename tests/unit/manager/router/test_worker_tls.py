@@ -130,7 +130,8 @@ async def test_clients_need_a_certificate_of_the_given_authority(client_files):
         known = OTHER.sign("a client")
         await infer(port, AUTHORITY, known)
         await embed(http_port, trusting(AUTHORITY, *client_files(known)))
-        for wrong in (None, AUTHORITY.sign("a client")):
+        expired = OTHER.sign("a client", days=(-2, -1))
+        for wrong in (None, AUTHORITY.sign("a client"), expired):
             with pytest.raises(grpc.aio.AioRpcError):
                 await infer(port, AUTHORITY, wrong)
             chain = client_files(wrong) if wrong else ()
