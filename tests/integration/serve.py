@@ -1,6 +1,7 @@
 """A running `tritonembed-manager serve`, its processes, and clients that keep it busy."""
 
 import asyncio
+import csv
 import json
 import os
 import signal
@@ -14,11 +15,14 @@ from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tests.processes import command, model_stubs
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient, TritonEmbedError, UnavailableError
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_manager.server.process import Process, family, process_table
+from tritonembed_perf.failures import UsageError
+from tritonembed_perf.perf_analyzer import find_program
 from tritonembed_perf.server import RunningServer, free_ports
 from tritonembed_perf.server import running_server as perf_server
 
@@ -254,3 +258,22 @@ class Load:
                 return
             self.done += 1
             await asyncio.sleep(self._rest_s)
+
+
+def perf_analyzer(manager: Serve, folder: Path, way: Sequence[str]) -> dict[str, str]:
+    """What perf_analyzer measures. folder: for its files. way: its options of the protocol."""
+    try:
+        program = find_program(None)
+    except UsageError as error:
+        pytest.skip(str(error))
+    texts, export = folder / "input.json", folder / "export.csv"
+    texts.write_text(json.dumps({"data": [{"text": [text]} for text in ("a text", "another text, a little longer")]}))
+    address = manager.target if "grpc" in way else f"127.0.0.1:{manager.http_port}"
+    command = [program.path, "-m", "embedding", *way, "-u", address, "-b", "2", "--input-data", texts]
+    # Three windows of any spread are enough: the tests check that there are figures, not the figures.
+    command += ["--concurrency-range", "4", "-p", "500", "-s", "999", "-r", "10", "-f", export, "--verbose-csv"]
+    environment = os.environ | program.environment
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = csv.DictReader(export.read_text().splitlines())
+    return row

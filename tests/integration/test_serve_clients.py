@@ -1,11 +1,8 @@
 """Existing clients on the manager's gRPC port: tritonclient, perf_analyzer, health probes, reflection."""
 
 import asyncio
-import csv
 import json
-import os
 import queue
-import subprocess
 import urllib.request
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,12 +18,10 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from tests.integration.conftest import MAX_MODEL_LEN
-from tests.integration.serve import Serve
+from tests.integration.serve import Serve, perf_analyzer
 from tritonclient.utils import InferenceServerException
 
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient
-from tritonembed_perf.failures import UsageError
-from tritonembed_perf.perf_analyzer import find_program
 
 TEXTS = ["a sentence of a client", "zwei Wörter", "", "a much longer sentence that says nothing at all " * 5]
 MARK = "mxyzptlk"
@@ -197,20 +192,7 @@ async def test_requests_of_mixed_sizes_each_get_their_own_vectors(manager: Serve
     "way", [["-i", "grpc", "--async"], ["-i", "grpc", "--streaming"], ["-i", "http"]], ids=["grpc", "stream", "http"]
 )
 def test_perf_analyzer_can_measure_the_manager(manager: Serve, tmp_path: Path, way: list[str]) -> None:
-    try:
-        program = find_program(None)
-    except UsageError as error:
-        pytest.skip(str(error))
-    texts, export = tmp_path / "input.json", tmp_path / "export.csv"
-    texts.write_text(json.dumps({"data": [{"text": [text]} for text in ("a text", "another text, a little longer")]}))
-    address = manager.target if "grpc" in way else f"127.0.0.1:{manager.http_port}"
-    command = [program.path, "-m", "embedding", *way, "-u", address, "-b", "2", "--input-data", texts]
-    # Three windows of any spread are enough: the test checks that there are figures, not the figures.
-    command += ["--concurrency-range", "4", "-p", "500", "-s", "999", "-r", "10", "-f", export, "--verbose-csv"]
-    environment = os.environ | program.environment
-    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    [row] = csv.DictReader(export.read_text().splitlines())
+    row = perf_analyzer(manager, tmp_path, way)
     assert float(row["Inferences/Second"]) > 0
     # perf_analyzer computes this from the difference of two ModelStatistics.
     assert float(row["Server Compute Infer"]) > 0

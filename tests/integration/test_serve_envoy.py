@@ -18,7 +18,7 @@ import tritonclient.grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.fakes.threaded import fake_triton, held, start_anew
 from tests.fakes.triton import infer_request, vector
-from tests.integration.serve import Load, Serve, serving
+from tests.integration.serve import Load, Serve, perf_analyzer, serving
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tritonembed import EmbeddingClient
@@ -80,6 +80,15 @@ def test_every_api_answers_and_plain_inferences_go_to_the_server(manager: Serve,
     with grpc.insecure_channel(manager.target) as channel:
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=30)
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("way", [["-i", "grpc", "--async"], ["-i", "http"]], ids=["grpc", "http"])
+def test_perf_analyzer_can_measure_through_envoy(manager: Serve, tmp_path: Path, way: list[str]) -> None:
+    before = envoy_counts(manager).get("servers", 0)
+    row = perf_analyzer(manager, tmp_path, way)
+    assert float(row["Inferences/Second"]) > 0
+    assert float(row["Server Compute Infer"]) > 0
+    assert "http" in way or envoy_counts(manager)["servers"] > before
 
 
 def test_what_would_kill_the_server_never_reaches_it(manager: Serve, server: RunningServer) -> None:
