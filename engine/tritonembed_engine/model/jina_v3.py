@@ -1,7 +1,7 @@
-"""jina-embeddings-v3: XLM-R with rotary positions, and an adapter per task in the same checkpoint.
+"""jina-embeddings-v3 and jina-colbert-v2: XLM-R with rotary positions; v3 has an adapter per task in its checkpoint.
 
-Its class is code of the hub (jinaai/xlm-roberta-flash-implementation), which is not run: transformers has the base
-model under other names. config.json lists the tasks (`lora_adaptations`). Every matrix has the base's values
+Their class is code of the hub (jinaai/xlm-roberta-flash-implementation), which is not run: transformers has the base
+model under other names. For v3, config.json lists the tasks (`lora_adaptations`). Every matrix has the base's values
 (`parametrizations.weight.original`) and the two factors of all tasks, stacked (`parametrizations.weight.0.lora_A`).
 """
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 JINA_V3 = "jina-v3"
 """`ModelFiles.model_type`; config.json says "xlm-roberta"."""
+
+_CODE = "xlm-roberta-flash-implementation"
 
 JINAS_MODULE = "custom_st.Transformer"
 """The class of its transformer in modules.json. Without a task it does the same as sentence-transformers' own."""
@@ -53,8 +55,10 @@ _FACTOR = re.compile(r"(?P<module>.+)\.parametrizations\.weight\.0\.lora_(?P<fac
 
 
 def is_jina_v3(config: Mapping[str, Any]) -> bool:
-    """Whether config.json is one of a model whose tasks are adapters."""
-    return bool(config.get("lora_adaptations"))
+    """Whether config.json is one of a model whose tasks are adapters, or names their code on the hub."""
+    code = config.get("auto_map")
+    names = code.values() if isinstance(code, Mapping) else ()
+    return bool(config.get("lora_adaptations")) or any(_CODE in str(name) for name in names)
 
 
 def check_jina_v3(name: str, config: Mapping[str, Any]) -> None:
@@ -62,13 +66,13 @@ def check_jina_v3(name: str, config: Mapping[str, Any]) -> None:
     for key, served in _SERVED.items():
         if config.get(key) not in served:
             given = str(config.get(key))[:40]
-            raise ModelError(
-                f"{name}: its tasks are LoRA adapters (lora_adaptations), but it is not served with the {key} {given!r}"
-            )
-    for key in ("rotary_emb_base", "lora_alpha", "lora_rank", "layer_norm_eps"):
+            what = "its tasks are LoRA adapters (lora_adaptations)" if tasks_of(config) else f"its code is {_CODE}"
+            raise ModelError(f"{name}: {what}, but it is not served with the {key} {given!r}")
+    numbers = ("rotary_emb_base", "layer_norm_eps", *(("lora_alpha", "lora_rank") if tasks_of(config) else ()))
+    for key in numbers:
         if not isinstance(config.get(key), int | float) or config[key] <= 0:
             raise ModelError(f"{name}: {key} in config.json must be a number above 0")
-    if not all(isinstance(task, str) and task for task in config["lora_adaptations"]):
+    if not all(isinstance(task, str) and task for task in tasks_of(config)):
         raise ModelError(f"{name}: lora_adaptations in config.json must be names")
 
 

@@ -18,7 +18,6 @@ from tritonembed_engine.model.token_outputs import Expansion, MultiVectorOutput
 STANFORD = "HF_ColBERT"
 """The architecture that Stanford's code writes into config.json."""
 
-_FLASH = "xlm-roberta-flash-implementation"
 _MASK = "MultiVectorMask"
 _METADATA = "artifact.metadata"
 NATIVE = "MultiVectorEncoder"
@@ -83,8 +82,6 @@ def read_late_interaction(
     unknown: gets keys without effect. Raises ModelError, which names what can't be served.
     """
     if STANFORD in (config.get("architectures") or ()):
-        if any(_FLASH in str(code) for code in dict(config.get("auto_map") or {}).values()):
-            raise ModelError(f"XLM-R with rotary positions (the hub's code {_FLASH}, jina-colbert-v2) is not served")
         return _stanford(folder)
     given = read_object(folder / "config_sentence_transformers.json")
     prompts = {key: text or "" for key, text in (given.get("prompts") or {}).items()}

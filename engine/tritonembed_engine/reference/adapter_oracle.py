@@ -52,7 +52,7 @@ def jina_v3_oracle(folder: Path, task: str | None) -> Any:
 
     config = read_object(folder / "config.json")
     stored = {name: tensor.float() for file in checkpoint_files(folder) for name, tensor in tensors_of(file)}
-    scale = config["lora_alpha"] / config["lora_rank"]
+    scale = 1.0 if task is None else config["lora_alpha"] / config["lora_rank"]
     place = 0 if task is None else config["lora_adaptations"].index(task)
     state: dict[str, torch.Tensor] = {}
     for name, tensor in stored.items():
@@ -65,7 +65,9 @@ def jina_v3_oracle(folder: Path, task: str | None) -> Any:
             tensor = tensor + torch.from_numpy(np.float32(scale) * delta)
         state |= as_transformers_names_it(name, tensor)
     model = JinaEmbeddingsV3Model(JinaEmbeddingsV3Config(**as_transformers_has_it(config)), add_pooling_layer=False)
-    model.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("pooler.")})
+    model.load_state_dict(
+        {name: tensor for name, tensor in state.items() if not name.startswith(("pooler.", "linear."))}
+    )
     model.config.return_dict = True
     return model
 

@@ -175,7 +175,8 @@ JINA_NAMES = {
 JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 
 
-def _jina_v3_native() -> Model:
+def jina_v3_native_model() -> Model:
+    """jina-embeddings-v3's base in transformers' words."""
     tokenizer, settings = vocabularies.xlm_roberta(512)
     config = {
         "architectures": ["JinaEmbeddingsV3Model"],
@@ -201,7 +202,7 @@ def _jina_v3_hub() -> Model:
     """jinaai/jina-embeddings-v3: every matrix has five adapters."""
     import torch
 
-    model = _jina_v3_native()
+    model = jina_v3_native_model()
     state = renamed(joined(model.state, QKV, "qkv"), JINA_NAMES)
     generator = torch.Generator().manual_seed(3)
     result = {}
@@ -243,7 +244,17 @@ def _jina_v3_hub() -> Model:
     return model
 
 
-@case("jina", reference=lambda folder: write(folder, _jina_v3_native(), prompts=PROMPTS))
+def jina_colbert_v2(*, native: bool) -> Model:
+    """XLM-R with rotary positions: under transformers' names, or as the hub's code names it, without adapters."""
+    model = jina_v3_native_model()
+    if not native:
+        model.state = renamed(joined(model.state, QKV, "qkv"), JINA_NAMES)
+        hub = _jina_v3_hub().config
+        model.config = {key: value for key, value in hub.items() if not key.startswith(("lora_", "load_trained"))}
+    return model
+
+
+@case("jina", reference=lambda folder: write(folder, jina_v3_native_model(), prompts=PROMPTS))
 def jina_v3(folder: Path) -> None:
     """jina-embeddings-v3: code of its own, with one adapter per task. The reference is the base model."""
     _jina_v3_hub().write(folder)
@@ -262,7 +273,7 @@ class XLMRobertaFlashConfig(PretrainedConfig):
 """
 
 
-@case("jina", trusted=True, reference=lambda folder: write(folder, _jina_v3_native(), prompts=PROMPTS))
+@case("jina", trusted=True, reference=lambda folder: write(folder, jina_v3_native_model(), prompts=PROMPTS))
 def jina_v3_local(folder: Path) -> None:
     """jina-embeddings-v3, code in the folder. The reference is the base model, as for a request without a task."""
     model = _jina_v3_hub()
@@ -274,4 +285,4 @@ def jina_v3_local(folder: Path) -> None:
 @case("jina")
 def jina_v3_native(folder: Path) -> None:
     """jina-embeddings-v3-hf: as transformers 5 saves it, without adapters."""
-    write(folder, _jina_v3_native())
+    write(folder, jina_v3_native_model())

@@ -7,6 +7,7 @@ from typing import Any
 
 from tritonembed_perf.families import jina_naive
 from tritonembed_perf.families.bert import WIDTH, bert
+from tritonembed_perf.families.gte import jina_colbert_v2
 from tritonembed_perf.families.jina_v2 import jina
 from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
@@ -83,16 +84,23 @@ def colbert_hf_attends(folder: Path) -> None:
 @case(FAMILY, output=MULTI_VECTOR)
 def colbert_hf_xlmr(folder: Path) -> None:
     """XLM-R with markers of its own vocabulary, as jina-colbert-v2 has them."""
-    model = xlm_roberta()
-    model.tokenizer.add_special_tokens(["[QueryMarker]", "[DocumentMarker]"])
-    model.config["vocab_size"] = model.tokenizer.get_vocab_size()
+    model = with_markers(xlm_roberta())
+    write_stanford(folder, model, "roberta.", query_maxlen=32, attend_to_mask_tokens=True, **MARKERS)
+
+
+MARKERS = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
+
+
+def with_markers(model: Model) -> Model:
+    """The model with jina's markers in its vocabulary."""
     import torch
 
+    model.tokenizer.add_special_tokens(list(MARKERS.values()))
+    model.config["vocab_size"] = model.tokenizer.get_vocab_size()
     table = model.state["embeddings.word_embeddings.weight"]
     more = torch.randn(model.config["vocab_size"] - len(table), WIDTH, generator=torch.Generator().manual_seed(8))
     model.state["embeddings.word_embeddings.weight"] = torch.cat([table, more])
-    markers = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
-    write_stanford(folder, model, "roberta.", query_maxlen=32, attend_to_mask_tokens=True, **markers)
+    return model
 
 
 def _jina_v1() -> Model:
@@ -116,12 +124,15 @@ def colbert_jina_v1(folder: Path) -> None:
     write_stanford(folder, _jina_v1(), "bert.", **JINA_SETTINGS)
 
 
-@case(FAMILY, output=MULTI_VECTOR, must_refuse=True)
+def _jina_v2(folder: Path, *, native: bool) -> None:
+    model = with_markers(jina_colbert_v2(native=native))
+    write_stanford(folder, model, "" if native else "roberta.", query_maxlen=32, doc_maxlen=48, **MARKERS)
+
+
+@case(FAMILY, output=MULTI_VECTOR, reference=partial(_jina_v2, native=True))
 def colbert_jina_v2(folder: Path) -> None:
-    """XLM-R with rotary positions, which is the hub's code."""
-    code = "jinaai/xlm-roberta-flash-implementation--modeling_xlm_roberta.XLMRobertaModel"
-    model = xlm_roberta(position_embedding_type="rotary", auto_map={"AutoModel": code})
-    write_stanford(folder, model, "roberta.", query_maxlen=32, attend_to_mask_tokens=True)
+    """jina-colbert-v2: XLM-R with rotary positions, which is the hub's code. The reference is transformers' class."""
+    _jina_v2(folder, native=False)
 
 
 @case(FAMILY, output=MULTI_VECTOR)

@@ -46,6 +46,7 @@ CASES = (
     "colbert_two_dense",
     "colbert_st6_min",
     "colbert_jina_v1",
+    "colbert_jina_v2",
 )
 
 
@@ -127,9 +128,11 @@ def test_settings_that_can_not_be_followed_are_refused(tmp_path: Path, changes: 
         read_model_files(str(tmp_path))
 
 
-def test_the_hubs_xlm_r_with_rotary_positions_is_refused_in_a_line(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"^\S+: XLM-R with rotary positions .* is not served$"):
-        written(tmp_path, "colbert_jina_v2")
+def test_the_hubs_xlm_r_with_other_positions_is_refused_in_a_line(tmp_path: Path) -> None:
+    load_cases()["colbert_jina_v2"].write(tmp_path)
+    edit_json(tmp_path / "config.json", position_embedding_type="absolute")
+    with pytest.raises(ModelError, match=r"^\S+: its code is xlm-\S+, but .* position_embedding_type 'absolute'$"):
+        read_model_files(str(tmp_path))
 
 
 def test_modules_of_another_kind_are_refused(tmp_path: Path) -> None:
