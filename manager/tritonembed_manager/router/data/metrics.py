@@ -230,6 +230,8 @@ class WorkerMetrics:
         self._retries = counter("retries", "Requests sent again after a server broke, charged to the retry budget.")
         self._moves = counter("moves", "Requests sent again because the server they were on died.")
         self._hedges = counter("hedges", "Late requests sent to a second server; won: answered there first.", "outcome")
+        for outcome in ("won", "lost"):
+            self._hedges.labels(outcome)
         self._server_requests = counter(
             "server_requests", "Requests sent to a server; ABORTED ones were taken off it.", "server", "code"
         )
