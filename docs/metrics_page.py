@@ -46,7 +46,7 @@ With tenants whose [limits are for a model](../guides/keys.md#limits-for-a-model
 `envoy_cluster_name`, `envoy_http_…`, `envoy_overload_…`, `envoy_server_…`; the manager's histograms and
 `tritonembed_load` then show only what Envoy leaves to the workers.
 
-A scrape that accepts `application/openmetrics-text`, as Prometheus' does, gets
+With tracing, a scrape that accepts `application/openmetrics-text`, as Prometheus' does, gets
 [exemplars](../guides/observability.md#from-a-slow-bucket-to-its-trace).
 
 ## `/status`

@@ -44,6 +44,7 @@ def tenants(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def manager(server: RunningServer, tenants: Path) -> Iterator[Serve]:
     """Two workers before the session's server."""
     options = ["--workers=2", f"--tenants={tenants}", f"--usage-file={tenants.parent / 'usage'}"]
+    options.append(f"--access-log={tenants.parent / 'access'}")
     with serving("--model=m", "--server", server.target, *options) as started:
         yield started
 
@@ -182,6 +183,40 @@ def test_commands_take_the_key_of_the_variable(
         [row] = json.loads(report.read_text())["rows"]
         assert (row["requests"], row["errors"], row["wrong"]) == (4, {}, 0)
         assert "te-key" not in report.read_text()
+
+
+def test_the_access_log_has_a_line_per_request_and_no_text(manager: Serve, tenants: Path) -> None:
+    """Over gRPC, over HTTP, and refused: each has its id, its caller and what became of it."""
+    key = {"authorization": f"Bearer {key_of('search')}"}
+    text = tritonclient.grpc.InferInput("text", [1, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"nobody may read this"]], dtype=np.object_))
+    with tritonclient.grpc.InferenceServerClient(manager.target) as client:
+        client.infer("embedding", [text], headers={**key, "x-request-id": "over-grpc"}, client_timeout=60)
+    url = f"http://127.0.0.1:{manager.http_port}/v1/embeddings"
+    body = {"model": "m", "input": ["nobody may read this", "either"]}
+    answer = httpx.post(url, json=body, headers={**key, "x-request-id": "over-http"})
+    assert answer.headers["x-request-id"] == "over-http"
+    assert httpx.post(url, json=body, headers={"x-request-id": "no-key"}).status_code == 401
+
+    def lines() -> dict[str, Any]:
+        written = (tenants.parent / "access").read_text(encoding="utf-8")
+        assert "nobody may" not in written
+        assert "Bearer" not in written
+        return {line["tritonembed.request.id"]: line for line in map(json.loads, written.splitlines())}
+
+    manager.until(lambda: {"over-grpc", "over-http", "no-key"} <= set(lines()))
+    found = lines()
+    over_grpc, over_http, refused = (found[name] for name in ("over-grpc", "over-http", "no-key"))
+    assert over_grpc["rpc.method"] == "inference.GRPCInferenceService/ModelInfer"
+    assert over_http["http.route"] == "/v1/embeddings"
+    for line, sentences in ((over_grpc, 1), (over_http, 2)):
+        assert (line["tritonembed.code"], line["tritonembed.tenant"]) == ("OK", "search")
+        assert line["gen_ai.request.model"] == "m"
+        assert line["tritonembed.sentences"] == sentences
+        assert line["gen_ai.usage.input_tokens"] > 2 * sentences
+        assert 0 < line["tritonembed.server_s"] <= line["tritonembed.duration_s"] < 60
+    assert refused["tritonembed.code"] == "UNAUTHENTICATED"
+    assert "tritonembed.tenant" not in refused
 
 
 def test_a_new_file_counts_for_open_connections_a_wrong_one_changes_nothing_and_no_key_is_written(

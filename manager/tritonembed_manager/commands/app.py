@@ -130,6 +130,7 @@ def replica(
             drain_timeout=run.drain_timeout,
             log_verbose=run.log_verbose,
             log_requests=not run.disable_log_request,
+            triton_traces=run.triton_traces,
         )
         if model_repository is not None:
             _refuse_what_render_would_use(context)

@@ -244,6 +244,16 @@ Mps = Annotated[
 ]
 StartupTimeout = Annotated[float, typer.Option(1800.0, min=1, help="Seconds until READY.")]
 DrainTimeout = Annotated[float, typer.Option(30.0, min=1, help="Seconds for requests in flight at the end.")]
+TritonTraces = Annotated[
+    str | None,
+    typer.Option(
+        None,
+        "--triton-traces",
+        metavar="URL",
+        help="Send Triton's own spans of every request, with the queue and the compute time of each model, to this "
+        "OTLP/HTTP endpoint, such as http://collector:4318/v1/traces.",
+    ),
+]
 LogVerbose = Annotated[bool, typer.Option(False, help="Show all of Triton's log.")]
 
 
@@ -312,6 +322,7 @@ class RunOptions:
     startup_timeout: StartupTimeout
     drain_timeout: DrainTimeout
     log_verbose: LogVerbose
+    triton_traces: TritonTraces
     disable_log_request: Annotated[
         bool,
         typer.Option(

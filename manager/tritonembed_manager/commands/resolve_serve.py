@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import typer
@@ -97,10 +98,22 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
         key_for_health=options.key_for_health,
         key_for_metrics=options.key_for_metrics,
         usage_file=options.usage_file,
+        access_log=_access_log(options.access_log),
         quota_store=open_store(options.quota_store) if options.tenants and options.quota_store is not None else None,
         envoy=_envoy(context, options),
         xds=None if options.xds_port is None else (options.xds_host, options.xds_port),
     )
+
+
+def _access_log(path: Path | None) -> str | None:
+    """The file, which can be appended to. Raises StartError."""
+    if path is None:
+        return None
+    try:
+        with path.open("a", encoding="utf-8"):
+            return str(path.absolute())
+    except OSError as error:
+        raise StartError(f"--access-log: {error.strerror}") from None
 
 
 def _attached_models(context: typer.Context, options: ServeOptions) -> list[ModelEntry]:
@@ -243,6 +256,7 @@ def _launch(context: typer.Context, options: ServeOptions) -> tuple[ServedNames,
         log_verbose=options.log_verbose,
         max_loaded=options.max_loaded,
         models_file=file,
+        triton_traces=options.triton_traces,
     )
     return plan.names, launch
 

@@ -342,6 +342,12 @@ class ServeOptions:
             ),
         ]
     ]
+    access_log: Annotated[
+        Path | None,
+        typer.Option(
+            None, help="Append a line of JSON per request, without any text: /dev/stderr, or a file that you rotate."
+        ),
+    ]
     http_header_timeout: Annotated[
         float,
         typer.Option(
@@ -360,6 +366,7 @@ class ServeOptions:
     ]
     log_format: Annotated[Literal["text", "json"], typer.Option("text", help="Text for people, or JSON.")]
     log_verbose: shared.LogVerbose
+    triton_traces: Launched[shared.TritonTraces]
     disable_log_request: Annotated[
         bool,
         typer.Option(False, help="Accepted for compatibility with Arctic Inference: requests are never logged."),

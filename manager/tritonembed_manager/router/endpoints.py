@@ -5,7 +5,7 @@ The gRPC server also has reflection, and refuses the calls that arrive while it 
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from tritonembed_manager.router.apis.arctic_pb import arctic_inference_pb2
 from tritonembed_manager.router.apis.authentication import Door
 from tritonembed_manager.router.apis.grpc_arrivals import Arrivals
 from tritonembed_manager.router.apis.grpc_health import HEALTH, add_health
+from tritonembed_manager.router.apis.grpc_requests import GrpcRequests
 from tritonembed_manager.router.apis.http.app import make_app, make_runner
 from tritonembed_manager.router.apis.http.connections import HttpLimits
 from tritonembed_manager.router.apis.kserve_grpc import add_kserve
 from tritonembed_manager.router.data.admission import DRAINING, MAX_REQUEST, Memory
+from tritonembed_manager.router.data.metrics import Exemplar
 from tritonembed_manager.router.data.tracing import from_environment
 from tritonembed_manager.router.interfaces import Dispatcher
 from tritonembed_manager.router.link import Sockets, WorkerConfig
@@ -129,7 +131,7 @@ class Endpoints:
     """The gRPC server and the HTTP server, with every adapter over one dispatcher.
 
     status: returns the parent's last status line. send: sends a line to the parent. is_serving: False once the worker
-    is a lame duck or drains. door: with tenants.
+    is a lame duck or drains. door: with tenants. exemplars: returns those of the latencies, by bucket.
     """
 
     def __init__(
@@ -141,13 +143,15 @@ class Endpoints:
         send: Send,
         is_serving: Callable[[], bool],
         door: Door | None = None,
+        exemplars: Callable[[], Mapping[int, Exemplar]] = dict,
     ) -> None:
+        self._exemplars = exemplars
         self._config = config
         self._sockets = Sockets(Path(config.sockets)) if config.sockets is not None else None
         self._dispatcher = dispatcher
         self._status = status
         self._is_serving = is_serving
-        self._tracing = from_environment()
+        self.tracing = from_environment()
         self._runner: web.AppRunner | None = None
         self.aborts = Aborts(send, config.workers - 1)
         self._tls = ServerTls(config.tls) if config.tls else None
@@ -158,8 +162,9 @@ class Endpoints:
         self._arrivals = Arrivals(config.receive_timeout, self._memory)
         self._keeping: asyncio.Future[None] | None = None
         self._door = door
-        server = self._arrivals.over(self._grpc if door is None else door.over(self._grpc))
-        traced = self._tracing.over(dispatcher)
+        calls = GrpcRequests(self.tracing, is_logged=config.access_log is not None).over(self._grpc)
+        server = self._arrivals.over(calls if door is None else door.over(calls))
+        traced = self.tracing.over(dispatcher)
         add_kserve(server, traced, is_serving, admin=config.admin, names=config.names)
         add_arctic(server, traced, config, is_serving, self.aborts)
         self._health = add_health(server, dispatcher, is_serving)
@@ -224,12 +229,14 @@ class Endpoints:
             self._config,
             self._status,
             self._is_serving,
-            self._tracing,
+            self.tracing,
             limits=limits,
             memory=self._memory,
             envoy=self._sockets.admin if self._sockets else None,
             door=self._door,
             certificate=lambda: None if tls is None else tls.expires,
+            exemplars=self._exemplars if self.tracing.provider is not None else None,
+            is_logged=self._config.access_log is not None,
         )
         self._runner = runner = make_runner(app, _LAST_ANSWERS_S, (lambda: tls.context) if tls else None)
         await runner.setup()

@@ -111,6 +111,10 @@ class Caller:
     is_tenant: bool = False
 
 
+NOBODY = Caller("")
+"""The caller of a request that was refused before anybody asked who called."""
+
+
 @dataclass(slots=True)
 class Admission:
     """A caller's request that was let in. It may be sent to the servers in parts."""
@@ -128,6 +132,14 @@ class Admission:
     """The version of the model that its messages go to, so that all its vectors are of one space; None before."""
     messages: int = 0
     """Sent so far, to the same model."""
+    sentences: int = 0
+    """Of the answers so far."""
+    server: str = ""
+    """The id of the server that answered last."""
+    waited: float = 0.0
+    """Seconds from its arrival to the sending of its first part."""
+    at_server: float = 0.0
+    """Seconds of the part that was longest at a server."""
 
 
 class Dispatcher(Protocol):

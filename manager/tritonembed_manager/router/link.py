@@ -142,6 +142,8 @@ class EndpointSettings:
     """The origins whose web pages may call the HTTP port."""
     hedge_after: "After | None" = None
     """See data/hedging.py; None: requests are not hedged."""
+    access_log: str | None = None
+    """The file that gets a line of JSON per request; None: there is no such log."""
     key_for_health: bool = False
     key_for_metrics: bool = True
     """Whether tenants' keys are needed for health, and for metrics and the status."""

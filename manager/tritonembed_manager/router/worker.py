@@ -13,9 +13,13 @@ import time
 from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import grpc
+
 from tritonembed_manager.router.apis.authentication import Door
+from tritonembed_manager.router.data.access_log import AccessLog
 from tritonembed_manager.router.data.admission import AdmissionControl
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
 from tritonembed_manager.router.data.failover import Quarantine
@@ -29,7 +33,7 @@ from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenant_dispatcher import TenantDispatcher
 from tritonembed_manager.router.data.tenants import Tenant, Tenants
 from tritonembed_manager.router.endpoints import Endpoints, PortError
-from tritonembed_manager.router.interfaces import Dispatcher, ServerView
+from tritonembed_manager.router.interfaces import Admission, Dispatcher, ServerView
 from tritonembed_manager.router.link import TO_ALL_WORKERS, Link, WorkerConfig
 from tritonembed_manager.router.log import set_up
 from tritonembed_manager.router.tls import Pems
@@ -93,7 +97,16 @@ class Worker:
             send=link.send,
             is_serving=lambda: not (self._is_lame_duck or self._admission.draining),
             door=door,
+            exemplars=lambda: self._meter.exemplars,
         )
+        tracing = self._endpoints.tracing
+        self._access_log = None
+        if config.access_log is not None:
+            self._access_log = AccessLog(Path(config.access_log), config.names.of_ensemble, tracing.trace_id)
+        if self._access_log is not None or tracing.provider is not None:
+            self._meter.on_end = self._ended
+        if tracing.provider is not None:
+            self._meter.trace_id = tracing.trace_id
         if self._models is not None:
             self._models.changed = self._endpoints.refresh
         for one in self._only:
@@ -122,6 +135,15 @@ class Worker:
             served=served,
             is_only=not config.has_several,
         )
+
+    def _ended(self, admission: Admission, code: grpc.StatusCode, seconds: float) -> None:
+        """A request has ended: put it on record."""
+        if self._access_log is not None:
+            self._access_log.ended(admission, code, seconds)
+        tracing = self._endpoints.tracing
+        if tracing.provider is not None:
+            name = self._config.names.of_ensemble(admission.model) if admission.model else ""
+            tracing.note(admission, {"gen_ai.request.model": name})
 
     @property
     def _dispatchers(self) -> list[TritonDispatcher]:
@@ -277,6 +299,8 @@ class Worker:
         while True:
             await asyncio.sleep(_STATS_EVERY_S)
             self._collect()
+            if self._access_log is not None and (lines := self._access_log.take()):
+                await asyncio.to_thread(self._access_log.write, lines)
 
     def _collect(self) -> None:
         tallies = self._meter.collect()
@@ -296,6 +320,8 @@ class Worker:
         for pool in self._pools:
             await pool.close()
         self._collect()
+        if self._access_log is not None:
+            self._access_log.close()
         await self._link.close()
 
 

@@ -120,6 +120,8 @@ class ServerSettings:
     drain_timeout: float
     log_verbose: bool
     log_requests: bool
+    triton_traces: str | None = None
+    """The OTLP/HTTP endpoint of Triton's own spans; None: it makes none."""
 
     def ports(self) -> dict[str, int]:
         """The ports, by their option."""

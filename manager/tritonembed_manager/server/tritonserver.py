@@ -188,6 +188,11 @@ def server_command(
     if not gpu_metrics:
         # Without a GPU, these features only log that there is no GPU.
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
+    if settings.triton_traces is not None:
+        # A lower rate would also leave out requests with a traceparent, whose traces would end here.
+        command += [f"--trace-config={option}" for option in ("mode=opentelemetry", "rate=1", "level=TIMESTAMPS")]
+        resource = "opentelemetry,resource=service.name=tritonembed-server"
+        command += [f"--trace-config=opentelemetry,url={settings.triton_traces}", f"--trace-config={resource}"]
     if settings.log_verbose and settings.log_requests:
         command.append("--log-verbose=1")
     return command

@@ -33,7 +33,7 @@ _HEALTH_CALLS = frozenset(
         "/arctic_inference.InferenceService/HealthCheck",
     )
 )
-_VECTOR_CALLS = frozenset(
+VECTOR_CALLS = frozenset(
     (
         "/inference.GRPCInferenceService/ModelInfer",
         "/inference.GRPCInferenceService/ModelStreamInfer",
@@ -73,14 +73,14 @@ class Door:
             return
         given = {name: value for name, value in reversed(metadata) if isinstance(value, str)}
         try:
-            if self.behind_envoy and method in _VECTOR_CALLS and (slot := given.get(ADMITTED)) is not None:
+            if self.behind_envoy and method in VECTOR_CALLS and (slot := given.get(ADMITTED)) is not None:
                 self.tenants.enter_admitted(slot)
                 return
             tenant = self.tenants.enter(key_of(given.get("authorization", ""), given.get("x-api-key", "")))
-            if method in _VECTOR_CALLS and method not in _STREAMS:
+            if method in VECTOR_CALLS and method not in _STREAMS:
                 self.quotas.check(tenant)
         except DispatchError as error:
-            if method in _VECTOR_CALLS:
+            if method in VECTOR_CALLS:
                 self.refused(error.code)
             raise
 

@@ -74,6 +74,8 @@ class LaunchSettings:
     """Models in memory at a time; None for all."""
     models_file: WatchedFile[ModelsPlan] | None = None
     """None: the models stay as they are."""
+    triton_traces: str | None = None
+    """Where Triton sends its own spans; None: nowhere."""
 
     @property
     def follows_models(self) -> bool:

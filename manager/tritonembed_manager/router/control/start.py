@@ -165,6 +165,7 @@ class ServerPreparation:
             drain_timeout=settings.drain_timeout,
             log_verbose=launch.log_verbose,
             log_requests=False,
+            triton_traces=launch.triton_traces,
         )
         address = Address(server.local_address, f"{server.http_host}:{http}", f"{server.metrics_host}:{metrics}")
         spec = _spec(launch, plan, server, self._installation, repository, self._run)

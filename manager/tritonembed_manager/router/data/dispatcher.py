@@ -31,7 +31,7 @@ from tritonembed_manager.router.data.request import (
 from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenants import cache_salt
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
-from tritonembed_manager.router.interfaces import Admission, Caller, DispatchError, Metadata, ServerView
+from tritonembed_manager.router.interfaces import NOBODY, Admission, Caller, DispatchError, Metadata, ServerView
 from tritonembed_protocol.policies import Policy
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import is_refusal
@@ -190,11 +190,11 @@ class TritonDispatcher:
             raise
         finally:
             seconds_taken = self._clock() - began
-            self.meter.request(code, seconds_taken, admission.model, admission.tokens, admission.version or "")
+            self.meter.ended(admission, code, seconds_taken)
 
     def refused(self, code: grpc.StatusCode) -> None:
         """Count a request that an endpoint refused; see interfaces.py."""
-        self.meter.request(code, 0.0)
+        self.meter.ended(Admission(0.0, NOBODY), code, 0.0)
 
     async def call(self, method: str, request: bytes, *, timeout: float | None, server: str | None = None) -> bytes:
         """Call another unary method, on any ready server or on the server with that id; see interfaces.py."""
@@ -307,7 +307,7 @@ class TritonDispatcher:
                     self._answered(server, attempt)
                     server.computed(attempt)
                     self.meter.tokens(server.key, tokens)
-                    request.admitted.tokens += tokens
+                    self._note(request, server, attempt, tokens)
                     own = spaces.of_vectors(attempt.space, request.envelope.adapter, server) if attempt.space else ""
                     return answer + spaces.parameter(own)
                 self.admission.raise_if_cut()
@@ -354,7 +354,8 @@ class TritonDispatcher:
             raise
         if not request.admitted.started:
             request.admitted.started = True
-            self.meter.waited(request.envelope.priority, now - request.arrived)
+            request.admitted.waited = now - request.arrived
+            self.meter.waited(request.envelope.priority, request.admitted.waited)
         self.pool.begin(server, attempt)
         return attempt
 
@@ -364,6 +365,13 @@ class TritonDispatcher:
         if not caller.is_tenant or request.envelope.model not in self._with_vectors:
             return b""
         return cache_salt(caller.name, request.envelope.cache_salt)
+
+    def _note(self, request: Request, server: Upstream, attempt: Attempt, tokens: int) -> None:
+        admitted = request.admitted
+        admitted.tokens += tokens
+        admitted.sentences += request.envelope.rows
+        admitted.server = server.key
+        admitted.at_server = max(admitted.at_server, self._clock() - attempt.began)
 
     def _answered(self, server: Upstream, attempt: Attempt) -> None:
         server.answered(attempt)

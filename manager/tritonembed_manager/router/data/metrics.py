@@ -6,6 +6,7 @@ alone, each request would cost several writes to a file in shared memory. In mul
 """
 
 import random
+import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from tritonembed_manager.router.data.fair_queue import FIRST, SECOND
 from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.upstream import Upstream
+from tritonembed_manager.router.interfaces import Admission
 
 BOUNDS = tuple(round(step * 10.0**power, 6) for power in range(-4, 2) for step in (1.0, 1.5, 2.0, 3.0, 5.0, 7.0))[4:]
 """Upper bounds of the latency histograms' buckets, in seconds, from 0.5 ms to 70 s. One more bucket is above them."""
@@ -94,11 +96,34 @@ class Tallies:
     """Second tries of late requests, by outcome: won or lost."""
 
 
+@dataclass(frozen=True, slots=True)
+class Exemplar:
+    """A request that fell into a bucket. at: seconds since 1970."""
+
+    trace_id: str
+    seconds: float
+    at: float
+
+
 class Meter:
     """The counters of one worker."""
 
     def __init__(self) -> None:
         self.tallies = Tallies()
+        self.on_end: Callable[[Admission, grpc.StatusCode, float], None] | None = None
+        """Called with what is known of a request that has ended, its code and its seconds."""
+        self.trace_id: Callable[[], str] | None = None
+        """Returns the id of the current request's trace, empty if it is not sampled; None without tracing."""
+        self.exemplars: dict[int, Exemplar] = {}
+        """The last traced request of each bucket of the latencies."""
+
+    def ended(self, admission: Admission, code: grpc.StatusCode, seconds: float) -> None:
+        """A client's request ended, or was refused before it was admitted."""
+        self.request(code, seconds, admission.model, admission.tokens, admission.version or "")
+        if self.on_end is not None:
+            self.on_end(admission, code, seconds)
+        if self.trace_id is not None and code is grpc.StatusCode.OK and (trace_id := self.trace_id()):
+            self.exemplars[bisect_left(BOUNDS, seconds)] = Exemplar(trace_id, seconds, time.time())
 
     def request(
         self, code: grpc.StatusCode, seconds: float, model: str = "", tokens: int = 0, version: str = ""

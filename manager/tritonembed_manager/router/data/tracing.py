@@ -9,7 +9,10 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
+
+import grpc
 
 from tritonembed_manager.router.interfaces import Admission, Caller, Dispatcher, DispatchError, Metadata, ServerView
 from tritonembed_protocol.space import HEADER
@@ -17,6 +20,10 @@ from tritonembed_protocol.space import HEADER
 HEADERS = ("traceparent", "tracestate")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _NAME = "tritonembed_manager"
+_CODE = grpc.StatusCode
+_OWN_ERRORS = (
+    *(_CODE.UNKNOWN, _CODE.DEADLINE_EXCEEDED, _CODE.UNIMPLEMENTED, _CODE.INTERNAL, _CODE.UNAVAILABLE, _CODE.DATA_LOSS),
+)
 _log = logging.getLogger(__name__)
 
 
@@ -25,15 +32,19 @@ def metadata_of(headers: Mapping[str, str]) -> Metadata:
     return [(name, headers[name]) for name in (*HEADERS, HEADER) if name in headers]
 
 
+_serving: ContextVar[Any] = ContextVar("serving_span", default=None)
+"""The span of the client's request that is handled."""
+
+
 class Tracing:
     """Spans of one provider; without a provider, no spans."""
 
     def __init__(self, provider: Any = None) -> None:
         self.provider = provider
         if provider is not None:
-            from opentelemetry import propagate, trace
+            from opentelemetry import context, propagate, trace
 
-            self._propagate, self._trace = propagate, trace
+            self._context, self._propagate, self._trace = context, propagate, trace
             self._tracer = provider.get_tracer(_NAME)
 
     @contextmanager
@@ -44,7 +55,55 @@ class Tracing:
             return
         parent = self._propagate.extract({key.lower(): value for key, value in headers.items()})
         with self._span(name, parent, self._trace.SpanKind.SERVER) as span:
+            _serving.set(span)
             yield span
+
+    def enter(self, method: str, metadata: Metadata) -> Any:
+        """Begin the span of a gRPC call, for the rest of the current task; None without a provider. `end` must follow.
+
+        method: such as `inference.GRPCInferenceService/ModelInfer`.
+        """
+        if self.provider is None:
+            return None
+        service, _, name = method.rpartition("/")
+        span = self._tracer.start_span(
+            method,
+            self._propagate.extract({key: value for key, value in metadata if isinstance(value, str)}),
+            kind=self._trace.SpanKind.SERVER,
+            attributes={"rpc.system": "grpc", "rpc.service": service, "rpc.method": name},
+        )
+        # A call has a task of its own, so nothing has to be restored.
+        self._context.attach(self._trace.set_span_in_context(span))
+        _serving.set(span)
+        return span
+
+    def end(self, span: Any, code: grpc.StatusCode) -> None:
+        """The call of a span has ended."""
+        span.set_attribute("rpc.grpc.status_code", code.value[0])
+        # As OpenTelemetry has it: these are the server's own errors.
+        if code in _OWN_ERRORS:
+            self.failed(span)
+        span.end()
+
+    def note(self, admission: Admission, attributes: Mapping[str, Any]) -> None:
+        """Set attributes of the current request's spans: its client's, and the one to a server if it is current."""
+        known = {
+            "tritonembed.server": admission.server,
+            "gen_ai.usage.input_tokens": admission.tokens,
+            "tritonembed.sentences": admission.sentences,
+            "tritonembed.wait_s": admission.waited,
+            "tritonembed.server_s": admission.at_server,
+            **attributes,
+        }
+        for span in {id(each): each for each in (_serving.get(), self._trace.get_current_span()) if each}.values():
+            span.set_attributes(known)
+
+    def trace_id(self) -> str:
+        """Of the current request, in hexadecimal; empty if it is not sampled, and without a provider."""
+        if self.provider is None:
+            return ""
+        context = self._trace.get_current_span().get_span_context()
+        return f"{context.trace_id:032x}" if context.is_valid and context.trace_flags.sampled else ""
 
     def over(self, dispatcher: Dispatcher) -> Dispatcher:
         """The dispatcher, wrapped so that each request has a span."""

@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,7 +34,9 @@ from tritonembed_manager.router.apis.http.score_calls import ScoreCalls
 from tritonembed_manager.router.apis.http.status import History, Probes, StatusPage
 from tritonembed_manager.router.apis.http.tei import Tei, TeiTokens
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls
+from tritonembed_manager.router.data.access_log import HEADER, enter
 from tritonembed_manager.router.data.admission import Memory
+from tritonembed_manager.router.data.metrics import Exemplar
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import Tracing, from_environment
 from tritonembed_manager.router.interfaces import Dispatcher, LoadWait, noting_load
@@ -75,6 +77,8 @@ def make_app(
     envoy: Path | None = None,
     door: Door | None = None,
     certificate: Callable[[], float | None] = lambda: None,
+    exemplars: Callable[[], Mapping[int, Exemplar]] | None = None,
+    is_logged: bool = False,
 ) -> web.Application:
     """The application, to be run by `make_runner`.
 
@@ -83,6 +87,7 @@ def make_app(
     tracing: by default as the environment configures it. door: with tenants.
     envoy: the socket of Envoy's administration, if Envoy is the data plane.
     certificate: returns when that of the ports expires, in seconds since 1970.
+    exemplars: returns those of the latencies, by bucket; None without tracing. is_logged: if there is an access log.
     """
     tracing = from_environment() if tracing is None else tracing
     sessions: list[aiohttp.ClientSession] = []
@@ -105,16 +110,18 @@ def make_app(
         await asyncio.to_thread(tracing.close)
 
     cors = Cors(settings.cors_origins) if settings.cors_origins else None
-    before = [note_request] if cors is None else [note_request, cors.middleware()]
+    identified = identify(is_logged=is_logged)
+    before = [identified, note_request] if cors is None else [identified, note_request, cors.middleware()]
     middlewares = [*before, note_load_wait, _traced(tracing), answer_errors, counting(dispatcher.refused)]
     tenants, quotas = (None, None) if door is None else (door.tenants, door.quotas)
-    metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas, certificate)
+    metrics = Metrics(dispatcher.servers, lambda: sessions[0], envoy, tenants, quotas, certificate, exemplars)
     monitor = (metrics, StatusPage(reason, status, history))
     if door is not None:
         middlewares.append(door.middleware({route.path for part in monitor for route in part.routes()}))
     app = web.Application(middlewares=middlewares, client_max_size=MAX_BODY)
     app.on_response_prepare.append(note_answer)
     app.on_response_prepare.append(add_load_wait)
+    app.on_response_prepare.append(add_id)
     if door is not None:
         app.on_response_prepare.append(door.add_limits)
     if cors is not None:
@@ -199,6 +206,31 @@ async def add_load_wait(request: web.Request, answer: web.StreamResponse) -> Non
     wait = request.get(_LOAD_WAIT)
     if wait is not None:
         answer.headers.update(wait.headers)
+
+
+_ID = web.RequestKey("request_id", str)
+
+
+def identify(*, is_logged: bool) -> Any:
+    """A middleware that gives a POST request its id (access_log.py). is_logged: whether there is an access log."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get(HEADER)
+        if request.method == "POST" and (is_logged or given is not None):
+            route = request.match_info.route.resource
+            via = {"http.request.method": request.method, "http.route": "" if route is None else route.canonical}
+            request[_ID] = enter(given, via, is_logged=is_logged)
+        return await handler(request)
+
+    return middleware
+
+
+async def add_id(request: web.Request, answer: web.StreamResponse) -> None:
+    """Repeat a request's id in its answer."""
+    request_id = request.get(_ID)
+    if request_id:
+        answer.headers[HEADER] = request_id
 
 
 def _traced(tracing: Tracing) -> Any:

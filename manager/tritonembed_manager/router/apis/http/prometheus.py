@@ -7,7 +7,7 @@ import asyncio
 import os
 import re
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,9 @@ from aiohttp import web
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.utils import floatToGoString
 
+from tritonembed_manager.router.data.metrics import BOUNDS, Exemplar
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
 from tritonembed_manager.router.data.tenants import Tenants
 from tritonembed_manager.router.interfaces import ServerState, ServerView
@@ -56,6 +58,13 @@ class Merged:
         lines = [line for family in self._families.values() for line in (*family.comments, *family.samples)]
         return "".join(f"{line}\n" for line in lines)
 
+    def open_metrics(self, exemplars: Mapping[int, Exemplar]) -> str:
+        """The merged text in OpenMetrics' format. exemplars: of the buckets of the latencies."""
+        # There, the time of a counter's creation is a sample of the counter, which Prometheus drops.
+        families = [(name, family) for name, family in self._families.items() if not name.endswith("_created")]
+        lines = [line for name, family in families for line in _open_metrics(name, family, exemplars)]
+        return "".join(f"{line}\n" for line in (*lines, "# EOF"))
+
     def _comment(self, line: str) -> None:
         _, kind, name, *_ = line.split(" ", 3)
         family = self._families.setdefault(name, _Family())
@@ -71,11 +80,45 @@ class Merged:
         return self._families.setdefault(sample, _Family())
 
 
+_LATENCIES = "tritonembed_request_duration_seconds"
+_BUCKETS: dict[str, int] = {
+    floatToGoString(bound): number  # type: ignore[no-untyped-call]
+    for number, bound in enumerate((*BOUNDS, float("inf")))
+}
+"""Numbers of the latencies' buckets, by the label `le`."""
+
+
+def _open_metrics(name: str, family: _Family, exemplars: Mapping[int, Exemplar]) -> Iterable[str]:
+    """The lines of a family. There, a counter's samples end with `_total`, and its name does not."""
+    base = name.removesuffix("_total")
+    for comment in family.comments:
+        _, kind, _, rest = f"{comment} ".split(" ", 3)
+        text = rest.strip()
+        if kind == "TYPE":
+            if text == "untyped" or (text == "counter" and base == name):
+                text = "unknown"
+        else:
+            text = text.replace('"', r"\"")
+        yield f"# {kind} {base} {text}"
+    for sample in family.samples:
+        yield sample + _exemplar(sample, exemplars) if name == _LATENCIES else sample
+
+
+def _exemplar(sample: str, exemplars: Mapping[int, Exemplar]) -> str:
+    found = re.search(r'_bucket\{.*le="([^"]+)"', sample)
+    exemplar = exemplars.get(_BUCKETS[found[1]]) if found else None
+    if exemplar is None:
+        return ""
+    return f' # {{trace_id="{exemplar.trace_id}"}} {exemplar.seconds:.6f} {exemplar.at:.3f}'
+
+
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_OPEN_METRICS = "application/openmetrics-text"
+OPEN_METRICS_TYPE = f"{_OPEN_METRICS}; version=1.0.0; charset=utf-8"
 _FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 _PATIENCE_S = 2.0
 """Seconds for a server's metrics: a scrape must not fail because one server hangs."""
@@ -94,6 +137,7 @@ class Metrics:
 
     envoy: the socket of Envoy's administration; None if there is no Envoy. tenants, quotas: of a manager with tenants.
     certificate: returns when that of the ports expires, in seconds since 1970; None if there is none.
+    exemplars: returns those of the latencies of the worker that is scraped, by bucket; None without tracing.
     """
 
     def __init__(
@@ -104,7 +148,9 @@ class Metrics:
         tenants: Tenants | None = None,
         quotas: Quotas | None = None,
         certificate: Callable[[], float | None] = lambda: None,
+        exemplars: Callable[[], Mapping[int, Exemplar]] | None = None,
     ) -> None:
+        self._exemplars = exemplars
         self._certificate = certificate
         self._servers = servers
         self._session = session
@@ -114,8 +160,11 @@ class Metrics:
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/metrics", self.metrics)]
 
-    async def metrics(self, _request: web.Request) -> web.Response:
-        """Prometheus' text format; a server's own metrics have its id as the label `server`."""
+    async def metrics(self, request: web.Request) -> web.Response:
+        """Prometheus' text format; a server's own metrics have its id as the label `server`.
+
+        With tracing, a scrape that accepts OpenMetrics gets it, with exemplars.
+        """
         servers = self._servers()
         up = [server for server in servers if server.metrics_address and server.state is not ServerState.FAILED]
         # A server with several models is scraped once.
@@ -127,8 +176,12 @@ class Metrics:
         )
         scraped = {server.id: text for server, text in zip(asked, theirs, strict=True)}
         # A server may have many lines, so another thread merges them.
-        body = await asyncio.to_thread(_merged, f"{ours}{envoy}", scraped)
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+        merged = await asyncio.to_thread(_merged, f"{ours}{envoy}", scraped)
+        if self._exemplars is not None and _OPEN_METRICS in request.headers.get("Accept", ""):
+            text = await asyncio.to_thread(merged.open_metrics, self._exemplars())
+            return web.Response(body=text.encode(), headers={"Content-Type": OPEN_METRICS_TYPE})
+        text = await asyncio.to_thread(merged.text)
+        return web.Response(body=text.encode(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _fetch(self, address: str) -> str | None:
         """The text of a server's metrics; None if it does not arrive in time, or is too long."""
@@ -151,7 +204,7 @@ async def _fetched(session: aiohttp.ClientSession, url: str | yarl.URL) -> str |
         return None
 
 
-def _merged(ours: str, scraped: dict[str, str | None]) -> bytes:
+def _merged(ours: str, scraped: dict[str, str | None]) -> Merged:
     """scraped: texts by server id; None if there is none."""
     merged = Merged()
     merged.add(ours)
@@ -159,7 +212,7 @@ def _merged(ours: str, scraped: dict[str, str | None]) -> bytes:
         merged.add(text or "", server)
     answered = {server: text is not None for server, text in scraped.items()}
     merged.add(generate_latest(_registry(Answered(answered))).decode())
-    return merged.text().encode()
+    return merged
 
 
 async def _text(answer: aiohttp.ClientResponse) -> str | None:

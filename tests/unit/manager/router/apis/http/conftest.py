@@ -127,7 +127,9 @@ class Serving:
 
 
 @asynccontextmanager
-async def running(dispatcher, tracing=None, admin=False, names=None, limits=None, door=None, **settings):
+async def running(
+    dispatcher, tracing=None, admin=False, names=None, limits=None, door=None, exemplars=None, **settings
+):
     """Runs the application exactly as a worker does."""
     serving = Serving(None, None, dispatcher)
     app = make_app(
@@ -147,6 +149,7 @@ async def running(dispatcher, tracing=None, admin=False, names=None, limits=None
         history=serving.history,
         limits=limits or http_limits(),
         door=door,
+        exemplars=exemplars,
     )
     runner = make_runner(app, shutdown_timeout=1)
     await runner.setup()

@@ -1,17 +1,22 @@
 """/metrics: one valid text with the metrics of the workers, the parent and every server."""
 
 import asyncio
+from bisect import bisect_left
 from contextlib import suppress
 from importlib.metadata import version
 
+import grpc
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics_families
 from prometheus_client.parser import text_string_to_metric_families
-from tests.unit.manager.router.apis.http.conftest import server_view
+from tests.unit.manager.router.apis.http.conftest import running, server_view
 
 from tritonembed_manager.router.apis.http import prometheus as metrics
 from tritonembed_manager.router.apis.http.prometheus import Merged
+from tritonembed_manager.router.data.metrics import BOUNDS, Exemplar, Meter, WorkerMetrics
 from tritonembed_manager.router.interfaces import ServerState
 
 TRITON = """# HELP nv_inference_request_success Number of successful inference requests
@@ -100,6 +105,42 @@ async def test_the_version_and_the_space_of_each_server_are_labels(serving, disp
     assert [one.labels for one in found["tritonembed_build_info"].samples] == [{"version": version("tritonembed")}]
     # Without a certificate there is nothing to warn of.
     assert found["tritonembed_certificate_expiry_timestamp_seconds"].samples == []
+
+
+def test_open_metrics_have_exemplars_and_follow_their_specification():
+    merged = Merged()
+    registry = CollectorRegistry()
+    counted = WorkerMetrics(registry)
+    meter = Meter()
+    for seconds in (0.004, 0.3):
+        meter.request(grpc.StatusCode.OK, seconds)
+    counted.take(meter.collect(), in_flight=0, waiting=0, servers=[])
+    merged.add(generate_latest(registry).decode())
+    merged.add(TRITON.format(count=3), "a")
+    exemplars = {bisect_left(BOUNDS, 0.3): Exemplar("7f" * 16, 0.3, 1764540000.5)}
+    # The parser of Prometheus' own client, which is strict.
+    found = {family.name: family for family in open_metrics_families(merged.open_metrics(exemplars))}
+    with_one = {
+        (family.name, sample.labels["le"]): sample.exemplar
+        for family in found.values()
+        for sample in family.samples
+        if sample.exemplar is not None
+    }
+    ((name, bound), exemplar) = with_one.popitem()
+    assert (with_one, name, float(bound)) == ({}, "tritonembed_request_duration_seconds", 0.3)
+    assert (exemplar.labels, exemplar.value, float(exemplar.timestamp)) == ({"trace_id": "7f" * 16}, 0.3, 1764540000.5)
+    assert found["nv_inference_request_success"].type == "unknown"
+    assert found["tritonembed_retries"].type == "counter"
+
+
+async def test_only_with_tracing_a_scrape_that_accepts_open_metrics_gets_them(serving, dispatcher):
+    accept = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
+    assert (await serving.get("/metrics", headers=accept)).headers["Content-Type"].startswith("text/plain")
+    async with running(dispatcher, exemplars=dict) as traced:
+        answer = await traced.get("/metrics", headers=accept)
+        assert answer.headers["Content-Type"] == metrics.OPEN_METRICS_TYPE
+        assert answer.raw.endswith(b"# EOF\n")
+        assert (await traced.get("/metrics")).headers["Content-Type"].startswith("text/plain")
 
 
 async def scraped_once(serving, dispatcher, write):

@@ -64,6 +64,16 @@ async def test_an_error_marks_its_spans_without_its_text(traced, dispatcher, spa
     assert "secret" not in client.to_json() + server.to_json()
 
 
+async def test_the_id_of_a_request_comes_back_also_with_an_error(traced, dispatcher):
+    answer = await traced.post("/v1/embeddings", json={"input": "a"}, headers={"x-request-id": "id-7"})
+    assert answer.headers["x-request-id"] == "id-7"
+    answer = await traced.post("/v1/embeddings", json={"input": 7}, headers={"X-Request-Id": "id-8"})
+    assert (answer.status, answer.headers["x-request-id"]) == (400, "id-8")
+    answer = await traced.post("/v1/embeddings", json={"input": "a"}, headers={"x-request-id": "a b"})
+    assert len(answer.headers["x-request-id"]) == 32
+    assert "x-request-id" not in (await traced.post("/v1/embeddings", json={"input": "a"})).headers
+
+
 async def test_probes_and_pages_have_no_spans(traced, spans):
     for path in ("/health", "/v2/health/ready", "/metrics", "/status"):
         await traced.get(path)
