@@ -1,7 +1,7 @@
 """vLLM engine arguments from the command line and from TRITONEMBED_… variables, read by vLLM's own parser.
 
 TRITONEMBED_MAX_MODEL_LEN=512 stands for --max-model-len 512. vLLM takes seconds and hundreds of megabytes to import. So
-its parser runs in a child process, and only if there are such arguments:
+its parser runs in a child process, and only if there are such arguments beside the few of PLAIN:
 `python -m tritonembed_manager.server.vllm_arguments ARGUMENT…`
 
 stdin: a JSON object of variables that may be vLLM's. The parser ignores unknown variables.
@@ -64,6 +64,15 @@ _FOLDERS = ("tokenizer", "hf_config_path", "download_dir")
 """Engine arguments that can name a folder. They are made absolute, because a server runs in another folder."""
 
 
+PLAIN: Mapping[str, tuple[str, Callable[[str], bool]]] = {
+    "--dtype": ("dtype", {"auto", "bfloat16", "float", "float16", "float32", "half"}.__contains__),
+    "--quantization": ("quantization", {"fp8", "int8"}.__contains__),
+    "--max-model-len": ("max_model_len", lambda value: value.isascii() and value.isdecimal()),
+    "--revision": ("revision", lambda value: bool(value) and not value.startswith("-")),
+}
+"""Arguments whose usual values are read without vLLM, which the openvino executor does not need: their names in Python,
+and whether a value is such a one."""
+
 SERVED_NAME = "--served-model-name"
 """An engine argument of vLLM that is an option of `serve` here."""
 
@@ -106,6 +115,8 @@ def parse(
         )
     own_options = [*own_options, SERVED_NAME]
     variables = candidates(os.environ if environment is None else environment, own_options)
+    if (plain := _without_vllm(arguments, variables)) is not None:
+        return plain
     if not arguments and (not variables or importlib.util.find_spec("vllm") is None):
         return {}
     if arguments and not arguments[0].startswith("-"):
@@ -132,6 +143,25 @@ def parse(
         raise StartError(parsed["error"])
     given: dict[str, Any] = parsed["given"]
     return {name: _from_anywhere(value) if name in _FOLDERS else value for name, value in given.items()}
+
+
+def _without_vllm(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any] | None:
+    """What `parse` gives, if all arguments and variables are of PLAIN; else None."""
+    known = {variable(option): option for option in PLAIN}
+    if not variables.keys() <= known.keys():
+        return None
+    words = [f"{known[name]}={value}" for name, value in variables.items()]
+    rest = iter(arguments)
+    for word in rest:
+        words.append(word if "=" in word else f"{word}={next(rest, '')}")
+    given: dict[str, Any] = {}
+    for word in words:
+        option, _, value = word.partition("=")
+        name, is_plain = PLAIN.get(option, ("", bool))
+        if not name or not is_plain(value):
+            return None
+        given[name] = int(value) if option == "--max-model-len" else value
+    return given
 
 
 def _from_anywhere(value: Any) -> Any:

@@ -55,6 +55,50 @@ def test_a_misspelt_argument_is_named_with_the_right_one(vllm_in_process):
         parse(["--max-model-length", "512"])
 
 
+def without_processes(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("vLLM is not needed")
+
+    monkeypatch.setattr(engine_arguments.subprocess, "run", fail)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["--dtype", name] for name in ("auto", "bfloat16", "float", "float16", "float32", "half")),
+        ["--dtype=float32", "--max-model-len=0512", "--dtype", "half"],
+        ["--quantization", "fp8", "--revision", "a=b"],
+        [],
+    ],
+)
+def test_usual_values_are_read_without_vllm_as_vllm_reads_them(monkeypatch, arguments):
+    expected = answer(arguments)["given"]
+    without_processes(monkeypatch)
+    assert parse(arguments, environment={}) == expected
+
+
+def test_variables_with_usual_values_are_read_without_vllm(monkeypatch):
+    without_processes(monkeypatch)
+    variables = {"TRITONEMBED_DTYPE": "half", "TRITONEMBED_MAX_MODEL_LEN": "64", "TRITONEMBED_CLIENT_SERVER": "a"}
+    assert parse(["--dtype=float32"], environment=variables) == {"dtype": "float32", "max_model_len": 64}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables"),
+    [
+        (["--dtype", "int3"], {}),
+        (["--dtype"], {}),
+        (["--max-model-len", "1k"], {}),
+        (["--revision", "--dtype=half"], {}),
+        (["--dtype=half", "--enforce-eager"], {}),
+        (["--dtype=half"], {"TRITONEMBED_SEED": "3"}),
+    ],
+)
+def test_all_else_is_left_to_vllm(monkeypatch, arguments, variables):
+    answering(monkeypatch, {"given": {"seen": True}})
+    assert parse(arguments, environment=variables) == {"seen": True}
+
+
 def answering(monkeypatch, content):
     done = subprocess.CompletedProcess([], 0, stdout=f"a line of vLLM\n{json.dumps(content)}\n", stderr="")
     monkeypatch.setattr(engine_arguments.subprocess, "run", lambda *_, **__: done)
@@ -91,8 +135,8 @@ def test_a_stray_word_is_named():
 
 def test_if_vllm_is_missing_the_option_is_named(monkeypatch):
     monkeypatch.setattr(engine_arguments.importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(StartError, match=r"unknown option --dtype \(vLLM.*not installed"):
-        parse(["--dtype=float32"])
+    with pytest.raises(StartError, match=r"unknown option --seed \(vLLM.*not installed"):
+        parse(["--seed=3"])
 
 
 def test_every_engine_argument_is_a_variable_too():
@@ -119,26 +163,26 @@ def test_a_variable_that_is_wrong_is_named():
 
 
 def test_only_variables_that_no_option_of_ours_reads_are_vllms(monkeypatch):
-    """vLLM is started only if there are such variables, because that takes seconds."""
+    """vLLM is started only if there are such variables beside the usual ones, because that takes seconds."""
     asked = []
 
     def run(*_, input, **__):
         asked.append(json.loads(input))
-        return subprocess.CompletedProcess([], 0, stdout='{"given": {"dtype": "half"}}\n', stderr="")
+        return subprocess.CompletedProcess([], 0, stdout='{"given": {"seed": 3}}\n', stderr="")
 
     monkeypatch.setattr(engine_arguments.subprocess, "run", run)
     ours = {
         "TRITONEMBED_GPU_MEMORY_UTILIZATION": "0.5",
         "TRITONEMBED_CLIENT_HOST": "a",
-        "TRITONEMBED_SEED": "",
+        "TRITONEMBED_BLOCK_SIZE": "",
         "PATH": "b",
     }
     assert parse([], own_options=["--gpu-memory-utilization"], environment=ours) == {}
     assert asked == []
-    found = parse([], own_options=["--gpu-memory-utilization"], environment=ours | {"TRITONEMBED_DTYPE": "half"})
-    assert (found, asked) == ({"dtype": "half"}, [{"TRITONEMBED_DTYPE": "half"}])
+    found = parse([], own_options=["--gpu-memory-utilization"], environment=ours | {"TRITONEMBED_SEED": "3"})
+    assert (found, asked) == ({"seed": 3}, [{"TRITONEMBED_SEED": "3"}])
 
 
 def test_if_vllm_is_missing_its_variables_are_ignored(monkeypatch):
     monkeypatch.setattr(engine_arguments.importlib.util, "find_spec", lambda _: None)
-    assert parse([], environment={"TRITONEMBED_DTYPE": "float32"}) == {}
+    assert parse([], environment={"TRITONEMBED_SEED": "3"}) == {}
