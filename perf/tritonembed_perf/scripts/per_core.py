@@ -4,12 +4,17 @@
 
 Each system is a process of its own with one thread, and computes while the others wait. What counts is its CPU time:
 other work on the machine changes that little, and the wall time much.
+
+`--systems onnxruntime,onnxruntime-int8,…` need `pip install --no-deps onnx onnxruntime flatbuffers ml_dtypes`: ONNX
+Runtime on the same weights, as FastEmbed and sentence-transformers' ONNX backend run them. Its int8 is that of
+sentence-transformers' `export_dynamic_quantized_onnx_model` (dynamic, VNNI), which no gate holds.
 """
 
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from statistics import median
@@ -29,8 +34,12 @@ if TYPE_CHECKING:
     Compute = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.float32]]
 
 PEER = "sentence-transformers"
-SYSTEMS = ("openvino", "openvino-bfloat16", "direct", "direct-bfloat16", PEER, f"{PEER}-bfloat16")
-LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99}
+SYSTEMS = ("openvino", "openvino-bfloat16", "openvino-int8", "direct", "direct-bfloat16", PEER, f"{PEER}-bfloat16")
+ONNX = "onnxruntime"
+PRECISIONS = ("bfloat16", "int8")
+"""Behind a system's name; without one it computes in float32."""
+
+LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.9}
 LEAST_SECONDS = 0.2
 """A turn repeats a short batch until this time has passed."""
 
@@ -67,7 +76,7 @@ def _row(
     """expected: the first system's vectors. Raises BenchError if the vectors differ."""
     ours, theirs = np.array(turns[0]["vectors"]), np.array(expected)
     cosine = float(np.einsum("ij,ij->i", ours, theirs).min())
-    if cosine < LEAST_COSINE["bfloat16" if name.endswith("bfloat16") else "float32"]:
+    if cosine < LEAST_COSINE[parts_of(name)[1]]:
         raise BenchError(f"{name}: cosine {cosine:.6f} to the first system's vectors")
     rates = [sentences / turn["cpu_seconds"] for turn in turns]
     wall = [turn["seconds"] for turn in turns]
@@ -79,6 +88,12 @@ def _row(
         "seconds": wall,
         "least_cosine": cosine,
     }
+
+
+def parts_of(name: str) -> tuple[str, str]:
+    """A system's kind and precision."""
+    kind, _, precision = name.rpartition("-")
+    return (kind, precision) if precision in PRECISIONS else (name, "float32")
 
 
 def _print_ratios(shape: str, rows: list[dict[str, Any]]) -> None:
@@ -124,8 +139,13 @@ def system(
     name: Annotated[str, Option()] = PEER,
 ) -> dict[str, Any]:
     """One system; `measure` starts it."""
-    kind, dtype = name.removesuffix("-bfloat16"), "bfloat16" if name.endswith("-bfloat16") else "float32"
-    compute = _sentence_transformers(model, dtype) if kind == PEER else _executor(model, kind, dtype)
+    kind, precision = parts_of(name)
+    if kind == PEER:
+        compute = _sentence_transformers(model, precision)
+    elif kind == ONNX:
+        compute = _onnxruntime(model, precision)
+    else:
+        compute = _executor(model, kind, precision)
     for line in sys.stdin:
         sentences, tokens = map(int, line.split())
         ids = np.random.default_rng(0).integers(1000, 20_000, (sentences, tokens))
@@ -140,7 +160,7 @@ def system(
     return {}
 
 
-def _executor(model: str, name: str, dtype: str) -> "Compute":
+def _executor(model: str, name: str, precision: str) -> "Compute":
     from tritonembed_engine.stub.process import prepare_process
 
     prepare_process(None)
@@ -150,7 +170,9 @@ def _executor(model: str, name: str, dtype: str) -> "Compute":
     from tritonembed_engine.token_ids import TokenIds
 
     engine = {"executor": name, "reference": "off"}
-    settings = ModelSettings.model_validate({"model": model, "vllm": {"dtype": dtype}, "engine": engine})
+    # int8 leaves the type of what it does not quantize to the executor.
+    vllm = {"quantization" if precision == "int8" else "dtype": precision}
+    settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": engine})
     executor = create_executor(settings, read_model_files(model), "cpu")
 
     def compute(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -171,6 +193,51 @@ def _sentence_transformers(model: str, dtype: str) -> "Compute":
         with torch.inference_mode():
             found = loaded({"input_ids": given, "attention_mask": torch.ones_like(given)})["sentence_embedding"]
         vectors: npt.NDArray[np.float32] = found.float().numpy()
+        return vectors
+
+    return compute
+
+
+def _onnxruntime(model: str, precision: str) -> "Compute":
+    """A model that pools by the mean, in ONNX Runtime."""
+    import onnxruntime
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from transformers import AutoModel
+
+    class States(torch.nn.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = AutoModel.from_pretrained(model, attn_implementation="eager").eval()
+
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            """int64 [sentences, tokens] to float32 [sentences, tokens, hidden size]."""
+            states: torch.Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return states
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    with tempfile.TemporaryDirectory() as folder:
+        file, names = f"{folder}/model.onnx", ["input_ids", "attention_mask"]
+        axes = {name: {0: "sentences", 1: "tokens"} for name in [*names, "states"]}
+        ids = torch.full((2, 7), 5)
+        torch.onnx.export(
+            States(),
+            (ids, torch.ones_like(ids)),
+            file,
+            input_names=names,
+            output_names=["states"],
+            dynamic_axes=axes,
+            dynamo=False,
+        )
+        if precision == "int8":
+            quantize_dynamic(file, f"{folder}/int8.onnx", weight_type=QuantType.QInt8, per_channel=True)
+            file = f"{folder}/int8.onnx"
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+    def compute(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        states = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        vectors: npt.NDArray[np.float32] = states.mean(axis=1)
         return vectors
 
     return compute

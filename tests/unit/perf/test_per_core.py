@@ -53,3 +53,16 @@ def test_rates_are_per_cpu_second_without_the_first_turn(context: Any, capsys: p
 def test_other_vectors_end_the_measurement(context: Any) -> None:
     with pytest.raises(BenchError, match=r"wrong: cosine 0\.000000 to the first system's vectors"):
         per_core.measure("m", context, "4x50", 1, "openvino,wrong")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("openvino", ("openvino", "float32")),
+        ("openvino-int8", ("openvino", "int8")),
+        ("sentence-transformers", ("sentence-transformers", "float32")),
+        ("sentence-transformers-bfloat16", ("sentence-transformers", "bfloat16")),
+    ],
+)
+def test_a_system_names_its_precision_at_its_end(name: str, parts: tuple[str, str]) -> None:
+    assert per_core.parts_of(name) == parts
