@@ -267,6 +267,15 @@ def test_if_its_vectors_are_wrong_the_next_executor_serves(
     monkeypatch.setattr(openvino_executor, "load", crash)
     assert create_executor(settings, read_model_files(str(folder)), "cpu").name == "transformers"
     assert "the openvino executor does not serve: it failed (RuntimeError)" in caplog.text
+    monkeypatch.undo()
+
+    def unconvertible(*_: Any) -> None:
+        raise ModelError("an operation is missing")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(openvino_graphs, "run_module", unconvertible)
+    assert create_executor(settings, read_model_files(str(folder)), "cpu").name == "transformers"
+    assert "does not serve: the model does not convert: an operation is missing" in caplog.text
 
 
 def test_no_room_for_a_batch_is_told_apart_and_messages_hold_no_path() -> None:
