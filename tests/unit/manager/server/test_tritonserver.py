@@ -213,3 +213,15 @@ def test_without_tcmalloc_nothing_changes() -> None:
 def test_the_users_preload_stays_and_an_empty_variable_turns_tcmalloc_off() -> None:
     assert preload_tcmalloc({"LD_PRELOAD": "libjemalloc.so.2"}, installed("tcmalloc")) == {}
     assert preload_tcmalloc({"LD_PRELOAD": ""}, installed("tcmalloc")) == {}
+
+
+def test_triton_sends_its_spans_where_it_is_told_and_nowhere_by_default():
+    assert not [flag for flag in flags() if flag.startswith("--trace")]
+    asked = [flag.removeprefix("--trace-config=") for flag in flags(triton_traces="http://c:4318/v1/traces")]
+    assert asked[-5:] == [
+        "mode=opentelemetry",
+        "rate=1",
+        "level=TIMESTAMPS",
+        "opentelemetry,url=http://c:4318/v1/traces",
+        "opentelemetry,resource=service.name=tritonembed-server",
+    ]
