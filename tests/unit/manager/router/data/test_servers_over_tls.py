@@ -10,6 +10,7 @@ from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.server.probe import GrpcProbe, ProbeError
+from tritonembed_protocol.types import HEALTH_CHECK_ID
 
 
 def read(ca: Files, client: Files | None = None) -> ClientTls:
@@ -35,6 +36,7 @@ async def test_requests_and_checks_go_over_tls_with_a_certificate(files, client)
         address = f"grpcs://{fake.address}"
         probe = GrpcProbe(address, lambda: tls)
         assert len(await probe.vectors(10)) == 3
+        assert [request.id for request in fake.requests] == [HEALTH_CHECK_ID]
         await probe.close()
         table = LoadTable.create(1, 8)
         pool = UpstreamPool(table.row(0), 10, lambda *_: None, tls=tls)
