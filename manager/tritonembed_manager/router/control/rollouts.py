@@ -132,8 +132,8 @@ class Rollouts:
     def _split(self, model: str, gone: Sequence[_Running] = ()) -> None:
         """Let each version of a model have its part of the requests.
 
-        A version whose vectors have another length than those of the largest part gets none: whoever asks for no space
-        could not store them.
+        A version whose vectors have another length than those of the largest part gets none: a client that asks for no
+        space could not store them.
         """
         staying = [version for version in self._running[model] if version not in gone]
         largest = max(staying, key=lambda version: version.plan.weight, default=None)
