@@ -125,14 +125,15 @@ class Job:
 
 def read(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     """Spans to parts."""
-    for span in unpack(batch, "span"):
+    for packed in batch["span"].to_pylist():
+        span = pickle.loads(packed)
         for work in job.read(span):
             yield work.pack()
 
 
 def prepare(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     """Texts to token ids, if the worker wants those."""
-    for work in unpack(batch, "work"):
+    for work in Work.unpack(batch):
         yield job.compute.prepare(work).pack()
 
 
@@ -151,14 +152,14 @@ class Embed:
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self._refusal is not None:
             raise self._refusal
-        for work in unpack(batch, "work"):
+        for work in Work.unpack(batch):
             # A part comes again if Ray lost what was made of it; then it can be committed already.
             yield (work if self._job.is_committed(work.part) else self._worker.embed(work)).pack()
 
 
 def write(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
     """Parts with vectors to records."""
-    for work in unpack(batch, "work"):
+    for work in Work.unpack(batch):
         yield pa.table({"record": [job.commit(work).to_json()]})
 
 
@@ -254,11 +255,6 @@ class Run:
             )
             .map_batches(write, num_cpus=0.25, **given)
         )
-
-
-def unpack(batch: pa.Table, column: str) -> list[Any]:
-    """The pickled objects of a batch of rows."""
-    return [pickle.loads(value.as_buffer()) for chunk in batch.column(column).chunks for value in chunk]
 
 
 def _reason(error: BaseException) -> Refused:

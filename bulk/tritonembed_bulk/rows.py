@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -60,8 +60,25 @@ class Work:
         self.__dict__.update({**state, "table": pa.ipc.open_stream(state["table"]).read_all()})
 
     def pack(self) -> pa.Table:
-        """As a row for Ray Data."""
-        return pa.table({"work": pa.array([pickle.dumps(self, 5)], pa.large_binary())})
+        """As a row for Ray Data. The vectors, most of a part, are not copied: the executor's thread would wait."""
+        vectors = self.vectors
+        rest = replace(self, vectors=None if vectors is None else vectors[:0])
+        data = np.empty(0, np.uint8) if vectors is None else np.ascontiguousarray(vectors)
+        ends = pa.py_buffer(np.array([0, data.nbytes], np.int64))
+        column = pa.Array.from_buffers(pa.large_binary(), 1, [None, ends, pa.py_buffer(data)])
+        return pa.table({"work": pa.array([pickle.dumps(rest, 5)], pa.large_binary()), "vectors": column})
+
+    @staticmethod
+    def unpack(batch: pa.Table) -> list[Work]:
+        """The parts of a batch of rows."""
+        found = []
+        for packed, data in zip(_buffers(batch["work"]), _buffers(batch["vectors"]), strict=True):
+            work: Work = pickle.loads(packed)
+            if work.vectors is not None:
+                columns = work.vectors.shape[1]
+                work.vectors = np.frombuffer(data, work.vectors.dtype).reshape(-1, columns)
+            found.append(work)
+        return found
 
     def drop(self, reasons: dict[int, str]) -> None:
         """Turn texts into errors, and leave out all that is of them. reasons: by place among the texts."""
@@ -77,6 +94,11 @@ class Work:
         self.lengths = None if self.lengths is None else self.lengths[of_sentences]
         self.offsets = None if self.offsets is None else self.offsets[of_sentences]
         self.vectors = None if self.vectors is None else self.vectors[of_sentences]
+
+
+def _buffers(column: pa.ChunkedArray) -> list[pa.Buffer]:
+    """The values of a binary column, without a copy."""
+    return [value.as_buffer() for chunk in column.chunks for value in chunk]
 
 
 @dataclass(frozen=True)

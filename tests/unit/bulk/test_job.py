@@ -11,7 +11,7 @@ from tests.unit.bulk.here import read_output, run_here
 
 from tritonembed_bulk.job import Run
 from tritonembed_bulk.parts import Refused
-from tritonembed_bulk.rows import Columns
+from tritonembed_bulk.rows import Columns, Work
 from tritonembed_bulk.sinks import NumpySink
 from tritonembed_perf.sleeping import SPACE, SleepingCompute, digests
 
@@ -192,3 +192,20 @@ def test_nothing_half_written_stays(job_of, tmp_path):
     run_here(job_of())
     assert not list(out.rglob(".*.tmp"))
     assert json.loads((out / "_tritonembed" / "space.json").read_text()) == {"embedding_space": SPACE}
+
+
+@pytest.mark.parametrize("kind", ["<f4", "int8"])
+def test_a_part_is_the_same_after_it_was_packed(job_of, kind):
+    job = job_of()
+    with Run(job, resume=False) as run:
+        work = next(job.read(run.missing[0]))
+    [before] = Work.unpack(work.pack())
+    assert before.vectors is None
+    assert before.texts == work.texts
+    work.vectors = np.arange(6).reshape(3, 2).astype(kind)
+    rows = pa.concat_tables([work.pack(), work.pack()])
+    for after in Work.unpack(rows):
+        assert np.array_equal(after.vectors, work.vectors)
+        assert after.vectors.dtype == work.vectors.dtype
+        assert after.table.equals(work.table)
+    assert work.vectors.shape == (3, 2)
