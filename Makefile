@@ -44,7 +44,7 @@ test-manager: setup  ## the manager's processes over real tritonservers
 test-engine: setup  ## vectors and errors of real tritonservers
 	$(BIN)/python -m pytest tests/integration $(MANAGER_TESTS:%=--ignore=%) $(ARGS)
 
-test-slow: setup  ## tests that take minutes, which .ci/run leaves out
+test-slow: setup .venv/.bulk-done  ## tests that take minutes, which .ci/run leaves out
 	$(BIN)/python -m pytest tests/slow $(ARGS)
 
 test-clients: setup  ## other projects' clients, each in an environment of its own under .work; needs npm and the internet
@@ -52,6 +52,10 @@ test-clients: setup  ## other projects' clients, each in an environment of its o
 
 test-deploy: setup .venv/.deploy-done  ## Dockerfile, compose.yaml and Helm chart: linted, rendered, validated; no daemon, no cluster
 	$(BIN)/python -m pytest tests/deploy $(ARGS)
+
+.venv/.bulk-done: requirements/bulk.lock | setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-deps --require-hashes -r $<
+	touch $@
 
 .venv/.deploy-done: requirements/deploy.lock | setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input --no-compile --no-deps --require-hashes -r $<

@@ -31,8 +31,16 @@ def bulk(
             "s3:// and gs://."
         ),
     ],
-    sink: Annotated[str, typer.Argument(help="A folder for the vectors; also s3:// and gs://.")],
+    sink: Annotated[
+        str,
+        typer.Argument(
+            help="A folder for the vectors, also s3:// and gs://; postgresql://…#TABLE; qdrant:http://…#COLLECTION."
+        ),
+    ],
     sink_format: Annotated[Format, option("--format", "Files of the sink.")] = "parquet",
+    state: Annotated[
+        str | None, option("--state", "Folder of a job's records, if the sink is a database; also s3:// and gs://.")
+    ] = None,
     servers: Annotated[
         list[str] | None,
         option(
@@ -129,7 +137,7 @@ def bulk(
             normalize=normalize,
         )
         chunks = chunk is not None and pool is None
-        output = starting.Output(sink, sink_format)
+        output = starting.Output(sink, sink_format, state, id_column)
         compute: starting.Compute
         if servers:
             fleet = starting.Fleet(connection, addresses(servers), policy, batch_size, max_in_flight)

@@ -18,6 +18,7 @@ from tritonembed.cli.connection import Connection
 from tritonembed.cli.failures import CommandError, UsageError, failures
 from tritonembed_bulk import Device, Format, LogFormat
 from tritonembed_bulk.cluster import cpu_workers, device_of, gpu_workers, machines, ray_running
+from tritonembed_bulk.databases import database_sink
 from tritonembed_bulk.files import find_files
 from tritonembed_bulk.fleet_workers import FleetCompute
 from tritonembed_bulk.job import Job, Run, Workers
@@ -38,15 +39,20 @@ Compute = FleetCompute | ModelCompute
 
 
 class Output:
-    """The sink. Raises BadLocation."""
+    """The sink, and the records beside it. state: their folder, if the sink is none. Raises BadLocation and Refused."""
 
-    def __init__(self, location: str, kind: Format) -> None:
+    def __init__(self, location: str, kind: Format, state: str | None, id_column: str | None) -> None:
         self.kind = kind
-        self.ledger = Ledger(Store(location))
+        self._database = database_sink(location, id_column)
+        if (self._database is None) != (state is None):
+            raise Refused("--state FOLDER is for the records of a database, which needs it")
+        self.ledger = Ledger(Store(state or location))
 
     @property
     def sink(self) -> Sink:
         """What writes parts."""
+        if self._database is not None:
+            return self._database
         return ParquetSink(self.ledger.store) if self.kind == "parquet" else NumpySink(self.ledger.store)
 
 

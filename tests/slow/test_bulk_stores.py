@@ -1,0 +1,216 @@
+"""Databases and object stores: PostgreSQL (apt-get install postgresql), Qdrant's local mode, moto's S3."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+from pyarrow import fs
+from tests.unit.bulk.conftest import make_job
+from tests.unit.bulk.here import run_here
+
+from tritonembed_bulk.databases import PostgresSink, QdrantSink, database_sink
+from tritonembed_bulk.job import Job, Run
+from tritonembed_bulk.lock import Lock
+from tritonembed_bulk.parts import SPACE, Refused
+from tritonembed_bulk.sinks import Sink
+from tritonembed_bulk.store import Store
+from tritonembed_perf.server import free_ports
+from tritonembed_perf.sleeping import digests
+
+TEXTS = [f"text {row}" for row in range(25)]
+VECTORS = digests([text.encode() for text in TEXTS], 16)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """25 rows, in row groups of ten."""
+    file = tmp_path / "source.parquet"
+    table = pa.table({"id": range(25), "text": TEXTS, "tags": [["a", str(row)] for row in range(25)]})
+    pq.write_table(table, file, row_group_size=10)
+    return file
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL. Root can't run it, so the user `postgres` does."""
+    [programs] = glob("/usr/lib/postgresql/*/bin")[:1]
+    data = tmp_path_factory.mktemp("postgres")
+    as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
+    if as_user:
+        for folder in (data, *data.parents[:2]):
+            folder.chmod(0o755)
+        shutil.chown(data, "postgres")
+    [port] = free_ports(1)
+    subprocess.run([*as_user, f"{programs}/initdb", "-D", data / "d", "-U", "me", "-A", "trust"], check=True, cwd="/")
+    options = ["-D", str(data / "d"), "-p", str(port), "-c", "listen_addresses=127.0.0.1", "-k", "", "-c", "fsync=off"]
+    with subprocess.Popen([*as_user, f"{programs}/postgres", *options], cwd="/") as process:
+        address = f"postgresql://me@127.0.0.1:{port}/postgres"
+        try:
+            wait_until(lambda: _answers(address), 60)
+            yield address
+        finally:
+            stop = [f"{programs}/pg_ctl", "-D", data / "d", "stop", "-m", "immediate"]
+            subprocess.run([*as_user, *stop], check=True, cwd="/")
+            process.wait(60)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Raises AssertionError if it takes longer."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def _answers(address: str) -> bool:
+    import psycopg
+
+    try:
+        psycopg.connect(address).close()
+    except psycopg.OperationalError:
+        return False
+    return True
+
+
+def job_with(source: Path, state: Path, sink: Sink) -> Job:
+    """Its records are in the folder `state`."""
+    return replace(make_job(source, state, part_rows=4), sink=sink)
+
+
+def rows_of(address: str, table: str) -> list[Any]:
+    """id, tags and embedding, by id."""
+    import psycopg
+
+    with psycopg.connect(address) as connection:
+        return connection.execute(f"SELECT id, tags, embedding FROM {table} ORDER BY id").fetchall()  # type: ignore[arg-type]
+
+
+def test_postgres_has_each_row_once_and_a_part_that_comes_again_replaces_its_rows(
+    postgres: str, source: Path, tmp_path: Path
+) -> None:
+    sink = database_sink(f"{postgres}#vectors", "id")
+    assert isinstance(sink, PostgresSink)
+    records = run_here(job_with(source, tmp_path / "state", sink))
+    before = rows_of(postgres, "vectors")
+    assert [row[0] for row in before] == list(range(25))
+    assert before[3][1] == '["a", "3"]'
+    assert np.array_equal(np.array([row[2] for row in before], np.float32), VECTORS)
+    # A part whose record was lost after its rows were there.
+    (tmp_path / "state" / "_tritonembed" / "parts" / f"{records[1].part}.json").unlink()
+    assert [record.part for record in run_here(job_with(source, tmp_path / "state", sink))] == [records[1].part]
+    assert rows_of(postgres, "vectors") == before
+    assert run_here(job_with(source, tmp_path / "state", sink)) == []
+
+
+def test_postgres_refuses_in_one_line(postgres: str, source: Path, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres) as connection:
+        connection.execute("CREATE TABLE other (id bigint PRIMARY KEY)")
+    with pytest.raises(Refused, match=r'^PostgreSQL: column "tags" of relation "part" does not exist$'):
+        run_here(job_with(source, tmp_path / "state", PostgresSink(postgres, "other", "id")))
+
+
+def test_qdrant_has_each_row_once_with_its_columns(source: Path, tmp_path: Path) -> None:
+    from qdrant_client import QdrantClient
+
+    sink = database_sink(f"qdrant:{tmp_path / 'qdrant'}#texts", "id")
+    assert isinstance(sink, QdrantSink)
+    for _ in range(2):
+        records = run_here(job_with(source, tmp_path / "state", sink))
+        shutil.rmtree(tmp_path / "state")
+    assert len(records) == 8
+    client = QdrantClient(path=str(tmp_path / "qdrant"))
+    points, _ = client.scroll("texts", limit=100, with_vectors=True)
+    assert sorted(int(point.id) for point in points) == list(range(25))
+    for point in points:
+        # Qdrant keeps vectors for cosines at length 1; its local mode may give them as they came.
+        found, expected = np.array(point.vector), VECTORS[int(point.id)]
+        assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) > 0.999999
+        assert point.payload == {
+            "id": point.id,
+            "tags": ["a", str(point.id)],
+            "embedding_space": "000000000000-float32",
+        }
+    [best] = client.query_points("texts", VECTORS[7].tolist(), limit=1).points
+    assert best.id == 7
+    client.close()
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URI of a bucket, and what stands after a path in it."""
+    [port] = free_ports(1)
+    os.environ |= {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_EC2_METADATA_DISABLED": "true"}
+    with subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: _is_up(url), 60)
+            fs.S3FileSystem(
+                endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
+            ).create_dir("bulk")
+            yield f"endpoint_override=127.0.0.1:{port}&scheme=http&region=us-east-1"
+        finally:
+            process.kill()
+
+
+def _is_up(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/moto-api/").close()
+    except OSError:
+        return False
+    return True
+
+
+def test_an_object_store_is_source_and_sink(bucket: str, source: Path) -> None:
+    Store(f"s3://bulk/in?{bucket}").put("a.parquet", source.read_bytes())
+    place, output = f"s3://bulk/in?{bucket}", f"s3://bulk/out?{bucket}"
+    records = run_here(make_job(place, output, part_rows=4))
+    assert len(records) == 8
+    found, path = fs.FileSystem.from_uri(output)
+    table = ds.dataset(path, filesystem=found).to_table().sort_by("id")
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), VECTORS)
+    store = Store(output)
+    store.delete(f"_tritonembed/parts/{records[2].part}.json")
+    assert [record.part for record in run_here(make_job(place, output, part_rows=4))] == [records[2].part]
+    # The same contents in a new object have the same ETag; other contents have another.
+    Store(place).put("a.parquet", source.read_bytes())
+    assert run_here(make_job(place, output, part_rows=4)) == []
+    pq.write_table(pa.table({"id": [1], "text": ["new"], "tags": [["b"]]}), source)
+    Store(place).put("a.parquet", source.read_bytes())
+    assert [record.rows for record in run_here(make_job(place, output, part_rows=4))] == [1]
+    assert ds.dataset(path, filesystem=found).to_table()["id"].to_pylist() == [1]
+
+
+def test_two_jobs_on_one_object_store_refuse_each_other(bucket: str, source: Path) -> None:
+    job = make_job(source, f"s3://bulk/twice?{bucket}")
+    with Run(job, resume=False), pytest.raises(Refused, match="another job writes this output"), Lock(job.ledger.store):
+        pass
+    assert job.ledger.store.read(SPACE) is None
+    with Lock(job.ledger.store):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("location", "reason"),
+    [("postgresql://host/db", "must end in #NAME"), ("qdrant:http://host", "must end in #NAME")],
+)
+def test_an_address_without_a_name_is_refused(location: str, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        database_sink(location, "id")
+    with pytest.raises(Refused, match="needs --id-column"):
+        database_sink(f"{location}#x", None)
+    assert database_sink("/a/folder", None) is None
