@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from tests.models import ModelShelf
 from tests.unit.bulk.conftest import make_job
 from tests.unit.bulk.here import read_output, run_here
 
@@ -124,3 +126,37 @@ def test_no_process_of_ray_is_left_behind(source: Path, tmp_path: Path) -> None:
         _, alive = psutil.wait_procs(left, timeout=100)
         assert not alive
     assert list((tmp_path / "out" / "_tritonembed" / "locks").iterdir()) == []
+
+
+@pytest.mark.timeout(1200)
+def test_the_command_with_a_model_goes_on_to_the_same_bits(shelf: ModelShelf, tmp_path: Path) -> None:
+    texts = [f"{'the quick brown fox ' * (number % 9)}{number}" for number in range(600)]
+    pq.write_table(pa.table({"id": range(600), "text": texts}), tmp_path / "in.parquet", row_group_size=100)
+    options = ["--model", str(shelf("bert")), "--id-column", "id", "--part-rows", "50", "--no-reference"]
+
+    def command(output: Path, *more: str) -> "subprocess.Popen[str]":
+        program = [sys.executable, "-c", "from tritonembed.cli import main; main()", "bulk"]
+        arguments = [str(tmp_path / "in.parquet"), str(output), *options, *more]
+        return subprocess.Popen([*program, *arguments], stderr=subprocess.PIPE, text=True)
+
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert command(whole).wait() == 0
+    process = command(out)
+    while not list((out / RECORDS).glob("*.json")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    left = processes_of(process.pid)
+    process.kill()
+    process.wait()
+    assert psutil.wait_procs(left, timeout=100)[1] == []
+    committed = {file.name: file.stat().st_mtime_ns for file in out.glob("*.parquet")}
+    refused = command(out)
+    assert "go on with --resume" in refused.communicate()[1]
+    assert refused.returncode == 1
+    assert command(out, "--resume").wait() == 0
+    assert read_output(out).equals(read_output(whole))
+    recorded = {f"{file.stem}.parquet" for file in (out / RECORDS).glob("*.json")}
+    assert recorded == {file.name for file in whole.glob("*.parquet")}
+    again = {name for name, changed in committed.items() if (out / name).stat().st_mtime_ns != changed}
+    # A part whose file was there without its record may be written again, no other.
+    assert len(again) <= 2
