@@ -1,7 +1,7 @@
 """Rules by which autoscalers order servers: ours, NVIDIA's recipe, and the use of the processor."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 
 from tritonembed_perf.autoscaling.fleet import PERIOD_S, Seen
 
@@ -43,17 +43,17 @@ class QueueTime:
     """NVIDIA's recipe: the mean time that requests of the last 30 s spent in Triton's queue.
 
     `avg(delta(nv_inference_queue_duration_us[30s]) / (1 + delta(nv_inference_request_success[30s])))`, averageValue.
-    target: seconds. share: the part of the wait that is in Triton's queue at all; the rest is in front of the servers.
+    target: seconds. most: the longest wait that Triton's queue can show; the rest is in front of the servers.
     """
 
     target: float = 0.05
-    share: float = 1.0
+    most: float = inf
 
     def __call__(self, seen: list[Seen]) -> int:
         """Servers that it wants."""
         newest, old = seen[-1], _before(seen, 30.0)
-        mean = self.share * (newest.waited - old.waited) / (1 + newest.started - old.started)
-        return ceil(newest.ready * mean / self.target)
+        mean = (newest.waited - old.waited) / (1 + newest.started - old.started)
+        return ceil(newest.ready * min(mean, self.most) / self.target)
 
 
 @dataclass(frozen=True)
