@@ -13,18 +13,23 @@ import torch
 
 from tritonembed_engine.executors.pooling import segment_mean
 from tritonembed_engine.kernels.bert_fp8 import fp8_product
+from tritonembed_engine.kernels.gelu_gate import gelu_gate, gelu_gate_reference
 from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_reference, gelu_product_serves
 from tritonembed_engine.kernels.layer_norm import (
     add_layer_norm,
     add_layer_norm_quantize,
     add_layer_norm_reference,
+    add_then_layer_norm,
     embed_layer_norm,
     embed_layer_norm_reference,
 )
+from tritonembed_engine.kernels.max_pool import max_pool, max_pool_reference
 from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.quantize import LARGEST, quantize
+from tritonembed_engine.kernels.rotary import Rotary, rotate, rotate_reference
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
 from tritonembed_engine.kernels.tiled_attention import tiled_attention
+from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention, window_attention_reference
 from tritonembed_engine.token_ids import TYPE_BIT
 
 Attention = Callable[[torch.Tensor, torch.Tensor, int, int, float, float | None], torch.Tensor]
@@ -38,6 +43,9 @@ def check_add_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int)
     x, residual = (torch.randn(rows, width, device=device, dtype=dtype) for _ in range(2))
     norm = _norm(width, device, dtype)
     _same(add_layer_norm(x, residual, norm), add_layer_norm_reference(x, residual, norm))
+    summed, normed = add_then_layer_norm(x, residual, norm)
+    _same(summed, x + residual)
+    _same(normed, add_layer_norm_reference(x, residual, norm))
 
 
 def check_embed_layer_norm(device: str, dtype: torch.dtype, rows: int, width: int, first_position: int) -> None:
@@ -64,6 +72,38 @@ def check_attention(
     fp8_scale = 5 / LARGEST
     attended = attention(qkv, cu_seqlens, heads, max(lengths), scale, fp8_scale)[:tokens]
     _same_fp8(attended, expected, fp8_scale, TOLERANCE[dtype] * max(1.0, expected.float().abs().max().item()))
+
+
+def check_rotate(device: str, dtype: torch.dtype, rows: int, heads: tuple[int, int, int], *, normed: bool) -> None:
+    """Queries and keys change, values do not. heads: of queries, of keys, and their size."""
+    queries, keys, size = heads
+    angles = torch.rand(700, size // 2, device=device) * 6
+    gains = torch.randn(2, size, device=device) if normed else None
+    rotary = Rotary(torch.cat([angles.cos(), angles.sin()], 1), gains, 1e-6)
+    qkv = torch.randn(rows, (queries + 2 * keys) * size, device=device, dtype=dtype)
+    positions = torch.randint(0, 700, (rows,), device=device)
+    expected = rotate_reference(qkv, positions, queries, keys, rotary)
+    rotate(qkv, positions, queries, keys, rotary)
+    _same(qkv, expected)
+
+
+def check_window_attention(
+    device: str, dtype: torch.dtype, lengths: list[int], heads: tuple[int, int, int], window: tuple[int, int]
+) -> None:
+    """As `check_attention`. heads: of queries, of keys, and their size."""
+    queries, keys, size = heads
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    tokens, scale = sum(lengths), size**-0.5
+    qkv = torch.randn(tokens + 3, (queries + 2 * keys) * size, device=device, dtype=dtype)
+    expected = window_attention_reference(qkv, cu_seqlens, queries, keys, scale, window)
+    attended = window_attention(qkv, cu_seqlens, queries, keys, max(lengths), scale, window)
+    _same(attended[:tokens], expected[:tokens])
+
+
+def check_gelu_gate(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
+    """Widths that are no multiple of a block."""
+    x = 2 * torch.randn(rows, 2 * width, device=device, dtype=dtype)
+    _same(gelu_gate(x), gelu_gate_reference(x))
 
 
 def check_quantize(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
@@ -114,9 +154,33 @@ def check_mean_pool(device: str, dtype: torch.dtype, lengths: list[int], width: 
     _same(mean_pool(hidden, cu_seqlens), segment_mean(hidden[: int(ends[-1])], cu_seqlens))
 
 
+def check_max_pool(device: str, dtype: torch.dtype, lengths: list[int], columns: int) -> None:
+    """As `check_mean_pool`; into a part of a wider tensor, and with a value that is not a number."""
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
+    values = torch.randn(sum(lengths), columns, device=device, dtype=dtype) - 3
+    values[1, 0] = float("nan")
+    wide = torch.ones(len(lengths), columns + 5, device=device)
+    max_pool(values, cu_seqlens, wide[:, 3 : 3 + columns])
+    expected = max_pool_reference(values, cu_seqlens)
+    expected[torch.tensor(lengths, device=device) == 0] = 0
+    assert torch.equal(wide[:, 3 : 3 + columns].nan_to_num(7), expected.nan_to_num(7))
+    assert wide[:, :3].eq(1).all()
+    assert wide[:, 3 + columns :].eq(1).all()
+
+
 SHORT = ([1], [5, 0, 16, 2], [50, 64, 0], [128, 1, 65], [100, *[3] * 40, 0, 0])
 """If there are many short or empty sentences, one program computes several."""
 LONG = ([1, 300, 0, 65], [129], [31, 32, 33, 64, 160], [200, *[9, 70] * 20, 0, 0])
+WINDOWS = (
+    ([50, 1, 64, 0], (4, 2, 32), (UNLIMITED, 0)),
+    ([128, 3, 65], (3, 3, 64), (64, 64)),
+    ([16, *[3] * 40, 0, 0], (4, 1, 128), (UNLIMITED, UNLIMITED)),
+    ([7, 30], (2, 2, 32), (4, 2)),
+    ([1, 290, 0, 64], (2, 2, 64), (64, 64)),
+    ([200], (2, 1, 32), (9, 0)),
+)
+"""Lengths, heads, windows: Qwen3, ModernBERT's local and global attention, and narrow windows."""
+
 HEADS = ((2, 32), (3, 64), (1, 16), (1, 128))
 """Numbers and sizes of heads."""
 
@@ -128,15 +192,21 @@ def all_cases(device: str, dtypes: list[torch.dtype], few: bool = False) -> None
         for rows, width in ((1, 16), (7, 384), (33, 768), (5, 1000)):
             check_add_layer_norm(device, dtype, rows, width)
             check_quantize(device, dtype, rows, width)
+            check_gelu_gate(device, dtype, rows, width)
             for first_position in (0, 2):
                 check_embed_layer_norm(device, dtype, rows, width, first_position)
+        for rows, shape, normed in ((37, (4, 2, 32), True), (5, (3, 3, 64), False), (1, (2, 1, 128), True)):
+            check_rotate(device, dtype, rows, shape, normed=normed)
         for width in (16, 200, 768):
             check_mean_pool(device, dtype, [1, 0, 33, 300, 2, 0, 0], width)
+            check_max_pool(device, dtype, [3, 0, 33, 300, 1, 0], width)
         if device == "cpu" and dtype is torch.bfloat16:
             continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers
         if device == "cpu" or gelu_product_serves(torch.device(device)):
             for rows, inputs, outputs in ((3, 64, 48), (300, 160, 272)):
                 check_gelu_product(device, dtype if device == "cpu" else torch.float8_e4m3fn, rows, inputs, outputs)
+        for lengths, shape, window in WINDOWS:
+            check_window_attention(device, dtype, lengths, shape, window)
         for lengths, (heads, head_size) in _shapes(SHORT, few):
             check_attention(short_attention, device, dtype, lengths, heads, head_size)
         if device != "cpu" and gelu_product_serves(torch.device(device)):

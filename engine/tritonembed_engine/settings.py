@@ -28,7 +28,7 @@ class KernelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     attention: bool = True
-    """Attention over sentences of up to 512 tokens."""
+    """Attention over sentences of up to 512 tokens; of causal models, of up to 128."""
 
     add_layer_norm: bool = True
     """Residual add and LayerNorm as one kernel."""
@@ -36,11 +36,20 @@ class KernelSettings(BaseModel):
     embed_layer_norm: bool = True
     """The sum of the embeddings and its LayerNorm as one kernel."""
 
+    rotary: bool = True
+    """Rotary positions and the norms of queries and keys as one kernel."""
+
+    gelu_gate: bool = True
+    """GELU times gate as one kernel."""
+
     gelu_epilogue: bool = True
     """GELU as part of the matrix product before it."""
 
     mean_pool: bool = True
     """Mean pooling as one kernel."""
+
+    max_pool: bool = True
+    """The largest logit of each text, for weights of a vocabulary's ids (SPLADE), as one kernel."""
 
     fp8: bool = True
     """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""

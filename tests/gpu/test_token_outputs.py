@@ -14,7 +14,7 @@ pytestmark = pytest.mark.gpu
 TEXTS = [" ".join(["some words that fill a sentence"] * n) for n in range(1, 20)]
 
 
-@pytest.mark.parametrize("name", ["bge_m3", "splade", "colbert_hf", "colbert_modernbert"])
+@pytest.mark.parametrize("name", ["bge_m3", "splade", "colbert_hf_attends", "colbert_modernbert"])
 def test_the_direct_executor_serves_them_with_transformers_values(name: str, tmp_path: Path) -> None:
     load_cases()[name].write(tmp_path)
     verified(tmp_path)

@@ -15,6 +15,6 @@ def verified(folder: Path) -> dict[str, Any]:
     )
     assert done.returncode == 0, done.stderr[-2000:]
     report: dict[str, Any] = json.loads(done.stdout)
-    assert report["executor"] == "direct"
+    assert report["executor"] == "direct", done.stderr[-2000:]
     assert report["right"]
     return report

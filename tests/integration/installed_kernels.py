@@ -16,6 +16,7 @@ if __name__ == "__main__":
     from tritonembed_engine.executors.loading import load_vllm
     from tritonembed_engine.executors.vllm_internals import open_model
     from tritonembed_engine.kernels import bert
+    from tritonembed_engine.kernels.install import install_kernels
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import KernelSettings, ModelSettings
 
@@ -28,7 +29,7 @@ if __name__ == "__main__":
 
     def install() -> list[str]:
         with model.config():
-            kernels = bert.install_kernels(model.model, torch.bfloat16, KernelSettings())
+            kernels = install_kernels(model.model, torch.bfloat16, KernelSettings())
         found = replaced()
         kernels.remove()
         return found
@@ -42,7 +43,7 @@ if __name__ == "__main__":
     def refuses(*_: object) -> None:
         raise AttributeError("gone")
 
-    bert._output = refuses  # type: ignore[assignment]
+    bert.residual_output = refuses  # type: ignore[assignment]
     try:
         install()
     except AttributeError:

@@ -31,13 +31,17 @@ def build_scheduler(llm: "LLM", settings: ModelSettings, files: "ModelFiles", de
 
 
 def heads_of(
-    files: "ModelFiles", device: "torch.device | str" = "cpu", dtype: "torch.dtype | None" = None
+    files: "ModelFiles",
+    device: "torch.device | str" = "cpu",
+    dtype: "torch.dtype | None" = None,
+    *,
+    max_pool: bool = False,
 ) -> TokenHeads:
-    """The model's outputs per token. dtype: of the products; None: float32.
+    """The model's outputs per token. dtype: of the products; None: float32. max_pool: see `TokenHeads`.
 
     Raises ModelError if their weights can't be read.
     """
-    return TokenHeads(files.token_outputs, files.hidden_size, device, files.transformer, dtype)
+    return TokenHeads(files.token_outputs, files.hidden_size, device, files.transformer, dtype, max_pool=max_pool)
 
 
 def build_direct_on_cpu(model: "OpenModel", files: "ModelFiles", max_batch_tokens: int) -> "DirectExecutor":
@@ -65,7 +69,7 @@ def build_direct_on_gpu(
         files.pooling,
         Steps(files.steps, model.device),
         files.padding_id,
-        heads_of(files, model.device, model.dtype),
+        heads_of(files, model.device, model.dtype, max_pool=engine.kernels.max_pool),
     )
 
 

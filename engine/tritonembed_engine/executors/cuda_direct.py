@@ -24,7 +24,7 @@ from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_s
 from tritonembed_engine.executors.token_heads import Computed, TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
-from tritonembed_engine.kernels.bert import install_kernels
+from tritonembed_engine.kernels.install import install_kernels
 from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
 from tritonembed_engine.model.modules import Pooling
@@ -88,7 +88,7 @@ class CudaDirectExecutor:
         self._longest = max_length
         self.graphs: list[CapturedGraph] = []
         with model.config():
-            self._kernels = install_kernels(model.model, model.dtype, settings.kernels)
+            self._kernels = install_kernels(model.model, model.dtype, settings.kernels, causal=model.causal)
         try:
             # Ranks would measure different times.
             if settings.max_batch_tokens is None and model.ranks == 1:

@@ -24,11 +24,11 @@ from tritonembed_engine.token_ids import TokenIds
 from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 
 _STANFORDS = "linear.weight"
-TOKENS_AT_ONCE = {"cpu": 512, "cuda": 4096}
-"""Tokens whose logits are in memory at once: on a GPU 250 MB of them for a vocabulary of 30,522, in 16 bits."""
-IDS_AT_ONCE = 8192
-"""Ids of the vocabulary whose logits a CPU computes at once: 16 MB of them, which its caches hold until the largest of
-each text is found. Smaller parts cost less on a quiet machine and more on a busy one. A GPU computes all."""
+TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
+IDS_AT_ONCE = {"cpu": 8192, "cuda": 4096}
+"""Tokens, and ids of the vocabulary, whose logits are computed at once: 16 MB of them on a CPU, 32 MB on a GPU, which
+the caches hold until the largest of each text is found. On a CPU smaller parts cost less on a quiet machine and more on
+a busy one."""
 
 
 class Computed(Protocol):
@@ -61,10 +61,13 @@ class TokenHeads:
         device: torch.device | str = "cpu",
         transformer: Path | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        max_pool: bool = False,
     ) -> None:
         """Read the weights. Raises ModelError, which names the file, if they are missing or of another shape.
 
         transformer: the folder with the weights of a masked language model. dtype: of the products; None: float32.
+        max_pool: use our kernel, which needs a GPU.
         """
         self.hidden_size = hidden_size
         dtype = dtype or torch.float32
@@ -74,7 +77,7 @@ class TokenHeads:
             self._heads[SPARSE] = _Weights(_linear(outputs.sparse.file, hidden_size, device, dtype, 1))
         elif outputs.sparse is not None:
             assert transformer is not None
-            self._heads[SPARSE] = _Vocabulary(MlmHead(transformer, device, dtype), outputs.sparse)
+            self._heads[SPARSE] = _Vocabulary(MlmHead(transformer, device, dtype), outputs.sparse, max_pool)
         if outputs.multi_vector is not None:
             width, project = _projection(outputs.multi_vector, hidden_size, device, transformer, dtype)
             self._heads[MULTI_VECTOR] = _Vectors(width, project)
@@ -160,9 +163,10 @@ class _Vocabulary:
     """A masked language model's logits: a weight for every token of the vocabulary (sentence-transformers'
     SpladePooling)."""
 
-    def __init__(self, head: MlmHead, output: SparseOutput) -> None:
+    def __init__(self, head: MlmHead, output: SparseOutput, max_pool: bool) -> None:
         self._head = head
         self._output = output
+        self._max_pool = max_pool
 
     def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Computed:
         at_once = TOKENS_AT_ONCE[hidden.device.type]
@@ -173,25 +177,38 @@ class _Vocabulary:
     def _pooled(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
         """float32 [sentences, vocabulary]; zeros for a sentence without tokens. Of `max`: before the activation."""
         states, size = self._head.transform(hidden), self._head.vocab_size
-        if hidden.is_cuda:
-            logits = self._head.logits(states, 0, size)
+        pooled = torch.zeros((len(lengths), size), dtype=torch.float32, device=hidden.device)
+        pool = self._pooling(lengths, hidden.device)
+        at_once = IDS_AT_ONCE[hidden.device.type]
+        for first in range(0, size, at_once):
+            logits = self._head.logits(states, first, first + at_once)
             if self._output.pooling == "sum":
                 logits = self._activated(logits)
-            counts = _to_device(np.array(lengths, np.int64), hidden.device)
-            return torch.segment_reduce(logits, self._output.pooling, lengths=counts, unsafe=True)
-        pooled = np.zeros((len(lengths), size), np.float32)
+            pool(logits, pooled[:, first : first + at_once])
+        return pooled
+
+    def _pooling(self, lengths: list[int], device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], object]:
+        """From values [tokens, ids] to those of the sentences, which it writes into zeros [sentences, ids]."""
+        kind = self._output.pooling
+        if device.type == "cuda":
+            counts = _to_device(np.array(lengths, np.int64), device)
+            if kind == "max" and self._max_pool:
+                from tritonembed_engine.kernels.max_pool import max_pool
+
+                cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
+                return lambda values, out: max_pool(values, cu_seqlens, out)
+            return lambda values, out: out.copy_(torch.segment_reduce(values, kind, lengths=counts, unsafe=True))
         ends = np.cumsum(lengths).tolist()
-        for first in range(0, size, IDS_AT_ONCE):
-            logits = self._head.logits(states, first, first + IDS_AT_ONCE)
-            if self._output.pooling == "sum":
-                logits = self._activated(logits)
-            values, part = logits.float().numpy(), pooled[:, first : first + IDS_AT_ONCE]
-            # Not torch's: on a busy machine, its threads wait for each other once per text and part.
-            reduce = np.add.reduce if self._output.pooling == "sum" else np.maximum.reduce
-            for row, end, length in zip(part, ends, lengths, strict=True):
+        # Not torch's: on a busy machine, its threads wait for each other once per text and part.
+        reduce = np.add.reduce if kind == "sum" else np.maximum.reduce
+
+        def pool(values: torch.Tensor, out: torch.Tensor) -> None:
+            rows = values.float().numpy()
+            for row, end, length in zip(out.numpy(), ends, lengths, strict=True):
                 if length:
-                    reduce(values[end - length : end], axis=0, out=row)
-        return torch.from_numpy(pooled)
+                    reduce(rows[end - length : end], axis=0, out=row)
+
+        return pool
 
     def _activated(self, values: torch.Tensor) -> torch.Tensor:
         values = values.float().relu_()

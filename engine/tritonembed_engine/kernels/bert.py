@@ -1,13 +1,7 @@
-"""Put the fused kernels into a BERT-shaped model that vLLM loaded: BERT, RoBERTa, XLM-R.
+"""The kernels for BERT-shaped models: BERT, RoBERTa, XLM-R. Only the steps between the matrix products are replaced."""
 
-Only the steps between the matrix products are replaced; vLLM's layers keep their weights. Each kernel has its switch in
-model.json (`engine.kernels`), and the result is compared with vLLM's own before it serves (`agreement.py`).
-"""
-
-import logging
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,87 +10,28 @@ from tritonembed_engine.kernels import tiled_attention as tiled
 from tritonembed_engine.kernels.bert_fp8 import fp8_encoder
 from tritonembed_engine.kernels.layer_norm import add_layer_norm, embed_layer_norm
 from tritonembed_engine.kernels.quantize import quantize
-from tritonembed_engine.settings import KernelSettings
 
-logger = logging.getLogger(__name__)
-
-_READING = ("gelu_epilogue", "embed_layer_norm", "fp8")
-"""Switches of kernels that take the weights of a layer themselves."""
+if TYPE_CHECKING:
+    from tritonembed_engine.kernels.install import Kernels
 
 
-class Kernels:
-    """The kernels in a model; `cu_seqlens` and `longest` describe the batch that runs next.
+def encoder_in_fp8(
+    module: Any, model: torch.nn.Module, kernels: "Kernels", dtype: torch.dtype, *, ours: bool
+) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """A forward for vLLM's BertEncoder of quantized layers.
 
-    cu_seqlens: int32 [sentences + 1] on the device. longest: tokens of the longest sentence.
+    dtype: of the hidden states. ours: whether our attention serves, too.
     """
 
-    def __init__(self) -> None:
-        self.cu_seqlens: torch.Tensor | None = None
-        self.longest = 0
-        self._replaced: list[Any] = []
-        self.reading: list[Any] = []
-        """Modules whose new forward reads the weights of the layers inside instead of calling these."""
+    def attention_of(layer: Any, fp8_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
+        return _attend(layer, kernels, ours and _serves(layer), fp8_scale)
 
-    def replace(self, module: Any, forward: Callable[..., torch.Tensor], *, reads: bool) -> None:
-        """Shadow a module's forward method. reads: see `reading`."""
-        module.forward = forward
-        self._replaced.append(module)
-        if reads:
-            self.reading.append(module)
-
-    def remove(self) -> None:
-        """Undo every replacement."""
-        for module in self._replaced:
-            del module.forward
-        self._replaced.clear()
-        self.reading.clear()
+    embeddings = ("BertEmbedding", "RobertaEmbedding")
+    norms = [one.LayerNorm for one in model.modules() if type(one).__name__ in embeddings]
+    return fp8_encoder(module, norms[0], attention_of, dtype) if norms else None
 
 
-def install_kernels(model: torch.nn.Module, dtype: torch.dtype, settings: KernelSettings) -> Kernels:
-    """Replace the forward methods of the layers that the kernels serve, and log them; 16-bit types only.
-
-    To be called within vLLM's configuration (`OpenModel.config`).
-    """
-    from vllm.model_executor.models import bert, roberta
-
-    kernels = Kernels()
-    if dtype not in (torch.bfloat16, torch.float16):
-        return kernels
-    embeddings = (bert.BertEmbedding, roberta.RobertaEmbedding)
-
-    def attention_of(module: Any, fp8_scale: float) -> Callable[[torch.Tensor], torch.Tensor]:
-        return _attend(module, kernels, settings.attention and _serves(module), fp8_scale)
-
-    def encoder(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-        norms = [one.LayerNorm for one in model.modules() if type(one) in embeddings]
-        return fp8_encoder(module, norms[0], attention_of, dtype) if norms else None
-
-    # The layer, its switch, and a function that makes the forward to replace its own.
-    replacements: list[tuple[type, str, Callable[[Any], Any]]] = [
-        (bert.BertSelfAttention, "attention", lambda module: _attention(module, kernels)),
-        (bert.BertSelfOutput, "add_layer_norm", _output),
-        (bert.BertOutput, "add_layer_norm", _output),
-        (bert.BertIntermediate, "gelu_epilogue", _intermediate),
-        (bert.BertEmbedding, "embed_layer_norm", lambda module: _embedding(module, 0)),
-        (roberta.RobertaEmbedding, "embed_layer_norm", lambda m: _embedding(m, m.padding_idx + 1)),
-        (bert.BertEncoder, "fp8", encoder),
-    ]
-    installed: Counter[str] = Counter()
-    try:
-        for module in model.modules():
-            for layer, switch, replacement in replacements:
-                if getattr(settings, switch) and type(module) is layer and (forward := replacement(module)) is not None:
-                    kernels.replace(module, forward, reads=switch in _READING)
-                    installed[switch] += 1
-    except BaseException:
-        kernels.remove()
-        raise
-    if installed:
-        logger.warning("kernels: %s", ", ".join(f"{switch} in {count}" for switch, count in installed.items()))
-    return kernels
-
-
-def _attention(module: Any, kernels: Kernels) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def attention_layer(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor], torch.Tensor] | None:
     if not _serves(module):
         return None
     attend = _attend(module, kernels)
@@ -113,7 +48,7 @@ def _serves(module: Any) -> bool:
 
 
 def _attend(
-    module: Any, kernels: Kernels, ours: bool = True, fp8_scale: float | None = None
+    module: Any, kernels: "Kernels", ours: bool = True, fp8_scale: float | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """Attention from packed queries, keys and values; vLLM's for very long sentences.
 
@@ -132,7 +67,7 @@ def _attend(
     return attend
 
 
-def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def residual_output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     def forward(hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
         projected, _ = module.dense(hidden_states)
         return add_layer_norm(projected, input_tensor, module.LayerNorm)
@@ -140,7 +75,7 @@ def _output(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     return forward
 
 
-def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+def gelu_intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     """GELU in the product's epilogue (cuBLASLt's tanh form: within 1e-3 of the erf form, below bf16's step)."""
     from vllm.model_executor.layers.activation import get_act_fn
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
@@ -157,7 +92,7 @@ def _intermediate(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     return forward
 
 
-def _embedding(module: Any, first_position: int) -> Callable[..., torch.Tensor]:
+def embedding(module: Any, first_position: int) -> Callable[..., torch.Tensor]:
     word_embeddings, position_embeddings = module.word_embeddings.weight, module.position_embeddings.weight
     token_types, norm = module.token_type_embeddings.weight, module.LayerNorm
 

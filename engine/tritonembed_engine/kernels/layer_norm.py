@@ -80,6 +80,31 @@ def _add_layer_norm_quantize(  # type: ignore[no-untyped-def]
 
 
 @triton.jit(do_not_specialize=["rows"])
+def _add_then_layer_norm(  # type: ignore[no-untyped-def]
+    x,  # [rows, width]
+    residual,  # [rows, width]
+    weight,  # [width]
+    bias,  # [width]
+    summed,  # [rows, width]
+    out,  # [rows, width]
+    rows,
+    width,
+    eps,
+    ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    at = row[:, None] * width + column[None, :]
+    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
+    value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
+    tl.store(summed + at, value.to(summed.dtype.element_ty), inside)
+    result = _layer_norm(value, inside, column, weight, bias, width, eps)
+    tl.store(out + at, result.to(out.dtype.element_ty), inside)
+
+
+@triton.jit(do_not_specialize=["rows"])
 def _embed_layer_norm(  # type: ignore[no-untyped-def]
     ids,  # int [rows]
     positions,  # int [rows]
@@ -130,6 +155,24 @@ def add_layer_norm_reference(x: torch.Tensor, residual: torch.Tensor, norm: torc
     weight, bias = norm.weight.float(), norm.bias.float()
     summed = x.float() + residual.float()
     return torch.nn.functional.layer_norm(summed, (x.shape[1],), weight, bias, norm.eps).to(x.dtype)
+
+
+def add_then_layer_norm(
+    x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x + residual and its LayerNorm, for layers that are normed before attention and feed-forward.
+
+    x, residual: contiguous [tokens, width].
+    """
+    rows, width = x.shape
+    summed, out = torch.empty_like(x), torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    per_program = rows_per_program(block)
+    _add_then_layer_norm[(triton.cdiv(rows, per_program),)](
+        x, residual, norm.weight, norm.bias, summed, out, rows, width, norm.eps,
+        ROWS=per_program, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return summed, out
 
 
 def add_layer_norm_quantize(

@@ -13,7 +13,7 @@ from tritonembed_engine.executors import cuda_direct
 from tritonembed_engine.executors.adapters import Adapters
 from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
 from tritonembed_engine.executors.staging import Stage, Stages, packed_size
-from tritonembed_engine.kernels.bert import Kernels
+from tritonembed_engine.kernels.install import Kernels
 from tritonembed_engine.token_ids import TokenIds
 
 ROWS, TOKENS = 4, 16

@@ -110,7 +110,7 @@ def test_splades_weights_are_sentence_transformers(tmp_path: Path, monkeypatch: 
     from sentence_transformers import SparseEncoder
 
     # Several parts of this small vocabulary, the last of them shorter.
-    monkeypatch.setattr(token_heads, "IDS_AT_ONCE", 100)
+    monkeypatch.setitem(token_heads.IDS_AT_ONCE, "cpu", 100)
     load_cases()[name].write(tmp_path)
     files = read_model_files(str(tmp_path))
     choice = TokenChoice(files)

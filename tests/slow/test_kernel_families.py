@@ -1,0 +1,45 @@
+"""The kernels in the layers of models that vLLM loaded: the same hidden states as vLLM's own layers give."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.decoders import write_decoder
+
+from tritonembed_perf.families.registry import load_cases
+
+ROTARY_BERT = ["BertWithRopeAttention", "BertWithRopeBlock"]
+MODERNBERT = ["ModernBertAttention", "ModernBertEncoderLayer", "ModernBertMLP"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("qwen3_emb", ["Qwen3Attention"]),
+        ("gte_qwen2", ["Qwen2Attention"]),
+        ("llama3_rope", ["LlamaAttention"]),
+        ("mistral_smallwindow", ["LlamaAttention"]),
+        ("modernbert_gte", MODERNBERT),
+        ("modernbert_biases", MODERNBERT),
+        ("gte_multilingual", ROTARY_BERT),
+        ("arctic_m_long", ROTARY_BERT),
+    ],
+)
+def test_hidden_states_are_those_of_vllms_layers(name: str, layers: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / name
+    if name == "arctic_m_long":
+        folder.mkdir()
+        load_cases()[name].write(folder)
+    else:
+        write_decoder(folder, name, 512)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.slow.computed_kernels", str(folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["replaced"] == layers
+    assert len(found["differences"]) == 2
+    assert max(found["differences"]) < 3e-5
