@@ -276,7 +276,7 @@ def test_every_field_of_a_request_that_changes_its_vectors_is_in_the_keys_or_for
     in_keys, never_kept, applied_to_entries = {"sentences", "skip", "adapter"}, {"spans", "choices"}, {"normalize"}
     answer = {"future", "failed", "placed", "vectors", "token_outputs", "parts"}
     progress = {"arrived", "launched", "order", "size_class", "taken", "reported"}
-    others = {"deadline", "is_abandoned", "keys", "lengths", "tokens"}
+    others = {"deadline", "is_abandoned", "is_check", "keys", "lengths", "tokens"}
     known = in_keys | never_kept | applied_to_entries | answer | progress | others
     assert {field.name for field in fields(Request)} == known
 
