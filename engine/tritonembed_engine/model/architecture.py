@@ -22,6 +22,9 @@ AS_ROBERTA = ("camembert", "data2vec-text")
 OFFSET_UNKNOWN = ("ibert", "longformer", "luke", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
 """Model types whose positions begin after padding's, and vLLM begins at 0."""
 
+RELATIVE = ("relative_key", "relative_key_query")
+"""Positions that transformers 4 added to attention's scores (Shaw et al., 2018), in BERT and all families like it."""
+
 BIDIRECTIONAL = ("bert", "roberta", "xlm-roberta", "camembert", "data2vec-text", "electra")
 """Model types that `is_decoder` turns into decoders; vLLM ignores it."""
 
@@ -76,6 +79,10 @@ def check_architecture(
         raise ModelError(f"{name} is a multi-vector model (ColBERT), not an embedding model")
     if config.get("is_decoder") and kind in BIDIRECTIONAL:
         raise ModelError(f"{name}: is_decoder in config.json makes a {kind} causal, which can't be served")
+    places = config.get("position_embedding_type")
+    if places in RELATIVE:
+        # So the reference would be wrong in the same way, and the check at load would not see it.
+        raise ModelError(f"{name}: {kind} with position_embedding_type {places} is not served: transformers 5 drops it")
     if kind in OFFSET_UNKNOWN and kind not in ENCODERS:
         raise ModelError(f"{name}: the positions of a {kind} model begin after padding's, but vLLM begins at 0")
     if is_jina_bert(config):

@@ -503,6 +503,14 @@ def test_a_shorter_limit_can_be_requested(asked: int | None, expected: int, writ
         ({"config": {**CONFIG, "architectures": ["Qwen3ForCausalLM"]}, "modules": None}, "generates text"),
         ({"config": {**CONFIG, "max_position_embeddings": -1}}, "sets no maximum number of tokens"),
         ({"config": {**CONFIG, "is_decoder": True}}, "is_decoder in config.json makes a bert causal"),
+        (
+            {"config": {**CONFIG, "position_embedding_type": "relative_key"}},
+            "bert with position_embedding_type relative_key is not served",
+        ),
+        (
+            {"config": {**CONFIG, "model_type": "albert", "position_embedding_type": "relative_key_query"}},
+            "albert with position_embedding_type relative_key_query is not served",
+        ),
         ({"config": {**CONFIG, "model_type": "ibert"}}, "the positions of a ibert model begin after padding's"),
         ({"config": {**T5, "model_type": "t5"}, "modules": None}, "not a text embedding model (model type t5)"),
         ({"config": {**CONFIG, "lora_adaptations": ["a"]}}, "LoRA adapters (lora_adaptations)"),
