@@ -81,11 +81,14 @@ def gpu_workers(most: int | None, cpus: float | None) -> Workers:
 
 
 def cpu_workers(most: int | None, cpus: float | None, *, started_here: bool) -> Workers:
-    """A worker per machine, on all its CPUs but one; on a Ray that was started here it has more than the machine."""
+    """A worker per machine, on all its CPUs but one; on a Ray that was started here, which has more CPUs than the
+    machine, as many as asked share those of the machine."""
     import ray
 
+    if started_here:
+        return Workers(most or 1, cpus or max(1, cores() // (most or 1)))
     smallest = min(node["Resources"].get("CPU", 1) for node in ray.nodes() if node["Alive"])
-    each = cpus or (cores() if started_here else max(1, smallest - 1))
+    each = cpus or max(1, smallest - 1)
     return Workers(most or max(1, int(ray.cluster_resources().get("CPU", 1) // each)), each)
 
 

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 from tests.unit.bulk.here import read_output, run_here
 
+from tritonembed_bulk import cluster
 from tritonembed_bulk.job import Run, Workers
 from tritonembed_bulk.parts import Refused
 from tritonembed_perf.sleeping import SleepingCompute
@@ -56,3 +57,12 @@ def test_a_reason_to_stop_comes_through_ray_in_one_line(ray_of_session, job_of):
         list(run.records(WORKERS))
     expected = "the output has vectors of the space 000000000000-float32, and these are of 111111111111-float32"
     assert str(caught.value) == f"{expected}: choose another output"
+
+
+def test_workers_fit_the_machine(ray_of_session, monkeypatch):
+    monkeypatch.setattr(cluster, "cores", lambda: 8)
+    assert cluster.cpu_workers(None, None, started_here=True) == Workers(1, 8)
+    assert cluster.cpu_workers(4, None, started_here=True) == Workers(4, 2)
+    assert cluster.cpu_workers(16, None, started_here=True) == Workers(16, 1)
+    with pytest.raises(Refused, match="Ray has no GPU"):
+        cluster.gpu_workers(None, None)
