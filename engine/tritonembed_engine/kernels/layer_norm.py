@@ -37,34 +37,14 @@ def _add_layer_norm(  # type: ignore[no-untyped-def]
     weight,  # [width]
     bias,  # [width]
     out,  # [rows, width]
-    rows,
-    width,
-    eps,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
-    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
-    value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
-    result = _layer_norm(value, inside, column, weight, bias, width, eps)
-    tl.store(out + at, result.to(out.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _add_layer_norm_quantize(  # type: ignore[no-untyped-def]
-    x,  # [rows, width]
-    residual,  # [rows, width]
-    weight,  # [width]
-    bias,  # [width]
-    out,  # [rows, width]
-    quantized,  # fp8 [rows, width]
+    summed,  # if SUM: [rows, width], of x + residual
+    quantized,  # if QUANTIZE: fp8 [rows, width], of the result
     rows,
     width,
     eps,
     inverse,  # 1 / scale of `quantized`
+    SUM: tl.constexpr,
+    QUANTIZE: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -74,34 +54,12 @@ def _add_layer_norm_quantize(  # type: ignore[no-untyped-def]
     at = row[:, None] * width + column[None, :]
     value = tl.load(x + at, inside, other=0.0).to(tl.float32)
     value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
+    if SUM:
+        tl.store(summed + at, value.to(summed.dtype.element_ty), inside)
     result = _layer_norm(value, inside, column, weight, bias, width, eps)
     tl.store(out + at, result.to(out.dtype.element_ty), inside)
-    tl.store(quantized + at, (result * inverse).to(quantized.dtype.element_ty), inside)
-
-
-@triton.jit(do_not_specialize=["rows"])
-def _add_then_layer_norm(  # type: ignore[no-untyped-def]
-    x,  # [rows, width]
-    residual,  # [rows, width]
-    weight,  # [width]
-    bias,  # [width]
-    summed,  # [rows, width]
-    out,  # [rows, width]
-    rows,
-    width,
-    eps,
-    ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    at = row[:, None] * width + column[None, :]
-    value = tl.load(x + at, inside, other=0.0).to(tl.float32)
-    value += tl.load(residual + at, inside, other=0.0).to(tl.float32)
-    tl.store(summed + at, value.to(summed.dtype.element_ty), inside)
-    result = _layer_norm(value, inside, column, weight, bias, width, eps)
-    tl.store(out + at, result.to(out.dtype.element_ty), inside)
+    if QUANTIZE:
+        tl.store(quantized + at, (result * inverse).to(quantized.dtype.element_ty), inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -140,13 +98,26 @@ def _embed_layer_norm(  # type: ignore[no-untyped-def]
 
 def add_layer_norm(x: torch.Tensor, residual: torch.Tensor, norm: torch.nn.LayerNorm) -> torch.Tensor:
     """LayerNorm(x + residual) over the last dimension; x, residual: contiguous [tokens, width], any float type."""
+    return _launch(x, residual, norm)
+
+
+def _launch(
+    x: torch.Tensor,
+    residual: torch.Tensor,
+    norm: torch.nn.LayerNorm,
+    summed: torch.Tensor | None = None,
+    quantized: torch.Tensor | None = None,
+    scale: float = 1.0,
+) -> torch.Tensor:
     rows, width = x.shape
     out = torch.empty_like(x)
     block = triton.next_power_of_2(width)
     per_program = rows_per_program(block)
     _add_layer_norm[(triton.cdiv(rows, per_program),)](
-        x, residual, norm.weight, norm.bias, out, rows, width, norm.eps, ROWS=per_program, BLOCK=block, num_warps=4
-    )
+        x, residual, norm.weight, norm.bias, out, out if summed is None else summed,
+        out if quantized is None else quantized, rows, width, norm.eps, 1 / scale,
+        SUM=summed is not None, QUANTIZE=quantized is not None, ROWS=per_program, BLOCK=block, num_warps=4,
+    )  # fmt: skip
     return out
 
 
@@ -164,15 +135,8 @@ def add_then_layer_norm(
 
     x, residual: contiguous [tokens, width].
     """
-    rows, width = x.shape
-    summed, out = torch.empty_like(x), torch.empty_like(x)
-    block = triton.next_power_of_2(width)
-    per_program = rows_per_program(block)
-    _add_then_layer_norm[(triton.cdiv(rows, per_program),)](
-        x, residual, norm.weight, norm.bias, summed, out, rows, width, norm.eps,
-        ROWS=per_program, BLOCK=block, num_warps=4,
-    )  # fmt: skip
-    return summed, out
+    summed = torch.empty_like(x)
+    return summed, _launch(x, residual, norm, summed=summed)
 
 
 def add_layer_norm_quantize(
@@ -182,15 +146,8 @@ def add_layer_norm_quantize(
 
     x, residual: contiguous [tokens, width].
     """
-    rows, width = x.shape
-    out, quantized = torch.empty_like(x), torch.empty_like(x, dtype=torch.float8_e4m3fn)
-    block = triton.next_power_of_2(width)
-    per_program = rows_per_program(block)
-    _add_layer_norm_quantize[(triton.cdiv(rows, per_program),)](
-        x, residual, norm.weight, norm.bias, out, quantized, rows, width, norm.eps, 1 / scale,
-        ROWS=per_program, BLOCK=block, num_warps=4,
-    )  # fmt: skip
-    return out, quantized
+    quantized = torch.empty_like(x, dtype=torch.float8_e4m3fn)
+    return _launch(x, residual, norm, quantized=quantized, scale=scale), quantized
 
 
 def embed_layer_norm(
