@@ -19,7 +19,7 @@ LARGEST_STORE = 4 * 1024**3
 
 
 @contextmanager
-def ray_running(address: str | None, *, dashboard: bool, cpus: float | None = None) -> Iterator[None]:
+def ray_running(address: str | None, *, dashboard: bool, cpus: int | None = None) -> Iterator[None]:
     """Ray while entered. address: of a cluster; None: Ray is started here, and ends here. cpus: then, instead of those
     of the machine. Raises Refused."""
     # Before the import: Ray reads them then.

@@ -198,7 +198,7 @@ def scaling(
             source = Path(folder) / "source.parquet"
             _short_rows(source, rows * count * PARTS_PER_WORKER, rows)
             compute = SleepingCompute(seconds_per_token=PART_SECONDS / rows / MEAN_TOKENS)
-            with ray_running(None, dashboard=False, cpus=count * 0.1 + 2):
+            with ray_running(None, dashboard=False, cpus=count // 10 + 3):
                 times = [at for at, _ in _timed(_job(source, folder, compute, rows), Workers(count, 0.1))]
         # The first parts of all workers come while actors start.
         steady = times[2 * count :]
