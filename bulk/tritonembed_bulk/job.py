@@ -236,7 +236,6 @@ class Run:
             min_size=1,
             max_size=workers.most,
             max_concurrent_calls_per_actor=CALLS_PER_WORKER,
-            max_tasks_in_flight_per_actor=CALLS_PER_WORKER + 1,
         )
         packed = [{"span": pickle.dumps(span)} for span in self.missing]
         # Resources that differ keep Ray Data from making one task of two stages: a span has parts for many tasks.
