@@ -1,6 +1,6 @@
 """The code blocks of README and docs run as written, against a server of the tests in place of localhost:50050.
 
-Blocks that need a manager, at localhost:8080, run in test_serve_http.py.
+Blocks that need a manager, at localhost:8080, run in test_serve_http.py; jobs in Ray in tests/slow/test_bulk_guide.py.
 """
 
 import re
@@ -27,7 +27,7 @@ def found(pattern: str) -> list[tuple[str, str]]:
 
 
 PYTHON_BLOCKS = [(page, block) for page, block in found(r"```python\n(.*?)```") if "localhost:8080" not in block]
-COMMANDS = found(r"^(?:\.venv/bin/)?(tritonembed [^\n]*)$")
+COMMANDS = found(r"^(?:\.venv/bin/)?(tritonembed (?!bulk|compare-spaces)[^\n]*)$")
 
 
 @pytest.fixture(scope="module")
