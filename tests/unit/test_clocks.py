@@ -12,6 +12,8 @@ SHOWN_ONLY = {
     "manager/tritonembed_manager/router/apis/http/openai.py": {"time.time"},
     "manager/tritonembed_manager/router/apis/http/rerank.py": {"time.time"},
     "manager/tritonembed_manager/router/log.py": {"time.time"},
+    "manager/tritonembed_manager/router/data/access_log.py": {"time.time"},
+    "manager/tritonembed_manager/router/data/metrics.py": {"time.time"},
     "bulk/tritonembed_bulk/report.py": {"datetime.now"},
 }
 """Files that only show the time. No decision depends on it."""

@@ -78,7 +78,8 @@ async def test_what_waits_in_the_manager_counts_at_the_servers_that_it_waits_for
         while plane.pool.waiting != 7:
             await asyncio.sleep(0)
         for fake in plane.fakes[:2]:
-            await fake.wait_inside(1)
+            # Two parts of a large request are in flight.
+            await fake.wait_inside(2)
         loads, queued = counted(plane)
         # A part has a head of its own.
         assert sum(loads.seconds.values()) == pytest.approx(7 * size / SLOW, rel=0.01)
