@@ -59,7 +59,7 @@ def test_a_manager_of_the_wheel_renders_the_repository_that_is_in_it(installed, 
 def test_the_wheel_holds_what_it_should(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
-    packages = {"tritonembed", "tritonembed_protocol", "tritonembed_engine", "tritonembed_manager", "tritonembed_perf"}
-    assert {top for top in tops if not top.endswith(".dist-info")} == packages
+    packages = {f"tritonembed_{name}" for name in ("protocol", "engine", "manager", "bulk", "perf")}
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"tritonembed", *packages}
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert [name for name in names if "__pycache__" in name or "chaos" in name] == []

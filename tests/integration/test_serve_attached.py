@@ -225,6 +225,7 @@ def collector() -> Iterator[Collector]:
 def test_traces_are_exported_and_passed_on_to_triton_without_any_text() -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
     from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+    from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
     caller = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     with fake_triton() as server, collector() as traces:
@@ -244,7 +245,11 @@ def test_traces_are_exported_and_passed_on_to_triton_without_any_text() -> None:
             for span in scope.spans
         ]
     _, trace_id, parent_id, _ = caller.split("-")
-    assert [span.trace_id.hex() for span in spans] == [trace_id]
-    assert spans[0].parent_span_id.hex() == parent_id
-    assert forwarded.split("-")[1:3] == [trace_id, spans[0].span_id.hex()]
+    # The client's question for the embedding space has spans, too.
+    assert {span.trace_id.hex() for span in spans} == {trace_id}
+    [sent] = [span for span in spans if span.span_id.hex() == forwarded.split("-")[2]]
+    [received] = [span for span in spans if span.span_id == sent.parent_span_id]
+    assert (received.kind, sent.kind) == (Span.SPAN_KIND_SERVER, Span.SPAN_KIND_CLIENT)
+    assert received.parent_span_id.hex() == parent_id
+    assert forwarded.split("-")[1] == trace_id
     assert not any(b"mxyzptlk" in body for body in traces.bodies)
