@@ -31,7 +31,8 @@ def batches(server: RunningServer) -> float:
 
 
 def test_a_small_request_makes_the_next_large_ones_batches_short_and_a_health_check_does_not(tmp_path: Path) -> None:
-    model = write_bert(tmp_path / "model", layers=2, hidden=64, heads=2, intermediate=256)
+    # Large enough that no CPU computes half of a usual batch in the time of a short one.
+    model = write_bert(tmp_path / "model", layers=6, hidden=384, heads=12, intermediate=1536)
     with (
         running_server(str(model), ["--device=cpu", "--replicas=1", "--no-reference"]) as server,
         grpc.insecure_channel(server.target) as channel,
