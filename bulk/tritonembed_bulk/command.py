@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from tritonembed.cli.connection import Connection, addresses, option, with_connection
+from tritonembed.cli.options import BatchSize, Dimensions, InputTypeOption, Normalize, Policy, PromptName
 from tritonembed_bulk import PART_ROWS, Device, Format, LogFormat
-from tritonembed_protocol.limits import MAX_BATCH_SIZE
-from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, InputType, Truncate
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, Truncate
 
 Pool = Literal["mean"]
 
@@ -63,10 +62,8 @@ def bulk(
         option("--chunk", "Divide long texts: a row per chunk, with its place.", metavar="tokens=512,overlap=64"),
     ] = None,
     pool: Annotated[Pool | None, option("--pool", "Of chunks: one vector per text, their mean.")] = None,
-    input_type: Annotated[
-        InputType | None, option("--input-type", "Prepend the model's prompt for queries or passages.")
-    ] = None,
-    prompt_name: Annotated[str | None, option("--prompt-name", "Name of the model's prompt to prepend.")] = None,
+    input_type: InputTypeOption = None,
+    prompt_name: PromptName = None,
     truncate: Annotated[
         Truncate | None,
         option(
@@ -75,17 +72,11 @@ def bulk(
             show_default="the model's",
         ),
     ] = None,
-    dimensions: Annotated[
-        int | None,
-        option("--dimensions", "Keep only the first dimensions of each vector.", min=1, show_default="the model's"),
-    ] = None,
+    dimensions: Dimensions = None,
     embedding_type: Annotated[
         EmbeddingType, option("--embedding-type", "Type of a vector's numbers; ubinary packs bits.")
     ] = DEFAULT_OUTPUT_TYPE,
-    normalize: Annotated[
-        bool | None,
-        option("--normalize/--no-normalize", "Scale vectors to length 1, or do not.", show_default="the model's"),
-    ] = None,
+    normalize: Normalize = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an output: compute what is missing.")] = False,
     part_rows: Annotated[int, option("--part-rows", "Most rows of an output part.", min=1, max=1 << 20)] = PART_ROWS,
     max_errors: Annotated[
@@ -113,8 +104,8 @@ def bulk(
         bool,
         option("--reference/--no-reference", "Compare --model's vectors with transformers' when it is loaded."),
     ] = True,
-    policy: Annotated[PolicyName, option("--policy", "Which --server gets the next request.")] = "least_loaded",
-    batch_size: Annotated[int, option("--batch-size", "Texts per request.", min=1, max=MAX_BATCH_SIZE)] = 64,
+    policy: Policy = "least_loaded",
+    batch_size: BatchSize = 64,
     max_in_flight: Annotated[int, option("--max-in-flight", "Requests per server and worker.", min=1)] = 8,
     price_per_hour: Annotated[
         float | None, option("--price-per-hour", "Of all machines together, to show the cost.", min=0)

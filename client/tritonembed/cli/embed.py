@@ -12,12 +12,11 @@ import typer
 
 from tritonembed import EmbeddingClient
 from tritonembed._results import CommonSpace
-from tritonembed_protocol.limits import MAX_BATCH_SIZE
-from tritonembed_protocol.policies import PolicyName
-from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, InputType, Priority, Truncate
+from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, Priority, Truncate
 
 from .connection import Connection, addresses, option, wait_until_started, with_connection
 from .failures import UsageError, failures
+from .options import BatchSize, Dimensions, InputTypeOption, Normalize, Policy, PromptName
 from .progress import EmbeddingBar
 from .sinks import Sink, open_sink
 from .sources import Source, choose_source
@@ -50,10 +49,8 @@ def embed(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an --output that exists already.")] = False,
     stream: Annotated[bool, typer.Option("--stream", help="Write JSON lines to the terminal as they come.")] = False,
-    input_type: Annotated[
-        InputType | None, option("--input-type", "Prepend the model's prompt for queries or passages.")
-    ] = None,
-    prompt_name: Annotated[str | None, option("--prompt-name", "Name of the model's prompt to prepend.")] = None,
+    input_type: InputTypeOption = None,
+    prompt_name: PromptName = None,
     prompt_text: Annotated[
         str | None, option("--prompt-text", "Prepend this to every text, instead of a prompt of the model.")
     ] = None,
@@ -77,17 +74,11 @@ def embed(
         int | None,
         option("--chunk-overlap", "Tokens that a chunk shares with the chunk before.", min=0, show_default="0"),
     ] = None,
-    dimensions: Annotated[
-        int | None,
-        option("--dimensions", "Keep only the first dimensions of each vector.", min=1, show_default="the model's"),
-    ] = None,
+    dimensions: Dimensions = None,
     embedding_type: Annotated[
         EmbeddingType, option("--embedding-type", "Type of a vector's numbers.")
     ] = DEFAULT_OUTPUT_TYPE,
-    normalize: Annotated[
-        bool | None,
-        option("--normalize/--no-normalize", "Scale vectors to length 1, or do not.", show_default="the model's"),
-    ] = None,
+    normalize: Normalize = None,
     priority: Annotated[Priority, option("--priority", "Interactive goes ahead in the server's queue.")] = "bulk",
     embedding_space: Annotated[
         str | None,
@@ -122,8 +113,8 @@ def embed(
             metavar="HOST:PORT",
         ),
     ] = None,
-    policy: Annotated[PolicyName, option("--policy", "Which --server gets the next request.")] = "least_loaded",
-    batch_size: Annotated[int, option("--batch-size", "Texts per request.", min=1, max=MAX_BATCH_SIZE)] = 64,
+    policy: Policy = "least_loaded",
+    batch_size: BatchSize = 64,
     max_in_flight: Annotated[int, option("--max-in-flight", "Outstanding requests per server.", min=1)] = 8,
     progress: Annotated[
         bool | None, option("--progress/--no-progress", "Progress bar.", show_default="writing a file")

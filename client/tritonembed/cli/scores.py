@@ -10,12 +10,12 @@ from typing import Annotated, Any
 import typer
 
 from tritonembed import EmbeddingClient
-from tritonembed_protocol.limits import MAX_BATCH_SIZE
 from tritonembed_protocol.printable import printable
 from tritonembed_protocol.types import Activation, ScoreTruncate
 
 from .connection import Connection, addresses, option, wait_until_started, with_connection
 from .failures import failures
+from .options import BatchSize
 from .sources import choose_source
 
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts to score.")]
@@ -42,7 +42,6 @@ Servers = Annotated[
         metavar="HOST:PORT",
     ),
 ]
-BatchSize = Annotated[int, option("--batch-size", "Texts per request.", min=1, max=MAX_BATCH_SIZE)]
 
 
 @with_connection
