@@ -1,6 +1,6 @@
-"""GELU of the first half of each row times its second half: GEGLU (Shazeer, "GLU variants improve transformer", 2020).
+"""GELU of the first half of each row times its second half.
 
-For 32,750 rows of 2 x 1,152 it takes 68 µs on an H200, PyTorch's two kernels 216.
+Shazeer, "GLU variants improve transformer" (2020), calls it GEGLU.
 """
 
 import torch
