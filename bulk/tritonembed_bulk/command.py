@@ -26,16 +26,18 @@ def bulk(
     source: Annotated[
         str,
         typer.Argument(
-            help="A file or folder of .parquet, .jsonl or .csv files, or a folder of a Hugging Face data set; also "
-            "s3:// and gs://."
+            help="A file or folder of .parquet, .jsonl or .csv files, a folder of a Hugging Face data set, or a Lance "
+            "table, NAME.lance; also s3:// and gs://. Or postgresql://…#TABLE, or postgresql://… with --query."
         ),
     ],
     sink: Annotated[
         str,
         typer.Argument(
-            help="A folder for the vectors, also s3:// and gs://; postgresql://…#TABLE; qdrant:http://…#COLLECTION."
+            help="A folder for the vectors, or a Lance table, NAME.lance; also s3:// and gs://. Or "
+            "postgresql://…#TABLE; qdrant:http://…#COLLECTION."
         ),
     ],
+    query: Annotated[str | None, option("--query", "Of PostgreSQL as the source: SELECT …")] = None,
     sink_format: Annotated[Format, option("--format", "Files of the sink.")] = "parquet",
     state: Annotated[
         str | None, option("--state", "Folder of a job's records, if the sink is a database; also s3:// and gs://.")
@@ -137,6 +139,7 @@ def bulk(
             model = starting.Model(connection.model, revision, dtype, executor, reference)
             compute = model.compute(request, chunks, output.ledger)
         columns = starting.columns_of(text_column, template, id_column, keep_text=keep_text)
-        job = starting.job_of(source, output, compute, columns, part_rows, {**request, "chunks": chunks})
+        rows = starting.source_of(source, query, id_column, part_rows)
+        job = starting.job_of(rows, output, compute, columns, part_rows, {**request, "chunks": chunks})
         cluster = starting.Cluster(ray_address, workers, cpus_per_worker, device, dashboard)
         starting.run_job(job, cluster, starting.Limits(max_errors, price_per_hour, log_format), resume=resume)

@@ -41,6 +41,29 @@ def database_sink(location: str, id_column: str | None) -> PostgresSink | Qdrant
     return PostgresSink(address, name, id_column)
 
 
+def postgres_driver() -> Any:
+    """psycopg. Raises Refused if it is not installed."""
+    try:
+        import psycopg
+        import psycopg.sql
+    except ImportError:
+        raise Refused("PostgreSQL needs psycopg: pip install 'tritonembed[postgres]'") from None
+    return psycopg
+
+
+@contextmanager
+def connected(address: str) -> Iterator[Any]:
+    """A transaction of PostgreSQL. Raises Refused with the database's own reason."""
+    psycopg = postgres_driver()
+    try:
+        with psycopg.connect(address) as connection:
+            yield connection
+    except psycopg.Error as error:
+        # Beside the reason, messages have the row.
+        reason = error.diag.message_primary or type(error).__name__
+        raise Refused(f"PostgreSQL: {reason}") from None
+
+
 @dataclass(frozen=True)
 class PostgresSink:
     """A table: a transaction per part, with COPY. Vectors are pgvector's `vector` if the database has it, else real[].
@@ -55,13 +78,12 @@ class PostgresSink:
 
     def write(self, name: str, table: pa.Table) -> Written:  # noqa: ARG002
         """See `Sink`. Raises Refused with the database's own reason."""
-        from psycopg import sql
-
+        sql = postgres_driver().sql
         keys = self._keys(table)
         columns = [sql.Identifier(column) for column in table.column_names]
         others = [sql.Identifier(column) for column in table.column_names if column not in keys]
         target, names = sql.Identifier(self.table), sql.SQL(", ").join(columns)
-        with self._connected() as connection:
+        with connected(self.address) as connection:
             # Several parts come at once, and only one can make the table.
             connection.execute("SELECT pg_advisory_xact_lock(hashtext(%s))", [self.table])
             has_vector = self._has_vector(connection)
@@ -81,21 +103,6 @@ class PostgresSink:
 
     def _keys(self, table: pa.Table) -> list[str]:
         return [self.id_column, *(name for name in CHUNK_COLUMNS[:1] if name in table.column_names)]
-
-    @contextmanager
-    def _connected(self) -> Iterator[Any]:
-        """A transaction."""
-        try:
-            import psycopg
-        except ImportError:
-            raise Refused("PostgreSQL needs psycopg: pip install 'tritonembed[postgres]'") from None
-        try:
-            with psycopg.connect(self.address) as connection:
-                yield connection
-        except psycopg.Error as error:
-            # Beside the reason, messages have the row.
-            reason = error.diag.message_primary or type(error).__name__
-            raise Refused(f"PostgreSQL: {reason}") from None
 
     @staticmethod
     def _has_vector(connection: Any) -> bool:

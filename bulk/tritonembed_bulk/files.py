@@ -96,7 +96,7 @@ class Files:
         found, path = self._open(self._path_of(span.input))
         if self.kind == "jsonl":
             return _read_lines(found, path, span, part_rows, self._line_schema())
-        return _by_rows(self._tables(found, path, span, part_rows), span, part_rows, self.kind == "parquet")
+        return by_rows(self._tables(found, path, span, part_rows), span, part_rows, knows_rows=self.kind == "parquet")
 
     def _line_schema(self) -> pa.Schema:
         """The columns of JSON lines, as the first lines have them: all parts get the same."""
@@ -202,8 +202,9 @@ def _refuse_kind(name: str) -> str:
     raise Refused(f"{name} does not end in {', '.join(SUFFIXES)}")
 
 
-def _by_rows(tables: Iterator[pa.Table], span: Span, part_rows: int, knows_rows: bool) -> Iterator[Read]:
-    """Parts of `part_rows` rows each, named by the number of their first row in the file."""
+def by_rows(tables: Iterator[pa.Table], span: Span, part_rows: int, *, knows_rows: bool) -> Iterator[Read]:
+    """Parts of `part_rows` rows each, named by the number of their first row in the input. knows_rows: whether amounts
+    are rows."""
     row = span.row
     regrouped = _regroup(tables, part_rows)
     table = next(regrouped, None)

@@ -19,11 +19,13 @@ from tritonembed.cli.failures import CommandError, UsageError, failures
 from tritonembed_bulk import Device, Format, LogFormat
 from tritonembed_bulk.cluster import cpu_workers, device_of, gpu_workers, machines, ray_running
 from tritonembed_bulk.databases import database_sink
-from tritonembed_bulk.files import find_files
+from tritonembed_bulk.files import Source, find_files
 from tritonembed_bulk.fleet_workers import FleetCompute
 from tritonembed_bulk.job import Job, Run, Workers
+from tritonembed_bulk.lance_tables import LanceSink, find_table, is_lance
 from tritonembed_bulk.model_workers import ModelCompute
 from tritonembed_bulk.parts import Ledger, Refused
+from tritonembed_bulk.postgres_source import is_postgres, postgres_source
 from tritonembed_bulk.report import Counts, Display, Progress, shown, write_report
 from tritonembed_bulk.rows import Columns
 from tritonembed_bulk.sinks import NumpySink, ParquetSink, Sink
@@ -42,17 +44,22 @@ class Output:
     """The sink, and the records beside it. state: their folder, if the sink is none. Raises BadLocation and Refused."""
 
     def __init__(self, location: str, kind: Format, state: str | None, id_column: str | None) -> None:
-        self.kind = kind
         self._database = database_sink(location, id_column)
         if (self._database is None) != (state is None):
             raise Refused("--state FOLDER is for the records of a database, which needs it")
         self.ledger = Ledger(Store(state or location))
+        self.kind = "lance" if is_lance(location) else kind
+        self._location = location
 
     @property
     def sink(self) -> Sink:
-        """What writes parts."""
+        """What writes parts. Raises Refused."""
         if self._database is not None:
             return self._database
+        if self.kind == "lance":
+            table = LanceSink(self._location, self.ledger.store)
+            table.check()
+            return table
         return ParquetSink(self.ledger.store) if self.kind == "parquet" else NumpySink(self.ledger.store)
 
 
@@ -154,8 +161,17 @@ def columns_of(text: str, template: str | None, id_column: str | None, *, keep_t
     return Columns(text, None if template is None else template.replace(r"\n", "\n"), id_column, keep_text)
 
 
+def source_of(location: str, query: str | None, id_column: str | None, part_rows: int) -> Source:
+    """Where the rows are. query: of a PostgreSQL. Raises Refused."""
+    if is_postgres(location):
+        return postgres_source(location, query, id_column, part_rows)
+    if query is not None:
+        raise Refused("--query is for PostgreSQL as the source")
+    return find_table(location) if is_lance(location) else find_files(location)
+
+
 def job_of(
-    source: str, output: Output, compute: Compute, columns: Columns, part_rows: int, request: dict[str, Any]
+    source: Source, output: Output, compute: Compute, columns: Columns, part_rows: int, request: dict[str, Any]
 ) -> Job:
     """The job. request: what determines the vectors, beside the model. Raises Refused."""
     settings = {
@@ -166,7 +182,7 @@ def job_of(
         "part_rows": part_rows,
         **request,
     }
-    return Job(find_files(source), output.sink, output.ledger, compute, columns, part_rows, settings)
+    return Job(source, output.sink, output.ledger, compute, columns, part_rows, settings)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timezone
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from pyarrow import fs
 from tests.unit.bulk.conftest import make_job
 from tests.unit.bulk.here import run_here
 
+from tritonembed_bulk.cluster import ray_running
 from tritonembed_bulk.databases import PostgresSink, QdrantSink, database_sink
-from tritonembed_bulk.job import Job, Run
+from tritonembed_bulk.job import Job, Run, Workers
+from tritonembed_bulk.lance_tables import LanceSink, find_table
 from tritonembed_bulk.lock import Lock
 from tritonembed_bulk.parts import SPACE, Refused
+from tritonembed_bulk.postgres_source import PostgresSource, postgres_source
+from tritonembed_bulk.rows import Columns
 from tritonembed_bulk.sinks import Sink
 from tritonembed_bulk.store import Store
 from tritonembed_perf.server import free_ports
@@ -124,6 +129,108 @@ def test_postgres_refuses_in_one_line(postgres: str, source: Path, tmp_path: Pat
         run_here(job_with(source, tmp_path / "state", PostgresSink(postgres, "other", "id")))
 
 
+READ_ROWS = """
+CREATE TABLE texts (name text PRIMARY KEY, n bigint, body text, at timestamptz, extra jsonb, place numeric);
+INSERT INTO texts SELECT 'row ' || i, i, 'text {' || i || '} %', '2026-01-01Z', '{"k": [1]}', i / 4.0
+FROM generate_series(1, 2000) i"""
+QUERY = "SELECT name AS id, n, body, at, extra, place FROM texts WHERE body LIKE 'text%'  -- all"
+
+
+def from_query(postgres: str, output: Path, part_rows: int = 10) -> Job:
+    """A job that reads the query, in parts of so many rows."""
+    source = postgres_source(postgres, QUERY, "id", part_rows)
+    columns = Columns("body", id="id")
+    return replace(
+        make_job(output.parent / "source.parquet", output, columns=columns, part_rows=part_rows), source=source
+    )
+
+
+def test_a_query_is_read_in_ranges_and_only_those_that_changed_again(
+    postgres: str, source: Path, tmp_path: Path
+) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres) as connection:
+        connection.execute(READ_ROWS)
+    out = tmp_path / "out"
+    job = from_query(postgres, out)
+    spans = job.source.spans()
+    assert sum(span.amount for span in spans) == 2000
+    assert len(spans) > 10
+    first = run_here(job)
+    table = pq.read_table(out)
+    assert len(first) >= 2000 / 10
+    rows = {row["id"]: row for row in table.to_pylist()}
+    assert rows.keys() == {f"row {i}" for i in range(1, 2001)}
+    assert len(table) == 2000
+    one = rows["row 7"]
+    assert np.array_equal(np.float32(one.pop("embedding")), digests([b"text {7} %"], 16)[0])
+    moment = datetime(2026, 1, 1, tzinfo=timezone.utc)
+    assert one == {"id": "row 7", "n": 7, "at": moment, "extra": '{"k": [1]}', "place": "1.7500000000000000"}
+    assert run_here(from_query(postgres, out)) == []
+    # A row more, one less and another one: the other ranges stay.
+    changes = ("INSERT INTO texts VALUES ('row 3b', 3, 'text new')", "DELETE FROM texts WHERE n = 500")
+    for change in (*changes, "UPDATE texts SET body = 'text other' WHERE n = 1900"):
+        with psycopg.connect(postgres) as connection:
+            connection.execute(change)
+        before = {file.name for file in out.glob("*.parquet")}
+        again = run_here(from_query(postgres, out))
+        assert len({record.input for record in again}) == 1
+        assert 0 < sum(record.rows for record in again) < 1000
+        assert before - {file.name for file in out.glob("*.parquet")} <= {f"{record.part}.parquet" for record in first}
+    texts = {row["id"]: row["embedding"] for row in pq.read_table(out).to_pylist()}
+    assert texts.keys() == {*(f"row {i}" for i in range(1, 2001) if i != 500), "row 3b"}
+    assert np.array_equal(np.float32(texts["row 1900"]), digests([b"text other"], 16)[0])
+
+
+def test_a_query_that_changes_while_it_is_read_ends_the_job(postgres: str, source: Path, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres) as connection:
+        connection.execute("CREATE TABLE live AS SELECT i AS id, 'text' AS text FROM generate_series(1, 9) i")
+    job = replace(make_job(source, tmp_path / "out"), source=postgres_source(f"{postgres}#live", None, "id", 4))
+    with Run(job, resume=False) as run:
+        with psycopg.connect(postgres) as connection:
+            connection.execute("UPDATE live SET text = 'other' WHERE id = 9")
+        with pytest.raises(Refused, match=r"^rows of the query changed while the job ran: go on with --resume$"):
+            [work for span in run.missing for work in job.read(span)]
+    assert len({row for record in run_here(job) for row in [record.part]}) == len(job.ledger.records())
+    assert sorted(pq.read_table(tmp_path / "out")["id"].to_pylist()) == list(range(1, 10))
+    with psycopg.connect(postgres) as connection:
+        connection.execute("INSERT INTO live VALUES (NULL, 'text')")
+    with pytest.raises(Refused, match=r"^rows of the query have no 'id', the id column$"):
+        job.source.spans()
+
+
+@pytest.mark.parametrize(
+    ("query", "key", "reason"),
+    [
+        ("SELECT 1 AS id FROM nowhere", "id", r'^PostgreSQL: relation "nowhere" does not exist$'),
+        ("DELETE FROM texts RETURNING name AS id", "id", r'^PostgreSQL: syntax error at or near "FROM"$'),
+        ("SELECT 1 AS id", None, "needs --id-column"),
+        (None, "id", "needs --query, or #TABLE"),
+    ],
+)
+def test_a_query_is_refused_in_one_line(postgres: str, query: str | None, key: str | None, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        postgres_source(postgres, query, key, 10).spans()
+
+
+@pytest.mark.timeout(300)
+def test_a_query_and_a_table_through_ray(postgres: str, source: Path, tmp_path: Path) -> None:
+    import psycopg
+
+    with psycopg.connect(postgres) as connection:
+        connection.execute("CREATE TABLE read AS SELECT i AS id, 'text ' || i AS text FROM generate_series(0, 24) i")
+    job = make_job(source, tmp_path / "out", part_rows=4)
+    job = replace(job, source=postgres_source(f"{postgres}#read", None, "id", 4))
+    assert isinstance(job.source, PostgresSource)
+    with Run(job, resume=False) as run, ray_running(None, dashboard=False):
+        list(run.records(Workers(1, 0.5)))
+    table = pq.read_table(tmp_path / "out").sort_by("id")
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), VECTORS)
+
+
 def test_qdrant_has_each_row_once_with_its_columns(source: Path, tmp_path: Path) -> None:
     from qdrant_client import QdrantClient
 
@@ -193,6 +300,25 @@ def test_an_object_store_is_source_and_sink(bucket: str, source: Path) -> None:
     Store(place).put("a.parquet", source.read_bytes())
     assert [record.rows for record in run_here(make_job(place, output, part_rows=4))] == [1]
     assert ds.dataset(path, filesystem=found).to_table()["id"].to_pylist() == [1]
+
+
+def test_an_object_store_has_lance_tables(bucket: str, source: Path, tmp_path: Path) -> None:
+    import lance
+
+    begin, place = f"s3://bulk/in.lance?{bucket}", f"s3://bulk/out.lance?{bucket}"
+    job = make_job(source, place, part_rows=4)
+    sink = LanceSink(place, job.ledger.store)
+    sink.check()
+    assert len(run_here(replace(job, sink=sink))) == 8
+    lance.write_dataset(find_table(place)._table().to_table(["id"]), tmp_path / "in.lance")
+    for file in (tmp_path / "in.lance").rglob("*"):
+        if file.is_file():
+            Store(begin).put(str(file.relative_to(tmp_path / "in.lance")), file.read_bytes())
+    columns = Columns("id", id="id", keep_text=True)
+    job = make_job(source, tmp_path / "again", columns=columns)
+    assert sum(record.rows for record in run_here(replace(job, source=find_table(begin)))) == 25
+    found = find_table(place)._table().to_table().sort_by("id")
+    assert np.array_equal(np.array(found["embedding"].to_pylist(), np.float32), VECTORS)
 
 
 def test_two_jobs_on_one_object_store_refuse_each_other(bucket: str, source: Path) -> None:
