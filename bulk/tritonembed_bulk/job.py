@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from tritonembed_bulk import PART_ROWS
+from tritonembed_bulk.attempts import Attempts, forget_attempts
 from tritonembed_bulk.files import Source, Span
 from tritonembed_bulk.lock import Lock
 from tritonembed_bulk.parts import ERRORS, RECORDS, Ledger, Part, Record, Refused
@@ -144,7 +145,7 @@ class Embed:
         self._job = job
         self._refusal: Refused | None = None
         try:
-            self._worker = job.compute.open(job.ledger, device)
+            self._attempts = Attempts(job.ledger.store, job.compute.open(job.ledger, device).embed)
         except Refused as error:
             # Of an actor that fails to start, Ray keeps only the text of the error; and it tries again.
             self._refusal = error
@@ -154,7 +155,7 @@ class Embed:
             raise self._refusal
         for work in Work.unpack(batch):
             # A part comes again if Ray lost what was made of it; then it can be committed already.
-            yield (work if self._job.is_committed(work.part) else self._worker.embed(work)).pack()
+            yield (work if self._job.is_committed(work.part) else self._attempts.embed(work)).pack()
 
 
 def write(batch: pa.Table, job: Job) -> Iterator[pa.Table]:
@@ -193,6 +194,7 @@ class Run:
         job = self.job
         job.columns.check(job.source.names())
         job.ledger.check_job(job.settings, resume=self._resume)
+        forget_attempts(job.ledger.store)
         self._clean()
         spans = job.source.spans()
         self.total = sum(span.amount for span in spans)
@@ -222,6 +224,7 @@ class Run:
     def finish(self) -> None:
         """Do what is left for the sink when all parts are committed."""
         self.job.sink.finish(self.job.ledger.records())
+        forget_attempts(self.job.ledger.store)
         self._clean()
 
     def _clean(self) -> None:

@@ -20,6 +20,7 @@ from tritonembed_protocol.space import model_part
 FOLDER = "_tritonembed"
 """Readers of data sets leave out names that begin with an underscore."""
 RECORDS, ERRORS = f"{FOLDER}/parts", f"{FOLDER}/errors"
+ATTEMPTS = f"{FOLDER}/attempts"
 JOB, SPACE = f"{FOLDER}/job.json", f"{FOLDER}/space.json"
 
 

@@ -80,6 +80,44 @@ class Work:
             found.append(work)
         return found
 
+    def piece(self, start: int, stop: int) -> Work:
+        """Some of the texts, as a part of their own before its vectors are made. It shares the table."""
+        rows = self.rows[start:stop]
+        if self.lengths is None:
+            return replace(self, texts=self.texts[start:stop], rows=rows, errors=[])
+        assert self.ids is not None
+        ends = np.arange(len(self.rows) + 1) if self.counts is None else np.append(0, np.cumsum(self.counts))
+        first, last = ends[start], ends[stop]
+        tokens = np.append(0, np.cumsum(self.lengths, dtype=np.int64))
+        return replace(
+            self,
+            texts=[],
+            rows=rows,
+            errors=[],
+            ids=self.ids[tokens[first] : tokens[last]],
+            lengths=self.lengths[first:last],
+            counts=None if self.counts is None else self.counts[start:stop],
+            offsets=None if self.offsets is None else self.offsets[first:last],
+        )
+
+    def join(self, pieces: Sequence[Work]) -> Work:
+        """The part of its pieces, which have vectors; there is one at least."""
+
+        def joined(name: str) -> Any:
+            values = [getattr(piece, name) for piece in pieces]
+            return None if values[0] is None else np.concatenate(values)
+
+        names = ("rows", "lengths", "counts", "offsets", "vectors")
+        return replace(
+            self,
+            texts=[],
+            ids=None,
+            errors=[*self.errors, *(error for piece in pieces for error in piece.errors)],
+            space=pieces[-1].space,
+            busy=sum(piece.busy for piece in pieces),
+            **{name: joined(name) for name in names},
+        )
+
     def drop(self, reasons: dict[int, str]) -> None:
         """Turn texts into errors, and leave out all that is of them. reasons: by place among the texts."""
         if not reasons:

@@ -23,7 +23,7 @@ class SleepingCompute:
     """Vectors are digests of the texts: the same text has the same vector. Can be pickled.
 
     tokens: of each text. seconds_per_token: of one worker. log: a folder that gets a file per part that is computed,
-    named by the part, a process and a time.
+    named by the part, a process and a time. poison: a text that ends the worker's process.
     """
 
     tokens: int = 68
@@ -31,6 +31,7 @@ class SleepingCompute:
     dimensions: int = 16
     log: str | None = None
     space: str = SPACE
+    poison: str | None = None
 
     @property
     def embedding_type(self) -> str:
@@ -68,6 +69,8 @@ class SleepingWorker:
         compute = self._compute
         if compute.log is not None:
             Path(compute.log, f"{work.part.name} {os.getpid()} {time.monotonic_ns()}").touch()
+        if compute.poison is not None and compute.poison.encode() in work.texts:
+            os._exit(1)
         seconds = compute.seconds_per_token * compute.tokens * len(work.texts)
         with self._executor:
             time.sleep(seconds)

@@ -6,19 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from tests.models import ModelShelf
 from tests.unit.bulk.conftest import make_job
 from tests.unit.bulk.here import read_output, run_here
 
-from tritonembed_bulk.parts import RECORDS
+from tritonembed_bulk.attempts import ENDED, MOST_ENDS, MOST_ENDS_OF_A_TEXT
+from tritonembed_bulk.parts import ERRORS, RECORDS
 
 PARTS, KILLS = 1000, 20
 
@@ -160,3 +163,22 @@ def test_the_command_with_a_model_goes_on_to_the_same_bits(shelf: ModelShelf, tm
     again = {name for name, changed in committed.items() if (out / name).stat().st_mtime_ns != changed}
     # A part whose file was there without its record may be written again, no other.
     assert len(again) <= 2
+
+
+def test_a_text_that_ends_the_process_is_an_error_and_the_job_goes_on(source: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    log.mkdir()
+    poison = "text 4321"
+    with driver(source, out, log, 1, poison) as process:
+        assert process.stdout is not None
+        assert len(process.stdout.read().split()) == PARTS
+        assert process.wait() == 0
+    [error] = pq.read_table(out / ERRORS).to_pylist()
+    assert error == {"id": "4321", "part": error["part"], "row": 1, "reason": ENDED}
+    run_here(make_job(source, tmp_path / "undisturbed", part_rows=10))
+    undisturbed = read_output(tmp_path / "undisturbed")
+    assert read_output(out).equals(undisturbed.filter(pc.field("id") != 4321))
+    tries = Counter(file.name.split()[0] for file in log.iterdir())
+    # The whole; the row before it, and itself, with each end; then the other rows.
+    assert tries[error["part"]] == MOST_ENDS + 2 * MOST_ENDS_OF_A_TEXT + 1 + 9
+    assert max(count for part, count in tries.items() if part != error["part"]) <= MOST_ENDS + MOST_ENDS_OF_A_TEXT
