@@ -41,8 +41,8 @@ from .request import (
     ChunkOptions,
     Deadline,
     Options,
+    PreparedRequest,
     PromptOptions,
-    Request,
     VectorOptions,
 )
 
@@ -390,7 +390,7 @@ class AsyncEmbeddingClient:
             yield call.read(request.count, response)
             return
 
-        def send(request: Request) -> Any:
+        def send(request: PreparedRequest) -> Any:
             return self._transport.send(request, pairs)
 
         pipeline = _pipeline_aio.answers(chain(ready, requests), send, space.again, self._max_in_flight)
@@ -399,7 +399,7 @@ class AsyncEmbeddingClient:
                 await self._name_space(request, response, sent, space, pairs)
                 yield call.read(request.count, response)
 
-    async def _answer(self, request: Request, space: SpaceOfCall, pairs: Pairs) -> Any:
+    async def _answer(self, request: PreparedRequest, space: SpaceOfCall, pairs: Pairs) -> Any:
         """The answer to a call's only request, with its space."""
         while True:
             try:
@@ -414,7 +414,9 @@ class AsyncEmbeddingClient:
         await self._name_space(request, response, sent, space, pairs)
         return response
 
-    async def _name_space(self, request: Request, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs) -> None:
+    async def _name_space(
+        self, request: PreparedRequest, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs
+    ) -> None:
         """Write the space of an answer into it, if a server reports it. sent: the request's call."""
         if space.is_in(request, response) or space.take_header(response, await sent.initial_metadata()):
             return

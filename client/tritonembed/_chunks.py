@@ -16,7 +16,7 @@ from tritonembed_protocol.framing import FramingError, unframe
 
 from ._errors import ServerError
 from ._results import CommonSpace
-from .request import Call, ChunkOptions, Options, PromptOptions, Request, check_names, contents_of
+from .request import Call, ChunkOptions, Options, PreparedRequest, PromptOptions, check_names, contents_of
 
 TextSpans = Sequence[tuple[int, int]]
 """Start and end of parts of one text, in characters."""
@@ -58,7 +58,7 @@ class ChunkCall:
         chunked: Options = {**options, "truncate": "CHUNK"}
         return cls(Call.of_texts(model, texts, chunked, batch_size, timeout, outputs=OUTPUTS))
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[PreparedRequest]:
         """The requests, in order."""
         return self._call.requests()
 
@@ -109,7 +109,7 @@ class SpanCall(ChunkCall):
         check_names(options, PromptOptions)
         return cls(Call.of_texts(model, texts, options, batch_size, timeout, outputs=OUTPUTS), spans)
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[PreparedRequest]:
         """The requests, in order. Raises ValueError if there are fewer spans than texts."""
         for request in super().requests():
             part = list(islice(self._spans, request.count))

@@ -42,8 +42,8 @@ from .request import (
     ChunkOptions,
     Deadline,
     Options,
+    PreparedRequest,
     PromptOptions,
-    Request,
     VectorOptions,
 )
 
@@ -391,7 +391,7 @@ class EmbeddingClient:
             yield call.read(request.count, response)
             return
 
-        def send(request: Request) -> Any:
+        def send(request: PreparedRequest) -> Any:
             return self._transport.send(request, pairs)
 
         pipeline = _pipeline.answers(chain(ready, requests), send, space.again, self._max_in_flight)
@@ -400,7 +400,7 @@ class EmbeddingClient:
                 self._name_space(request, response, sent, space, pairs)
                 yield call.read(request.count, response)
 
-    def _answer(self, request: Request, space: SpaceOfCall, pairs: Pairs) -> Any:
+    def _answer(self, request: PreparedRequest, space: SpaceOfCall, pairs: Pairs) -> Any:
         """The answer to a call's only request, with its space."""
         while True:
             try:
@@ -415,7 +415,7 @@ class EmbeddingClient:
         self._name_space(request, response, sent, space, pairs)
         return response
 
-    def _name_space(self, request: Request, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs) -> None:
+    def _name_space(self, request: PreparedRequest, response: Any, sent: Any, space: SpaceOfCall, pairs: Pairs) -> None:
         """Write the space of an answer into it, if a server reports it. sent: the request's call."""
         if space.is_in(request, response) or space.take_header(response, sent.initial_metadata()):
             return

@@ -11,15 +11,15 @@ from typing import Any
 import grpc
 
 from ._errors import TritonEmbedError, error_from_status
-from .request import Request
+from .request import PreparedRequest
 
 
 def answers(
-    requests: Iterator[Request],
-    send: Callable[[Request], Any],
-    again: Callable[[Request, TritonEmbedError], Request | None],
+    requests: Iterator[PreparedRequest],
+    send: Callable[[PreparedRequest], Any],
+    again: Callable[[PreparedRequest, TritonEmbedError], PreparedRequest | None],
     max_in_flight: int,
-) -> Generator[tuple[Request, Any, Any], None, None]:
+) -> Generator[tuple[PreparedRequest, Any, Any], None, None]:
     """Each request with its response and its call, in the order of the requests.
 
     ``send`` starts a request and gives gRPC's call. ``again`` gives the request to send instead of a failed request, or
@@ -27,7 +27,7 @@ def answers(
     many answers wait for their turn: a slow request does not idle the server, and memory is bounded. The first error,
     of whichever request, is raised at once. Any end of the generator cancels the requests that are still in flight.
     """
-    window: deque[tuple[Request, Any]] = deque()
+    window: deque[tuple[PreparedRequest, Any]] = deque()
     finished: Queue[Any] = Queue()
     unanswered = 0
     more = True

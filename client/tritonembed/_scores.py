@@ -18,7 +18,7 @@ from tritonembed_protocol.types import Activation, Priority, ScoreTruncate
 from ._errors import InvalidArgumentError, ServerError
 from ._results import CommonSpace
 from .inputs import batches, check_batch_size, encode_texts
-from .request import Deadline, Request, check_names, check_text, contents_of, write_priority, write_timeout
+from .request import Deadline, PreparedRequest, check_names, check_text, contents_of, write_priority, write_timeout
 
 OUTPUTS = ("score", "num_tokens")
 
@@ -110,7 +110,7 @@ class ScoreCall:
         self._batches = batches(texts, encode_texts, batch_size)
         self.deadline = Deadline(timeout)
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[PreparedRequest]:
         """The requests, in order, each made when the caller takes it."""
         for batch in self._batches:
             timeout = self.deadline.left()
@@ -127,7 +127,7 @@ class ScoreCall:
             write_priority(self._options, message.parameters)
             write_timeout(message, timeout)
             work = sum(map(len, message.raw_input_contents))
-            yield Request(message, len(batch), work, timeout, self.deadline)
+            yield PreparedRequest(message, len(batch), work, timeout, self.deadline)
 
     def read(self, count: int, response: Any) -> ScoreResult:
         """The scores of the answer to a request with ``count`` texts. Raises ServerError if it does not fit."""

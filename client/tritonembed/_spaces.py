@@ -16,7 +16,7 @@ from tritonembed_protocol.framing import FramingError, frame, unframe
 from tritonembed_protocol.space import HEADER, SPACE, is_space, of_refusal
 
 from ._errors import InvalidArgumentError, ServerError, TritonEmbedError
-from .request import PROBES, Request, contents_of
+from .request import PROBES, PreparedRequest, contents_of
 
 PATIENCE = 60.0
 """Seconds until a server that did not report its space is asked again."""
@@ -60,7 +60,7 @@ class SpaceOfCall:
         self._is_named: bool | None = None
         self._refused: set[int] = set()
 
-    def prepare(self, request: Request) -> Request:
+    def prepare(self, request: PreparedRequest) -> PreparedRequest:
         """The request with the known space, for the server to check, unless the caller has named one."""
         parameters = request.message.parameters
         if self._is_named is None:
@@ -70,7 +70,7 @@ class SpaceOfCall:
             parameters[SPACE].string_param = space
         return request
 
-    def is_in(self, request: Request, response: Any) -> bool:
+    def is_in(self, request: PreparedRequest, response: Any) -> bool:
         """Whether the answer names its space, or the server has checked the request's; then the answer names that."""
         if SPACE in response.parameters:
             return True
@@ -98,7 +98,7 @@ class SpaceOfCall:
         if space is not None:
             response.parameters[SPACE].string_param = space
 
-    def again(self, request: Request, error: TritonEmbedError) -> Request | None:
+    def again(self, request: PreparedRequest, error: TritonEmbedError) -> PreparedRequest | None:
         """The request to send instead of a request that was refused for its space, if the caller named none; else None.
 
         It names the space that the server has now. If that is refused, too, the servers have several spaces, and the

@@ -15,7 +15,7 @@ from tritonembed_protocol.policies import PolicyName
 from ._channel import ChannelSettings, Pairs
 from ._errors import error_from_rpc
 from ._routing import Attempt, Router, Upstream
-from .request import Request
+from .request import PreparedRequest
 
 LONGEST_CLOSE = 1.0
 """Seconds; closing normally takes milliseconds."""
@@ -46,7 +46,7 @@ class Transport:
             thread.start()
             thread.join(LONGEST_CLOSE)
 
-    def send(self, request: Request, pairs: Pairs) -> Any:
+    def send(self, request: PreparedRequest, pairs: Pairs) -> Any:
         """Start a request; gives gRPC's future, or a RoutedCall."""
         if len(self._infer) > 1:
             call = RoutedCall(self._router, self._infer, request, pairs)
@@ -58,7 +58,7 @@ class Transport:
         """gRPC's method of the server that answered a call."""
         return self._infer[0] if len(self._infer) == 1 else sent.infer
 
-    def answer(self, request: Request, pairs: Pairs) -> Any:
+    def answer(self, request: PreparedRequest, pairs: Pairs) -> Any:
         """The answer to a request, and its call. Raises TritonEmbedError.
 
         gRPC handles a blocking call in this thread, at half the cost of a call that may run beside others.
@@ -103,7 +103,7 @@ class RoutedCall:
     gRPC's thread sends it again as soon as gRPC knows of the failure, whatever the caller does meanwhile.
     """
 
-    def __init__(self, router: Router, infer: list[Any], request: Request, pairs: Pairs) -> None:
+    def __init__(self, router: Router, infer: list[Any], request: PreparedRequest, pairs: Pairs) -> None:
         self._router = router
         self._infer = infer
         self._request = request

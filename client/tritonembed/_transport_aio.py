@@ -15,7 +15,7 @@ from tritonembed_protocol.policies import PolicyName
 from ._channel import ChannelSettings, Pairs
 from ._errors import error_from_rpc, error_from_status
 from ._routing import Attempt, Router, Upstream
-from .request import Request
+from .request import PreparedRequest
 
 
 class AsyncTransport:
@@ -48,7 +48,7 @@ class AsyncTransport:
         for channel in channels:
             await channel.close(None)
 
-    def send(self, request: Request, pairs: Pairs) -> Any:
+    def send(self, request: PreparedRequest, pairs: Pairs) -> Any:
         """Start a request; gives gRPC's call, or a RoutedCall."""
         if len(self._infer) > 1:
             return RoutedCall(self._router, self._infer, request, pairs)
@@ -58,7 +58,7 @@ class AsyncTransport:
         """gRPC's method of the server that answered a call."""
         return self._infer[0] if len(self._infer) == 1 else sent.infer
 
-    async def answer(self, request: Request, pairs: Pairs) -> Any:
+    async def answer(self, request: PreparedRequest, pairs: Pairs) -> Any:
         """The answer to a request, and its call. Raises TritonEmbedError."""
         call = self.send(request, pairs)
         try:
@@ -74,7 +74,7 @@ class AsyncTransport:
 class RoutedCall:
     """As much of grpc.aio.Call as the pipeline uses, for a request that may go to several servers in turn."""
 
-    def __init__(self, router: Router, infer: list[Any], request: Request, pairs: Pairs) -> None:
+    def __init__(self, router: Router, infer: list[Any], request: PreparedRequest, pairs: Pairs) -> None:
         self._router = router
         self._infer = infer
         self._request = request

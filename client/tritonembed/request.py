@@ -101,7 +101,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PreparedRequest:
     """One request ready to go. count: inputs. timeout: seconds left of the call's time, or None.
 
     work: bytes of its input, which is all that a client knows of how long it takes.
@@ -113,7 +113,7 @@ class Request:
     timeout: float | None
     deadline: Deadline
 
-    def renewed(self) -> Request | None:
+    def renewed(self) -> PreparedRequest | None:
         """The same with the time that is left now, once the first is off the wire; None if no time is left."""
         if self.timeout is None:
             return self
@@ -131,7 +131,7 @@ AnyResult = TypeVar("AnyResult", covariant=True)
 class AnyCall(Protocol[AnyResult]):
     """The requests of a call, and what their answers are read as."""
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[PreparedRequest]:
         """The requests, in order, each made when the caller takes it."""
 
     def read(self, count: int, response: Any) -> AnyResult:
@@ -217,13 +217,13 @@ class Call:
         options: Any = self._options
         return Call(self._model, self._tensor, iter([[PROBES[self._tensor]]]), options, self._deadline)
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[PreparedRequest]:
         """The requests, in order, each made when the caller takes it."""
         for batch in self._batches:
             timeout = self._deadline.left()
             content = frame(batch)
             message = self._message(content, len(batch), timeout)
-            yield Request(message, len(batch), len(content), timeout, self._deadline)
+            yield PreparedRequest(message, len(batch), len(content), timeout, self._deadline)
 
     def _message(self, content: bytes, count: int, timeout: float | None) -> Any:
         message = service_pb2.ModelInferRequest(model_name=self._model, raw_input_contents=[content])

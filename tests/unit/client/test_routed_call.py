@@ -7,7 +7,7 @@ import grpc
 
 from tritonembed._routing import Router
 from tritonembed._transport import RoutedCall
-from tritonembed.request import Deadline, Request
+from tritonembed.request import Deadline, PreparedRequest
 
 
 class Answer(Future):
@@ -31,7 +31,7 @@ def routed(*sends):
     router = Router([str(number) for number in range(len(sends))], "round_robin")
     left = list(sends)
     infer = [Mock(future=lambda *_, **__: left.pop(0)()) for _ in sends]
-    return router, RoutedCall(router, infer, Request(Mock(), 1, 7, None, Deadline(None)), ())
+    return router, RoutedCall(router, infer, PreparedRequest(Mock(), 1, 7, None, Deadline(None)), ())
 
 
 def broken():
