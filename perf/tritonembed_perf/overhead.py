@@ -17,7 +17,7 @@ from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
 from tritonembed_manager.tune.loadgen.load import Load, Work, key_metadata
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
-from tritonembed_perf.loadgen.protocols import KServe
+from tritonembed_perf.loadgen.protocols import KServeProtocol
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.reports import begin_report, check_output, print_table, write_report
 from tritonembed_perf.server import running_server
@@ -93,7 +93,7 @@ def measure(
     api_key: str | None = None,
 ) -> dict[str, float]:
     """Mean milliseconds of each stage. Raises UsageError for a place without these metrics, BenchError."""
-    protocol = KServe(server, api_key=api_key)
+    protocol = KServeProtocol(server, api_key=api_key)
     cold = read_counters(metrics, api_key)
     _send(protocol, payloads, load.at_once, WARM_UP_REQUESTS)
     before = read_counters_after(metrics, cold, WARM_UP_REQUESTS, api_key)
@@ -188,16 +188,16 @@ def read_metrics(metrics: str, api_key: str | None = None) -> str:
         raise UsageError(f"nothing answers at http://{metrics}/metrics; --metrics says where metrics are") from None
 
 
-def _send(protocol: KServe, payloads: Sequence[bytes], at_once: int, count: int) -> float:
+def _send(protocol: KServeProtocol, payloads: Sequence[bytes], at_once: int, count: int) -> float:
     """Mean milliseconds of `count` requests."""
     load = Load(at_once, None, count, None, 0.0, TIMEOUT_S, seed=0)
-    part = run_clients(Work(protocol.sender(), tuple(payloads)), load, 1).part
+    part = run_clients(Work(protocol.sender(), tuple(payloads)), load, 1).samples
     for kind, message in part.messages.items():
         raise BenchError(f"a request failed with {kind}: {message}")
     return float(part.latencies.mean()) * 1e3
 
 
-def _client_times(protocol: KServe, payload: bytes, sentences: int) -> tuple[float, float]:
+def _client_times(protocol: KServeProtocol, payload: bytes, sentences: int) -> tuple[float, float]:
     """Milliseconds that a client in Python takes to encode a request, and to decode its answer."""
     framed = service_pb2.ModelInferRequest.FromString(payload).raw_input_contents[0]
     texts = [bytes(text).decode() for text in unframe(framed)]

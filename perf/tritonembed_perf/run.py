@@ -10,7 +10,7 @@ import numpy as np
 
 from tritonembed.cli.progress import Bar
 from tritonembed_manager.tune.loadgen.clients import Interrupt, Watcher, run_clients
-from tritonembed_manager.tune.loadgen.load import Outcome, Work
+from tritonembed_manager.tune.loadgen.load import LoadResult, Work
 from tritonembed_manager.tune.loads import WordTexts, count_tokens
 from tritonembed_perf.failures import BenchError, UsageError, end_interrupted
 from tritonembed_perf.loadgen.checks import (
@@ -169,7 +169,7 @@ class ServerWatcher(Bar, Watcher):
 
 
 def make_row(
-    settings: RunSettings, batch_size: int, distinct: int, outcome: Outcome, watcher: ServerWatcher
+    settings: RunSettings, batch_size: int, distinct: int, outcome: LoadResult, watcher: ServerWatcher
 ) -> dict[str, Any]:
     """The row of a batch size in the report. distinct: different requests."""
     return {
@@ -178,11 +178,11 @@ def make_row(
         "requests": outcome.requests,
         "seconds": outcome.seconds,
         "sentences_per_second": outcome.requests_per_second * batch_size,
-        "tokens": outcome.part.tokens,
+        "tokens": outcome.samples.tokens,
         **figures(outcome),
         "offered_requests_per_second": settings.rate,
         "sent_late_p99_ms": outcome.late_p99_ms,
-        "compared": outcome.part.compared,
+        "compared": outcome.samples.compared,
         "client_busiest_thread": outcome.busiest_client,
         "server_cpu_seconds": watcher.cpu_seconds,
         "gpus": [asdict(gpu) for gpu in watcher.gpus],

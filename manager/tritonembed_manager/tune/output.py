@@ -1,4 +1,4 @@
-"""What `tune` writes: a table with a row per attempt, a live line under it, the folder OUT, and tune.json in OUT.
+"""What `tune` writes: a table with a row per trial, a live line under it, the folder OUT, and tune.json in OUT.
 
 OUT is made and tried out before the measuring begins. tune.json holds what was tried and decided. Triton loads only
 folders, so it ignores the file.
@@ -22,9 +22,9 @@ from typing import Any, TextIO
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.server.machine import usable_cores
 from tritonembed_manager.server.repository import MARKER
-from tritonembed_manager.tune.attempts import Attempt, Candidate, Ledger, Run
-from tritonembed_manager.tune.plan import Plan, TuneSettings
-from tritonembed_manager.tune.search import Verdict
+from tritonembed_manager.tune.plan import TunePlan, TuneSettings
+from tritonembed_manager.tune.search import TuneVerdict
+from tritonembed_manager.tune.trials import Candidate, CandidateTrial, LoadRun, TrialLedger
 
 _COLUMNS = ("#", "tokenizers", "replicas", "batch tokens", "load", "tokens/s", "p50 ms", "p99 ms", "vs defaults")
 _WIDTHS = (3, 10, 8, 12, 12, 10, 8, 8, 11)
@@ -35,7 +35,7 @@ Stage = Callable[[str], None]
 
 
 class Table:
-    """Rows to `out` as they come: one per load of an attempt, or the reason why it failed."""
+    """Rows to `out` as they come: one per load of a trial, or the reason why it failed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -45,15 +45,15 @@ class Table:
         """A heading, and the names of the columns."""
         print(text, _line(_COLUMNS), sep="\n", file=self._out, flush=True)
 
-    def row(self, attempt: Attempt, gains: Mapping[str, float] | None = None) -> None:
+    def row(self, trial: CandidateTrial, gains: Mapping[str, float] | None = None) -> None:
         """gains: by load, against the defaults; 0.05 is 5 % more tokens per second."""
         self._rows += 1
-        candidate = attempt.candidate
+        candidate = trial.candidate
         settings = (candidate.tokenizer_instances, candidate.replicas, candidate.max_batch_tokens)
         head = [str(self._rows), *map(str, settings)]
-        if attempt.failure is not None:
-            print(_line(head), attempt.failure, file=self._out, flush=True)
-        for load, runs in attempt.runs.items():
+        if trial.failure is not None:
+            print(_line(head), trial.failure, file=self._out, flush=True)
+        for load, runs in trial.runs.items():
             run = typical(runs)
             gain = f"{gains[load]:+.1%}" if gains and load in gains else ""
             figures = [f"{run.tokens_per_second:,.0f}", f"{run.p50_ms:,.1f}", f"{run.p99_ms:,.1f}", gain]
@@ -61,10 +61,10 @@ class Table:
             head = [""] * len(head)
 
 
-class Progress:
+class TuneProgress:
     """One line on stderr that is rewritten: what is tried, what it does now, and about how long the rest takes.
 
-    If stderr is no terminal, one line per attempt instead.
+    If stderr is no terminal, one line per trial instead.
     """
 
     def __init__(self, err: TextIO | None = None) -> None:
@@ -75,14 +75,14 @@ class Progress:
         self._drawn = ("", 0.0)
 
     def begin(self, what: str, seconds_left: float | None, how_sure: str = "about") -> None:
-        """The next attempt. seconds_left: until the end of all of them, if that is known."""
+        """The next trial. seconds_left: until the end of all of them, if that is known."""
         self._what, self._how_sure = what, how_sure
         self._until = None if seconds_left is None else time.monotonic() + seconds_left
         if not self._live:
             print(f"tritonembed-manager: {what}{self._left()}", file=self._err, flush=True)
 
     def stage(self, doing: str) -> None:
-        """Show the attempt's current step. May be called often."""
+        """Show the trial's current step. May be called often."""
         now = time.monotonic()
         if not self._live or (doing == self._drawn[0] and now - self._drawn[1] < _REDRAW_S):
             return
@@ -104,17 +104,17 @@ class Progress:
         return f", {self._how_sure} " + (f"{seconds / 60:.0f} min left" if seconds >= 90 else f"{seconds:.0f} s left")
 
 
-def typical(runs: Sequence[Run]) -> Run:
+def typical(runs: Sequence[LoadRun]) -> LoadRun:
     """The run whose rate is the median (the lower of the two middle ones)."""
     rate = statistics.median_low([run.tokens_per_second for run in runs])
     return next(run for run in runs if run.tokens_per_second == rate)
 
 
-def gains_over(attempt: Attempt, rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """An attempt's median rates against the median of `rates`, by load."""
+def gains_over(trial: CandidateTrial, rates: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """A trial's median rates against the median of `rates`, by load."""
     return {
         load: statistics.median(run.tokens_per_second for run in runs) / statistics.median(rates[load]) - 1
-        for load, runs in attempt.runs.items()
+        for load, runs in trial.runs.items()
         if rates.get(load)
     }
 
@@ -132,7 +132,12 @@ RECORD = "tune.json"
 
 
 def write_record(
-    options: TuneSettings, plan: Plan, searched: Ledger, checked: Ledger, written: Candidate, verdict: Verdict
+    options: TuneSettings,
+    plan: TunePlan,
+    searched: TrialLedger,
+    checked: TrialLedger,
+    written: Candidate,
+    verdict: TuneVerdict,
 ) -> None:
     """Write OUT/tune.json, whole or not at all. Raises ManagerError if that fails."""
     comparison = verdict.comparison
@@ -149,8 +154,8 @@ def write_record(
         "decision": verdict.sentence,
         "gain_on_second_load": comparison and comparison.gain,
         "gain_needed": comparison and comparison.needed,
-        "search": [_attempt(attempt) for attempt in searched.attempts],
-        "check": [_attempt(attempt) for attempt in checked.attempts],
+        "search": [_trial(trial) for trial in searched.trials],
+        "check": [_trial(trial) for trial in checked.trials],
     }
     _write(options.out / RECORD, json.dumps(content, indent=2) + "\n")
 
@@ -174,9 +179,9 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines()
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    runs = {load: [asdict(run) for run in runs] for load, runs in attempt.runs.items()}
-    return {**asdict(attempt.candidate), "failure": attempt.failure, "seconds": round(attempt.seconds, 1), "runs": runs}
+def _trial(trial: CandidateTrial) -> dict[str, Any]:
+    runs = {load: [asdict(run) for run in runs] for load, runs in trial.runs.items()}
+    return {**asdict(trial.candidate), "failure": trial.failure, "seconds": round(trial.seconds, 1), "runs": runs}
 
 
 def _write(path: Path, text: str) -> None:

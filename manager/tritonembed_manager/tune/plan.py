@@ -9,9 +9,9 @@ from tritonembed_engine.settings import MOST_BATCH_TOKENS
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.machine import Device
 from tritonembed_manager.server.settings import RenderSettings
-from tritonembed_manager.tune.attempts import Candidate, Space
 from tritonembed_manager.tune.loads import RUNS, WARM_UP_S, LoadShape, default_load, parse_load, second_load
 from tritonembed_manager.tune.server import ServerOptions
+from tritonembed_manager.tune.trials import Candidate, Space
 
 if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
@@ -45,7 +45,7 @@ class TuneSettings:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TunePlan:
     """What is tried, from which start on, under which loads."""
 
     space: Space
@@ -58,7 +58,7 @@ class Plan:
     """Whether the lists leave out what `render` would write."""
 
 
-def make_plan(options: TuneSettings, files: "ModelFiles", default_batch_tokens: int) -> Plan:
+def make_plan(options: TuneSettings, files: "ModelFiles", default_batch_tokens: int) -> TunePlan:
     """Raises StartError for options that contradict each other, the model or what a server can take.
 
     default_batch_tokens: the engine's for this model and device.
@@ -84,7 +84,7 @@ def make_plan(options: TuneSettings, files: "ModelFiles", default_batch_tokens: 
         load.check("--load", longest)
     _check_time(options, len(loads))
     start = space.nearest(plain)
-    return Plan(space, start, default_batch_tokens, loads, _second(options, loads, longest), start != plain)
+    return TunePlan(space, start, default_batch_tokens, loads, _second(options, loads, longest), start != plain)
 
 
 def _check_time(options: TuneSettings, loads: int) -> None:

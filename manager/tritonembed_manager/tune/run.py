@@ -1,6 +1,6 @@
-"""`tritonembed-manager tune`: one tuning, from the first attempt to the verdict and the folder that it writes.
+"""`tritonembed-manager tune`: one tuning, from the first trial to the verdict and the folder that it writes.
 
-An attempt renders its candidate, starts the candidate's server, and runs the loads against it.
+A trial renders its candidate, starts the candidate's server, and runs the loads against it.
 """
 
 import asyncio
@@ -20,13 +20,12 @@ from tritonembed_manager.server.run_folder import RunFolder, run_folder
 from tritonembed_manager.server.settings import RenderSettings
 from tritonembed_manager.server.signals import uninterruptible
 from tritonembed_manager.server.tritonserver import Installation, find_tritonserver
-from tritonembed_manager.tune.attempts import Attempt, Candidate, Ledger, Run
 from tritonembed_manager.tune.loadgen.clients import Interrupt, run_closed_loop
-from tritonembed_manager.tune.loadgen.load import LoadError, Outcome
+from tritonembed_manager.tune.loadgen.load import LoadError, LoadResult
 from tritonembed_manager.tune.loads import RUNS, WARM_UP_S, LoadShape, RequestMaker
-from tritonembed_manager.tune.output import Progress, Stage, Table, describe, gains_over, write_record
-from tritonembed_manager.tune.plan import Plan, TuneSettings, make_plan
-from tritonembed_manager.tune.search import ATTEMPTS, Search, Verdict, check_choice, no_gain
+from tritonembed_manager.tune.output import Stage, Table, TuneProgress, describe, gains_over, write_record
+from tritonembed_manager.tune.plan import TunePlan, TuneSettings, make_plan
+from tritonembed_manager.tune.search import TRIALS, Search, TuneVerdict, check_choice, no_gain
 from tritonembed_manager.tune.server import (
     CandidateFailedError,
     CandidateServer,
@@ -34,6 +33,7 @@ from tritonembed_manager.tune.server import (
     candidate_server,
     run_interruptible,
 )
+from tritonembed_manager.tune.trials import Candidate, CandidateTrial, LoadRun, TrialLedger
 
 _GRACE_S = 60.0
 """Seconds that a run may take beyond its own, to start clients and to answer the last requests."""
@@ -72,7 +72,7 @@ class Workbench:
             max_batch_tokens=None if budget == self.default_batch_tokens else budget,
         )
 
-    def measure(self, candidate: Candidate, loads: Sequence[LoadShape], limit: float, stage: Stage) -> Attempt:
+    def measure(self, candidate: Candidate, loads: Sequence[LoadShape], limit: float, stage: Stage) -> CandidateTrial:
         """A failure of the candidate is an answer, too. Raises Interrupted.
 
         limit: seconds until its server has to be ready.
@@ -81,22 +81,24 @@ class Workbench:
         options = self.options
         if limit < options.startup_timeout:
             options = dataclasses.replace(options, startup_timeout=round(limit, 1), startup_limit="--budget-minutes")
-        runs: dict[str, list[Run]] = {}
+        runs: dict[str, list[LoadRun]] = {}
         failure = None
         try:
             repository.render(self.folder.path / "model_repository", self.rendering(candidate))
-            runs = run_interruptible(self._attempt(options, loads, stage))
+            runs = run_interruptible(self._trial(options, loads, stage))
         except CandidateFailedError as error:
             failure = str(error)
         finally:
             shutil.rmtree(self.folder.path / "model_repository", ignore_errors=True)
-        return Attempt(candidate, runs, failure, time.monotonic() - began)
+        return CandidateTrial(candidate, runs, failure, time.monotonic() - began)
 
-    async def _attempt(self, options: ServerOptions, loads: Sequence[LoadShape], stage: Stage) -> dict[str, list[Run]]:
+    async def _trial(
+        self, options: ServerOptions, loads: Sequence[LoadShape], stage: Stage
+    ) -> dict[str, list[LoadRun]]:
         doing = ["starting"]
         showing = asyncio.create_task(_keep_showing(stage, doing))
         rendered = self.folder.path / "model_repository"
-        runs: dict[str, list[Run]] = {str(load): [] for load in loads}
+        runs: dict[str, list[LoadRun]] = {str(load): [] for load in loads}
         try:
             async with candidate_server(rendered, options, self.installation, self.folder) as server:
                 for number, load in enumerate(list(loads) * RUNS, 1):
@@ -114,7 +116,7 @@ async def _keep_showing(stage: Stage, doing: Sequence[str]) -> None:
         await asyncio.sleep(_STAGE_EVERY_S)
 
 
-async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[bytes], seconds: float) -> Run:
+async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[bytes], seconds: float) -> LoadRun:
     """One run. Raises CandidateFailedError if the server breaks, requests fail or the load does not end."""
     interrupt = Interrupt()
     processes = client_processes(load.at_once, usable_cores())
@@ -141,15 +143,15 @@ async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[
         await asyncio.gather(running, return_exceptions=True)
 
 
-def figures(load: LoadShape, outcome: Outcome, seconds: float) -> Run:
+def figures(load: LoadShape, outcome: LoadResult, seconds: float) -> LoadRun:
     """The figures of a run. Raises CandidateFailedError if requests failed or none was answered."""
-    if outcome.part.errors:
-        counts = ", ".join(f"{count} {code}" for code, count in sorted(outcome.part.errors.items()))
+    if outcome.samples.errors:
+        counts = ", ".join(f"{count} {code}" for code, count in sorted(outcome.samples.errors.items()))
         raise CandidateFailedError(f"requests of {load} failed: {counts}")
     if not outcome.requests:
         raise CandidateFailedError(f"no request of {load} was answered within {seconds:g} s (--seconds)")
-    rate = requests_per_second(outcome.part.latencies.tolist(), load.at_once)
-    return Run(rate * load.sentences * load.tokens, outcome.latency_ms(50), outcome.latency_ms(99))
+    rate = requests_per_second(outcome.samples.latencies.tolist(), load.at_once)
+    return LoadRun(rate * load.sentences * load.tokens, outcome.latency_ms(50), outcome.latency_ms(99))
 
 
 def client_processes(at_once: int, cores: int) -> int:
@@ -170,7 +172,7 @@ def requests_per_second(latencies: Sequence[float], at_once: int) -> float:
 if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
 
-MeasureLoads = Callable[[Candidate, Sequence[LoadShape], float, Stage], Attempt]
+MeasureLoads = Callable[[Candidate, Sequence[LoadShape], float, Stage], CandidateTrial]
 """Measures a candidate under loads; the number is the seconds until its server has to be ready."""
 
 
@@ -178,22 +180,22 @@ MeasureLoads = Callable[[Candidate, Sequence[LoadShape], float, Stage], Attempt]
 class Session:
     """One tuning with everything that it learns."""
 
-    plan: Plan
+    plan: TunePlan
     measure: MeasureLoads
     title: str
     """Over the table of the search."""
     ends: float
     """When the budget ends, on the monotonic clock."""
     table: Table
-    progress: Progress
-    searched: Ledger = field(default_factory=Ledger)
-    checked: Ledger = field(default_factory=Ledger)
+    progress: TuneProgress
+    searched: TrialLedger = field(default_factory=TrialLedger)
+    checked: TrialLedger = field(default_factory=TrialLedger)
 
-    def run(self) -> tuple[Candidate, Verdict]:
+    def run(self) -> tuple[Candidate, TuneVerdict]:
         """What to write, and why. Raises ManagerError when no server works, Interrupted at a stop signal."""
         plan = self.plan
         self.table.title(self.title)
-        search = Search(plan.space, plan.defaults, self._search_attempt, self._time_for_more, self.searched)
+        search = Search(plan.space, plan.defaults, self._search_trial, self._time_for_more, self.searched)
         self._search = search
         choice = search.run()
         if not self.searched.works(choice):
@@ -201,41 +203,45 @@ class Session:
         verdict = self._judge(choice)
         return (choice if verdict.beats_defaults else plan.defaults), verdict
 
-    def _judge(self, choice: Candidate) -> Verdict:
+    def _judge(self, choice: Candidate) -> TuneVerdict:
         defaults = self.plan.defaults
         if choice == defaults:
             return no_gain(self._search)
         second = str(self.plan.second)
         self.table.title(f"Check on a second load: {second}, the defaults and the choice in turn")
-        verdict = check_choice(choice, defaults, second, self._check_attempt, self._time_for_one, self.checked)
+        verdict = check_choice(choice, defaults, second, self._check_trial, self._time_for_one, self.checked)
         if verdict.beats_defaults or self.searched.works(defaults) or self.checked.works(defaults):
             return verdict
         # The defaults have never worked: there is nothing to keep.
         reason = self.searched.failure(defaults)
         if self.checked.failure(choice) is not None:
             raise ManagerError(f"{verdict.sentence.partition(';')[0]}, and the defaults do not work: {reason}")
-        return Verdict(True, f"the defaults do not work here ({reason}); the choice does, unchecked on a second load")
+        return TuneVerdict(
+            True, f"the defaults do not work here ({reason}); the choice does, unchecked on a second load"
+        )
 
-    def _search_attempt(self, candidate: Candidate) -> Attempt:
-        to_come = self._search.untried() + ATTEMPTS
-        return self._attempt(candidate, self.plan.loads, self.searched, to_come)
+    def _search_trial(self, candidate: Candidate) -> CandidateTrial:
+        to_come = self._search.untried() + TRIALS
+        return self._trial(candidate, self.plan.loads, self.searched, to_come)
 
-    def _check_attempt(self, candidate: Candidate) -> Attempt:
-        return self._attempt(candidate, [self.plan.second], self.checked, ATTEMPTS - len(self.checked.attempts))
+    def _check_trial(self, candidate: Candidate) -> CandidateTrial:
+        return self._trial(candidate, [self.plan.second], self.checked, TRIALS - len(self.checked.trials))
 
-    def _attempt(self, candidate: Candidate, loads: Sequence[LoadShape], ledger: Ledger, to_come: int) -> Attempt:
+    def _trial(
+        self, candidate: Candidate, loads: Sequence[LoadShape], ledger: TrialLedger, to_come: int
+    ) -> CandidateTrial:
         mean = ledger.mean_seconds() or self.searched.mean_seconds()
         left, how_sure = (min(to_come * mean, self._left()), "about") if mean else (self._left(), "at most")
         self.progress.begin(describe(candidate, self.plan.defaults), left, how_sure)
-        attempt = self.measure(candidate, loads, max(self._left(), 1.0), self.progress.stage)
+        trial = self.measure(candidate, loads, max(self._left(), 1.0), self.progress.stage)
         self.progress.clear()
         # What came before it: the first row of the defaults has nothing to be compared with.
-        self.table.row(attempt, gains_over(attempt, ledger.rates(self.plan.defaults)))
-        return attempt
+        self.table.row(trial, gains_over(trial, ledger.rates(self.plan.defaults)))
+        return trial
 
     def _time_for_more(self) -> bool:
-        """Whether there is time for another attempt and, after it, for the check on the second load."""
-        return self._left() > (1 + ATTEMPTS) * self.searched.mean_seconds()
+        """Whether there is time for another trial and, after it, for the check on the second load."""
+        return self._left() > (1 + TRIALS) * self.searched.mean_seconds()
 
     def _time_for_one(self) -> bool:
         return self._left() > self.searched.mean_seconds()
@@ -257,7 +263,7 @@ def run_tune(options: TuneSettings) -> None:
         installation = find_tritonserver(options.server.tritonserver, run.path)
         files, default_batch_tokens = _model(options)
         plan = make_plan(options, files, default_batch_tokens)
-        progress = Progress()
+        progress = TuneProgress()
         progress.begin("preparing the load", None)
         maker = RequestMaker(files)
         requests = {load: maker.requests("--load", load) for load in plan.loads}

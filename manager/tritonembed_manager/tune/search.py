@@ -6,12 +6,21 @@ Then the verdict: whether the choice beats the defaults on a load that the searc
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tritonembed_manager.tune.attempts import SETTINGS, Attempt, Candidate, Comparison, Ledger, Space, compare, scatter
+from tritonembed_manager.tune.trials import (
+    SETTINGS,
+    Candidate,
+    CandidateTrial,
+    RateComparison,
+    Space,
+    TrialLedger,
+    compare,
+    scatter,
+)
 
 PASSES = 3
 """Times each setting gets its turn at most: a setting may gain only once another has moved."""
 
-Measure = Callable[[Candidate], Attempt]
+Measure = Callable[[Candidate], CandidateTrial]
 
 
 @dataclass
@@ -19,14 +28,14 @@ class Search:
     """Coordinate descent: `run` returns the best candidate; `ledger` holds all that was tried.
 
     measure: starts a server and measures. Failure is part of its answer; what it raises ends the search.
-    may_go_on: asked before each attempt but the first; False ends the search with what is known by then.
+    may_go_on: asked before each trial but the first; False ends the search with what is known by then.
     """
 
     space: Space
     start: Candidate
     measure: Measure
     may_go_on: Callable[[], bool]
-    ledger: Ledger
+    ledger: TrialLedger
 
     def __post_init__(self) -> None:
         self.best = self.start
@@ -35,7 +44,7 @@ class Search:
 
     def run(self) -> Candidate:
         """The best candidate found; the start if nothing beats it by more than noise."""
-        self._attempt(self.start)
+        self._trial(self.start)
         for _ in range(PASSES):
             before = self.best
             for setting in SETTINGS:
@@ -54,16 +63,16 @@ class Search:
             near |= {self.best.with_value(setting, value) for value in values[max(place - 1, 0) : place + 2]}
         return sum(not self.ledger.count(candidate) for candidate in near)
 
-    def closest(self) -> tuple[Candidate, Comparison] | None:
+    def closest(self) -> tuple[Candidate, RateComparison] | None:
         """Which other candidate came out best against the start, and how; None if none can be compared."""
         found = [(c, self.comparison(c, self.start)) for c in self.ledger.candidates() if c != self.start]
         compared = [(candidate, comparison) for candidate, comparison in found if comparison is not None]
         return max(compared, key=lambda pair: pair[1].gain, default=None)
 
-    def comparison(self, candidate: Candidate, holder: Candidate) -> Comparison | None:
+    def comparison(self, candidate: Candidate, holder: Candidate) -> RateComparison | None:
         """How a candidate compares with another; None if one of the two does not work.
 
-        Of the candidate its slowest attempt counts: a gain that a second server does not repeat was no
+        Of the candidate its slowest trial counts: a gain that a second server does not repeat was no
         gain.
         """
         if not (self.ledger.works(candidate) and self.ledger.works(holder)):
@@ -84,7 +93,7 @@ class Search:
                 return
 
     def _improves(self, candidate: Candidate) -> bool:
-        if not self.ledger.count(candidate) and not self._attempt_if_time(candidate):
+        if not self.ledger.count(candidate) and not self._trial_if_time(candidate):
             return False
         found = self.comparison(candidate, self.best)
         if found is None:
@@ -92,7 +101,7 @@ class Search:
         if found.is_clear or not found.is_promising or self.ledger.count(candidate) > 1:
             return found.is_gain
         # Close to noise: another start decides.
-        return self._attempt_if_time(candidate) and self._is_better(candidate)
+        return self._trial_if_time(candidate) and self._is_better(candidate)
 
     def _is_better(self, candidate: Candidate) -> bool:
         found = self.comparison(candidate, self.best)
@@ -102,57 +111,64 @@ class Search:
         """Repeat the best: a gain that a second start does not repeat was no gain."""
         while self.best != self.start and self.ledger.count(self.best) == 1:
             unsure, self.best = self.best, self.start
-            if not self._attempt_if_time(unsure):
+            if not self._trial_if_time(unsure):
                 return
             for candidate in self.ledger.candidates():
                 if self._is_better(candidate):
                     self.best = candidate
 
-    def _attempt_if_time(self, candidate: Candidate) -> bool:
+    def _trial_if_time(self, candidate: Candidate) -> bool:
         self.ran_out = self.ran_out or not self.may_go_on()
         if self.ran_out:
             return False
-        self._attempt(candidate)
+        self._trial(candidate)
         return True
 
-    def _attempt(self, candidate: Candidate) -> None:
+    def _trial(self, candidate: Candidate) -> None:
         self.ledger.add(self.measure(candidate))
 
 
 ROUNDS = 2
 """Defaults, choice, defaults, choice: what drifts on the machine meets both."""
-ATTEMPTS = 2 * ROUNDS
+TRIALS = 2 * ROUNDS
 TOO_NOISY = 0.2
 """If noise hides gains of this size, the measurements prove little."""
 
 
 @dataclass(frozen=True)
-class Verdict:
+class TuneVerdict:
     """Whether the choice is written, and the sentence with the reason."""
 
     beats_defaults: bool
     sentence: str
-    comparison: Comparison | None = None
+    comparison: RateComparison | None = None
     """On the second load; None if there is nothing to compare."""
 
 
-OUT_OF_TIME = Verdict(False, "the budget ended before the choice was compared with the defaults; the defaults are kept")
+OUT_OF_TIME = TuneVerdict(
+    False, "the budget ended before the choice was compared with the defaults; the defaults are kept"
+)
 
 
-def no_gain(search: Search) -> Verdict:
+def no_gain(search: Search) -> TuneVerdict:
     """The search came back to the defaults."""
     kept = "nothing tried beats the defaults by more than noise; the defaults are kept"
     closest = search.closest()
     detail = "" if closest is None else f" (the best of the others, {closest[0]}: {closest[1]})"
     if closest is not None and closest[1].needed > TOO_NOISY:
         detail += "; equal settings differed too much for a verdict (is the machine busy with something else?)"
-    return Verdict(False, f"the budget ended the search: {kept}{detail}" if search.ran_out else kept + detail)
+    return TuneVerdict(False, f"the budget ended the search: {kept}{detail}" if search.ran_out else kept + detail)
 
 
 def check_choice(
-    choice: Candidate, defaults: Candidate, load: str, measure: Measure, may_go_on: Callable[[], bool], ledger: Ledger
-) -> Verdict:
-    """Measure both in turn on the second load. `ledger` takes the attempts; it begins empty.
+    choice: Candidate,
+    defaults: Candidate,
+    load: str,
+    measure: Measure,
+    may_go_on: Callable[[], bool],
+    ledger: TrialLedger,
+) -> TuneVerdict:
+    """Measure both in turn on the second load. `ledger` takes the trials; it begins empty.
 
     A candidate that failed once is not started again.
     """
@@ -165,12 +181,12 @@ def check_choice(
     return _judge(choice, defaults, load, ledger)
 
 
-def _judge(choice: Candidate, defaults: Candidate, load: str, ledger: Ledger) -> Verdict:
+def _judge(choice: Candidate, defaults: Candidate, load: str, ledger: TrialLedger) -> TuneVerdict:
     if not ledger.works(choice):
-        return Verdict(False, f"the choice fails on {load} ({ledger.failure(choice)}); the defaults are kept")
+        return TuneVerdict(False, f"the choice fails on {load} ({ledger.failure(choice)}); the defaults are kept")
     if not ledger.works(defaults):
-        return Verdict(True, f"the defaults do not work here ({ledger.failure(defaults)}); the choice does")
+        return TuneVerdict(True, f"the defaults do not work here ({ledger.failure(defaults)}); the choice does")
     found = compare(ledger.rates(choice), ledger.rates(defaults), scatter(ledger.all_rates()))
     if found.is_gain:
-        return Verdict(True, f"the choice beats the defaults on {load} too: {found}", found)
-    return Verdict(False, f"the choice does not beat the defaults on {load}: {found}; the defaults are kept", found)
+        return TuneVerdict(True, f"the choice beats the defaults on {load} too: {found}", found)
+    return TuneVerdict(False, f"the choice does not beat the defaults on {load}: {found}; the defaults are kept", found)

@@ -1,4 +1,4 @@
-"""The server of one candidate: a tritonserver on free loopback ports, which ends with its attempt."""
+"""The server of one candidate: a tritonserver on free loopback ports, which ends with its trial."""
 
 import asyncio
 import os

@@ -64,7 +64,7 @@ def _counted(count: int, noun: str) -> str:
 
 
 @dataclass(frozen=True)
-class Run:
+class LoadRun:
     """One run of one load. Latencies in milliseconds, of a request."""
 
     tokens_per_second: float
@@ -73,11 +73,11 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Attempt:
+class CandidateTrial:
     """One server start with a candidate, and the runs of each load against it."""
 
     candidate: Candidate
-    runs: Mapping[str, Sequence[Run]]
+    runs: Mapping[str, Sequence[LoadRun]]
     """By the load's name; empty if it failed."""
     failure: str | None = None
     """Why there are no figures: the server did not start, or requests failed."""
@@ -90,45 +90,45 @@ class Attempt:
 
 
 @dataclass
-class Ledger:
-    """Every attempt so far, in order."""
+class TrialLedger:
+    """Every trial so far, in order."""
 
-    attempts: list[Attempt] = field(default_factory=list)
+    trials: list[CandidateTrial] = field(default_factory=list)
 
-    def add(self, attempt: Attempt) -> None:
-        """Add an attempt."""
-        self.attempts.append(attempt)
+    def add(self, trial: CandidateTrial) -> None:
+        """Add a trial."""
+        self.trials.append(trial)
 
     def candidates(self) -> list[Candidate]:
-        """The candidates that were tried, in the order of their first attempts."""
-        return list(dict.fromkeys(attempt.candidate for attempt in self.attempts))
+        """The candidates that were tried, in the order of their first trials."""
+        return list(dict.fromkeys(trial.candidate for trial in self.trials))
 
     def count(self, candidate: Candidate) -> int:
         """How often it was tried."""
-        return sum(attempt.candidate == candidate for attempt in self.attempts)
+        return sum(trial.candidate == candidate for trial in self.trials)
 
     def works(self, candidate: Candidate) -> bool:
-        """Whether it was tried and no attempt failed: a candidate that starts only sometimes can't be chosen."""
-        mine = [attempt for attempt in self.attempts if attempt.candidate == candidate]
-        return bool(mine) and all(attempt.failure is None for attempt in mine)
+        """Whether it was tried and no trial failed: a candidate that starts only sometimes can't be chosen."""
+        mine = [trial for trial in self.trials if trial.candidate == candidate]
+        return bool(mine) and all(trial.failure is None for trial in mine)
 
     def failure(self, candidate: Candidate) -> str | None:
-        """Why its first failed attempt failed."""
-        found = (attempt.failure for attempt in self.attempts if attempt.candidate == candidate)
+        """Why its first failed trial failed."""
+        found = (trial.failure for trial in self.trials if trial.candidate == candidate)
         return next(filter(None, found), None)
 
     def rates(self, candidate: Candidate) -> dict[str, list[float]]:
         """Tokens per second of all its runs, by load."""
         rates: dict[str, list[float]] = {}
-        for attempt in self.attempts:
-            if attempt.candidate == candidate:
-                for load, found in attempt.rates().items():
+        for trial in self.trials:
+            if trial.candidate == candidate:
+                for load, found in trial.rates().items():
                     rates.setdefault(load, []).extend(found)
         return rates
 
     def slowest(self, candidate: Candidate) -> dict[str, list[float]]:
-        """The same of its slowest attempt alone; the candidate works."""
-        mine = [attempt.rates() for attempt in self.attempts if attempt.candidate == candidate]
+        """The same of its slowest trial alone; the candidate works."""
+        mine = [trial.rates() for trial in self.trials if trial.candidate == candidate]
         return min(mine, key=lambda rates: sum(math.log(statistics.median(found)) for found in rates.values()))
 
     def all_rates(self) -> list[list[float]]:
@@ -136,8 +136,8 @@ class Ledger:
         return [rates for candidate in self.candidates() for rates in self.rates(candidate).values()]
 
     def mean_seconds(self) -> float:
-        """Mean seconds of an attempt; 0 if there was none."""
-        return sum(attempt.seconds for attempt in self.attempts) / len(self.attempts) if self.attempts else 0.0
+        """Mean seconds of a trial; 0 if there was none."""
+        return sum(trial.seconds for trial in self.trials) / len(self.trials) if self.trials else 0.0
 
 
 LEAST_GAIN = 0.02
@@ -151,7 +151,7 @@ MEDIAN_EFFICIENCY = math.pi / 2
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RateComparison:
     """One candidate against another. Both as ratios: 0.05 is 5 % more tokens per second."""
 
     gain: float
@@ -165,12 +165,12 @@ class Comparison:
 
     @property
     def is_promising(self) -> bool:
-        """Perhaps noise, but worth another attempt."""
+        """Perhaps noise, but worth another trial."""
         return self.gain > max(LEAST_GAIN, self.needed / 2)
 
     @property
     def is_clear(self) -> bool:
-        """So much faster that one attempt is enough to believe it."""
+        """So much faster that one trial is enough to believe it."""
         return self.gain > 3 * self.needed
 
     def __str__(self) -> str:
@@ -191,7 +191,7 @@ def scatter(groups: Iterable[Sequence[float]]) -> float:
 
 def compare(
     challenger: Mapping[str, Sequence[float]], holder: Mapping[str, Sequence[float]], sigma: float
-) -> Comparison:
+) -> RateComparison:
     """Rates by load, each load with the same weight. sigma: what `scatter` gave."""
     loads = holder.keys() & challenger.keys()
     if not loads:
@@ -201,4 +201,4 @@ def compare(
     )
     variance = sum(1 / len(challenger[load]) + 1 / len(holder[load]) for load in loads) * MEDIAN_EFFICIENCY * sigma**2
     error = math.sqrt(variance) / len(loads)
-    return Comparison(math.expm1(difference), max(LEAST_GAIN, math.expm1(STANDARD_ERRORS * error)))
+    return RateComparison(math.expm1(difference), max(LEAST_GAIN, math.expm1(STANDARD_ERRORS * error)))

@@ -211,7 +211,7 @@ class HttpBinary:
         await self._session.close()
 
 
-class OpenAI:
+class OpenAICaller:
     """/v1/embeddings. Requests ask in turn for vectors as numbers and as base64."""
 
     def __init__(self, url: str, model: str) -> None:

@@ -18,7 +18,7 @@ from tritonembed_perf.chaos.callers import (
     GrpcUnary,
     HttpBinary,
     KnownVectors,
-    OpenAI,
+    OpenAICaller,
     Way,
     make_sentences,
 )
@@ -119,7 +119,7 @@ class Campaign:
             ("gRPC", lambda: GrpcUnary(target)),
             ("gRPC stream", lambda: GrpcStream(target)),
             ("HTTP binary", lambda: HttpBinary(url)),
-            ("OpenAI", lambda: OpenAI(url, model)),
+            ("OpenAICaller", lambda: OpenAICaller(url, model)),
         ]
         # Each caller has its own connection, so that together they reach every worker.
         return [(name, make()) for _ in range(max(1, self._plan.callers // len(makers))) for name, make in makers]

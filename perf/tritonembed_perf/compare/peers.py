@@ -5,7 +5,7 @@ from pathlib import Path
 from tritonembed_engine.stub.child_python import module_command
 from tritonembed_perf.compare.peer import DEFAULTS, ArcticInference, Environment, Peer
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.loadgen.protocols import Arctic, KServe, OpenAI
+from tritonembed_perf.loadgen.protocols import Arctic, KServeProtocol, OpenAIProtocol
 
 PROGRAMS = str(Path(__file__).parent / "programs")
 
@@ -53,14 +53,14 @@ def all_peers() -> dict[str, Peer]:
              "--metrics-port", "{port3}"),
             cpu=tuple(f"--replicas {n} --tokenizer-instances {m}" for n, m in ((1, 1), (1, 2), (2, 1))),
             gpu=("--replicas 3 --tokenizer-instances 8", "--replicas 6 --tokenizer-instances 12"),
-            protocol=lambda address, _: KServe(address),
+            protocol=lambda address, _: KServeProtocol(address),
         ),
         Peer(
             "tritonembed-manager",
             (*MANAGER, "--port", "{port}", "--http-port", "{port2}"),
             cpu=("--num-replicas 1 --workers 1", "--num-replicas 1 --workers 2"),
             gpu=("--num-replicas 3 --workers 4",),
-            protocol=lambda address, _: KServe(address),
+            protocol=lambda address, _: KServeProtocol(address),
             note="through the manager",
         ),
         Peer(
@@ -68,7 +68,7 @@ def all_peers() -> dict[str, Peer]:
             (*MANAGER, "--port", "{port2}", "--http-port", "{port}"),
             cpu=("--num-replicas 1 --workers 1", "--num-replicas 1 --workers 2"),
             gpu=("--num-replicas 3 --workers 4",),
-            protocol=lambda address, model: OpenAI(address, str(model)),
+            protocol=lambda address, model: OpenAIProtocol(address, str(model)),
             note="through the manager, base64 over HTTP",
         ),
         Peer(
@@ -85,7 +85,7 @@ def all_peers() -> dict[str, Peer]:
             (*SENTENCE_TRANSFORMERS_MAIN, "--port", "{port}"),
             cpu=("--parallel 1", "--parallel {cores}", "--parallel {cores} --threads 1"),
             gpu=("--parallel 1", "--parallel 4"),
-            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
+            protocol=lambda address, _: OpenAIProtocol(address, SERVED_NAME),
             note="a minimal FastAPI server, base64; --parallel: calls of encode at one time",
             environment=SENTENCE_TRANSFORMERS,
         ),
@@ -94,7 +94,7 @@ def all_peers() -> dict[str, Peer]:
             VLLM_SERVE,
             cpu=(LITTLE_CACHE,),
             gpu=(DEFAULTS,),
-            protocol=lambda address, _: OpenAI(address, SERVED_NAME, "float"),
+            protocol=lambda address, _: OpenAIProtocol(address, SERVED_NAME, "float"),
             note="answers as float, its API's default",
             environment=VLLM,
         ),
@@ -108,7 +108,7 @@ def all_peers() -> dict[str, Peer]:
             ),
             # Other sizes of its scheduler change nothing: its API servers are the limit.
             gpu=tuple(f"--api-server-count {count} --max-num-seqs 1024 {QUIET}" for count in (4, 8)),
-            protocol=lambda address, _: OpenAI(address, SERVED_NAME, "bytes"),
+            protocol=lambda address, _: OpenAIProtocol(address, SERVED_NAME, "bytes"),
             note="answers as bytes, which costs it the least",
             environment=VLLM,
         ),
@@ -121,7 +121,7 @@ def all_peers() -> dict[str, Peer]:
             ),
             cpu=("--batch-size 32", "--batch-size 64", "--batch-size 128"),
             gpu=("--batch-size 128", "--batch-size 512"),
-            protocol=lambda address, _: OpenAI(address, SERVED_NAME),
+            protocol=lambda address, _: OpenAIProtocol(address, SERVED_NAME),
             # Its other engines convert the model or change its precision.
             note="torch engine, base64",
             environment=INFINITY,

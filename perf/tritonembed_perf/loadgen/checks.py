@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tritonembed_engine.model.files import ModelFiles
-from tritonembed_manager.tune.loadgen.load import Outcome, Work
+from tritonembed_manager.tune.loadgen.load import LoadResult, Work
 from tritonembed_perf.loadgen.protocols import Answer, WireProtocol, WrongAnswerError
 from tritonembed_perf.loadgen.requests import PooledRequest
 from tritonembed_perf.reports import without_paths
@@ -134,9 +134,9 @@ def make_work(protocol: WireProtocol, requests: Sequence[PooledRequest], check: 
     )
 
 
-def figures(outcome: Outcome) -> dict[str, Any]:
+def figures(outcome: LoadResult) -> dict[str, Any]:
     """What is reported of any load: rates, latencies, and of failures and wrong answers how many, and why."""
-    part = outcome.part
+    part = outcome.samples
     faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
     return {
         "requests_per_second": outcome.requests_per_second,

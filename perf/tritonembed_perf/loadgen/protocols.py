@@ -111,7 +111,7 @@ ARCTIC_SERVICE = "/arctic_inference.InferenceService/"
 
 
 @dataclass(frozen=True)
-class KServe:
+class KServeProtocol:
     """A WireProtocol. model: the Triton model that takes texts."""
 
     server: str
@@ -224,7 +224,7 @@ MOST_CONNECTIONS = 512
 
 
 @dataclass(frozen=True)
-class OpenAI:
+class OpenAIProtocol:
     """A WireProtocol. server: http://host:port, perhaps with a path other than /v1.
 
     encoding: `base64` and `float` are OpenAI's; `bytes` is vLLM's `bytes_only`: little-endian float32 and nothing else.

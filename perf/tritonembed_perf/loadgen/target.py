@@ -16,7 +16,15 @@ from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_manager.tune.loadgen.load import ENSEMBLE, RequestFailedError
 from tritonembed_manager.tune.loads import LoadShape, NoTextError, WordTexts
 from tritonembed_perf.failures import UsageError
-from tritonembed_perf.loadgen.protocols import Answer, Arctic, KServe, OpenAI, Served, WireProtocol, WrongAnswerError
+from tritonembed_perf.loadgen.protocols import (
+    Answer,
+    Arctic,
+    KServeProtocol,
+    OpenAIProtocol,
+    Served,
+    WireProtocol,
+    WrongAnswerError,
+)
 from tritonembed_perf.loadgen.requests import encoded_requests, parse_loads
 from tritonembed_perf.settings import RunSettings
 from tritonembed_protocol.limits import MAX_BATCH_SIZE
@@ -84,13 +92,13 @@ def check_loads(
     words = WordTexts(tokenizer)
     for load in loads:
         check_length(str(load), load.tokens, words, files.max_length)
-    limit = server and ask_server(KServe(server, api_key=api_key)).max_batch_size
+    limit = server and ask_server(KServeProtocol(server, api_key=api_key)).max_batch_size
     for load in loads:
         if load.sentences > (limit or MAX_BATCH_SIZE):
             raise UsageError(f"{load}: the server takes {limit or MAX_BATCH_SIZE} sentences a request")
     if server:
         texts = words.of_lengths([min(load.tokens for load in loads)], random.Random(0))
-        vectors = embed_alone(KServe(server, api_key=api_key), texts, QUESTION_TIMEOUT_S)
+        vectors = embed_alone(KServeProtocol(server, api_key=api_key), texts, QUESTION_TIMEOUT_S)
         refuse_other_dimensions(vectors.shape[1], files)
 
 
@@ -149,14 +157,14 @@ async def _ask_all(protocol: WireProtocol, texts: Sequence[str], timeout: float)
         await transport.close()
 
 
-def _protocol(settings: RunSettings) -> KServe | OpenAI | Arctic:
+def _protocol(settings: RunSettings) -> KServeProtocol | OpenAIProtocol | Arctic:
     server, model, tls, key = settings.address, settings.model, settings.tls, settings.api_key
     if settings.protocol == "openai":
-        return OpenAI(server, model, settings.encoding, tls=tls, api_key=key)
+        return OpenAIProtocol(server, model, settings.encoding, tls=tls, api_key=key)
     if settings.protocol == "arctic":
         return Arctic(server, model, tls=tls, api_key=key)
     # A Triton model has no slash in its name; a folder or a model of the hub has, and names the tokenizer.
-    return KServe(server, ENSEMBLE if model is None or _may_be_files(model) else model, tls=tls, api_key=key)
+    return KServeProtocol(server, ENSEMBLE if model is None or _may_be_files(model) else model, tls=tls, api_key=key)
 
 
 def _may_be_files(name: str) -> bool:

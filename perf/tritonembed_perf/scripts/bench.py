@@ -34,7 +34,7 @@ from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Work, encode
 from tritonembed_manager.tune.loads import LoadShape, exact_length_texts
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.checks import AnswerCheck, make_references, make_work, min_cosine
-from tritonembed_perf.loadgen.protocols import KServe
+from tritonembed_perf.loadgen.protocols import KServeProtocol
 from tritonembed_perf.loadgen.requests import PooledRequest, make_requests
 from tritonembed_perf.models import cached_preset
 from tritonembed_perf.options import run_script
@@ -150,7 +150,7 @@ def measure_both(
     tokens = tuple(request.tokens for request in requests)
     references = make_references(requests, peer.embed)
     check = AnswerCheck(peer.files.dimensions, peer.files.normalize, least, references, tokens)
-    work = make_work(KServe(server), requests, check)
+    work = make_work(KServeProtocol(server), requests, check)
     # The same work in all rounds, not the same time: a window of time would cut through batches.
     speed = peer.speed(requests, -(-load.at_once // 4))
     count = load.at_once * max(2, round(seconds * speed / load.sentences / load.at_once))
@@ -183,8 +183,8 @@ def rounds_until(until: float) -> Iterator[int]:
 def send(work: Work, at_once: int, count: int, warm_up: float) -> float:
     """Requests per second of `count` requests to the server. Raises BenchError if one fails or is answered wrongly."""
     outcome = run_clients(work, Load(at_once, None, count, None, warm_up, TIMEOUT_S, seed=0), 1)
-    if outcome.part.errors or outcome.part.wrong:
-        raise BenchError(f"requests failed: {outcome.part.errors}; wrong vectors: {outcome.part.faults}")
+    if outcome.samples.errors or outcome.samples.wrong:
+        raise BenchError(f"requests failed: {outcome.samples.errors}; wrong vectors: {outcome.samples.faults}")
     return outcome.requests_per_second
 
 

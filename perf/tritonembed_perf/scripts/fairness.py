@@ -20,7 +20,7 @@ import typer
 from typer import Option
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Watcher, run_clients
-from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Outcome, Work
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, LoadResult, Work
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.target import encode_loads
@@ -107,7 +107,7 @@ def _round(
     small: LoadShape,
     flood_alone: float,
 ) -> Round:
-    def few() -> Outcome:
+    def few() -> LoadResult:
         return _run(manager, singles, open_loop)
 
     few_alone = few()
@@ -116,7 +116,7 @@ def _round(
         together = _flood(manager, floods, closed)
         few_beside = running.result()
     tokens = few_beside.requests_per_second * small.sentences * small.tokens
-    latencies = [outcome.part.latencies for outcome in (few_alone, few_beside)]
+    latencies = [outcome.samples.latencies for outcome in (few_alone, few_beside)]
     p50, p50_beside, p99, p99_beside = (
         float(np.percentile(each, percent)) * 1e3 for percent in (50, 99) for each in latencies
     )
@@ -149,10 +149,10 @@ def _flood(manager: RunningServer, payloads: list[bytes], load: Load) -> float:
     return tokens.count / outcome.seconds
 
 
-def _run(manager: RunningServer, payloads: list[bytes], load: Load, watcher: Watcher | None = None) -> Outcome:
+def _run(manager: RunningServer, payloads: list[bytes], load: Load, watcher: Watcher | None = None) -> LoadResult:
     outcome = run_clients(Work(GrpcSender(manager.target), payloads), load, 1, watcher)
-    if outcome.part.errors:
-        raise BenchError(f"requests failed: {outcome.part.errors}")
+    if outcome.samples.errors:
+        raise BenchError(f"requests failed: {outcome.samples.errors}")
     return outcome
 
 

@@ -232,8 +232,8 @@ def measure(address: str, pid: int, load: LoadShape, payloads: Sequence[bytes], 
     """Requests per CPU second of the process, and the client's p50 in milliseconds. Raises BenchError."""
     before = cpu_seconds(pid)
     outcome = run_closed_loop(address, payloads, load.at_once, 1, seconds, WARM_UP_S)
-    if outcome.part.errors:
-        raise BenchError(f"requests failed: {outcome.part.errors}")
+    if outcome.samples.errors:
+        raise BenchError(f"requests failed: {outcome.samples.errors}")
     # The warm-up's requests are in the CPU time, too.
     rate = outcome.requests_per_second * (seconds + WARM_UP_S) / (cpu_seconds(pid) - before)
     return rate, outcome.latency_ms(50)

@@ -27,7 +27,7 @@ import typer
 from typer import Option
 
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_closed_loop
-from tritonembed_manager.tune.loadgen.load import GrpcSender, Outcome
+from tritonembed_manager.tune.loadgen.load import GrpcSender, LoadResult
 from tritonembed_manager.tune.loads import LoadShape
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.checks import figures
@@ -82,7 +82,7 @@ def throughput(
 
 def _closed_loop(
     server: RunningServer, load: LoadShape, payloads: list[bytes], processes: int, seconds: float
-) -> Outcome:
+) -> LoadResult:
     return run_closed_loop(server.target, payloads, load.at_once, processes, seconds, WARM_UP_S)
 
 
@@ -158,8 +158,8 @@ def hop(
                         for way in list(ways)[:: 1 if number % 2 == 0 else -1]:
                             before = manager_cpu_seconds(manager.process.pid)
                             outcome = _closed_loop(way, load, payloads, processes, seconds)
-                            if outcome.part.errors:
-                                raise BenchError(f"requests failed: {outcome.part.errors}")
+                            if outcome.samples.errors:
+                                raise BenchError(f"requests failed: {outcome.samples.errors}")
                             # The warm-up's requests are in the CPU time, too.
                             spent = (manager_cpu_seconds(manager.process.pid) - before) / (seconds + WARM_UP_S)
                             speed = outcome.requests_per_second

@@ -39,7 +39,7 @@ from typer import Option
 
 from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, Interrupt, run_clients
-from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Outcome, Part, Work, encode_request
+from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, LoadResult, Samples, Work, encode_request
 from tritonembed_perf.failures import BenchError
 from tritonembed_perf.loadgen.target import encode_loads
 from tritonembed_perf.options import Model, run_script
@@ -89,7 +89,7 @@ def policies(
         attached = [word for target in targets for word in ("--server", target)]
         for policy in POLICIES:
             with running_manager("policies", [*attached, "--load-balancing", policy]) as manager:
-                part = run_clients(Work(GrpcSender(manager.target), requests), load, 1).part
+                part = run_clients(Work(GrpcSender(manager.target), requests), load, 1).samples
             if part.errors:
                 raise BenchError(f"requests failed: {part.errors}")
             latencies[policy] = part.latencies * 1e3
@@ -144,7 +144,7 @@ def failover(
             moments, back = kill_often(manager, running, kills)
         finally:
             interrupt.happened = True
-        part = running.result().part
+        part = running.result().samples
     if part.errors:
         raise BenchError(f"requests failed: {part.errors}")
     answered = [seconds_to_last_answer(part, killed) for killed in moments]
@@ -154,7 +154,7 @@ def failover(
     return {"kills": kills, "clients": clients, "answered_s": answered, "back_s": back}
 
 
-def kill_often(manager: RunningServer, load: "Future[Outcome]", kills: int) -> tuple[list[float], list[float]]:
+def kill_often(manager: RunningServer, load: "Future[LoadResult]", kills: int) -> tuple[list[float], list[float]]:
     """The moment of each kill on the monotonic clock, and the seconds from it to full strength."""
     moments, back = [], []
     for number in range(kills):
@@ -175,7 +175,7 @@ def kill_often(manager: RunningServer, load: "Future[Outcome]", kills: int) -> t
     return moments, back
 
 
-def seconds_to_last_answer(part: Part, killed: float) -> float:
+def seconds_to_last_answer(part: Samples, killed: float) -> float:
     """From the kill to the last answer of all requests that were in flight then."""
     held = (part.finished - part.latencies <= killed) & (part.finished > killed)
     return float(part.finished[held].max() - killed) if held.any() else 0.0
@@ -243,10 +243,10 @@ def rate_and_cpu(manager: RunningServer, work: Work, load: Load, sentences: int)
     """Sentences per second, and microseconds of the manager's CPU per request."""
     before = cpu_seconds(manager.process.pid)
     outcome = run_clients(work, load, 1)
-    if outcome.part.errors:
-        raise BenchError(f"requests failed: {outcome.part.errors}")
+    if outcome.samples.errors:
+        raise BenchError(f"requests failed: {outcome.samples.errors}")
     spent = cpu_seconds(manager.process.pid) - before
-    requests = len(outcome.part.latencies)
+    requests = len(outcome.samples.latencies)
     return requests * sentences / outcome.seconds, spent / requests * 1e6
 
 

@@ -10,7 +10,7 @@ from tritonembed_perf.compare.contest import Material, Materials
 from tritonembed_perf.compare.peer import DEFAULTS, Peer
 from tritonembed_perf.compare.results import Trial
 from tritonembed_perf.loadgen.checks import AnswerCheck, Reference
-from tritonembed_perf.loadgen.protocols import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAIProtocol
 from tritonembed_perf.loadgen.requests import PooledRequest
 
 VECTOR = """
@@ -124,4 +124,6 @@ class FakeServer(Peer):
     def __init__(self, script: Path, fault: str = "nothing", *more: str) -> None:
         script.write_text(SERVER)
         command = ("{python}", str(script), "{port}", fault, *more)
-        super().__init__("fake", command, (DEFAULTS,), (DEFAULTS,), lambda address, _: OpenAI(address, "fake", "float"))
+        super().__init__(
+            "fake", command, (DEFAULTS,), (DEFAULTS,), lambda address, _: OpenAIProtocol(address, "fake", "float")
+        )

@@ -16,7 +16,7 @@ from tritonembed_perf.compare.contest import Contest, Window
 from tritonembed_perf.compare.launching import CannotRunError, launched
 from tritonembed_perf.compare.peer import DEFAULTS, Bench
 from tritonembed_perf.failures import deferred_signals
-from tritonembed_perf.loadgen.protocols import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAIProtocol
 from tritonembed_perf.server import free_ports
 
 
@@ -55,7 +55,7 @@ def test_a_server_that_has_to_be_killed_leaves_no_shared_memory(bench: Bench, tm
 def test_a_servers_variables_reach_it(tmp_path: Path) -> None:
     script = tmp_path / "server.py"
     script.write_text("import os, sys; sys.exit('error: ' + os.environ['A_SETTING'])")
-    endpoint = OpenAI(f"http://127.0.0.1:{free_ports(1)[0]}", "fake")
+    endpoint = OpenAIProtocol(f"http://127.0.0.1:{free_ports(1)[0]}", "fake")
     command = [sys.executable, str(script)]
     with (
         pytest.raises(CannotRunError, match="error: of ours"),

@@ -13,7 +13,7 @@ from tests.models import ModelShelf
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_perf.compare.programs import sentence_transformers_main
 from tritonembed_perf.loadgen.checks import embed_with_transformers
-from tritonembed_perf.loadgen.protocols import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAIProtocol
 
 TEXTS = ["a cat sits here", "and a dog", "one"]
 
@@ -44,7 +44,7 @@ def test_behind_http(shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch) -> None
     model = shelf("bert")
     command(monkeypatch, model, "--port", "1", "--parallel", "2")
     sentence_transformers_main.main()
-    protocol = OpenAI("http://127.0.0.1", "bench")
+    protocol = OpenAIProtocol("http://127.0.0.1", "bench")
     headers = {"Content-Type": "application/json"}
     answer = TestClient(served[0]).post("/v1/embeddings", content=protocol.encode(TEXTS), headers=headers)
     assert answer.status_code == 200

@@ -12,7 +12,7 @@ from tritonembed_perf.compare.contest import Window, take_sample
 from tritonembed_perf.compare.launching import CannotRunError
 from tritonembed_perf.compare.peer import DEFAULTS, Bench, InProcess, Peer
 from tritonembed_perf.compare.results import Sample, Trial
-from tritonembed_perf.loadgen.protocols import OpenAI
+from tritonembed_perf.loadgen.protocols import OpenAIProtocol
 from tritonembed_perf.settings import client_processes
 
 
@@ -101,7 +101,7 @@ def test_clients_leave_most_cores_to_the_server(
 def test_a_configuration_is_variables_and_flags_behind_the_command(bench: Bench) -> None:
     script = "import os, sys; print(os.environ.get('THREADS'), *sys.argv[1:], file=sys.stderr); sys.exit(1)"
     command = ("{python}", "-c", script, "Error", "{device}", "{model}")
-    peer = Peer("echo", command, (), (), lambda address, _: OpenAI(address, "echo"), variables={"THREADS": "3"})
+    peer = Peer("echo", command, (), (), lambda address, _: OpenAIProtocol(address, "echo"), variables={"THREADS": "3"})
     for config, said in ((DEFAULTS, "3 Error cpu"), ("THREADS=1 --replicas 2", "1 Error cpu")):
         with pytest.raises(CannotRunError, match=said), peer.running(bench, config):
             pass

@@ -23,9 +23,9 @@ from tritonembed_manager.tune.loadgen.load import (
     GrpcSender,
     Load,
     LoadError,
-    Outcome,
-    Part,
+    LoadResult,
     RequestFailedError,
+    Samples,
     ThreadUse,
     Transport,
     Work,
@@ -69,9 +69,9 @@ class _Client:
         self._finished: list[float] = []
         self._latencies: list[float] = []
         self._late: list[float] = []
-        self._part = Part(np.empty(0), np.empty(0), np.empty(0))
+        self._part = Samples(np.empty(0), np.empty(0), np.empty(0))
 
-    async def run(self, pipe: Connection) -> Part:
+    async def run(self, pipe: Connection) -> Samples:
         transport = self._work.sender.open(self._connections(), self._load.timeout)
         try:
             await self._send_one(transport)
@@ -295,7 +295,7 @@ def run_closed_loop(
     seconds: float,
     warm_up: float = 1.0,
     interrupt: Interrupt | None = None,
-) -> Outcome:
+) -> LoadResult:
     """Keep `concurrency` serialized ModelInferRequests in flight at host:port; answers are not looked at."""
     load = Load(concurrency, None, None, seconds, warm_up, TIMEOUT_S, seed=0)
     return run_clients(Work(GrpcSender(server), tuple(payloads)), load, processes, interrupt=interrupt)
@@ -303,7 +303,7 @@ def run_closed_loop(
 
 def run_clients(
     work: Work, load: Load, processes: int, watcher: Watcher | None = None, interrupt: Interrupt | None = None
-) -> Outcome:
+) -> LoadResult:
     """Run the load to its end, or until `interrupt`. Raises LoadError when a client process dies or hangs."""
     watcher, interrupt = watcher or Watcher(), interrupt or Interrupt()
     context = multiprocessing.get_context("spawn")
@@ -382,11 +382,11 @@ class _Crew:
             self._stop.value = 1
 
 
-def _measure(crew: _Crew, load: Load, begin: float, table: Any, watcher: Watcher) -> Outcome:
+def _measure(crew: _Crew, load: Load, begin: float, table: Any, watcher: Watcher) -> LoadResult:
     end = begin + load.duration if load.duration is not None else None
     expected = load.duration if load.duration is not None else (load.requests or 0) / load.rate if load.rate else None
     limit = None if expected is None else begin + expected + load.timeout + PATIENCE_S
-    parts: list[Part] = []
+    parts: list[Samples] = []
     waiting = list(crew.pipes)
     begun = ended = False
     while waiting:
@@ -407,4 +407,4 @@ def _measure(crew: _Crew, load: Load, begin: float, table: Any, watcher: Watcher
         watcher.progress(sum(table[0::2]), sum(table[1::2]), max(0.0, time.perf_counter() - begin))
     if begun and not ended:
         watcher.end()
-    return Outcome.of(Part.merged(parts), begin, min(end or np.inf, time.perf_counter()), load)
+    return LoadResult.of(Samples.merged(parts), begin, min(end or np.inf, time.perf_counter()), load)

@@ -118,7 +118,7 @@ class ThreadUse:
 
 
 @dataclass
-class Part:
+class Samples:
     """What one process saw, or all of them. finished: moments on the machine's monotonic clock; latencies: seconds.
 
     late: seconds between the moment a request of an open loop was due and the moment it was sent.
@@ -137,9 +137,9 @@ class Part:
     use: tuple[ThreadUse, ...] = ()
 
     @staticmethod
-    def merged(parts: Sequence["Part"]) -> "Part":
+    def merged(parts: Sequence["Samples"]) -> "Samples":
         """All of them as one."""
-        whole = Part(
+        whole = Samples(
             np.concatenate([part.finished for part in parts]),
             np.concatenate([part.latencies for part in parts]),
             np.concatenate([part.late for part in parts]),
@@ -157,32 +157,32 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """seconds: of the measured time. part: what all client processes saw in it."""
+class LoadResult:
+    """seconds: of the measured time. samples: what all client processes saw in it."""
 
-    part: Part
+    samples: Samples
     seconds: float
 
     @staticmethod
-    def of(part: Part, begin: float, end: float, load: Load) -> "Outcome":
+    def of(samples: Samples, begin: float, end: float, load: Load) -> "LoadResult":
         """begin, end: of the measured time, on the machine's monotonic clock.
 
         A number of requests lasts until the last answer; so does an open loop, which also waits for all that was due.
         """
-        last = float(part.finished.max()) if len(part.finished) else end
+        last = float(samples.finished.max()) if len(samples.finished) else end
         if load.rate is not None:
-            return Outcome(part, max(last, min(end, begin + (load.duration or 0))) - begin)
-        return Outcome(part, max((last if load.requests is not None else end) - begin, 1e-9))
+            return LoadResult(samples, max(last, min(end, begin + (load.duration or 0))) - begin)
+        return LoadResult(samples, max((last if load.requests is not None else end) - begin, 1e-9))
 
     @property
     def requests(self) -> int:
         """Answered requests."""
-        return len(self.part.latencies)
+        return len(self.samples.latencies)
 
     @property
     def is_telling(self) -> bool:
         """Whether anything came back: answers or errors in the measured time, or a wrong answer at any time."""
-        return bool(self.requests or self.part.errors or self.part.wrong)
+        return bool(self.requests or self.samples.errors or self.samples.wrong)
 
     @property
     def requests_per_second(self) -> float:
@@ -192,26 +192,26 @@ class Outcome:
     @property
     def tokens_per_second(self) -> float:
         """Of the answered requests, counted by the tokenizer."""
-        return self.part.tokens / self.seconds if self.seconds > 0 else 0.0
+        return self.samples.tokens / self.seconds if self.seconds > 0 else 0.0
 
     def latency_ms(self, percent: float) -> float:
         """A percentile; 100 is the maximum."""
-        return float(np.percentile(self.part.latencies, percent)) * 1e3 if self.requests else float("nan")
+        return float(np.percentile(self.samples.latencies, percent)) * 1e3 if self.requests else float("nan")
 
     @property
     def late_p99_ms(self) -> float:
         """How late an open loop sent its requests."""
-        return float(np.percentile(self.part.late, 99)) * 1e3 if len(self.part.late) else 0.0
+        return float(np.percentile(self.samples.late, 99)) * 1e3 if len(self.samples.late) else 0.0
 
     @property
     def client_cpu_seconds(self) -> float:
         """Of all client processes."""
-        return sum(use.cpu_seconds for use in self.part.use)
+        return sum(use.cpu_seconds for use in self.samples.use)
 
     @property
     def busiest_client(self) -> float:
         """The share of time in which the busiest thread of any client process ran or waited for a core."""
-        return max((use.busy for use in self.part.use), default=0.0)
+        return max((use.busy for use in self.samples.use), default=0.0)
 
     @property
     def is_client_saturated(self) -> bool:

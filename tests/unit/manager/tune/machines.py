@@ -2,7 +2,7 @@
 
 import random
 
-from tritonembed_manager.tune.attempts import Attempt, Candidate, Run, Space
+from tritonembed_manager.tune.trials import Candidate, CandidateTrial, LoadRun, Space
 
 LOAD = "50x64@32"
 SPACE = Space((1, 2, 4, 8), (1, 2, 3), (8192, 16384, 32768))
@@ -32,10 +32,10 @@ class Machine:
         self.tried.append(candidate)
         failure = self.failing(candidate)
         if failure:
-            return Attempt(candidate, {}, failure, seconds=10)
+            return CandidateTrial(candidate, {}, failure, seconds=10)
         level = self.speed(candidate) * self.rng.lognormvariate(0, self.drift)
         runs = {load: [self._run(level) for _ in range(3)] for load in self.loads}
-        return Attempt(candidate, runs, seconds=10)
+        return CandidateTrial(candidate, runs, seconds=10)
 
     def _run(self, level):
-        return Run(level * self.rng.lognormvariate(0, self.noise), p50_ms=10, p99_ms=20)
+        return LoadRun(level * self.rng.lognormvariate(0, self.noise), p50_ms=10, p99_ms=20)

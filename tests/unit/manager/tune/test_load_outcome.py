@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tritonembed_manager.tune.loadgen.clients import poisson_arrivals
-from tritonembed_manager.tune.loadgen.load import Load, Outcome, Part, ThreadUse
+from tritonembed_manager.tune.loadgen.load import Load, LoadResult, Samples, ThreadUse
 
 CLOSED = Load(7, None, 20, None, 1.0, 60.0, 3)
 
 
-def part(finished: list[float], latencies: list[float], **more: object) -> Part:
-    return Part(np.array(finished), np.array(latencies), np.zeros(len(finished)), **more)  # type: ignore[arg-type]
+def part(finished: list[float], latencies: list[float], **more: object) -> Samples:
+    return Samples(np.array(finished), np.array(latencies), np.zeros(len(finished)), **more)  # type: ignore[arg-type]
 
 
 def test_arrivals_are_a_poisson_process_of_the_rate() -> None:
@@ -41,7 +41,7 @@ def test_the_shares_of_all_processes_add_up_to_the_load() -> None:
 
 
 def test_a_load_of_a_number_of_requests_lasts_until_the_last_answer() -> None:
-    outcome = Outcome.of(part([11.0, 14.0], [0.5, 1.0], tokens=90), 10.0, 99.0, CLOSED)
+    outcome = LoadResult.of(part([11.0, 14.0], [0.5, 1.0], tokens=90), 10.0, 99.0, CLOSED)
     assert outcome.seconds == 4.0
     assert outcome.requests_per_second == 0.5
     assert outcome.tokens_per_second == 22.5
@@ -49,30 +49,30 @@ def test_a_load_of_a_number_of_requests_lasts_until_the_last_answer() -> None:
 
 def test_a_load_with_a_duration_lasts_that_long_however_early_the_last_answer() -> None:
     load = Load(7, None, None, 10.0, 1.0, 60.0, 3)
-    assert Outcome.of(part([11.0], [0.5]), 10.0, 20.0, load).seconds == 10.0
+    assert LoadResult.of(part([11.0], [0.5]), 10.0, 20.0, load).seconds == 10.0
 
 
 def test_an_open_loop_lasts_until_every_request_is_answered() -> None:
     load = Load(None, 30.0, None, 10.0, 1.0, 60.0, 3)
-    assert Outcome.of(part([11.0, 23.0], [0.5, 5.0]), 10.0, 20.0, load).seconds == 13.0
-    assert Outcome.of(part([11.0], [0.5]), 10.0, 20.0, load).seconds == 10.0
+    assert LoadResult.of(part([11.0, 23.0], [0.5, 5.0]), 10.0, 20.0, load).seconds == 13.0
+    assert LoadResult.of(part([11.0], [0.5]), 10.0, 20.0, load).seconds == 10.0
 
 
 def test_nothing_answered_is_no_division_by_zero() -> None:
-    outcome = Outcome.of(part([], []), 10.0, 10.0, CLOSED)
+    outcome = LoadResult.of(part([], []), 10.0, 10.0, CLOSED)
     assert (outcome.requests, outcome.requests_per_second) == (0, 0.0)
     assert np.isnan(outcome.latency_ms(50))
 
 
 def test_an_outcome_is_meaningful_if_any_request_ended() -> None:
     nothing = part([], [])
-    assert not Outcome(nothing, 1.0).is_telling
+    assert not LoadResult(nothing, 1.0).is_telling
     for some in (part([1.0], [0.1]), part([], [], errors={"UNAVAILABLE": 1}), part([], [], wrong=1)):
-        assert Outcome(some, 1.0).is_telling
+        assert LoadResult(some, 1.0).is_telling
 
 
 def test_percentiles_are_milliseconds_and_100_is_the_maximum() -> None:
-    outcome = Outcome(part([1.0] * 100, [n / 1000 for n in range(1, 101)]), 1.0)
+    outcome = LoadResult(part([1.0] * 100, [n / 1000 for n in range(1, 101)]), 1.0)
     assert outcome.latency_ms(50) == pytest.approx(50.5)
     assert outcome.latency_ms(100) == pytest.approx(100)
 
@@ -80,6 +80,6 @@ def test_percentiles_are_milliseconds_and_100_is_the_maximum() -> None:
 @pytest.mark.parametrize(("busy", "saturated"), [(0.95, True), (0.5, False)])
 def test_one_saturated_client_process_marks_the_client_as_saturated(busy: float, saturated: bool) -> None:
     uses = (ThreadUse(1.0, 0.1), ThreadUse(2.0, busy))
-    outcome = Outcome(part([1.0], [0.1], use=uses), 1.0)
+    outcome = LoadResult(part([1.0], [0.1], use=uses), 1.0)
     assert outcome.is_client_saturated is saturated
     assert outcome.client_cpu_seconds == 3.0

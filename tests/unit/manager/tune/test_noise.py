@@ -2,7 +2,7 @@
 
 import pytest
 
-from tritonembed_manager.tune.attempts import LEAST_GAIN, LEAST_SCATTER, compare, scatter
+from tritonembed_manager.tune.trials import LEAST_GAIN, LEAST_SCATTER, compare, scatter
 
 
 def test_scatter_is_within_groups_not_between_them():

@@ -7,10 +7,10 @@ import pytest
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import RenderSettings
-from tritonembed_manager.tune.attempts import Candidate
 from tritonembed_manager.tune.loads import LoadShape, default_load, parse_load, second_load
 from tritonembed_manager.tune.plan import TuneSettings, make_plan, parse_values
 from tritonembed_manager.tune.server import ServerOptions
+from tritonembed_manager.tune.trials import Candidate
 
 
 def plan(longest=512, device="cpu", tokenizers=2, default_tokens=None, **given):

@@ -18,11 +18,11 @@ from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.parameters import DEFAULTS
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_manager.errors import ManagerError, StartError
-from tritonembed_manager.tune.attempts import Run
-from tritonembed_manager.tune.loadgen.load import Outcome, Part, encode_request
+from tritonembed_manager.tune.loadgen.load import LoadResult, Samples, encode_request
 from tritonembed_manager.tune.loads import LoadShape, RequestMaker
 from tritonembed_manager.tune.run import client_processes, figures, requests_per_second, run_load
 from tritonembed_manager.tune.server import CandidateFailedError, CandidateServer
+from tritonembed_manager.tune.trials import LoadRun
 from tritonembed_perf.models import write_bert
 
 
@@ -88,15 +88,15 @@ def test_the_rate_does_not_depend_on_the_bursts_that_end_in_a_short_window():
     assert requests_per_second([2.0] * 10, 10) == requests_per_second([2.0] * 15, 10) == 5
 
 
-def test_a_run_has_its_figures_and_failed_requests_end_the_attempt():
-    part = Part(np.array([1.0, 2.0]), np.array([0.5, 0.5]), np.zeros(2))
-    assert figures(LoadShape(5, 2, 3), Outcome(part, 1.0), 1.0) == Run(6 * 2 * 5, 500.0, 500.0)
+def test_a_run_has_its_figures_and_failed_requests_end_the_trial():
+    part = Samples(np.array([1.0, 2.0]), np.array([0.5, 0.5]), np.zeros(2))
+    assert figures(LoadShape(5, 2, 3), LoadResult(part, 1.0), 1.0) == LoadRun(6 * 2 * 5, 500.0, 500.0)
     part.errors["UNAVAILABLE"] = 3
     with pytest.raises(CandidateFailedError, match="requests of 5x2@3 failed: 3 UNAVAILABLE"):
-        figures(LoadShape(5, 2, 3), Outcome(part, 1.0), 1.0)
-    nothing = Part(np.empty(0), np.empty(0), np.empty(0))
+        figures(LoadShape(5, 2, 3), LoadResult(part, 1.0), 1.0)
+    nothing = Samples(np.empty(0), np.empty(0), np.empty(0))
     with pytest.raises(CandidateFailedError, match="no request of 5x2@3 was answered within 1 s"):
-        figures(LoadShape(5, 2, 3), Outcome(nothing, 1.0), 1.0)
+        figures(LoadShape(5, 2, 3), LoadResult(nothing, 1.0), 1.0)
 
 
 class Server:

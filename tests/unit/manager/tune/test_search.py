@@ -3,15 +3,15 @@
 import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, bottleneck, flat
 
-from tritonembed_manager.tune.attempts import Candidate, Ledger, Space
 from tritonembed_manager.tune.search import Search
+from tritonembed_manager.tune.trials import Candidate, Space, TrialLedger
 
 FULL_PRODUCT = 4 * 3 * 3
 
 
-def search(machine, start=DEFAULTS, space=SPACE, attempts=1000):
-    """A search that may make `attempts` attempts."""
-    return Search(space, start, machine, lambda: len(machine.tried) < attempts, Ledger())
+def search(machine, start=DEFAULTS, space=SPACE, trials=1000):
+    """A search that may make `trials` trials."""
+    return Search(space, start, machine, lambda: len(machine.tried) < trials, TrialLedger())
 
 
 def test_the_best_is_found_even_if_a_setting_gains_only_after_another_changed():
@@ -70,8 +70,8 @@ def test_a_candidate_that_does_not_start_is_a_row_and_ends_that_direction():
     found = done.run()
     assert found.replicas == 1
     assert bottleneck(found) == pytest.approx(110e3)
-    failed = [attempt for attempt in done.ledger.attempts if attempt.failure]
-    assert {attempt.failure for attempt in failed} == {"CUDA out of memory"}
+    failed = [trial for trial in done.ledger.trials if trial.failure]
+    assert {trial.failure for trial in failed} == {"CUDA out of memory"}
     assert all(candidate.replicas < 3 for candidate in machine.tried)
 
 
@@ -100,15 +100,15 @@ def test_a_best_that_fails_when_repeated_is_dropped_for_the_next_best():
 
 def test_when_time_is_over_only_confirmed_gains_count():
     machine = Machine()
-    done = search(machine, attempts=2)
+    done = search(machine, trials=2)
     assert done.run() == DEFAULTS
     assert done.ran_out
     assert len(machine.tried) == 2
 
 
-def test_the_first_attempt_is_made_whatever_the_time():
+def test_the_first_trial_is_made_whatever_the_time():
     machine = Machine()
-    assert search(machine, attempts=0).run() == DEFAULTS
+    assert search(machine, trials=0).run() == DEFAULTS
     assert machine.tried == [DEFAULTS]
 
 
@@ -120,10 +120,10 @@ def test_an_error_of_a_measurement_ends_the_search_and_the_ledger_keeps_the_rest
             raise KeyboardInterrupt
         return machine(candidate)
 
-    done = Search(SPACE, DEFAULTS, measure, lambda: True, Ledger())
+    done = Search(SPACE, DEFAULTS, measure, lambda: True, TrialLedger())
     with pytest.raises(KeyboardInterrupt):
         done.run()
-    assert len(done.ledger.attempts) == 3
+    assert len(done.ledger.trials) == 3
 
 
 def test_a_setting_with_one_value_stays():
@@ -137,16 +137,16 @@ def test_several_loads_count_alike():
     machine = Machine(flat, loads=("short", "long"))
 
     def measure(candidate):
-        attempt = machine(candidate)
+        trial = machine(candidate)
         # Twice as fast on one load and a third as fast on the other is slower overall.
         factors = {"short": 1, "long": 1} if candidate.replicas == 1 else {"short": 2, "long": 1 / 3}
         runs = {
             load: [type(run)(run.tokens_per_second * factors[load], 1, 1) for run in runs]
-            for load, runs in attempt.runs.items()
+            for load, runs in trial.runs.items()
         }
-        return type(attempt)(candidate, runs, seconds=1)
+        return type(trial)(candidate, runs, seconds=1)
 
-    assert Search(SPACE, DEFAULTS, measure, lambda: True, Ledger()).run() == DEFAULTS
+    assert Search(SPACE, DEFAULTS, measure, lambda: True, TrialLedger()).run() == DEFAULTS
 
 
 def test_the_number_of_untried_candidates_shrinks():

@@ -82,13 +82,13 @@ def tritonserver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tritonserve
 def start(timeout: float = 20, then: Callable[[server.CandidateServer], Coroutine[Any, Any, Any]] | None = None) -> Any:
     """Start a candidate's server, wait for `then` of it, and end it."""
 
-    async def attempt(run: RunFolder) -> Any:
+    async def trial(run: RunFolder) -> Any:
         installation = Installation(Path("tritonserver"), None)
         async with candidate_server(Path("models"), ServerOptions(timeout), installation, run) as running:
             return await then(running) if then else None
 
     with run_folder() as run:
-        return run_interruptible(attempt(run))
+        return run_interruptible(trial(run))
 
 
 def lives(pid: int) -> bool:
@@ -196,7 +196,7 @@ def test_options_in_the_environment_do_not_reach_the_server(
     assert environment["SOMETHING_ELSE"] == "1"
 
 
-ATTEMPT = """
+TRIAL = """
 import sys, signal
 sys.path[:0] = {path!r}
 import pytest
@@ -212,7 +212,7 @@ with pytest.MonkeyPatch.context() as patch:
 
 
 def test_the_server_ends_with_a_killed_parent(tmp_path: Path) -> None:
-    script = ATTEMPT.format(path=sys.path, folder=str(tmp_path))
+    script = TRIAL.format(path=sys.path, folder=str(tmp_path))
     with subprocess.Popen([sys.executable, "-c", script]) as parent:
         listening = tmp_path / "listening"
         while not listening.exists() or not listening.read_text():

@@ -7,13 +7,13 @@ import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, bottleneck, flat
 
 from tritonembed_manager.errors import ManagerError
-from tritonembed_manager.tune.attempts import Candidate
 from tritonembed_manager.tune.loads import LoadShape
-from tritonembed_manager.tune.output import Progress, Table
-from tritonembed_manager.tune.plan import Plan
+from tritonembed_manager.tune.output import Table, TuneProgress
+from tritonembed_manager.tune.plan import TunePlan
 from tritonembed_manager.tune.run import Session
+from tritonembed_manager.tune.trials import Candidate
 
-PLAN = Plan(SPACE, DEFAULTS, 16384, [LoadShape(50, 64, 32)], LoadShape(200, 1, 256))
+PLAN = TunePlan(SPACE, DEFAULTS, 16384, [LoadShape(50, 64, 32)], LoadShape(200, 1, 256))
 
 
 class Terminal(io.StringIO):
@@ -36,7 +36,7 @@ class Tuning:
             return machine(candidate)
 
         ends = time.monotonic() + minutes * 60
-        self.session = Session(PLAN, measure, "50x64@32", ends, Table(self.out), Progress(self.err))
+        self.session = Session(PLAN, measure, "50x64@32", ends, Table(self.out), TuneProgress(self.err))
 
     def run(self):
         return self.session.run()
@@ -47,7 +47,7 @@ def test_the_choice_was_found_by_the_search_and_confirmed_by_the_second_load():
     written, verdict = tuning.run()
     assert written == Candidate(8, 3, 16384)
     assert verdict.beats_defaults
-    checked = [attempt.candidate for attempt in tuning.session.checked.attempts]
+    checked = [trial.candidate for trial in tuning.session.checked.trials]
     assert checked == [DEFAULTS, written, DEFAULTS, written]
 
 
@@ -56,7 +56,7 @@ def test_without_gain_the_defaults_are_written_and_nothing_is_checked():
     written, verdict = tuning.run()
     assert written == DEFAULTS
     assert not verdict.beats_defaults
-    assert not tuning.session.checked.attempts
+    assert not tuning.session.checked.trials
 
 
 def test_luck_hardly_ever_passes_search_and_check_together():
@@ -78,7 +78,7 @@ def test_defaults_that_do_not_start_lose_to_a_choice_that_works_on_the_second_lo
     assert written != DEFAULTS
     assert verdict.beats_defaults
     assert "the defaults do not work here (CUDA out of memory)" in verdict.sentence
-    assert [attempt.candidate for attempt in tuning.session.checked.attempts] == [DEFAULTS, written, written]
+    assert [trial.candidate for trial in tuning.session.checked.trials] == [DEFAULTS, written, written]
 
 
 def test_defaults_that_failed_once_get_another_chance():
@@ -110,8 +110,8 @@ def test_if_no_server_works_the_error_is_the_reason_of_the_defaults():
         Tuning(Machine(failing=lambda candidate: "no GPU")).run()
 
 
-def test_a_budget_that_is_over_after_the_first_attempt_leaves_the_defaults():
-    # An attempt takes 10 s here. After the first, there is no time for another attempt and the check's four.
+def test_a_budget_that_is_over_after_the_first_trial_leaves_the_defaults():
+    # A trial takes 10 s here. After the first, there is no time for another trial and the check's four.
     tuning = Tuning(Machine(), minutes=0.5)
     written, verdict = tuning.run()
     assert written == DEFAULTS
@@ -119,7 +119,7 @@ def test_a_budget_that_is_over_after_the_first_attempt_leaves_the_defaults():
     assert len(tuning.machine.tried) == 1
 
 
-def test_the_table_has_a_row_for_every_attempt_even_if_it_fails():
+def test_the_table_has_a_row_for_every_trial_even_if_it_fails():
     tuning = Tuning(Machine(failing=lambda c: "CUDA out of memory" if c.replicas == 3 else None))
     tuning.run()
     lines = tuning.out.getvalue().splitlines()
@@ -157,7 +157,7 @@ def test_on_a_terminal_one_line_is_rewritten_with_the_remaining_time():
     assert said.endswith("\r\x1b[K")
 
 
-def test_outside_of_a_terminal_each_attempt_is_one_line():
+def test_outside_of_a_terminal_each_trial_is_one_line():
     tuning = Tuning(Machine(flat))
     tuning.run()
     lines = tuning.err.getvalue().splitlines()

@@ -3,16 +3,16 @@
 import pytest
 from tests.unit.manager.tune.machines import DEFAULTS, SPACE, Machine, flat
 
-from tritonembed_manager.tune.attempts import Ledger
 from tritonembed_manager.tune.search import OUT_OF_TIME, Search, check_choice, no_gain
+from tritonembed_manager.tune.trials import TrialLedger
 
 CHOICE = DEFAULTS.with_value("replicas", 3)
 SECOND = "200x1@256"
 
 
-def check(machine, attempts=1000):
+def check(machine, trials=1000):
     machine.loads = (SECOND,)
-    return check_choice(CHOICE, DEFAULTS, SECOND, machine, lambda: len(machine.tried) < attempts, Ledger())
+    return check_choice(CHOICE, DEFAULTS, SECOND, machine, lambda: len(machine.tried) < trials, TrialLedger())
 
 
 def faster(ratio):
@@ -73,12 +73,12 @@ def test_defaults_that_fail_on_the_second_load_lose():
 
 
 def test_without_time_for_the_whole_check_the_defaults_are_kept():
-    assert check(Machine(faster(2)), attempts=3) == OUT_OF_TIME
+    assert check(Machine(faster(2)), trials=3) == OUT_OF_TIME
     assert not OUT_OF_TIME.beats_defaults
 
 
 def test_a_search_without_gain_names_the_closest_candidate():
-    search = Search(SPACE, DEFAULTS, Machine(lambda c: 100e3 / c.replicas), lambda: True, Ledger())
+    search = Search(SPACE, DEFAULTS, Machine(lambda c: 100e3 / c.replicas), lambda: True, TrialLedger())
     search.run()
     verdict = no_gain(search)
     assert not verdict.beats_defaults
@@ -87,12 +87,12 @@ def test_a_search_without_gain_names_the_closest_candidate():
 
 
 def test_a_search_with_too_much_noise_reports_it():
-    search = Search(SPACE, DEFAULTS, Machine(flat, noise=0.3), lambda: True, Ledger())
+    search = Search(SPACE, DEFAULTS, Machine(flat, noise=0.3), lambda: True, TrialLedger())
     search.run()
     assert no_gain(search).sentence.endswith("is the machine busy with something else?)")
 
 
 def test_a_search_that_ran_out_of_time_reports_it():
-    search = Search(SPACE, DEFAULTS, Machine(), lambda: False, Ledger())
+    search = Search(SPACE, DEFAULTS, Machine(), lambda: False, TrialLedger())
     search.run()
     assert no_gain(search).sentence.startswith("the budget ended the search: nothing tried")
