@@ -166,7 +166,7 @@ class Endpoints:
         server = self._arrivals.over(calls if door is None else door.over(calls))
         traced = self.tracing.over(dispatcher)
         add_kserve(server, traced, is_serving, admin=config.admin, names=config.names)
-        add_arctic(server, traced, config, is_serving, self.aborts)
+        add_arctic(server, traced, config.names, is_serving, self.aborts)
         self._health = add_health(server, dispatcher, is_serving)
         add_reflection(server)
 

@@ -46,7 +46,7 @@ class _Seen:
     repeats: int = 0
 
 
-class Output(logging.Handler):
+class LogOutput(logging.Handler):
     """Writes records. style: "text" or "json". stream: stderr by default. clock: seconds."""
 
     def __init__(
@@ -129,7 +129,7 @@ class Output(logging.Handler):
 
 def set_up(style: str) -> None:
     """Write this process' records, warnings and uncaught exceptions to stderr. style: "text" or "json"."""
-    output = Output(style)
+    output = LogOutput(style)
     for name, level in (("", logging.WARNING), (OURS, logging.INFO)):
         logger = logging.getLogger(name)
         logger.handlers[:] = [output]

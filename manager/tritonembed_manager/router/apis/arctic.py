@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -157,26 +157,19 @@ def _cancelled_by_another(task: "asyncio.Task[Any]") -> bool:
     return uncancel is not None and uncancel() > 0
 
 
-class Settings(Protocol):
-    """The part of a WorkerConfig that this API reads."""
-
-    @property
-    def names(self) -> ServedNames:
-        """Names that requests may have as model_name; GetReplicaInfo sends the first."""
-
-
 def add_arctic(
     server: grpc.aio.Server,
     dispatcher: Dispatcher,
-    settings: Settings,
+    names: ServedNames,
     is_serving: Callable[[], bool],
     aborts: Aborts | None = None,
 ) -> None:
     """Add arctic_inference.InferenceService to a server.
 
+    names: those that requests may have as model_name; GetReplicaInfo sends the first.
     is_serving: False from the moment the worker ends. aborts: calls in flight, shared with the other workers.
     """
-    service = _Service(dispatcher, settings.names, is_serving, Aborts() if aborts is None else aborts)
+    service = _Service(dispatcher, names, is_serving, Aborts() if aborts is None else aborts)
     handlers = {
         # Bytes in both directions: the answer is built without protobuf.
         "Encode": grpc.unary_unary_rpc_method_handler(service.encode),
@@ -219,7 +212,7 @@ class _Service:
                 )
             context.set_trailing_metadata(tuple(spaces.headers_of([spaces.in_answer(answer)]).items()))
             return _to_encode_response(request, answer)
-        except BadRequest as error:
+        except BadArcticRequest as error:
             self._dispatcher.refused(grpc.StatusCode.INVALID_ARGUMENT)
             return _to_error_response(request_id, str(error))
         except Aborted:
@@ -267,7 +260,7 @@ def _of_tenant(request_id: str) -> str:
     return request_id if tenant is None else f"{tenant.name}\n{request_id}"
 
 
-class BadRequest(Exception):
+class BadArcticRequest(Exception):
     """A request that cannot be answered. The message is for its sender."""
 
 
@@ -276,7 +269,7 @@ def _read_encode(message: bytes) -> arctic.EncodeRequest:
     try:
         request: arctic.EncodeRequest = arctic.EncodeRequest.FromString(message)
     except DecodeError:
-        raise BadRequest("these bytes are not a valid EncodeRequest, or a text in it is not UTF-8") from None
+        raise BadArcticRequest("these bytes are not a valid EncodeRequest, or a text in it is not UTF-8") from None
     if not request.request_id:
         request.request_id = str(uuid.uuid4())
     return request
@@ -289,16 +282,16 @@ def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> byte
     """
     found = names.find(request.model_name) if request.model_name else names
     if found is None:
-        raise BadRequest("model_name: this server has no such model; GetReplicaInfo names it")
+        raise BadArcticRequest("model_name: this server has no such model; GetReplicaInfo names it")
     if found.served.task == "score":
-        raise BadRequest(f"model_name: {found.model} scores pairs of a query and a text; it does not embed")
+        raise BadArcticRequest(f"model_name: {found.model} scores pairs of a query and a text; it does not embed")
     by_ids = bool(request.token_id_bytes_i32)
     given = len(request.token_id_bytes_i32 if by_ids else request.prompts)
     if given != request.n_prompts:
         what = "token_id_bytes_i32" if by_ids else "prompts"
-        raise BadRequest(f"n_prompts is {request.n_prompts}, and {what} has {given}")
+        raise BadArcticRequest(f"n_prompts is {request.n_prompts}, and {what} has {given}")
     if not given:
-        raise BadRequest("there are no prompts")
+        raise BadArcticRequest("there are no prompts")
     elements = list(request.token_id_bytes_i32) if by_ids else encode_texts(list(request.prompts))
     infer = service_pb2.ModelInferRequest(
         model_name=found.served.embedder if by_ids else found.served.name,
@@ -320,7 +313,7 @@ def _to_encode_response(request: arctic.EncodeRequest, answer: bytes) -> bytes:
     except (DecodeError, ValueError, IndexError):
         raise ServerError("the server's answer has no output embedding") from None
     if is_without_vectors(content, request.n_prompts):
-        raise BadRequest("the model gives no dense vectors, and this API has no others")
+        raise BadArcticRequest("the model gives no dense vectors, and this API has no others")
     try:
         vectors = unframe_vectors(content, request.n_prompts, _FLOAT32)
     except FramingError as error:

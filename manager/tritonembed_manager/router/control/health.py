@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry
+from tritonembed_manager.router.control.registry import RegisteredServer, UpstreamRegistry
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.server.probe import Probe, ProbeError, Vectors
 
@@ -26,7 +26,7 @@ LOOKS = 4
 Read = Callable[[str], Awaitable[float | None]]
 
 
-class Progress(Protocol):
+class ServerProgress(Protocol):
     """Whether a server that answers a check late is computing."""
 
     async def mark(self) -> None:
@@ -191,12 +191,12 @@ class HealthWatch:
     def __init__(
         self,
         registry: UpstreamRegistry,
-        upstream: Upstream,
+        upstream: RegisteredServer,
         probe: Probe,
         settings: HealthSettings,
         *,
         alive: Callable[[], bool] = lambda: False,
-        progress: Progress | None = None,
+        progress: ServerProgress | None = None,
         broken: Callable[[str], None] | None = None,
         cleared: Callable[[str], None] = lambda _: None,
         wait: Wait = event_or_time,

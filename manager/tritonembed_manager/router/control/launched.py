@@ -9,7 +9,7 @@ from pathlib import Path
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import Wait, event_or_time
 from tritonembed_manager.router.control.plan import VersionPlan
-from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry
+from tritonembed_manager.router.control.registry import RegisteredServer, UpstreamRegistry
 from tritonembed_manager.router.control.restarts import RestartLimits, Restarts
 from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log
@@ -37,7 +37,7 @@ class LaunchSpec:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedServer:
     """A server that is ready to be launched. release: gives back its ports and folders, once it has ended."""
 
     id: str
@@ -59,7 +59,7 @@ class LaunchedServer:
         self,
         spec: LaunchSpec,
         registry: UpstreamRegistry,
-        upstream: Upstream,
+        upstream: RegisteredServer,
         *,
         clock: Callable[[], float] = time.monotonic,
         start: Callable[..., ServerProcess] = ServerProcess,
@@ -88,7 +88,7 @@ class LaunchedServer:
         """The reason why the first start failed."""
 
     @property
-    def upstream(self) -> Upstream:
+    def upstream(self) -> RegisteredServer:
         """The server's entry in the registry."""
         return self._upstream
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.router.data.quotas import Quotas, Spent
-from tritonembed_manager.router.data.tenants import Limits, Tenant
+from tritonembed_manager.router.data.tenants import QuotaLimits, Tenant
 from tritonembed_manager.router.log import log, warn
 
 OPTION = "--quota-store"
@@ -113,7 +113,7 @@ class QuotaStore:
     async def _exchange(self) -> None:
         pipeline = self._client.pipeline(transaction=False)
         pipeline.eval(_PRESENT, 1, _MANAGERS_KEY, self._name, _PRESENT_S)
-        sent: list[tuple[Limits, Spent]] = []
+        sent: list[tuple[QuotaLimits, Spent]] = []
         for limits in (limits for tenant in self._tenants() for limits in tenant.all_limits):
             unsent = self._quotas.unsent(limits, self._sent.get(limits.key, Spent()))
             if unsent is None:

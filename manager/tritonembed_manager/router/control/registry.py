@@ -119,7 +119,7 @@ _DEAD = (ServerState.UNHEALTHY, ServerState.STARTING, ServerState.FAILED)
 
 
 @dataclass
-class Upstream:
+class RegisteredServer:
     """A server. `generation` counts its lives, so that late answers of an earlier life are ignored."""
 
     id: str
@@ -203,7 +203,7 @@ class UpstreamRegistry:
         changed: Callable[[], None],
         busy: Callable[[int], bool] = lambda _: False,
     ) -> None:
-        self.upstreams: dict[str, Upstream] = {}
+        self.upstreams: dict[str, RegisteredServer] = {}
         self._slots = slots
         self._clock = clock
         self._changed = changed
@@ -216,7 +216,7 @@ class UpstreamRegistry:
     def views(self) -> list[ServerView]:
         return [upstream.view() for upstream in self.upstreams.values()]
 
-    def ready(self) -> list[Upstream]:
+    def ready(self) -> list[RegisteredServer]:
         """The servers that get requests."""
         return [upstream for upstream in self.upstreams.values() if upstream.state is ServerState.READY]
 
@@ -233,7 +233,7 @@ class UpstreamRegistry:
         model: ServedModel = FIRST_MODEL,
         version: str = "",
         weight: float = 100.0,
-    ) -> Upstream:
+    ) -> RegisteredServer:
         """Add a server. awaited: no server becomes READY before the first answers of all awaited servers are compared.
 
         Raises ValueError if no slot is free.
@@ -242,7 +242,9 @@ class UpstreamRegistry:
         slot = next((slot for slot in range(self._slots) if slot not in used and not self._busy(slot)), None)
         if slot is None:
             raise ValueError(f"no more than {self._slots} servers at a time")
-        upstream = Upstream(id, slot, address, http_address, metrics_address, launched, replicas, since=self._clock())
+        upstream = RegisteredServer(
+            id, slot, address, http_address, metrics_address, launched, replicas, since=self._clock()
+        )
         upstream.model, upstream.version, upstream.weight = model, version, weight
         self.upstreams[id] = upstream
         if awaited:
@@ -257,13 +259,13 @@ class UpstreamRegistry:
         self._settle_without(id)
         self._changed()
 
-    def set_weight(self, upstream: Upstream, weight: float) -> None:
+    def set_weight(self, upstream: RegisteredServer, weight: float) -> None:
         """Change how many of its model's requests go to the server's version, in percent."""
         if upstream.weight != weight:
             upstream.weight = weight
             self._changed()
 
-    def set_state(self, upstream: Upstream, state: ServerState, why: str = "") -> None:
+    def set_state(self, upstream: RegisteredServer, state: ServerState, why: str = "") -> None:
         """Change the server's state and the reason for it."""
         why = printable(why)
         if (upstream.state, upstream.why) == (state, why):
@@ -277,7 +279,7 @@ class UpstreamRegistry:
         upstream.state, upstream.why = state, why
         self._changed()
 
-    def answered(self, upstream: Upstream, vectors: Vectors, space: str = "") -> None:
+    def answered(self, upstream: RegisteredServer, vectors: Vectors, space: str = "") -> None:
         """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown."""
         upstream.failures = 0
         dimensions = vectors.shape[1] if upstream.model.task == "embed" else 0
@@ -293,7 +295,7 @@ class UpstreamRegistry:
             return
         self._judge(upstream, answer)
 
-    def failed(self, upstream: Upstream, error: ProbeError) -> None:
+    def failed(self, upstream: RegisteredServer, error: ProbeError) -> None:
         """A check failed."""
         upstream.failures += 1
         if upstream.launched and upstream.state is ServerState.UNHEALTHY:
@@ -308,7 +310,7 @@ class UpstreamRegistry:
             self.set_state(upstream, state, why or str(error))
         self._settle_without(upstream.id)
 
-    def suspected(self, upstream: Upstream, why: str) -> None:
+    def suspected(self, upstream: RegisteredServer, why: str) -> None:
         """A request met a broken connection or a dead stub at the server. A check must follow.
 
         A dead stub takes the server out until that check succeeds, because Triton takes seconds to fail each request.
@@ -321,20 +323,20 @@ class UpstreamRegistry:
         upstream.out_until = now + (upstream.suspicions.died(now) or 0.0)
         self.set_state(upstream, ServerState.UNHEALTHY, why)
 
-    def ejected(self, upstream: Upstream, reason: str, seconds: float) -> None:
+    def ejected(self, upstream: RegisteredServer, reason: str, seconds: float) -> None:
         """Workers send the server nothing for `seconds`, whatever its checks find."""
         upstream.ejected, upstream.ejected_until = reason, self._clock() + seconds
 
-    def down(self, upstream: Upstream, state: ServerState, why: str) -> None:
+    def down(self, upstream: RegisteredServer, state: ServerState, why: str) -> None:
         """The server's process ended or restarts. Late answers of its earlier life are ignored."""
         upstream.generation += 1
         upstream.failures = 0
         self.set_state(upstream, state, why)
 
-    def _agreement_of(self, upstream: Upstream) -> Agreement:
+    def _agreement_of(self, upstream: RegisteredServer) -> Agreement:
         return self._agreements[upstream.model.name, upstream.version]
 
-    def _judge(self, upstream: Upstream, answer: Fingerprint) -> None:
+    def _judge(self, upstream: RegisteredServer, answer: Fingerprint) -> None:
         refusal = self._agreement_of(upstream).judge(upstream.id, answer)
         if refusal is not None:
             self.set_state(upstream, ServerState.REFUSED, refusal)

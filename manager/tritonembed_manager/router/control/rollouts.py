@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.launched import Prepared
+from tritonembed_manager.router.control.launched import PreparedServer
 from tritonembed_manager.router.control.plan import VersionPlan, with_version_names
 from tritonembed_manager.router.control.servers import ModelLoader, Servers
 from tritonembed_manager.router.control.settings import ModelsPlan
@@ -20,7 +20,7 @@ from tritonembed_manager.router.interfaces import ServerState
 from tritonembed_manager.router.log import log, warn
 
 _LOOK_EVERY_S = 0.1
-Prepare = Callable[[Sequence[VersionPlan]], list[Prepared]]
+Prepare = Callable[[Sequence[VersionPlan]], list[PreparedServer]]
 
 
 @dataclass(eq=False)
@@ -28,7 +28,7 @@ class _Running:
     """A version and its servers. is_checked: whether they have been ready."""
 
     plan: VersionPlan
-    servers: list[Prepared]
+    servers: list[PreparedServer]
     is_checked: bool = False
 
 
@@ -41,7 +41,7 @@ class Rollouts:
         self,
         servers: Servers,
         plan: ModelsPlan,
-        started: Sequence[Prepared],
+        started: Sequence[PreparedServer],
         names: ServedNames,
         prepare: Prepare,
         names_changed: Callable[[], None],

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.health import HealthSettings, HealthWatch, MetricsProgress
-from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
-from tritonembed_manager.router.control.registry import Upstream, UpstreamRegistry, upstream_id
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, PreparedServer
+from tritonembed_manager.router.control.registry import RegisteredServer, UpstreamRegistry, upstream_id
 from tritonembed_manager.router.control.status import Traffic
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.interfaces import ServerState
@@ -58,7 +58,7 @@ class Servers:
         self._runs: dict[str, asyncio.Task[None]] = {}
         self._specs: dict[str, LaunchSpec] = {}
 
-    def launch(self, server: Prepared, *, weight: float = 100.0, is_loaded: bool = True) -> None:
+    def launch(self, server: PreparedServer, *, weight: float = 100.0, is_loaded: bool = True) -> None:
         """Start a server of one model and keep it running. Raises ValueError if no slot is free.
 
         weight: of its version, in percent. is_loaded: False leaves the start to `load`.
@@ -201,7 +201,7 @@ class Servers:
             if isinstance(result, Exception):
                 warn("internal", f"{type(result).__name__} while ending: {result}")
 
-    def _run_ended(self, upstream: Upstream, run: "asyncio.Task[None]") -> None:
+    def _run_ended(self, upstream: RegisteredServer, run: "asyncio.Task[None]") -> None:
         error = None if run.cancelled() else run.exception()
         if error is not None:
             self.registry.down(upstream, ServerState.FAILED, f"{type(error).__name__} while running it: {error}")
@@ -221,7 +221,7 @@ class Servers:
             return
         self._watch(upstream, broken=None)
 
-    def _watch(self, upstream: Upstream, broken: Callable[[str], None] | None) -> None:
+    def _watch(self, upstream: RegisteredServer, broken: Callable[[str], None] | None) -> None:
         seen = 0
 
         def alive() -> bool:
@@ -243,7 +243,7 @@ class Servers:
         self._watches[upstream.id] = watch
         self._tasks[upstream.id] = [asyncio.create_task(watch.run())]
 
-    async def _until_idle(self, upstream: Upstream, quiet_for: float = 0.0) -> None:
+    async def _until_idle(self, upstream: RegisteredServer, quiet_for: float = 0.0) -> None:
         """Wait until workers know that the server is draining and have nothing there, at most `leave_timeout`.
 
         quiet_for: seconds in which they must have had nothing there.
@@ -256,13 +256,13 @@ class Servers:
                 break
             await asyncio.sleep(_LEAVE_POLL_S)
 
-    async def _leave(self, upstream: Upstream) -> None:
+    async def _leave(self, upstream: RegisteredServer) -> None:
         self.registry.set_state(upstream, ServerState.DRAINING, "no longer listed")
         await self._until_idle(upstream)
         self._leaving.pop(upstream.id, None)
         self._forget(upstream)
 
-    def _forget(self, upstream: Upstream) -> None:
+    def _forget(self, upstream: RegisteredServer) -> None:
         del self._watches[upstream.id]
         for task in self._tasks.pop(upstream.id):
             task.cancel()

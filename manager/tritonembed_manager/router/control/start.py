@@ -12,7 +12,7 @@ from pathlib import Path
 from tritonembed_manager.errors import ManagerError, StartError
 from tritonembed_manager.router.control.discovery import Address
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
-from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, Prepared
+from tritonembed_manager.router.control.launched import LaunchedServer, LaunchSpec, PreparedServer
 from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan
 from tritonembed_manager.router.control.registry import UpstreamRegistry, upstream_id
 from tritonembed_manager.router.control.settings import LaunchSettings, ServeSettings
@@ -124,7 +124,7 @@ class ServerPreparation:
         if line := warning(launch.work_dir):
             warn("work_dir", line)
 
-    def prepare(self, versions: Sequence[VersionPlan]) -> list[Prepared]:
+    def prepare(self, versions: Sequence[VersionPlan]) -> list[PreparedServer]:
         """The servers of these versions. Raises StartError, in one line."""
         lengths = check_models([version.plans[0].render for version in versions])
         launch, is_first = self._launch, not self._count
@@ -143,7 +143,7 @@ class ServerPreparation:
 
     def _prepare(
         self, version: VersionPlan, plan: ServerPlan, ports: list[int], length: int | None, held: HeldPorts
-    ) -> Prepared:
+    ) -> PreparedServer:
         launch, settings = self._launch, self._settings
         id = upstream_id(f"server-{self._count}", version.served)
         self._count += 1
@@ -175,7 +175,7 @@ class ServerPreparation:
             for folder in (repository.parent, self._run.path / id):
                 shutil.rmtree(folder, ignore_errors=True)
 
-        return Prepared(id, spec, address, plan.replicas, version, length, release, adapter_digests(plan.render))
+        return PreparedServer(id, spec, address, plan.replicas, version, length, release, adapter_digests(plan.render))
 
 
 def _spec(

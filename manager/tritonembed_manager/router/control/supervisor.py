@@ -14,7 +14,7 @@ from tritonembed_manager.errors import ManagerError
 from tritonembed_manager.router.control.discovery import ServerLists
 from tritonembed_manager.router.control.envoy.data_plane import EnvoyDataPlane
 from tritonembed_manager.router.control.health import ScrapeWatch, event_or_time
-from tritonembed_manager.router.control.launched import Prepared
+from tritonembed_manager.router.control.launched import PreparedServer
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.rollouts import Prepare, Rollouts
 from tritonembed_manager.router.control.servers import ModelLoader, Servers
@@ -48,7 +48,7 @@ class Supervisor:
     def __init__(
         self,
         settings: ServeSettings,
-        servers: Sequence[Prepared],
+        servers: Sequence[PreparedServer],
         metrics_folder: Path,
         *,
         worker_command: Command = worker_command,

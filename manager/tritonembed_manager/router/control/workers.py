@@ -96,7 +96,7 @@ def worker_command(control_fd: int, table_fd: int) -> Sequence[str]:
     return module_command(MODULE, "--control-fd", str(control_fd), "--table-fd", str(table_fd))
 
 
-class Worker:
+class WorkerProcess:
     """A worker process and the parent's end of its socket. Needs a running event loop.
 
     inherited: further descriptors that the worker has, too.
@@ -230,7 +230,7 @@ class WorkerPool:
         self._gone = gone
         self._command = command
         self._environment = os.environ if environment is None else environment
-        self._workers: dict[int, Worker] = {}
+        self._workers: dict[int, WorkerProcess] = {}
         self._draining = self._lame_ducks = False
         self._ever_ready = False
         self.restarts = 0
@@ -313,7 +313,7 @@ class WorkerPool:
 
     async def _live(self, index: int) -> int:
         inherited = [] if self._config.quota_fd is None else [self._config.quota_fd]
-        worker = self._workers[index] = Worker(self._command, self._table, self._environment, inherited)
+        worker = self._workers[index] = WorkerProcess(self._command, self._table, self._environment, inherited)
         listening = asyncio.create_task(
             worker.listen(lambda: self._first_lines(index), lambda line: self._handle(index, line))
         )
@@ -337,7 +337,7 @@ class WorkerPool:
             if self._gone is not None:
                 self._gone(index, worker.pid)
 
-    async def _end_if_it_hangs(self, index: int, worker: Worker) -> None:
+    async def _end_if_it_hangs(self, index: int, worker: WorkerProcess) -> None:
         """Kill a worker that hangs, because it keeps its share of new connections until it is gone."""
         why = await worker.hangs()
         warn("worker_hangs", f"worker {index} does not run: {why}", worker=index)

@@ -1,8 +1,8 @@
 """Admission control: bounds requests, bytes and memory, so that overload fails fast and memory stays flat.
 
 `AdmissionControl` lets requests in. `Waiters` holds those that find no server with room, in order of arrival. `Memory`
-measures this process: the pressure on its memory limits how many messages are read. `Pace` computes when a refused
-caller should try again.
+measures this process: the pressure on its memory limits how many messages are read. `AnswerPace` computes when a
+refused caller should try again.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ class AdmissionControl:
         self._row = row
         self._max_in_flight = max_in_flight
         self._max_bytes = max_bytes
-        self._pace = Pace(clock)
+        self._pace = AnswerPace(clock)
         self._drained: asyncio.Event | None = None
         self._cut = False
 
@@ -215,7 +215,7 @@ _WINDOW_S, _WINDOW_ANSWERS = 1.0, 32
 """A measurement that has both of them ends, and the next one begins."""
 
 
-class Pace:
+class AnswerPace:
     """How fast admitted requests are answered while there are too many: for the time after which a caller should retry.
 
     Before an overload, requests are answered as fast as they come, which shows nothing of how fast they can be. So

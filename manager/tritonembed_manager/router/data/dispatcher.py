@@ -21,7 +21,7 @@ from tritonembed_manager.router.data.pool import UpstreamPool
 from tritonembed_manager.router.data.request import (
     EXPIRED,
     BrokenAnswer,
-    Request,
+    ForwardedRequest,
     forwarded,
     prepare,
     read,
@@ -79,7 +79,7 @@ class TritonDispatcher:
         """Bytes of work that came since the last `count_load`."""
         self._refusal: DispatchError | None = None
         """For requests that would wait for a server."""
-        self.can_move: Callable[[Request], bool] = lambda _request: False
+        self.can_move: Callable[[ForwardedRequest], bool] = lambda _request: False
         """Whether a request that finds no server should raise ElsewhereError instead of waiting for one."""
         self._with_vectors = frozenset(name.encode() for name in served.with_vectors)
         self.pool = pool
@@ -236,7 +236,9 @@ class TritonDispatcher:
         self._queue.fail(DispatchError(_CODE.UNAVAILABLE, CUT))
         self.pool.move_all()
 
-    def _prepare(self, message: bytes, metadata: Metadata | None, admitted: Admission, adapter: str) -> Request:
+    def _prepare(
+        self, message: bytes, metadata: Metadata | None, admitted: Admission, adapter: str
+    ) -> ForwardedRequest:
         """Raises DispatchError for a request that no server may receive."""
         envelope = read(message)
         if envelope.adapter != adapter:
@@ -248,7 +250,7 @@ class TritonDispatcher:
             envelope.space = spaces.of_base(envelope.space, adapter, self.pool.serving)
         return request
 
-    async def _answer(self, request: Request) -> bytes:
+    async def _answer(self, request: ForwardedRequest) -> bytes:
         """Send the request, in parts if it is large, and return its answer. Raises DispatchError."""
         self._came += request.work
         rows = rows_of(request.message, self.served) if self._queue.must_split(request) else None
@@ -263,7 +265,7 @@ class TritonDispatcher:
         server, attempt = await self._send(request)
         return await self._follow(request, server, attempt)
 
-    async def _send(self, request: Request) -> tuple[Upstream, Attempt]:
+    async def _send(self, request: ForwardedRequest) -> tuple[Upstream, Attempt]:
         """Send the request to a server, as soon as it may be sent. Raises DispatchError."""
         if request.tried or not self.pool.usable():
             server = self._choose(request) or await self._wait(request)
@@ -274,7 +276,7 @@ class TritonDispatcher:
         self._refuse_if_full(request)
         return await self._queue.turn(request)
 
-    def _refuse_if_full(self, request: Request) -> None:
+    def _refuse_if_full(self, request: ForwardedRequest) -> None:
         """Raises DispatchError if every server has its maximum of requests, waiting ones included."""
         if not request.admitted.started and self.pool.is_full() and self.pool.is_over(self._admitted()):
             raise self.admission.overload("every server has its maximum of requests")
@@ -291,7 +293,7 @@ class TritonDispatcher:
         if not self.pool.usable():
             self._queue.fail(ElsewhereError(), self.can_move)
 
-    async def _follow(self, request: Request, server: Upstream, attempt: Attempt) -> bytes:
+    async def _follow(self, request: ForwardedRequest, server: Upstream, attempt: Attempt) -> bytes:
         """The answer to a request that was sent. If its server breaks, it is sent to another. Raises DispatchError."""
         while True:
             code = _CODE.CANCELLED
@@ -326,7 +328,7 @@ class TritonDispatcher:
             await self._send_again(request, server, attempt, charged=charged)
             server, attempt = await self._send(request)
 
-    def _choose(self, request: Request) -> Upstream | None:
+    def _choose(self, request: ForwardedRequest) -> Upstream | None:
         candidates = self.pool.candidates(request.tried)
         if request.envelope.space:
             candidates = spaces.only(candidates, request.envelope.space, self.pool.serving)
@@ -338,7 +340,7 @@ class TritonDispatcher:
             candidates = [*candidates[:place], *candidates[place + 1 :]]
         return None
 
-    def _begin(self, request: Request, server: Upstream) -> Attempt:
+    def _begin(self, request: ForwardedRequest, server: Upstream) -> Attempt:
         now = self._clock()
         try:
             space = spaces.of_request(request.envelope.model, self._with_vectors, server)
@@ -359,14 +361,14 @@ class TritonDispatcher:
         self.pool.begin(server, attempt)
         return attempt
 
-    def _salt(self, request: Request) -> bytes:
+    def _salt(self, request: ForwardedRequest) -> bytes:
         """After the quarantine, which knows a query of death whoever sends it."""
         caller = request.admitted.caller
         if not caller.is_tenant or request.envelope.model not in self._with_vectors:
             return b""
         return cache_salt(caller.name, request.envelope.cache_salt)
 
-    def _note(self, request: Request, server: Upstream, attempt: Attempt, tokens: int) -> None:
+    def _note(self, request: ForwardedRequest, server: Upstream, attempt: Attempt, tokens: int) -> None:
         admitted = request.admitted
         admitted.tokens += tokens
         admitted.sentences += request.envelope.rows
@@ -378,7 +380,7 @@ class TritonDispatcher:
         if server.outlier.trial:
             self.pool.recovered(server)
 
-    async def _wait(self, request: Request) -> Upstream:
+    async def _wait(self, request: ForwardedRequest) -> Upstream:
         """Wait for a server with room. If all are full, a new request is refused; one that was sent before waits."""
         if not request.admitted.started and self.pool.is_full():
             raise self.admission.overload("every server has its maximum of requests")
@@ -405,7 +407,7 @@ class TritonDispatcher:
             if is_turn:
                 turns.give()
 
-    def _raise_if_hopeless(self, request: Request, left: float, *, waited: bool) -> None:
+    def _raise_if_hopeless(self, request: ForwardedRequest, left: float, *, waited: bool) -> None:
         self.admission.raise_if_cut()
         if not self.pool.usable(request.tried) and self.can_move(request):
             raise ElsewhereError
@@ -450,7 +452,9 @@ class TritonDispatcher:
             raise DispatchError(_CODE.DEADLINE_EXCEEDED, unreachable_deadline(details) or EXPIRED)
         raise DispatchError(code, details or code.name)
 
-    async def _send_again(self, request: Request, server: Upstream, attempt: Attempt, *, charged: bool) -> None:
+    async def _send_again(
+        self, request: ForwardedRequest, server: Upstream, attempt: Attempt, *, charged: bool
+    ) -> None:
         """Prepare to send the request to another server. Raises DispatchError if it must not be sent again."""
         self.admission.raise_if_cut()
         request.tried.append(attempt.incarnation)
@@ -466,7 +470,7 @@ class TritonDispatcher:
         if request.is_part and request.breaks:
             raise GoWholeError
 
-    async def _quarantine_if_deadly(self, request: Request) -> None:
+    async def _quarantine_if_deadly(self, request: ForwardedRequest) -> None:
         """Quarantine the request and raise DispatchError if MOST_SERVERS servers died with it in flight."""
         until = self._clock() + VERDICT_S
         while len(request.open_breaks()) >= MOST_SERVERS:

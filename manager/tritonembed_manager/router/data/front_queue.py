@@ -18,7 +18,7 @@ from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.fair_queue import FairQueue, Waiting
 from tritonembed_manager.router.data.load_table import LoadRow
 from tritonembed_manager.router.data.pool import UpstreamPool
-from tritonembed_manager.router.data.request import EXPIRED, Request
+from tritonembed_manager.router.data.request import EXPIRED, ForwardedRequest
 from tritonembed_manager.router.data.upstream import Attempt, Upstream
 from tritonembed_manager.router.data.window import BYTES_PER_TOKEN, LOOSE_S, MIXED_S, TIGHT_S
 from tritonembed_manager.router.interfaces import Caller, DispatchError
@@ -34,7 +34,7 @@ LOOK_AGAIN_S = 0.1
 """Poll interval while requests wait: slots freed by other workers are not signalled."""
 _MARK_EVERY_S = 0.5
 _CODE = grpc.StatusCode
-Begin = Callable[[Request, Upstream], Attempt]
+Begin = Callable[[ForwardedRequest, Upstream], Attempt]
 
 
 class Callers:
@@ -85,7 +85,7 @@ class FrontQueue:
         """Requests that wait here, by priority and tenant; the tenant is empty without tenants."""
         return Counter((one.priority, one.caller.name if one.caller.is_tenant else "") for one in self._queue.all())
 
-    def server_now(self, request: Request) -> Upstream | None:
+    def server_now(self, request: ForwardedRequest) -> Upstream | None:
         """The server for a request that need not wait; None if it has to."""
         work = request.work
         if work <= SMALL:
@@ -103,11 +103,11 @@ class FrontQueue:
             self._queue.charge(caller, priority, work)
         return servers[self._policy.choose(servers)]
 
-    def counted(self, request: Request, server: Upstream) -> int:
+    def counted(self, request: ForwardedRequest, server: Upstream) -> int:
         """How much of the window a request fills: at most a part, so that small requests go on beside a large text."""
         return min(request.work, server.window.part(self._seconds()))
 
-    def must_split(self, request: Request) -> bool:
+    def must_split(self, request: ForwardedRequest) -> bool:
         """Whether a request is more than a part."""
         work = request.work
         if work <= SMALL:
@@ -115,7 +115,7 @@ class FrontQueue:
         seconds = self._seconds()
         return any(work > server.window.part(seconds) for server in self._pool.usable())
 
-    async def turn(self, request: Request) -> tuple[Upstream, Attempt]:
+    async def turn(self, request: ForwardedRequest) -> tuple[Upstream, Attempt]:
         """Wait for the request's turn. Returns the server that it was sent to. Raises DispatchError."""
         found: asyncio.Future[tuple[Upstream, Attempt]] = asyncio.get_running_loop().create_future()
 
@@ -143,7 +143,9 @@ class FrontQueue:
         self._pool.end(server, attempt)
 
     @contextmanager
-    def waiting(self, request: Request, send: Callable[[Any, int], int], done: "asyncio.Future[Any]") -> Iterator[None]:
+    def waiting(
+        self, request: ForwardedRequest, send: Callable[[Any, int], int], done: "asyncio.Future[Any]"
+    ) -> Iterator[None]:
         """The request waits within the block, until all of it is sent. It may be sent in parts.
 
         send: sends at most that many bytes to the server, and returns how many; 0 if the request has failed. done: gets
@@ -204,7 +206,7 @@ class FrontQueue:
         if self._queue:
             self.pump()
 
-    def fail(self, error: Exception, chosen: Callable[[Request], bool] = lambda _request: True) -> None:
+    def fail(self, error: Exception, chosen: Callable[[ForwardedRequest], bool] = lambda _request: True) -> None:
         """End every request that waits, or those that are chosen."""
         for waiting in self._queue.all():
             if chosen(waiting.request):

@@ -13,7 +13,7 @@ import grpc
 
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.pool import UpstreamPool
-from tritonembed_manager.router.data.request import Request
+from tritonembed_manager.router.data.request import ForwardedRequest
 from tritonembed_manager.router.data.upstream import Attempt, Upstream
 from tritonembed_manager.router.interfaces import DispatchError
 
@@ -58,7 +58,7 @@ class Hedging:
         after: After,
         pool: UpstreamPool,
         meter: Meter,
-        begin: Callable[[Request, Upstream], Attempt],
+        begin: Callable[[ForwardedRequest, Upstream], Attempt],
         clock: Callable[[], float],
     ) -> None:
         self._after = after
@@ -71,7 +71,7 @@ class Hedging:
         self._counted = 0
         self._p95: float | None = None
 
-    async def first(self, request: Request, server: Upstream, attempt: Attempt) -> tuple[Upstream, Attempt]:
+    async def first(self, request: ForwardedRequest, server: Upstream, attempt: Attempt) -> tuple[Upstream, Attempt]:
         """The attempt that counts: this attempt, or a second attempt that was answered first.
 
         Only the returned attempt is left in flight. It may have failed, but not the second one.
@@ -96,7 +96,7 @@ class Hedging:
         """Seconds after which a request is late; None if that is not known yet."""
         return self._p95 if self._after == P95 else self._after
 
-    def _second(self, request: Request, attempt: Attempt) -> tuple[Upstream, Attempt] | None:
+    def _second(self, request: ForwardedRequest, attempt: Attempt) -> tuple[Upstream, Attempt] | None:
         """The second attempt, if there is an idle server for it."""
         candidates = self._pool.candidates([*request.tried, attempt.incarnation])
         wanted = request.envelope.space

@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.front_queue import Begin, FrontQueue
 from tritonembed_manager.router.data.protobuf import BYTES, Fields, field
-from tritonembed_manager.router.data.request import BrokenAnswer, Request
+from tritonembed_manager.router.data.request import BrokenAnswer, ForwardedRequest
 from tritonembed_manager.router.data.upstream import Attempt, Upstream
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 from tritonembed_manager.router.interfaces import DispatchError
@@ -181,7 +181,7 @@ def join(answers: Sequence[bytes], rows: Sequence[int]) -> bytes:
     return bytes(whole.SerializeToString()) + (spaces.parameter(found_spaces.pop()) if len(found_spaces) == 1 else b"")
 
 
-Follow = Callable[[Request, Upstream, Attempt], Awaitable[bytes]]
+Follow = Callable[[ForwardedRequest, Upstream, Attempt], Awaitable[bytes]]
 
 
 class GoWholeError(Exception):
@@ -191,13 +191,13 @@ class GoWholeError(Exception):
 class Parts:
     """begin: sends a part to a server. follow: returns the answer to a part that was sent, on whatever server."""
 
-    def __init__(self, request: Request, rows: Rows, queue: FrontQueue, begin: Begin, follow: Follow) -> None:
+    def __init__(self, request: ForwardedRequest, rows: Rows, queue: FrontQueue, begin: Begin, follow: Follow) -> None:
         self._queue = queue
         self._request = request
         self._rows = rows
         self._begin = begin
         self._follow = follow
-        self._parts: list[Request] = []
+        self._parts: list[ForwardedRequest] = []
         self._tasks: list[asyncio.Task[bytes]] = []
         self._answered = 0
         self._asked = request.envelope.space
@@ -232,7 +232,7 @@ class Parts:
         message, count, taken, cut = self._rows.take(most)
         cut = cut if request.envelope.cut else 0
         envelope = replace(request.envelope, rows=count, cut=cut)
-        part = Request(
+        part = ForwardedRequest(
             message, envelope, request.metadata, request.admitted, request.arrived, request.start_by, is_part=True
         )
         try:

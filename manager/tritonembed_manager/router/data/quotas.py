@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import grpc
 
-from tritonembed_manager.router.data.tenants import Limits
+from tritonembed_manager.router.data.tenants import QuotaLimits
 from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_manager.router.interfaces import DispatchError
 
@@ -169,7 +169,7 @@ def estimate(work: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class QuotaBucket:
     """limit: per minute. size: what fits, less than the limit if several managers divide it. used: of the size."""
 
     limit: int
@@ -202,7 +202,7 @@ class Spent(NamedTuple):
 class Charge:
     """What an admitted request was charged with."""
 
-    limits: Limits
+    limits: QuotaLimits
     tokens: int
 
 
@@ -214,7 +214,7 @@ class Quotas:
         self._worker = worker
         self._clock = clock
 
-    def check(self, limits: Limits) -> None:
+    def check(self, limits: QuotaLimits) -> None:
         """Raise DispatchError (RESOURCE_EXHAUSTED) if even the smallest request would be refused now."""
         # Without the lock, which is taken only for a refusal: a look that is not exact costs nothing.
         if self._limit(limits, self.buckets(limits), 1) is None:
@@ -224,7 +224,7 @@ class Quotas:
         if refusal is not None:
             raise refusal
 
-    def enter(self, limits: Limits, tokens: int) -> Charge:
+    def enter(self, limits: QuotaLimits, tokens: int) -> Charge:
         """Admit a request of about this many tokens; `leave` must follow. Raises DispatchError (RESOURCE_EXHAUSTED)."""
         with self.table.locked(limits.slot) as row:
             refusal = self._refusal(limits, row, tokens)
@@ -253,7 +253,7 @@ class Quotas:
             self.table.cells[self.table.worker_cell(slot, self._worker)] -= 1
             self.table.cells[row + FAILED] += 1
 
-    def enter_all(self, limits: Sequence[Limits], tokens: int) -> list[Charge]:
+    def enter_all(self, limits: Sequence[QuotaLimits], tokens: int) -> list[Charge]:
         """Admit a request under several limits, or under none of them; see `enter`."""
         charges: list[Charge] = []
         try:
@@ -273,7 +273,7 @@ class Quotas:
             self._charge(row, -1, -charge.tokens)
             self.table.cells[self.table.worker_cell(charge.limits.slot, self._worker)] -= 1
 
-    def unsent(self, limits: Limits, sent: Spent) -> tuple[Spent, Spent] | None:
+    def unsent(self, limits: QuotaLimits, sent: Spent) -> tuple[Spent, Spent] | None:
         """All that was ever charged, and what of it others don't know. sent: as returned the last time.
 
         None if nothing is used. A charge that has been waited off is not sent any more.
@@ -286,7 +286,7 @@ class Quotas:
         charge = Spent(min(spent.requests - sent.requests, used.requests), min(spent.tokens - sent.tokens, used.tokens))
         return (spent, charge) if any((*used, *charge)) else None
 
-    def adopt(self, limits: Limits, spent: Spent, used: Spent) -> None:
+    def adopt(self, limits: QuotaLimits, spent: Spent, used: Spent) -> None:
         """used: by all managers, when this one's charges were `spent`; what was charged since then comes on top."""
         cells = self.table.cells
         with self.table.locked(limits.slot) as row:
@@ -294,11 +294,11 @@ class Quotas:
             cells[row + USED_TOKENS] = max(0.0, used.tokens + cells[row + SPENT_TOKENS] - spent.tokens)
             cells[row + AT] = self._clock()
 
-    def buckets(self, limits: Limits) -> tuple[Bucket | None, Bucket | None]:
+    def buckets(self, limits: QuotaLimits) -> tuple[QuotaBucket | None, QuotaBucket | None]:
         """Of requests and of tokens, now; None for no limit."""
         return self._look(limits, self.table.row(limits.slot), self._clock())
 
-    def headers(self, limits: Sequence[Limits]) -> list[tuple[str, str]]:
+    def headers(self, limits: Sequence[QuotaLimits]) -> list[tuple[str, str]]:
         """The quotas as headers, with the names and forms of OpenAI's: of several, those with the least left."""
         found = []
         of_limits = [self.buckets(one) for one in limits]
@@ -313,7 +313,7 @@ class Quotas:
                 ]
         return found
 
-    def _refusal(self, limits: Limits, row: int, tokens: int) -> DispatchError | None:
+    def _refusal(self, limits: QuotaLimits, row: int, tokens: int) -> DispatchError | None:
         found = self._limit(limits, self._shrink(limits, row), tokens)
         if found is None:
             return None
@@ -324,7 +324,7 @@ class Quotas:
         return DispatchError(grpc.StatusCode.RESOURCE_EXHAUSTED, OVER_LIMIT % limit, wait)
 
     def _limit(
-        self, limits: Limits, buckets: tuple[Bucket | None, Bucket | None], tokens: int
+        self, limits: QuotaLimits, buckets: tuple[QuotaBucket | None, QuotaBucket | None], tokens: int
     ) -> tuple[int, str, float] | None:
         """The limit that a request is over: the cell that counts it, its words, and the seconds to wait."""
         of_requests, of_tokens = buckets
@@ -343,7 +343,7 @@ class Quotas:
         cells[row + USED_TOKENS] += tokens
         cells[row + SPENT_TOKENS] += tokens
 
-    def _shrink(self, limits: Limits, row: int) -> tuple[Bucket | None, Bucket | None]:
+    def _shrink(self, limits: QuotaLimits, row: int) -> tuple[QuotaBucket | None, QuotaBucket | None]:
         """The buckets, which are written into the table as they are now."""
         cells, now = self.table.cells, self._clock()
         of_requests, of_tokens = self._look(limits, row, now)
@@ -352,7 +352,7 @@ class Quotas:
         cells[row + USED_TOKENS] = 0.0 if of_tokens is None else of_tokens.used
         return of_requests, of_tokens
 
-    def _look(self, limits: Limits, row: int, now: float) -> tuple[Bucket | None, Bucket | None]:
+    def _look(self, limits: QuotaLimits, row: int, now: float) -> tuple[QuotaBucket | None, QuotaBucket | None]:
         cells = self.table.cells
         passed = max(0.0, now - cells[row + AT])
         return (
@@ -360,11 +360,11 @@ class Quotas:
             self._bucket(limits.tokens_per_minute, cells[row + USED_TOKENS], passed),
         )
 
-    def _bucket(self, limit: int | None, used: float, passed: float) -> Bucket | None:
+    def _bucket(self, limit: int | None, used: float, passed: float) -> QuotaBucket | None:
         if limit is None:
             return None
         size = max(1.0, limit / self.table.shares)
-        return Bucket(limit, size, max(0.0, used - passed * size / _MINUTE_S))
+        return QuotaBucket(limit, size, max(0.0, used - passed * size / _MINUTE_S))
 
 
 def duration(seconds: float) -> str:

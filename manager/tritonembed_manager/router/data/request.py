@@ -37,7 +37,7 @@ _SPARE_S, _SPARE_PART = 0.02, 0.1
 
 
 @dataclass(slots=True)
-class Request:
+class ForwardedRequest:
     """Times are in seconds of the dispatcher's clock."""
 
     message: bytes
@@ -102,13 +102,15 @@ def read(message: bytes) -> Envelope:
         raise DispatchError(_CODE.INVALID_ARGUMENT if error.supported else _CODE.UNIMPLEMENTED, str(error)) from None
 
 
-def prepare(message: bytes, envelope: Envelope, metadata: Metadata | None, now: float, admitted: Admission) -> Request:
+def prepare(
+    message: bytes, envelope: Envelope, metadata: Metadata | None, now: float, admitted: Admission
+) -> ForwardedRequest:
     """The request to send. metadata: the part of the caller's that is forwarded."""
     start_by = admitted.deadline
     if envelope.timeout is not None:
         start_by = min(start_by, now + envelope.timeout)
     envelope.space = envelope.space or spaces.in_metadata(metadata)
-    return Request(message, envelope, metadata, admitted, now, start_by)
+    return ForwardedRequest(message, envelope, metadata, admitted, now, start_by)
 
 
 def seconds(timeout: float | None, default: float) -> float:

@@ -42,7 +42,7 @@ class Key:
     expires: float | None = None
 
 
-class Limits(Protocol):
+class QuotaLimits(Protocol):
     """Limits with a place in the quota table; None is no limit."""
 
     @property
@@ -120,11 +120,11 @@ class Tenant:
         return ""
 
     @property
-    def all_limits(self) -> "list[Limits]":
+    def all_limits(self) -> "list[QuotaLimits]":
         """Its own, and those for each model that has some."""
         return [self, *self.model_limits]
 
-    def limits_for(self, ensemble: str) -> "list[Limits]":
+    def limits_for(self, ensemble: str) -> "list[QuotaLimits]":
         """Those that a request for this model is under. ensemble: empty if the model is not known."""
         own = (one for one in self.model_limits if ensemble and one.ensemble == ensemble)
         return [self, *itertools.islice(own, 1)]
@@ -247,7 +247,7 @@ def use_model(ensemble: str) -> None:
         session.ensemble = ensemble
 
 
-def current_limits() -> list[Limits]:
+def current_limits() -> list[QuotaLimits]:
     """Those that the current request is under; none without a tenant. Raises as `current_tenant`."""
     tenant, session = current_tenant(), _session.get()
     return [] if tenant is None or session is None else tenant.limits_for(session.ensemble)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 
 from tritonembed_manager.router.data.dispatcher import TritonDispatcher
-from tritonembed_manager.router.data.request import Request
+from tritonembed_manager.router.data.request import ForwardedRequest
 from tritonembed_manager.router.data.spaces import no_such_space
 from tritonembed_manager.router.interfaces import Admission, DispatchError, ServerView
 from tritonembed_protocol.served import ServedModel
@@ -154,7 +154,7 @@ class ModelVersions:
         version.dispatcher.pool.changed = self._pool_changed
         return version
 
-    def _can_move(self, request: Request, version: Version) -> bool:
+    def _can_move(self, request: ForwardedRequest, version: Version) -> bool:
         """Whether a request that waits for a version can go to another one: none of its vectors was made yet."""
         if request.admitted.messages > 1 or request.envelope.space or request.breaks:
             return False

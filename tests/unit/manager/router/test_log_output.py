@@ -9,7 +9,7 @@ import warnings
 
 import pytest
 
-from tritonembed_manager.router.log import Output
+from tritonembed_manager.router.log import LogOutput
 
 SECRET = "Bearer 5ecre7"
 
@@ -84,7 +84,7 @@ def test_a_line_stays_one_line_and_is_cut(log_lines):
 def counted():
     now, logger = [0.0], logging.getLogger("tritonembed_manager.a_test")
     stream = __import__("io").StringIO()
-    output = Output("text", stream, lambda: now[0])
+    output = LogOutput("text", stream, lambda: now[0])
     logger.addHandler(output)
     logger.propagate = False
     logger.setLevel(logging.INFO)

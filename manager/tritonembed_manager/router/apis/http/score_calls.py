@@ -25,7 +25,7 @@ from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.vector_calls import send_all
-from tritonembed_manager.router.apis.http.vector_requests import MAX_BYTES, Prepared, of_path
+from tritonembed_manager.router.apis.http.vector_requests import MAX_BYTES, PreparedMessage, of_path
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.tracing import metadata_of
@@ -56,7 +56,7 @@ class ScoresRequest:
     info: dict[str, Any] = field(default_factory=dict)
 
 
-def prepare_scores(asked: ScoresRequest) -> Iterator[Prepared]:
+def prepare_scores(asked: ScoresRequest) -> Iterator[PreparedMessage]:
     """The requests that a server accepts."""
     served = asked.model.served
     for first, last in _parts(asked):
@@ -72,7 +72,7 @@ def prepare_scores(asked: ScoresRequest) -> Iterator[Prepared]:
                 request.parameters[name].string_param = value
             else:
                 request.parameters[name].int64_param = value
-        yield Prepared(request.SerializeToString(), last - first)
+        yield PreparedMessage(request.SerializeToString(), last - first)
 
 
 def _parts(asked: ScoresRequest) -> Iterator[tuple[int, int]]:
@@ -133,14 +133,14 @@ class ScoreCalls:
             asked = await self._converter.convert(kind, chunks, names=of_path(request, self._names).json, **arguments)
             names = self._names.of_part(asked.info["model"]) or self._names
             counts = asked.info["counts"]
-            requests = list(map(Prepared, asked.messages, counts))
+            requests = list(map(PreparedMessage, asked.messages, counts))
             metadata, caller = metadata_of(request.headers), http_caller(request)
             model = asked.info["model"]
 
             # Vectors of two spaces can't be compared, so later parts have to be of the first one's.
             pinned: list[tuple[str, str]] = []
 
-            async def send(some: Sequence[Prepared]) -> list[bytes]:
+            async def send(some: Sequence[PreparedMessage]) -> list[bytes]:
                 asking = (*metadata, *pinned)
                 found = await send_all(self._dispatcher, some, lambda _, answer: answer, asking, caller, model)
                 if not pinned and (space := spaces.in_answer(found[0])):
@@ -196,7 +196,7 @@ def _texts_of(message: bytes) -> list[bytes]:
     return unframe(service_pb2.ModelInferRequest.FromString(message).raw_input_contents[-1])
 
 
-Send = Callable[[Sequence[Prepared]], Awaitable[list[bytes]]]
+Send = Callable[[Sequence[PreparedMessage]], Awaitable[list[bytes]]]
 """Gives the answers to requests."""
 
 _TEXTS_AT_ONCE = 32
@@ -209,16 +209,16 @@ _NO_OUTPUT = ("the model gives", "unexpected inference output")
 """In the errors of the engine and of Triton for an output that the model does not have."""
 
 
-def prepare_vectors(model: ServedModel, texts: list[bytes], kind: InputType) -> Iterator[Prepared]:
+def prepare_vectors(model: ServedModel, texts: list[bytes], kind: InputType) -> Iterator[PreparedMessage]:
     """The requests for the vectors of the tokens of texts. kind: what the texts are."""
     parts = batches(texts, lambda part, _first: part, _TEXTS_AT_ONCE, MAX_BYTES)
     options: Options = {"outputs": MULTI_VECTOR, "input_type": kind}
     for request in Call(model.name, "text", parts, options, Deadline(None)).requests():
-        yield Prepared(request.message.SerializeToString(), request.count)
+        yield PreparedMessage(request.message.SerializeToString(), request.count)
 
 
 async def score_late(
-    send: Send, requests: Sequence[Prepared], of_queries: int
+    send: Send, requests: Sequence[PreparedMessage], of_queries: int
 ) -> tuple[npt.NDArray[np.float32], int, list[bytes]]:
     """The score of each pair, float32 [pairs, 1]; the tokens of all texts; of each answer, the end with its space.
 
@@ -249,11 +249,11 @@ class _Scoring:
         self.tokens = 0
         self.ends: list[bytes] = []
 
-    def add_queries(self, requests: Sequence[Prepared], answers: Sequence[bytes]) -> None:
+    def add_queries(self, requests: Sequence[PreparedMessage], answers: Sequence[bytes]) -> None:
         """Keep the vectors of the queries."""
         self._queries = self._read(requests, answers)
 
-    def add_texts(self, requests: Sequence[Prepared], answers: Sequence[bytes]) -> None:
+    def add_texts(self, requests: Sequence[PreparedMessage], answers: Sequence[bytes]) -> None:
         """Score the next texts."""
         vectors, queries = self._read(requests, answers), self._queries
         if len(queries) == 1:
@@ -264,7 +264,7 @@ class _Scoring:
             self.scores += [maxsim(queries[self._row + row], [own]) for row, own in enumerate(vectors)]
         self._row += len(vectors)
 
-    def _read(self, requests: Sequence[Prepared], answers: Sequence[bytes]) -> list[npt.NDArray[np.float32]]:
+    def _read(self, requests: Sequence[PreparedMessage], answers: Sequence[bytes]) -> list[npt.NDArray[np.float32]]:
         found = []
         for request, answer in zip(requests, answers, strict=True):
             vectors, tokens = _vectors(request.count, answer)

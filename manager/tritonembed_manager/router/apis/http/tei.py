@@ -26,7 +26,7 @@ from tritonembed_manager.router.apis.http.errors import BadRequest
 from tritonembed_manager.router.apis.http.vector_calls import VectorCalls, Vectors, as_json
 from tritonembed_manager.router.apis.http.vector_requests import (
     MAX_INPUTS,
-    Prepared,
+    PreparedMessage,
     VectorsRequest,
     behind_models,
     check_dimensions,
@@ -343,7 +343,7 @@ class TeiTokens:
         return web.json_response([text.decode() for text in texts])
 
 
-def read_tokenize(body: dict[str, Any], model: ServedModel) -> tuple[str, list[Prepared]]:
+def read_tokenize(body: dict[str, Any], model: ServedModel) -> tuple[str, list[PreparedMessage]]:
     """The output to ask for, and the requests. Raises BadRequest."""
     check_fields(body, TOKENIZE_FIELDS)
     elements, by_ids = read_input(body.get("inputs"), "inputs")
@@ -357,7 +357,7 @@ def read_tokenize(body: dict[str, Any], model: ServedModel) -> tuple[str, list[P
     return TOKENS, list(prepare_for_tokenizer(model, elements, TOKENS, parameters))
 
 
-def read_decode(body: dict[str, Any], model: ServedModel) -> tuple[str, list[Prepared]]:
+def read_decode(body: dict[str, Any], model: ServedModel) -> tuple[str, list[PreparedMessage]]:
     """As `read_tokenize`."""
     check_fields(body, DECODE_FIELDS)
     ids = body.get("ids")
@@ -385,7 +385,7 @@ def convert_decode(body: bytes, names: dict[str, Any]) -> Converted:
     return _for_tokenizer(*read_decode(parse_object(body), ServedNames.from_json(names).served))
 
 
-def _for_tokenizer(output: str, requests: list[Prepared]) -> Converted:
+def _for_tokenizer(output: str, requests: list[PreparedMessage]) -> Converted:
     """info: the output that the requests ask for, and the number of elements per message (counts)."""
     counts = [request.count for request in requests]
     return Converted({"output": output, "counts": counts}, [request.message for request in requests])

@@ -22,7 +22,7 @@ from tritonembed_manager.router.apis.http.bodies import Bodies
 from tritonembed_manager.router.apis.http.converter import Converter
 from tritonembed_manager.router.apis.http.foreign_ids import ForeignIds
 from tritonembed_manager.router.apis.http.tensor_json import json_rows
-from tritonembed_manager.router.apis.http.vector_requests import Prepared, of_path
+from tritonembed_manager.router.apis.http.vector_requests import PreparedMessage, of_path
 from tritonembed_manager.router.data.envelope import work_of
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.spaces import headers_of
@@ -134,7 +134,7 @@ class VectorCalls:
             model = self._names.of_part(asked.info["model"]) or self._names
             if asked.info["by_ids"]:
                 await self._foreign_ids(model.served).check(asked.messages, field)
-            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
+            requests = list(map(PreparedMessage, asked.messages, asked.info["counts"]))
             is_large = len(requests) > _FEW_REQUESTS
             if is_large:
                 await stack.enter_async_context(self._large)
@@ -150,7 +150,7 @@ class VectorCalls:
         """
         async with self._bodies.read_chunks(request) as chunks:
             asked = await self._converter.convert(kind, chunks, names=of_path(request, self._names).json)
-            requests = list(map(Prepared, asked.messages, asked.info["counts"]))
+            requests = list(map(PreparedMessage, asked.messages, asked.info["counts"]))
             read = functools.partial(_read_elements, asked.info["output"])
             found = await self._send(request, requests, read)
         return [element for elements in found for element in elements]
@@ -163,8 +163,8 @@ class VectorCalls:
     async def _send(
         self,
         request: web.Request,
-        requests: Sequence[Prepared],
-        read: Callable[[Prepared, bytes], AnyResult],
+        requests: Sequence[PreparedMessage],
+        read: Callable[[PreparedMessage, bytes], AnyResult],
         model: str = "",
     ) -> list[AnyResult]:
         metadata, caller = metadata_of(request.headers), http_caller(request)
@@ -192,8 +192,8 @@ async def _stream(request: web.Request, pieces: AsyncIterator[bytes], headers: d
 
 async def send_all(
     dispatcher: Dispatcher,
-    requests: Sequence[Prepared],
-    read: Callable[[Prepared, bytes], AnyResult],
+    requests: Sequence[PreparedMessage],
+    read: Callable[[PreparedMessage, bytes], AnyResult],
     metadata: Metadata,
     caller: Caller,
     model: str,
@@ -204,7 +204,7 @@ async def send_all(
     """
     places = asyncio.Semaphore(_REQUESTS_AT_ONCE)
 
-    async def send(request: Prepared, admitted: Admission) -> AnyResult:
+    async def send(request: PreparedMessage, admitted: Admission) -> AnyResult:
         async with places:
             answer = await dispatcher.infer(
                 request.message, timeout=None, metadata=metadata, caller=caller, admitted=admitted
@@ -219,7 +219,7 @@ async def send_all(
         return await _all_of([asyncio.ensure_future(send(request, admitted)) for request in requests])
 
 
-def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResult:
+def _read_answer(call: Call, request: PreparedMessage, answer: bytes) -> EmbeddingResult:
     try:
         return call.read(request.count, service_pb2.ModelInferResponse.FromString(answer))
     except DecodeError:
@@ -229,7 +229,7 @@ def _read_answer(call: Call, request: Prepared, answer: bytes) -> EmbeddingResul
         raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
-def _read_elements(output: str, request: Prepared, answer: bytes) -> list[bytes]:
+def _read_elements(output: str, request: PreparedMessage, answer: bytes) -> list[bytes]:
     try:
         elements = unframe(contents_of(service_pb2.ModelInferResponse.FromString(answer), [output])[output])
     except (DecodeError, FramingError):

@@ -142,7 +142,7 @@ def check_prompt(name: str, prompt: str | None) -> None:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedMessage:
     """message: an encoded ModelInferRequest. count: its sentences."""
 
     message: bytes
@@ -151,7 +151,7 @@ class Prepared:
 
 def prepare_for_tokenizer(
     model: ServedModel, elements: list[bytes], output: str, parameters: dict[str, bool | str]
-) -> Iterator[Prepared]:
+) -> Iterator[PreparedMessage]:
     """Requests of a model's tokenizer for one of its outputs. elements: of its input `text`."""
     for part in batches(elements, lambda part, _first: part, MAX_BATCH_SIZE, MAX_BYTES):
         message = service_pb2.ModelInferRequest(model_name=model.tokenizer, raw_input_contents=[frame(part)])
@@ -162,15 +162,15 @@ def prepare_for_tokenizer(
                 message.parameters[name].bool_param = value
             else:
                 message.parameters[name].string_param = value
-        yield Prepared(message.SerializeToString(), len(part))
+        yield PreparedMessage(message.SerializeToString(), len(part))
 
 
-def prepare(asked: VectorsRequest) -> Iterator[Prepared]:
+def prepare(asked: VectorsRequest) -> Iterator[PreparedMessage]:
     """The requests that a server accepts."""
     model, tensor = (asked.model.embedder, "token_ids") if asked.by_ids else (asked.model.name, "text")
     parts = batches(asked.elements, lambda part, _first: part, MAX_BATCH_SIZE, MAX_BYTES)
     for request in Call(model, tensor, parts, asked.options, Deadline(None)).requests():
-        yield Prepared(request.message.SerializeToString(), request.count)
+        yield PreparedMessage(request.message.SerializeToString(), request.count)
 
 
 def converted(asked: VectorsRequest, **info: Any) -> Converted:

@@ -93,7 +93,7 @@ class Client:
 @asynccontextmanager
 async def serving(dispatcher, is_serving=lambda: True, aborts=None, names=None):
     server = grpc.aio.server()
-    add_arctic(server, dispatcher, SimpleNamespace(names=names or ServedNames((MODEL,))), is_serving, aborts)
+    add_arctic(server, dispatcher, names or ServedNames((MODEL,)), is_serving, aborts)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

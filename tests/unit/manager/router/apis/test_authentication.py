@@ -63,7 +63,7 @@ class Doors:
         server = grpc.aio.server(options=OPTIONS)
         guarded = Arrivals(10.0).over(self.door.over(server))
         add_kserve(guarded, self.dispatcher, lambda: True, names=ServedNames((MODEL,)))
-        add_arctic(guarded, self.dispatcher, type("Names", (), {"names": ServedNames((MODEL,))})(), lambda: True)
+        add_arctic(guarded, self.dispatcher, ServedNames((MODEL,)), lambda: True)
         add_health(guarded, self.dispatcher, lambda: True)
         add_reflection(guarded)
         port = server.add_insecure_port("127.0.0.1:0")

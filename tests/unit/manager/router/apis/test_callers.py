@@ -30,16 +30,12 @@ HTTP = [
 ]
 
 
-class Names:
-    names = ServedNames((MODEL,))
-
-
 @pytest.mark.parametrize(("method", "message"), GRPC, ids=["kserve", "arctic"])
 async def test_each_grpc_connection_is_a_caller(method, message):
     dispatcher = FakeDispatcher()
     server = grpc.aio.server(options=OPTIONS)
     add_kserve(server, dispatcher, lambda: True)
-    add_arctic(server, dispatcher, Names(), lambda: True)
+    add_arctic(server, dispatcher, ServedNames((MODEL,)), lambda: True)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     options = [*OPTIONS, ("grpc.use_local_subchannel_pool", 1)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tritonembed_manager.errors import StartError
-from tritonembed_manager.router.control.launched import Prepared
+from tritonembed_manager.router.control.launched import PreparedServer
 from tritonembed_manager.router.control.plan import ServerPlan, VersionPlan, with_version_names
 from tritonembed_manager.router.control.registry import UpstreamRegistry
 from tritonembed_manager.router.control.rollouts import Rollouts
@@ -89,7 +89,7 @@ class Case:
             id = f"s{self.count}"
             self.count += 1
             release = lambda id=id: self.servers.released.append(id)  # noqa: E731
-            found.append(Prepared(id, None, None, 1, version, release=release))
+            found.append(PreparedServer(id, None, None, 1, version, release=release))
         return found
 
     def ready(self, id, vectors=VECTORS):

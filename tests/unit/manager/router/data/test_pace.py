@@ -6,7 +6,7 @@ import random
 import pytest
 from tests.fakes.clock import Clock
 
-from tritonembed_manager.router.data.admission import UNKNOWN_S, Pace
+from tritonembed_manager.router.data.admission import UNKNOWN_S, AnswerPace
 
 MEASURED_AFTER_S = 4.2
 """From the first refusal on; until then the pace of this overload is not known."""
@@ -44,7 +44,7 @@ def ratios(pace, clock, *, capacity, room, arrivals, seconds, rng):
 @pytest.mark.parametrize(("capacity", "room"), [(2000, 4096), (300, 512), (40, 64)])
 def test_the_estimate_is_true_within_a_factor_of_two_also_after_quiet_hours(capacity, room):
     clock, rng = Clock(0.0), random.Random(7)
-    pace = Pace(clock)
+    pace = AnswerPace(clock)
     # As long as requests are answered as fast as they come, nothing is refused.
     for _ in range(1000):
         clock.now += 3.6
@@ -64,7 +64,7 @@ def test_the_estimate_is_true_within_a_factor_of_two_also_after_quiet_hours(capa
 
 def test_until_a_pace_is_known_the_answer_is_a_second():
     clock = Clock(0.0)
-    pace = Pace(clock)
+    pace = AnswerPace(clock)
     for _ in range(1000):
         pace.left()
     assert pace.seconds_for(100) == UNKNOWN_S
@@ -72,7 +72,7 @@ def test_until_a_pace_is_known_the_answer_is_a_second():
 
 def test_the_pace_of_the_last_overload_holds_at_the_begin_of_the_next():
     clock = Clock(0.0)
-    pace = Pace(clock)
+    pace = AnswerPace(clock)
     pace.seconds_for(1)
     for _ in range(100):
         pace.left()
@@ -84,7 +84,7 @@ def test_the_pace_of_the_last_overload_holds_at_the_begin_of_the_next():
 
 def test_a_service_that_answers_nothing_is_waited_for_longer_and_longer_up_to_a_minute():
     clock = Clock(0.0)
-    pace = Pace(clock)
+    pace = AnswerPace(clock)
     found = []
     for _ in range(70):
         found.append(pace.seconds_for(4))
