@@ -45,7 +45,7 @@ def compare(settings: CompareSettings) -> None:
     Each peer is swept over its main settings first, and measured with its best. Exit code 1: one of them answered
     wrongly.
     """
-    from tritonembed_perf.compare.command import compare_peers
+    from tritonembed_perf.compare.contest import compare_peers
 
     compare_peers(settings)
 

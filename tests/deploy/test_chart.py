@@ -26,8 +26,7 @@ from tritonembed_manager.router.control.discovery import parse_address
 from tritonembed_manager.router.control.tenants import parse_tenants
 from tritonembed_manager.router.data.metrics import WorkerMetrics
 from tritonembed_manager.server import foreground
-from tritonembed_perf.autoscaling.fleet import Behavior
-from tritonembed_perf.autoscaling.rules import LoadRule
+from tritonembed_perf.autoscaling import Behavior, LoadRule
 
 CLIENT: dict[str, Any] = typer.main.get_command(client_app).commands  # type: ignore[attr-defined]
 OWN_KINDS = {"Certificate", "ScaledObject", "ServiceMonitor", "PrometheusRule"}

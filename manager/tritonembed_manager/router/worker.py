@@ -27,9 +27,8 @@ from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.metrics import Meter, WorkerMetrics, stats_line
 from tritonembed_manager.router.data.model_names import ServedNames
 from tritonembed_manager.router.data.models_dispatcher import ModelsDispatcher
-from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.data.pool import Loads, UpstreamPool
 from tritonembed_manager.router.data.quotas import Quotas, QuotaTable
-from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenant_dispatcher import TenantDispatcher
 from tritonembed_manager.router.data.tenants import Tenant, Tenants
 from tritonembed_manager.router.endpoints import Endpoints, PortError

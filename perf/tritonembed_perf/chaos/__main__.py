@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tritonembed_perf.chaos.attackers import Attackers, all_attacks
 from tritonembed_perf.chaos.campaign import Campaign, Plan
-from tritonembed_perf.chaos.footprint import own_regions
 from tritonembed_perf.chaos.ledger import Harms, Ledger
 from tritonembed_perf.chaos.report import failures, make_report, summary
 from tritonembed_perf.chaos.service import Service, running_service
+from tritonembed_perf.chaos.watch import own_regions
 from tritonembed_perf.failures import exit_on_sigterm
 from tritonembed_perf.models import write_bert
 from tritonembed_perf.options import output_file

@@ -22,11 +22,10 @@ from tritonembed_perf.chaos.callers import (
     Way,
     make_sentences,
 )
-from tritonembed_perf.chaos.footprint import take_footprint
 from tritonembed_perf.chaos.killers import Killer
 from tritonembed_perf.chaos.ledger import Harms, Ledger, percentile
 from tritonembed_perf.chaos.service import Service, all_ready
-from tritonembed_perf.chaos.watch import Watch
+from tritonembed_perf.chaos.watch import Watch, take_footprint
 
 POOL = 192
 """Number of sentences whose vectors are known."""

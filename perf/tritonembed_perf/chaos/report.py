@@ -5,8 +5,8 @@ from typing import Any
 
 from tritonembed_perf.chaos.attack import CANARY
 from tritonembed_perf.chaos.campaign import Campaign
-from tritonembed_perf.chaos.footprint import growth
 from tritonembed_perf.chaos.ledger import percentile
+from tritonembed_perf.chaos.watch import growth
 
 WORKER_MIB = 1536
 """MiB that a worker may have at most, whatever requests arrive."""

@@ -15,9 +15,19 @@ from typing import Annotated, Any
 import numpy as np
 from typer import Option
 
-from tritonembed_perf.autoscaling.arrivals import Bursts, Rate, Wave, arrivals
-from tritonembed_perf.autoscaling.fleet import Behavior, Rule, Scaler, simulate
-from tritonembed_perf.autoscaling.rules import LoadRule, QueueTime, Use
+from tritonembed_perf.autoscaling import (
+    Behavior,
+    Bursts,
+    LoadRule,
+    QueueTime,
+    Rate,
+    Rule,
+    Scaler,
+    Use,
+    Wave,
+    arrivals,
+    simulate,
+)
 from tritonembed_perf.options import run_script
 from tritonembed_perf.reports import INK, chart
 

@@ -5,9 +5,19 @@ from math import factorial
 import numpy as np
 import pytest
 
-from tritonembed_perf.autoscaling.arrivals import Bursts, Wave, arrivals, steady
-from tritonembed_perf.autoscaling.fleet import Behavior, Scaler, Seen, simulate
-from tritonembed_perf.autoscaling.rules import LoadRule, QueueTime, Use
+from tritonembed_perf.autoscaling import (
+    Behavior,
+    Bursts,
+    LoadRule,
+    QueueTime,
+    Scaler,
+    Seen,
+    Use,
+    Wave,
+    arrivals,
+    simulate,
+    steady,
+)
 from tritonembed_perf.scripts.autoscale import RULES, Case, run
 
 HOUR = 3600.0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tritonembed_perf.cli import main
-from tritonembed_perf.compare.command import make_head
+from tritonembed_perf.compare.contest import make_head
 from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
 from tritonembed_perf.compare.results import Result, Trial, publish

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tritonembed_perf.compare.command import make_head
+from tritonembed_perf.compare.contest import make_head
 from tritonembed_perf.compare.results import (
     Result,
     Sample,

@@ -17,7 +17,7 @@ from tritonembed_manager.router.data.hedging import After, Hedging
 from tritonembed_manager.router.data.metrics import Meter
 from tritonembed_manager.router.data.outliers import LEAST_WAIT_S
 from tritonembed_manager.router.data.parts import GoWholeError, Parts, rows_of
-from tritonembed_manager.router.data.pool import UpstreamPool
+from tritonembed_manager.router.data.pool import Loads, UpstreamPool
 from tritonembed_manager.router.data.request import (
     EXPIRED,
     BrokenAnswer,
@@ -28,7 +28,6 @@ from tritonembed_manager.router.data.request import (
     read_answer,
     seconds,
 )
-from tritonembed_manager.router.data.server_loads import Loads
 from tritonembed_manager.router.data.tenants import cache_salt
 from tritonembed_manager.router.data.upstream import Attempt, Incarnation, Upstream
 from tritonembed_manager.router.interfaces import NOBODY, Admission, Caller, DispatchError, Metadata, ServerView

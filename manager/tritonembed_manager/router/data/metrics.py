@@ -18,7 +18,7 @@ import prometheus_client as prometheus
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from tritonembed_manager.router.data.fair_queue import FIRST, SECOND
-from tritonembed_manager.router.data.server_loads import Loads
+from tritonembed_manager.router.data.pool import Loads
 from tritonembed_manager.router.data.upstream import Upstream
 from tritonembed_manager.router.interfaces import Admission
 

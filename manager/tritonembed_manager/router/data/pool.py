@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
 
 from tritonembed_manager.router.data.admission import Waiters
 from tritonembed_manager.router.data.failover import Turns
@@ -271,3 +272,34 @@ class UpstreamPool:
     def _only_outliers(self) -> list[Upstream]:
         now = self._clock()
         return list(self.serving) if all(now < server.ejected_until for server in self.serving) else []
+
+
+@dataclass
+class Loads:
+    """The work before each server and the work that arrived, in seconds of a server: what an autoscaler needs.
+
+    The estimate is that of refusals (front_queue.py): bytes of requests, divided by the rate at which a server answered
+    while requests waited. Here a rate is never forgotten. A server that was never busy counts with the mean of the
+    others. Before any server was busy, all is 0. The figures of all workers add up.
+
+    seconds: by server. came: since the last time.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    came: float = 0.0
+
+    def add(self, servers: Sequence[Upstream], usable: Sequence[Upstream], waiting: int, came: int) -> None:
+        """Count the servers of one model.
+
+        usable: those that share what waits. waiting: bytes that wait here. came: bytes that came since the last time.
+        """
+        for server in servers:
+            server.show_rate()
+        known = [rate for server in servers if (rate := server.rate)]
+        mean = sum(known) / len(known) if known else 0.0
+        share = waiting / len(usable) if usable else 0.0
+        for server in servers:
+            rate = server.rate or mean
+            work = sum(attempt.work for attempt in server.attempts) + (share if server in usable else 0.0)
+            self.seconds[server.key] = self.seconds.get(server.key, 0.0) + (work / rate if rate else 0.0)
+        self.came += came / mean if mean else 0.0

@@ -11,7 +11,7 @@ from tests.fakes.triton import infer_request
 
 from tritonembed_manager.router.data.load_table import LoadTable
 from tritonembed_manager.router.data.metrics import WorkerMetrics
-from tritonembed_manager.router.data.server_loads import Loads
+from tritonembed_manager.router.data.pool import Loads
 from tritonembed_manager.router.interfaces import Caller, ServerState
 
 RATE, SLOW = 1_000_000, 100_000

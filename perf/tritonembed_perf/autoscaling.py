@@ -1,19 +1,71 @@
-"""Servers behind one queue, whose number an autoscaler sets: when each request begins and ends, and what it costs.
+"""Servers that an autoscaler starts and stops, simulated request by request: arrivals, the queue, and the rules.
 
-Requests are served first come, first served, each by one server; a server takes the next request when it is free, as
-behind the manager. A server that is ordered takes requests after `start_up` seconds and costs from its order on. A
-server that is given back finishes its request. With a constant number of servers it is the queue G/G/c.
+Requests arrive in Poisson processes whose rate changes. They wait in one queue and are served first come, first served:
+a free server takes the next request, as behind the manager. A new server takes requests after `start_up` seconds, and
+costs from its order on. A server that is removed finishes its request. With a constant number of servers this is the
+queue G/G/c.
 """
 
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush, heapreplace
+from math import ceil, inf
 
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed_perf.autoscaling.arrivals import Times
+Times = npt.NDArray[np.float64]
+"""Seconds from the start, in order; [requests]."""
+Rate = Callable[[Times], Times]
+"""The rate at each of these times, as a share of the highest; 0 to 1."""
+
+
+def steady(times: Times) -> Times:
+    """The same rate all the time."""
+    return np.ones_like(times)
+
+
+@dataclass(frozen=True)
+class Wave:
+    """From `low` to 1 and back over `period` seconds, as over a day."""
+
+    period: float
+    low: float = 0.25
+
+    def __call__(self, times: Times) -> Times:
+        """The share at each time."""
+        share: Times = self.low + (1 - self.low) * (1 - np.cos(2 * np.pi * times / self.period)) / 2
+        return share
+
+
+class Bursts:
+    """A calm rate, and bursts of rate 1 at random moments (a Markov-modulated Poisson process of two states)."""
+
+    def __init__(
+        self, seed: int, seconds: float, calm: float = 0.4, burst: float = 60.0, between: float = 300.0
+    ) -> None:
+        """calm: the rate between bursts. burst, between: mean seconds of a burst, and from one to the next."""
+        random = np.random.default_rng(seed)
+        count = int(4 * seconds / (burst + between)) + 16
+        spans = np.stack([random.exponential(between, count), random.exponential(burst, count)], axis=1)
+        self._ends = np.cumsum(spans.ravel())
+        self._calm = calm
+
+    def __call__(self, times: Times) -> Times:
+        """The share at each time."""
+        is_burst = np.searchsorted(self._ends, times, side="right") % 2 == 1
+        return np.where(is_burst, 1.0, self._calm)
+
+
+def arrivals(rate: Rate, highest: float, seconds: float, seed: int) -> Times:
+    """The moments of requests. highest: requests per second where `rate` is 1."""
+    random = np.random.default_rng(seed)
+    count = random.poisson(highest * seconds)
+    times = np.sort(random.uniform(0.0, seconds, count))
+    kept: Times = times[random.uniform(size=count) < rate(times)]
+    return kept
+
 
 PERIOD_S = 15.0
 """Between two scrapes of Prometheus, and between two decisions of a HorizontalPodAutoscaler: its default."""
@@ -185,3 +237,65 @@ def _resize(wanted: int, free: list[float], starting: list[float], ready: float)
         elif len(free) > 1:
             heappop(free)
     heapify(free)
+
+
+def _before(seen: list[Seen], seconds: float) -> Seen:
+    """The scrape that many seconds before the newest one; the first if that is younger."""
+    return seen[max(len(seen) - 1 - round(seconds / PERIOD_S), 0)]
+
+
+def _rate(new: float, old: float, seconds: float) -> float:
+    return (new - old) / seconds if seconds > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class LoadRule:
+    """Ours: what comes per second, and what waits; the larger number of servers counts.
+
+    use: seconds of work that come per second and server, `rate(tritonembed_work_seconds_total[1m])`. None: only what
+    waits. backlog: seconds of work per server that may wait, `tritonembed_load`. None: only what comes. estimate: the
+    work that is shown for a second of work; below 1, servers are taken for faster than they are.
+    """
+
+    use: float | None = 0.7
+    backlog: float | None = 10.0
+    estimate: float = 1.0
+
+    def __call__(self, seen: list[Seen]) -> int:
+        """Servers that it wants."""
+        newest, old = seen[-1], _before(seen, 60.0)
+        comes = self.estimate * _rate(newest.arrived, old.arrived, newest.at - old.at)
+        return max(
+            ceil(comes / self.use) if self.use else 0,
+            ceil(self.estimate * newest.load / self.backlog) if self.backlog else 0,
+        )
+
+
+@dataclass(frozen=True)
+class QueueTime:
+    """NVIDIA's recipe: the mean time that requests of the last 30 s spent in Triton's queue.
+
+    `avg(delta(nv_inference_queue_duration_us[30s]) / (1 + delta(nv_inference_request_success[30s])))`, averageValue.
+    target: seconds. most: the longest wait that Triton's queue can show; the rest is in front of the servers.
+    """
+
+    target: float = 0.05
+    most: float = inf
+
+    def __call__(self, seen: list[Seen]) -> int:
+        """Servers that it wants."""
+        newest, old = seen[-1], _before(seen, 30.0)
+        mean = (newest.waited - old.waited) / (1 + newest.started - old.started)
+        return ceil(newest.ready * min(mean, self.most) / self.target)
+
+
+@dataclass(frozen=True)
+class Use:
+    """The share of time in which processors work (nvidia-smi's GPU use, or a CPU's), over the last minute."""
+
+    target: float = 0.8
+
+    def __call__(self, seen: list[Seen]) -> int:
+        """Servers that it wants."""
+        newest, old = seen[-1], _before(seen, 60.0)
+        return ceil(_rate(newest.busy, old.busy, newest.at - old.at) / self.target)

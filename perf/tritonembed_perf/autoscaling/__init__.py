@@ -1,1 +1,0 @@
-"""Servers that an autoscaler starts and stops, simulated request by request."""
