@@ -186,7 +186,7 @@ class AsyncEmbeddingClient:
         metadata: Metadata | None = None,
         **options: Unpack[Options],
     ) -> AsyncGenerator[EmbeddingResult, None]:
-        """As ``embed``, giving the result of each request, in order: for more texts than memory holds.
+        """Like ``embed``, for more texts than memory holds: gives the result of each request, in order.
 
         Texts are taken as requests go out, at most twice ``max_in_flight`` requests ahead of the results. The clock of
         ``timeout`` starts now, and also runs while the caller works. No texts give no results.

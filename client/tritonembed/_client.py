@@ -187,7 +187,7 @@ class EmbeddingClient:
         metadata: Metadata | None = None,
         **options: Unpack[Options],
     ) -> Generator[EmbeddingResult, None, None]:
-        """As ``embed``, giving the result of each request, in order: for more texts than memory holds.
+        """Like ``embed``, for more texts than memory holds: gives the result of each request, in order.
 
         Texts are taken as requests go out, at most twice ``max_in_flight`` requests ahead of the results. The clock of
         ``timeout`` starts now, and also runs while the caller works. No texts give no results.

@@ -78,7 +78,7 @@ class ServerInfo:
     models: tuple[ModelInfo, ...]
 
     dimensions: int | None = None
-    """Of the vectors, found by an inference; None if the server cannot embed now."""
+    """The vectors' dimensions, found by an inference; None if the server cannot embed now."""
 
     embedding_space: str | None = None
     """The model and the precision of its vectors; None if the server can't report it now."""

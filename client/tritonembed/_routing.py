@@ -61,7 +61,7 @@ class Router:
         self._closed = False
 
     def close(self) -> None:
-        """From now on nothing is sent again: the requests in flight are being cancelled."""
+        """Send nothing again from now on: the requests in flight are being cancelled."""
         self._closed = True
 
     def begin(self, work: int, tried: Collection[Upstream] = ()) -> Attempt:

@@ -61,7 +61,7 @@ class Transport:
     def answer(self, request: PreparedRequest, pairs: Pairs) -> Any:
         """The answer to a request, and its call. Raises TritonEmbedError.
 
-        gRPC handles a blocking call in this thread, at half the cost of a call that may run beside others.
+        gRPC handles a blocking call in this thread, at half the cost of a call that may run concurrently.
         """
         if len(self._infer) == 1:
             return ask(self._infer[0].with_call, request.message, request.timeout, pairs)
@@ -98,7 +98,7 @@ class _Answered:
 
 
 class RoutedCall:
-    """As much of grpc.Future as the pipeline uses, for a request that may go to several servers in turn.
+    """The part of grpc.Future that the pipeline uses, for a request that may go to several servers in turn.
 
     gRPC's thread sends it again as soon as gRPC knows of the failure, whatever the caller does meanwhile.
     """

@@ -72,7 +72,7 @@ class AsyncTransport:
 
 
 class RoutedCall:
-    """As much of grpc.aio.Call as the pipeline uses, for a request that may go to several servers in turn."""
+    """The part of grpc.aio.Call that the pipeline uses, for a request that may go to several servers in turn."""
 
     def __init__(self, router: Router, infer: list[Any], request: PreparedRequest, pairs: Pairs) -> None:
         self._router = router

@@ -60,7 +60,7 @@ class VectorOptions(TypedDict, total=False):
 
 
 class PromptOptions(VectorOptions, total=False):
-    """The same for a call with whole texts."""
+    """Options of a call with whole texts."""
 
     input_type: InputType | None
     prompt_name: str | None
@@ -69,14 +69,14 @@ class PromptOptions(VectorOptions, total=False):
 
 
 class ChunkOptions(PromptOptions, total=False):
-    """The same for a call with texts in chunks."""
+    """Options of a call with texts in chunks."""
 
     chunk_tokens: int | None
     chunk_overlap: int | None
 
 
 class Options(ChunkOptions, total=False):
-    """The same for a call with texts."""
+    """Options of a call with texts."""
 
     truncate: Truncate | None
 
@@ -114,7 +114,7 @@ class PreparedRequest:
     deadline: Deadline
 
     def renewed(self) -> PreparedRequest | None:
-        """The same with the time that is left now, once the first is off the wire; None if no time is left."""
+        """This request with the time that is left now, for sending it again; None if no time is left."""
         if self.timeout is None:
             return self
         try:
@@ -258,7 +258,7 @@ class Call:
         return EmbeddingResult(vectors, np.frombuffer(num_tokens, "<i4"), self.space_of(response), sparse, tokens)
 
     def _vectors(self, contents: dict[str, bytes], count: int) -> npt.NDArray[Any]:
-        """(count, d), or (count, 0) if no dense ones are asked for. Raises InvalidArgumentError if there are none."""
+        """(count, d), or (count, 0) if no dense output is wanted. Raises InvalidArgumentError if there are none."""
         if not self._gives(DENSE):
             return np.empty((count, 0), self.dtype)
         content = contents["embedding"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# ECMA-48: control sequences (CSI), command strings such as a title (OSC), and the short ones.
+# ECMA-48: control sequences (CSI), command strings such as a title (OSC), and short sequences.
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^-~]"
 )
@@ -19,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def printable_json(value: Any) -> Any:
-    """The same for every string in a JSON value, the names of an object included."""
+    """`printable` for every string in a JSON value, the names of an object included."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, list):

@@ -24,7 +24,7 @@ class ServedModel:
     name: str = FIRST
     task: Task = "embed"
     base: str = ""
-    """Of an adapter: the name of its base model, whose Triton models compute it, by the parameter `adapter`."""
+    """For an adapter: the name of its base model, whose Triton models compute it, by the parameter `adapter`."""
 
     @property
     def is_first(self) -> bool:
@@ -73,7 +73,7 @@ class ServedModel:
 
     @property
     def with_vectors(self) -> tuple[str, ...]:
-        """Those of them that answer with vectors or scores."""
+        """The models that answer with vectors or scores."""
         return self.name, self.chunks if self.task == "embed" else self.classify, self.embedder
 
 

@@ -9,7 +9,7 @@ import re
 SPACE = "embedding_space"
 """The request's parameter, the parameter in a manager's answers, and the output of `embedder`."""
 HEADER = "x-embedding-space"
-"""The same as an HTTP header and as gRPC metadata, in both directions."""
+"""The space's name as an HTTP header and as gRPC metadata, in both directions."""
 
 _REFUSAL = "the vectors here are of the space "
 _REFUSED = re.compile(rf"{_REFUSAL}([0-9A-Za-z._-]{{1,64}}), ")

@@ -22,13 +22,13 @@ Rate = Callable[[Times], Times]
 
 
 def steady(times: Times) -> Times:
-    """The same rate all the time."""
+    """A constant rate."""
     return np.ones_like(times)
 
 
 @dataclass(frozen=True)
 class Wave:
-    """From `low` to 1 and back over `period` seconds, as over a day."""
+    """The rate rises from `low` to 1 and falls again over `period` seconds, as over a day."""
 
     period: float
     low: float = 0.25
@@ -79,7 +79,7 @@ class Seen:
     ready: int
     """Servers that take requests."""
     ordered: int
-    """Those and the ones that start."""
+    """Servers that take requests, and servers that are starting."""
     arrived: float
     """Work that has come so far."""
     busy: float
@@ -116,15 +116,15 @@ class Behavior:
 
 @dataclass(frozen=True)
 class Run:
-    """What came of it. latencies: seconds of each request, in the order of arrival."""
+    """The result of a simulation. latencies: seconds of each request, in the order of arrival."""
 
     latencies: npt.NDArray[np.float64]
     server_seconds: float
-    """Of all servers, from their order to their end."""
+    """The time of all servers, from their order to their end."""
     seen: list[Seen] = field(repr=False)
 
     def percentile(self, percent: float) -> float:
-        """Of the latencies, in seconds."""
+        """A percentile of the latencies, in seconds."""
         return float(np.percentile(self.latencies, percent))
 
 

@@ -17,7 +17,7 @@ SHAPES: dict[str, dict[str, int]] = {
     "qwen3-4b": {"layers": 36, "hidden": 2560, "heads": 32, "key_heads": 8, "intermediate": 9728},
     "qwen3-8b": {"layers": 36, "hidden": 4096, "heads": 32, "key_heads": 8, "intermediate": 12288},
 }
-"""As in the config.json of Qwen3-Embedding. All have heads of 128 and rotary positions with base 1,000,000."""
+"""Sizes as in config.json of Qwen3-Embedding. All have heads of 128 and rotary positions with base 1,000,000."""
 
 HEAD = 128
 VOCABULARY = 151_669

@@ -158,7 +158,7 @@ def _config(name: str, **more: Any) -> Any:
 
 
 def cached_preset(name: str, cache: Path | None = None) -> Path:
-    """Its folder in `cache`, by default in the user's, where it is written once."""
+    """Write the preset once, into `cache` or else the user's cache. Returns its folder."""
     folder = (cache or cache_folder() / "models") / name
     # The file that is written last.
     if not (folder / "config_sentence_transformers.json").exists():
@@ -167,7 +167,7 @@ def cached_preset(name: str, cache: Path | None = None) -> Path:
 
 
 def shape(chosen: Options) -> dict[str, int]:
-    """As the configurations of transformers name it."""
+    """The sizes, as transformers' configurations name them."""
     return {
         "num_hidden_layers": chosen["layers"],
         "hidden_size": chosen["hidden"],
@@ -241,7 +241,7 @@ def write_sentence_files(folder: Path, hidden: int, chosen: Options) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """As the hub's files are written: indented, UTF-8."""
+    """Write JSON in the form of the hub's files: indented, UTF-8."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -44,7 +44,7 @@ WARM_UP_REQUESTS = 32
 REPEAT = 20
 QUESTION_TIMEOUT_S = 10.0
 PATIENCE_S = 10.0
-"""For the engine's counts to arrive: it exports them every PERIOD_SECONDS."""
+"""How long to wait for the engine's counts, which it exports every PERIOD_SECONDS."""
 
 
 def divide_time(settings: OverheadSettings, arguments: Sequence[str]) -> None:

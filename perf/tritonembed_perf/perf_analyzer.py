@@ -126,7 +126,7 @@ def write_input(path: Path, words: WordTexts, load: LoadShape) -> None:
 
 
 def command_line(program: Path, server: str, texts: Path, load: LoadShape, seconds: float) -> list[str]:
-    """Without the path of the export, which the caller adds."""
+    """The command line, without the path of the export, which the caller adds."""
     command = [str(program), "-m", "embedding", "-i", "grpc", "-u", server, "-b", str(load.sentences)]
     command += ["--input-data", str(texts), "-p", str(round(seconds * 1000)), "-s", str(ANY_SPREAD)]
     command += ["-r", str(WINDOWS), "--concurrency-range", str(load.at_once)]
@@ -147,7 +147,7 @@ def read_export(text: str, load: LoadShape) -> dict[str, float]:
 
 
 def _show(rows: Sequence[dict[str, Any]]) -> None:
-    """As a table on standard output, the targets of a load under each other."""
+    """Print a table, with the targets of a load under each other."""
     loads = list(dict.fromkeys(row["load"] for row in rows))
     cells = []
     for row in sorted(rows, key=lambda row: loads.index(row["load"])):
@@ -195,7 +195,7 @@ def wheel_for(glibc: str) -> str:
 
 
 def _install(version: str, folder: Path) -> None:
-    """From the wheel alone, whose program is a script for pip."""
+    """Install the wheel alone, whose program is a script for pip."""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run(
         [*command, "--target", str(folder), f"tritonclient=={version}"], capture_output=True, text=True

@@ -59,7 +59,7 @@ def describe_environment(command: Sequence[str]) -> dict[str, Any]:
 
 
 def describe_machine() -> dict[str, Any]:
-    """Without torch, which would cost seconds, and memory that the measured server needs."""
+    """The machine. torch is not imported: it costs seconds, and memory that the measured server needs."""
     return {
         "cpu": _field("/proc/cpuinfo", "model name") or platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -71,13 +71,13 @@ def describe_machine() -> dict[str, Any]:
 
 
 def machine_line(machine: dict[str, Any]) -> str:
-    """The same in one line."""
+    """`describe_machine` in one line."""
     gpus = ", ".join(machine["gpus"]) or "no GPU"
     return f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {gpus}"
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed here."""
+    """Versions of the packages that are installed here."""
     found = {}
     for package in packages:
         try:
@@ -88,7 +88,7 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 def without_paths(text: str) -> str:
-    """A published text: of every path in it only the last part."""
+    """The text for publication: of every path only the last part."""
     return PATH.sub("", text)
 
 
@@ -112,7 +112,7 @@ def check_output(option: str, path: Path | None) -> None:
 def print_table(
     header: Sequence[str], rows: Iterable[Sequence[str]], *, left: Container[int] = (0,), title: str | None = None
 ) -> None:
-    """On standard output, as wide as its cells if that is no terminal. left: columns whose cells begin at the left."""
+    """Print a table, as wide as its cells if stdout is no terminal. left: columns whose cells begin at the left."""
     from rich.console import Console
     from rich.table import Table
 
@@ -128,7 +128,7 @@ def print_table(
 
 
 def write_report(path: Path | None, report: dict[str, Any]) -> None:
-    """As JSON; None: nowhere. Raises BenchError if it can't be written any more."""
+    """Write the report as JSON; None: nowhere. Raises BenchError if it can't be written any more."""
     if path is None:
         return
     try:
@@ -168,7 +168,7 @@ INCHES_PER_GROUP = 1.6
 def chart(path: Path, title: str, *, width: float = 8.0, height: float = 4.2) -> Iterator[Any]:
     """Axes to draw on; at the end `path` with .png and with .svg is written.
 
-    The same data make the same SVG, so that a repeated run shows no difference where there is none.
+    The same data make the same SVG, so that a repeated run shows only real differences.
     """
     import matplotlib
 

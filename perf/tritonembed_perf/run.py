@@ -45,7 +45,7 @@ FIGURES = (
     ("client CPU, s", "client_cpu_seconds", "{:.2f}"),
     ("server CPU, s", "server_cpu_seconds", "{:.2f}"),
 )
-"""Of the table: its name there, its key in a row of the report, its format."""
+"""The lines of the table: a line's name, its key in a row of the report, and its format."""
 
 
 def measure_server(settings: RunSettings) -> None:
@@ -190,7 +190,7 @@ def make_row(
 
 
 def _show(rows: Sequence[dict[str, Any]], settings: RunSettings) -> None:
-    """On standard output: a column per batch size, then errors, wrong answers and a saturated client in words."""
+    """Print a column per batch size, then errors, wrong answers and a saturated client in words."""
     if not rows:
         print("nothing was measured")
         return

@@ -21,7 +21,7 @@ from tritonembed_perf.failures import exit_on_sigterm
 _GIVEN_AWAY = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _TRIES = 1000
 _CHANCE = random.SystemRandom()
-"""Without a seed: another program may have the same one."""
+"""Random numbers without a seed, because another program may have the same seed."""
 
 
 def free_ports(count: int) -> list[int]:
@@ -41,7 +41,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _candidates() -> range:
-    """Below the kernel's range; all ports if that covers nearly all."""
+    """Ports below the kernel's range; all ports if that range covers nearly all."""
     try:
         first = int(_GIVEN_AWAY.read_text().split()[0])
     except OSError:
@@ -89,7 +89,7 @@ class ManagerProcess:
 
 @dataclass(frozen=True)
 class RunningServer:
-    """What was started, and where it listens. metrics_port: a manager's is its HTTP port."""
+    """A server that was started, and its ports. metrics_port: for a manager, its HTTP port."""
 
     grpc_port: int
     http_port: int
@@ -98,12 +98,12 @@ class RunningServer:
 
     @property
     def target(self) -> str:
-        """For gRPC clients."""
+        """The address for gRPC clients."""
         return f"127.0.0.1:{self.grpc_port}"
 
     @property
     def url(self) -> str:
-        """For HTTP clients."""
+        """The address for HTTP clients."""
         return f"http://127.0.0.1:{self.http_port}"
 
     @property

@@ -94,7 +94,7 @@ class GpuMeter:
 
 
 def query_gpus() -> list[tuple[str, int, int]]:
-    """Of each GPU its name, the per cent of time in which a kernel ran, and the MiB in use. Raises NO_ANSWER."""
+    """For each GPU its name, the per cent of time in which a kernel ran, and the MiB in use. Raises NO_ANSWER."""
     answer = subprocess.run(QUERY, capture_output=True, text=True, timeout=10, check=True).stdout
     rows = [line.rsplit(", ", 2) for line in answer.splitlines()]
     return [(name, int(busy), int(used)) for name, busy, used in rows]

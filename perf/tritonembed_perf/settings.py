@@ -20,10 +20,10 @@ DEFAULT_SERVERS = {"kserve": "localhost:50050", "arctic": "localhost:50050", "op
 """The addresses of our manager by default."""
 
 PLAIN: dict[str, Any] = {"add_completion": False, "rich_markup_mode": None, "pretty_exceptions_enable": False}
-"""Of a Typer app."""
+"""Arguments of a Typer app."""
 
 PASSES_ON = {"allow_extra_args": True}
-"""Of a command that starts servers: what follows `--` goes to them."""
+"""Settings of a command that starts servers: what follows `--` goes to the servers."""
 
 DAY_S = 86_400
 MAX_CLIENT_PROCESSES = 8
@@ -37,7 +37,7 @@ METRICS_PORT = 8002
 """Triton's own default."""
 
 WINDOWS = 3
-"""Of a measurement by perf_analyzer."""
+"""Windows of a measurement by perf_analyzer."""
 
 MODEL_HELP = (
     "What the server serves. kserve: the folder or the hub's name of the model, whose tokenizer counts the tokens, or "
@@ -113,7 +113,7 @@ class RunSettings:
 
     @property
     def address(self) -> str:
-        """Of the server."""
+        """The server's address."""
         return DEFAULT_SERVERS[self.protocol] if self.server is None else self.server
 
     @property
@@ -247,7 +247,7 @@ def client_processes(wanted: int | None, at_once: int | None) -> int:
 
 
 def numbers(option: str, text: str) -> list[int]:
-    """Of whole numbers with commas between them. Raises UsageError."""
+    """Reads whole numbers with commas between them. Raises UsageError."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} is numbers from 1 on, with commas between them, not {text!r}")

@@ -92,7 +92,7 @@ class Connection:
         self._given: dict[str, Any] = {**(outer._given if outer else {}), **chosen}
 
     def of_model(self, name: str) -> Connection:
-        """The same with another model."""
+        """This connection with another model."""
         return Connection({"model": name}, self)
 
     @property
@@ -113,7 +113,7 @@ class Connection:
     def target(self) -> str:
         """host:port."""
         host = self._given.get("host", "localhost")
-        # An IPv6 address has colons of its own.
+        # An IPv6 address contains colons.
         return f"{f'[{host}]' if ':' in host else host}:{self._given.get('port', ENDPOINT_PORT)}"
 
     def open(self, servers: list[str] | None = None, **more: Any) -> EmbeddingClient:

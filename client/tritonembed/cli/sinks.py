@@ -108,7 +108,7 @@ class JsonLinesSink(Sink):
 
 
 def _weights(sparse: SparseVector) -> dict[str, Any]:
-    """For JSON: ids, weights with as many digits as make them exact, and the tokens if there are any."""
+    """Sparse weights for JSON: ids, weights with all the digits that they need, and the tokens if there are any."""
     weights = [float(f"{weight:.9g}") for weight in sparse.weights.tolist()]
     tokens = {} if sparse.tokens is None else {"tokens": list(sparse.tokens)}
     return {"ids": sparse.ids.tolist(), "weights": weights, **tokens}

@@ -43,7 +43,7 @@ VLLM_EPILOG = (
 )
 _KEY_PREFIX = "te-"
 _KEY_BYTES = 32
-"""Of randomness."""
+"""Random bytes of a key."""
 
 app = typer.Typer(
     name="tritonembed-manager",

@@ -374,7 +374,7 @@ def chosen_models(
 
 
 def refuse_both(given: Sequence[str]) -> None:
-    """Raises StartError if there are values of --model beside --models."""
+    """Raises StartError if both --model and --models are given."""
     from tritonembed_manager.server import models_file
 
     if given:

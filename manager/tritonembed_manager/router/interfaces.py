@@ -64,7 +64,7 @@ class ServerView:
     ensemble: str = FIRST
     """Triton's name of the model. A server with several models has a view for each."""
     dimensions: int = 0
-    """Of the model's vectors, by its last check; 0 before the first."""
+    """Dimensions of the model's vectors, by its last check; 0 before the first."""
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
     version: str = ""
@@ -125,7 +125,7 @@ class Admission:
     started: bool = False
     """Whether a part was sent to a server. The other parts then wait for a place instead of being refused."""
     tokens: int = 0
-    """Of the answers so far (`num_tokens`)."""
+    """Tokens of the answers so far (`num_tokens`)."""
     model: str = ""
     """The ensemble that it was sent to last; empty before."""
     version: str | None = None
@@ -133,7 +133,7 @@ class Admission:
     messages: int = 0
     """Sent so far, to the same model."""
     sentences: int = 0
-    """Of the answers so far."""
+    """Sentences of the answers so far."""
     server: str = ""
     """The id of the server that answered last."""
     waited: float = 0.0
@@ -191,7 +191,7 @@ class Dispatcher(Protocol):
 
 
 LOAD_HEADER = "x-model-load-seconds"
-"""Of the answer to a request that waited for its model, in a header or in gRPC's trailing metadata."""
+"""A header, or gRPC's trailing metadata, of the answer to a request that waited for its model."""
 
 
 class LoadWait:

@@ -117,7 +117,7 @@ class EndpointSettings:
     http_port: int
     """The HTTP port, shared likewise."""
     names: ServedNames
-    """Of the models, for clients; "embedding" if `serve` attaches to servers and no name is given."""
+    """The models' names for clients; "embedding" if `serve` attaches to servers and no name is given."""
     policy: PolicyName
     forward_timeout: float
     """The timeout of a request without a deadline."""
@@ -166,7 +166,7 @@ class WorkerConfig(EndpointSettings):
     tls: Pems | None = None
     """None: both ports speak plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
-    """For servers with grpcs://."""
+    """Certificates for servers with grpcs://."""
     sockets: str | None = None
     """The folder of the Unix sockets on which the worker listens behind Envoy; None if it listens on the ports."""
     tenants: tuple[Tenant, ...] | None = None
@@ -213,9 +213,9 @@ class Sockets:
         return self.folder / "admin.sock"
 
     def grpc(self, worker: int) -> Path:
-        """On which a worker speaks gRPC."""
+        """The socket on which a worker speaks gRPC."""
         return self.folder / f"grpc-{worker}.sock"
 
     def http(self, worker: int) -> Path:
-        """On which a worker speaks HTTP."""
+        """The socket on which a worker speaks HTTP."""
         return self.folder / f"http-{worker}.sock"

@@ -81,14 +81,14 @@ class ServerTls:
 
     def __init__(self, pems: Pems) -> None:
         self.context, self.expires = _context_and_end(pems)
-        """For HTTP's next handshake; and the end of its certificate, in seconds since 1970, if it is known."""
+        """The context for HTTP's next handshake, and the end of its certificate in seconds since 1970, if known."""
         self._next: grpc.ServerCertificateConfiguration | None = None
         self.credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(pems),
             self._take,  # type: ignore[arg-type] # The type stubs don't know that it may return None.
             require_client_authentication=pems.client_ca is not None,
         )
-        """For the gRPC port, once."""
+        """The credentials of the gRPC port, set once."""
 
     def update(self, pems: Pems) -> None:
         """Use these files for new handshakes. Raises ValueError, and then nothing changes."""

@@ -23,7 +23,7 @@ class ClientTls:
 
     @classmethod
     def read(cls, files: tuple[Path | None, Path | None, Path | None], options: tuple[str, str, str]) -> "ClientTls":
-        """As `of_files`, and checks the contents, too."""
+        """Like `of_files`, but checks the contents, too."""
         found = cls.of_files(files, options)
         found.context(options)
         return found
@@ -32,7 +32,7 @@ class ClientTls:
     def of_files(
         cls, files: tuple[Path | None, Path | None, Path | None], options: tuple[str, str, str]
     ) -> "ClientTls":
-        """From the files of the authorities, the certificate and its key, and the names of their options.
+        """Reads the files of the authorities, the certificate and its key. options: their names.
 
         Raises ValueError, in one line that names the option.
         """
@@ -42,12 +42,12 @@ class ClientTls:
         return cls(*(None if pem is None else str(pem) for pem in pems))
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For gRPC."""
+        """Credentials for gRPC."""
         pems = (self.ca, self.key, self.certificate)
         return grpc.ssl_channel_credentials(*(None if pem is None else pem.encode() for pem in pems))
 
     def context(self, options: tuple[str, str, str] = ("the CA", "the certificate", "the key")) -> ssl.SSLContext:
-        """For HTTP. Raises ValueError as `read` does."""
+        """A context for HTTP. Raises ValueError as `read` does."""
         if self.ca is None:
             context = ssl.create_default_context()
         else:

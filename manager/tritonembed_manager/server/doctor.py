@@ -28,7 +28,7 @@ State = Literal["ok", "warning", "problem"]
 Role = Literal["server", "manager"]
 _GIB = 1 << 30
 _OLDEST_DRIVER = 580
-"""Of CUDA 13, which torch is built for."""
+"""The oldest driver for CUDA 13, which torch is built for."""
 _SHARED_MEMORY = {"cuda": _GIB, "cpu": _GIB // 4}
 """Bytes of /dev/shm that a server's tensors may take."""
 _DESCRIPTORS = 8_192
@@ -69,7 +69,7 @@ class Machine:
     shared_memory: tuple[int, int] | None = None
     """Bytes of /dev/shm: in all, and free."""
     ports: Mapping[str, str | None] = field(default_factory=dict)
-    """By the option, why nothing can listen there."""
+    """Reasons why nothing can listen at a port, by its option."""
     descriptors: int = 65_536
     reserved_pages: int = 0
     """Bytes in huge pages that are reserved."""
@@ -77,7 +77,7 @@ class Machine:
     triton: str | None = None
     triton_error: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Of installed packages."""
+    """Versions of installed packages."""
     numa: bool = True
     """Whether libnuma is there."""
     model: str | None = None

@@ -73,7 +73,7 @@ class Life:
         self._lost_while_starting = ""
         self.terminating = False
         self.our_reason: str | None = None
-        """The reason that one of our own models gave for a failed start."""
+        """The reason that one of our models gave for a failed start."""
         self.cause: Cause | None = None
         """None while the server lives."""
 

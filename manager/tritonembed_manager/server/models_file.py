@@ -49,7 +49,7 @@ class ModelEntry:
     path: str
     """A folder, or a name on the hub."""
     name: str | None = None
-    """For clients. None only for the first model."""
+    """The model's name for clients. None only for the first model."""
     replicas: int | None = None
     gpus: tuple[int, ...] = ()
     memory: float | None = None

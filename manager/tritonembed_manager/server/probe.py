@@ -35,7 +35,7 @@ _SERVICE = "/inference.GRPCInferenceService"
 _MICROSECONDS = 1_000_000
 _MOST_DIGITS = 10
 QUERY = "which model is it?"
-"""For models that score pairs, with each of the sentences."""
+"""The query for models that score pairs, used with each of the sentences."""
 _LEAST = {"embed": HEADER + 1, "score": 4}
 """Bytes of an answer with one vector or score."""
 _ANY_TOKEN = bytes(4)
@@ -61,7 +61,7 @@ _FIRST = 1
 _NO_CONNECTION = "failed to connect"
 _NOBODY = ("Connection refused", "No such file or directory")
 _SLOWLY = ("timed out", "handshaker shutdown", "Timeout occurred")
-"""Of TCP, of HTTP/2's first frame, and of TLS."""
+"""Timeouts of TCP, of HTTP/2's first frame, and of TLS."""
 _NO_MESSAGE = "its answer can't be decoded"
 """gRPC logs an answer that can't be decoded, and returns None."""
 _NOT_AN_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)

@@ -75,7 +75,7 @@ def family(leader: int, table: dict[int, Process], known: Iterable[Process] = ()
     """The living processes of `leader`: those of its session, and all their descendants.
 
     known: members seen earlier. Their children count even if the chain of parents to the leader is broken.
-    The session finds processes whose parent has died. Descent finds processes that opened a session of their own.
+    The session finds processes whose parent has died. Descent finds processes that opened a new session.
     """
     started = {process.pid: process.started for process in known}
     members = {
@@ -90,7 +90,7 @@ def family(leader: int, table: dict[int, Process], known: Iterable[Process] = ()
 
 
 SCRATCH_VARIABLE = "TRITONEMBED_SCRATCH"
-"""As in the engine, whose module is not imported because it would bring numpy along."""
+"""The engine's variable. Its module is not imported, because it imports numpy."""
 _SHIM = Path(__file__).with_name("exec_shim.py")
 _KILL_PATIENCE_S = 10.0
 
@@ -112,7 +112,7 @@ class ServerProcess:
         self._known: list[Process] = []
         self.ended_children: list[Process] = []
         """At the last call of `members`: the server's ended children whose exit status it had not read."""
-        # In a session of its own: Ctrl-C reaches only the manager, which then stops the server in order.
+        # A separate session: Ctrl-C reaches only the manager, which then stops the server in order.
         self._child = subprocess.Popen(
             [sys.executable, "-I", str(_SHIM), str(os.getpid()), *command],
             env={**environment, **({SCRATCH_VARIABLE: str(home.parent)} if home is not None else {})},

@@ -110,7 +110,7 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
 
 
 def task_of(model: str, revision: str | None, fetch: bool) -> Task:
-    """What a model does, as its files say; an embedding model if they can't be read.
+    """A model's task, by its files; an embedding model if they can't be read.
 
     fetch: whether the files of a model on the hub are fetched.
     """

@@ -34,7 +34,7 @@ class RenderSettings:
     reference: str | None = None
     """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
     quantization_quality: float | None = None
-    """Of int8: the part of the ten nearest that it has to keep; None: the engine's default."""
+    """For int8: the share of the ten nearest neighbours that must stay; None: the engine's default."""
     calibration: str | None = None
     """The absolute path of a file of texts that int8 is calibrated with; None: the project's own."""
     deterministic: bool = False

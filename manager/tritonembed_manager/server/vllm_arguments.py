@@ -206,7 +206,7 @@ class _RefusedError(Exception):
 
 
 def answer(arguments: Sequence[str], variables: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """In the child process: parse the arguments, and the variables that are vLLM's."""
+    """The child process: parse the arguments, and the variables that are vLLM's."""
     from vllm.engine.arg_utils import EngineArgs
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 

@@ -132,7 +132,7 @@ def exact_length_texts(tokenizer: "Tokenizer", tokens: int, count: int, seed: in
 
 
 def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[int]:
-    """Of each text, special tokens included."""
+    """The tokens of each text, special tokens included."""
     return [len(encoding.ids) for encoding in tokenizer.encode_batch_fast(list(texts))]
 
 
@@ -161,7 +161,7 @@ class PromptedTokenizer:
         self._prompt_tokens = len(tokenizer.encode(prompt, add_special_tokens=False).ids) if prompt else 0
 
     def num_special_tokens_to_add(self, is_pair: bool) -> int:
-        """Of a text, those of the prompt included."""
+        """Special tokens of a text, those of the prompt included."""
         return int(self._tokenizer.num_special_tokens_to_add(is_pair)) + self._prompt_tokens
 
     def get_vocab(self) -> dict[str, int]:

@@ -59,7 +59,7 @@ class Workbench:
     installation: Installation
     options: ServerOptions
     seconds: float
-    """Of one run."""
+    """Seconds of one run."""
     requests: Mapping[LoadShape, list[bytes]]
 
     def rendering(self, candidate: Candidate) -> RenderSettings:

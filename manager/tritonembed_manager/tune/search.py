@@ -142,7 +142,7 @@ class TuneVerdict:
     beats_defaults: bool
     sentence: str
     comparison: RateComparison | None = None
-    """On the second load; None if there is nothing to compare."""
+    """The comparison on the second load; None if there is nothing to compare."""
 
 
 OUT_OF_TIME = TuneVerdict(

@@ -24,7 +24,7 @@ class Candidate:
         return f"{tokenizers}, {_counted(self.replicas, 'replica')}, {self.max_batch_tokens} tokens per batch"
 
     def with_value(self, setting: str, value: int) -> "Candidate":
-        """The same but for one setting."""
+        """This candidate with another value of one setting."""
         return replace(self, **{setting: value})
 
 
@@ -78,7 +78,7 @@ class CandidateTrial:
 
     candidate: Candidate
     runs: Mapping[str, Sequence[LoadRun]]
-    """By the load's name; empty if it failed."""
+    """Runs by the load's name; empty if the trial failed."""
     failure: str | None = None
     """Why there are no figures: the server did not start, or requests failed."""
     seconds: float = 0.0
@@ -127,7 +127,7 @@ class TrialLedger:
         return rates
 
     def slowest(self, candidate: Candidate) -> dict[str, list[float]]:
-        """The same of its slowest trial alone; the candidate works."""
+        """The rates of its slowest trial alone. The candidate must work."""
         mine = [trial.rates() for trial in self.trials if trial.candidate == candidate]
         return min(mine, key=lambda rates: sum(math.log(statistics.median(found)) for found in rates.values()))
 

@@ -45,7 +45,7 @@ from tritonembed_perf.settings import CompareSettings, client_processes, numbers
 
 TIMEOUT_S = 120.0
 PROGRAM_LIMIT_S = 600.0
-"""Beyond the measured time: loading the model, and the first call."""
+"""Limit beyond the measured time: for loading the model, and for the first call."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Material:
 
 
 class Materials:
-    """Of every shape; references are transformers' in float32, the same for all peers."""
+    """Materials of every shape. References are transformers' in float32, the same for all peers."""
 
     def __init__(self, files: ModelFiles, tokenizer: Tokenizer, dtype: str) -> None:
         self._files = files
@@ -66,7 +66,7 @@ class Materials:
         self._made: dict[tuple[int, int], Material] = {}
 
     def of(self, trial: Trial) -> Material:
-        """Made at the first use."""
+        """The materials of a shape, made at the first use."""
         shape = trial.tokens, trial.sentences
         if shape not in self._made:
             lengths = [trial.tokens] * requests_to_prepare(trial.sentences, trial.tokens, None) * trial.sentences
@@ -77,7 +77,7 @@ class Materials:
         return self._made[shape]
 
     def check(self, trial: Trial) -> AnswerCheck:
-        """Of the answers to the trial's requests."""
+        """The check of the answers to the trial's requests."""
         return AnswerCheck(self._files.dimensions, self._files.normalize, self._min_cosine, self.of(trial).references)
 
 
@@ -233,7 +233,7 @@ OFFERED = 50, 1
 
 
 def compare_peers(settings: CompareSettings) -> None:
-    """Measure, or what else the options ask for.
+    """Measure, list the peers or merge reports, as the options ask.
 
     Raises UsageError, BenchError if a peer answered wrongly, KeyboardInterrupt after Ctrl-C.
     """
@@ -273,7 +273,7 @@ def _compare(settings: CompareSettings) -> None:
     try:
         finished = contest.run(settings.rounds)
     finally:
-        # Also after an error that nobody thought of: hours of measuring are not to be lost.
+        # Also after an unexpected error: hours of measurements must not be lost.
         head = make_head(environment, bench.model.name, bench.dtype, bench.device, finished, trials)
         publish((head, contest.results), settings.out)
     if not finished:
@@ -286,7 +286,7 @@ def _compare(settings: CompareSettings) -> None:
 def make_head(
     environment: dict[str, Any], model: str, dtype: str, device: str, finished: bool, trials: list[Trial]
 ) -> dict[str, Any]:
-    """Of a report: all but the systems. environment: as `describe_environment` returns it."""
+    """The head of a report: all but the systems. environment: as `describe_environment` returns it."""
     run = {**environment, "machine_line": machine_line(environment["machine"]), "interrupted": not finished}
     return {"model": model, "dtype": dtype, "device": device, "trials": [str(trial) for trial in trials], "runs": [run]}
 

@@ -50,7 +50,7 @@ def launched(
     """
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with log_path.open("wb") as log:
-        # In a session of its own: Ctrl-C reaches the benchmark alone, which then stops it in order.
+        # A separate session: Ctrl-C reaches the benchmark alone, which then stops the server in order.
         process = subprocess.Popen(
             list(command),
             env=os.environ | environment,
@@ -93,7 +93,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    # What it started may outlive it, and would slow whoever is measured next.
+    # Its child processes may outlive it, and would slow the peer that is measured next.
     _, alive = psutil.wait_procs(members | _members(process.pid), timeout=1)
     trackers = {member for member in alive if _is_resource_tracker(member)}
     # They remove the others' shared memory (vLLM's psm_* in /dev/shm: hundreds of MiB), once these have ended.

@@ -74,7 +74,7 @@ def find_python(bench: Bench, environment: Environment) -> tuple[str, str]:
 
 
 def parse_pythons(values: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """Of PEER=PATH. Raises UsageError."""
+    """Reads PEER=PATH, one per option. Raises UsageError."""
     pythons = {}
     for value in values:
         name, equals, path = value.partition("=")

@@ -45,7 +45,7 @@ QUIET = "--disable-uvicorn-access-log"
 
 
 def all_peers() -> dict[str, Peer]:
-    """By name."""
+    """The peers, by name."""
     peers = [
         Peer(
             "tritonembed",
@@ -151,7 +151,7 @@ def all_peers() -> dict[str, Peer]:
 
 
 def choose_peers(names: str) -> list[Peer]:
-    """Of `all`, or of names with commas between them. Raises UsageError."""
+    """The peers of `all`, or of names with commas between them. Raises UsageError."""
     known = all_peers()
     wanted = list(known) if names == "all" else [name.strip() for name in names.split(",")]
     for name in wanted:

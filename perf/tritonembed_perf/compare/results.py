@@ -27,7 +27,7 @@ class Trial:
 
     @staticmethod
     def parse(name: str) -> "Trial":
-        """Of what `str` gives. Raises ValueError."""
+        """The inverse of `str`. Raises ValueError."""
         shape, _, rate = name.removesuffix("/s").partition(" at ")
         shape, _, concurrency = shape.partition("@")
         tokens, sentences = (int(part) for part in shape.split("x"))
@@ -39,7 +39,7 @@ class Trial:
         return f"{shape}@{self.concurrency}" if self.rate is None else f"{shape} at {self.rate:g}/s"
 
     def rank(self, sample: Sample) -> tuple[bool, float]:
-        """The least is the best: nothing failed or wrong, then most tokens/s, of an offered rate the least p99."""
+        """The sort key, best first: no failures or wrong answers, then tokens/s, or p99 at an offered rate."""
         unsound = bool(sample["errors"] or sample["wrong"]) or not sample["tokens_per_second"]
         return unsound, sample["p99_ms"] if self.rate is not None else -sample["tokens_per_second"]
 
@@ -75,7 +75,7 @@ class Result:
         return best and best[1][0]
 
     def every_sample(self) -> Iterator[Sample]:
-        """With all settings."""
+        """Every sample, with any settings."""
         return (sample for of in self.samples.values() for samples in of.values() for sample in samples)
 
     def add(self, other: "Result") -> None:
@@ -94,7 +94,7 @@ Report = tuple[dict[str, Any], list[Result]]
 
 
 def read_report(path: Path) -> Report:
-    """Of a compare.json. Raises UsageError."""
+    """Reads a compare.json. Raises UsageError."""
     try:
         report = json.loads(path.read_text())
         results = [Result(**entry) for entry in report.pop("systems")]
@@ -183,7 +183,7 @@ def _row(result: Result, trial: Trial, ours: Sample | None) -> tuple[str, ...]:
 
 
 def markdown(head: dict[str, Any], trials: Sequence[Trial], results: Sequence[Result]) -> str:
-    """The same for a page, with machines and commands."""
+    """The tables as Markdown, with machines and commands."""
     page = [f"{head['model']}, {head['dtype']} on {head['device']}", ""]
     for run in head["runs"]:
         ended = "; interrupted" if run["interrupted"] else ""

@@ -85,7 +85,7 @@ def pair_of(kind: str, text: str) -> tuple[str, str] | str:
 
 
 def logits_of(folder: Path) -> tuple[dict[str, list[Logits | None]], str]:
-    """By kind, float32 [labels] for each text; None for one that can't be scored. And the last problem."""
+    """The logits by kind: float32 [labels] for each text; None for one that can't be scored. And the last problem."""
     score = _yes_or_no(folder) if _generates(folder) else _cross_encoder(folder)
     rows: dict[str, list[Logits | None]] = {}
     problem = ""

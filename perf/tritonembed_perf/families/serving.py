@@ -138,7 +138,7 @@ def _embed(
 
 
 def _flat(output: Any, parameters: Any, choice: Any, files: Any) -> list[npt.NDArray[np.float32]]:
-    """As `reference` has it: the weights of the whole vocabulary, or the vectors of tokens one after the other."""
+    """The form of `reference`: the weights of the whole vocabulary, or the vectors of tokens one after the other."""
     from tritonembed_engine import token_answers
 
     if output.rows.dtype.names is None:

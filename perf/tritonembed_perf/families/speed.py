@@ -104,7 +104,7 @@ def write(name: str, folder: Path) -> None:
 
 
 def texts_of(tokens: int, count: int, mixed: bool) -> list[str]:
-    """Texts of exactly so many tokens, special ones included; if mixed, of 3 tokens and more."""
+    """Texts of an exact number of tokens, special tokens included; if mixed, of 3 tokens and more."""
     from tokenizers import Tokenizer
 
     from tritonembed_manager.tune.loads import WordTexts

@@ -23,7 +23,7 @@ SENTENCES = 64
 """How many sentences are compared; one request more, if that is needed to reach them."""
 
 MIN_COSINE, MIN_COSINE_16_BITS = 0.999, 0.99
-"""To the right vector, by the precision of the model's weights."""
+"""Least cosines to the right vector, by the precision of the model's weights."""
 
 Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 

@@ -62,7 +62,7 @@ class WireProtocol(Protocol):
 
     @property
     def name(self) -> str:
-        """As --protocol names it."""
+        """The value of --protocol."""
 
     @property
     def server(self) -> str:
@@ -70,11 +70,11 @@ class WireProtocol(Protocol):
 
     @property
     def tls(self) -> ClientTls:
-        """For grpcs:// and https://."""
+        """Certificates for grpcs:// and https://."""
 
     @property
     def api_key(self) -> str | None:
-        """A tenant's, for a manager that requires one."""
+        """A tenant's key, for a manager that requires keys."""
 
     @property
     def model(self) -> str | None:

@@ -32,7 +32,7 @@ class PooledRequest:
 
 
 def parse_loads(text: str) -> list[LoadShape]:
-    """Of `50x64@4,50x1@16`. Raises UsageError."""
+    """Reads loads such as `50x64@4,50x1@16`. Raises UsageError."""
     try:
         return [parse_load("--loads", part) for part in text.split(",")]
     except StartError as error:

@@ -113,7 +113,10 @@ def check_length(name: str, tokens: int, words: WordTexts, longest: int) -> None
 
 
 def refuse_other_dimensions(found: int, files: ModelFiles) -> None:
-    """Of a server's vectors: another model's tokenizer would count wrongly. Raises UsageError."""
+    """Check that the server's vectors have the model's dimensions: else its tokenizer would count wrongly.
+
+    Raises UsageError.
+    """
     if found != files.dimensions:
         raise UsageError(
             f"the server's vectors have {found} dimensions, those of {files.name} {files.dimensions}: "
@@ -122,7 +125,7 @@ def refuse_other_dimensions(found: int, files: ModelFiles) -> None:
 
 
 def read_tokenizer(source: str) -> tuple[ModelFiles, Tokenizer]:
-    """Of a folder or a name on the hub. Raises UsageError."""
+    """The files and the tokenizer of a folder or of a name on the hub. Raises UsageError."""
     try:
         files = read_model_files(source)
         from tritonembed_engine.tokenizing.loading import load_tokenizer

@@ -34,7 +34,7 @@ from tritonembed_perf.reports import INK, chart
 SERVICE_S = 1024 * 512 / 2_556_000
 """A request of 1,024 x 512 tokens at 2,556 K tokens/s (perf/results/h200-compare)."""
 PEAK = 0.7
-"""How busy as many servers as the scale says are at the highest rate."""
+"""How busy `scale` servers are at the highest rate."""
 LATE_S = 10.0
 SEEN_S = 0.09
 """What Triton's queue shows of any overload behind a manager, which gives a server little work at a time: the mean per

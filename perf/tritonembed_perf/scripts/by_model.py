@@ -83,7 +83,7 @@ def run(server: RunningServer, model: str, load: LoadShape, seconds: float) -> d
 
 
 def gpu_memory_mib() -> int:
-    """In use on all GPUs; 0 without one."""
+    """Memory in use on all GPUs; 0 without a GPU."""
     try:
         return sum(used for _, _, used in query_gpus())
     except NO_ANSWER:

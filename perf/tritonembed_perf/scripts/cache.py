@@ -46,7 +46,7 @@ WAYS = ("off", "on")
 
 
 class Texts:
-    """Texts of exactly so many tokens, of which none comes twice but those that are meant to."""
+    """Texts of an exact number of tokens. repeated: the share of them that are drawn from `distinct` known texts."""
 
     def __init__(self, model: str, distinct: int, repeated: float) -> None:
         from tritonembed_engine.model.files import read_model_files
@@ -72,7 +72,7 @@ class Texts:
 
 @dataclass
 class Measured:
-    """Of one round. Microseconds per request: of wall time, of the worker's CPU and of all processes' CPU."""
+    """One round, in microseconds per request: wall time, the worker's CPU time, and that of all processes."""
 
     wall: float
     worker: float

@@ -50,7 +50,7 @@ ALONE, SECONDS_ALONE = 70, 3.0
 PROFILED_BATCHES, PROFILED_ROWS = 5, 12
 LENGTHS, SENTENCES_OF_LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 512), 32
 SAME_SENTENCES, SAME_LONGEST = 64, 300
-"""Of `same-text`: lengths are drawn from 3 tokens on."""
+"""`same-text`: how many sentences, and the longest; lengths are drawn from 3 tokens on."""
 
 SAME_LOADS, SAME_REQUESTS = {"cpu": (64, 50), "cuda": (655, 50)}, 4
 
@@ -217,7 +217,7 @@ def same_text(options: ExecutorOptions) -> dict[str, Any]:
 
 
 def _difference(name: str, left: Vectors, right: Vectors) -> dict[str, Any]:
-    """Printed, too."""
+    """Compare two sets of vectors, and print the result."""
     other, least = int((left != right).any(axis=1).sum()), float(row_cosines(left, right).min())
     print(f"{name}: {other} of {len(left)} vectors have other bits, cosine {least:.7f} and more")
     return {"sentences": name, "other_bits": other, "cosine": least}

@@ -30,7 +30,7 @@ class LoadedExecutor:
     executor: "Executor"
     files: "ModelFiles"
     most_tokens: int
-    """Its buffers' size. On a GPU its own budget may be smaller: the least at which the GPU is at full speed."""
+    """Tokens that its buffers hold. On a GPU its budget may be smaller: the least at which the GPU is at full speed."""
 
     def reason_against(self, sentences: int, tokens: int) -> str | None:
         """Why such a batch can't be run; None if it can. tokens: per sentence."""
@@ -43,7 +43,7 @@ class LoadedExecutor:
         return None
 
     def random_ids(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "npt.NDArray[np.int32]":
-        """Ids [sentences, tokens], none of them padding's: transformers gives that no position of its own."""
+        """Ids [sentences, tokens] without the padding id, to which transformers gives no position."""
         from tritonembed_engine.model.folder import read_object
 
         pad = read_object(self.files.folder / "config.json").get("pad_token_id", PAD)
@@ -52,7 +52,7 @@ class LoadedExecutor:
         return ids + (ids >= pad) if known else ids
 
     def random_batch(self, rng: "np.random.Generator", sentences: int, tokens: int) -> "TokenIds":
-        """The same, as `launch` takes them."""
+        """Random ids, in the form that `launch` takes."""
         return _joined(self.random_ids(rng, sentences, tokens))
 
     def embed(self, ids: "npt.NDArray[np.int32]") -> "npt.NDArray[np.float32]":
@@ -60,7 +60,7 @@ class LoadedExecutor:
         return self.executor.launch(_joined(ids)).result()
 
     def seconds(self, batch: "TokenIds") -> float:
-        """That the batch takes alone."""
+        """Seconds of the batch alone."""
         start = time.perf_counter()
         self.executor.launch(batch).result()
         return time.perf_counter() - start

@@ -43,7 +43,7 @@ class Round:
     flood_alone: float
     flood_together: float
     latencies: tuple[list[float], list[float]]
-    """Of the single sentences, in seconds: alone, together."""
+    """Latencies of the single sentences in seconds: alone, together."""
 
 
 def fairness(
@@ -94,7 +94,7 @@ def _line(rounds: list[Round]) -> str:
 
 
 def _percentile(rounds: list[Round], which: int, percent: float) -> float:
-    """In milliseconds, over all requests. which: 0 for alone, 1 for together."""
+    """A percentile in milliseconds, over all requests. which: 0 for alone, 1 for together."""
     return float(np.percentile(np.concatenate([one.latencies[which] for one in rounds]), percent)) * 1e3
 
 

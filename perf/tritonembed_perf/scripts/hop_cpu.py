@@ -49,7 +49,7 @@ PARTS = ("client", "engine", "manager", "perf")
 """Folders of a checkout that hold packages."""
 
 Handler = Any
-"""Of a method of grpc.aio's server, for encoded messages."""
+"""The handler of a method of grpc.aio's server, for encoded messages."""
 
 
 def answer(sentences: int) -> bytes:

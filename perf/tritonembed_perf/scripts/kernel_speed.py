@@ -19,7 +19,7 @@ REPEAT = 20
 HEADS = 12
 SENTENCE_TOKENS = (50, 128, 256, 512)
 SCALE = 0.02
-"""Of fp8."""
+"""The scale of fp8."""
 
 TOKENS_PER_ROW = 16
 """A CUDA graph has a row per so many tokens; rows that a batch does not need are empty."""
@@ -94,7 +94,7 @@ def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
 
     for _ in range(3):
         run()
-    # As a graph: launched from Python one by one, the shorter ones would wait for their launches.
+    # As a graph: short kernels that Python launches one by one would wait for their launches.
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         for _ in range(REPEAT):

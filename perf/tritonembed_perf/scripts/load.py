@@ -37,7 +37,7 @@ from tritonembed_perf.server import RunningServer, running_manager, running_serv
 from tritonembed_perf.server_use import GpuMeter
 
 MOST_PROCESSES, REQUESTS_PER_PROCESS = 6, 171
-"""A client process keeps about so many requests in flight before its own CPU is the limit."""
+"""About the number of requests in flight at which a client process is limited by its own CPU."""
 
 WARM_UP_S = 1.0
 PAUSE_S, STALL_S = 0.02, 0.4

@@ -35,7 +35,7 @@ from tritonembed_perf.server import free_ports, running_server
 QUERY = "which of these words stands for a place where bread is baked?"
 WORDS = ("bread", "river", "train", "quiet", "seven", "house", "green", "paper", "stone", "water")
 ENGINE_AIM = 0.9
-"""Of the engine's own rate, through the server."""
+"""Least share of the engine's own rate through the server."""
 PEER_AIM = 3.0
 """Times the rate of another server on a GPU."""
 CLOSE = 2e-3

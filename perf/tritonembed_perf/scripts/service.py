@@ -47,20 +47,20 @@ from tritonembed_perf.server import RunningServer, running_manager, running_serv
 
 POLICIES = ("round_robin", "random", "least_loaded")
 BYTES_PER_SECOND = 200_000
-"""Of one server: a sentence of 50 tokens (250 bytes) takes 1.25 ms."""
+"""The speed of one server: a sentence of 50 tokens (250 bytes) takes 1.25 ms."""
 
 MEDIAN_BYTES, SPREAD, LONGEST_BYTES = 250, 1.0, 2500
-"""Of a sentence's length, which is log-normal."""
+"""Median, spread and maximum of a sentence's length, which is log-normal."""
 
 SHARE_OF_BATCHES, SENTENCES_OF_BATCH = 0.05, 32
 REQUESTS = 2000
-"""Different ones."""
+"""The number of different requests."""
 
 SERVERS = 2
-"""Of which `failover` kills one."""
+"""Servers of `failover`, which kills one of them."""
 
 SETTLED_S = 2.0
-"""Of load with both servers before each kill."""
+"""Seconds of load with both servers before each kill."""
 
 PATIENCE_S = 180.0
 DAY_S = 86_400.0
@@ -176,13 +176,13 @@ def kill_often(manager: RunningServer, load: "Future[LoadResult]", kills: int) -
 
 
 def seconds_to_last_answer(part: Samples, killed: float) -> float:
-    """From the kill to the last answer of all requests that were in flight then."""
+    """Seconds from the kill to the last answer of all requests that were in flight."""
     held = (part.finished - part.latencies <= killed) & (part.finished > killed)
     return float(part.finished[held].max() - killed) if held.any() else 0.0
 
 
 def tritonservers(pid: int) -> list[int]:
-    """Those that the manager launched, in the order of their ports."""
+    """The tritonservers that the manager launched, in the order of their ports."""
     found = [child for child in psutil.Process(pid).children(recursive=True) if child.name() == "tritonserver"]
     ordered = sorted(found, key=lambda child: next(w for w in child.cmdline() if w.startswith("--grpc-port=")))
     return [child.pid for child in ordered]

@@ -255,7 +255,7 @@ class _Service:
 
 
 def _of_tenant(request_id: str) -> str:
-    """The id among those of all tenants: nobody can abort the calls of another tenant."""
+    """The id, unique among all tenants: a tenant can't abort the calls of another tenant."""
     tenant = current_tenant()
     return request_id if tenant is None else f"{tenant.name}\n{request_id}"
 

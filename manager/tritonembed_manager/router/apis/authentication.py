@@ -118,7 +118,7 @@ class Door:
             return []
 
     def middleware(self, monitor: Collection[str]) -> Any:
-        """For HTTP, inside `answer_errors`. monitor: the routes of metrics and of the status."""
+        """The middleware for HTTP, inside `answer_errors`. monitor: the routes of metrics and of the status."""
 
         @web.middleware
         async def enter(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -25,7 +25,7 @@ _GIVEN_UP_BYTES = 32 * 1024 * 1024
 """The most that giving up one message may free."""
 _TRIM_EVERY_S = 1.0
 _TRIM_GROWTH_S, _TRIM_GROWTH_BYTES = 10.0, 32 * 1024 * 1024
-"""Without memory pressure, return what large requests left behind at most this often, and only this much or more."""
+"""Without memory pressure, return the memory of large requests at most this often, and only from this size on."""
 _CODE = grpc.StatusCode
 
 

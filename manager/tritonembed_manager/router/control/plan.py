@@ -107,7 +107,7 @@ def plan_servers(
 
 
 def on_gpus(plan: ServerPlan, gpus: Sequence[int]) -> ServerPlan:
-    """The plan on these GPUs instead of the first ones."""
+    """The plan on these GPUs instead of the first GPUs."""
     return replace(plan, gpus=tuple(gpus[index] for index in plan.gpus))
 
 

@@ -84,7 +84,7 @@ class QuotaStore:
 
     @property
     def warnings(self) -> list[str]:
-        """For the status: that Redis does not answer."""
+        """A line for the status if Redis does not answer."""
         return [self._complaint] if self._complaint else []
 
     async def keep(self, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:

@@ -148,11 +148,11 @@ class RegisteredServer:
     model: ServedModel = FIRST_MODEL
     """The model of a server with several is an upstream of its own."""
     version: str = ""
-    """Of the model; empty for an attached server."""
+    """The model's version; empty for an attached server."""
     weight: float = 100.0
     """The part of the model's requests that go to the servers of its version, in percent."""
     dimensions: int = 0
-    """Of its vectors, by its last check."""
+    """The number of its vectors' dimensions, by its last check."""
     max_length: int | None = None
     """Tokens of the longest text; None if it is not known."""
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -209,7 +209,7 @@ class UpstreamRegistry:
         self._changed = changed
         self._busy = busy
         self._agreements: defaultdict[tuple[str, str], Agreement] = defaultdict(Agreement)
-        """By model and version."""
+        """The agreements, by model and version."""
         self._awaited: set[str] = set()
         self._first_answers: dict[str, Fingerprint] = {}
 

@@ -47,7 +47,7 @@ class Rollouts:
         names_changed: Callable[[], None],
     ) -> None:
         self.loader: ModelLoader | None = None
-        """With --max-loaded."""
+        """The loader with --max-loaded, else None."""
         self._servers = servers
         self._names = names
         self._prepare = prepare
@@ -68,7 +68,7 @@ class Rollouts:
 
     @property
     def warnings(self) -> list[str]:
-        """For the status: which models are not as in the file, and why."""
+        """Lines for the status: which models are not as in the file, and why."""
         return [*self._failures.values(), *self._notes.values()]
 
     def servers_of(self, model: str) -> list[str]:
@@ -157,7 +157,7 @@ class Rollouts:
         )
 
     def _dimensions(self, version: _Running) -> int:
-        """Of its vectors; 0 if it makes none, or if they are not known."""
+        """The dimensions of a model's vectors; 0 if it makes none, or if they are not known."""
         return max(self._servers.registry.upstreams[server.id].dimensions for server in version.servers)
 
     async def _launch_missing(self, model: str, versions: Sequence[VersionPlan]) -> str | None:

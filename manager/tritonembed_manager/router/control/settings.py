@@ -97,7 +97,7 @@ class AttachSettings:
     file: ServersFile | None = None
     dns: ServersDns | None = None
     tls: ServerFiles | None = None
-    """For those with grpcs://; None: without files."""
+    """Certificates for servers with grpcs://; None: without files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class ServeSettings(EndpointSettings):
     startup_timeout: float
     lame_duck: float
     drain_timeout: float
-    """From the signal to the end; see DrainTime."""
+    """Seconds from the signal to the end; see DrainTime."""
     tls: TlsFiles | None = None
     """None: the ports speak plain text."""
     envoy: EnvoySettings | None = None

@@ -168,7 +168,7 @@ class Supervisor:
             self._table.close()
 
     def _make_loader(self) -> ModelLoader | None:
-        """With --max-loaded, unless all models fit for ever."""
+        """The loader with --max-loaded; None if all models fit for ever."""
         launch = self._settings.launch
         models = [names.served.name for names in self._settings.names.loaded]
         most = launch.max_loaded if launch else None

@@ -258,11 +258,11 @@ class Accounts:
 
     @property
     def warnings(self) -> list[str]:
-        """For the status."""
+        """Lines for the status."""
         return [*self._file.warnings, *(self._store.warnings if self._store else ())]
 
     def tasks(self) -> list[Coroutine[Any, Any, None]]:
-        """To be run until the end."""
+        """Tasks that run until the end."""
         return [kept.keep() for kept in (self._usage, self._store) if kept is not None]
 
     def worker_gone(self, index: int) -> None:

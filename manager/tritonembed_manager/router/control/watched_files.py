@@ -44,13 +44,13 @@ class Watched(Generic[_Content, _Value]):
         try:
             self._content: _Content = read()
             self.value: _Value = parse(self._content)
-            """Of the last content that was right."""
+            """The value of the last valid content."""
         except (ValueError, StartError) as error:
             raise StartError(str(error)) from None
 
     @property
     def warnings(self) -> list[str]:
-        """For the status: why the newest content is not in use."""
+        """A line for the status if the newest content is not in use: the reason."""
         return [self._complaint] if self._complaint else []
 
     async def watch(

@@ -21,7 +21,7 @@ import grpc
 from tritonembed_manager.router.interfaces import Admission
 
 HEADER = "x-request-id"
-"""Of requests and of answers, over HTTP and gRPC."""
+"""The header of requests and answers, over HTTP and gRPC."""
 _VALID = re.compile(r"[!-~]{1,128}")
 _MOST_LINES = 10_000
 """Lines that wait to be written; more are left out, and counted."""

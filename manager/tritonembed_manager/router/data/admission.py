@@ -161,7 +161,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Pressure(IntEnum):
-    """In rising order; NONE is false."""
+    """Pressure on memory, in rising order; NONE is false."""
 
     NONE = 0
     HIGH = 1

@@ -73,11 +73,11 @@ class TritonDispatcher:
         self.served = served
         self._is_only = is_only
         self._requests = 0
-        """Of this worker for the model."""
+        """This worker's requests for the model."""
         self._came = 0
         """Bytes of work that came since the last `count_load`."""
         self._refusal: DispatchError | None = None
-        """For requests that would wait for a server."""
+        """The refusal of requests that would wait for a server."""
         self.can_move: Callable[[ForwardedRequest], bool] = lambda _request: False
         """Whether a request that finds no server should raise ElsewhereError instead of waiting for one."""
         self._with_vectors = frozenset(name.encode() for name in served.with_vectors)
@@ -104,7 +104,7 @@ class TritonDispatcher:
 
     @property
     def requests(self) -> int:
-        """Of all workers, about: this worker's stand for those of the others."""
+        """An estimate for all workers: this worker's requests stand for those of the others."""
         return self._requests * self.pool.row.table.workers
 
     @property
@@ -361,7 +361,7 @@ class TritonDispatcher:
         return attempt
 
     def _salt(self, request: ForwardedRequest) -> bytes:
-        """After the quarantine, which knows a query of death whoever sends it."""
+        """Runs after the quarantine, which recognises a query of death from any caller."""
         caller = request.admitted.caller
         if not caller.is_tenant or request.envelope.model not in self._with_vectors:
             return b""

@@ -98,7 +98,7 @@ class _Input:
     contents: int = -1
     """Elements in `contents` (0 for a datatype other than BYTES); -1 if the input has no `contents`."""
     cut: int = 0
-    """As in the envelope, of the elements in `contents`."""
+    """`cut` of the envelope, for the elements in `contents`."""
 
 
 def read_envelope(message: bytes) -> Envelope:

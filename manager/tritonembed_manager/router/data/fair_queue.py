@@ -36,7 +36,7 @@ class Waiting:
     space: Callable[[], str] = lambda: ""
     """The embedding space of the servers that it may be sent to; empty for any."""
     request: Any = None
-    """Its owner's."""
+    """The owner's request."""
     gone: bool = False
     flow: "_Flow | None" = None
 
@@ -53,7 +53,7 @@ class _Flow:
     small_work: int = 0
     count: int = 0
     debt: int = 0
-    """Work of small requests that went ahead of large ones, less what those got since."""
+    """Work of small requests that went ahead of large ones, less the work that the large ones got since."""
     queued: bool = False
 
     def next(self, unit: int) -> Waiting:
@@ -76,7 +76,7 @@ class _Level:
         self.flows: dict[str, _Flow] = {}
         self.work = 0
         self.weight = 0.0
-        """Of the callers that wait."""
+        """Sum of the weights of callers that wait."""
         self._heap: list[tuple[float, int, _Flow]] = []
         self._came = 0
 
@@ -123,7 +123,7 @@ class FairQueue:
 
     @property
     def work(self) -> int:
-        """Of all requests that wait."""
+        """Work of all requests that wait."""
         return sum(level.work for level in self._levels.values())
 
     def add(self, waiting: Waiting) -> None:

@@ -78,7 +78,7 @@ class FrontQueue:
 
     @property
     def work(self) -> int:
-        """Of the requests that wait here, in bytes."""
+        """Work of the requests that wait here, in bytes."""
         return self._queue.work
 
     def counts(self) -> "Counter[tuple[int, str]]":
@@ -104,7 +104,7 @@ class FrontQueue:
         return servers[self._policy.choose(servers)]
 
     def counted(self, request: ForwardedRequest, server: Upstream) -> int:
-        """How much of the window a request fills: at most a part, so that small requests go on beside a large text."""
+        """Bytes of the window that a request fills: at most a part, so that a large text leaves room for small ones."""
         return min(request.work, server.window.part(self._seconds()))
 
     def must_split(self, request: ForwardedRequest) -> bool:

@@ -51,7 +51,7 @@ class Budget:
 
 
 class Hedging:
-    """Of one worker. begin: sends a request to a server. clock: seconds, as of the attempts."""
+    """Hedges the requests of one worker. begin: sends a request to a server. clock: seconds, as of the attempts."""
 
     def __init__(
         self,

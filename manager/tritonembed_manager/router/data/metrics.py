@@ -85,9 +85,9 @@ class Tallies:
     total: Tally = field(default_factory=Tally)
     servers: dict[str, Tally] = field(default_factory=dict)
     models: dict[tuple[str, str], Tally] = field(default_factory=dict)
-    """By the name of the ensemble and the version; requests that were sent to none are only in the total."""
+    """Counts by ensemble and version. Requests that were sent to no model are only in the total."""
     waits: dict[int, Waits] = field(default_factory=dict)
-    """By priority."""
+    """Waits by priority."""
     retries: int = 0
     """Requests sent again and charged to the retry budget."""
     moves: int = 0

@@ -68,7 +68,7 @@ class ServedNames:
 
     @cached_property
     def json(self) -> dict[str, Any]:
-        """As plain JSON, for `from_json`."""
+        """Plain JSON, for `from_json`."""
         return asdict(self)
 
     @cached_property

@@ -76,7 +76,7 @@ class ModelsDispatcher:
 
     @property
     def dispatchers(self) -> list[TritonDispatcher]:
-        """Of all versions of all models, and of models that finish."""
+        """The dispatchers of all versions of all models, also of models that finish."""
         return [one for model in self._models.values() for one in model.dispatchers]
 
     def update(self, views: Sequence[ServerView]) -> None:

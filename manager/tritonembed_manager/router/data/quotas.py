@@ -46,7 +46,7 @@ class Used:
 
     answered: int
     tokens: int
-    """Of the answers."""
+    """Tokens of the answers."""
     failed: int
     over_requests: int
     """Refused because of requests per minute; the next two likewise."""
@@ -67,7 +67,7 @@ class QuotaTable:
     def __init__(self, fd: int) -> None:
         self.fd = fd
         self.size = os.fstat(fd).st_size
-        """In bytes."""
+        """The table's size in bytes."""
         self._map = mmap.mmap(fd, self.size)
         self.cells = memoryview(self._map).cast("d")
         self.workers, self.slots = int(self.cells[0]), int(self.cells[1])
@@ -295,7 +295,7 @@ class Quotas:
             cells[row + AT] = self._clock()
 
     def buckets(self, limits: QuotaLimits) -> tuple[QuotaBucket | None, QuotaBucket | None]:
-        """Of requests and of tokens, now; None for no limit."""
+        """The buckets of requests and of tokens, now; None for no limit."""
         return self._look(limits, self.table.row(limits.slot), self._clock())
 
     def headers(self, limits: Sequence[QuotaLimits]) -> list[tuple[str, str]]:
@@ -368,7 +368,7 @@ class Quotas:
 
 
 def duration(seconds: float) -> str:
-    """As OpenAI writes it: 120ms, 7.5s, 6m0s."""
+    """Seconds in OpenAI's form: 120ms, 7.5s, 6m0s."""
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     minutes, rest = divmod(round(seconds, 2), 60)

@@ -59,7 +59,7 @@ class ForwardedRequest:
 
     @property
     def work(self) -> int:
-        """In bytes; see window.py."""
+        """The request's work in bytes; see window.py."""
         return len(self.message) - self.envelope.cut
 
     def give_up_at(self, now: float) -> float:

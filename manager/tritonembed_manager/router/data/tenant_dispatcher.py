@@ -146,7 +146,7 @@ _ASKED = field(_OUTPUTS, field(_NAME, _COUNT))
 
 
 def asked(request: bytes, counted: Collection[bytes]) -> tuple[str, bool]:
-    """Of an encoded ModelInferRequest: the model, and whether its answer lacks `num_tokens` though it could have it.
+    """The model of an encoded ModelInferRequest, and whether its answer lacks `num_tokens` though it could have it.
 
     counted: the models with an output `num_tokens`.
     Without any output in the request, Triton sends all. Raises ValueError for bytes that are no such request.

@@ -69,7 +69,7 @@ class QuotaLimits(Protocol):
 
 @dataclass(frozen=True)
 class ModelLimits:
-    """Limits of a tenant for one model, beside those for all models together.
+    """Limits of a tenant for one model, in addition to those for all models together.
 
     model: its name in the file. ensemble: Triton's name; empty if no such model is served.
     """
@@ -121,11 +121,11 @@ class Tenant:
 
     @property
     def all_limits(self) -> "list[QuotaLimits]":
-        """Its own, and those for each model that has some."""
+        """The tenant's own limits, and those for each model with limits."""
         return [self, *self.model_limits]
 
     def limits_for(self, ensemble: str) -> "list[QuotaLimits]":
-        """Those that a request for this model is under. ensemble: empty if the model is not known."""
+        """The limits of a request for this model. ensemble: empty if the model is not known."""
         own = (one for one in self.model_limits if ensemble and one.ensemble == ensemble)
         return [self, *itertools.islice(own, 1)]
 
@@ -214,7 +214,7 @@ class _Session:
     find: Callable[[], Tenant]
     is_admitted: bool = False
     ensemble: str = ""
-    """Of the model of the latest request."""
+    """The ensemble of the latest request's model."""
 
 
 _session: ContextVar[_Session | None] = ContextVar("session", default=None)
@@ -248,7 +248,7 @@ def use_model(ensemble: str) -> None:
 
 
 def current_limits() -> list[QuotaLimits]:
-    """Those that the current request is under; none without a tenant. Raises as `current_tenant`."""
+    """The limits of the current request; none without a tenant. Raises as `current_tenant`."""
     tenant, session = current_tenant(), _session.get()
     return [] if tenant is None or session is None else tenant.limits_for(session.ensemble)
 

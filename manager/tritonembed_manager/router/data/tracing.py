@@ -99,7 +99,7 @@ class Tracing:
             span.set_attributes(known)
 
     def trace_id(self) -> str:
-        """Of the current request, in hexadecimal; empty if it is not sampled, and without a provider."""
+        """The current request's trace id, in hexadecimal; empty if it is not sampled, and without a provider."""
         if self.provider is None:
             return ""
         context = self._trace.get_current_span().get_span_context()

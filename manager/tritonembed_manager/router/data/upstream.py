@@ -119,7 +119,7 @@ class Attempt:
     def __init__(self, call: Any, server: "Upstream", work: int, counted: int, began: float, *, alone: bool) -> None:
         self.call = call
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        """Its result is True if there is an answer, False if the request is to be sent elsewhere."""
+        """The result is True if there is an answer, False if the request must be sent elsewhere."""
         self.died = False
         """Whether the request is sent elsewhere because the server may have died."""
         self.began = began

@@ -53,13 +53,13 @@ class ModelVersions:
         self._make = make
         self._changed = changed
         self._leaving: list[Version] = []
-        """Those without servers that still have requests."""
+        """Versions without servers that still have requests."""
         # Requests may come before the first servers.
         self._versions = {_UNNAMED: self._new(_UNNAMED)}
 
     @property
     def dispatchers(self) -> list[TritonDispatcher]:
-        """Of all versions, also of those that finish."""
+        """The dispatchers of all versions, also of versions that finish."""
         return [version.dispatcher for version in (*self._versions.values(), *self._leaving)]
 
     @property

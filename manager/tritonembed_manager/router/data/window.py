@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 BYTES_PER_TOKEN = 4
-"""Of English text about; of token ids exactly."""
+"""About right for English texts, exact for token ids."""
 MOST_PER_ROW = 32_768 * BYTES_PER_TOKEN
 """No model here takes more tokens of one text."""
 LOOSE_S = 0.5
@@ -48,7 +48,7 @@ class Window:
         self._done = 0
 
     def look(self, done: int, *, waiting: bool) -> None:
-        """To be called when an answer came. done: bytes answered so far. waiting: whether requests wait now."""
+        """Measure again. Call it for each answer. done: bytes answered so far. waiting: whether requests wait now."""
         now = self._clock()
         if not waiting or self._since is None or done < self._done:
             self._since, self._done = (now, done) if waiting else (None, 0)

@@ -77,7 +77,7 @@ class _Client:
             await self._send_one(transport)
             pipe.send("connected")
             if self._load.requests is not None and self._load.rate is None:
-                # Exactly that many requests: the warm-up is a load of its own, which ends before they begin.
+                # Exactly this number of requests: the warm-up is a separate load, which ends before they begin.
                 self._begin = float("inf")
                 self._end = time.perf_counter() + self._load.warm_up
                 await self._supervise(self._closed(transport, None))
@@ -243,7 +243,7 @@ LOOK_EVERY_S = 0.1
 LEAD_S = 0.05
 """Before the beginning, so that every process knows its moment in time."""
 PATIENCE_S = 120.0
-"""Beyond the load's own time: then a client process hangs."""
+"""Seconds beyond the load's own time after which a client process counts as hung."""
 TIMEOUT_S = 60.0
 """Per request of `run_closed_loop`."""
 
@@ -307,7 +307,7 @@ def run_clients(
     """Run the load to its end, or until `interrupt`. Raises LoadError when a client process dies or hangs."""
     watcher, interrupt = watcher or Watcher(), interrupt or Interrupt()
     context = multiprocessing.get_context("spawn")
-    # Plain memory without locks: every process writes fields of its own.
+    # Plain memory without locks: no two processes write the same fields.
     table = context.RawArray("q", 2 * processes)
     stop = context.RawValue("b", 0)
     pipes: list[Connection] = []

@@ -51,7 +51,7 @@ class Sender(Protocol):
     """How payloads reach a server; small enough to be pickled to the client processes."""
 
     def connections(self, concurrency: int | None) -> int:
-        """For this many requests in flight; None: an open loop, which has no bound."""
+        """Connections for this many requests in flight; None: an open loop, which has no bound."""
 
     def open(self, connections: int, timeout: float) -> Transport:
         """Call it inside the event loop that will use it. timeout: seconds per request."""
@@ -119,7 +119,7 @@ class ThreadUse:
 
 @dataclass
 class Samples:
-    """What one process saw, or all of them. finished: moments on the machine's monotonic clock; latencies: seconds.
+    """The measurements of one process, or of all. finished: on the machine's monotonic clock; latencies: seconds.
 
     late: seconds between the moment a request of an open loop was due and the moment it was sent.
     faults: what was wrong with answers, a few of them in words, all of them counted in `wrong`.
@@ -138,7 +138,7 @@ class Samples:
 
     @staticmethod
     def merged(parts: Sequence["Samples"]) -> "Samples":
-        """All of them as one."""
+        """The samples of all processes as one."""
         whole = Samples(
             np.concatenate([part.finished for part in parts]),
             np.concatenate([part.latencies for part in parts]),
@@ -186,12 +186,12 @@ class LoadResult:
 
     @property
     def requests_per_second(self) -> float:
-        """Of the answered requests."""
+        """Answered requests per second."""
         return self.requests / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def tokens_per_second(self) -> float:
-        """Of the answered requests, counted by the tokenizer."""
+        """Tokens of answered requests per second, counted by the tokenizer."""
         return self.samples.tokens / self.seconds if self.seconds > 0 else 0.0
 
     def latency_ms(self, percent: float) -> float:
@@ -205,7 +205,7 @@ class LoadResult:
 
     @property
     def client_cpu_seconds(self) -> float:
-        """Of all client processes."""
+        """CPU seconds of all client processes."""
         return sum(use.cpu_seconds for use in self.samples.use)
 
     @property

@@ -43,7 +43,7 @@ def start_replicas_through_this(source: str) -> None:
 
 
 def lend_vllm() -> None:
-    """Its names, the parameters of a request, and its engine, as they were."""
+    """Give vLLM the names, the request's parameters and the engine that it had before."""
     import vllm.engine.async_llm_engine as engines
     import vllm.logger as logger
     import vllm.pooling_params as parameters
@@ -77,7 +77,7 @@ def engine_class(current: Any) -> Any:
 
     class Engine(current):  # type: ignore[misc]
         def start_background_loop(self) -> None:
-            """It runs already."""
+            """Nothing to start: the engine runs already."""
 
         async def get_tokenizer(self) -> Any:
             found = self.tokenizer

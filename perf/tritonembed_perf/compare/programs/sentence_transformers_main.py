@@ -65,7 +65,7 @@ def work_off(model: Any, job: dict[str, Any], batch_size: int) -> None:
 
 
 def serve(model: Any, port: int, parallel: int) -> None:
-    """Until the process is stopped."""
+    """Serve until the process is stopped."""
     import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import JSONResponse

@@ -33,7 +33,10 @@ class Converted:
 
 
 Conversions = Mapping[str, Callable[..., Converted]]
-"""By kind. Each receives the body, and arguments of JSON. It raises BadRequest, and UnicodeEncodeError as `convert`."""
+"""Conversions by kind. Each receives the body, and arguments that JSON can hold.
+
+It raises BadRequest, and UnicodeEncodeError as `convert`.
+"""
 
 _MAX_MEMORY = 768 * 1024 * 1024
 """Bytes, in addition to those that the process has when it starts."""

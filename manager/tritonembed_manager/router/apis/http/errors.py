@@ -50,7 +50,7 @@ class BadRequest(Exception):
 Form = Callable[[BadRequest], tuple[int, dict[str, Any]]]
 """The status and the body of an error."""
 FORMS = web.AppKey("forms", dict[str, Form])
-"""By method and route, such as `POST /v1/embeddings`."""
+"""The form of errors by method and route, such as `POST /v1/embeddings`."""
 
 
 class PageNeedsKey(DispatchError):

@@ -105,7 +105,7 @@ class ForeignIds:
 
 
 def _special_tokens(empty: bytes, short: bytes) -> SpecialTokens | None:
-    """Those of a tokenizer that gives these ids for an empty text and for a short one; None if there are none."""
+    """The special tokens of a tokenizer with these ids for an empty text and for a short text; None if it has none."""
     ids = range(0, min(len(empty), len(short)), _ID_BYTES)
     split = next((at for at in ids if empty[at : at + _ID_BYTES] != short[at : at + _ID_BYTES]), len(empty))
     found = SpecialTokens(empty[:split], empty[split:])

@@ -152,7 +152,7 @@ _TEXT_FIELDS = ("input_type", "truncate", "embedding_type", *_PROMPT_FIELDS)
 _INPUT_TYPES = {"document": "passage", "search_document": "passage", "search_query": "query"}
 """Names of other APIs for the servers' two types."""
 _CHUNK_FIELDS = {"chunk_tokens": 1, "chunk_overlap": 0}
-"""Our own numbers beside `truncate`, and the least of each."""
+"""Our numeric fields, and the least value of each."""
 _FIELDS = (*_OPENAI_FIELDS, *_TEXT_FIELDS, *_CHUNK_FIELDS, "normalize", SPACE)
 
 _FAULT = re.compile(r"(?:in ensemble '[^']*', )?(\w+): ")

@@ -320,4 +320,4 @@ BODIES: dict[str, Schema] = {
     "/v2/models/{model}/versions/{version}/infer": _INFER,
     "/triton/embeddings": _INFER,
 }
-"""By route of a POST."""
+"""The schema of the body, by route of a POST."""

@@ -124,7 +124,7 @@ class ScoreCalls:
         self._bodies = bodies
         self._converter = converter
         self._labels: dict[tuple[str, frozenset[str]], tuple[str, ...]] = {}
-        """By model and the spaces of its scores."""
+        """The labels, by model and the spaces of its scores."""
 
     @asynccontextmanager
     async def score(self, request: web.Request, kind: str, **arguments: Any) -> AsyncIterator[Scores]:
@@ -206,7 +206,7 @@ _REQUESTS_AT_ONCE = 8
 _END = 512
 """Bytes at the end of an answer, where its embedding space is."""
 _NO_OUTPUT = ("the model gives", "unexpected inference output")
-"""In the errors of the engine and of Triton for an output that the model does not have."""
+"""Words in the errors of the engine and of Triton for an output that the model does not have."""
 
 
 def prepare_vectors(model: ServedModel, texts: list[bytes], kind: InputType) -> Iterator[PreparedMessage]:

@@ -42,7 +42,7 @@ class History:
         self._points.append(point)
 
     def points(self) -> list[dict[str, Any]]:
-        """From the oldest to the newest."""
+        """The points, from the oldest to the newest."""
         return list(self._points)
 
     async def keep(self) -> None:

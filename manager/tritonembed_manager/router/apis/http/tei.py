@@ -58,10 +58,10 @@ _TYPES = {
     504: "Backend",
 }
 _TOO_LONG = "the model's maximum of"
-"""In the tokenizer's error for a text that is too long."""
+"""Words in the tokenizer's error for a text that is too long."""
 
 _NO_OUTPUT = "unexpected inference output"
-"""In Triton's error for an output that the model's repository does not have."""
+"""Words in Triton's error for an output that the model's repository does not have."""
 
 _PARAMETERS = ("truncate", "truncation_direction", "prompt_name", "normalize", "dimensions", "encoding_format")
 _FIELDS = ("inputs", *_PARAMETERS, "parameters", "options", "model")
@@ -125,7 +125,7 @@ class Tei:
         return await self._answer(request, "similarity")
 
     async def either(self, request: web.Request) -> web.StreamResponse:
-        """As /embed; as /similarity if `inputs` is an object."""
+        """Answers as /embed, or as /similarity if `inputs` is an object."""
         return await self._answer(request, None)
 
     async def info(self, request: web.Request) -> web.Response:
@@ -241,7 +241,7 @@ def read_request(body: dict[str, Any], task: Task | None, model: ServedModel) ->
     elements, by_ids = (_read_pair(inputs), False) if task == "similarity" else _read_inputs(inputs)
     options = _read_options(_read_parameters(body))
     if task in _OUTPUTS:
-        # Weights have no length, and the model's files say whether vectors of tokens have.
+        # Weights are never normalised, and the model's files determine it for vectors of tokens.
         given = {name: value for name, value in options.items() if name != "normalize" or "normalize" in body}
         options = cast("Options", {**given, "outputs": _OUTPUTS[task]})
     return TeiRequest(elements, by_ids, options, model, task)
@@ -265,7 +265,7 @@ def _read_pair(inputs: Any) -> list[bytes]:
 
 
 def _read_parameters(body: dict[str, Any]) -> dict[str, Any]:
-    """The parameters, which some clients send in an object of their own."""
+    """The parameters, which some clients send in a separate object."""
     nested = body.get("parameters")
     if nested is None:
         nested = {}
@@ -276,7 +276,7 @@ def _read_parameters(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_options(given: dict[str, Any]) -> Options:
-    # TEI's default, whatever the model's files say.
+    # TEI's default, which overrides the model's files.
     normalize = read_flag(given, "normalize", default=True)
     truncate = read_truncate(given)
     prompt_name = read_text(given, "prompt_name")
@@ -331,7 +331,7 @@ class TeiTokens:
         return [*routes, *behind_models(routes, self._names)]
 
     async def tokenize(self, request: web.Request) -> web.Response:
-        """The tokens of each of `inputs`, whole: with their ids, and where they are in the text."""
+        """All tokens of each of `inputs`: their ids, and their places in the text."""
         with outputs_as_errors():
             lists = await self._calls.inspect(request, "tei_tokenize")
         return web.Response(body=b"[" + b",".join(lists) + b"]", content_type="application/json")
@@ -358,7 +358,7 @@ def read_tokenize(body: dict[str, Any], model: ServedModel) -> tuple[str, list[P
 
 
 def read_decode(body: dict[str, Any], model: ServedModel) -> tuple[str, list[PreparedMessage]]:
-    """As `read_tokenize`."""
+    """The body of /decode; see `read_tokenize`."""
     check_fields(body, DECODE_FIELDS)
     ids = body.get("ids")
     if not isinstance(ids, list) or not ids:

@@ -113,10 +113,10 @@ _AT_ONCE = 8192
 
 _BIAS = 127
 _POWERS = np.floor(np.log10(2.0) * np.arange(-_BIAS, 256 - _BIAS)).astype(np.int8)
-"""By float32's exponent field: the power of ten of the smallest number that has it (field 0 is handled separately)."""
+"""For each exponent field of float32 above 0, the power of ten of the smallest number that has it."""
 _LOWEST, _HIGHEST = -45, 38
 _SCALES = np.array([10.0 ** (8 - power) for power in range(_LOWEST, _HIGHEST + 1)])
-"""By power of ten, from the lowest: the factor that brings nine digits before the point."""
+"""For each power of ten from the lowest on, the factor that brings nine digits before the point."""
 _TEN_DIGITS = 10.0**9
 
 
@@ -245,7 +245,7 @@ LITELLM_ROUTE = "/triton/embeddings"
 
 
 def litellm_to_kserve(body: dict[str, Any]) -> dict[str, Any]:
-    """The same request as KServe's for the ensemble, with vectors as numbers. Raises BadRequest."""
+    """A litellm request as KServe's for the ensemble, with vectors as numbers. Raises BadRequest."""
     inputs = body.get("inputs")
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
         raise BadRequest("inputs must be a list of one input, input_text")

@@ -36,7 +36,7 @@ _STREAM_WINDOW, _CONNECTION_WINDOW = 4 << 20, 64 << 20
 _UNANSWERED_MS = 20_000
 _TCP, _TCP_USER_TIMEOUT = 6, 18
 _ALL = 1_000_000
-"""In percent: a priority counts as healthy as long as one of its hosts is."""
+"""Percent: a priority counts as healthy while one of its hosts is."""
 
 _POLICIES: dict[PolicyName, Config] = {
     "least_loaded": extension(
@@ -66,7 +66,7 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """As Envoy shows it in its figures."""
+        """The address, as Envoy's figures show it."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 

@@ -153,11 +153,11 @@ class EnvoyDataPlane:
             self._process.kill()
 
     def in_flight(self) -> int:
-        """Its requests at the servers, a moment ago."""
+        """Envoy's requests at the servers, a moment ago."""
         return sum(host.in_flight for host in self._seen.values())
 
     def figures(self) -> dict[str, Any]:
-        """For the status."""
+        """Envoy's figures for the status."""
         return {"ready": self.ready, "restarts": self.restarts, "threads": self._envoy.threads}
 
     async def _live(self) -> int:

@@ -231,7 +231,7 @@ _PLAIN = f"{OURS}plain"
 _SAFE_RETRIES = "connect-failure,refused-stream"
 """Failures before a worker or a server got the request, which therefore may go to another one, whatever it is."""
 _RETRIES = f"{_SAFE_RETRIES},reset,cancelled,unavailable,retriable-headers"
-"""As tritonembed_protocol.status.classify. After a full queue, the worker answers with the manager's own refusal."""
+"""The rules of tritonembed_protocol.status.classify. If a queue is full, the worker answers with a refusal."""
 _DEAD_STUB = "Stub process"
 _SPACE = {
     "header": {"key": HEADER, "value": f"%UPSTREAM_METADATA({MARKS}:{SPACE})%"},

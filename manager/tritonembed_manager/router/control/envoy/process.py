@@ -18,7 +18,7 @@ from tritonembed_manager.server import exec_shim
 
 _ENDS_S = 2.0
 _FLUSH_EVERY_MS = 100
-"""Of access logs."""
+"""How often access logs are flushed."""
 
 
 class EnvoyProcess:
@@ -38,7 +38,7 @@ class EnvoyProcess:
         self._line = line
         options = ["-c", str(bootstrap), "--concurrency", str(threads), "--disable-hot-restart"]
         options += ["--file-flush-interval-msec", str(_FLUSH_EVERY_MS)]
-        # In a session of its own: Ctrl-C reaches only the manager, which then drains.
+        # A separate session: Ctrl-C reaches only the manager, which then drains.
         self._child = subprocess.Popen(
             [
                 *(sys.executable, "-I", exec_shim.__file__, str(os.getpid())),

@@ -44,7 +44,7 @@ _EDS, _V3 = 3, 2
 _HEALTHY, _UNHEALTHY, _DRAINING = 1, 2, 3
 
 Resources = dict[str, Packed]
-"""By their names."""
+"""Resources by their names."""
 
 
 def resources(policy: PolicyName, servers: Mapping[str, Sequence[Endpoint]]) -> dict[str, Resources]:
@@ -57,7 +57,7 @@ def resources(policy: PolicyName, servers: Mapping[str, Sequence[Endpoint]]) -> 
 
 
 def _listener(model: str) -> Message:
-    """For gRPC clients: every method of the channel goes to the cluster."""
+    """The listener for gRPC clients: every method of the channel goes to the cluster."""
     route = pb.Route(match=pb.RouteMatch(prefix=""), route=pb.RouteAction(cluster=model))
     host = pb.VirtualHost(name=model, domains=["*"], routes=[route])
     router = Packed(type_url=f"{_TYPES}envoy.extensions.filters.http.router.v3.Router")
@@ -121,7 +121,10 @@ _OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MOST_
 
 @dataclass
 class _Subscription:
-    """To one type of resources. names: empty for all. sent: None if the client has to get them in any case."""
+    """A client's subscription to one type of resources. names: empty for all.
+
+    sent: None if the client has to get the resources in any case.
+    """
 
     names: frozenset[str]
     sent: Resources | None = None
