@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tritonembed_perf.families import vocabularies as generated
-from tritonembed_perf.models import SMALL, WEIGHT_STD, Options, shape, write_model
+from tritonembed_perf.models import SMALL, WEIGHT_STD, ModelOptions, shape, write_model
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 _QWEN3_QUERY = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 
 
-def write_roberta(folder: str | Path, **options: "Unpack[Options]") -> Path:
+def write_roberta(folder: str | Path, **options: "Unpack[ModelOptions]") -> Path:
     """RoBERTa: byte-level BPE; its table of positions has two rows that no token uses."""
     from transformers import RobertaConfig, RobertaModel
 
-    chosen: Options = {**SMALL, **options}
+    chosen: ModelOptions = {**SMALL, **options}
     tokenizer = generated.roberta_tokenizer(_vocab(chosen), chosen["seed"])
     settings = {"tokenizer_class": "RobertaTokenizerFast", "add_prefix_space": False, **_roberta_tokens()}
     return write_model(Path(folder), RobertaModel, RobertaConfig(**_roberta_shape(chosen)), tokenizer, settings, chosen)
 
 
-def write_xlm_roberta(folder: str | Path, **options: "Unpack[Options]") -> Path:
+def write_xlm_roberta(folder: str | Path, **options: "Unpack[ModelOptions]") -> Path:
     """XLM-R: Unigram pieces over many scripts."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
-    chosen: Options = {**SMALL, "pooling": "cls", **options}
+    chosen: ModelOptions = {**SMALL, "pooling": "cls", **options}
     # As the hub's models have it; vLLM requires it.
     config = XLMRobertaConfig(position_embedding_type="absolute", **_roberta_shape(chosen))
     tokenizer = generated.xlm_roberta_tokenizer(_vocab(chosen), chosen["seed"])
@@ -34,11 +34,11 @@ def write_xlm_roberta(folder: str | Path, **options: "Unpack[Options]") -> Path:
     return write_model(Path(folder), XLMRobertaModel, config, tokenizer, settings, chosen)
 
 
-def write_modernbert(folder: str | Path, local_attention: int = 32, **options: "Unpack[Options]") -> Path:
+def write_modernbert(folder: str | Path, local_attention: int = 32, **options: "Unpack[ModelOptions]") -> Path:
     """ModernBERT: every third layer sees the whole text, the others `local_attention` tokens around each."""
     from transformers import ModernBertConfig, ModernBertModel
 
-    chosen: Options = {**SMALL, "layers": 4, "max_length": 512, "pooling": "cls", **options}
+    chosen: ModelOptions = {**SMALL, "layers": 4, "max_length": 512, "pooling": "cls", **options}
     tokenizer = generated.modernbert_tokenizer(_vocab(chosen), chosen["seed"])
     ids = {name: tokenizer.token_to_id(f"[{name.upper()}]") for name in ("cls", "sep", "pad")}
     config = ModernBertConfig(
@@ -60,11 +60,11 @@ def write_modernbert(folder: str | Path, local_attention: int = 32, **options: "
     return write_model(Path(folder), ModernBertModel, config, tokenizer, settings, chosen)
 
 
-def write_qwen3(folder: str | Path, **options: "Unpack[Options]") -> Path:
+def write_qwen3(folder: str | Path, **options: "Unpack[ModelOptions]") -> Path:
     """A decoder like Qwen3-Embedding: the vector is that of the end token, which the tokenizer appends."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    chosen: Options = {
+    chosen: ModelOptions = {
         **SMALL,
         "hidden": 128,
         "intermediate": 256,
@@ -97,11 +97,11 @@ def write_qwen3(folder: str | Path, **options: "Unpack[Options]") -> Path:
     return write_model(Path(folder), Qwen3ForCausalLM, config, tokenizer, settings, chosen)
 
 
-def _vocab(chosen: Options) -> int:
+def _vocab(chosen: ModelOptions) -> int:
     return chosen["vocab"] or 3000
 
 
-def _roberta_shape(chosen: Options) -> dict[str, Any]:
+def _roberta_shape(chosen: ModelOptions) -> dict[str, Any]:
     return {
         **shape(chosen),
         "vocab_size": _vocab(chosen),

@@ -18,7 +18,7 @@ _REMEMBERED = 1024
 _BUCKETS = 10
 
 
-class Candidate(Protocol):
+class PolicyCandidate(Protocol):
     """A server that could get a request now."""
 
     @property
@@ -33,7 +33,7 @@ class Candidate(Protocol):
 class Policy(Protocol):
     """Chooses servers."""
 
-    def choose(self, candidates: Sequence[Candidate]) -> int:
+    def choose(self, candidates: Sequence[PolicyCandidate]) -> int:
         """The index of the server that gets the next request. Raises ValueError if there are no candidates."""
 
 
@@ -51,7 +51,7 @@ class RoundRobin:
         self._clock = 0
         self._turns: dict[str, int] = {}  # the oldest first
 
-    def choose(self, candidates: Sequence[Candidate]) -> int:
+    def choose(self, candidates: Sequence[PolicyCandidate]) -> int:
         """The index of the candidate whose turn it is."""
         last = self._turns.get
         chosen = _least([last(candidate.key, 0) for candidate in candidates], self._dice)
@@ -71,7 +71,7 @@ class Random:
     def __init__(self, seed: int | None = None) -> None:
         self._dice = Dice(seed)
 
-    def choose(self, candidates: Sequence[Candidate]) -> int:
+    def choose(self, candidates: Sequence[PolicyCandidate]) -> int:
         """The index of a random candidate."""
         if not candidates:
             raise ValueError("there is no server to choose")
@@ -90,7 +90,7 @@ class LeastLoaded:
     def __init__(self, seed: int | None = None) -> None:
         self._dice = Dice(seed)
 
-    def choose(self, candidates: Sequence[Candidate]) -> int:
+    def choose(self, candidates: Sequence[PolicyCandidate]) -> int:
         """The index of a candidate with the least load."""
         return _least([candidate.load for candidate in candidates], self._dice)
 

@@ -115,7 +115,7 @@ class Behavior:
 
 
 @dataclass(frozen=True)
-class Run:
+class SimulatedRun:
     """The result of a simulation. latencies: seconds of each request, in the order of arrival."""
 
     latencies: npt.NDArray[np.float64]
@@ -161,7 +161,7 @@ class Scaler:
 
 def simulate(
     times: Times, services: Times, servers: int, seconds: float, scaler: Scaler | None = None, start_up: float = 60.0
-) -> Run:
+) -> SimulatedRun:
     """Serve requests that arrive at `times` and take `services` seconds each, with `servers` servers at the start.
 
     seconds: until no more come; those that wait then are still served. scaler: None for a constant number of servers.
@@ -206,7 +206,7 @@ def simulate(
             # What it sees is a scrape old.
             wanted = scaler.decide(seen[:-1], len(free) + len(starting))
             _resize(wanted, free, starting, at + start_up)
-    return Run(ends - times, cost, seen)
+    return SimulatedRun(ends - times, cost, seen)
 
 
 def _serve(

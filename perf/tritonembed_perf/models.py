@@ -51,7 +51,7 @@ SHARP_ATTENTION, STRONG_ATTENTION = 4.0, 2.0
 """Factors for CLS pooling of queries and keys, and of values and outputs, or [CLS] learns little of the text."""
 
 
-class Options(TypedDict, total=False):
+class ModelOptions(TypedDict, total=False):
     """What can be chosen of a model; each writer has its own defaults.
 
     pooling: sentence-transformers' own name: "cls", "mean", "lasttoken" (vLLM can't serve its others). vocab: rows of
@@ -73,7 +73,7 @@ class Options(TypedDict, total=False):
     seed: int
 
 
-SMALL: Options = {
+SMALL: ModelOptions = {
     "layers": 3,
     "hidden": 96,
     "heads": 4,
@@ -87,7 +87,7 @@ SMALL: Options = {
     "weight_std": None,
     "seed": 0,
 }
-BERT: Options = {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536, "vocab": 30_522, "max_length": 512}
+BERT: ModelOptions = {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536, "vocab": 30_522, "max_length": 512}
 
 
 _BERT_TOKENS: dict[str, Any] = {
@@ -101,11 +101,11 @@ _BERT_TOKENS: dict[str, Any] = {
 }
 
 
-def write_bert(folder: str | Path, **options: "Unpack[Options]") -> Path:
+def write_bert(folder: str | Path, **options: "Unpack[ModelOptions]") -> Path:
     """BERT with the tokenizer of bert-base-uncased. vocab: at least its 30,522."""
     from transformers import BertConfig, BertModel
 
-    chosen: Options = {**SMALL, **BERT, **options}
+    chosen: ModelOptions = {**SMALL, **BERT, **options}
     config = BertConfig(
         **shape(chosen),
         vocab_size=chosen["vocab"] or BERT["vocab"],
@@ -123,7 +123,7 @@ def write_preset(name: str, folder: str | Path, seed: int = 0) -> Path:
     import transformers
 
     family, sizes, _ = ENCODERS[name]
-    chosen: Options = {**SMALL, **BERT, **sizes, "seed": seed}  # type: ignore[typeddict-item]
+    chosen: ModelOptions = {**SMALL, **BERT, **sizes, "seed": seed}  # type: ignore[typeddict-item]
     tokenizer = Tokenizer.from_file(str(BERT_TOKENIZER))
     return write_model(
         Path(folder), getattr(transformers, f"{family}Model"), _config(name), tokenizer, _BERT_TOKENS, chosen
@@ -166,7 +166,7 @@ def cached_preset(name: str, cache: Path | None = None) -> Path:
     return folder
 
 
-def shape(chosen: Options) -> dict[str, int]:
+def shape(chosen: ModelOptions) -> dict[str, int]:
     """The sizes, as transformers' configurations name them."""
     return {
         "num_hidden_layers": chosen["layers"],
@@ -182,7 +182,7 @@ def write_model(
     config: Any,
     tokenizer: Tokenizer,
     tokenizer_settings: Mapping[str, Any],
-    chosen: Options,
+    chosen: ModelOptions,
 ) -> Path:
     """Write the model with random weights and all files of the hub's models. Returns the folder."""
     import torch
@@ -219,7 +219,7 @@ def _spread(model: Any, pooling: str) -> None:
             weights[queries_and_keys:].mul_(STRONG_ATTENTION)
 
 
-def write_sentence_files(folder: Path, hidden: int, chosen: Options) -> None:
+def write_sentence_files(folder: Path, hidden: int, chosen: ModelOptions) -> None:
     """The files that sentence-transformers adds to a model, in the form that most models of the hub still have.
 
     hidden: width of a token's vector.

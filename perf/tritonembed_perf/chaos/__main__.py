@@ -10,8 +10,8 @@ import time
 from pathlib import Path
 
 from tritonembed_perf.chaos.attackers import Attackers, all_attacks
-from tritonembed_perf.chaos.campaign import Campaign, Plan
-from tritonembed_perf.chaos.ledger import Harms, Ledger
+from tritonembed_perf.chaos.campaign import Campaign, CampaignPlan
+from tritonembed_perf.chaos.ledger import CampaignLedger, Harms
 from tritonembed_perf.chaos.report import failures, make_report, summary
 from tritonembed_perf.chaos.service import Service, running_service
 from tritonembed_perf.chaos.watch import own_regions
@@ -38,9 +38,11 @@ def main() -> int:
     attacks = [attack for attack in all_attacks() if not any(word in attack.name for word in options.without)]
     attacks = [attack for attack in attacks if not options.only or any(word in attack.name for word in options.only)]
     harmed = max(_LEAST_S, 60 * options.minutes - _AROUND_S)
-    plan = Plan(seed, harmed, min(60.0, max(4.0, harmed / 20)), options.callers, options.attackers, options.pause)
+    plan = CampaignPlan(
+        seed, harmed, min(60.0, max(4.0, harmed / 20)), options.callers, options.attackers, options.pause
+    )
     print(f"seed {seed}, {len(attacks)} kinds of attacks, {harmed:.0f} s of harms", flush=True)
-    ledger, harms = Ledger(), Harms()
+    ledger, harms = CampaignLedger(), Harms()
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         model = options.model or _write_model(Path(folder) / "model")

@@ -25,7 +25,7 @@ ANYTHING_BUT_A_FAULT = ANSWERED | NAMED_WRONG | TOO_MUCH | LATE | HUNG_UP
 
 
 @dataclass(frozen=True)
-class Target:
+class AttackTarget:
     """Where the service listens, and one attacker's connections to it."""
 
     host: str
@@ -42,7 +42,7 @@ class Target:
         return f"http://{self.host}:{self.http_port}"
 
 
-Send = Callable[[Target, random.Random], Awaitable[tuple[str, str]]]
+Send = Callable[[AttackTarget, random.Random], Awaitable[tuple[str, str]]]
 """Returns the outcome (name of a gRPC code, HTTP status, `closed`, `silent`, …) and the error's message, or ""."""
 
 

@@ -12,11 +12,11 @@ import aiohttp
 import grpc.aio
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-from tritonembed_perf.chaos.attack import CANARY, FROM, Attack, Target
+from tritonembed_perf.chaos.attack import CANARY, FROM, Attack, AttackTarget
 from tritonembed_perf.chaos.grpc_attacks import NOT_ANSWERED, grpc_attacks
 from tritonembed_perf.chaos.http2_attacks import http2_attacks
 from tritonembed_perf.chaos.http_attacks import http_attacks
-from tritonembed_perf.chaos.ledger import BROKEN, HANG, SERVER, WORKER, Harms, Ledger
+from tritonembed_perf.chaos.ledger import BROKEN, HANG, SERVER, WORKER, CampaignLedger, Harms
 from tritonembed_perf.chaos.socket_attacks import socket_attacks
 
 REST_S = (0.0, 0.1)
@@ -47,13 +47,13 @@ async def target_of(host: str, grpc_port: int, http_port: int, model: str) -> An
             connector=aiohttp.TCPConnector(local_addr=FROM), timeout=timeout, trust_env=False
         ) as session,
     ):
-        yield Target(host, grpc_port, http_port, channel, session, model)
+        yield AttackTarget(host, grpc_port, http_port, channel, session, model)
 
 
 class Attackers:
     """Sends attacks of the given kinds. What an attacker sends depends on its seed alone."""
 
-    def __init__(self, attacks: Sequence[Attack], ledger: Ledger, harms: Harms) -> None:
+    def __init__(self, attacks: Sequence[Attack], ledger: CampaignLedger, harms: Harms) -> None:
         self._attacks = list(attacks)
         self._ledger = ledger
         self._harms = harms
@@ -70,7 +70,7 @@ class Attackers:
         """Names of the attacks that began last."""
         return ", ".join(dict.fromkeys(self._recent)) or "none"
 
-    async def run(self, target: Target, seed: int, going: Callable[[], bool]) -> None:
+    async def run(self, target: AttackTarget, seed: int, going: Callable[[], bool]) -> None:
         """Run one attacker until `going` returns false: every kind once in random order, then random kinds."""
         rng = random.Random(seed)
         turn = rng.sample(self._attacks, len(self._attacks))
@@ -80,7 +80,7 @@ class Attackers:
             await self._send(attack, target, rng.getrandbits(48))
             await asyncio.sleep(rng.uniform(*REST_S))
 
-    async def _send(self, attack: Attack, target: Target, seed: int) -> None:
+    async def _send(self, attack: Attack, target: AttackTarget, seed: int) -> None:
         self._recent.append(attack.name)
         began = time.monotonic()
         try:

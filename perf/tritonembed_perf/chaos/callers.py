@@ -20,7 +20,15 @@ from tritonclient import http as triton_http
 from tritonclient.grpc import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
-from tritonembed_perf.chaos.ledger import CONNECTION_LOST, HANG, Harms, Ledger, Lost, documented_limit, grpc_outcome
+from tritonembed_perf.chaos.ledger import (
+    CONNECTION_LOST,
+    HANG,
+    CampaignLedger,
+    Harms,
+    LostRequest,
+    documented_limit,
+    grpc_outcome,
+)
 
 Vectors = NDArray[np.float32]
 """[sentence, dimension]"""
@@ -165,13 +173,13 @@ class GrpcStream:
         except grpc.aio.AioRpcError as broken:
             # Only some of tritonclient's calls wrap this error.
             message = broken.details() or ""
-            raise Lost(grpc_outcome(broken.code().name, message), message) from None
+            raise LostRequest(grpc_outcome(broken.code().name, message), message) from None
         except StopAsyncIteration:
-            raise Lost(CONNECTION_LOST, "the stream ended") from None
+            raise LostRequest(CONNECTION_LOST, "the stream ended") from None
         if error is not None:
-            raise Lost("stream error", str(error))
+            raise LostRequest("stream error", str(error))
         if result.get_response().id != id:
-            raise Lost("order", f"the answer to request {result.get_response().id} in the place of {id}")
+            raise LostRequest("order", f"the answer to request {result.get_response().id} in the place of {id}")
         return _vectors(result.as_numpy("embedding"))
 
     async def _end(self) -> None:
@@ -202,7 +210,7 @@ class HttpBinary:
             self._session, self._url, body, {"Inference-Header-Content-Length": str(length)}
         )
         if status != 200:
-            raise Lost(str(status), answer[:300].decode(errors="replace"))
+            raise LostRequest(str(status), answer[:300].decode(errors="replace"))
         of_json = int(headers["Inference-Header-Content-Length"])
         result = triton_http.InferenceServerClient.parse_response_body(answer, header_length=of_json)
         return _vectors(result.as_numpy("embedding"))
@@ -227,10 +235,10 @@ class OpenAICaller:
         body = aiohttp.JsonPayload({"model": self._model, "input": texts, "encoding_format": form})
         status, answer, _ = await _post(self._session, self._url, body, {})
         if status != 200:
-            raise Lost(str(status), answer[:300].decode(errors="replace"))
+            raise LostRequest(str(status), answer[:300].decode(errors="replace"))
         rows = json.loads(answer)["data"]
         if [row["index"] for row in rows] != list(range(len(texts))):
-            raise Lost("order", "the indices of the answer")
+            raise LostRequest("order", "the indices of the answer")
         if self._as_numbers:
             return np.array([row["embedding"] for row in rows], dtype=np.float32)
         return np.stack([np.frombuffer(base64.b64decode(row["embedding"]), "<f4") for row in rows])
@@ -242,7 +250,9 @@ class OpenAICaller:
 class GoodCaller:
     """Sends one request after the other and records what became of each."""
 
-    def __init__(self, name: str, way: Way, known: KnownVectors, ledger: Ledger, harms: Harms, seed: int) -> None:
+    def __init__(
+        self, name: str, way: Way, known: KnownVectors, ledger: CampaignLedger, harms: Harms, seed: int
+    ) -> None:
         self._name = name
         self._way = way
         self._known = known
@@ -264,14 +274,14 @@ class GoodCaller:
         began = time.monotonic()
         try:
             vectors = await self._embed(texts)
-        except Lost as lost:
+        except LostRequest as lost:
             if documented_limit(lost, self._harms, began, time.monotonic()) is None:
                 return self._lost(lost, began, len(texts))
             await asyncio.sleep(AGAIN_S)
             began = time.monotonic()
             try:
                 vectors = await self._embed(texts)
-            except Lost as again:
+            except LostRequest as again:
                 return self._lost(again, began, len(texts))
             self._counts.retried += 1
         fault = self._known.fault(picked, vectors)
@@ -288,9 +298,9 @@ class GoodCaller:
         try:
             return await asyncio.wait_for(self._way.embed(texts), DEADLINE_S + 2)
         except (asyncio.TimeoutError, TimeoutError):
-            raise Lost(HANG, f"after {DEADLINE_S + 2:g} s") from None
+            raise LostRequest(HANG, f"after {DEADLINE_S + 2:g} s") from None
 
-    def _lost(self, lost: Lost, began: float, count: int) -> None:
+    def _lost(self, lost: LostRequest, began: float, count: int) -> None:
         now = time.monotonic()
         if lost.code == "order":
             self._counts.wrong += 1
@@ -321,16 +331,16 @@ def _grpc_input(texts: list[str]) -> Any:
 
 def _vectors(answer: Any) -> Vectors:
     if answer is None:
-        raise Lost("no output", "the answer has no output `embedding`")
+        raise LostRequest("no output", "the answer has no output `embedding`")
     rows = [np.frombuffer(element, "<f4") for element in answer.reshape(-1)]
     if len({len(row) for row in rows}) != 1:
         return np.empty((0, 0), np.float32)
     return np.stack(rows)
 
 
-def _grpc_lost(error: Any) -> Lost:
+def _grpc_lost(error: Any) -> LostRequest:
     message = str(error.message())
-    return Lost(grpc_outcome(str(error.status()).rpartition(".")[2], message), message[:300])
+    return LostRequest(grpc_outcome(str(error.status()).rpartition(".")[2], message), message[:300])
 
 
 def _session() -> aiohttp.ClientSession:
@@ -343,6 +353,6 @@ async def _post(session: aiohttp.ClientSession, url: str, body: Any, headers: di
         async with session.post(url, data=body, headers=headers) as answer:
             return answer.status, await answer.read(), answer.headers
     except (asyncio.TimeoutError, TimeoutError):
-        raise Lost(HANG) from None
+        raise LostRequest(HANG) from None
     except (aiohttp.ClientError, ConnectionError) as error:
-        raise Lost(CONNECTION_LOST, type(error).__name__) from None
+        raise LostRequest(CONNECTION_LOST, type(error).__name__) from None

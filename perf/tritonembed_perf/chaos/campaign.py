@@ -23,7 +23,7 @@ from tritonembed_perf.chaos.callers import (
     make_sentences,
 )
 from tritonembed_perf.chaos.killers import Killer
-from tritonembed_perf.chaos.ledger import Harms, Ledger, percentile
+from tritonembed_perf.chaos.ledger import CampaignLedger, Harms, percentile
 from tritonembed_perf.chaos.service import Service, all_ready
 from tritonembed_perf.chaos.watch import Watch, take_footprint
 
@@ -40,7 +40,7 @@ _FULL_BATCH = 64
 
 
 @dataclass(frozen=True)
-class Plan:
+class CampaignPlan:
     """What a campaign does, and for how long.
 
     seconds: of attacks with harms. warm_up: seconds of attacks without harms, before each of the two measurements of
@@ -58,7 +58,9 @@ class Plan:
 class Campaign:
     """A campaign can be run once."""
 
-    def __init__(self, service: Service, plan: Plan, attackers: Attackers, ledger: Ledger, harms: Harms) -> None:
+    def __init__(
+        self, service: Service, plan: CampaignPlan, attackers: Attackers, ledger: CampaignLedger, harms: Harms
+    ) -> None:
         self.service = service
         self.ledger = ledger
         self.harms = harms

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from tritonclient.grpc import service_pb2
 
-from tritonembed_perf.chaos.attack import ANYTHING_BUT_A_FAULT, LATE, NAMED_WRONG, Attack, Send, Target
+from tritonembed_perf.chaos.attack import ANYTHING_BUT_A_FAULT, LATE, NAMED_WRONG, Attack, AttackTarget, Send
 from tritonembed_perf.chaos.ledger import grpc_outcome
 from tritonembed_perf.chaos.messages import MESSAGES, Make, good_message
 
@@ -23,7 +23,9 @@ def _outcome(error: grpc.aio.AioRpcError) -> tuple[str, str]:
     return grpc_outcome(error.code().name, message), message
 
 
-async def _call(target: Target, method: str, message: bytes, timeout: float = _CALL_S, **more: Any) -> tuple[str, str]:
+async def _call(
+    target: AttackTarget, method: str, message: bytes, timeout: float = _CALL_S, **more: Any
+) -> tuple[str, str]:
     try:
         await target.channel.unary_unary(f"{_SERVICE}/{method}", None, None)(message, timeout=timeout, **more)
     except grpc.aio.AioRpcError as error:
@@ -34,7 +36,7 @@ async def _call(target: Target, method: str, message: bytes, timeout: float = _C
 def unary(make: Make) -> Send:
     """Send the message as one ModelInfer."""
 
-    async def send(target: Target, rng: random.Random) -> tuple[str, str]:
+    async def send(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
         return await _call(target, "ModelInfer", make(rng))
 
     return send
@@ -43,7 +45,7 @@ def unary(make: Make) -> Send:
 def streamed(make: Make) -> Send:
     """Send the message on a stream, then a good message, which has to be answered."""
 
-    async def send(target: Target, rng: random.Random) -> tuple[str, str]:
+    async def send(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
         after = good_message()
         after.id = "after"
 
@@ -63,7 +65,7 @@ def streamed(make: Make) -> Send:
     return send
 
 
-async def admin(target: Target, rng: random.Random) -> tuple[str, str]:
+async def admin(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Methods that change servers."""
     log = service_pb2.LogSettingsRequest()
     log.settings["log_info"].bool_param = False
@@ -80,13 +82,13 @@ async def admin(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _call(target, method, message.SerializeToString())
 
 
-async def no_such_method(target: Target, rng: random.Random) -> tuple[str, str]:
+async def no_such_method(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Methods that do not exist, and those of shared memory."""
     method = rng.choice(("", "ModelInfer2", "SystemSharedMemoryRegister", "CudaSharedMemoryStatus", "x" * 5000))
     return await _call(target, method, rng.randbytes(50))
 
 
-async def asked_about(target: Target, rng: random.Random) -> tuple[str, str]:
+async def asked_about(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Requests for the metadata of models that do not exist, and noise instead of such a request."""
     method = rng.choice(("ModelMetadata", "ModelConfig", "ModelStatistics", "ModelReady", "RepositoryIndex"))
     name = rng.choice(("nothing", "embedding\0x", "x" * 100_000, "embedding/1", "\x1b[31m"))
@@ -94,13 +96,13 @@ async def asked_about(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _call(target, method, rng.choice((message, rng.randbytes(30))))
 
 
-async def hardly_any_time(target: Target, rng: random.Random) -> tuple[str, str]:
+async def hardly_any_time(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Deadlines that can't be kept."""
     timeout = rng.choice((0.0, 1e-6, 0.0005, 0.002))
     return await _call(target, "ModelInfer", good_message((b"a text",) * 64).SerializeToString(), timeout)
 
 
-async def cancelled(target: Target, rng: random.Random) -> tuple[str, str]:
+async def cancelled(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Many calls that their caller cancels."""
     infer = target.channel.unary_unary(f"{_SERVICE}/ModelInfer", None, None)
     message = good_message((b"a text",) * 16).SerializeToString()
@@ -112,7 +114,7 @@ async def cancelled(target: Target, rng: random.Random) -> tuple[str, str]:
     return "closed", ""
 
 
-async def broken_stream(target: Target, rng: random.Random) -> tuple[str, str]:
+async def broken_stream(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """A stream that its caller cancels in the middle."""
     message = good_message((b"a text",) * 4).SerializeToString()
 
@@ -130,7 +132,7 @@ async def broken_stream(target: Target, rng: random.Random) -> tuple[str, str]:
     return "closed", ""
 
 
-async def large_metadata(target: Target, rng: random.Random) -> tuple[str, str]:
+async def large_metadata(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Metadata with many or large entries."""
     metadata = [(f"x-{number}", "v" * rng.choice((1, 100))) for number in range(rng.choice((1, 20, 500)))]
     return await _call(target, "ModelInfer", good_message().SerializeToString(), metadata=metadata)

@@ -8,7 +8,15 @@ import base64
 import random
 from collections.abc import Iterable
 
-from tritonembed_perf.chaos.attack import ANYTHING_BUT_A_FAULT, CANARY, HUNG_UP, NAMED_WRONG, TOO_MUCH, Attack, Target
+from tritonembed_perf.chaos.attack import (
+    ANYTHING_BUT_A_FAULT,
+    CANARY,
+    HUNG_UP,
+    NAMED_WRONG,
+    TOO_MUCH,
+    Attack,
+    AttackTarget,
+)
 from tritonembed_perf.chaos.messages import good_message
 from tritonembed_perf.chaos.socket_attacks import connected
 
@@ -111,7 +119,7 @@ _MIB = 1 << 20
 _HEADERS_END = END_HEADERS
 
 
-async def _send(target: Target, sent: bytes, seconds: float = _PATIENCE_S) -> tuple[str, str]:
+async def _send(target: AttackTarget, sent: bytes, seconds: float = _PATIENCE_S) -> tuple[str, str]:
     try:
         async with connected(target, target.grpc_port) as (reader, writer):
             writer.write(opening() + sent)
@@ -121,7 +129,7 @@ async def _send(target: Target, sent: bytes, seconds: float = _PATIENCE_S) -> tu
         return "closed", ""
 
 
-async def metadata(target: Target, rng: random.Random) -> tuple[str, str]:
+async def metadata(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Names and values of metadata that gRPC for Python does not forward."""
     more = rng.choice(
         (
@@ -145,7 +153,7 @@ async def metadata(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _send(target, call(good_message().SerializeToString(), [more]))
 
 
-async def many_metadata(target: Target, rng: random.Random) -> tuple[str, str]:
+async def many_metadata(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Many calls on one connection, each with metadata that can't be forwarded."""
     message = good_message().SerializeToString()
     count = rng.choice((10, 60))
@@ -153,7 +161,7 @@ async def many_metadata(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _send(target, b"".join(calls))
 
 
-async def message_without_end(target: Target, rng: random.Random) -> tuple[str, str]:
+async def message_without_end(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Part of a message; then the connection is silent until it is reset."""
     size = rng.choice((100_000, _MIB, 60 * _MIB))
     head = frame(HEADERS, _HEADERS_END, 1, block(grpc_fields()))
@@ -162,7 +170,7 @@ async def message_without_end(target: Target, rng: random.Random) -> tuple[str, 
     return await _send(target, head + frame(DATA, 0, 1, part), rng.uniform(1, 5))
 
 
-async def wrong_grpc_frame(target: Target, rng: random.Random) -> tuple[str, str]:
+async def wrong_grpc_frame(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """gRPC's message prefix with unknown flags or wrong lengths, and noise marked as compressed."""
     message = good_message().SerializeToString()
     head = frame(HEADERS, _HEADERS_END, 1, block(grpc_fields()))
@@ -184,7 +192,7 @@ async def wrong_grpc_frame(target: Target, rng: random.Random) -> tuple[str, str
     return await _send(target, head + frame(DATA, END_STREAM, 1, data))
 
 
-async def wrong_head(target: Target, rng: random.Random) -> tuple[str, str]:
+async def wrong_head(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Header fields that no gRPC call has."""
     good = dict(grpc_fields())
     name, value = rng.choice(
@@ -205,7 +213,7 @@ async def wrong_head(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _send(target, head, 5)
 
 
-async def broken_frames(target: Target, rng: random.Random) -> tuple[str, str]:
+async def broken_frames(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Frames that HTTP/2 forbids, and floods of frames that it allows."""
     head = frame(HEADERS, 0, 1, block(grpc_fields()))
     sent = rng.choice(
@@ -228,7 +236,7 @@ async def broken_frames(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _send(target, sent, 3)
 
 
-async def resets(target: Target, rng: random.Random) -> tuple[str, str]:
+async def resets(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Many streams, each of which is opened and reset at once."""
     message = good_message((b"a text",) * 8).SerializeToString()
     cancel = (8).to_bytes(4, "big")
@@ -239,7 +247,7 @@ async def resets(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _send(target, b"".join(opened), 1)
 
 
-async def half_open(target: Target, rng: random.Random) -> tuple[str, str]:
+async def half_open(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """A call whose client reads nothing and resets the connection before the answer."""
     try:
         async with connected(target, target.grpc_port) as (_, writer):

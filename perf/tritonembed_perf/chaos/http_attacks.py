@@ -18,7 +18,7 @@ from tritonembed_perf.chaos.attack import (
     REFUSED,
     TOO_MUCH,
     Attack,
-    Target,
+    AttackTarget,
 )
 from tritonembed_protocol.framing import frame
 
@@ -28,7 +28,7 @@ _MIB = 1 << 20
 
 
 async def _post(
-    target: Target, path: str, body: bytes, headers: dict[str, str] | None = None, method: str = "POST"
+    target: AttackTarget, path: str, body: bytes, headers: dict[str, str] | None = None, method: str = "POST"
 ) -> tuple[str, str]:
     url = URL(target.url + path, encoded=True)
     try:
@@ -48,7 +48,7 @@ def _infer(shape: list[int] | None = None, **outputs: Any) -> dict[str, Any]:
     return {"inputs": [text], "outputs": [{"name": "embedding", "parameters": {"binary_data": True, **outputs}}]}
 
 
-async def classification(target: Target, rng: random.Random) -> tuple[str, str]:
+async def classification(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Triton's classification extension, with JSON and with binary tensors."""
     asked = _infer(classification=rng.choice((1, 3, -1, 0, "1", True, 1.5)))
     if rng.random() < 0.5:
@@ -61,7 +61,7 @@ async def classification(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, _INFER, header + content, {"Inference-Header-Content-Length": str(len(header))})
 
 
-async def wrong_json(target: Target, rng: random.Random) -> tuple[str, str]:
+async def wrong_json(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """JSON that is cut, has flipped bits, is nested deeply, or is not JSON at all."""
     path, good = rng.choice(
         ((_INFER, _json(_infer())), (_OPENAI, _json({"model": target.model, "input": [f"a {CANARY}"] * 3})))
@@ -84,7 +84,7 @@ async def wrong_json(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, path, bytes(body), {"Content-Type": "application/json"})
 
 
-async def wrong_inputs(target: Target, rng: random.Random) -> tuple[str, str]:
+async def wrong_inputs(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Inputs with wrong names, shapes, datatypes, data or parameters."""
     asked = _infer()
     tensor = asked["inputs"][0]
@@ -114,7 +114,7 @@ async def wrong_inputs(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, _INFER, _json(asked))
 
 
-async def binary_frames(target: Target, rng: random.Random) -> tuple[str, str]:
+async def binary_frames(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """The binary extension with wrong sizes and wrong frames."""
     content = (99).to_bytes(4, "little") + b"hello"
     size = rng.choice((len(content), len(content), 0, 1, -1, 2**40))
@@ -124,7 +124,7 @@ async def binary_frames(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, _INFER, header + content, {"Inference-Header-Content-Length": length})
 
 
-async def openai(target: Target, rng: random.Random) -> tuple[str, str]:
+async def openai(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """OpenAI's fields with invalid values."""
     asked: dict[str, Any] = {"model": target.model, "input": f"a {CANARY} text"}
     key, value = rng.choice(
@@ -153,7 +153,7 @@ async def openai(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, _OPENAI, _json(asked), {"Content-Type": "application/json"})
 
 
-async def large_json(target: Target, rng: random.Random) -> tuple[str, str]:
+async def large_json(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Megabytes of numbers, small strings or objects, and deep nesting."""
     path, body = rng.choice(_large_bodies())
     return await _post(target, path, body, {"Content-Type": "application/json"})
@@ -175,7 +175,7 @@ def _bombs() -> list[tuple[str, bytes]]:
     return [("gzip", gzip.compress(bytes(80 * _MIB), 1)), ("deflate", zlib.compress(b" " * (70 * _MIB), 1))]
 
 
-async def encodings(target: Target, rng: random.Random) -> tuple[str, str]:
+async def encodings(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Bodies that do not match Content-Encoding, cut bodies, and decompression bombs."""
     good = _json(_infer())
     encoding, body = rng.choice(
@@ -192,7 +192,7 @@ async def encodings(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, _INFER, body, {"Content-Encoding": encoding})
 
 
-async def paths(target: Target, rng: random.Random) -> tuple[str, str]:
+async def paths(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Paths with invalid names, dot segments or unknown versions, and very long paths."""
     path = rng.choice(
         (
@@ -213,7 +213,7 @@ async def paths(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, path, _json(_infer()))
 
 
-async def administration(target: Target, rng: random.Random) -> tuple[str, str]:
+async def administration(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Requests that change servers, as a foreign web page can send them."""
     path, body = rng.choice(
         (
@@ -228,13 +228,13 @@ async def administration(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _post(target, path, _json(body), headers)
 
 
-async def methods(target: Target, rng: random.Random) -> tuple[str, str]:
+async def methods(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Methods that a path does not have."""
     method = rng.choice(("PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "FOO"))
     return await _post(target, rng.choice((_INFER, _OPENAI, "/status", "/metrics")), b"", method=method)
 
 
-async def headers_(target: Target, rng: random.Random) -> tuple[str, str]:
+async def headers_(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Many headers, large headers, and headers that are forwarded to a server as metadata."""
     headers = rng.choice(
         (

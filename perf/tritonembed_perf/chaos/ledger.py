@@ -122,7 +122,7 @@ def grpc_outcome(code: str, message: str) -> str:
     return CONNECTION_LOST if (code, message) == ("INTERNAL", _FROM_CORE) else code
 
 
-class Lost(Exception):
+class LostRequest(Exception):
     """A request without an answer. code: the name of a gRPC code, an HTTP status, or one of the words above."""
 
     def __init__(self, code: str, message: str = "") -> None:
@@ -131,7 +131,7 @@ class Lost(Exception):
         self.message = message
 
 
-def documented_limit(lost: Lost, harms: Harms, began: float, ended: float) -> str | None:
+def documented_limit(lost: LostRequest, harms: Harms, began: float, ended: float) -> str | None:
     """The limit in docs/concepts/manager.md that explains why a good request was lost; None if there is none."""
     if lost.code in BROKEN and harms.during(WORKER, began, ended):
         return "its worker was killed or stopped"
@@ -161,7 +161,7 @@ class Ways:
     latencies: list[float] = field(default_factory=list)
 
 
-class Ledger:
+class CampaignLedger:
     """Counters, and one line for each finding that a person has to look at."""
 
     def __init__(self) -> None:

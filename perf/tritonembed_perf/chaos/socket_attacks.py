@@ -7,7 +7,7 @@ import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from tritonembed_perf.chaos.attack import ANSWERED, CANARY, FROM, HUNG_UP, NAMED_WRONG, TOO_MUCH, Attack, Target
+from tritonembed_perf.chaos.attack import ANSWERED, CANARY, FROM, HUNG_UP, NAMED_WRONG, TOO_MUCH, Attack, AttackTarget
 
 _PATIENCE_S = 10.0
 _INFER = b"/v2/models/embedding/infer"
@@ -16,7 +16,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def connected(target: Target, port: int) -> AsyncIterator[Streams]:
+async def connected(target: AttackTarget, port: int) -> AsyncIterator[Streams]:
     """A connection that is reset on leaving."""
     reader, writer = await asyncio.open_connection(target.host, port, local_addr=FROM)
     try:
@@ -49,7 +49,7 @@ async def _status(reader: asyncio.StreamReader) -> str:
     return "closed"
 
 
-async def _raw(target: Target, sent: bytes, port: int | None = None) -> tuple[str, str]:
+async def _raw(target: AttackTarget, sent: bytes, port: int | None = None) -> tuple[str, str]:
     try:
         async with connected(target, port or target.http_port) as (reader, writer):
             writer.write(sent)
@@ -59,7 +59,7 @@ async def _raw(target: Target, sent: bytes, port: int | None = None) -> tuple[st
         return "closed", ""
 
 
-async def malformed(target: Target, rng: random.Random) -> tuple[str, str]:
+async def malformed(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Heads that break HTTP/1.1's grammar, and bodies whose end is ambiguous."""
     post = b"POST " + _INFER + b" HTTP/1.1\r\nHost: a\r\n"
     canary = CANARY.encode()
@@ -94,7 +94,7 @@ async def malformed(target: Target, rng: random.Random) -> tuple[str, str]:
     )
 
 
-async def other_protocols(target: Target, rng: random.Random) -> tuple[str, str]:
+async def other_protocols(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """TLS, HTTP/1 and noise on the gRPC port; TLS and HTTP/2 on the HTTP port."""
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500)
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9)
@@ -110,7 +110,7 @@ async def other_protocols(target: Target, rng: random.Random) -> tuple[str, str]
     return await _raw(target, sent, port)
 
 
-async def stalled_body(target: Target, rng: random.Random) -> tuple[str, str]:
+async def stalled_body(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Part of a large body, then nothing for a while, then a reset."""
     size = rng.choice((1, 8, 60)) * _MIB
     part = rng.choice((0, 100, size // 2, size - 1))
@@ -118,7 +118,7 @@ async def stalled_body(target: Target, rng: random.Random) -> tuple[str, str]:
     return await _stall(target, head % size, part, rng.uniform(1, 6))
 
 
-async def stalled_head(target: Target, rng: random.Random) -> tuple[str, str]:
+async def stalled_head(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """A head that arrives a few bytes at a time and does not end."""
     try:
         async with connected(target, target.http_port) as (reader, writer):
@@ -135,7 +135,7 @@ async def stalled_head(target: Target, rng: random.Random) -> tuple[str, str]:
         return "closed", ""
 
 
-async def idle_connections(target: Target, rng: random.Random) -> tuple[str, str]:
+async def idle_connections(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Connections that send nothing, or only the beginning of a request."""
     writers = []
     try:
@@ -153,7 +153,7 @@ async def idle_connections(target: Target, rng: random.Random) -> tuple[str, str
     return "silent", ""
 
 
-async def reader_that_stops(target: Target, rng: random.Random) -> tuple[str, str]:
+async def reader_that_stops(target: AttackTarget, rng: random.Random) -> tuple[str, str]:
     """Many requests on one connection, whose answers are not read."""
     body = b'{"model": "%s", "input": "a text"}' % target.model.encode()
     one = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body) + body
@@ -167,7 +167,7 @@ async def reader_that_stops(target: Target, rng: random.Random) -> tuple[str, st
     return "silent", ""
 
 
-async def _stall(target: Target, head: bytes, part: int, seconds: float) -> tuple[str, str]:
+async def _stall(target: AttackTarget, head: bytes, part: int, seconds: float) -> tuple[str, str]:
     try:
         async with connected(target, target.http_port) as (reader, writer):
             writer.write(head)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tritonembed_perf.chaos.killers import Killer
-from tritonembed_perf.chaos.ledger import HELPER, SERVER, WORKER, Harms, Ledger
+from tritonembed_perf.chaos.ledger import HELPER, SERVER, WORKER, CampaignLedger, Harms
 from tritonembed_perf.chaos.service import CONVERTER, Service, all_ready
 
 _EVERY_S = 0.25
@@ -26,7 +26,7 @@ class Watch:
     """attacks: returns the names of the latest attacks, for findings about restarts without a harm."""
 
     def __init__(
-        self, service: Service, harms: Harms, killer: Killer, ledger: Ledger, attacks: Callable[[], str]
+        self, service: Service, harms: Harms, killer: Killer, ledger: CampaignLedger, attacks: Callable[[], str]
     ) -> None:
         self._service = service
         self._harms = harms

@@ -29,7 +29,7 @@ from tritonembed_perf.compare.results import Result, Sample, Trial, merge_report
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.checks import (
     AnswerCheck,
-    Reference,
+    RightVectors,
     embed_with_transformers,
     figures,
     make_references,
@@ -53,7 +53,7 @@ class Material:
     """Requests of one shape and the right vectors of some of their sentences."""
 
     requests: Sequence[PooledRequest]
-    references: Mapping[int, Reference]
+    references: Mapping[int, RightVectors]
 
 
 class Materials:
@@ -82,7 +82,7 @@ class Materials:
 
 
 @dataclass(frozen=True)
-class Window:
+class SampleWindow:
     """How a sample is taken. processes: of the client; None for what suits this machine."""
 
     seconds: float
@@ -91,7 +91,7 @@ class Window:
 
 
 def take_sample(
-    endpoint: Endpoint, trial: Trial, materials: Materials, window: Window, interrupt: Interrupt
+    endpoint: Endpoint, trial: Trial, materials: Materials, window: SampleWindow, interrupt: Interrupt
 ) -> Sample | None:
     """None for a trial that this peer can't run: a program in process has no offered rate.
 
@@ -109,7 +109,7 @@ def take_sample(
     return figures(outcome)
 
 
-def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, window: Window) -> Sample:
+def _run_program(endpoint: InProcess, trial: Trial, materials: Materials, window: SampleWindow) -> Sample:
     requests = materials.of(trial).requests
     at_once = [requests[i % len(requests)] for i in range(trial.concurrency or 1)]
     texts = [text for request in at_once for text in request.texts]
@@ -152,7 +152,7 @@ class Contest:
         bench: Bench,
         peers: Sequence[Peer],
         trials: Sequence[Trial],
-        window: Window,
+        window: SampleWindow,
         materials: Materials,
         log: Callable[[str], None],
     ) -> None:
@@ -267,7 +267,7 @@ def _compare(settings: CompareSettings) -> None:
     def log(text: str) -> None:
         print(f"{time.monotonic() - began:6.0f} s  {text}", file=sys.stderr, flush=True)
 
-    window = Window(settings.seconds, settings.warm_up, settings.processes)
+    window = SampleWindow(settings.seconds, settings.warm_up, settings.processes)
     contest = Contest(bench, peers, trials, window, Materials(files, tokenizer, bench.dtype), log)
     finished = False
     try:

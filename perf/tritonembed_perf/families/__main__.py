@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tritonembed_perf.families.registry import Case, load_cases, select
-from tritonembed_perf.families.verdicts import Row, Verdict, compare, cosine_text, judge, summary, write_results
+from tritonembed_perf.families.verdicts import CaseResult, Row, compare, cosine_text, judge, summary, write_results
 from tritonembed_perf.families.zygote import Zygote
 
 SECONDS = 300.0
@@ -44,7 +44,7 @@ def main() -> int:
                 order = {case.name: place for place, case in enumerate(cases)}
                 write_results(sorted(rows, key=lambda row: order[row.name]), options.out)
     print(summary(rows))
-    return int(any(row.verdict is Verdict.WRONG for row in rows))
+    return int(any(row.verdict is CaseResult.WRONG for row in rows))
 
 
 def _options() -> Any:

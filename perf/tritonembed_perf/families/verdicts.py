@@ -22,7 +22,7 @@ _LISTED = 4
 Vectors = dict[str, npt.NDArray[np.float32]]
 
 
-class Verdict(str, Enum):
+class CaseResult(str, Enum):
     RIGHT = "right"
     REFUSED = "refused"
     NO_REFERENCE = "no reference"
@@ -35,7 +35,7 @@ class Row:
 
     name: str
     family: str
-    verdict: Verdict
+    verdict: CaseResult
     detail: str = ""
     """The engine's message, or what is wrong."""
 
@@ -49,25 +49,25 @@ class Row:
     seconds: float = 0.0
 
 
-def judge(reference: dict[str, Any], served: dict[str, Any], must_refuse: bool) -> tuple[Verdict, str] | None:
+def judge(reference: dict[str, Any], served: dict[str, Any], must_refuse: bool) -> tuple[CaseResult, str] | None:
     """The verdict if a side refused or crashed; None if the vectors have to be compared.
 
     reference, served: the answers of `reference.run` and `serving.run`, or {"crashed": why}.
     """
     if why := reference.get("crashed"):
-        return Verdict.WRONG, f"the folder could not be written or embedded: {clean(why)}"
+        return CaseResult.WRONG, f"the folder could not be written or embedded: {clean(why)}"
     if why := served.get("crashed"):
-        return Verdict.WRONG, f"the engine crashed: {clean(why)}"
+        return CaseResult.WRONG, f"the engine crashed: {clean(why)}"
     if why := served.get("refused"):
-        return Verdict.NO_REFERENCE if "refused" in reference else Verdict.REFUSED, clean(why)
+        return CaseResult.NO_REFERENCE if "refused" in reference else CaseResult.REFUSED, clean(why)
     if why := reference.get("refused"):
-        return Verdict.WRONG, f"served, but sentence-transformers refuses: {clean(why)}"
+        return CaseResult.WRONG, f"served, but sentence-transformers refuses: {clean(why)}"
     if must_refuse:
-        return Verdict.WRONG, "served, but its vectors would mean nothing"
+        return CaseResult.WRONG, "served, but its vectors would mean nothing"
     return None
 
 
-def compare(reference: Vectors, served: Vectors, least: float) -> tuple[Verdict, str, float]:
+def compare(reference: Vectors, served: Vectors, least: float) -> tuple[CaseResult, str, float]:
     """Compare the engine's vectors with the reference's. Returns verdict, faults and least cosine.
 
     reference, served: by input type, float32 [texts, dimensions], NaN for a text without a vector. Texts that
@@ -79,7 +79,7 @@ def compare(reference: Vectors, served: Vectors, least: float) -> tuple[Verdict,
         if not expected.size:
             continue
         if expected.shape[1] != found.shape[1]:
-            return Verdict.WRONG, f"{found.shape[1]} dimensions instead of {expected.shape[1]}", float("nan")
+            return CaseResult.WRONG, f"{found.shape[1]} dimensions instead of {expected.shape[1]}", float("nan")
         known = np.isfinite(expected).all(axis=1)
         cosines = _cosines(expected[known], found[known])
         if not len(cosines):
@@ -90,7 +90,7 @@ def compare(reference: Vectors, served: Vectors, least: float) -> tuple[Verdict,
             problems.append(f"{kind}: {_which(bad)} of {len(cosines)} texts, least cosine {cosines.min():.3f}")
         elif (ratio := _norm_ratio(expected[known], found[known])) > LARGEST_RATIO + (1 - least):
             problems.append(f"{kind}: norms differ by up to {ratio:.1%}")
-    return (Verdict.WRONG, "; ".join(problems), worst) if problems else (Verdict.RIGHT, "", worst)
+    return (CaseResult.WRONG, "; ".join(problems), worst) if problems else (CaseResult.RIGHT, "", worst)
 
 
 def clean(message: str) -> str:
@@ -144,7 +144,7 @@ model hub, no GPU. Every case is a folder in the layout of the hub's models, wit
 def summary(rows: Sequence[Row]) -> str:
     """The number of cases per result, in one line."""
     counts = Counter(row.verdict for row in rows)
-    return ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in Verdict if counts[verdict]) or "no cases"
+    return ", ".join(f"{counts[verdict]} {verdict.value}" for verdict in CaseResult if counts[verdict]) or "no cases"
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -171,7 +171,7 @@ def cosine_text(row: Row) -> str:
 
 
 def _line(row: Row) -> str:
-    result = f"**{row.verdict.value}**" if row.verdict is Verdict.WRONG else row.verdict.value
+    result = f"**{row.verdict.value}**" if row.verdict is CaseResult.WRONG else row.verdict.value
     arguments = f"`{json.dumps(row.arguments)}`" if row.arguments else ""
     cells = [f"`{row.name}`", result, cosine_text(row), row.executor, row.detail.replace("|", "\\|"), arguments]
     return f"| {' | '.join(cells)} |\n"

@@ -29,7 +29,7 @@ Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
-class Reference:
+class RightVectors:
     """The right vectors of some sentences of a request. rows: which sentences; vectors: theirs, norm 1."""
 
     rows: npt.NDArray[np.int64]
@@ -43,7 +43,7 @@ class AnswerCheck:
     dimensions: int
     normalized: bool
     min_cosine: float
-    references: Mapping[int, Reference]
+    references: Mapping[int, RightVectors]
     tokens: tuple[int, ...] | None = None
 
     def find_fault(self, number: int, answer: Answer) -> str:
@@ -73,7 +73,7 @@ def min_cosine(dtype: str) -> float:
     return MIN_COSINE if dtype == "float32" else MIN_COSINE_16_BITS
 
 
-def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int, Reference]:
+def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int, RightVectors]:
     """References by the number of the request. embed: the right vectors of some texts.
 
     Whole requests are taken, so that vectors in the wrong order are found too; of a very large one a part.
@@ -89,7 +89,7 @@ def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int
     references = {}
     start = 0
     for number, texts in chosen.items():
-        references[number] = Reference(np.arange(len(texts)), vectors[start : start + len(texts)])
+        references[number] = RightVectors(np.arange(len(texts)), vectors[start : start + len(texts)])
         start += len(texts)
     return references
 

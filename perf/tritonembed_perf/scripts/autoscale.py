@@ -59,7 +59,7 @@ CHARTED = ("ours", "ours, only what waits", "Triton's queue time, if all wait th
 
 
 @dataclass(frozen=True)
-class Case:
+class Simulation:
     """One simulation. scale: servers that the highest rate keeps PEAK busy."""
 
     scale: int
@@ -70,7 +70,7 @@ class Case:
     seed: int = SEED
 
 
-def run(case: Case) -> dict[str, Any]:
+def run(case: Simulation) -> dict[str, Any]:
     """The figures of one simulation."""
     shape: Rate = Wave(case.seconds) if case.pattern == "wave" else Bursts(case.seed, case.seconds)
     times = arrivals(shape, case.scale * PEAK / SERVICE_S, case.seconds, case.seed)
@@ -102,7 +102,7 @@ def autoscale(
 ) -> dict[str, Any]:
     """p99 and cost of autoscaling rules."""
     rows = [
-        run(Case(scale, pattern, rule, 60 * minutes, start_up))
+        run(Simulation(scale, pattern, rule, 60 * minutes, start_up))
         for scale in map(int, scales.split(","))
         for pattern in ("wave", "bursts")
         for rule in RULES

@@ -45,7 +45,7 @@ TIMEOUT_S = 120.0
 WAYS = ("off", "on")
 
 
-class Texts:
+class RepeatedTexts:
     """Texts of an exact number of tokens. repeated: the share of them that are drawn from `distinct` known texts."""
 
     def __init__(self, model: str, distinct: int, repeated: float) -> None:
@@ -117,7 +117,7 @@ def served(
 ) -> dict[str, Any]:
     """Cost and gain of the cache through a manager, by load."""
     rows = []
-    texts = Texts(model, distinct, repeated)
+    texts = RepeatedTexts(model, distinct, repeated)
     common = ["--workers", "1", "--load-balancing", "least_loaded", *context.args]
     with ExitStack() as stack:
         servers = {

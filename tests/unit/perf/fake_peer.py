@@ -9,7 +9,7 @@ import numpy as np
 from tritonembed_perf.compare.contest import Material, Materials
 from tritonembed_perf.compare.peer import DEFAULTS, Peer
 from tritonembed_perf.compare.results import Trial
-from tritonembed_perf.loadgen.checks import AnswerCheck, Reference
+from tritonembed_perf.loadgen.checks import AnswerCheck, RightVectors
 from tritonembed_perf.loadgen.protocols import OpenAIProtocol
 from tritonembed_perf.loadgen.requests import PooledRequest
 
@@ -112,7 +112,7 @@ class FewTexts(Materials):
     def of(self, trial: Trial) -> Material:
         requests = [PooledRequest(("one two", "three four"), 10), PooledRequest(("five six", "seven"), 10)]
         vectors = [np.array([vector(text) for text in request.texts], np.float32) for request in requests]
-        return Material(requests, {n: Reference(np.arange(2), rows) for n, rows in enumerate(vectors)})
+        return Material(requests, {n: RightVectors(np.arange(2), rows) for n, rows in enumerate(vectors)})
 
     def check(self, trial: Trial) -> AnswerCheck:
         return AnswerCheck(4, True, 0.999, self.of(trial).references)

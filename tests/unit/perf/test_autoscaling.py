@@ -18,7 +18,7 @@ from tritonembed_perf.autoscaling import (
     simulate,
     steady,
 )
-from tritonembed_perf.scripts.autoscale import RULES, Case, run
+from tritonembed_perf.scripts.autoscale import RULES, Simulation, run
 
 HOUR = 3600.0
 
@@ -133,9 +133,9 @@ def test_an_autoscaler_keeps_to_its_behavior():
 
 def test_the_same_seed_gives_the_same_figures_and_ours_is_better_than_what_waits_alone():
     # Small, but with everything that the report has.
-    rows = {rule: run(Case(20, "wave", rule, seconds=1800.0)) for rule in RULES}
-    assert rows["ours"] == run(Case(20, "wave", "ours", seconds=1800.0))
-    assert rows["ours"] != run(Case(20, "wave", "ours", seconds=1800.0, seed=2))
+    rows = {rule: run(Simulation(20, "wave", rule, seconds=1800.0)) for rule in RULES}
+    assert rows["ours"] == run(Simulation(20, "wave", "ours", seconds=1800.0))
+    assert rows["ours"] != run(Simulation(20, "wave", "ours", seconds=1800.0, seed=2))
     assert rows["all the time"]["server_hours"] == 10.0
     assert rows["ours"]["p99_s"] < rows["ours, only what waits"]["p99_s"]
     assert rows["ours"]["cost"] < rows["Triton's queue time, if all wait there"]["cost"] < 4

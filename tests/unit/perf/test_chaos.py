@@ -9,16 +9,16 @@ import pytest
 from tests.fakes.triton import vector
 
 from tritonembed_perf.chaos import http2_attacks
-from tritonembed_perf.chaos.attack import CANARY, REFUSED, Attack, Target
+from tritonembed_perf.chaos.attack import CANARY, REFUSED, Attack, AttackTarget
 from tritonembed_perf.chaos.attackers import Attackers, all_attacks
 from tritonembed_perf.chaos.callers import KnownVectors, make_sentences
 from tritonembed_perf.chaos.ledger import (
     CONNECTION_LOST,
     SERVER,
     WORKER,
+    CampaignLedger,
     Harms,
-    Ledger,
-    Lost,
+    LostRequest,
     documented_limit,
     grpc_outcome,
 )
@@ -61,7 +61,7 @@ def test_sentences_whose_vectors_hardly_differ_are_refused_as_a_pool() -> None:
 def test_a_broken_connection_is_explained_by_a_harm_to_a_worker_and_by_nothing_else() -> None:
     harms = Harms()
     began = time.monotonic()
-    lost = Lost("connection lost")
+    lost = LostRequest("connection lost")
     harms.add("tritonserver killed", SERVER, "server-0", 1)
     assert documented_limit(lost, harms, began, time.monotonic()) is None
     harm = harms.add("worker stopped", WORKER, "", 2)
@@ -79,7 +79,7 @@ def test_grpcs_own_error_of_a_stream_that_broke_is_a_lost_connection() -> None:
 
 def test_an_error_that_no_server_is_ready_is_explained_only_by_an_outage() -> None:
     harms = Harms()
-    lost = Lost("UNAVAILABLE", "no server became ready before the deadline")
+    lost = LostRequest("UNAVAILABLE", "no server became ready before the deadline")
     assert documented_limit(lost, harms, 10, 20) is None
     harms.outage(12, 13)
     assert documented_limit(lost, harms, 10, 20) is not None
@@ -89,9 +89,9 @@ def test_an_error_that_no_server_is_ready_is_explained_only_by_an_outage() -> No
 def test_a_late_request_is_explained_only_if_no_server_could_work_for_nearly_all_of_its_time(code: str) -> None:
     harms = Harms()
     harms.outage(11, 30)
-    assert documented_limit(Lost(code), harms, 10, 40) is None
+    assert documented_limit(LostRequest(code), harms, 10, 40) is None
     harms.outage(30, 36)
-    assert documented_limit(Lost(code), harms, 10, 40) is not None
+    assert documented_limit(LostRequest(code), harms, 10, 40) is not None
 
 
 def test_each_harm_explains_one_restart_of_its_own_server() -> None:
@@ -102,13 +102,13 @@ def test_each_harm_explains_one_restart_of_its_own_server() -> None:
     assert not harms.claim(SERVER, "server-0")
 
 
-async def attacked(outcome: str, message: str = "") -> Ledger:
+async def attacked(outcome: str, message: str = "") -> CampaignLedger:
     """One attack that ends with this outcome, by an attacker that is allowed no more."""
 
-    async def send(_target: Target, _rng: random.Random) -> tuple[str, str]:
+    async def send(_target: AttackTarget, _rng: random.Random) -> tuple[str, str]:
         return outcome, message
 
-    ledger, turns = Ledger(), iter((True, False))
+    ledger, turns = CampaignLedger(), iter((True, False))
     attackers = Attackers([Attack("kind", send, REFUSED)], ledger, Harms())
     await attackers.run(SimpleNamespace(), 1, lambda: next(turns))  # type: ignore[arg-type]
     return ledger

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tritonembed_perf.compare import contest as contest_module
-from tritonembed_perf.compare.contest import Contest, Window
+from tritonembed_perf.compare.contest import Contest, SampleWindow
 from tritonembed_perf.compare.launching import CannotRunError
 from tritonembed_perf.compare.peer import Bench
 from tritonembed_perf.compare.results import Result, Sample, Trial
@@ -65,7 +65,7 @@ def compete(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Contest]:
     def make(peers: Sequence[Any], take: Take, *trials: Trial) -> Contest:
         monkeypatch.setattr(contest_module, "take_sample", lambda endpoint, trial, *_: take(endpoint, trial))
         nothing: Any = None
-        return Contest(BENCH, peers, trials or (BIG, SMALL), Window(6.0, 0.0), nothing, lambda _: None)
+        return Contest(BENCH, peers, trials or (BIG, SMALL), SampleWindow(6.0, 0.0), nothing, lambda _: None)
 
     return make
 

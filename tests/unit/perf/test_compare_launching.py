@@ -12,7 +12,7 @@ import psutil
 import pytest
 from tests.unit.perf.fake_peer import TRIAL, FakeServer, FewTexts
 
-from tritonembed_perf.compare.contest import Contest, Window
+from tritonembed_perf.compare.contest import Contest, SampleWindow
 from tritonembed_perf.compare.launching import CannotRunError, launched
 from tritonembed_perf.compare.peer import DEFAULTS, Bench
 from tritonembed_perf.failures import deferred_signals
@@ -77,7 +77,7 @@ def test_ctrl_c_in_the_middle_ends_the_server_and_keeps_the_results(bench: Bench
                 yield endpoint
 
     first, second = FakeServer(tmp_path / "first.py"), Watched(tmp_path / "second.py", "interrupts")
-    contest = Contest(bench, [first, second], [TRIAL], Window(0.4, 0.1, 1), FewTexts(), lambda _: None)
+    contest = Contest(bench, [first, second], [TRIAL], SampleWindow(0.4, 0.1, 1), FewTexts(), lambda _: None)
     assert not contest.run(1)
     assert contest.results[0].samples
     assert not contest.results[1].samples

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.perf.fake_peer import PROGRAM, TRIAL, FakeServer, FewTexts
 
 from tritonembed_manager.tune.loadgen.clients import Interrupt
-from tritonembed_perf.compare.contest import Window, take_sample
+from tritonembed_perf.compare.contest import SampleWindow, take_sample
 from tritonembed_perf.compare.launching import CannotRunError
 from tritonembed_perf.compare.peer import DEFAULTS, Bench, InProcess, Peer
 from tritonembed_perf.compare.results import Sample, Trial
@@ -24,7 +24,7 @@ def bench(tmp_path: Path) -> Bench:
 def measure(bench: Bench, peer: Peer, trial: Trial = TRIAL) -> Sample:
     with peer.running(bench, DEFAULTS) as endpoint:
         assert not isinstance(endpoint, InProcess)
-        found = take_sample(endpoint, trial, FewTexts(), Window(0.4, 0.1, 1), Interrupt())
+        found = take_sample(endpoint, trial, FewTexts(), SampleWindow(0.4, 0.1, 1), Interrupt())
     assert found is not None
     return found
 
@@ -75,14 +75,14 @@ def test_a_program_that_fails_is_reported_with_the_reason(tmp_path: Path) -> Non
 
 def test_a_program_has_no_offered_rate(tmp_path: Path) -> None:
     nothing = InProcess((sys.executable, str(tmp_path / "missing.py")))
-    assert take_sample(nothing, Trial(5, 2, rate=1), FewTexts(), Window(1, 0), Interrupt()) is None
+    assert take_sample(nothing, Trial(5, 2, rate=1), FewTexts(), SampleWindow(1, 0), Interrupt()) is None
 
 
 def run_program(folder: Path, fault: str) -> Sample:
     script = folder / "program.py"
     script.write_text(PROGRAM)
     endpoint = InProcess((sys.executable, str(script), fault))
-    found = take_sample(endpoint, TRIAL, FewTexts(), Window(1.0, 0.0), Interrupt())
+    found = take_sample(endpoint, TRIAL, FewTexts(), SampleWindow(1.0, 0.0), Interrupt())
     assert found is not None
     return found
 

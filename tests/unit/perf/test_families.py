@@ -9,7 +9,7 @@ import pytest
 
 from tritonembed_perf.families import reference, registry, verdicts
 from tritonembed_perf.families.registry import Case, case, load_cases, select
-from tritonembed_perf.families.verdicts import Row, Verdict, compare, judge
+from tritonembed_perf.families.verdicts import CaseResult, Row, compare, judge
 
 
 def vectors(*rows: list[float]) -> dict[str, Any]:
@@ -51,47 +51,47 @@ def test_the_texts_are_embedded_as_texts_queries_and_passages() -> None:
 
 def test_equal_vectors_are_right() -> None:
     verdict, detail, cosine = compare(vectors([1, 2], [3, 4]), vectors([1, 2], [3, 4]), 0.9999)
-    assert (verdict, detail) == (Verdict.RIGHT, "")
+    assert (verdict, detail) == (CaseResult.RIGHT, "")
     assert cosine == pytest.approx(1)
 
 
 def test_a_different_vector_is_wrong_and_its_text_is_named_by_its_place() -> None:
     verdict, detail, cosine = compare(vectors([1, 0], [0, 1]), vectors([1, 0], [1, 1]), 0.9999)
-    assert verdict is Verdict.WRONG
+    assert verdict is CaseResult.WRONG
     assert detail == "plain: 1 (#1) of 2 texts, least cosine 0.707"
     assert cosine == pytest.approx(0.5**0.5)
 
 
 def test_a_vector_of_another_length_is_wrong() -> None:
-    assert compare(vectors([1, 0]), vectors([1, 0, 0]), 0.9999)[:2] == (Verdict.WRONG, "3 dimensions instead of 2")
+    assert compare(vectors([1, 0]), vectors([1, 0, 0]), 0.9999)[:2] == (CaseResult.WRONG, "3 dimensions instead of 2")
     verdict, detail, _ = compare(vectors([1, 0]), vectors([2, 0]), 0.9999)
-    assert (verdict, detail) == (Verdict.WRONG, "plain: norms differ by up to 100.0%")
+    assert (verdict, detail) == (CaseResult.WRONG, "plain: norms differ by up to 100.0%")
 
 
 def test_a_vector_that_is_missing_is_wrong_unless_the_reference_has_none_either() -> None:
     nothing = [float("nan")] * 2
-    assert compare(vectors([1, 0]), vectors(nothing), 0.9999)[0] is Verdict.WRONG
-    assert compare(vectors([1, 0], nothing), vectors([1, 0], [0, 1]), 0.9999)[0] is Verdict.RIGHT
+    assert compare(vectors([1, 0]), vectors(nothing), 0.9999)[0] is CaseResult.WRONG
+    assert compare(vectors([1, 0], nothing), vectors([1, 0], [0, 1]), 0.9999)[0] is CaseResult.RIGHT
 
 
 def test_zeros_agree_with_zeros_alone() -> None:
-    assert compare(vectors([0, 0]), vectors([0, 0]), 0.9999)[0] is Verdict.RIGHT
-    assert compare(vectors([0, 0]), vectors([0, 1]), 0.9999)[0] is Verdict.WRONG
+    assert compare(vectors([0, 0]), vectors([0, 0]), 0.9999)[0] is CaseResult.RIGHT
+    assert compare(vectors([0, 0]), vectors([0, 1]), 0.9999)[0] is CaseResult.WRONG
 
 
 @pytest.mark.parametrize(
     ("reference", "served", "must_refuse", "verdict"),
     [
-        ({}, {"refused": "no"}, False, Verdict.REFUSED),
-        ({"refused": "no"}, {"refused": "no"}, False, Verdict.NO_REFERENCE),
-        ({"refused": "no"}, {"executor": "direct"}, False, Verdict.WRONG),
-        ({"crashed": "no"}, {}, False, Verdict.WRONG),
-        ({}, {"crashed": "no"}, False, Verdict.WRONG),
-        ({}, {"executor": "direct"}, True, Verdict.WRONG),
+        ({}, {"refused": "no"}, False, CaseResult.REFUSED),
+        ({"refused": "no"}, {"refused": "no"}, False, CaseResult.NO_REFERENCE),
+        ({"refused": "no"}, {"executor": "direct"}, False, CaseResult.WRONG),
+        ({"crashed": "no"}, {}, False, CaseResult.WRONG),
+        ({}, {"crashed": "no"}, False, CaseResult.WRONG),
+        ({}, {"executor": "direct"}, True, CaseResult.WRONG),
     ],
 )
 def test_a_refusal_decides_without_vectors(
-    reference: dict[str, Any], served: dict[str, Any], must_refuse: bool, verdict: Verdict
+    reference: dict[str, Any], served: dict[str, Any], must_refuse: bool, verdict: CaseResult
 ) -> None:
     found = judge(reference, served, must_refuse)
     assert found is not None
@@ -112,8 +112,8 @@ def test_messages_hold_no_path_and_one_line() -> None:
 
 def test_the_table_has_a_line_per_case_and_shows_what_is_wrong() -> None:
     rows = [
-        Row("a", "One", Verdict.RIGHT, cosine=0.999999, executor="direct"),
-        Row("b", "Two", Verdict.WRONG, "x | y", cosine=0.5, executor="direct", arguments={"max_model_len": 8}),
+        Row("a", "One", CaseResult.RIGHT, cosine=0.999999, executor="direct"),
+        Row("b", "Two", CaseResult.WRONG, "x | y", cosine=0.5, executor="direct", arguments={"max_model_len": 8}),
     ]
     page = verdicts.markdown(rows)
     assert "2 cases: 1 right, 1 WRONG." in page
@@ -123,6 +123,6 @@ def test_the_table_has_a_line_per_case_and_shows_what_is_wrong() -> None:
 
 
 def test_the_results_are_written_as_markdown_and_json(tmp_path: Path) -> None:
-    verdicts.write_results([Row("a", "One", Verdict.REFUSED, "no")], tmp_path / "out")
+    verdicts.write_results([Row("a", "One", CaseResult.REFUSED, "no")], tmp_path / "out")
     assert (tmp_path / "out" / "models.md").read_text().startswith("# Models")
     assert json.loads((tmp_path / "out" / "models.json").read_text())[0]["verdict"] == "refused"

@@ -17,7 +17,7 @@ from tritonembed_manager.router.data.protobuf import (
     MICROSECONDS,
     VARINT,
     Fields,
-    Refused,
+    RefusedMessage,
     WrongMessage,
     read_varint,
 )
@@ -162,7 +162,7 @@ def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envel
     key, numbers, text = _read_parameter(fields, message, at, end)
     if key == _SPACE:
         if not text:
-            raise Refused(f"{SPACE}: must be a string that is not empty")
+            raise RefusedMessage(f"{SPACE}: must be a string that is not empty")
         envelope.space = text.decode()
     if key == _CACHE_SALT:
         envelope.cache_salt = text.decode()
@@ -231,7 +231,7 @@ def _read_input(fields: Fields, message: bytes, at: int, end: int) -> _Input:
             found.contents = max(found.contents, 0) + elements
             found.cut += cut
     if len(shape) > _MOST_SIZES:
-        raise Refused(f"input {_shown(found.name)}: its shape has more than {_MOST_SIZES} sizes")
+        raise RefusedMessage(f"input {_shown(found.name)}: its shape has more than {_MOST_SIZES} sizes")
     found.shape = tuple(shape)
     return found
 
@@ -279,21 +279,21 @@ def _check_output(fields: Fields, message: bytes, at: int, end: int) -> None:
             key = _refuse_shared_memory(fields, message, start, stop)
             if key == b"classification":
                 # This kills Triton 2.51, which divides by the number of an output's elements.
-                raise Refused("an output has the parameter classification: a vector has no classes")
+                raise RefusedMessage("an output has the parameter classification: a vector has no classes")
 
 
 def _refuse_shared_memory(fields: Fields, message: bytes, at: int, end: int) -> bytes:
     """The key of a tensor's parameter. Raises Refused if it is about shared memory, which belongs to one server."""
     key, _, _ = _read_parameter(fields, message, at, end)
     if key.startswith(b"shared_memory_"):
-        raise Refused(NO_SHARED_MEMORY, supported=False)
+        raise RefusedMessage(NO_SHARED_MEMORY, supported=False)
     return key
 
 
 def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tuple[int, int]:
     """The elements of the longest BYTES input, and the bytes of all of them that no model reads. Raises Refused."""
     if raw and len(raw) != len(inputs):
-        raise Refused(f"the request has {len(inputs)} inputs, and raw_input_contents of {len(raw)}")
+        raise RefusedMessage(f"the request has {len(inputs)} inputs, and raw_input_contents of {len(raw)}")
     rows = elements = cut = 0
     for index, tensor in enumerate(inputs):
         expected = _elements(tensor)
@@ -301,29 +301,29 @@ def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tupl
         if is_bytes:
             rows, elements = max(rows, expected), elements + expected
             if elements > MOST_ELEMENTS:
-                raise Refused(f"input {_shown(tensor.name)}: more than {MOST_ELEMENTS} elements in one request")
+                raise RefusedMessage(f"input {_shown(tensor.name)}: more than {MOST_ELEMENTS} elements in one request")
         if not raw:
             if tensor.contents < 0:
-                raise Refused(f"input {_shown(tensor.name)}: it has no content")
+                raise RefusedMessage(f"input {_shown(tensor.name)}: it has no content")
             if is_bytes and tensor.contents != expected:
-                raise Refused(
+                raise RefusedMessage(
                     f"input {_shown(tensor.name)}: its contents have {tensor.contents} elements, its shape {expected}"
                 )
             cut += tensor.cut
             continue
         if tensor.contents >= 0:
-            raise Refused(f"input {_shown(tensor.name)}: it has contents and raw_input_contents")
+            raise RefusedMessage(f"input {_shown(tensor.name)}: it has contents and raw_input_contents")
         start, end = raw[index]
         if is_bytes:
             if not _is_framed(message, start, end, expected):
-                raise Refused(
+                raise RefusedMessage(
                     f"input {_shown(tensor.name)}: its raw content is not {expected} elements, each after its size "
                     "in 4 bytes"
                 )
             if end - start > MOST_PER_ROW:
                 cut += _cut(message, start, expected)
         elif (size := _SIZES.get(tensor.datatype)) is not None and end - start != size * expected:
-            raise Refused(
+            raise RefusedMessage(
                 f"input {_shown(tensor.name)}: its raw content has {end - start} bytes, its shape and datatype "
                 f"{size * expected}"
             )
@@ -333,10 +333,10 @@ def _check_inputs(message: bytes, inputs: list[_Input], raw: list[Span]) -> tupl
 def _elements(tensor: _Input) -> int:
     """The number of elements in the shape. Raises Refused if it is 0, or a size is negative (2^63 or more here)."""
     if any(size >= 1 << 63 for size in tensor.shape):
-        raise Refused(f"input {_shown(tensor.name)}: a size of its shape is negative")
+        raise RefusedMessage(f"input {_shown(tensor.name)}: a size of its shape is negative")
     count = prod(tensor.shape)
     if not count:
-        raise Refused(f"input {_shown(tensor.name)}: it is empty")
+        raise RefusedMessage(f"input {_shown(tensor.name)}: it is empty")
     return count
 
 
@@ -365,11 +365,11 @@ def _cut(message: bytes, at: int, count: int) -> int:
 def _text(message: bytes, at: int, end: int, longest: int = LONGEST_NAME) -> bytes:
     """A text field. Raises Refused if it is too long or holds a NUL byte, and WrongMessage if it is not UTF-8."""
     if end - at > longest:
-        raise Refused(f"a name in the request has {end - at} bytes; at most {longest} are allowed")
+        raise RefusedMessage(f"a name in the request has {end - at} bytes; at most {longest} are allowed")
     text = message[at:end]
     if 0 in text:
         # Triton reads names as C strings, up to the first NUL: it would see a different name.
-        raise Refused("a name or a parameter in the request holds a NUL byte")
+        raise RefusedMessage("a name or a parameter in the request holds a NUL byte")
     if not text.isascii():
         try:
             text.decode()

@@ -93,7 +93,7 @@ MOST_FIELDS = 4096
 """Fields of one request, including the fields of messages in it. Each takes a microsecond of the event loop."""
 
 
-class Refused(ValueError):
+class RefusedMessage(ValueError):
     """The request can't be answered; the message is one line for its sender. supported: False if this endpoint never
     supports such requests."""
 
@@ -120,7 +120,7 @@ class Fields:
         while at < end:
             self._left -= 1
             if self._left < 0:
-                raise Refused(f"the request has more than {MOST_FIELDS} fields: use raw_input_contents")
+                raise RefusedMessage(f"the request has more than {MOST_FIELDS} fields: use raw_input_contents")
             begin = at
             tag = message[at]
             at += 1

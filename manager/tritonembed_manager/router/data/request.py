@@ -16,7 +16,7 @@ from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import Envelope, read_envelope
 from tritonembed_manager.router.data.failover import Break
 from tritonembed_manager.router.data.model_names import OF_TRITON, check_name
-from tritonembed_manager.router.data.protobuf import BYTES, Refused, WrongMessage, read_varint, with_timeout
+from tritonembed_manager.router.data.protobuf import BYTES, RefusedMessage, WrongMessage, read_varint, with_timeout
 from tritonembed_manager.router.data.upstream import Incarnation
 from tritonembed_manager.router.interfaces import Admission, DispatchError, Metadata
 
@@ -98,7 +98,7 @@ def read(message: bytes) -> Envelope:
         return envelope
     except (WrongMessage, UnicodeDecodeError):
         raise DispatchError(_CODE.INVALID_ARGUMENT, "these bytes are not a valid ModelInferRequest") from None
-    except Refused as error:
+    except RefusedMessage as error:
         raise DispatchError(_CODE.INVALID_ARGUMENT if error.supported else _CODE.UNIMPLEMENTED, str(error)) from None
 
 

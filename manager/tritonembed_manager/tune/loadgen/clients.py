@@ -24,10 +24,10 @@ from tritonembed_manager.tune.loadgen.load import (
     Load,
     LoadError,
     LoadResult,
+    LoadTransport,
     RequestFailedError,
     Samples,
     ThreadUse,
-    Transport,
     Work,
 )
 
@@ -110,7 +110,7 @@ class _Client:
         if not task.cancelled():
             task.result()
 
-    async def _closed(self, transport: Transport, requests: int | None) -> None:
+    async def _closed(self, transport: LoadTransport, requests: int | None) -> None:
         left: Iterator[int] = itertools.count() if requests is None else iter(range(requests))
 
         async def one() -> None:
@@ -122,7 +122,7 @@ class _Client:
             await asyncio.sleep(wait)
         await asyncio.gather(*(one() for _ in range(self._load.concurrency or 1)))
 
-    async def _open(self, transport: Transport, requests: int | None) -> None:
+    async def _open(self, transport: LoadTransport, requests: int | None) -> None:
         assert self._load.rate is not None
         first = self._begin - self._load.warm_up
         running: set[asyncio.Task[None]] = set()
@@ -145,7 +145,7 @@ class _Client:
             for task in running:
                 task.cancel()
 
-    async def _request(self, transport: Transport, due: float) -> None:
+    async def _request(self, transport: LoadTransport, due: float) -> None:
         """Send one request. due: when it had to be sent; its latency counts from there."""
         turn = next(self._turns)
         pooled = turn % len(self._work.payloads)
@@ -192,7 +192,7 @@ class _Client:
         finally:
             use.append(meter.read())
 
-    async def _send_one(self, transport: Transport) -> None:
+    async def _send_one(self, transport: LoadTransport) -> None:
         """Make every connection before the clock runs; what comes back does not matter yet."""
         for connection in range(self._connections()):
             try:

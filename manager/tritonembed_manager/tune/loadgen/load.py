@@ -34,7 +34,7 @@ class RequestFailedError(Exception):
         self.kind = kind
 
 
-class Transport(Protocol):
+class LoadTransport(Protocol):
     """Open connections to a server, in one event loop."""
 
     async def send(self, payload: bytes, number: int) -> bytes:
@@ -53,7 +53,7 @@ class Sender(Protocol):
     def connections(self, concurrency: int | None) -> int:
         """Connections for this many requests in flight; None: an open loop, which has no bound."""
 
-    def open(self, connections: int, timeout: float) -> Transport:
+    def open(self, connections: int, timeout: float) -> LoadTransport:
         """Call it inside the event loop that will use it. timeout: seconds per request."""
 
 

@@ -12,7 +12,7 @@ from tests.fakes.triton import infer_request
 from tritonclient.grpc import service_pb2
 
 from tritonembed_manager.router.data.envelope import MOST_ELEMENTS, read_envelope, read_id, work_of
-from tritonembed_manager.router.data.protobuf import MOST_FIELDS, Refused, WrongMessage, varint
+from tritonembed_manager.router.data.protobuf import MOST_FIELDS, RefusedMessage, WrongMessage, varint
 from tritonembed_manager.router.data.window import MOST_PER_ROW
 
 Request = service_pb2.ModelInferRequest
@@ -85,7 +85,7 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_harmful_requests_are_refused_in_one_line(case):
     make, reason = REFUSED[case]
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RefusedMessage) as refusal:
         read_envelope(make().SerializeToString())
     assert reason in str(refusal.value)
     assert refusal.value.supported
@@ -96,7 +96,7 @@ def test_harmful_requests_are_refused_in_one_line(case):
 def test_requests_that_name_shared_memory_are_refused(of):
     made = output()
     in_shared_memory(getattr(made, of)[0])
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(RefusedMessage) as refusal:
         read_envelope(made.SerializeToString())
     assert not refusal.value.supported
 
@@ -247,7 +247,7 @@ def test_a_nul_byte_in_a_name_is_refused(where: str):
         made.parameters["truncate\0"].string_param = "END"
     else:
         setattr(made, where, "1\0")
-    with pytest.raises(Refused, match="NUL"):
+    with pytest.raises(RefusedMessage, match="NUL"):
         read_envelope(made.SerializeToString())
 
 
@@ -289,7 +289,7 @@ def numbers(content):
 def test_a_number_that_is_too_long_is_found_wherever_it_stands(before):
     with pytest.raises(WrongMessage, match="within a number"):
         read_envelope(numbers(b"\x05" * before + b"\x80" * 10 + b"\1" + b"\x05" * 20))
-    with pytest.raises(Refused, match="raw_input_contents of 2"):
+    with pytest.raises(RefusedMessage, match="raw_input_contents of 2"):
         read_envelope(numbers(b"\x05" * before + b"\x80" * 9 + b"\1" + b"\x05" * 20 + b"\x05") + b"\x3a\0\x3a\0")
 
 
@@ -299,7 +299,7 @@ def test_numbers_of_a_large_message_do_not_keep_the_event_loop_busy(number):
     took = []
     for _ in range(3):
         began = time.thread_time()
-        with contextlib.suppress(Refused):
+        with contextlib.suppress(RefusedMessage):
             read_envelope(message)
         took.append(time.thread_time() - began)
     assert min(took) < 0.3
@@ -336,7 +336,7 @@ def test_no_message_keeps_the_event_loop_busy(kind):
     took = []
     for _ in range(3):
         began = time.thread_time()
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedMessage):
             read_envelope(message)
         took.append(time.thread_time() - began)
     # The refusal takes 5 ms on an idle core. Reading the whole message would take seconds.

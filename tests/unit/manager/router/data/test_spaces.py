@@ -9,7 +9,7 @@ from tests.fakes.triton import infer_request, infer_response, vector
 
 from tritonembed_manager.router.data import spaces
 from tritonembed_manager.router.data.envelope import read_envelope
-from tritonembed_manager.router.data.protobuf import Refused
+from tritonembed_manager.router.data.protobuf import RefusedMessage
 from tritonembed_manager.router.interfaces import DispatchError, ServerState
 from tritonembed_protocol.space import HEADER, SPACE
 
@@ -98,7 +98,7 @@ async def test_while_no_server_is_ready_such_a_request_waits_for_one():
 
 @pytest.mark.parametrize("wrong", ["", 7, True])
 def test_a_space_that_is_no_text_is_refused(wrong):
-    with pytest.raises(Refused, match="embedding_space: must be a string"):
+    with pytest.raises(RefusedMessage, match="embedding_space: must be a string"):
         read_envelope(infer_request(b"a", **{SPACE: wrong}).SerializeToString())
 
 

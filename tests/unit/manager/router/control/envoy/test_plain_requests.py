@@ -12,7 +12,7 @@ from tests.unit.manager.router.control.envoy.running import envoy, whole_configu
 
 from tritonembed_manager.router.data.envelope import read_envelope
 from tritonembed_manager.router.data.failover import digest
-from tritonembed_manager.router.data.protobuf import Refused, WrongMessage
+from tritonembed_manager.router.data.protobuf import RefusedMessage, WrongMessage
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 MAX_BYTES = 100_000
@@ -152,7 +152,7 @@ def test_the_manager_accepts_all_that_envoy_sends_to_a_server(where: Callable[..
         if ways[-1] == "server":
             try:
                 read_envelope(bytes(spoiled))
-            except (Refused, WrongMessage) as error:
+            except (RefusedMessage, WrongMessage) as error:
                 pytest.fail(f"{bytes(spoiled)!r}: {error}")
     assert ways.count("server") > 100
     assert ways.count("worker") > 500
