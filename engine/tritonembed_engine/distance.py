@@ -66,19 +66,19 @@ class Measure:
         return of_vectors(answers, expected)
 
     def over(self, distance: float, allowed: float, other: str) -> str:
-        """For messages: the distance to `other` is over the allowed one."""
+        """Words for messages: the distance to `other` is too large."""
         if self is SCORES:
             return f"{distance:.4f} standard deviations from {other}, over {allowed:.4f}"
         return f"cosine {1 - distance:.6f} to {other}, below {1 - allowed:.6f}"
 
     def summary(self, largest: float, other: str) -> str:
-        """For the log."""
+        """A summary for the log."""
         if self is SCORES:
             return f"largest difference {largest:.6f} standard deviations from {other}"
         return f"lowest cosine {1 - largest:.6f} to {other}"
 
     def change(self, distance: float) -> str:
-        """For messages: by how much something changes the answers."""
+        """Words for messages: by how much something changes the answers."""
         if self is SCORES:
             return f"scores of this model by {distance:.4f} standard deviations"
         return f"vectors of this model to a cosine of {1 - distance:.4f}"

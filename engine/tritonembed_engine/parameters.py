@@ -30,7 +30,7 @@ class EmbedParameters:
     embedding_type: str = DEFAULT_OUTPUT_TYPE
     normalize: bool | None = None
     outputs: tuple[str, ...] | None = None
-    """In the order of OUTPUTS."""
+    """Names of outputs, in the order of OUTPUTS."""
     top_k: int | None = None
     sparse_threshold: float = 0.0
     return_tokens: bool = False

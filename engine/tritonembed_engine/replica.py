@@ -79,7 +79,7 @@ class Asked:
         return NO_CHOICES
 
     def without_forward(self, sentences: TokenIds) -> TokenOutputs | None:  # noqa: ARG002
-        """Its outputs, if they need no forward pass; else None."""
+        """The item's outputs, if they need no forward pass; else None."""
         return None
 
 
@@ -98,7 +98,7 @@ class Replica:
     adapters: "Mapping[str, AdapterFiles]"
     space: str
     spaces: dict[str, str]
-    """Of the adapters, by their names."""
+    """The spaces of the adapters, by their names."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model onto the device that Triton gave this instance."""

@@ -20,7 +20,7 @@ class ScoreParameters:
     max_text_tokens: int | None = None
     """The most tokens of a text, if the model takes more."""
     embedding_space: str | None = None
-    """The model whose scores they must be."""
+    """The space that the scores must be of."""
     cache: bool = True
     cache_salt: str = ""
 

@@ -88,7 +88,7 @@ class EngineSettings(BaseModel):
     sentence-transformers' vectors."""
 
     quantization_quality: float = Field(default=0.98, gt=0, le=1)
-    """Of int8: the part of the ten nearest of the calibration texts that have to be those of float32."""
+    """For int8: the share of the calibration texts' ten nearest neighbours that must be the same as in float32."""
 
     calibration: str | None = Field(default=None, min_length=1)
     """Texts that int8 is calibrated and judged with: a file of UTF-8 with one per line; None: the project's own."""

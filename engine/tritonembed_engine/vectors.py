@@ -97,4 +97,4 @@ def _signs(vectors: Vectors, dtype: np.dtype[Any]) -> Encoded:
 
 
 ENCODERS: dict[str, Callable[[Vectors, np.dtype[Any]], Encoded]] = {"cast": _cast, "scale": _scale, "signs": _signs}
-"""By the name of the encoder in the table of output types."""
+"""Encoders, by their names in the table of output types."""

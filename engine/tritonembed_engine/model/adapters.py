@@ -240,7 +240,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 def _check_base(config: Mapping[str, Any], files: ModelFiles) -> None:
-    """Raise ModelError if the adapter names another base model on the hub than the one that is served."""
+    """Raise ModelError if the adapter's base model on the hub is not the served model."""
     base = str(config.get("base_model_name_or_path") or "")
     last = base.rstrip("/").rpartition("/")[2]
     own = files.name.rpartition("/")[2]
@@ -280,7 +280,7 @@ def _pattern(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 
 def _of_pattern(config: Mapping[str, Any], key: str, module: str, default: Any) -> Any:
-    """As peft's `get_pattern_key`: the first key that matches the end of the layer's path."""
+    """The first key that matches the end of the layer's path, as in peft's `get_pattern_key`."""
     for pattern, value in _pattern(config, key).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value

@@ -44,7 +44,7 @@ WITH_HEAD = {
     "modernbert": ("model.", "ModernBertModel"),
     NEW: ("new.", "GteModel"),
 }
-"""By model type: the prefix of the encoder's weights in a checkpoint with a head, and the class without the head."""
+"""For each model type: the prefix of the encoder's weights in a checkpoint with a head; the class without the head."""
 
 
 def head_of(config: Mapping[str, Any]) -> tuple[str, str]:

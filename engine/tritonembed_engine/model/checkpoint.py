@@ -64,7 +64,7 @@ def tensors_of(file: Path) -> Iterator[tuple[str, "torch.Tensor"]]:
 
 
 def selected_tensors(file: Path, names: Container[str]) -> "Iterator[tuple[str, torch.Tensor]]":
-    """Those tensors of one file, by name, on the CPU. The others are not read."""
+    """The selected tensors of one file, by name, on the CPU. The others are not read."""
     if file.suffix == ".safetensors":
         from safetensors import safe_open
 

@@ -26,7 +26,7 @@ _ACTIVATIONS = {
     "gelu_new": "transformers.activations.NewGELUActivation",
     "gelu_pytorch_tanh": "transformers.activations.GELUTanh",
 }
-"""By transformers' names."""
+"""Activations by transformers' names."""
 
 _WITH_TOKEN_TYPES = {"bert": 2, "albert": 2, "electra": 2}
 """Model types with more than one kind of token, and the number that a config.json without `type_vocab_size` means."""
@@ -82,7 +82,7 @@ QWEN3_RERANKER = PairTemplate(
     after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
     instruction="Given a web search query, retrieve relevant passages that answer the query",
 )
-"""Of the model's card."""
+"""The template on the model's card."""
 
 
 @dataclass(frozen=True)
@@ -279,7 +279,7 @@ _HEADS: dict[str, Callable[[_Head, Mapping[str, Any]], _Parts]] = {
     "Gemma": _last_token,
     "Gemma2": _last_token,
 }
-"""By the class's name without its suffix."""
+"""Heads by the class's name without its suffix."""
 
 
 def _architecture(config: Mapping[str, Any]) -> str:
@@ -307,7 +307,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own_activation(config: Mapping[str, Any], folder: Path, labels: int) -> Activation:
-    """As the files say. Else a sigmoid for one label, or for several that don't exclude each other, and softmax.
+    """The activation in the files. Else sigmoid for one label or for labels that don't exclude each other, else softmax.
 
     sentence-transformers has no activation for several labels unless the files name one.
     """

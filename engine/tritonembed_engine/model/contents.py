@@ -36,7 +36,7 @@ def digests_of(files: Sequence[Path]) -> list[str]:
 
 
 def digest_of(file: Path, cache: Path | None) -> str:
-    """As `digests_of`. cache: where the digests of large files are; None: every file is read.
+    """Like `digests_of`, for one model. cache: where the digests of large files are; None: every file is read.
 
     Another process that needs the same digest waits for this one instead of reading the file, too.
     """

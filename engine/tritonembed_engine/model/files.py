@@ -131,10 +131,10 @@ class ModelFiles:
     """Texts of prompts that are one token each, although the tokenizer would split them (ColBERT)."""
 
     token_outputs: TokenOutputs = field(default_factory=TokenOutputs)
-    """Outputs beside the dense vector, which are made of tokens."""
+    """Outputs other than the dense vector, which are made of tokens."""
 
     classifier: Classifier | None = None
-    """Of a reranker or classifier: then `pooling` and `steps` are those of its head, and `dimensions` its labels."""
+    """A reranker or classifier: then `pooling` and `steps` are those of its head, and `dimensions` its labels."""
 
     tasks: tuple[str, ...] = ()
     """Adapters in the model's own checkpoint (jina-embeddings-v3)."""

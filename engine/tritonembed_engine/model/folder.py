@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """As `read_json`, for a file with an object; empty if the file does not exist."""
+    """Like `read_json`, for a file with an object; empty if the file does not exist."""
     value = read_json(path)
     if value is not None and not isinstance(value, dict):
         raise ModelError(f"the model's {path.name} is not a JSON object")

@@ -50,7 +50,7 @@ OTHER_FAMILIES = {
 
 _NAMESPACE = "sentence_transformers."
 _PYLATE_DENSE = "pylate.models.Dense.Dense"
-"""The same as sentence-transformers' Dense."""
+"""PyLate's class for sentence-transformers' Dense."""
 _SPARSE = ("MLMTransformer", "SpladePooling", "SparseAutoEncoder", "SparseStaticEmbedding")
 _POOLING_KEYS = {
     *("word_embedding_dimension", "embedding_dimension", "pooling_mode", "include_prompt"),

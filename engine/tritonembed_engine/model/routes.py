@@ -36,7 +36,7 @@ class Routes:
 
 
 def read_routes(folder: Path) -> Routes | None:
-    """Those of a model's folder; None if it has no Router. Raises ModelError for routes that can't be served."""
+    """The routes of a model's folder; None if it has no Router. Raises ModelError for routes that can't be served."""
     listed = read_json(folder / "modules.json")
     modules = modules_in_order(listed) if listed is not None else []
     if [name for name, _ in modules] != [ROUTER]:

@@ -19,7 +19,7 @@ from tritonembed_engine.model.folder import CONFIGURATION_FILES, read_object, we
 from tritonembed_engine.settings import ModelSettings
 
 VERSION = 1
-"""Of the digest. Servers with another version count as other models, so it changes only if the vectors do."""
+"""The digest's version. Servers with another version count as other models, so it changes only if the vectors do."""
 
 DIGITS = 12
 SIXTEEN_BITS = ("bfloat16", "float16")

@@ -142,7 +142,7 @@ def _modules(folder: Path) -> Sequence[tuple[str, str]]:
 
 
 def read_token_outputs(folder: Path) -> TokenOutputs:
-    """Those of a model's folder."""
+    """The outputs per token of a model's folder."""
     sparse, colbert = folder / SPARSE_LINEAR, folder / COLBERT_LINEAR
     return TokenOutputs(
         True,

@@ -34,7 +34,7 @@ _JOINED: dict[str, dict[tuple[str, ...], str]] = {
     "gte": {_QKV: "qkv", ("up_proj", "gate_proj"): "up_gate"},
     "nomic_bert": {_QKV: "qkv"},
 }
-"""By model type: the matrices that are stacked by rows in one."""
+"""For each model type: the matrices that are stacked by rows in one."""
 
 _RENAMED = {
     "gte": {
@@ -57,7 +57,7 @@ _RENAMED = {
         r"post_mlp_layernorm": "norm2",
     },
 }
-"""By model type: patterns of transformers' names to the hub's, each applied in turn. The hub's own names stay: the
+"""Per model type: patterns of transformers' names to the hub's, each applied in turn. The hub's own names stay: the
 `save_pretrained` of transformers 5 writes those."""
 
 

@@ -47,7 +47,7 @@ TEXTS = {
     "one long word": "antidisestablishmentarianism" * 5,
     "repeated": "spam " * 40,
 }
-"""By name. The odd texts are those in which tokenizers and positions differ."""
+"""Texts by name. The odd texts are those in which tokenizers and positions differ."""
 
 LONG_TEXT = " ".join(
     f"{word} {n}" for n, word in enumerate(["river", "engine", "Montag", "café", "quiet", "7th"] * 600)

@@ -27,7 +27,7 @@ FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Jap
 FEW_LENGTHS = (2, 17, 65, 129)
 
 IdsOf = Callable[[str, int], bytes]
-"""From a text and the most tokens to its ids, as a Case has them."""
+"""Maps a text and the most tokens to the ids of a Case."""
 
 
 def make_reference(
@@ -150,7 +150,7 @@ def _transformers_ids(files: ModelFiles) -> IdsOf:
 
 
 def _static_ids(files: ModelFiles) -> IdsOf:
-    """As sentence-transformers' StaticEmbedding: no special tokens."""
+    """Ids in the way of sentence-transformers' StaticEmbedding: without special tokens."""
     from tokenizers import Tokenizer
 
     assert files.empty_id is not None
@@ -188,7 +188,7 @@ def _of_text(files: ModelFiles, ids_of: IdsOf, name: str, text: str, kind: str |
 
 
 def _rounding(oracle: Any, cases: list[Case], expected: Any, measure: Measure) -> dict[str, float]:
-    """By type, the largest distance between transformers' own 16-bit and float32 vectors of a few cases."""
+    """For each type, the largest distance between transformers' own 16-bit and float32 vectors of a few cases."""
     import torch
 
     few = sorted(range(len(cases)), key=lambda index: cases[index].tokens > 128)[:12]

@@ -53,7 +53,7 @@ def pair_cases(files: ModelFiles) -> Iterator[Case]:
 
 
 def _encoded(tokenizer: Any, query: str | None, text: str, limit: int, has_types: bool) -> bytes:
-    """By the tokenizer's own rules for a pair."""
+    """A pair's ids, by the tokenizer's own rules."""
     # As lists: else an empty text would be no second text.
     given = ([text],) if query is None else ([query], [text])
     encoded = tokenizer(*given, truncation=True if query is None else "only_second", max_length=limit)
@@ -66,7 +66,7 @@ def _encoded(tokenizer: Any, query: str | None, text: str, limit: int, has_types
 
 
 def _filled(tokenizer: Any, template: PairTemplate, query: str, text: str, limit: int) -> bytes:
-    """As the code on Qwen3-Reranker's card: the pair is one text, and cut between the template's two ends."""
+    """A pair's ids as in the code on Qwen3-Reranker's card: one text, cut between the template's two ends."""
     before = tokenizer.encode(template.before, add_special_tokens=False)
     after = tokenizer.encode(template.after, add_special_tokens=False)
     whole = template.fill_query(query, None) + template.fill_text(text)

@@ -38,7 +38,7 @@ from tritonembed_protocol.types import INPUT_TYPES
 logger = logging.getLogger(__name__)
 
 VERSION = 5
-"""Of the cases and the oracle; another version makes all references anew."""
+"""The version of cases and oracle; another version makes all references anew."""
 
 MOST_SECONDS = 600.0
 """Estimated; a reference that would take longer is not made."""

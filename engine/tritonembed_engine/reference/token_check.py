@@ -30,7 +30,7 @@ head that is applied wrongly, is much farther off."""
 
 _NONE = 2.0
 CASES, LONGEST = 12, 128
-"""The first cases of at most so many tokens: a head is the same for every token."""
+"""The first cases up to a number of tokens: a head is the same for every token."""
 
 
 def chosen_cases(cases: "Sequence[Case]") -> "list[Case]":
@@ -70,7 +70,7 @@ def expected_outputs(files: "ModelFiles", model: Any, cases: "Sequence[Case]") -
 def distances_of(
     executor: "Executor", cases: "Sequence[Case]", expected: Mapping[str, Ragged]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """By output, 1 - cosine of each text's weights or of each token's vector; 2 if one is not finite."""
+    """For each output, 1 - cosine of each text's weights or of each token's vector; 2 if one is not finite."""
     sentences = TokenIds.join([case.ids for case in chosen_cases(cases)])
     everything = dict.fromkeys(expected, np.ones(sentences.tokens, np.bool_))
     pending = executor.launch(sentences, choices=everything)

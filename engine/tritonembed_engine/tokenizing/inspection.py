@@ -15,7 +15,7 @@ from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.tokenizing.inspect_parameters import InspectParameters
 
 MAX_BYTES = 1024 * 1024
-"""Of the texts of a request: each token becomes a line of JSON."""
+"""Limit for the texts of a request: each token becomes a line of JSON."""
 _ID_BYTES = 4
 
 

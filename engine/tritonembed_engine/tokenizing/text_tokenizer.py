@@ -311,7 +311,7 @@ class TextTokenizer:
                 self.truncated += is_cut or bool(encoding.overflowing)
 
     def _accept_empty(self, text: _Text, answers: list[list[bytes] | InvalidArgument]) -> None:
-        """A text without tokens: the model's id for it, or an error."""
+        """The model's id for a text without tokens, or an error."""
         answer = answers[text.request]
         if self._empty is None:
             answers[text.request] = _no_tokens(text.index)

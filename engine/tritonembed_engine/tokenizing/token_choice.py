@@ -78,7 +78,7 @@ class TokenChoice:
         asked: tuple[str, ...],
         sentences: TokenIds,
     ) -> dict[str, npt.NDArray[np.bool_]]:
-        """By output, bool [tokens]: whether a token is part of it. asked: of `outputs_of`."""
+        """For each output, bool [tokens]: whether a token is part of it. asked: of `outputs_of`."""
         chosen: dict[str, npt.NDArray[np.bool_]] = {}
         if SPARSE in asked and self._outputs.sparse is not None:
             # A masked language model's special tokens have logits, too.

@@ -44,7 +44,7 @@ class AsciiWordPiece:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "AsciiWordPiece | None":
-        """For a tokenizer that the module's docstring describes; None for any other."""
+        """The fast path of a tokenizer that the module's docstring describes; None for any other."""
         spec = json.loads(tokenizer.to_str())
         normalizer, pre_tokenizer, model = (spec.get(key) or {} for key in ("normalizer", "pre_tokenizer", "model"))
         kinds = (normalizer.get("type"), pre_tokenizer.get("type"), model.get("type"))
