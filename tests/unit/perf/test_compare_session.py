@@ -30,7 +30,7 @@ def test_wrong_vectors_are_counted_reported_and_exit_code_1(
 ) -> None:
     absent = all_peers()["infinity-emb"]
     monkeypatch.setattr(
-        "tritonembed_perf.compare.command.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
+        "tritonembed_perf.compare.contest.choose_peers", lambda _: [TwoConfigurations(tmp_path / "server.py"), absent]
     )
     assert run(tmp_path, shelf("roberta")) == 1
     said = capsys.readouterr()
@@ -63,7 +63,7 @@ def test_a_load_that_no_server_can_have_is_refused_before_anything_starts(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("tritonembed_perf.compare.command.Contest", lambda *_: pytest.fail("it started"))
+    monkeypatch.setattr("tritonembed_perf.compare.contest.Contest", lambda *_: pytest.fail("it started"))
     assert run(tmp_path, shelf("roberta"), *options) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert said in line
@@ -76,7 +76,7 @@ def test_an_unexpected_error_does_not_lose_the_figures(
         def configs(self, bench: Bench) -> list[str]:
             raise ZeroDivisionError
 
-    monkeypatch.setattr("tritonembed_perf.compare.command.choose_peers", lambda _: [Broken(tmp_path / "server.py")])
+    monkeypatch.setattr("tritonembed_perf.compare.contest.choose_peers", lambda _: [Broken(tmp_path / "server.py")])
     with pytest.raises(ZeroDivisionError):
         main(["compare", "--model", str(shelf("roberta")), "--device", "cpu", "--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out" / "compare.json").read_text())["runs"][0]["interrupted"]
