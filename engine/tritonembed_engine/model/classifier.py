@@ -307,7 +307,7 @@ def _labels(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _own_activation(config: Mapping[str, Any], folder: Path, labels: int) -> Activation:
-    """The activation in the files. Else sigmoid for one label or for labels that don't exclude each other, else softmax.
+    """The activation in the files. Else sigmoid for one label or labels that don't exclude each other, else softmax.
 
     sentence-transformers has no activation for several labels unless the files name one.
     """
