@@ -124,17 +124,17 @@ COMMAND = "python -m tritonembed_perf.families --out docs"
 _HEAD = f"""\
 # Models
 
-Which model folders the engine serves, and whether the vectors are right. `{COMMAND}` makes this page on any CPU: no
-model hub, no GPU. Every case is a folder in the layout of the hub's models, with small random weights.
+This page shows which model folders the engine serves, and whether their vectors are right. `{COMMAND}` makes
+this page on any CPU: no model hub, no GPU. Every case is a folder in the layout of the hub's models, with small random weights.
 
 * **Result.** `right`: each vector has a cosine of at least 0.9999 to sentence-transformers' own float32 vector, and the
   same norm. `refused`: the engine does not load the model, and the message says why. `no reference`:
   sentence-transformers does not load it either. `WRONG`: a vector differs, or the engine serves what
   sentence-transformers refuses. SPLADE's weights and the vectors of a ColBERT model's tokens are compared as one
-  vector per text; a reranker's logits, as vectors of one number per label, with those of its `CrossEncoder` or, for
-  Qwen3-Reranker, of the code on its card.
-* **Cosine.** The least over about 40 texts, from empty to far over the maximum, and over queries and passages.
-* **Executor.** What served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own,
+  vector per text. A reranker's logits are compared, as a vector with one number per label, with those of its
+  `CrossEncoder`, or for Qwen3-Reranker of the code on its card.
+* **Cosine.** The least cosine of about 40 texts, from empty to far over the maximum, as queries and as passages.
+* **Executor.** The executor that served: `direct` runs a whole batch in one forward pass, `scheduler` is vLLM's own,
   `transformers` is Hugging Face's model for families that vLLM lacks.
 * **Arguments.** vLLM engine arguments that the case needs.
 
