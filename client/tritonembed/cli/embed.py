@@ -97,13 +97,14 @@ def embed(
         ),
     ] = None,
     top_k: Annotated[
-        int | None, option("--top-k", "Of sparse: keep only this many weights of a text.", min=1, show_default="all")
+        int | None, option("--top-k", "For sparse: keep only this many weights per text.", min=1, show_default="all")
     ] = None,
     sparse_threshold: Annotated[
-        float | None, option("--sparse-threshold", "Of sparse: keep only weights above this.", min=0, show_default="0")
+        float | None,
+        option("--sparse-threshold", "For sparse: keep only weights above this number.", min=0, show_default="0"),
     ] = None,
     return_tokens: Annotated[
-        bool, typer.Option("--return-tokens", help="Of sparse: show tokens instead of their ids.")
+        bool, typer.Option("--return-tokens", help="For sparse: show tokens instead of their ids.")
     ] = False,
     servers: Annotated[
         list[str] | None,

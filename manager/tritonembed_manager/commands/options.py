@@ -198,8 +198,8 @@ QuantizationQuality = Annotated[
         None,
         min=0.01,
         max=1.0,
-        help="With --quantization int8: the part of the ten nearest of the calibration texts that have to be those of "
-        "float32; by default 0.98.",
+        help="With --quantization int8: the share of the calibration texts' ten nearest neighbours that must be the "
+        "same as in float32; by default 0.98.",
     ),
 ]
 Calibration = Annotated[

@@ -201,9 +201,7 @@ class ServeOptions:
     server_key: AttachedOverTls[Annotated[Path | None, typer.Option(None, help="The key of --server-cert (PEM).")]]
     health_interval: Annotated[float, typer.Option(2.0, min=0.05, help="Seconds between two checks of a server.")]
     health_timeout: Annotated[float, typer.Option(10.0, min=0.05, help="Seconds for the answer to a check.")]
-    forward_timeout: Annotated[
-        float, typer.Option(60.0, min=0.001, help="Seconds for a request that came without a deadline.")
-    ]
+    forward_timeout: Annotated[float, typer.Option(60.0, min=0.001, help="Seconds for a request without a deadline.")]
     startup_timeout: shared.StartupTimeout
     lame_duck: Annotated[
         float,
@@ -220,7 +218,7 @@ class ServeOptions:
     ]
     max_in_flight_per_server: Annotated[
         int,
-        typer.Option(1024, min=1, help="Requests at one time per server, waiting ones included; more are refused."),
+        typer.Option(1024, min=1, help="Requests at one time per server, waiting requests included; more are refused."),
     ]
     hedge_after: Annotated[
         str | None,
@@ -291,8 +289,8 @@ class ServeOptions:
         Path | None,
         typer.Option(
             None,
-            help="Speak TLS on both ports, with this certificate (PEM; intermediate ones may follow). If the files "
-            "change, new connections get the new certificate.",
+            help="Speak TLS on both ports, with this certificate (PEM; intermediate certificates may follow). If "
+            "the files change, new connections get the new certificate.",
         ),
     ]
     tls_key: Annotated[Path | None, typer.Option(None, help="The key of --tls-cert (PEM, without a password).")]
@@ -362,7 +360,7 @@ class ServeOptions:
         typer.Option(4096.0, min=0, help="Bytes per second, over five seconds, that an HTTP body must bring."),
     ]
     max_connections_per_peer: Annotated[
-        int, typer.Option(1024, min=1, help="HTTP connections per address and worker; new ones are closed.")
+        int, typer.Option(1024, min=1, help="HTTP connections per address and worker; more are closed.")
     ]
     log_format: Annotated[Literal["text", "json"], typer.Option("text", help="Text for people, or JSON.")]
     log_verbose: shared.LogVerbose

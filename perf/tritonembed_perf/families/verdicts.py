@@ -125,7 +125,8 @@ _HEAD = f"""\
 # Models
 
 This page shows which model folders the engine serves, and whether their vectors are right. `{COMMAND}` makes
-this page on any CPU: no model hub, no GPU. Every case is a folder in the layout of the hub's models, with small random weights.
+this page on any CPU: no model hub, no GPU. Every case is a folder in the layout of the hub's
+models, with small random weights.
 
 * **Result.** `right`: each vector has a cosine of at least 0.9999 to sentence-transformers' own float32 vector, and the
   same norm. `refused`: the engine does not load the model, and the message says why. `no reference`:

@@ -32,7 +32,7 @@ LAYERS = ("query", "key", "value", "attention.output.dense", "intermediate.dense
 
 def measure(
     preset: Annotated[Literal["bert-6x384", "bert-base"], Option("bert-base", help="Shape of the model.")],
-    rank: Annotated[int, Option(16, min=1, help="Of every matrix.")],
+    rank: Annotated[int, Option(16, min=1, help="Rank of every matrix.")],
     adapters: Annotated[int, Option(8, min=1, help="Number of adapters.")],
     shape: Annotated[str, Option("64x50", help="SENTENCESxTOKENS of a batch.")],
     device: Annotated[Literal["cpu", "cuda"], Option("cpu")],

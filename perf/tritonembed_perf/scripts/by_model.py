@@ -34,7 +34,7 @@ EXECUTOR = re.compile(r"(\w+) executor: lowest cosine ([\d.]+) to the reference"
 def by_model(
     models: Annotated[list[str], Argument(help="Folders of models.")],
     loads: Loads = "50x64@16,512x64@16,50x1@1024",
-    seconds: Annotated[float, Option(min=0.1, help="Of each load.")] = 8.0,
+    seconds: Annotated[float, Option(min=0.1, help="Seconds of each load.")] = 8.0,
 ) -> dict[str, Any]:
     """Print a table, a row per model."""
     shapes = parse_loads(loads)

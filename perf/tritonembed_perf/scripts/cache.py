@@ -109,11 +109,11 @@ def served(
     model: Model,
     context: typer.Context,
     loads: Loads = "50x1@16,50x64@4",
-    sentences: Annotated[int, Option(min=1, help="In a round.")] = 2048,
-    rounds: Annotated[int, Option(min=1, help="Medians count.")] = 9,
-    cache_bytes: Annotated[int, Option(min=1, help="Of the cache.")] = 64 << 20,
-    repeated: Annotated[float, Option(min=0, max=1, help="Part of the texts that come again.")] = 0.3,
-    distinct: Annotated[int, Option(min=1, help="Different texts of this part.")] = 1000,
+    sentences: Annotated[int, Option(min=1, help="Sentences per round.")] = 2048,
+    rounds: Annotated[int, Option(min=1, help="Rounds; medians count.")] = 9,
+    cache_bytes: Annotated[int, Option(min=1, help="Size of the cache.")] = 64 << 20,
+    repeated: Annotated[float, Option(min=0, max=1, help="Share of the texts that come again.")] = 0.3,
+    distinct: Annotated[int, Option(min=1, help="Number of different texts that come again.")] = 1000,
 ) -> dict[str, Any]:
     """Cost and gain of the cache through a manager, by load."""
     rows = []
@@ -170,10 +170,10 @@ class _Nothing:
 
 
 def engine(
-    tokens: Annotated[int, Option(min=1, help="Of a text.")] = 50,
+    tokens: Annotated[int, Option(min=1, help="Tokens per text.")] = 50,
     dimensions: Annotated[int, Option(min=1)] = 768,
-    rounds: Annotated[int, Option(min=1, help="Medians count.")] = 15,
-    sentences: Annotated[int, Option(min=64, help="In a round.")] = 4096,
+    rounds: Annotated[int, Option(min=1, help="Rounds; medians count.")] = 15,
+    sentences: Annotated[int, Option(min=64, help="Sentences per round.")] = 4096,
 ) -> dict[str, Any]:
     """CPU time of the engine per request, by sentences in a request."""
     rng, rows = np.random.default_rng(0), []

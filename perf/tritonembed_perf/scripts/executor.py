@@ -78,7 +78,7 @@ class ExecutorOptions:
 
     model: Model
     device: Annotated[Literal["cpu", "cuda"], Option()] = "cpu"
-    executor: Annotated[str, Option(help="One, or for `speed` several with commas.")] = "auto"
+    executor: Annotated[str, Option(help="The executor, or for `speed` several with commas.")] = "auto"
     deterministic: Annotated[bool, Option(None, "--deterministic", help="One sentence per forward pass.")] = False
     vllm: Annotated[str, Option(help="vLLM engine arguments as JSON.", show_default=False)] = "{}"
 

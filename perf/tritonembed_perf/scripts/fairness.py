@@ -49,12 +49,14 @@ class Round:
 def fairness(
     model: Model,
     context: typer.Context,
-    flood: Annotated[str, Option(help="Tokens x sentences @ requests at once.")] = "50x1024@8",
-    single: Annotated[str, Option(help="Tokens x sentences.")] = "50x1",
+    flood: Annotated[str, Option(help="The flood: tokens x sentences @ requests at once.")] = "50x1024@8",
+    single: Annotated[str, Option(help="The other caller's requests: tokens x sentences.")] = "50x1",
     rate: Annotated[float, Option(help="Requests per second of the other caller.")] = 10,
-    seconds: Annotated[float, Option(min=1, help="Per measurement.")] = 10,
-    managers: Annotated[int, Option(min=1, help="One after the other; the flood is alone once for each.")] = 1,
-    rounds: Annotated[int, Option(min=1, help="Per manager.")] = 3,
+    seconds: Annotated[float, Option(min=1, help="Seconds per measurement.")] = 10,
+    managers: Annotated[
+        int, Option(min=1, help="Managers, one after the other; each measures the flood alone once.")
+    ] = 1,
+    rounds: Annotated[int, Option(min=1, help="Rounds per manager.")] = 3,
     warm_up: Annotated[float, Option(min=0, help="Seconds before each measurement.")] = 4,
 ) -> dict[str, Any]:
     """Latency of single sentences with and without a flood, and the flood's throughput."""

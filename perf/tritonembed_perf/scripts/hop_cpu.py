@@ -241,8 +241,8 @@ def measure(address: str, pid: int, load: LoadShape, payloads: Sequence[bytes], 
 
 def hop_cpu(
     load: Annotated[str, Option(help="TOKENSxSENTENCES@CONCURRENCY.")] = "50x1@32",
-    seconds: Annotated[float, Option(min=0.1, help="Of each round.")] = 3,
-    rounds: Annotated[int, Option(min=1, help="Medians count.")] = 9,
+    seconds: Annotated[float, Option(min=0.1, help="Seconds of each round.")] = 3,
+    rounds: Annotated[int, Option(min=1, help="Rounds; medians count.")] = 9,
     before: Annotated[Path | None, Option(help="Another checkout, to compare with.")] = None,
 ) -> dict[str, Any]:
     """Requests per CPU second of the manager's worker, of its Envoy, and of their floors."""

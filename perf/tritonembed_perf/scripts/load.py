@@ -43,8 +43,8 @@ WARM_UP_S = 1.0
 PAUSE_S, STALL_S = 0.02, 0.4
 CHANNELS = 4
 
-Seconds = Annotated[float, Option(min=0.01, help="Of each round.")]
-Rounds = Annotated[int, Option(min=1, help="Of each load; medians count.")]
+Seconds = Annotated[float, Option(min=0.01, help="Seconds of each round.")]
+Rounds = Annotated[int, Option(min=1, help="Rounds of each load; medians count.")]
 
 
 def throughput(
@@ -90,7 +90,7 @@ def bursts(
     model: Model,
     context: typer.Context,
     loads: Loads = "50x1@8,50x1@32,50x64@8",
-    bursts: Annotated[int, Option(min=1, help="Of each load.")] = 30,
+    bursts: Annotated[int, Option(min=1, help="Bursts of each load.")] = 30,
 ) -> dict[str, Any]:
     """How long the slowest request of a burst takes."""
     requests = encode_loads(model, loads)
@@ -134,8 +134,10 @@ def hop(
     data_planes: Annotated[
         str, Option(help="What forwards requests, with commas between: workers, envoy.")
     ] = "workers",
-    workers: Annotated[str, Option(help="Of the manager, with commas between them.")] = "1,2",
-    envoy_threads: Annotated[int | None, Option(min=1, help="Of Envoy; by default the manager's choice.")] = None,
+    workers: Annotated[str, Option(help="Workers of the manager, with commas between the numbers.")] = "1,2",
+    envoy_threads: Annotated[
+        int | None, Option(min=1, help="Threads of Envoy; by default the manager's choice.")
+    ] = None,
     clients: Annotated[int, Option(min=1, help="Client processes; one sends some 3,000 requests/s.")] = 1,
     seconds: Seconds = 3,
     rounds: Rounds = 5,

@@ -48,8 +48,8 @@ def measure(
     model: Model,
     context: typer.Context,  # noqa: ARG001
     shapes: Annotated[str, Option(help="SENTENCESxTOKENS, with commas.")] = "64x50,1x50",
-    rounds: Annotated[int, Option(min=1, help="Of all systems in turn; medians count.")] = 7,
-    systems: Annotated[str, Option(help="With commas.")] = ",".join(SYSTEMS),
+    rounds: Annotated[int, Option(min=1, help="Rounds of all systems in turn; medians count.")] = 7,
+    systems: Annotated[str, Option(help="Names of systems, with commas.")] = ",".join(SYSTEMS),
 ) -> dict[str, Any]:
     """Compare the systems."""
     rows = []

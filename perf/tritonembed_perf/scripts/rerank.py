@@ -50,12 +50,12 @@ Scores = npt.NDArray[np.float32]
 def rerank(
     model: Model,
     context: typer.Context,
-    texts: Annotated[int, Option(min=1, help="Of a query.")] = 100,
-    tokens: Annotated[int, Option(min=32, help="Of a pair, about.")] = 256,
+    texts: Annotated[int, Option(min=1, help="Texts per query.")] = 100,
+    tokens: Annotated[int, Option(min=32, help="Tokens per pair, about.")] = 256,
     device: Annotated[str, Option(help="cpu or cuda.")] = "cpu",
     rounds: Annotated[int, Option(min=1)] = 5,
     at_once: Annotated[int, Option(min=1, help="Requests in flight.")] = 1,
-    requests_per_round: Annotated[int, Option("--requests", min=1, help="Of a round, for each.")] = 1,
+    requests_per_round: Annotated[int, Option("--requests", min=1, help="Requests per round and system.")] = 1,
     peers: Annotated[str, Option(help="sentence-transformers, vllm-serve, infinity-emb; with commas.")] = "",
     python: Annotated[list[str], Option(help="PEER=PATH: another Python for that system.")] = [],  # noqa: B006
 ) -> dict[str, Any]:

@@ -69,9 +69,9 @@ DAY_S = 86_400.0
 def policies(
     servers: Annotated[int, Option(min=1)] = 4,
     utilization: Annotated[float, Option(help="Share of time in which a server computes.")] = 0.6,
-    seconds: Annotated[float, Option(min=0.1, help="For each policy.")] = 30,
-    seed: Annotated[int, Option(help="Of requests and arrivals.")] = 1,
-    plot: Annotated[Path | None, Option(help="Written with .png and .svg added.")] = None,
+    seconds: Annotated[float, Option(min=0.1, help="Seconds for each policy.")] = 30,
+    seed: Annotated[int, Option(help="Seed of requests and arrivals.")] = 1,
+    plot: Annotated[Path | None, Option(help="Draw the chart, as PLOT.png and PLOT.svg.")] = None,
 ) -> dict[str, Any]:
     """Latencies of each policy at the same rate."""
     requests, sizes = mixed_requests(np.random.default_rng(seed), REQUESTS)
@@ -201,7 +201,7 @@ TLS_LOADS = {"50x1": (1, 32, 6000), "50x64": (64, 8, 800)}
 
 def tls(
     turns: Annotated[int, Option(min=1)] = 5,
-    dimensions: Annotated[int, Option(min=1, help="Of the vectors.")] = 768,
+    dimensions: Annotated[int, Option(min=1, help="Dimensions of the vectors.")] = 768,
 ) -> dict[str, Any]:
     """Sentences per second, and CPU of the manager per request, with TLS and without."""
     rows: list[dict[str, Any]] = []
