@@ -28,7 +28,7 @@ and useful expressions; [autoscaling](../guides/autoscaling.md) uses `tritonembe
 
 ## Of the engine
 
-On a server's metrics port (8002), beside Triton's own (`nv_…`, such as `nv_gpu_memory_used_bytes`),
+On a server's metrics port (8002), in addition to Triton's own (`nv_…`, such as `nv_gpu_memory_used_bytes`),
 with the label `instance`, which Prometheus renames to `exported_instance`. Replicas and tokenizers hand them over
 twice per second. Sentences and tokens from the cache are in none but the cache's.
 
