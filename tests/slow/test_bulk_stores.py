@@ -1,4 +1,5 @@
-"""Databases and object stores: PostgreSQL (apt-get install postgresql), Qdrant's local mode, moto's S3."""
+"""Databases and object stores: PostgreSQL (apt-get install postgresql), Qdrant's local mode, moto's S3, a stand-in for
+Google's store."""
 
 import os
 import shutil
@@ -265,7 +266,7 @@ def bucket() -> Iterator[str]:
     with subprocess.Popen([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]) as process:
         try:
             url = f"http://127.0.0.1:{port}"
-            wait_until(lambda: _is_up(url), 60)
+            wait_until(lambda: _is_up(f"{url}/moto-api/"), 60)
             fs.S3FileSystem(
                 endpoint_override=f"127.0.0.1:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
             ).create_dir("bulk")
@@ -276,7 +277,7 @@ def bucket() -> Iterator[str]:
 
 def _is_up(url: str) -> bool:
     try:
-        urllib.request.urlopen(f"{url}/moto-api/").close()
+        urllib.request.urlopen(url).close()
     except OSError:
         return False
     return True
@@ -300,6 +301,30 @@ def test_an_object_store_is_source_and_sink(bucket: str, source: Path) -> None:
     Store(place).put("a.parquet", source.read_bytes())
     assert [record.rows for record in run_here(make_job(place, output, part_rows=4))] == [1]
     assert ds.dataset(path, filesystem=found).to_table()["id"].to_pylist() == [1]
+
+
+@pytest.fixture
+def gs_bucket() -> Iterator[str]:
+    """What stands after a path in the URI of a bucket of a stand-in for Google's store."""
+    [port] = free_ports(1)
+    command = [f"{Path(sys.executable).parent}/gcp-storage-emulator", "start", "--host", "127.0.0.1", "--in-memory"]
+    with subprocess.Popen([*command, "--port", str(port), "--default-bucket", "bulk"]) as process:
+        try:
+            wait_until(lambda: _is_up(f"http://127.0.0.1:{port}/storage/v1/b/bulk"), 60)
+            yield f"scheme=http&endpoint_override=127.0.0.1:{port}"
+        finally:
+            process.kill()
+
+
+def test_googles_store_is_source_and_sink(gs_bucket: str, source: Path) -> None:
+    place, output = (f"gs://anonymous@bulk/{name}?{gs_bucket}" for name in ("in", "out"))
+    Store(place).put("a.parquet", source.read_bytes())
+    records = run_here(make_job(place, output, part_rows=4))
+    found, path = fs.FileSystem.from_uri(output)
+    table = ds.dataset(path, filesystem=found).to_table().sort_by("id")
+    assert np.array_equal(np.array(table["embedding"].to_pylist(), np.float32), VECTORS)
+    Store(output).delete(f"_tritonembed/parts/{records[2].part}.json")
+    assert [record.part for record in run_here(make_job(place, output, part_rows=4))] == [records[2].part]
 
 
 def test_an_object_store_has_lance_tables(bucket: str, source: Path, tmp_path: Path) -> None:
