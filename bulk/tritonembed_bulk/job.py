@@ -23,6 +23,9 @@ from tritonembed_bulk.sinks import Sink, output_table, parquet_bytes
 
 BLOCK_BYTES = 64 * 1024
 """Ray Data ends a block of rows when it has this many bytes: each part gets a block of its own."""
+TASK_CPUS, TOKENIZING_CPUS = 0.249, 0.999
+"""CPUs of tasks that read and write, and that tokenize. No actor has these numbers: Ray Data makes one process of two
+stages with the same resources, and a part would be tokenized in the model's process, by its threads."""
 CALLS_PER_WORKER = 3
 """Parts that a worker holds: one is computed, one waits, one is handed on."""
 
@@ -241,11 +244,10 @@ class Run:
             max_concurrent_calls_per_actor=CALLS_PER_WORKER,
         )
         packed = [{"span": pickle.dumps(span)} for span in self.missing]
-        # Resources that differ keep Ray Data from making one task of two stages: a span has parts for many tasks.
         return (
             ray.data.from_items(packed, override_num_blocks=len(packed))
-            .map_batches(read, num_cpus=0.25, **given)
-            .map_batches(prepare, num_cpus=1, **given)
+            .map_batches(read, num_cpus=TASK_CPUS, **given)
+            .map_batches(prepare, num_cpus=TOKENIZING_CPUS, **given)
             .map_batches(
                 Embed,
                 fn_constructor_args=(self.job, "cuda" if workers.gpus else "cpu"),
@@ -255,7 +257,7 @@ class Run:
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus,
             )
-            .map_batches(write, num_cpus=0.25, **given)
+            .map_batches(write, num_cpus=TASK_CPUS, **given)
         )
 
 

@@ -2,9 +2,12 @@
 
 import os
 import signal
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
+import ray
 from tests.unit.bulk.here import read_output, run_here
 
 from tritonembed_bulk import cluster
@@ -66,3 +69,24 @@ def test_workers_fit_the_machine(ray_of_session, monkeypatch):
     assert cluster.cpu_workers(16, None, started_here=True) == Workers(16, 1)
     with pytest.raises(Refused, match="Ray has no GPU"):
         cluster.gpu_workers(None, None)
+
+
+class WithProcesses(SleepingCompute):
+    """The log gets a file per stage and process."""
+
+    def prepare(self, work):
+        (Path(self.log) / f"prepare {os.getpid()}").touch()
+        return super().prepare(work)
+
+    def open(self, ledger, device):
+        (Path(self.log) / f"embed {os.getpid()}").touch()
+        return super().open(ledger, device)
+
+
+def test_no_part_is_tokenized_in_a_models_process(ray_of_session, job_of, log):
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with Run(job_of(WithProcesses(log=str(log))), resume=False) as run:
+        assert len(list(run.records(Workers(1, 1)))) == 10
+    found = [name.split() for name in os.listdir(log) if name.startswith(("prepare", "embed"))]
+    assert {stage for stage, _ in found} == {"prepare", "embed"}
+    assert len({pid for _, pid in found}) == len(found)
