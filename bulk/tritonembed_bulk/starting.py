@@ -247,7 +247,7 @@ def _follow(run: Run, workers: Workers, progress: Progress, limits: Limits) -> N
             progress.add(record)
             errors = progress.before.errors + progress.now.errors
             if limits.max_errors is not None and errors > limits.max_errors:
-                raise Refused(f"{errors} rows can't be embedded, more than --max-errors {limits.max_errors}")
+                raise Refused(f"rows that can't be embedded: {errors}, more than --max-errors {limits.max_errors}")
 
 
 @contextmanager
