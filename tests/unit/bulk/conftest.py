@@ -1,5 +1,7 @@
 """A data set, jobs over it, and the session's Ray, whose start takes seconds of a core."""
 
+import signal
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,7 +21,10 @@ def ray_of_session():
     """The address of the session's Ray."""
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     with ray_running(None, dashboard=False):
+        # Ray sets one of its own, which other tests would have then.
+        signal.signal(signal.SIGTERM, handler)
         yield ray.get_runtime_context().gcs_address
 
 
