@@ -1,6 +1,9 @@
 """Pooling of a flat batch, and the steps after it, equal sentence-transformers', also with padding at the end."""
 
 import itertools
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -196,3 +199,21 @@ def test_weights_that_can_not_be_read_are_refused_by_their_folder(file: str, tmp
     (tmp_path / "2_Dense" / file).write_bytes(b"no weights")
     with pytest.raises(ModelError, match=r"^the weights in 2_Dense can't be read \(\w+\)$"):
         Steps([Step("Dense", folder=tmp_path / "2_Dense", width=WIDTH, out_width=5)])
+
+
+def test_pooling_for_openvino_leaves_no_thread_spinning() -> None:
+    """The threads of a BLAS spin until their next product, on cores that the model's products need."""
+    code = """
+import time, numpy as np, psutil
+from tritonembed_engine.executors.host_pooling import pool
+from tritonembed_engine.model.modules import Pooling
+hidden, lengths, skips = np.ones((64, 50, 384), np.float32), np.full(64, 50), np.zeros(64, np.int64)
+while time.process_time() < 1:
+    pool([Pooling.MEAN], hidden, lengths, skips)
+spent = sorted(thread.user_time + thread.system_time for thread in psutil.Process().threads())
+print(sum(spent[:-1]) / spent[-1])
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    command = [sys.executable, "-c", code]
+    shared = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    assert float(shared.stdout) < 0.1
