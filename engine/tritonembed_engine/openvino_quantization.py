@@ -99,7 +99,7 @@ class _Quantizer:
         self._core = openvino.Core()
         self._files, self._dtype, self._graphs = files, dtype, graphs
         self._steps = self._core.compile_model(graphs / STEPS, "CPU", options_of("float32")) if files.steps else None
-        self._ids = _token_ids(files, calibration_texts(settings.engine.calibration))
+        self._ids = calibration_ids(settings.engine.calibration, files)
         products = products_of(self._read())
         self.group = group_of(products.values())
         self.sizes = {name: product.weights.size for name, product in products.items()}
@@ -160,10 +160,12 @@ class _Quantizer:
         return largest
 
 
-def _token_ids(files: ModelFiles, texts: Sequence[str]) -> list[bytes]:
+def calibration_ids(file: str | None, files: ModelFiles) -> list[bytes]:
+    """The token ids of the calibration texts. Raises ModelError as `calibration_texts` does."""
     from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
     tokenizer = TextTokenizer(files)
+    texts = calibration_texts(file)
     answers = tokenizer.encode_requests([([text.encode()], EmbedParameters()) for text in texts])
     # A tokenizer can refuse a text, such as one without tokens.
     return [answer[0] for answer in answers if isinstance(answer, list)]

@@ -9,7 +9,7 @@ differ too much, the products that cost most stay unquantized.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ import numpy.typing as npt
 
 from tritonembed_engine.distance import unit
 from tritonembed_engine.errors import ModelError
+from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.settings import ModelSettings
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,13 +37,19 @@ _SMALLEST = 1e-5
 def calibration_texts(file: str | None) -> list[str]:
     """The texts of a file, one per line, or of the project's own. Raises ModelError if there are too few."""
     try:
-        where = files("tritonembed_engine") / "calibration.txt" if file is None else Path(file)
+        where = resources.files("tritonembed_engine") / "calibration.txt" if file is None else Path(file)
         texts = list(dict.fromkeys(line for line in where.read_text("utf-8").splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError):
         raise ModelError("the calibration texts can't be read: a file of UTF-8 with one text per line") from None
     if len(texts) < FEWEST_TEXTS:
         raise ModelError(f"{len(texts)} calibration texts, at least {FEWEST_TEXTS} are needed (one per line)")
     return texts
+
+
+def is_quantized(settings: ModelSettings, files: ModelFiles) -> bool:
+    """Whether a model is served with weights of fewer than 16 bits, or stored with them."""
+    config = read_object(files.transformer / "config.json")
+    return bool(settings.vllm.get("quantization") or config.get("quantization_config"))
 
 
 def smoothing_factors(activations: Floats, weights: Sequence[Floats]) -> Floats:

@@ -27,7 +27,7 @@ from tritonembed_engine.executors.loading import has_small_cache, load_vllm, lon
 from tritonembed_engine.executors.ranks import Ranks
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.files import ModelFiles
-from tritonembed_engine.model.folder import read_object
+from tritonembed_engine.quantization import is_quantized
 from tritonembed_engine.reference.cases import Reference
 from tritonembed_engine.reference.check import Gate, Wrong, let_through
 from tritonembed_engine.settings import EngineSettings, ModelSettings
@@ -51,7 +51,7 @@ def vllm_executor(
     """The direct executor or the scheduler, over a model that vLLM loads. ranks: the replica's other processes."""
     longest = longest_in_vllm(settings, files)
     llm = load_vllm(settings, files, device, longest, None if ranks is None else 0)
-    gate = Gate(reference, dtype_of(llm), _is_quantized(settings, files))
+    gate = Gate(reference, dtype_of(llm), is_quantized(settings, files))
     scheduler: Executor = build_scheduler(llm, settings, files, device)
     if ranks is not None:
         scheduler = ranks.mirror(scheduler)
@@ -121,11 +121,6 @@ def _try_direct(
         return _Declined(str(problem), spoiled)
     except Exception as error:
         return _Declined(_failure("the direct executor", error), spoiled)
-
-
-def _is_quantized(settings: ModelSettings, files: ModelFiles) -> bool:
-    stored = read_object(files.transformer / "config.json").get("quantization_config")
-    return bool(settings.vllm.get("quantization") or stored)
 
 
 def _direct_executor(

@@ -59,13 +59,14 @@ def compare(executor: Executor, reference: Reference, dtype: str, padded: bool =
     reference = without_refused(reference, executor.refused_id)
     if not reference.cases:
         raise Wrong(f"the reference ({reference.source}) has no case that the executor accepts")
-    verdict = judge(_embed(executor, [[case] for case in reference.cases]), reference, dtype)
+    verdict = judge(vectors_of(executor, [[case] for case in reference.cases]), reference, dtype)
     if not padded:
         return verdict
-    return _worse(verdict, judge(_embed(executor, _batches(reference.cases, executor)), reference, dtype))
+    return _worse(verdict, judge(vectors_of(executor, _batches(reference.cases, executor)), reference, dtype))
 
 
-def _embed(executor: Executor, batches: Iterable[Sequence[Case]]) -> Vectors:
+def vectors_of(executor: Executor, batches: Iterable[Sequence[Case]]) -> Vectors:
+    """float32 [cases, dimensions] of an executor, batch by batch."""
     rows = []
     for cases in batches:
         skips = [case.skip for case in cases]

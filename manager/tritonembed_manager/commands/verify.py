@@ -27,6 +27,8 @@ class VerifyOptions:
     device: options.Device
     executor: options.Executor
     reference: options.Reference
+    quantization_quality: options.QuantizationQuality
+    calibration: options.Calibration
     write_reference: Annotated[
         Path | None,
         typer.Option(
@@ -47,7 +49,8 @@ def verify(
 ) -> None:
     """Hold a model's vectors against transformers in float32, or --reference, and print every case.
 
-    Exit code 1 if they are wrong or the model can't be served.
+    A quantized model is right if enough of the ten nearest of texts stay those of float32. Exit code 1 if the vectors
+    are wrong or the model can't be served.
     """
     with one_line_errors(), interruptible():
         from tritonembed_manager.server import settings
@@ -65,6 +68,10 @@ def verify(
         engine: dict[str, Any] = {"executor": given.executor or "auto"}
         if given.reference is not None:
             engine["reference"] = str(given.reference)
+        if given.quantization_quality is not None:
+            engine["quantization_quality"] = given.quantization_quality
+        if given.calibration is not None:
+            engine["calibration"] = str(given.calibration)
         asked = {"settings": {"model": name, "vllm": vllm, "engine": engine}, "device": where}
         write = str(given.write_reference) if given.write_reference else None
         report = _run({**asked, "write": write}, given.log_verbose)
@@ -98,12 +105,12 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    of_scores = report["of_scores"]
+    of_scores, nearest = report["of_scores"], report["nearest"]
     table = Table("case", "tokens", "difference" if of_scores else "cosine", "")
     for column in table.columns[1:3]:
         column.justify = "right"
     for row in report["rows"]:
-        right = row["distance"] <= report["allowed"]
+        right = nearest or row["distance"] <= report["allowed"]
         shown = row["distance"] if of_scores else 1 - row["distance"]
         table.add_row(row["case"], str(row["tokens"]), f"{shown:.7f}", "" if right else "WRONG")
     console = Console()
@@ -113,9 +120,13 @@ def _print(report: dict[str, Any]) -> None:
     found += f", {report['swaps']} neighbours in another order"
     if of_scores:
         found = f"scores differ by at most {most:.7f} standard deviations ({allowed:.4f} are allowed)"
+    if nearest:
+        found = f"{nearest['kept']:.4f} of the ten nearest among {nearest['texts']} texts are those of float32"
+        found += f" (at least {nearest['asked']:g} is asked), cosine {1 - most:.7f} and more"
     verdict = "right" if report["right"] else "WRONG"
+    computed = f"{report['quantization']} and {report['dtype']}" if report["quantization"] else report["dtype"]
     console.print(
-        f"{verdict}: {report['executor']} executor, {report['dtype']}, {len(report['rows'])} cases against"
+        f"{verdict}: {report['executor']} executor, {computed}, {len(report['rows'])} cases against"
         f" {report['source']}: {found}",
         soft_wrap=True,
     )

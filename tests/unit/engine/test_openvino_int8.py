@@ -22,6 +22,7 @@ from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
+from tritonembed_engine.verify import verify
 
 TEXTS = ["", "one", "naïve 😀 中文", *("railway company " * n + "ends" for n in range(1, 25))]
 
@@ -102,6 +103,26 @@ def test_vectors_in_int8_are_near_float32_and_the_same_in_every_batch(
     (place / "states.bin").write_bytes(b"no weights")
     create_executor(settings, files, "cpu")
     assert caplog.text.count("the quantized model in the cache is broken: it is quantized again") == 1
+
+
+@pytest.mark.usefixtures("cache")
+def test_verify_judges_int8_by_the_nearest_of_texts(shelf: ModelShelf, texts: str, tmp_path: Path) -> None:
+    lines = Path(texts).read_text().splitlines()
+    vectors = SentenceTransformer(str(shelf("bert-calm")), device="cpu").encode(lines, show_progress_bar=False)
+    reports = []
+    for rows in (np.arange(len(lines)), np.random.default_rng(0).permutation(len(lines)), np.arange(20)):
+        np.savez(tmp_path / "reference.npz", texts=np.array(lines)[: len(rows)], vectors=vectors[rows])
+        settings = settings_of(shelf("bert-calm"), calibration=texts, reference=str(tmp_path / "reference.npz"))
+        if len(rows) == 20:
+            with pytest.raises(ModelError, match=r"^the reference has 20 texts, at least 100 are needed"):
+                verify(settings.model_dump(mode="json"), "cpu", None)
+        else:
+            reports.append(verify(settings.model_dump(mode="json"), "cpu", None))
+    # Of a tenth of the texts some are the nearest by chance.
+    assert [report["right"] for report in reports] == [True, False]
+    assert 0.5 <= reports[0]["nearest"]["kept"] < 1 > 0.3 > reports[1]["nearest"]["kept"]
+    assert reports[0]["nearest"]["texts"] == len(lines)
+    assert (reports[0]["dtype"], reports[0]["quantization"]) == ("float32", "int8")
 
 
 @pytest.mark.usefixtures("cache")

@@ -20,17 +20,33 @@ def test_the_exit_code_depends_on_whether_the_vectors_are_right(
 
 
 @pytest.mark.parametrize(
-    ("of_scores", "shown"),
+    ("of_scores", "kept", "shown"),
     [
-        (False, "cosine 0.9990000 and more (at least 0.9999 is asked), 2 neighbours in another order"),
-        (True, "scores differ by at most 0.0010000 standard deviations (0.0001 are allowed)"),
+        (
+            False,
+            None,
+            "float32, 1 cases against it: cosine 0.9990000 and more (at least 0.9999 is asked), 2 neighbours in "
+            "another order",
+        ),
+        (
+            True,
+            None,
+            "float32, 1 cases against it: scores differ by at most 0.0010000 standard deviations (0.0001 are allowed)",
+        ),
+        (
+            False,
+            0.97,
+            "int8 and float32, 1 cases against it: 0.9700 of the ten nearest among 349 texts are those of float32 (at "
+            "least 0.98 is asked), cosine 0.9990000 and more",
+        ),
     ],
 )
 def test_the_report_says_what_was_compared(
-    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, of_scores: bool, shown: str
+    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, of_scores: bool, kept: float | None, shown: str
 ) -> None:
     row = {"case": "a case", "tokens": 3, "distance": 0.001}
     report = {"right": False, "of_scores": of_scores, "allowed": 0.0001, "swaps": 2, "rows": [row], "source": "it"}
+    report |= {"nearest": kept and {"kept": kept, "texts": 349, "asked": 0.98}, "quantization": kept and "int8"}
     monkeypatch.setattr(verify, "_run", lambda *_: {**report, "executor": "direct", "dtype": "float32"})
     result = CliRunner().invoke(app, ["verify", str(shelf("bert")), "--device=cpu"])
-    assert f"WRONG: direct executor, float32, 1 cases against it: {shown}" in result.output
+    assert f"WRONG: direct executor, {shown}" in result.output
