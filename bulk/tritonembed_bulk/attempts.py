@@ -20,7 +20,7 @@ from tritonembed_bulk.store import Store
 MOST_ENDS = 3
 """Processes that may end with a part. Other reasons than a text end them, too: machines go, memory is short."""
 MOST_ENDS_OF_A_TEXT = 2
-"""That may end with one text alone, after those of its part."""
+"""Processes that may end with one text alone, after those of its part."""
 PIECES = 16
 ENDED = "the worker's process ended each time that the text was in it"
 
@@ -80,7 +80,7 @@ class Attempts:
 
     @contextmanager
     def _turn(self, *, alone: bool) -> Iterator[None]:
-        """Wait until the part can be computed beside those that are."""
+        """Wait until the part can be computed at the same time as the running parts."""
         with self._turns:
             self._waiting += alone
             free = (lambda: self._inside == 0) if alone else (lambda: self._inside >= 0 and not self._waiting)

@@ -17,7 +17,7 @@ EPILOG = (
     "With --server a running fleet computes, and --model is the name of its served model. Without --server, --model is "
     "a folder or a name on the hub, which Ray actors load: one per GPU, or one on all CPUs."
 )
-"""Of the two ways to compute."""
+"""The end of `--help`: the two ways to compute."""
 
 
 @with_connection
@@ -115,7 +115,7 @@ def bulk(
     log_format: Annotated[LogFormat, option("--log-format", "Of the progress on standard error.")] = "text",
     dashboard: Annotated[bool, typer.Option("--dashboard", help="Start Ray's dashboard; needs ray[default].")] = False,
 ) -> None:
-    """Embed a data set, on a laptop or on a Ray cluster, into files with the vectors beside the other columns."""
+    """Embed a data set, on a laptop or on a Ray cluster, into files with the vectors and the other columns."""
     from tritonembed_bulk import starting
 
     with starting.refusals():

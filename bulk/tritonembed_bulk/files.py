@@ -55,7 +55,7 @@ class Source(Protocol):
     """What the rows are read from. Can be pickled."""
 
     def spans(self) -> list[Span]:
-        """All of the input. Raises Refused."""
+        """The spans of all of the input. Raises Refused."""
 
     def names(self) -> list[str]:
         """The columns."""

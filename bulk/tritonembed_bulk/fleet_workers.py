@@ -43,7 +43,7 @@ class FleetCompute:
 
     @property
     def embedding_type(self) -> str:
-        """Of the output's vectors."""
+        """The type of the output's vectors."""
         return str(self.options.get("embedding_type", "float"))
 
     def describe(self) -> dict[str, Any]:
@@ -64,7 +64,7 @@ class FleetCompute:
 
 
 class FleetWorker:
-    """A client of the fleet, in a process of its own."""
+    """A client of the fleet, in a separate process."""
 
     def __init__(self, compute: FleetCompute, ledger: Ledger) -> None:
         self._compute = compute

@@ -42,7 +42,7 @@ class Compute(Protocol):
 
     @property
     def embedding_type(self) -> str:
-        """Of the output's vectors."""
+        """The type of the output's vectors."""
 
     def describe(self) -> dict[str, Any]:
         """The model's name and revision."""
@@ -68,7 +68,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done. Can be pickled. settings: what determines the output, beside the input: JSON values."""
+    """The work of a job. Can be pickled. settings: JSON values that determine the output, in addition to the input."""
 
     source: Source
     sink: Sink
@@ -175,7 +175,7 @@ class Run:
         self._resume = resume
         self._lock = lock or Lock(job.ledger.store)
         self.total = 0
-        """Of the source, in its unit."""
+        """The total amount of the source, in its unit."""
         self.before: list[Record] = []
         """Records of parts that an earlier job committed."""
         self.missing: list[Span] = []
@@ -210,7 +210,7 @@ class Run:
 
     @property
     def is_complete(self) -> bool:
-        """Whether nothing is missing, as far as that can be told without reading the input."""
+        """Whether nothing is missing, as far as that is known without reading the input."""
         return not self.missing
 
     def records(self, workers: Workers) -> Iterator[Record]:

@@ -60,7 +60,7 @@ class LanceSource:
             return list(self._table().schema.names)
 
     def read(self, span: Span, part_rows: int) -> Iterator[Read]:
-        """See `Source`. Of the version that was listed, whatever is written meanwhile."""
+        """See `Source`. Reads the version that was listed, whatever is written meanwhile."""
         with _refusals():
             fragment = self._table().get_fragment(span.start)
             batches = fragment.to_batches(batch_size=min(part_rows, ROWS_AT_ONCE))

@@ -1,4 +1,4 @@
-"""One driver per output: each writes a file of its own, then looks whether another one's is there.
+"""One driver per output: each driver writes a lock file, then looks for the files of other drivers.
 
 That needs no conditional put, only a listing that shows what was written before, as disks and object stores have it. Of
 two drivers that start at once, at least one sees the other. A lock is stale if its process is gone, as far as this

@@ -48,7 +48,7 @@ class ModelCompute:
 
     @property
     def embedding_type(self) -> str:
-        """Of the output's vectors."""
+        """The type of the output's vectors."""
         return self.parameters.embedding_type
 
     def digest(self) -> str:
@@ -125,7 +125,7 @@ class ModelCompute:
 
 
 class ModelWorker:
-    """An executor, in a process of its own."""
+    """An executor, in a separate process."""
 
     def __init__(self, compute: ModelCompute, ledger: Ledger, device: str) -> None:
         from tritonembed_engine.errors import InvalidArgument, ModelError

@@ -101,7 +101,7 @@ class Ledger:
         return None if text is None else Record.from_json(text)
 
     def commit(self, record: Record) -> Record:
-        """Write the record, or return the one that another attempt has written before."""
+        """Write the record, or return the record that another attempt has written before."""
         if self.store.create(self._name(record.part), record.to_json()):
             return record
         text = self.store.read(self._name(record.part))

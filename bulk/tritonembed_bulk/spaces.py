@@ -105,7 +105,7 @@ def read_sample(location: str, id_column: str, rows: int, wanted: Sequence[Any] 
 
 
 def _first_rows(dataset: Any, columns: list[str], rows: int) -> pa.Table:
-    """Of each part as many as are needed, so that the sample is of the whole output."""
+    """The first rows of each part, as many as are needed: the sample is of the whole output."""
     import pyarrow as pa
 
     fragments = list(dataset.get_fragments())

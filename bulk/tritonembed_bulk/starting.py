@@ -41,7 +41,7 @@ Compute = FleetCompute | ModelCompute
 
 
 class Output:
-    """The sink, and the records beside it. state: their folder, if the sink is none. Raises BadLocation and Refused."""
+    """The sink and the records. state: their folder, if the sink is none. Raises BadLocation and Refused."""
 
     def __init__(self, location: str, kind: Format, state: str | None, id_column: str | None) -> None:
         self._database = database_sink(location, id_column)
@@ -173,7 +173,7 @@ def source_of(location: str, query: str | None, id_column: str | None, part_rows
 def job_of(
     source: Source, output: Output, compute: Compute, columns: Columns, part_rows: int, request: dict[str, Any]
 ) -> Job:
-    """The job. request: what determines the vectors, beside the model. Raises Refused."""
+    """The job. request: settings that determine the vectors, in addition to the model. Raises Refused."""
     settings = {
         "format": output.kind,
         "text": columns.template or columns.text,

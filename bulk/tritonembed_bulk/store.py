@@ -91,7 +91,7 @@ class Store:
             return list(readers.map(self.read, names))
 
     def list(self, folder: str = "") -> list[fs.FileInfo]:
-        """The files in a folder, without those in folders below it; temporary ones are left out."""
+        """The files in a folder, without those in folders below it; temporary files are left out."""
         found = self._fs.get_file_info(fs.FileSelector(self.path(folder), allow_not_found=True))
         return [info for info in found if info.type == fs.FileType.File and not info.base_name.startswith(".")]
 
