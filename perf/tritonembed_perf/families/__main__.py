@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tritonembed_perf.families.registry import Case, load_cases, select
+from tritonembed_perf.families.registry import FamilyCase, load_cases, select
 from tritonembed_perf.families.verdicts import CaseResult, Row, compare, cosine_text, judge, summary, write_results
 from tritonembed_perf.families.zygote import Zygote
 
@@ -60,14 +60,14 @@ def _options() -> Any:
     return parser.parse_args()
 
 
-def _run_all(cases: list[Case], work: Path, options: Any) -> Iterator[Row]:
+def _run_all(cases: list[FamilyCase], work: Path, options: Any) -> Iterator[Row]:
     """Yield rows as cases finish. Each worker has one process for the reference and one for the engine."""
     with ExitStack() as stack:
         free: SimpleQueue[tuple[Zygote, Zygote]] = SimpleQueue()
         for _ in range(min(options.jobs, len(cases))):
             free.put((stack.enter_context(Zygote("reference")), stack.enter_context(Zygote("serving"))))
 
-        def run(case: Case) -> Row:
+        def run(case: FamilyCase) -> Row:
             zygotes = free.get()
             try:
                 return _run(case, work, zygotes, options)
@@ -78,7 +78,7 @@ def _run_all(cases: list[Case], work: Path, options: Any) -> Iterator[Row]:
         yield from pool.map(run, cases)
 
 
-def _run(case: Case, work: Path, zygotes: tuple[Zygote, Zygote], options: Any) -> Row:
+def _run(case: FamilyCase, work: Path, zygotes: tuple[Zygote, Zygote], options: Any) -> Row:
     started = time.monotonic()
     place = work / case.name
     shutil.rmtree(place, ignore_errors=True)

@@ -15,7 +15,7 @@ from tritonembed_perf.families.sentence import (
     transformer,
     write_sentence_files,
 )
-from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json
+from tritonembed_perf.families.writing import ModelParts, edit_json, random_state, write_json
 
 WIDTH = 64
 PROMPTS = {"query": "query: ", "passage": "passage: "}
@@ -52,11 +52,11 @@ def bert_config(**changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def bert(model_class: str = "BertModel", **changes: Any) -> Model:
+def bert(model_class: str = "BertModel", **changes: Any) -> ModelParts:
     """A small BERT. changes: keys of config.json."""
     config = bert_config(**changes)
     tokenizer, settings = vocabularies.bert(config["max_position_embeddings"])
-    return Model(config, random_state(model_class, config), tokenizer, settings)
+    return ModelParts(config, random_state(model_class, config), tokenizer, settings)
 
 
 def write_bert(folder: Path, *modes: str, more: Mapping[str, Any] | None = None, **sentence: Any) -> None:

@@ -7,7 +7,7 @@ from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import WIDTH
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import OLD, Module, dense, normalize, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, edit_json, random_state, write_json
+from tritonembed_perf.families.writing import ModelParts, edit_json, random_state, write_json
 
 CLIP = "CLIP"
 PROJECTION = 96
@@ -16,7 +16,7 @@ FEATURES = {
 }
 
 
-def clip(**text: Any) -> Model:
+def clip(**text: Any) -> ModelParts:
     """CLIPModel, with a small vision tower. text: changes of `text_config`."""
     tokenizer, settings = vocabularies.clip()
     shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -39,17 +39,17 @@ def clip(**text: Any) -> Model:
         "torch_dtype": "float32",
         "transformers_version": "4.24.0",
     }
-    return Model(config, random_state("CLIPModel", config), tokenizer, settings)
+    return ModelParts(config, random_state("CLIPModel", config), tokenizer, settings)
 
 
-def _write(place: Path, model: Model) -> None:
+def _write(place: Path, model: ModelParts) -> None:
     """A model and its image processor, which sentence-transformers loads too."""
     model.write(place)
     size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
     write_json(place / "preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor", **size})
 
 
-def _old_layout(folder: Path, model: Model, *after: Module) -> None:
+def _old_layout(folder: Path, model: ModelParts, *after: Module) -> None:
     _write(folder / "0_CLIPModel", model)
     write_sentence_files(folder, [Module("CLIPModel", f"{OLD}CLIPModel"), *after], max_length=None)
 

@@ -17,7 +17,7 @@ from tritonembed_perf.families.sentence import (
     write_sentence_files,
 )
 from tritonembed_perf.families.vocabularies import Vocabulary
-from tritonembed_perf.families.writing import Model, edit_json, random_state
+from tritonembed_perf.families.writing import ModelParts, edit_json, random_state
 
 WIDTH = 128
 IDENTITY = "torch.nn.modules.linear.Identity"
@@ -28,7 +28,7 @@ GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: n
 
 def decoder(
     model_class: str, model_type: str, vocabulary: Callable[[], Vocabulary] = vocabularies.qwen, **changes: Any
-) -> Model:
+) -> ModelParts:
     """A small decoder with the config.json keys of Llama and its relatives. changes: of those keys."""
     tokenizer, settings = vocabulary()
     end = tokenizer.token_to_id(settings["eos_token"])
@@ -58,15 +58,15 @@ def decoder(
         **changes,
     }
     config = {key: value for key, value in config.items() if value is not ...}
-    return Model(config, random_state(model_class, config), tokenizer, settings)
+    return ModelParts(config, random_state(model_class, config), tokenizer, settings)
 
 
-def write(folder: Path, model: Model, mode: str = "lasttoken", *after: Module, **sentence: Any) -> None:
+def write(folder: Path, model: ModelParts, mode: str = "lasttoken", *after: Module, **sentence: Any) -> None:
     """Like `write_model`, with last-token pooling and texts longer than the attention windows."""
     write_model(folder, model, mode, *after, **{"max_length": LENGTH, **sentence})
 
 
-def to_dtype(model: Model, dtype: str) -> Model:
+def to_dtype(model: ModelParts, dtype: str) -> ModelParts:
     """Convert the weights. dtype: torch's name of a 16-bit type."""
     import torch
 
@@ -75,13 +75,13 @@ def to_dtype(model: Model, dtype: str) -> Model:
     return model
 
 
-def without_prefix(model: Model) -> Model:
+def without_prefix(model: ModelParts) -> ModelParts:
     """Remove the prefix `model.` from the body's weights, as sentence-transformers saves them."""
     model.state = {name.removeprefix("model."): tensor for name, tensor in model.state.items()}
     return model
 
 
-def _qwen3(model_class: str = "Qwen3ForCausalLM", **changes: Any) -> Model:
+def _qwen3(model_class: str = "Qwen3ForCausalLM", **changes: Any) -> ModelParts:
     more = {"attention_bias": False, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False}
     return decoder(model_class, "qwen3", **{**more, **changes})
 
@@ -135,7 +135,7 @@ def qwen3_left_padding(folder: Path) -> None:
     edit_json(folder / "tokenizer_config.json", padding_side="left")
 
 
-def _real_kv() -> Model:
+def _real_kv() -> ModelParts:
     shape: dict[str, Any] = {
         "num_hidden_layers": 28,
         "num_key_value_heads": 8,
@@ -179,7 +179,7 @@ def qwen3_nomodules(folder: Path) -> None:
     _qwen3().write(folder)
 
 
-def _qwen2(model_class: str = "Qwen2Model", **changes: Any) -> Model:
+def _qwen2(model_class: str = "Qwen2Model", **changes: Any) -> ModelParts:
     more = {"max_window_layers": 21, "sliding_window": 131_072, "use_sliding_window": False, "head_dim": ...}
     return decoder(model_class, "qwen2", **{**more, **changes})
 
@@ -251,7 +251,7 @@ def mistral_noeos(folder: Path) -> None:
     write(folder, _mistral(None, end=False))
 
 
-def _mistral(window: int | None, end: bool = True) -> Model:
+def _mistral(window: int | None, end: bool = True) -> ModelParts:
     settings = {"sliding_window": window, "rope_theta": 10000.0}
     return decoder("MistralModel", "mistral", lambda: vocabularies.llama(end=end), **settings)
 
@@ -316,7 +316,7 @@ def nvembed(folder: Path) -> None:
     write_sentence_files(folder, modules, prompts={"query": INSTRUCT})
 
 
-def _gemma3(bidirectional: bool, **changes: Any) -> Model:
+def _gemma3(bidirectional: bool, **changes: Any) -> ModelParts:
     """Gemma 3 with a window of 32 tokens, except in every third layer."""
     kinds = ["sliding_attention", "sliding_attention", "full_attention"]
     more = {
@@ -338,7 +338,7 @@ def _gemma3(bidirectional: bool, **changes: Any) -> Model:
     return decoder("Gemma3TextModel", "gemma3_text", vocabularies.gemma, **{**more, **changes})
 
 
-def _write_embeddinggemma(folder: Path, model: Model) -> None:
+def _write_embeddinggemma(folder: Path, model: ModelParts) -> None:
     after = [dense(WIDTH, 256, IDENTITY, bias=False), dense(256, WIDTH, IDENTITY, bias=False, seed=200)]
     write(folder, model, "mean", *after, prompts=GEMMA_PROMPTS)
 

@@ -17,16 +17,16 @@ from tritonembed_perf.families.sentence import (
     write_sentence_files,
 )
 from tritonembed_perf.families.settings import keep_case
-from tritonembed_perf.families.writing import Model, random_state
+from tritonembed_perf.families.writing import ModelParts, random_state
 
 IDENTITY = "torch.nn.modules.linear.Identity"
 
 
-def bert_like(model_class: str, **changes: Any) -> Model:
+def bert_like(model_class: str, **changes: Any) -> ModelParts:
     """A relative of BERT with BERT's tokenizer. changes: keys of BERT's config.json."""
     config = bert_config(architectures=[model_class], **changes)
     tokenizer, settings = vocabularies.bert(config["max_position_embeddings"])
-    return Model(config, random_state(model_class, config), tokenizer, settings)
+    return ModelParts(config, random_state(model_class, config), tokenizer, settings)
 
 
 @case("BERT, other vocabularies")
@@ -35,7 +35,7 @@ def para_multi_minilm(folder: Path) -> None:
     tokenizer, settings = vocabularies.xlm_roberta(128)
     config = bert_config(vocab_size=tokenizer.get_vocab_size(), pad_token_id=0)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_model(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
+    write_model(folder, ModelParts(config, random_state("BertModel", config), tokenizer, settings))
 
 
 @case("BERT, other vocabularies")
@@ -44,7 +44,7 @@ def bert_bpe(folder: Path) -> None:
     tokenizer, settings = vocabularies.roberta(128)
     config = bert_config(vocab_size=tokenizer.get_vocab_size(), pad_token_id=1)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_model(folder, Model(config, random_state("BertModel", config), tokenizer, settings))
+    write_model(folder, ModelParts(config, random_state("BertModel", config), tokenizer, settings))
 
 
 @case("BERT's relatives")
@@ -75,7 +75,7 @@ def mobilebert(folder: Path) -> None:
     write_model(folder, bert_like("MobileBertModel", model_type="mobilebert", **shape))
 
 
-def distilbert_model(model_class: str = "DistilBertModel", *, cased: bool = False) -> Model:
+def distilbert_model(model_class: str = "DistilBertModel", *, cased: bool = False) -> ModelParts:
     """A small DistilBERT."""
     config = {
         "activation": "gelu",
@@ -99,7 +99,7 @@ def distilbert_model(model_class: str = "DistilBertModel", *, cased: bool = Fals
         "vocab_size": vocabularies.BERT_VOCABULARY,
     }
     tokenizer, settings = vocabularies.bert(128)
-    model = Model(
+    model = ModelParts(
         config, random_state(model_class, config), tokenizer, {**settings, "tokenizer_class": "DistilBertTokenizer"}
     )
     if cased:
@@ -148,7 +148,7 @@ def clip_multilingual(folder: Path) -> None:
     write_sentence_files(folder, modules)
 
 
-def _electra(model_class: str = "ElectraModel", embedding: int = 32) -> Model:
+def _electra(model_class: str = "ElectraModel", embedding: int = 32) -> ModelParts:
     changes = {"embedding_size": embedding, "summary_type": "first", "summary_use_proj": True}
     return bert_like(model_class, model_type="electra", **changes)
 
@@ -180,7 +180,7 @@ def electra_disc(folder: Path) -> None:
     write_model(folder, _electra("ElectraForPreTraining"))
 
 
-def _albert(**changes: Any) -> Model:
+def _albert(**changes: Any) -> ModelParts:
     more = {"embedding_size": 32, "num_hidden_groups": 1, "inner_group_num": 1, "classifier_dropout_prob": 0.1}
     model = bert_like("AlbertModel", model_type="albert", hidden_act="gelu_new", **{**more, **changes})
     model.tokenizer_config["tokenizer_class"] = "PreTrainedTokenizerFast"
@@ -198,7 +198,7 @@ def albert_two_groups(folder: Path) -> None:
     write_model(folder, _albert(num_hidden_groups=2))
 
 
-def _deberta_v2(model_class: str = "DebertaV2Model", **changes: Any) -> Model:
+def _deberta_v2(model_class: str = "DebertaV2Model", **changes: Any) -> ModelParts:
     more: dict[str, Any] = {
         "relative_attention": True,
         "position_buckets": 16,
@@ -234,7 +234,7 @@ def deberta_v1(folder: Path) -> None:
     write_model(folder, model)
 
 
-def _t5(**changes: Any) -> Model:
+def _t5(**changes: Any) -> ModelParts:
     config = {
         "architectures": ["T5EncoderModel"],
         "d_ff": 2 * WIDTH,
@@ -263,7 +263,7 @@ def _t5(**changes: Any) -> Model:
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     config["vocab_size"] = tokenizer.get_vocab_size()
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    return Model(config, random_state("T5EncoderModel", config), tokenizer, settings)
+    return ModelParts(config, random_state("T5EncoderModel", config), tokenizer, settings)
 
 
 @case("T5")

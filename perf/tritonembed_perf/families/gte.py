@@ -9,7 +9,7 @@ from tritonembed_perf.families.bert import PROMPTS, WIDTH
 from tritonembed_perf.families.modernbert import LENGTH, write
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import normalize, pooling, transformer, write_sentence_files
-from tritonembed_perf.families.writing import QKV, Model, joined, random_state, renamed
+from tritonembed_perf.families.writing import QKV, ModelParts, joined, random_state, renamed
 
 GTE_NAMES = {
     r"^layers": "encoder.layer",
@@ -32,7 +32,7 @@ class NewConfig(PretrainedConfig):
 """
 
 
-def gte_native_model(rope: Mapping[str, Any], **changes: Any) -> Model:
+def gte_native_model(rope: Mapping[str, Any], **changes: Any) -> ModelParts:
     tokenizer, settings = vocabularies.xlm_roberta(512)
     config = {
         "architectures": ["GteModel"],
@@ -52,10 +52,10 @@ def gte_native_model(rope: Mapping[str, Any], **changes: Any) -> Model:
         "transformers_version": "5.9.0",
         **changes,
     }
-    return Model(config, random_state("GteModel", config), tokenizer, settings)
+    return ModelParts(config, random_state("GteModel", config), tokenizer, settings)
 
 
-def gte_hub_model(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> Model:
+def gte_hub_model(code: str, model_class: str, rope: Mapping[str, Any], prefix: str = "", **changes: Any) -> ModelParts:
     """config.json as Alibaba-NLP's code reads it. code: prefix of the class names in auto_map."""
     model = gte_native_model({"rope_theta": 1.0, "rope_type": "default"})
     state = joined(joined(model.state, QKV, "qkv"), ("up_proj", "gate_proj"), "up_gate")
@@ -119,7 +119,7 @@ def gte_en(folder: Path) -> None:
     write(folder, gte_hub_model(f"{NEW_CODE}--", "NewModel", {"rope_scaling": None, "rope_theta": 500000}))
 
 
-def _write_without_token_type(folder: Path, model: Model) -> None:
+def _write_without_token_type(folder: Path, model: ModelParts) -> None:
     model.config["type_vocab_size"] = 0
     del model.state["embeddings.token_type_embeddings.weight"]
     write(folder, model)
@@ -175,7 +175,7 @@ JINA_NAMES = {
 JINA_TASKS = ["retrieval.query", "retrieval.passage", "separation", "classification", "text-matching"]
 
 
-def jina_v3_native_model() -> Model:
+def jina_v3_native_model() -> ModelParts:
     """jina-embeddings-v3's base in transformers' words."""
     tokenizer, settings = vocabularies.xlm_roberta(512)
     config = {
@@ -195,10 +195,10 @@ def jina_v3_native_model() -> Model:
         "dtype": "float32",
         "transformers_version": "5.9.0",
     }
-    return Model(config, random_state("JinaEmbeddingsV3Model", config), tokenizer, settings)
+    return ModelParts(config, random_state("JinaEmbeddingsV3Model", config), tokenizer, settings)
 
 
-def _jina_v3_hub() -> Model:
+def _jina_v3_hub() -> ModelParts:
     """jinaai/jina-embeddings-v3: every matrix has five adapters."""
     import torch
 
@@ -244,7 +244,7 @@ def _jina_v3_hub() -> Model:
     return model
 
 
-def jina_colbert_v2(*, native: bool) -> Model:
+def jina_colbert_v2(*, native: bool) -> ModelParts:
     """XLM-R with rotary positions: under transformers' names, or as the hub's code names it, without adapters."""
     model = jina_v3_native_model()
     if not native:

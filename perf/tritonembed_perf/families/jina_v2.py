@@ -8,7 +8,7 @@ from tritonembed_perf.families import jina_naive
 from tritonembed_perf.families.bert import bert
 from tritonembed_perf.families.modernbert import write
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.writing import Model, edit_json, renamed
+from tritonembed_perf.families.writing import ModelParts, edit_json, renamed
 
 JINA = "jina v2"
 CODE = "jinaai/jina-bert-implementation"
@@ -21,7 +21,7 @@ _NAMES = {
 }
 
 
-def jina(code: str = CODE, **changes: Any) -> Model:
+def jina(code: str = CODE, **changes: Any) -> ModelParts:
     """JinaBERT with four heads of 16. code: the repository of its class. changes: keys of config.json."""
     import torch
 
@@ -51,7 +51,7 @@ def jina(code: str = CODE, **changes: Any) -> Model:
     return model
 
 
-def _naive(folder: Path, model: Model) -> None:
+def _naive(folder: Path, model: ModelParts) -> None:
     """The same weights with code in the folder."""
     write(folder, model)
     shutil.copy(jina_naive.__file__, folder / "jina_naive.py")
@@ -65,7 +65,7 @@ def jina_v2(folder: Path) -> None:
     write(folder, jina())
 
 
-def _eight_heads() -> Model:
+def _eight_heads() -> ModelParts:
     return jina(num_attention_heads=8, layer_norm_eps=1e-3)
 
 

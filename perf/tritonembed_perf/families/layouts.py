@@ -7,7 +7,7 @@ from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import PROMPTS, WIDTH, bert, mean_modules
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import normalize, pooling, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, random_state, write_json
+from tritonembed_perf.families.writing import ModelParts, random_state, write_json
 
 FAMILY = "BERT, layouts"
 
@@ -157,11 +157,11 @@ def bert_st6_types(folder: Path) -> None:
     write_json(folder / "1_Pooling" / "config.json", pooling_config)
 
 
-def _masked_lm() -> Model:
+def _masked_lm() -> ModelParts:
     return with_head("BertForMaskedLM")
 
 
-def with_head(model_class: str) -> Model:
+def with_head(model_class: str) -> ModelParts:
     """All weights of a class with a head, under the names with which it saves them."""
     model = bert(architectures=[model_class])
     model.state = random_state(model_class, model.config)

@@ -7,7 +7,7 @@ from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import WIDTH
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import dense, write_model
-from tritonembed_perf.families.writing import Model, random_state
+from tritonembed_perf.families.writing import ModelParts, random_state
 
 LENGTH = 96
 """Tokens of a text: more than an attention window holds."""
@@ -15,12 +15,12 @@ LENGTH = 96
 NOMIC_PROMPTS = {"query": "search_query: ", "document": "search_document: "}
 
 
-def write(folder: Path, model: Model, mode: str = "mean", **sentence: Any) -> None:
+def write(folder: Path, model: ModelParts, mode: str = "mean", **sentence: Any) -> None:
     """Like `write_model`, with texts longer than the attention windows."""
     write_model(folder, model, mode, **{"max_length": LENGTH, **sentence})
 
 
-def modernbert(model_class: str = "ModernBertModel", **changes: Any) -> Model:
+def modernbert(model_class: str = "ModernBertModel", **changes: Any) -> ModelParts:
     tokenizer, settings = vocabularies.modernbert()
     ids = {name: tokenizer.token_to_id(f"[{name.upper()}]") for name in ("cls", "sep", "pad")}
     config = {
@@ -54,7 +54,7 @@ def modernbert(model_class: str = "ModernBertModel", **changes: Any) -> Model:
         "vocab_size": tokenizer.get_vocab_size(),
         **changes,
     }
-    return Model(config, random_state(model_class, config), tokenizer, settings)
+    return ModelParts(config, random_state(model_class, config), tokenizer, settings)
 
 
 THETAS: dict[str, Any] = {"global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
@@ -138,4 +138,4 @@ def eurobert(folder: Path) -> None:
         "transformers_version": "4.40.0",
         "vocab_size": tokenizer.get_vocab_size(),
     }
-    write(folder, Model(config, random_state("EuroBertModel", config), tokenizer, settings))
+    write(folder, ModelParts(config, random_state("EuroBertModel", config), tokenizer, settings))

@@ -13,7 +13,7 @@ from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import xlm_roberta
 from tritonembed_perf.families.sentence import Module, dense, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, edit_json, write_json
+from tritonembed_perf.families.writing import ModelParts, edit_json, write_json
 
 FAMILY = "ColBERT"
 MULTI_VECTOR = "multi_vector"
@@ -29,7 +29,7 @@ TEXT = {
 }
 
 
-def write_stanford(folder: Path, model: Model, prefix: str = "bert.", **metadata: Any) -> None:
+def write_stanford(folder: Path, model: ModelParts, prefix: str = "bert.", **metadata: Any) -> None:
     """config.json names HF_ColBERT; the projection is among the weights. metadata: of artifact.metadata."""
     import torch
 
@@ -41,7 +41,7 @@ def write_stanford(folder: Path, model: Model, prefix: str = "bert.", **metadata
     write_json(folder / "artifact.metadata", {"dim": DIMENSIONS, "similarity": "cosine", **metadata})
 
 
-def write_pylate(folder: Path, model: Model, *projections: Module, **config: Any) -> None:
+def write_pylate(folder: Path, model: ModelParts, *projections: Module, **config: Any) -> None:
     """PyLate's modules and the settings of config_sentence_transformers.json."""
     model.write(folder)
     linear = projections or [dense(WIDTH, DIMENSIONS, IDENTITY, bias=False, type=PYLATE)]
@@ -49,7 +49,7 @@ def write_pylate(folder: Path, model: Model, *projections: Module, **config: Any
     write_sentence_files(folder, [transformer(), *linear], config=config)
 
 
-def write_new(folder: Path, model: Model, mask: dict[str, Any], **settings: Any) -> None:
+def write_new(folder: Path, model: ModelParts, mask: dict[str, Any], **settings: Any) -> None:
     """As sentence-transformers 6 saves it. mask: of MultiVectorMask. settings: of sentence_bert_config.json."""
     model.write(folder)
     kind = "sentence_transformers.base.modules.dense.Dense"
@@ -91,7 +91,7 @@ def colbert_hf_xlmr(folder: Path) -> None:
 MARKERS = {"query_token_id": "[QueryMarker]", "doc_token_id": "[DocumentMarker]"}
 
 
-def with_markers(model: Model) -> Model:
+def with_markers(model: ModelParts) -> ModelParts:
     """The model with jina's markers in its vocabulary."""
     import torch
 
@@ -103,7 +103,7 @@ def with_markers(model: Model) -> Model:
     return model
 
 
-def _jina_v1() -> Model:
+def _jina_v1() -> ModelParts:
     """jina-colbert-v1: JinaBERT, which only the names of the hub's code show."""
     return jina(model_max_length=64)
 

@@ -7,7 +7,7 @@ from tritonembed_perf.families import vocabularies
 from tritonembed_perf.families.bert import WIDTH
 from tritonembed_perf.families.modernbert import NOMIC_PROMPTS, write
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.writing import QKV, Model, joined, random_state, renamed
+from tritonembed_perf.families.writing import QKV, ModelParts, joined, random_state, renamed
 
 NOMIC_NAMES = {
     r"^layers": "encoder.layers",
@@ -28,7 +28,7 @@ FULL = {"width": 768, "layers": 12}
 SMALL = {"width": WIDTH, "layers": 2}
 
 
-def _nomic_native(theta: float = 1000.0, *, width: int, layers: int) -> Model:
+def _nomic_native(theta: float = 1000.0, *, width: int, layers: int) -> ModelParts:
     tokenizer, settings = vocabularies.bert(8192)
     config = {
         "architectures": ["NomicBertModel"],
@@ -43,10 +43,10 @@ def _nomic_native(theta: float = 1000.0, *, width: int, layers: int) -> Model:
         "dtype": "float32",
         "transformers_version": "5.9.0",
     }
-    return Model(config, random_state("NomicBertModel", config), tokenizer, settings)
+    return ModelParts(config, random_state("NomicBertModel", config), tokenizer, settings)
 
 
-def _nomic_hub(theta: float = 1000.0, *, width: int, layers: int) -> Model:
+def _nomic_hub(theta: float = 1000.0, *, width: int, layers: int) -> ModelParts:
     """A model whose config.json has GPT-2's keys, as nomic-ai/nomic-embed-text-v1.5 does."""
     model = _nomic_native(theta, width=width, layers=layers)
     model.state = renamed(joined(model.state, QKV, "qkv"), NOMIC_NAMES)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tritonembed_perf.families.decoders import QWEN_PROMPTS, decoder, write
 from tritonembed_perf.families.registry import case
-from tritonembed_perf.families.writing import Model
+from tritonembed_perf.families.writing import ModelParts
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +87,7 @@ def _gptq(name: str, weight: "torch.Tensor") -> "State":
     }
 
 
-def _qwen3() -> Model:
+def _qwen3() -> ModelParts:
     return decoder("Qwen3ForCausalLM", "qwen3", torch_dtype="float16")
 
 

@@ -34,7 +34,7 @@ FILES = (
 
 
 @dataclass(frozen=True)
-class Case:
+class FamilyCase:
     """One model folder, and how it is loaded."""
 
     name: str
@@ -70,7 +70,7 @@ class Case:
         return {**({"trust_remote_code": True} if self.trusted else {}), **self.vllm}
 
 
-CASES: dict[str, Case] = {}
+CASES: dict[str, FamilyCase] = {}
 
 
 def case(family: str, **settings: Any) -> Callable[[Writer], Writer]:
@@ -80,20 +80,20 @@ def case(family: str, **settings: Any) -> Callable[[Writer], Writer]:
         name = write.__name__
         if name in CASES:
             raise ValueError(f"there are two cases {name}")
-        CASES[name] = Case(name, family, write, **settings)
+        CASES[name] = FamilyCase(name, family, write, **settings)
         return write
 
     return register
 
 
-def load_cases() -> dict[str, Case]:
+def load_cases() -> dict[str, FamilyCase]:
     """All cases by name, in the order of the table."""
     for file in FILES:
         import_module(f"{__package__}.{file}")
     return CASES
 
 
-def select(cases: dict[str, Case], patterns: list[str]) -> Iterator[Case]:
+def select(cases: dict[str, FamilyCase], patterns: list[str]) -> Iterator[FamilyCase]:
     """The cases whose name or family matches one of the shell patterns; all if there is no pattern."""
     for found in cases.values():
         if not patterns or any(

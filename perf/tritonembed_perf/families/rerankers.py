@@ -13,7 +13,7 @@ from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import mpnet_body, roberta, xlm_roberta
 from tritonembed_perf.families.sentence import transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, random_state, renamed
+from tritonembed_perf.families.writing import ModelParts, random_state, renamed
 
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
 THREE_LABELS = {
@@ -23,14 +23,14 @@ THREE_LABELS = {
 RERANKERS = "Rerankers and classifiers"
 
 
-def classifier(model: Model, model_class: str, labels: dict[str, Any] = ONE_LABEL) -> Model:
+def classifier(model: ModelParts, model_class: str, labels: dict[str, Any] = ONE_LABEL) -> ModelParts:
     """The model with a random head. model_class: of transformers."""
     model.config.update(architectures=[model_class], **labels)
     model.state = random_state(model_class, model.config)
     return model
 
 
-def _answering(model: Model) -> Model:
+def _answering(model: ModelParts) -> ModelParts:
     """The model whose vocabulary has the two answers."""
     model.tokenizer.add_tokens(["yes", "no"])
     model.config["vocab_size"] = model.tokenizer.get_vocab_size(with_added_tokens=True)
@@ -109,7 +109,7 @@ def ce_mpnet(folder: Path) -> None:
     classifier(mpnet_body(), "MPNetForSequenceClassification").write(folder)
 
 
-def _gte_native() -> Model:
+def _gte_native() -> ModelParts:
     """With the body of the embedding models: random weights depend on their names."""
     body = gte_native_model(NTK_NATIVE)
     model = classifier(gte_native_model(NTK_NATIVE), "GteForSequenceClassification")

@@ -14,7 +14,7 @@ from tritonembed_perf.families.sentence import (
     write_model,
     write_sentence_files,
 )
-from tritonembed_perf.families.writing import Model, edit_json, random_state
+from tritonembed_perf.families.writing import ModelParts, edit_json, random_state
 
 FAMILY = "RoBERTa"
 POSITIONS = 130
@@ -50,20 +50,20 @@ def roberta_config(**changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def roberta(model_class: str = "RobertaModel", *, unigram: bool = False, **changes: Any) -> Model:
+def roberta(model_class: str = "RobertaModel", *, unigram: bool = False, **changes: Any) -> ModelParts:
     """A small RoBERTa or relative. unigram: use XLM-R's tokenizer. changes: keys of config.json."""
     config = roberta_config(**{"architectures": [model_class], **changes})
     tokenizer, settings = (vocabularies.xlm_roberta if unigram else vocabularies.roberta)(POSITIONS - 2)
     config["vocab_size"] = tokenizer.get_vocab_size()
-    return Model(config, random_state(model_class, config), tokenizer, settings)
+    return ModelParts(config, random_state(model_class, config), tokenizer, settings)
 
 
-def xlm_roberta(model_class: str = "XLMRobertaModel", **changes: Any) -> Model:
+def xlm_roberta(model_class: str = "XLMRobertaModel", **changes: Any) -> ModelParts:
     """A small XLM-R."""
     return roberta(model_class, unigram=True, **{"model_type": "xlm-roberta", **changes})
 
 
-def with_position_ids(model: Model) -> Model:
+def with_position_ids(model: ModelParts) -> ModelParts:
     """Add the buffer `position_ids`, which old releases saved."""
     import torch
 
@@ -197,7 +197,7 @@ def camembert_nomodules(folder: Path) -> None:
     _camembert().write(folder)
 
 
-def _camembert() -> Model:
+def _camembert() -> ModelParts:
     model = roberta("CamembertModel", unigram=True, model_type="camembert")
     model.tokenizer_config["tokenizer_class"] = "CamembertTokenizer"
     return model
@@ -248,7 +248,7 @@ def mpnet_model(folder: Path) -> None:
     write_model(folder, mpnet_body())
 
 
-def mpnet_body() -> Model:
+def mpnet_body() -> ModelParts:
     """MPNet, whose WordPiece has special tokens of its own."""
     model = roberta("MPNetModel", model_type="mpnet", relative_attention_num_buckets=32)
     model.tokenizer_config = {key: value for key, value in model.tokenizer_config.items() if key != "add_prefix_space"}

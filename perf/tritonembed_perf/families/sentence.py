@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tritonembed_perf.families.writing import Model, write_json, write_weights
+from tritonembed_perf.families.writing import ModelParts, write_json, write_weights
 
 OLD = "sentence_transformers.models."
 """Package of the module classes until sentence-transformers 5. Most of the hub's models name it."""
@@ -90,7 +90,7 @@ def _write_dense(folder: Path, config: dict[str, Any], form: str, seed: int) -> 
     write_weights(folder, state, form)
 
 
-def write_model(folder: Path, model: Model, mode: str = "mean", *after: Module, **sentence: Any) -> None:
+def write_model(folder: Path, model: ModelParts, mode: str = "mean", *after: Module, **sentence: Any) -> None:
     """Write the most common folder: transformer, pooling, `after`, Normalize. sentence: for `write_sentence_files`."""
     model.write(folder)
     write_sentence_files(folder, [transformer(), pooling(model.width, mode), *after, normalize()], **sentence)

@@ -8,7 +8,7 @@ from tokenizers import normalizers
 from tritonembed_perf.families.bert import PROMPTS, bert, mean_modules, write_bert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.sentence import normalize, write_sentence_files
-from tritonembed_perf.families.writing import Model, edit_json
+from tritonembed_perf.families.writing import ModelParts, edit_json
 
 FAMILY = "Settings"
 TEXT = {"method": "forward", "method_output_name": "last_hidden_state"}
@@ -225,7 +225,7 @@ def _write_cased(folder: Path, **settings: Any) -> None:
     write_sentence_files(folder, mean_modules(normalize()), settings=settings)
 
 
-def keep_case(model: Model) -> None:
+def keep_case(model: ModelParts) -> None:
     """Make a BERT tokenizer keep case, as bert-base-cased's does."""
     model.tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     model.tokenizer_config.update(do_lower_case=False)

@@ -12,7 +12,7 @@ from tritonembed_perf.families.modernbert import THETAS, modernbert
 from tritonembed_perf.families.registry import case
 from tritonembed_perf.families.roberta import roberta
 from tritonembed_perf.families.sentence import MAX_LENGTH, Module, transformer, write_sentence_files
-from tritonembed_perf.families.writing import Model, write_json, write_weights
+from tritonembed_perf.families.writing import ModelParts, write_json, write_weights
 
 FAMILY = "SPLADE"
 SPARSE = "sparse"
@@ -20,7 +20,7 @@ OLD = "sentence_transformers.sparse_encoder.models."
 NEW = "sentence_transformers.sparse_encoder.modules."
 
 
-def write_splade(folder: Path, model: Model, *, new: bool = False, **pooling: Any) -> None:
+def write_splade(folder: Path, model: ModelParts, *, new: bool = False, **pooling: Any) -> None:
     """A masked language model and SpladePooling. new: as sentence-transformers 6 saves it. pooling: its settings."""
     model.write(folder)
     config = {"pooling_strategy": "max", "activation_function": "relu", "word_embedding_dimension": None, **pooling}
@@ -79,7 +79,7 @@ def splade_roberta(folder: Path) -> None:
     write_splade(folder, roberta("RobertaForMaskedLM"))
 
 
-def write_router(folder: Path, model: Model, default: str = "document", own_folder: bool = False) -> None:
+def write_router(folder: Path, model: ModelParts, default: str = "document", own_folder: bool = False) -> None:
     """The layout of opensearch-neural-sparse-encoding-doc: a table for queries, SPLADE for documents.
 
     own_folder: the masked language model is in a folder of its own, as sentence-transformers saves it.

@@ -87,7 +87,7 @@ def write(name: str, folder: Path) -> None:
     from tritonembed_perf.families import vocabularies
     from tritonembed_perf.families.sentence import OLD, Module, normalize, write_model, write_sentence_files
     from tritonembed_perf.families.static import write_table
-    from tritonembed_perf.families.writing import Model, random_state
+    from tritonembed_perf.families.writing import ModelParts, random_state
 
     if name == STATIC:
         import torch
@@ -100,7 +100,7 @@ def write(name: str, folder: Path) -> None:
     config = {"vocab_size": vocabularies.BERT_VOCABULARY, **config, "architectures": [model_class]}
     tokenizer, settings = vocabularies.bert(512)
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    write_model(folder, Model(config, random_state(model_class, config), tokenizer, settings), max_length=512)
+    write_model(folder, ModelParts(config, random_state(model_class, config), tokenizer, settings), max_length=512)
 
 
 def texts_of(tokens: int, count: int, mixed: bool) -> list[str]:

@@ -25,7 +25,7 @@ QKV = ("q_proj", "k_proj", "v_proj")
 
 
 @dataclass
-class Model:
+class ModelParts:
     """A transformer and its tokenizer before they are written. Cases change the parts that they test."""
 
     config: dict[str, Any]

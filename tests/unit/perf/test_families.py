@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tritonembed_perf.families import reference, registry, verdicts
-from tritonembed_perf.families.registry import Case, case, load_cases, select
+from tritonembed_perf.families.registry import FamilyCase, case, load_cases, select
 from tritonembed_perf.families.verdicts import CaseResult, Row, compare, judge
 
 
@@ -32,14 +32,14 @@ def test_a_second_case_of_a_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_patterns_select_by_name_and_by_family() -> None:
-    cases = {name: Case(name, family, print) for name, family in (("a_one", "A"), ("a_two", "A"), ("b", "B"))}
+    cases = {name: FamilyCase(name, family, print) for name, family in (("a_one", "A"), ("a_two", "A"), ("b", "B"))}
     assert [found.name for found in select(cases, [])] == ["a_one", "a_two", "b"]
     assert [found.name for found in select(cases, ["*_two", "B"])] == ["a_two", "b"]
 
 
 def test_code_is_run_by_both_sides_or_by_neither() -> None:
-    assert Case("a", "A", print).engine_arguments == {}
-    arguments = Case("a", "A", print, trusted=True, vllm={"max_model_len": 8}).engine_arguments
+    assert FamilyCase("a", "A", print).engine_arguments == {}
+    arguments = FamilyCase("a", "A", print, trusted=True, vllm={"max_model_len": 8}).engine_arguments
     assert arguments == {"trust_remote_code": True, "max_model_len": 8}
 
 
