@@ -25,6 +25,7 @@ from tritonembed_engine.kernels.layer_norm import (
 )
 from tritonembed_engine.kernels.max_pool import max_pool, max_pool_reference
 from tritonembed_engine.kernels.mean_pool import mean_pool
+from tritonembed_engine.kernels.pooled_attention import pooled_attention
 from tritonembed_engine.kernels.quantize import LARGEST, quantize
 from tritonembed_engine.kernels.rotary import Rotary, rotate, rotate_reference
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
@@ -98,6 +99,24 @@ def check_window_attention(
     expected = window_attention_reference(qkv, cu_seqlens, queries, keys, scale, window)
     attended = window_attention(qkv, cu_seqlens, queries, keys, max(lengths), scale, window)
     _same(attended[:tokens], expected[:tokens])
+
+
+def check_pooled_attention(
+    device: str, dtype: torch.dtype, lengths: list[int], heads: tuple[int, int, int], window: tuple[int, int]
+) -> None:
+    """As `check_window_attention`, for each sentence's first, middle and last token; zeros for empty sentences."""
+    queries, keys, size = heads
+    counts = torch.tensor(lengths, device=device)
+    cu_seqlens = torch.tensor([0, *lengths], device=device).cumsum(0)
+    tokens, scale = sum(lengths), size**-0.5
+    qkv = torch.randn(tokens, (queries + 2 * keys) * size, device=device, dtype=dtype)
+    every = window_attention_reference(qkv, cu_seqlens, queries, keys, scale, window)
+    for rows in (cu_seqlens[:-1].clamp_max(tokens - 1), cu_seqlens[:-1] + counts // 2, cu_seqlens[1:] - 1):
+        rows = rows.clamp_max(tokens - 1)
+        expected = every[rows].masked_fill((counts == 0)[:, None], 0)
+        of_keys, starts = qkv[:, queries * size :], cu_seqlens.to(torch.int32)
+        pooled = pooled_attention(qkv[rows, : queries * size], of_keys, starts, rows, queries, keys, scale, window)
+        _same(pooled, expected)
 
 
 def check_gelu_gate(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
@@ -200,6 +219,8 @@ def all_cases(device: str, dtypes: list[torch.dtype], few: bool = False) -> None
         for width in (16, 200, 768):
             check_mean_pool(device, dtype, [1, 0, 33, 300, 2, 0, 0], width)
             check_max_pool(device, dtype, [3, 0, 33, 300, 1, 0], width)
+        for lengths, shape, window in WINDOWS:
+            check_pooled_attention(device, dtype, lengths, shape, window)
         if device == "cpu" and dtype is torch.bfloat16:
             continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers
         if device == "cpu" or gelu_product_serves(torch.device(device)):

@@ -51,6 +51,10 @@ class KernelSettings(BaseModel):
     max_pool: bool = True
     """The largest logit of each text, for weights of a vocabulary's ids (SPLADE), as one kernel."""
 
+    pooled_rows: bool = True
+    """The last layer computes only the tokens that CLS and last-token pooling read, for a model without outputs per
+    token; not with `fp8`."""
+
     fp8: bool = True
     """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""
 

@@ -24,6 +24,7 @@ from tritonembed_engine.executors.building import (
 )
 from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.loading import has_small_cache, load_vllm, longest_in_vllm, tries_direct
+from tritonembed_engine.executors.pooling import reads_rows
 from tritonembed_engine.executors.ranks import Ranks
 from tritonembed_engine.executors.vllm_internals import dtype_of
 from tritonembed_engine.model.files import ModelFiles
@@ -160,14 +161,19 @@ def _direct_executor(
         return checked(build_direct_of_rank(model, engine, files, scheduler))
     if model.device.type == "cpu":
         return checked(build_direct_on_cpu(model, files, tokens))
-    without = without_kernels(engine)
-    if engine.kernels != without.kernels:
+    without, every_token = without_kernels(engine), without_kernels(engine, "pooled_rows")
+    steps = [(every_token, "vLLM's kernels serve, not ours")]
+    if engine.kernels.pooled_rows and reads_rows(files.pooling):
+        steps.insert(0, (engine, "the last layer computes every token"))
+    for chosen, consequence in steps:
+        if chosen.kernels == without.kernels:
+            break
         try:
-            return on_gpu(engine)
+            return on_gpu(chosen)
         except (Disagreement, Wrong) as problem:
-            logger.warning("vLLM's kernels serve, not ours: %s", problem)
+            logger.warning("%s: %s", consequence, problem)
         except Exception as error:
-            logger.warning("vLLM's kernels serve, not ours: %s", _failure("a kernel", error))
+            logger.warning("%s: %s", consequence, _failure("a kernel", error))
     return on_gpu(without)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from tests.integration.preloaded import Preloaded
 
-COMMON = ["BertEmbedding", "BertOutput", "BertSelfAttention", "BertSelfOutput"]
+COMMON = ["BertEmbedding", "BertLayer", "BertOutput", "BertSelfAttention", "BertSelfOutput"]
 
 
 @pytest.mark.parametrize(("activation", "with_gelu"), [("gelu", ["BertIntermediate"]), ("gelu_new", [])])

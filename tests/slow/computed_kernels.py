@@ -2,7 +2,7 @@
 
 The weights are float32, because the interpreter can't multiply bfloat16. Prints as JSON the classes of the layers that
 were replaced, and per batch the largest difference to the hidden states of vLLM's own layers, as a share of the largest
-value.
+value: of all tokens, and of each sentence's first and last, if the last layer computes these alone.
 """
 
 import json
@@ -13,7 +13,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 from tritonembed_engine.stub.process import prepare_process
 
-BATCHES = ([3, 50, 64, 1, 20], [200, 7, 129, 2])
+BATCHES = ([3, 50, 64, 1, 20], [200, 7, 129, 2], [300, 1])
 """Tokens of the sentences: one tile of attention, and several."""
 
 if __name__ == "__main__":
@@ -31,7 +31,8 @@ if __name__ == "__main__":
     from tritonembed_engine.token_ids import TokenIds
 
     settings = ModelSettings(model=sys.argv[1], vllm={"dtype": "float32"})
-    model = open_model(load_vllm(settings, read_model_files(sys.argv[1]), "cpu"))
+    files = read_model_files(sys.argv[1])
+    model = open_model(load_vllm(settings, files, "cpu"))
 
     @torch.inference_mode()
     def hidden_states(batch: FlatBatch) -> torch.Tensor:
@@ -40,9 +41,17 @@ if __name__ == "__main__":
         )
         return forward(model, ids, positions, cu_seqlens, cu_seqlens, lengths, batch.longest, places).clone()
 
+    def unpack_weights() -> None:
+        """As on a GPU: on a CPU vLLM keeps its own form of the weights alone, which can't be divided."""
+        for module in model.model.modules():
+            if type(module).__name__ == "QKVParallelLinear":
+                bias = 0 if module.bias is None else module.bias
+                weight = (module(torch.eye(module.input_size))[0] - bias).t()
+                module.weight = torch.nn.Parameter(weight.contiguous(), requires_grad=False)
+
     rng = np.random.default_rng(0)
-    differences, replaced = [], []
-    for lengths in BATCHES:
+    differences, pooled, replaced = [], [], []
+    for lengths in ([min(length, files.max_length) for length in batch] for batch in BATCHES):
         ids = rng.integers(5, 100, sum(lengths)).astype(np.int32)
         batch = flatten(TokenIds(ids, np.array(lengths, np.int32)), None)
         expected = hidden_states(batch)
@@ -54,6 +63,14 @@ if __name__ == "__main__":
         replaced = sorted({type(module).__name__ for module in model.model.modules() if "forward" in vars(module)})
         difference = (hidden_states(batch) - expected).abs().max() / expected.abs().max()
         differences.append(float(difference))
+        assert kernels.computes_rows
+        ends = torch.from_numpy(batch.cu_seqlens).long()
+        for rows in (ends[:-1], ends[1:] - 1):
+            kernels.rows = rows
+            found = hidden_states(batch)
+            assert found.shape == expected[rows].shape
+            pooled.append(float((found - expected[rows]).abs().max() / expected.abs().max()))
         kernels.remove()
-    print(json.dumps({"replaced": replaced, "differences": differences}))
+        unpack_weights()
+    print(json.dumps({"replaced": replaced, "differences": differences, "pooled": pooled}))
     sys.stdout.flush()

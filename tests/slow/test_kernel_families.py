@@ -10,18 +10,21 @@ from tests.decoders import write_decoder
 
 from tritonembed_perf.families.registry import load_cases
 
+BERT = ["BertLayer", "BertOutput", "BertSelfAttention", "BertSelfOutput"]
 ROTARY_BERT = ["BertWithRopeAttention", "BertWithRopeBlock"]
-MODERNBERT = ["ModernBertAttention", "ModernBertEncoderLayer", "ModernBertMLP"]
+MODERNBERT = ["ModernBertAttention", "ModernBertEncoderLayer", "ModernBertLayer", "ModernBertMLP"]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "layers"),
     [
-        ("qwen3_emb", ["Qwen3Attention"]),
-        ("gte_qwen2", ["Qwen2Attention"]),
-        ("llama3_rope", ["LlamaAttention"]),
-        ("mistral_smallwindow", ["LlamaAttention"]),
+        ("bert_cls", ["BertEmbedding", *BERT]),
+        ("bge_m3", [*BERT, "RobertaEmbedding"]),
+        ("qwen3_emb", ["Qwen3Attention", "Qwen3DecoderLayer"]),
+        ("gte_qwen2", ["Qwen2Attention", "Qwen2DecoderLayer"]),
+        ("llama3_rope", ["LlamaAttention", "LlamaDecoderLayer"]),
+        ("mistral_smallwindow", ["LlamaAttention", "LlamaDecoderLayer"]),
         ("modernbert_gte", MODERNBERT),
         ("modernbert_biases", MODERNBERT),
         ("gte_multilingual", ROTARY_BERT),
@@ -30,7 +33,7 @@ MODERNBERT = ["ModernBertAttention", "ModernBertEncoderLayer", "ModernBertMLP"]
 )
 def test_hidden_states_are_those_of_vllms_layers(name: str, layers: list[str], tmp_path: Path) -> None:
     folder = tmp_path / name
-    if name == "arctic_m_long":
+    if name in ("bert_cls", "bge_m3", "arctic_m_long"):
         folder.mkdir()
         load_cases()[name].write(folder)
     else:
@@ -41,5 +44,7 @@ def test_hidden_states_are_those_of_vllms_layers(name: str, layers: list[str], t
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["replaced"] == layers
-    assert len(found["differences"]) == 2
+    assert len(found["differences"]) == 3
     assert max(found["differences"]) < 3e-5
+    assert len(found["pooled"]) == 6
+    assert max(found["pooled"]) < 3e-5

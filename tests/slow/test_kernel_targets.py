@@ -24,6 +24,7 @@ from tritonembed_engine.kernels.layer_norm import (
 )
 from tritonembed_engine.kernels.max_pool import max_pool
 from tritonembed_engine.kernels.mean_pool import mean_pool
+from tritonembed_engine.kernels.pooled_attention import pooled_attention
 from tritonembed_engine.kernels.quantize import quantize
 from tritonembed_engine.kernels.rotary import Rotary, rotate
 from tritonembed_engine.kernels.short_attention import HEAD_SIZES, WARPS, short_attention
@@ -87,7 +88,10 @@ def launches_of(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
             grouped = torch.zeros(64, 8 * size, dtype=dtype)
             rotary = Rotary(torch.zeros(9, size), torch.zeros(2, size), 1e-6)
             yield lambda grouped=grouped: window_attention(grouped, cu_seqlens, 4, 2, 99, 1.0, (64, 0))  # type: ignore[misc]
-            yield lambda grouped=grouped, rotary=rotary: rotate(grouped, ids.long(), 4, 2, rotary)  # type: ignore[misc]
+            for heads in ((4, 2), (4, 0), (0, 4)):
+                yield lambda on=(grouped, ids.long(), *heads, rotary): rotate(*on)  # type: ignore[misc]
+        pooled = (qkv[:2, : 4 * size], qkv[:, 4 * size :], cu_seqlens, ids[:2].long(), 4, 4, 1.0, (64, 0))
+        yield lambda pooled=pooled: pooled_attention(*pooled)  # type: ignore[misc]
 
 
 def launches_with_fp8(dtype: torch.dtype) -> Iterator[Callable[[], object]]:

@@ -73,9 +73,9 @@ def build_direct_on_gpu(
     )
 
 
-def without_kernels(engine: EngineSettings) -> EngineSettings:
-    """The settings with vLLM's kernels instead of ours."""
-    kernels = KernelSettings(**dict.fromkeys(KernelSettings.model_fields, False))
+def without_kernels(engine: EngineSettings, *names: str) -> EngineSettings:
+    """The settings with vLLM's kernels instead of ours. names: of the switches; by default all of them."""
+    kernels = engine.kernels.model_copy(update=dict.fromkeys(names or KernelSettings.model_fields, False))
     return engine.model_copy(update={"kernels": kernels})
 
 

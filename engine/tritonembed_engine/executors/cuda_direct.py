@@ -173,7 +173,9 @@ class CudaDirectExecutor:
         with torch.cuda.stream(self._compute):
             self._buffer[: len(packed)].copy_(packed, non_blocking=True)
             pooled = (
-                graph.replay()[:count] if graph else self._run(Inputs(self._buffer, count, tokens), longest, begins)
+                graph.replay()[:count]
+                if graph
+                else self._run(Inputs(self._buffer, count, tokens), longest, begins, every_token=is_adapted)
             )
             computed = self._heads.start(self._states[:tokens], sentences, choices) if choices else {}
             if graph and not computed:
@@ -207,17 +209,27 @@ class CudaDirectExecutor:
         self._model = None
         torch.cuda.empty_cache()
 
-    def _run(self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None) -> torch.Tensor:
-        """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU."""
+    def _run(
+        self, inputs: Inputs, longest: int, begins: torch.Tensor | None = None, *, every_token: bool = False
+    ) -> torch.Tensor:
+        """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU.
+
+        every_token: whether the last layer has to compute every token, because an adapter's rows are tokens of the
+        batch.
+        """
+        only_rows = self._kernels.computes_rows and self._pooler.reads_rows and not self._heads.names
+        if only_rows and begins is None and not every_token:
+            rows = self._pooler.rows(inputs.cu_seqlens, len(inputs.ids))
+            return self._pooler.finish(self._forward(inputs, longest, rows))
         hidden = self._forward(inputs, longest)
         if self._heads.names:
             self._states[: len(hidden)].copy_(hidden)
         return self._pooler(hidden, inputs.cu_seqlens, begins)
 
-    def _forward(self, inputs: Inputs, longest: int) -> torch.Tensor:
-        """Hidden states [tokens, hidden size]."""
+    def _forward(self, inputs: Inputs, longest: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states [tokens, hidden size], or those of `rows` alone."""
         assert self._model is not None
-        self._kernels.cu_seqlens, self._kernels.longest = inputs.cu_seqlens, longest
+        self._kernels.cu_seqlens, self._kernels.longest, self._kernels.rows = inputs.cu_seqlens, longest, rows
         # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
         cu_seqlens_cpu = torch.zeros(len(inputs.cu_seqlens), dtype=torch.int32)
         positions = inputs.positions.long()

@@ -20,6 +20,11 @@ def segment_mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor
     return torch.segment_reduce(hidden.float(), "mean", offsets=cu_seqlens.long(), initial=0.0, unsafe=True)
 
 
+def reads_rows(poolings: Sequence[Pooling]) -> bool:
+    """Whether a pooling reads one token per sentence."""
+    return list(poolings) in ([Pooling.CLS], [Pooling.LAST_TOKEN])
+
+
 class Pooler:
     """A model's pooling and the steps after it."""
 
@@ -33,6 +38,21 @@ class Pooler:
     def pools(self) -> bool:
         """Whether there is a pooling; a model that pools itself has none, and `finish` takes its vectors."""
         return bool(self._poolings)
+
+    @property
+    def reads_rows(self) -> bool:
+        """Whether it reads one token per sentence (see `rows`)."""
+        return reads_rows(self._poolings)
+
+    def rows(self, cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:
+        """The token of each sentence that is pooled, int64 [sentences], if `reads_rows`. tokens: of the batch.
+
+        cu_seqlens: int32 [sentences + 1]. A sentence without tokens has some token of the batch.
+        """
+        if self._poolings == [Pooling.LAST_TOKEN]:
+            return cu_seqlens[1:].long() - 1
+        # A sentence of padding begins where the batch ends: reading there would end the process's CUDA context.
+        return cu_seqlens[:-1].long().clamp_max(tokens - 1)
 
     def finish(self, pooled: torch.Tensor) -> torch.Tensor:
         """The steps after the pooling. pooled: [sentences, width], of any type."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tritonembed_engine.kernels import bert, rotary_layers
+from tritonembed_engine.kernels import bert, last_layer, rotary_layers
 from tritonembed_engine.settings import KernelSettings
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,10 @@ class Kernels:
         self.causal = causal
         self.cu_seqlens: torch.Tensor | None = None
         self.longest = 0
+        self.rows: torch.Tensor | None = None
+        """int64 [sentences], the only token of each sentence whose hidden state the batch needs; None: all are needed.
+        To be set if `computes_rows` only: the model's hidden states are then those of the rows."""
+        self.computes_rows = False
         self.tables: dict[int, torch.Tensor] = {}
         """Cosines and sines of rotary positions, by the id of vLLM's module, which layers share."""
         self._replaced: list[Any] = []
@@ -39,8 +43,9 @@ class Kernels:
 
     def replace(self, module: Any, forward: Callable[..., torch.Tensor], *, reads: bool) -> None:
         """Shadow a module's forward method. reads: see `reading`."""
+        if "forward" not in vars(module):
+            self._replaced.append(module)
         module.forward = forward
-        self._replaced.append(module)
         if reads:
             self.reading.append(module)
 
@@ -50,6 +55,7 @@ class Kernels:
             del module.forward
         self._replaced.clear()
         self.reading.clear()
+        self.computes_rows = False
 
 
 def install_kernels(
@@ -85,7 +91,10 @@ def install_kernels(
             lambda module: rotary_layers.modernbert_attention(module, kernels, ours=settings.attention),
         ),
         "modernbert.ModernBertMLP": ("gelu_gate", rotary_layers.gated_feed_forward),
-        "modernbert.ModernBertEncoderLayer": ("add_layer_norm", rotary_layers.modernbert_layers),
+        "modernbert.ModernBertEncoderLayer": (
+            "add_layer_norm",
+            lambda module: rotary_layers.modernbert_layers(module, kernels),
+        ),
         "qwen3.Qwen3Attention": ("rotary", decoder),
         "qwen2.Qwen2Attention": ("rotary", decoder),
         "llama.LlamaAttention": ("rotary", decoder),
@@ -93,16 +102,41 @@ def install_kernels(
     installed: Counter[str] = Counter()
     try:
         for module in model.modules():
-            name = f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}"
-            switch, replacement = replacements.get(name, (None, None))
+            switch, replacement = replacements.get(_name_of(module), (None, None))
             if switch is None or replacement is None or not getattr(settings, switch):
                 continue
             if (forward := replacement(module)) is not None:
                 kernels.replace(module, forward, reads=switch in _READING)
                 installed[switch] += 1
+        if settings.pooled_rows and not installed["fp8"] and _compute_rows(model, kernels):
+            installed["pooled_rows"] += 1
     except BaseException:
         kernels.remove()
         raise
     if installed:
         logger.warning("kernels: %s", ", ".join(f"{switch} in {count}" for switch, count in installed.items()))
     return kernels
+
+
+def _compute_rows(model: torch.nn.Module, kernels: Kernels) -> bool:
+    """Replace the last layer's forward by one that can compute the pooled rows alone; after all others."""
+    layers: dict[str, Callable[[Any, Kernels], Any]] = {
+        "bert.BertLayer": last_layer.bert_layer,
+        "bert_with_rope.BertWithRopeBlock": last_layer.rotary_bert_layer,
+        "modernbert.ModernBertLayer": last_layer.modernbert_layer,
+        "qwen3.Qwen3DecoderLayer": last_layer.decoder_layer,
+        "qwen2.Qwen2DecoderLayer": last_layer.decoder_layer,
+        "llama.LlamaDecoderLayer": last_layer.decoder_layer,
+    }
+    found = [(module, layers[name]) for module in model.modules() if (name := _name_of(module)) in layers]
+    if found:
+        module, replacement = found[-1]
+        if (forward := replacement(module, kernels)) is not None:
+            kernels.replace(module, forward, reads=False)
+            kernels.computes_rows = True
+    return kernels.computes_rows
+
+
+def _name_of(module: torch.nn.Module) -> str:
+    """vLLM's file and class of a layer."""
+    return f"{type(module).__module__.rpartition('.')[2]}.{type(module).__name__}"

@@ -26,11 +26,10 @@ def rotary_attention_layer(module: Any, kernels: "Kernels", *, ours: bool) -> At
 
     ours: whether our attention serves, too.
     """
-    rotary, window = _rotary(module, kernels.tables), _window(module, causal=kernels.causal)
+    rotary, window = rotary_of(module, kernels.tables), window_of(module, causal=kernels.causal)
     if rotary is None or window is None:
         return None
-    packed = module.Wqkv if hasattr(module, "Wqkv") else module.qkv_proj
-    merge = next(getattr(module, name) for name in ("o_proj", "out_proj", "Wo") if hasattr(module, name))
+    packed, merge = packed_of(module), merge_of(module)
     heads = module.num_heads
     key_heads = getattr(module, "num_kv_heads", heads)
     widths = [size * module.head_dim for size in (heads, key_heads, key_heads)]
@@ -68,8 +67,20 @@ def modernbert_attention(module: Any, kernels: "Kernels", *, ours: bool) -> Call
     return attention and (lambda hidden_states, position_ids: attention(hidden_states, position_ids))
 
 
-def _rotary(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
-    """None for other rotations: of a part of the head, of neighbours, by several positions per token.
+def packed_of(module: Any) -> Any:
+    """An attention layer's product of queries, keys and values."""
+    return module.Wqkv if hasattr(module, "Wqkv") else module.qkv_proj
+
+
+def merge_of(module: Any) -> Any:
+    """An attention layer's product after attention."""
+    return next(getattr(module, name) for name in ("o_proj", "out_proj", "Wo") if hasattr(module, name))
+
+
+def rotary_of(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
+    """What an attention layer does to its queries and keys.
+
+    None for other rotations: of a part of the head, of neighbours, by several positions per token.
 
     tables: see `Kernels`.
     """
@@ -93,7 +104,7 @@ def _rotary(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
     return Rotary(table, torch.stack([norm.weight for norm in norms]).float(), norms[0].variance_epsilon)
 
 
-def _window(module: Any, *, causal: bool) -> tuple[int, int] | None:
+def window_of(module: Any, *, causal: bool) -> tuple[int, int] | None:
     """Tokens before and after that a token attends to; None for attention of another kind."""
     attention = module.attn.impl
     if getattr(attention, "sinks", None) is not None or attention.alibi_slopes is not None or attention.logits_soft_cap:
@@ -119,7 +130,7 @@ def gated_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | 
     return forward
 
 
-def modernbert_layers(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+def modernbert_layers(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """ModernBERT's stack of layers: each residual add in one kernel with the norm after it."""
     layers = list(module.layers)
     # After each layer but the last: the norm of the next layer's attention.
@@ -129,6 +140,8 @@ def modernbert_layers(module: Any) -> Callable[[torch.Tensor, torch.Tensor], tor
     def forward(hidden_states: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
         hidden, normed = hidden_states, layers[0].attn_norm(hidden_states)
         for layer, middle, norm in zip(layers, middles, norms, strict=True):
+            if norm is None and kernels.rows is not None:
+                return layer(hidden, position_ids)  # type: ignore[no-any-return]
             attended = layer.attn(hidden_states=normed, position_ids=position_ids)
             hidden, normed = add_then_layer_norm(attended, hidden, middle)
             added = layer.mlp(normed)

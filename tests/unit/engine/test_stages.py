@@ -12,8 +12,12 @@ from tests.unit.engine.fake_executor import ids
 from tritonembed_engine.executors import cuda_direct
 from tritonembed_engine.executors.adapters import Adapters
 from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
-from tritonembed_engine.executors.staging import Stage, Stages, packed_size
+from tritonembed_engine.executors.pooling import Pooler
+from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
+from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.kernels.install import Kernels
+from tritonembed_engine.model.modules import Pooling
+from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.token_ids import TokenIds
 
 ROWS, TOKENS = 4, 16
@@ -95,3 +99,61 @@ def test_an_answer_that_nobody_collects_does_not_free_its_pinned_memory(executor
     stage = weakref.ref(pending._stage)  # type: ignore[attr-defined]
     del pending
     assert stage() is not None
+
+
+class RowsForward:
+    """Hidden states whose values are the numbers of their tokens; it notes which rows were asked for."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[int] | None] = []
+
+    def __call__(self, inputs: Inputs, longest: int, rows: torch.Tensor | None = None) -> torch.Tensor:
+        self.rows.append(None if rows is None else rows.tolist())
+        every = torch.arange(len(inputs.ids), dtype=torch.float16)[:, None]
+        return every if rows is None else every[rows]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "rows", "pooled"),
+    [
+        (Pooling.CLS, [0, 1, 8, 57, 57], [0, 1, 8, 57, 57]),
+        (Pooling.LAST_TOKEN, [0, 7, 57, 57, 57], [0, 7, 57, 57, 57]),
+        (Pooling.MEAN, None, [0, 4, 32.5, 0, 0]),
+    ],
+)
+def test_the_last_layer_computes_the_tokens_that_are_pooled(
+    executor: CudaDirectExecutor,
+    monkeypatch: pytest.MonkeyPatch,
+    pooling: Pooling,
+    rows: list[int] | None,
+    pooled: list[float],
+) -> None:
+    """Of sentences of 1, 7 and 50 tokens, and of two empty ones, which a CUDA graph has."""
+    asked = RowsForward()
+    monkeypatch.setattr(executor, "_forward", asked)
+    executor._pooler, executor._heads = Pooler([pooling], Steps(())), TokenHeads.none()
+    executor._kernels.computes_rows = True
+    inputs = Inputs(torch.zeros(packed_size(5, 58), dtype=torch.int32), 5, 58)
+    inputs.cu_seqlens.copy_(torch.tensor([0, 1, 8, 58, 58, 58]))
+    assert executor._run(inputs, 50)[:, 0].tolist() == pooled
+    assert asked.rows == [rows]
+
+
+@pytest.mark.parametrize("why", ["kernels", "skips", "adapter", "heads", "poolings"])
+def test_the_last_layer_computes_every_token_if_more_than_the_pooled_ones_are_read(
+    executor: CudaDirectExecutor, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    asked = RowsForward()
+    monkeypatch.setattr(executor, "_forward", asked)
+    poolings = [Pooling.CLS] * (2 if why == "poolings" else 1)
+    executor._pooler, executor._heads = Pooler(poolings, Steps(())), TokenHeads.none()
+    executor._kernels.computes_rows = why != "kernels"
+    inputs = Inputs(torch.zeros(packed_size(2, 4), dtype=torch.int32), 2, 4)
+    inputs.cu_seqlens.copy_(torch.tensor([0, 1, 4]))
+    if why == "heads":
+        monkeypatch.setattr(TokenHeads, "names", ["sparse"])
+        executor._states = torch.zeros(4, 1)
+    begins = torch.tensor([0, 2]) if why == "skips" else None
+    vectors = executor._run(inputs, 3, begins, every_token=why == "adapter")
+    assert vectors[:, 0].tolist() == ([0, 2] if why == "skips" else [0, 1])
+    assert asked.rows == [None]
