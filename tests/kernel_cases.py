@@ -13,7 +13,7 @@ import torch
 
 from tritonembed_engine.executors.pooling import segment_mean
 from tritonembed_engine.kernels.bert_fp8 import fp8_product
-from tritonembed_engine.kernels.gelu_gate import gelu_gate, gelu_gate_reference
+from tritonembed_engine.kernels.gate import gelu_gate, gelu_gate_reference, silu_gate, silu_gate_reference
 from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_reference, gelu_product_serves
 from tritonembed_engine.kernels.layer_norm import (
     add_layer_norm,
@@ -119,10 +119,11 @@ def check_pooled_attention(
         _same(pooled, expected)
 
 
-def check_gelu_gate(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
+def check_gates(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
     """Widths that are no multiple of a block."""
     x = 2 * torch.randn(rows, 2 * width, device=device, dtype=dtype)
     _same(gelu_gate(x), gelu_gate_reference(x))
+    _same(silu_gate(x), silu_gate_reference(x))
 
 
 def check_quantize(device: str, dtype: torch.dtype, rows: int, width: int) -> None:
@@ -200,6 +201,12 @@ WINDOWS = (
 )
 """Lengths, heads, windows: Qwen3, ModernBERT's local and global attention, and narrow windows."""
 
+POOLED = (
+    ([50, 1, 64, 0, 0], (4, 2, 32), (UNLIMITED, 0)),
+    ([7, 150, 70], (2, 2, 64), (64, 64)),
+    ([33, 3], (2, 1, 128), (UNLIMITED, UNLIMITED)),
+    ([30], (1, 1, 16), (4, 2)),
+)
 HEADS = ((2, 32), (3, 64), (1, 16), (1, 128))
 """Numbers and sizes of heads."""
 
@@ -211,7 +218,7 @@ def all_cases(device: str, dtypes: list[torch.dtype], few: bool = False) -> None
         for rows, width in ((1, 16), (7, 384), (33, 768), (5, 1000)):
             check_add_layer_norm(device, dtype, rows, width)
             check_quantize(device, dtype, rows, width)
-            check_gelu_gate(device, dtype, rows, width)
+            check_gates(device, dtype, rows, width)
             for first_position in (0, 2):
                 check_embed_layer_norm(device, dtype, rows, width, first_position)
         for rows, shape, normed in ((37, (4, 2, 32), True), (5, (3, 3, 64), False), (1, (2, 1, 128), True)):
@@ -219,7 +226,7 @@ def all_cases(device: str, dtypes: list[torch.dtype], few: bool = False) -> None
         for width in (16, 200, 768):
             check_mean_pool(device, dtype, [1, 0, 33, 300, 2, 0, 0], width)
             check_max_pool(device, dtype, [3, 0, 33, 300, 1, 0], width)
-        for lengths, shape, window in WINDOWS:
+        for lengths, shape, window in POOLED:
             check_pooled_attention(device, dtype, lengths, shape, window)
         if device == "cpu" and dtype is torch.bfloat16:
             continue  # the interpreter's tl.dot multiplies the bits of bfloat16 as integers

@@ -42,6 +42,9 @@ class KernelSettings(BaseModel):
     gelu_gate: bool = True
     """GELU times gate as one kernel."""
 
+    silu_gate: bool = False
+    """SiLU times gate as our kernel instead of vLLM's; no GPU has run it, and vLLM's is one kernel, too."""
+
     gelu_epilogue: bool = True
     """GELU as part of the matrix product before it."""
 

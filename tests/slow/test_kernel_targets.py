@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-from tritonembed_engine.kernels.gelu_gate import gelu_gate
+from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
 from tritonembed_engine.kernels.gelu_product import gelu_product
 from tritonembed_engine.kernels.layer_norm import (
     add_layer_norm,
@@ -72,10 +72,12 @@ def launches_of(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     x = torch.zeros(64, 768, dtype=dtype)
     norm = torch.nn.LayerNorm(768, dtype=dtype)
     cu_seqlens, ids = torch.zeros(3, dtype=torch.int32), torch.zeros(64, dtype=torch.int32)
+    positions = ids.long()
     yield lambda: add_layer_norm(x, x, norm)
     yield lambda: add_then_layer_norm(x, x, norm)
-    yield lambda: embed_layer_norm(ids, ids.long(), x, x, x, norm, 2)
+    yield lambda: embed_layer_norm(ids, positions, x, x, x, norm, 2)
     yield lambda: gelu_gate(x)
+    yield lambda: silu_gate(x)
     yield lambda: mean_pool(x, cu_seqlens)
     yield lambda: max_pool(x, cu_seqlens, torch.zeros(2, 768))
     for size in HEAD_SIZES:
@@ -89,8 +91,8 @@ def launches_of(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
             rotary = Rotary(torch.zeros(9, size), torch.zeros(2, size), 1e-6)
             yield lambda grouped=grouped: window_attention(grouped, cu_seqlens, 4, 2, 99, 1.0, (64, 0))  # type: ignore[misc]
             for heads in ((4, 2), (4, 0), (0, 4)):
-                yield lambda on=(grouped, ids.long(), *heads, rotary): rotate(*on)  # type: ignore[misc]
-        pooled = (qkv[:2, : 4 * size], qkv[:, 4 * size :], cu_seqlens, ids[:2].long(), 4, 4, 1.0, (64, 0))
+                yield lambda on=(grouped, positions, *heads, rotary): rotate(*on)  # type: ignore[misc]
+        pooled = (qkv[:2, : 4 * size], qkv[:, 4 * size :], cu_seqlens, positions[:2], 4, 4, 1.0, (64, 0))
         yield lambda pooled=pooled: pooled_attention(*pooled)  # type: ignore[misc]
 
 

@@ -1,5 +1,5 @@
 """The kernels for layers with rotary positions: attention of Qwen3, Qwen2, Llama and Mistral, ModernBERT, and of BERT
-with RoPE (NomicBERT, GTE); ModernBERT's norms and its gated feed-forward.
+with RoPE (NomicBERT, GTE); ModernBERT's norms, and gated feed-forwards.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 
 from tritonembed_engine.kernels import short_attention as short
 from tritonembed_engine.kernels import tiled_attention as tiled
-from tritonembed_engine.kernels.gelu_gate import gelu_gate
+from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
 from tritonembed_engine.kernels.layer_norm import add_layer_norm, add_then_layer_norm
 from tritonembed_engine.kernels.rotary import HEAD_SIZES, Rotary, rotate
 from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention
@@ -130,6 +130,19 @@ def gated_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | 
     return forward
 
 
+def silu_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """The feed-forward of Qwen3, Qwen2, Llama and Mistral, with SiLU times gate as our kernel instead of vLLM's."""
+    if type(module.act_fn).__name__ != "SiluAndMul":
+        return None
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        wide, _ = module.gate_up_proj(x)
+        narrowed, _ = module.down_proj(silu_gate(wide))
+        return narrowed
+
+    return forward
+
+
 def modernbert_layers(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
     """ModernBERT's stack of layers: each residual add in one kernel with the norm after it."""
     layers = list(module.layers)
@@ -141,7 +154,7 @@ def modernbert_layers(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor
         hidden, normed = hidden_states, layers[0].attn_norm(hidden_states)
         for layer, middle, norm in zip(layers, middles, norms, strict=True):
             if norm is None and kernels.rows is not None:
-                return layer(hidden, position_ids)  # type: ignore[no-any-return]
+                return layer(hidden, position_ids)
             attended = layer.attn(hidden_states=normed, position_ids=position_ids)
             hidden, normed = add_then_layer_norm(attended, hidden, middle)
             added = layer.mlp(normed)

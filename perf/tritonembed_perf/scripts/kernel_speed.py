@@ -18,6 +18,12 @@ ROUNDS = 7
 REPEAT = 20
 HEADS = 12
 SENTENCE_TOKENS = (50, 128, 256, 512)
+QWEN3_HEADS = (16, 8, 128)
+"""Heads of queries, heads of keys, and their size."""
+
+COLUMNS = 4096
+"""Of max pooling: ids of a vocabulary that are computed at once."""
+
 SCALE = 0.02
 """The scale of fp8."""
 
@@ -71,6 +77,7 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         ("GELU + fp8", 12 * row, lambda: quantize(wide, SCALE, gelu=True)),
         ("product in fp8", 9 * row, lambda: torch._scaled_mm(x8, weight.t(), one, one, bias, out_dtype=x.dtype)),
     ]
+    cases += _cases_of_rotary_layers(tokens)
     if gelu_product_serves(x.device):
         cases.append(("product + GELU + fp8", 5 * row, lambda: gelu_product(x8, weight, scales, bias, SCALE)))
     for length, in_graph in ((length, in_graph) for length in SENTENCE_TOKENS for in_graph in (False, True)):
@@ -87,6 +94,85 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
         ]
     with torch.inference_mode():
         return [_row(name, size, run) for name, size, run in cases]
+
+
+def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], object]]]:
+    """What Qwen3-0.6B and ModernBERT-base have: names, bytes, calls."""
+    import torch
+
+    from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
+    from tritonembed_engine.kernels.layer_norm import add_then_layer_norm
+    from tritonembed_engine.kernels.max_pool import max_pool
+    from tritonembed_engine.kernels.pooled_attention import pooled_attention
+    from tritonembed_engine.kernels.rotary import Rotary, rotate
+    from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention
+
+    def random(*shape: int) -> "torch.Tensor":
+        return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+    heads, key_heads, size = QWEN3_HEADS
+    qkv, small_qkv = random(tokens, (heads + 2 * key_heads) * size), random(tokens, 3 * HEADS * 64)
+    normed, plain = (
+        Rotary(torch.rand(tokens, one, device="cuda"), gains, 1e-6)
+        for one, gains in ((size, torch.ones(2, size, device="cuda")), (64, None))
+    )
+    positions, x = torch.arange(tokens, device="cuda") % 512, random(tokens, 768)
+    norm = torch.nn.LayerNorm(768, device="cuda", dtype=torch.bfloat16)
+    wide, wider, logits = random(tokens, 2 * 1152), random(tokens, 2 * 3072), random(tokens, COLUMNS)
+    vllms_silu = torch.empty(tokens, 3072, device="cuda", dtype=torch.bfloat16)
+
+    row = 2 * tokens
+    cases: list[tuple[str, int, Callable[[], object]]] = [
+        (
+            "rotation + norms, Qwen3",
+            2 * row * (heads + key_heads) * size,
+            lambda: rotate(qkv, positions, heads, key_heads, normed),
+        ),
+        ("rotation, ModernBERT", 2 * row * 2 * HEADS * 64, lambda: rotate(small_qkv, positions, HEADS, HEADS, plain)),
+        ("add, LayerNorm of the sum", 4 * row * 768, lambda: add_then_layer_norm(x, x, norm)),
+        ("GELU x gate, 1152", 3 * row * 1152, lambda: gelu_gate(wide)),
+        ("SiLU x gate, 3072", 3 * row * 3072, lambda: silu_gate(wider)),
+        ("vLLM's SiLU x gate, 3072", 3 * row * 3072, partial(_vllms_silu_gate, vllms_silu, wider)),
+    ]
+    for length in SENTENCE_TOKENS:
+        ends = torch.arange(0, tokens + 1, length, device="cuda", dtype=torch.int32)
+        last, first = ends[1:].long() - 1, ends[:-1].long()
+        causal = (ends, heads, key_heads, length, size**-0.5, (UNLIMITED, 0))
+        local = (ends, HEADS, HEADS, length, 64**-0.5, (64, 64))
+        pooled = partial(pooled_attention, qkv[last, : heads * size], qkv[:, heads * size :], ends, last)
+        of_first = partial(pooled_attention, small_qkv[first, : HEADS * 64], small_qkv[:, HEADS * 64 :], ends, first)
+        largest = torch.empty(len(last), COLUMNS, device="cuda")
+        cases += [
+            (
+                f"window attention, Qwen3, {length}",
+                row * (2 * heads + 2 * key_heads) * size,
+                partial(window_attention, qkv, *causal),
+            ),
+            (
+                f"window attention, 64 + 64, {length}",
+                4 * row * HEADS * 64,
+                partial(window_attention, small_qkv, *local),
+            ),
+            (
+                f"pooled attention, Qwen3, {length}",
+                row * 2 * key_heads * size,
+                partial(pooled, heads, key_heads, size**-0.5, (UNLIMITED, 0)),
+            ),
+            (
+                f"pooled attention, 12 x 64, {length}",
+                2 * row * HEADS * 64,
+                partial(of_first, HEADS, HEADS, 64**-0.5, (UNLIMITED, UNLIMITED)),
+            ),
+            (f"max pooling, {length}", row * COLUMNS, partial(max_pool, logits, ends, largest)),
+        ]
+    return cases
+
+
+def _vllms_silu_gate(out: Any, x: Any) -> None:
+    import torch
+    import vllm._custom_ops  # noqa: F401 - registers vLLM's kernels
+
+    torch.ops._C.silu_and_mul(out, x)
 
 
 def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:

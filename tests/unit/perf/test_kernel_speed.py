@@ -24,4 +24,5 @@ def test_the_product_with_gelu_is_measured_only_if_it_serves(serves: bool, monke
     with WithoutMemory():
         kernels = [row["kernel"] for row in kernel_speed.measure(4096, 768)]
     assert "GELU + fp8" in kernels
+    assert "pooled attention, Qwen3, 512" in kernels
     assert ("product + GELU + fp8" in kernels) == serves
