@@ -49,9 +49,7 @@ REQUEST = 1024
 """Sentences of a request of the engine's own."""
 WAITING = 48
 """Requests that the engine has at a time."""
-PART_SECONDS = 4.0
-"""That a part of `scaling` sleeps."""
-PARTS_PER_WORKER = 6
+PARTS_PER_WORKER = 7
 
 File = Annotated[Path, Argument(help="A Parquet file of `generate`.")]
 
@@ -190,25 +188,58 @@ def _bulk(model: str, file: Path, device: str, part_rows: int, executor: str) ->
 def scaling(
     workers: Annotated[str, Option(help="Numbers of workers, with commas.")] = "1,2,4,8,16,32,64",
     rows: Annotated[int, Option(help="Rows of a part.")] = 1024,
+    part_seconds: Annotated[float, Option(help="That a worker sleeps for a part.")] = 12.0,
 ) -> dict[str, Any]:
-    """Rows per second by the number of workers whose executor sleeps, from the first committed part to the last."""
+    """Parts per second by the number of workers whose executor sleeps, once all of them have begun.
+
+    Beside it the CPU seconds of a part, of all processes: what limits one machine, on which the whole cluster is here.
+    """
     found: list[dict[str, Any]] = []
     for count in map(int, workers.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder) / "source.parquet"
+            source, log = Path(folder) / "source.parquet", Path(folder) / "log"
+            log.mkdir()
             _short_rows(source, rows * count * PARTS_PER_WORKER, rows)
-            compute = SleepingCompute(seconds_per_token=PART_SECONDS / rows / MEAN_TOKENS)
+            compute = SleepingCompute(seconds_per_token=part_seconds / rows / MEAN_TOKENS, log=str(log))
+            points: list[tuple[float, float]] = []
             with ray_running(None, dashboard=False, cpus=count // 10 + 3):
-                times = [at for at, _ in _timed(_job(source, folder, compute, rows), Workers(count, 0.1))]
-        # The first parts of all workers come while actors start.
-        steady = times[2 * count :]
-        rate = (len(steady) - 1) / (steady[-1] - steady[0])
-        ideal = count / PART_SECONDS
-        row = {"workers": count, "parts_per_second": rate, "ideal": ideal, "efficiency": rate / ideal}
-        row["cpu"] = psutil.cpu_percent()
+                for at, _ in _timed(_job(source, folder, compute, rows), Workers(count, 0.1)):
+                    points.append((at, cpu_seconds()))
+            row = {"workers": count, **_steady(count, points, _all_begun(log), part_seconds)}
         found.append(row)
-        print(f"{count:>3} workers: {rate:7.3f} parts/s of {ideal:7.3f}: {rate / ideal:.3f}", flush=True)
-    return {"rows": found, "load": os.getloadavg()}
+        print(
+            f"{count:>3} workers: {row['parts_per_second']:7.3f} parts/s of {row['ideal']:7.3f}: "
+            f"{row['efficiency']:.3f}; {row['cpu_seconds_per_part']:.3f} CPU s per part",
+            flush=True,
+        )
+    return {"part_seconds": part_seconds, "rows": found, "load": os.getloadavg()}
+
+
+def _all_begun(log: Path) -> float:
+    """When the last worker began its first part."""
+    first: dict[str, int] = {}
+    for entry in log.iterdir():
+        _, process, at = entry.name.split()
+        first[process] = min(first.get(process, int(at)), int(at))
+    return max(first.values()) / 1e9
+
+
+def _steady(count: int, points: list[tuple[float, float]], begun: float, part_seconds: float) -> dict[str, float]:
+    """The rate between two commits that are some parts of every worker apart: workers that began together commit
+    together. Not to the end, when some workers have no part left."""
+    begin = next(place for place, (at, _) in enumerate(points) if at > begun)
+    parts = (len(points) - 1 - count - begin) // count * count
+    if parts < count:
+        raise BenchError("the workers' start took too long: give parts more seconds")
+    (start, cpu), (end, cpu_end) = points[begin], points[begin + parts]
+    rate, ideal = parts / (end - start), count / part_seconds
+    return {
+        "parts_per_second": rate,
+        "ideal": ideal,
+        "efficiency": rate / ideal,
+        "parts": parts,
+        "cpu_seconds_per_part": (cpu_end - cpu) / parts,
+    }
 
 
 def memory(
@@ -270,6 +301,19 @@ def _watched() -> Iterator[dict[str, int]]:
     finally:
         ended.set()
         thread.join()
+
+
+def cpu_seconds() -> float:
+    """Of this process and of all below it, until now."""
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        try:
+            times = process.cpu_times()
+        except psutil.Error:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def _unique(process: psutil.Process) -> int:

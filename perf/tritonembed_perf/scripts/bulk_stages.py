@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
 from typer import Option
 
 from tritonembed_bulk.batches import BatchRunner
@@ -32,7 +31,7 @@ from tritonembed_engine.parameters import DEFAULTS
 from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_perf.options import Model, run_script
-from tritonembed_perf.scripts.bulk import File
+from tritonembed_perf.scripts.bulk import File, cpu_seconds
 
 DIMENSIONS = 768
 ROUNDS = 5
@@ -139,23 +138,11 @@ def pipeline(
         with Run(job, resume=False) as run:
             for record in run.records(Workers(1)):
                 rows += record.rows
-                points.append((rows, time.perf_counter(), _cpu_seconds()))
+                points.append((rows, time.perf_counter(), cpu_seconds()))
     (first, began, cpu), (last, ended, cpu_end) = points[len(points) // 4], points[-1]
     per_core, per_second = (last - first) / (cpu_end - cpu), (last - first) / (ended - began)
     print(f"{per_core:,.0f} rows per core and second in all processes; {per_second:,.0f} rows/s here", flush=True)
     return {"rows": last - first, "rows_per_core_second": per_core, "rows_per_second": per_second}
-
-
-def _cpu_seconds() -> float:
-    own = psutil.Process()
-    total = 0.0
-    for process in (own, *own.children(recursive=True)):
-        try:
-            times = process.cpu_times()
-        except psutil.Error:
-            continue
-        total += times.user + times.system
-    return total
 
 
 if __name__ == "__main__":
