@@ -217,6 +217,13 @@ def test_a_query_is_refused_in_one_line(postgres: str, query: str | None, key: s
         postgres_source(postgres, query, key, 10).spans()
 
 
+def test_a_database_that_is_away_is_refused_without_its_address() -> None:
+    [port] = free_ports(1)
+    source = postgres_source(f"postgresql://me:secret@127.0.0.1:{port}/x#t", None, "id", 10)
+    with pytest.raises(Refused, match=r"^PostgreSQL: it can't be reached, or refuses the connection$"):
+        source.spans()
+
+
 @pytest.mark.timeout(300)
 def test_a_query_and_a_table_through_ray(postgres: str, source: Path, tmp_path: Path) -> None:
     import psycopg
