@@ -3,18 +3,21 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tests.models import ModelShelf
 from tests.unit.engine.test_reference import executor, reference
 
-from tritonembed_engine import factory
+from tritonembed_engine import factory, vllm_factory
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.factory import choose_reference
 from tritonembed_engine.model.files import read_model_files
+from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.reference.check import Gate, let_through
-from tritonembed_engine.settings import ModelSettings
+from tritonembed_engine.settings import EngineSettings, ModelSettings
 
 
 def test_wrong_vectors_end_the_start_with_all_that_was_tried(shelf: ModelShelf) -> None:
@@ -50,3 +53,33 @@ def test_no_reference_is_made_of_quantized_weights(shelf: ModelShelf, tmp_path: 
         choose_reference(ModelSettings(model=str(folder)), files)
     off = ModelSettings.model_validate({"model": str(folder), "engine": {"reference": "off"}})
     assert choose_reference(off, files) is None
+
+
+@pytest.mark.parametrize(
+    ("pooling", "broken", "tried"),
+    [
+        ("cls", [], [(True, True)]),
+        ("cls", ["pooled_rows"], [(True, True), (False, True)]),
+        ("cls", ["attention"], [(True, True), (False, True), (False, False)]),
+        ("mean", ["attention"], [(False, True), (False, False)]),
+    ],
+)
+def test_kernels_that_fail_are_left_out_step_by_step(
+    monkeypatch: pytest.MonkeyPatch, pooling: str, broken: list[str], tried: list[tuple[bool, bool]]
+) -> None:
+    """Pairs: whether the last layer may compute pooled tokens alone, and whether our attention serves."""
+    seen: list[tuple[bool, bool]] = []
+
+    def build(_: object, engine: EngineSettings, *__: object) -> SimpleNamespace:
+        seen.append((engine.kernels.pooled_rows, engine.kernels.attention))
+        if any(getattr(engine.kernels, name) for name in broken):
+            raise RuntimeError("a kernel")
+        return SimpleNamespace(captured=[], uncaptured=[])
+
+    monkeypatch.setattr(vllm_factory, "build_direct_on_gpu", build)
+    monkeypatch.setattr(vllm_factory, "check_agreement", lambda *_: 0.0)
+    model, files = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(pooling=[Pooling(pooling)])
+    scheduler = SimpleNamespace(max_batch_tokens=64, dimensions=8)
+    gate = Gate(None, "bfloat16", False)
+    vllm_factory._direct_executor(model, EngineSettings(), files, scheduler, None, gate, None)  # type: ignore[arg-type]
+    assert seen == tried
