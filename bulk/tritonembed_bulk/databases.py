@@ -1,4 +1,4 @@
-"""Sinks that are databases: PostgreSQL, with pgvector if it has that, and Qdrant. The records are in a folder beside.
+"""Sinks that are databases: PostgreSQL, with pgvector if it has that, and Qdrant. The records are in a separate folder.
 
 A part that is written again replaces its rows: they are named by the id column, and by the chunk's number.
 """
@@ -21,7 +21,7 @@ from tritonembed_bulk.sinks import METADATA, Written
 POSTGRES, QDRANT = ("postgresql://", "postgres://"), "qdrant:"
 POINTS_AT_ONCE = 512
 _NAMESPACE = uuid.UUID("6a6b1f0e-54b2-4c05-8d4e-6f1d1a7f5d3c")
-"""Of the ids of points, if rows have ids that are no numbers."""
+"""The namespace of points' ids, if rows have ids that are no numbers."""
 
 
 def database_sink(location: str, id_column: str | None) -> PostgresSink | QdrantSink | None:
