@@ -12,6 +12,7 @@ from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.adapters import NO_ADAPTERS, AdapterFiles, files_of
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.token_ids import BYTES_PER_TOKEN
 from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
 from tritonembed_engine.tokenizing.inspection import Inspector
 from tritonembed_engine.tokenizing.loading import expansion_id, load_tokenizer, own_tokenizer
@@ -53,6 +54,7 @@ class TextTokenizer:
         self._cuts = SafeCuts(self._tokenizer)
         self._ascii = AsciiWordPiece.of(self._tokenizer)
         self._prefix, self._suffix = self.special_tokens = special_tokens_around(self._tokenizer)
+        self._around = array("i", self._prefix).tobytes(), array("i", self._suffix).tobytes()
         self._chunker = Chunker(self._tokenizer, len(self._prefix) + len(self._suffix))
         if min(files.lengths.values()) < len(self._prefix) + len(self._suffix):
             raise ModelError(f"{files.name}: its max_seq_length leaves no room for the special tokens of a text")
@@ -130,7 +132,8 @@ class TextTokenizer:
     def _bare_ascii(self, text: str, at_most: int | None, truncate: str) -> list[int] | None:
         if self._ascii is None or not text.isascii() or truncate == "START":
             return None
-        return self._ascii.encode(text, None if at_most is None else at_most + 1)
+        ids = self._ascii.encode(text, None if at_most is None else at_most + 1)
+        return None if ids is None else array("i", ids).tolist()
 
     def _bare_alone(self, text: str, index: int, at_most: int | None, truncate: str, name: str) -> list[int]:
         cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
@@ -210,11 +213,12 @@ class TextTokenizer:
             return True
         if self._ascii is None or not text.text.isascii():
             return False
-        room = text.limit - len(self._prefix) - len(self._suffix)
-        ids = self._encode_ascii(self._ascii, text, truncate, room)
+        before, after = self._around
+        room = text.limit * BYTES_PER_TOKEN - len(before) - len(after)
+        ids = self._encode_ascii(self._ascii, text, truncate, room // BYTES_PER_TOKEN)
         if ids is None:
             return False
-        if not (ids or self._prefix or self._suffix):
+        if not (ids or before or after):
             self._accept_empty(text, answers)
             return True
         if len(ids) > room:
@@ -223,18 +227,18 @@ class TextTokenizer:
                 return True
             self.truncated += 1
             ids = ids[:room] if truncate == "END" else ids[len(ids) - room :]
-        answer[text.index] = array("i", [*self._prefix, *ids, *self._suffix]).tobytes()
+        answer[text.index] = before + ids + after
         return True
 
-    def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: _Text, truncate: str, room: int) -> list[int] | None:
-        """Ids of the text, or of a part of it that is more than there is room for."""
+    def _encode_ascii(self, ascii_ids: AsciiWordPiece, text: _Text, truncate: str, room: int) -> bytes | None:
+        """Ids of the text, int32, or of a part of it that is more than there is room for. room: tokens."""
         if truncate != "START":
             return ascii_ids.encode(text.text, room + 1)
         characters = FIRST_PART * text.limit
         while True:
             part = self._cuts.suffix(text.text, characters)
             ids = ascii_ids.encode(part, None)
-            if ids is None or len(ids) > room or len(part) == len(text.text):
+            if ids is None or len(ids) > room * BYTES_PER_TOKEN or len(part) == len(text.text):
                 return ids
             characters = 2 * max(characters, len(part))
 

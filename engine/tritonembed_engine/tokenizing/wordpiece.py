@@ -8,13 +8,16 @@ that is one `lower` and one `translate`, and a word's ids depend on the word alo
 * BertPreTokenizer on ASCII: words end at whitespace and at punctuation, and each punctuation character is a word.
 * WordPiece works on one word at a time, and finds a word that is in the vocabulary as a whole.
 
+So a text is split at white space, and each part is looked up; a part with punctuation is divided into words once.
+
 Text that is not ASCII, or that holds the text of an added token such as [SEP], is left to `tokenizers`.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from array import array
+from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -31,16 +34,45 @@ LONG_TEXT = 1 << 14
 """Characters; longer text is read word by word, up to the model's maximum."""
 
 
+class _Ids(dict[str, bytes]):
+    """What stands between two spaces, to its ids, int32: a word, or words and punctuation such as `end.`
+
+    What is not there is learned, so that a text's look-ups need no step in Python each.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
+        super().__init__(
+            (word, _pack([number]))
+            for word, number in vocabulary.items()
+            if word.isascii() and _WORD.fullmatch(word) and len(word) <= LONGEST_CACHED_WORD
+        )
+        self._model: Any = tokenizer.model
+
+    def __missing__(self, part: str) -> bytes:
+        words = _WORD.findall(part)
+        if len(words) == 1:
+            found = _pack([token.id for token in self._model.tokenize(part)])
+        else:
+            found = b"".join(map(self.__getitem__, words))
+        if len(self) < LARGEST_CACHE and len(part) <= LONGEST_CACHED_WORD:
+            self[part] = found
+        return found
+
+
+def _pack(ids: list[int]) -> bytes:
+    # array is the fastest way from ints to bytes. Every machine that Triton runs on is little-endian.
+    return array("i", ids).tobytes()
+
+
 class AsciiWordPiece:
-    """Ids of ASCII text, without special tokens; None for other text."""
+    """Ids of ASCII text, int32, without special tokens; None for other text."""
 
     def __init__(self, tokenizer: Tokenizer, lowercase: bool, added: list[str]) -> None:
-        self._model = tokenizer.model
         self._lowercase = lowercase
         # Searched after lowering, however a token is matched: at worst `tokenizers` is called needlessly.
         self._added = [token.lower() for token in added]
-        vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-        self._ids = {w: (i,) for w, i in vocabulary.items() if w.isascii() and _WORD.fullmatch(w) and len(w) <= 64}
+        self._ids = _Ids(tokenizer)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "AsciiWordPiece | None":
@@ -58,28 +90,16 @@ class AsciiWordPiece:
         # With a lowering normalizer in front (sentence-transformers' do_lower_case) the type is Sequence, not served.
         return cls(tokenizer, bool(normalizer.get("lowercase")), [token["content"] for token in spec["added_tokens"]])
 
-    def encode(self, text: str, at_most: int | None) -> list[int] | None:
+    def encode(self, text: str, at_most: int | None) -> bytes | None:
         """Ids of an ASCII text. at_most: how many of its first ids are needed (the result may have more)."""
         lowered = text.lower()
-        if any(token in lowered for token in self._added):
-            return None
+        for token in self._added:
+            if token in lowered:
+                return None
         cleaned = (lowered if self._lowercase else text).translate(_DELETED)
         if len(cleaned) <= LONG_TEXT:
-            return self._look_up(_WORD.findall(cleaned))
+            # Of the white space that `split` knows, only BertPreTokenizer's is left in ASCII.
+            return b"".join(map(self._ids.__getitem__, cleaned.split()))
         words = (match.group() for match in _WORD.finditer(cleaned))
         # A word gives at least one id.
-        return self._look_up(words if at_most is None else itertools.islice(words, at_most))
-
-    def _look_up(self, words: Iterable[str]) -> list[int]:
-        ids: list[int] = []
-        known = self._ids
-        for word in words:
-            found = known.get(word)
-            ids += self._learn(word) if found is None else found
-        return ids
-
-    def _learn(self, word: str) -> tuple[int, ...]:
-        found = tuple(token.id for token in self._model.tokenize(word))
-        if len(self._ids) < LARGEST_CACHE and len(word) <= LONGEST_CACHED_WORD:
-            self._ids[word] = found
-        return found
+        return b"".join(map(self._ids.__getitem__, itertools.islice(words, at_most)))
