@@ -95,28 +95,50 @@ def _measure(
     program: "Program", server: str, target: str, load: LoadShape, words: WordTexts, settings: AnalyzerSettings
 ) -> dict[str, Any]:
     """The row of one load on one target; the command line is printed. Raises BenchError with its own message."""
+    try:
+        figures = run_analyzer(program, server, load, words, settings.seconds, key=settings.key_for(target), shown=True)
+    except BenchError as error:
+        raise BenchError(f"perf_analyzer, {target}, {load}: {error}") from None
+    return {"target": target, "load": str(load), **figures}
+
+
+def run_analyzer(
+    program: "Program",
+    server: str,
+    load: LoadShape,
+    words: WordTexts,
+    seconds: float,
+    *,
+    key: str | None = None,
+    shown: bool = False,
+) -> dict[str, float]:
+    """Measure one load on a server at host:port; the figures of `read_export`. Raises BenchError.
+
+    seconds: per window. key: of the server's API. shown: whether the command line is printed.
+    """
     with tempfile.TemporaryDirectory() as folder:
         texts, export = Path(folder) / "texts.json", Path(folder) / "export.csv"
         write_input(texts, words, load)
-        command = command_line(program.path, server, texts, load, settings.seconds)
-        print(shlex.join(Path(word).name if word.startswith("/") else word for word in command), flush=True)
+        command = command_line(program.path, server, texts, load, seconds)
+        if shown:
+            print(shlex.join(Path(word).name if word.startswith("/") else word for word in command), flush=True)
         command += ["-f", str(export), "--verbose-csv"]
         # After the command line was shown, because the key is secret.
-        for name, value in key_metadata(settings.key_for(target)):
+        for name, value in key_metadata(key):
             command += ["-H", f"{name}:{value}"]
-        limit = PATIENCE_S + 4 * WINDOWS * settings.seconds
+        limit = PATIENCE_S + 4 * WINDOWS * seconds
         try:
             done = subprocess.run(
                 command, env=os.environ | program.environment, capture_output=True, text=True, timeout=limit
             )
         except subprocess.TimeoutExpired:
-            raise BenchError(f"perf_analyzer did not end within {limit:.0f} s") from None
+            raise BenchError(f"it did not end within {limit:.0f} s") from None
         if done.returncode or not export.exists():
             errors, others = (list(filter(str.strip, text.splitlines())) for text in (done.stderr, done.stdout))
             last = (errors or others or [f"exit code {done.returncode} without a word"])[-1]
             reason = next((line for line in errors + others if line.lower().startswith(("error", "failed"))), last)
-            raise BenchError(f"perf_analyzer, {target}, {load}: {reason.strip()}")
-        return {"target": target, "load": str(load), **read_export(export.read_text(), load)}
+            raise BenchError(reason.strip())
+        return read_export(export.read_text(), load)
 
 
 def write_input(path: Path, words: WordTexts, load: LoadShape) -> None:

@@ -191,35 +191,41 @@ def _address(target: str) -> dict[str, Any]:
 
 
 @contextmanager
-def worker_of(checkout: Path | None, target: str, *more: str, process: str = WORKER) -> Iterator[tuple[str, int]]:
-    """A manager with one worker in front of `target`: its address, and the pid of its worker, or of another process.
-
-    more: options. process: its name, or a word of its command line.
-    """
+def packages_of(checkout: Path | None) -> Iterator[None]:
+    """Processes that start in this block run another checkout of this project; None: this one."""
     path = os.environ.get("PYTHONPATH")
     if checkout is not None:
         os.environ["PYTHONPATH"] = os.pathsep.join(str(checkout.resolve() / part) for part in PARTS)
     try:
-        options = [
-            "--server",
-            target,
-            "--workers",
-            "1",
-            "--max-in-flight",
-            "4096",
-            "--max-in-flight-per-server",
-            "4096",
-            *more,
-        ]
-        with running_manager("hop", options) as manager:
-            family = psutil.Process(manager.process.pid).children(recursive=True)
-            [found] = [one.pid for one in family if one.name() == process or process in one.cmdline()]
-            yield manager.target, found
+        yield
     finally:
         if path is not None:
             os.environ["PYTHONPATH"] = path
         elif checkout is not None:
             del os.environ["PYTHONPATH"]
+
+
+@contextmanager
+def worker_of(checkout: Path | None, target: str, *more: str, process: str = WORKER) -> Iterator[tuple[str, int]]:
+    """A manager with one worker in front of `target`: its address, and the pid of its worker, or of another process.
+
+    more: options. process: its name, or a word of its command line.
+    """
+    options = [
+        "--server",
+        target,
+        "--workers",
+        "1",
+        "--max-in-flight",
+        "4096",
+        "--max-in-flight-per-server",
+        "4096",
+        *more,
+    ]
+    with packages_of(checkout), running_manager("hop", options) as manager:
+        family = psutil.Process(manager.process.pid).children(recursive=True)
+        [found] = [one.pid for one in family if one.name() == process or process in one.cmdline()]
+        yield manager.target, found
 
 
 def cpu_seconds(pid: int) -> float:
