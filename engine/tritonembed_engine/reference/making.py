@@ -130,15 +130,9 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
 
 
 def _transformers_ids(files: ModelFiles) -> IdsOf:
-    from transformers import AutoTokenizer
+    from tritonembed_engine.tokenizing.loading import lowercase_first, own_tokenizer
 
-    from tritonembed_engine.tokenizing.loading import lowercase_first, register_markers
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(
-        files.transformer,
-        **{**files.tokenizer_options, "truncation_side": "left" if files.truncate == "START" else "right"},
-    )
-    register_markers(tokenizer, files.markers)
+    tokenizer = own_tokenizer(files, truncation_side="left" if files.truncate == "START" else "right")
     if files.lowercase:
         lowercase_first(tokenizer.backend_tokenizer)
 
@@ -177,9 +171,9 @@ def _of_text(files: ModelFiles, ids_of: IdsOf, name: str, text: str, kind: str |
         return
     skip = 0
     if alone:
-        from transformers import AutoTokenizer
+        from tritonembed_engine.tokenizing.loading import special_ids
 
-        special = set(AutoTokenizer.from_pretrained(files.transformer).all_special_ids)
+        special = special_ids(files)
         last = int(np.frombuffer(alone, dtype="<i4")[-1])
         skip = len(alone) // 4 - (last in special)
     # A tokenizer without special tokens has no ids for an empty text, which is refused.

@@ -9,6 +9,7 @@ from tritonembed_engine.model.classifier import PairTemplate
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, TEXTS, Case
 from tritonembed_engine.token_ids import TYPE_BIT
+from tritonembed_engine.tokenizing.loading import own_tokenizer
 
 LARGE = 1 << 30
 """Bytes of weights from which on there are fewer cases, as in `making`."""
@@ -18,11 +19,8 @@ _FEW = ("sentence", "question", "emoji", "Chinese, Japanese, Korean")
 
 def pair_cases(files: ModelFiles) -> Iterator[Case]:
     """All cases. A text alone is a case if the model has no template of pairs."""
-    from transformers import AutoTokenizer
-
     assert files.classifier is not None
-    side = "left" if files.truncate == "START" else "right"
-    tokenizer: Any = AutoTokenizer.from_pretrained(files.transformer, **files.tokenizer_options, truncation_side=side)
+    tokenizer = own_tokenizer(files, truncation_side="left" if files.truncate == "START" else "right")
     template, limit = files.classifier.template, files.lengths[None]
     large = sum(file.stat().st_size for file in files.transformer.glob("*.safetensors")) > LARGE
 

@@ -37,7 +37,7 @@ from tritonembed_protocol.types import INPUT_TYPES
 
 logger = logging.getLogger(__name__)
 
-VERSION = 5
+VERSION = 6
 """The version of cases and oracle; another version makes all references anew."""
 
 MOST_SECONDS = 600.0

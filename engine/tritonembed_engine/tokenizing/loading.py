@@ -1,5 +1,6 @@
 """The Rust tokenizer of a model, equal to that of transformers' `AutoTokenizer`."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +8,9 @@ from tokenizers import Tokenizer, normalizers
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.files import ModelFiles
+from tritonembed_engine.tokenizing.file_pipeline import restore_file_pipeline
+
+logger = logging.getLogger(__name__)
 
 PROBES = (
     "",
@@ -21,18 +25,12 @@ PROBES = (
 def load_tokenizer(files: ModelFiles) -> Tokenizer:
     """The model's tokenizer, without truncation and padding. Raises ModelError, in one line.
 
-    transformers' tokenizer classes change what they read (normalizer, post-processor, added tokens). So tokenizer.json
-    alone is not always the tokenizer that the model was trained with.
+    tokenizer.json alone is not always the tokenizer that the model was trained with: the class and
+    tokenizer_config.json have settings, too.
     """
     if files.is_static:
         return _load_static(files)
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
-    except Exception as error:
-        raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
-    register_markers(tokenizer, files.markers)
+    tokenizer = own_tokenizer(files)
     side = "left" if files.truncate == "START" else "right"
     if getattr(tokenizer, "truncation_side", side) != side:
         # tokenizer.json can have a side too.
@@ -68,11 +66,23 @@ def register_markers(tokenizer: Any, markers: Sequence[str]) -> None:
         tokenizer.add_special_tokens({"additional_special_tokens": found})
 
 
-def own_tokenizer(files: ModelFiles) -> Any:
-    """transformers' tokenizer of a model."""
+def own_tokenizer(files: ModelFiles, **options: Any) -> Any:
+    """transformers' tokenizer of a model, which runs tokenizer.json. options: more of `from_pretrained`.
+
+    Raises ModelError if it can't be loaded.
+    """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
+    given = {**files.tokenizer_options, **options}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **given)
+        built = _ids_of_probes(tokenizer)
+        restore_file_pipeline(tokenizer, files.transformer)
+    except Exception as error:
+        raise ModelError(f"{files.name}: its tokenizer can't be loaded ({type(error).__name__})") from error
+    if _ids_of_probes(tokenizer) != built:
+        kind = type(tokenizer).__name__
+        logger.warning("%s: its tokenizer.json, which counts, gives other ids than transformers' %s", files.name, kind)
     register_markers(tokenizer, files.markers)
     return tokenizer
 
@@ -113,10 +123,20 @@ def special_ids(files: ModelFiles) -> frozenset[int]:
 
 def marks_pairs(files: ModelFiles) -> bool:
     """Whether transformers' class gives a model the types of its tokens, which mark the second text of a pair."""
-    from transformers import AutoTokenizer
+    return "token_type_ids" in own_tokenizer(files).model_input_names
 
-    tokenizer = AutoTokenizer.from_pretrained(files.transformer, trust_remote_code=False, **files.tokenizer_options)
-    return "token_type_ids" in tokenizer.model_input_names
+
+def _ids_of_probes(tokenizer: Any) -> list[list[int] | None]:
+    """What the Rust tokenizer inside a class gives. None: it refuses a text, as one without <unk> can."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return [_ids(backend, text) for text in PROBES] if isinstance(backend, Tokenizer) else []
+
+
+def _ids(backend: Tokenizer, text: str) -> list[int] | None:
+    try:
+        return list(backend.encode(text).ids)
+    except Exception:
+        return None
 
 
 def _agree(tokenizer: Any, backend: Tokenizer, text: str) -> bool:

@@ -15,6 +15,7 @@ FILES = (
     "dense",
     "modules",
     "settings",
+    "own_tokenizers",
     "roberta",
     "encoders",
     "modernbert",

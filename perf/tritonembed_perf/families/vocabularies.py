@@ -123,7 +123,7 @@ def xlm_roberta_tokenizer(vocab_size: int, seed: int) -> Tokenizer:
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
     tokenizer.add_special_tokens([piece for piece, _ in special])
     tokenizer.add_special_tokens([AddedToken("<mask>", lstrip=True, special=True)])
-    tokenizer.post_processor = _template("<s> $A </s>", tokenizer)
+    tokenizer.post_processor = _template("<s> $A </s>", tokenizer, pair="<s> $A </s> </s> $B </s>")
     return tokenizer
 
 
@@ -144,9 +144,9 @@ def _byte_level_bpe(vocab_size: int, seed: int, special: list[Any], regex: str |
     return tokenizer
 
 
-def _template(single: str, tokenizer: Tokenizer) -> processors.TemplateProcessing:
+def _template(single: str, tokenizer: Tokenizer, pair: str | None = None) -> processors.TemplateProcessing:
     special = [(piece, tokenizer.token_to_id(piece)) for piece in single.split() if piece != "$A"]
-    return processors.TemplateProcessing(single=single, special_tokens=special)
+    return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 
 VOCABULARY = 1500

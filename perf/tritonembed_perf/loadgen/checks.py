@@ -96,12 +96,11 @@ def make_references(requests: Sequence[PooledRequest], embed: Embed) -> dict[int
 
 def embed_with_transformers(files: ModelFiles, texts: Sequence[str]) -> npt.NDArray[np.float32]:
     """float32 on the CPU, by the library alone: each text by itself, pooled and normalised as the model's files say."""
-    from transformers import AutoTokenizer
-
     from tritonembed_engine.reference.cases import Case
     from tritonembed_engine.reference.oracle import Oracle
+    from tritonembed_engine.tokenizing.loading import own_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(files.transformer, **files.tokenizer_options)
+    tokenizer = own_tokenizer(files)
     prompt = files.prompt_for(None)
     limit = files.lengths[None]
     ids = [tokenizer(prompt + text, truncation=True, max_length=limit).input_ids for text in texts]
