@@ -54,9 +54,9 @@ class KernelSettings(BaseModel):
     max_pool: bool = True
     """The largest logit of each text, for weights of a vocabulary's ids (SPLADE), as one kernel."""
 
-    pooled_rows: bool = True
+    pooled_rows: bool = False
     """The last layer computes only the tokens that CLS and last-token pooling read, for a model without outputs per
-    token; not with `fp8`."""
+    token; not with `fp8`. Off, because no GPU has run it."""
 
     fp8: bool = True
     """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""

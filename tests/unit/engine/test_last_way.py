@@ -81,5 +81,6 @@ def test_kernels_that_fail_are_left_out_step_by_step(
     model, files = SimpleNamespace(device=torch.device("cuda")), SimpleNamespace(pooling=[Pooling(pooling)])
     scheduler = SimpleNamespace(max_batch_tokens=64, dimensions=8)
     gate = Gate(None, "bfloat16", False)
-    vllm_factory._direct_executor(model, EngineSettings(), files, scheduler, None, gate, None)  # type: ignore[arg-type]
+    engine = EngineSettings.model_validate({"kernels": {"pooled_rows": True}})
+    vllm_factory._direct_executor(model, engine, files, scheduler, None, gate, None)  # type: ignore[arg-type]
     assert seen == tried
