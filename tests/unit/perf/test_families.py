@@ -68,6 +68,12 @@ def test_a_vector_of_another_length_is_wrong() -> None:
     assert (verdict, detail) == (CaseResult.WRONG, "plain: norms differ by up to 100.0%")
 
 
+def test_a_logit_close_to_zero_is_judged_by_the_size_of_the_others() -> None:
+    assert compare(vectors([1e-4], [1], [2]), vectors([1.01e-4], [1], [2]), 0.9999)[0] is CaseResult.RIGHT
+    assert compare(vectors([1e-4], [1], [2]), vectors([2e-2], [1], [2]), 0.9999)[0] is CaseResult.WRONG
+    assert compare(vectors([1e-4], [1], [2]), vectors([1e-4], [1.01], [2]), 0.9999)[0] is CaseResult.WRONG
+
+
 def test_a_vector_that_is_missing_is_wrong_unless_the_reference_has_none_either() -> None:
     nothing = [float("nan")] * 2
     assert compare(vectors([1, 0]), vectors(nothing), 0.9999)[0] is CaseResult.WRONG
