@@ -17,7 +17,7 @@ from tritonembed_bulk import PART_ROWS
 from tritonembed_bulk.attempts import Attempts, forget_attempts
 from tritonembed_bulk.files import Source, Span
 from tritonembed_bulk.lock import Lock
-from tritonembed_bulk.parts import ERRORS, RECORDS, Ledger, Part, Record, Refused
+from tritonembed_bulk.parts import ATTEMPTS, ERRORS, RECORDS, Ledger, Part, Record, Refused
 from tritonembed_bulk.rows import Columns, Work, error_table
 from tritonembed_bulk.sinks import Sink, output_table, parquet_bytes
 
@@ -232,7 +232,7 @@ class Run:
 
     def _clean(self) -> None:
         """Remove what killed processes left half-written."""
-        self.job.ledger.store.remove_temporary(("", RECORDS, ERRORS))
+        self.job.ledger.store.remove_temporary(("", RECORDS, ERRORS, ATTEMPTS))
 
     def _dataset(self, workers: Workers) -> Any:
         import ray.data

@@ -186,8 +186,8 @@ def test_a_part_whose_texts_are_all_wrong_is_committed_without_rows(job_of, sour
 
 def test_nothing_half_written_stays(job_of, tmp_path):
     out = tmp_path / "out"
-    (out / "_tritonembed" / "parts").mkdir(parents=True)
-    for folder in (out, out / "_tritonembed" / "parts"):
+    for folder in (out, *(out / "_tritonembed" / name for name in ("parts", "errors", "attempts"))):
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / ".part.abcd.tmp").write_text("half")
     run_here(job_of())
     assert not list(out.rglob(".*.tmp"))
