@@ -12,6 +12,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, processors
 
+from tritonembed_engine.model.folder import read_object
+
 CASE_SETTINGS = ("lowercase", "strip_accents", "handle_chinese_chars")
 """Of a BertNormalizer: classes set them from tokenizer_config.json in every version of transformers."""
 
@@ -28,7 +30,7 @@ def restore_file_pipeline(tokenizer: Any, folder: Path) -> None:
     built = getattr(tokenizer, "backend_tokenizer", None)
     if not file.is_file() or not isinstance(built, Tokenizer):
         return
-    config = _read_json(folder / "tokenizer_config.json")
+    config = read_object(folder / "tokenizer_config.json")
     if type(tokenizer).__name__ == "TokenizersBackend":
         # It runs the file as it is.
         if "add_prefix_space" in config:
@@ -47,17 +49,14 @@ def restore_file_pipeline(tokenizer: Any, folder: Path) -> None:
 def _add_tokens(restored: Tokenizer, built: Tokenizer, config: dict[str, Any]) -> None:
     """Tokens of tokenizer_config.json, with their flags, and the class's special ones, if the file lacks them."""
     listed = config.get("added_tokens_decoder") or {}
-    for _, flags in sorted(listed.items(), key=lambda item: int(item[0])):
-        restored.add_tokens([AddedToken(**flags)])
-    for number, token in sorted(built.get_added_tokens_decoder().items()):
-        if restored.token_to_id(token.content) is None or not _is_added(restored, token.content):
-            restored.add_tokens([token])
+    # In one call each: after every call `tokenizers` prepares all added tokens anew.
+    restored.add_tokens([AddedToken(**flags) for _, flags in sorted(listed.items(), key=lambda item: int(item[0]))])
+    present = {token.content for token in restored.get_added_tokens_decoder().values()}
+    wanted = sorted(built.get_added_tokens_decoder().items())
+    restored.add_tokens([token for _, token in wanted if token.content not in present])
+    for number, token in wanted:
         if restored.token_to_id(token.content) != number:
             raise ValueError(f"the token {number} has another id in tokenizer.json")
-
-
-def _is_added(tokenizer: Tokenizer, content: str) -> bool:
-    return any(token.content == content for token in tokenizer.get_added_tokens_decoder().values())
 
 
 def _set_case(restored: Tokenizer, built: dict[str, Any]) -> None:
@@ -90,7 +89,3 @@ def _ends(tokenizer: Any, config: dict[str, Any]) -> Any:
 
 def _state(part: Any) -> dict[str, Any]:
     return {} if part is None else dict(json.loads(part.__getstate__()))
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    return dict(json.loads(file.read_text("utf-8"))) if file.is_file() else {}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.models import ModelShelf
 from tests.unit.engine.test_tokenizing import ODD
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
 from tritonembed_engine.model.files import read_model_files
 from tritonembed_engine.reference.making import _transformers_ids
@@ -17,6 +17,7 @@ from tritonembed_engine.tokenizing.file_pipeline import restore_file_pipeline
 from tritonembed_engine.tokenizing.loading import load_tokenizer
 
 Change = Callable[[dict[str, Any]], Any]
+FLAGS = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
 TEXTS = [text for text in [*ODD, "It's 2024: Ünï", "two  words"] if "<" not in text and "[" not in text]
 
 
@@ -93,6 +94,24 @@ def test_wordpiece_under_another_class(shelf: ModelShelf, tmp_path: Path) -> Non
     alone.no_truncation()
     for text in TEXTS:
         assert tokenizer.encode(text).ids == alone.encode(text).ids
+
+
+def test_tokens_that_only_the_config_lists_are_added(shelf: ModelShelf, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(shelf("bert"), folder)
+    alone = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    alone.no_truncation()
+    alone.add_tokens([AddedToken(f"<word {number}>", normalized=False) for number in range(3000)])
+    added = {
+        str(number): {name: getattr(token, name) for name in FLAGS}
+        for number, token in alone.get_added_tokens_decoder().items()
+    }
+    config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
+    config |= {"tokenizer_class": "BertTokenizer", "added_tokens_decoder": added}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    tokenizer = load_tokenizer(read_model_files(str(folder)))
+    text = "a <word 7> and <word 2999>"
+    assert tokenizer.encode(text).ids == alone.encode(text).ids
 
 
 def test_a_token_with_two_ids_is_refused(shelf: ModelShelf) -> None:
