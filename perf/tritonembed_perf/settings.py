@@ -180,6 +180,9 @@ class CompareSettings:
     python: Annotated[
         list[str] | None, Option(help="PEER=PATH, repeatable: the Python with that peer's packages, instead of this.")
     ] = None
+    settings: Annotated[
+        list[str] | None, Option(help="PEER=OPTIONS, repeatable: these options instead of a sweep over its own.")
+    ] = None
     work_dir: Annotated[Path | None, Option(help="Logs, and what was fetched.", show_default="user's cache")] = None
     out: Annotated[Path | None, Option(help="Folder for JSON, Markdown and charts.")] = None
     merge: Annotated[

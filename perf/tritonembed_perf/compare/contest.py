@@ -24,7 +24,7 @@ from tritonembed_manager.tune.loadgen.load import Load, LoadError
 from tritonembed_manager.tune.loads import WordTexts
 from tritonembed_perf.compare.launching import LINE_LENGTH, CannotRunError
 from tritonembed_perf.compare.peer import DEFAULTS, Bench, Endpoint, InProcess, Peer, parse_pythons
-from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
+from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers, with_settings
 from tritonembed_perf.compare.results import Result, Sample, Trial, merge_reports, publish, read_report
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.loadgen.checks import (
@@ -247,7 +247,7 @@ def compare_peers(settings: CompareSettings) -> None:
 
 
 def _compare(settings: CompareSettings) -> None:
-    peers = choose_peers(settings.peers)
+    peers = with_settings(choose_peers(settings.peers), settings.settings or ())
     environment = begin_report()
     bench = _make_bench(settings, environment["machine"]["gpus"])
     loads = parse_loads(settings.loads or LOADS[bench.device])

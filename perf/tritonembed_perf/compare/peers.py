@@ -1,5 +1,7 @@
 """The table of systems that can be compared, in the order in which they run."""
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tritonembed_engine.stub.child_python import module_command
@@ -158,3 +160,14 @@ def choose_peers(names: str) -> list[Peer]:
         if name not in known:
             raise UsageError(f"--peers: {name!r} is none of {', '.join(known)}")
     return [known[name] for name in known if name in wanted]
+
+
+def with_settings(peers: Iterable[Peer], values: Iterable[str]) -> list[Peer]:
+    """The peers, with the options of PEER=OPTIONS instead of a sweep. Raises UsageError."""
+    chosen = {peer.name: peer for peer in peers}
+    for value in values:
+        name, equals, options = value.partition("=")
+        if not equals or name not in chosen:
+            raise UsageError(f"--settings is PEER=OPTIONS, and PEER one of {', '.join(chosen)}")
+        chosen[name] = replace(chosen[name], cpu=(options,), gpu=(options,))
+    return list(chosen.values())

@@ -2,6 +2,7 @@
 
     python -m tritonembed_perf.scripts.engine speed MODEL [--device cuda] [--executor direct,scheduler]
         [--shapes 64x512,1x50] [--json FILE]
+    python -m tritonembed_perf.scripts.engine speed MODEL --device cuda --executor direct,direct-pooled_rows
     python -m tritonembed_perf.scripts.engine profile MODEL [--device cuda] [--shape 64x50]
     python -m tritonembed_perf.scripts.engine precision MODEL [--device cuda] [--vllm JSON]
     python -m tritonembed_perf.scripts.engine same-text MODEL [--device cuda] [--deterministic]
@@ -99,12 +100,12 @@ def measure_shape(executors: Sequence[LoadedExecutor], sentences: int, tokens: i
     for loaded, rate in zip(executors, (rates * sentences * tokens).tolist(), strict=True):
         alone = max(3, min(ALONE, int(SECONDS_ALONE / loaded.seconds(batches[0]))))
         latency = float(np.median([loaded.seconds(batches[i % 4]) for i in range(alone)])) * 1e3
-        row = {"executor": loaded.executor.name, "sentences": sentences, "tokens": tokens}
+        row = {"executor": loaded.label, "sentences": sentences, "tokens": tokens}
         rows.append(row | {"tokens_per_second": rate, "latency_ms": latency})
         ratio = f"   the first has {rows[0]['tokens_per_second'] / rate:.2f} x" if len(rows) > 1 else ""
         print(
             f"{sentences:>5} x {tokens:<4} {rate / 1e3:8,.1f} K tokens/s {rate / tokens:10,.1f} sentences/s "
-            f"{latency:8.2f} ms alone   {loaded.executor.name}{ratio}",
+            f"{latency:8.2f} ms alone   {loaded.label}{ratio}",
             flush=True,
         )
     return rows

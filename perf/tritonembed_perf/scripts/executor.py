@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,6 +27,9 @@ PAD = 1
 @dataclass(frozen=True)
 class LoadedExecutor:
     """An executor, and the largest batch that it can run."""
+
+    label: str
+    """The executor's name, and the kernels that were switched."""
 
     executor: "Executor"
     files: "ModelFiles"
@@ -78,7 +82,9 @@ class ExecutorOptions:
 
     model: Model
     device: Annotated[Literal["cpu", "cuda"], Option()] = "cpu"
-    executor: Annotated[str, Option(help="The executor, or for `speed` several with commas.")] = "auto"
+    executor: Annotated[
+        str, Option(help="The executor, for `speed` several with commas; direct+NAME and direct-NAME switch a kernel.")
+    ] = "auto"
     deterministic: Annotated[bool, Option(None, "--deterministic", help="One sentence per forward pass.")] = False
     vllm: Annotated[str, Option(help="vLLM engine arguments as JSON.", show_default=False)] = "{}"
 
@@ -89,6 +95,7 @@ def load_executor(options: ExecutorOptions) -> LoadedExecutor:
     from tritonembed_engine.stub.process import prepare_process
 
     device, on_gpu = options.device, options.device == "cuda"
+    name, kernels = read_kernels(options.executor)
     prepare_process(os.environ.get("CUDA_VISIBLE_DEVICES", "0") if on_gpu else None)
     if on_gpu:
         check_gpu()
@@ -100,7 +107,7 @@ def load_executor(options: ExecutorOptions) -> LoadedExecutor:
     from tritonembed_engine.model.files import read_model_files
     from tritonembed_engine.settings import ModelSettings
 
-    engine = {"executor": options.executor, "deterministic": options.deterministic}
+    engine = {"executor": name, "deterministic": options.deterministic, "kernels": kernels}
     vllm = {**({"gpu_memory_utilization": 0.1} if on_gpu else {}), **arguments}
     try:
         settings = ModelSettings.model_validate({"model": options.model, "vllm": vllm, "engine": engine})
@@ -108,11 +115,12 @@ def load_executor(options: ExecutorOptions) -> LoadedExecutor:
         loaded = create_executor(settings, files, device)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BenchError(f"{first['loc'][0]}: {first['msg']}") from None
+        raise BenchError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except ModelError as error:
         raise BenchError(str(error)) from None
-    print(f"executor: {loaded.name}, {vllm}", flush=True)
-    return LoadedExecutor(loaded, files, max_batch_tokens(settings, files, device))
+    label = loaded.name + options.executor.removeprefix(name)
+    print(f"executor: {label}, {vllm}", flush=True)
+    return LoadedExecutor(label, loaded, files, max_batch_tokens(settings, files, device))
 
 
 def check_gpu() -> None:
@@ -121,6 +129,12 @@ def check_gpu() -> None:
 
     if not torch.cuda.is_available():
         raise BenchError("there is no GPU")
+
+
+def read_kernels(text: str) -> tuple[str, dict[str, bool]]:
+    """The executor's name, and switches of kernels: `direct+pooled_rows-gelu_gate` has two."""
+    name, *switches = re.split("([+-])", text)
+    return name, {kernel: sign == "+" for sign, kernel in zip(switches[::2], switches[1::2], strict=True)}
 
 
 def _read_arguments(text: str) -> dict[str, Any]:

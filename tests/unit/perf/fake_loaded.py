@@ -40,4 +40,4 @@ def fake_loaded(
 ) -> LoadedExecutor:
     """folder: has the model's config.json."""
     files = SimpleNamespace(folder=folder, max_length=max_length, vocab_size=vocab_size, pooling="MEAN")
-    return LoadedExecutor(cast(Any, FakeExecutor(seen)), cast(ModelFiles, files), most_tokens)
+    return LoadedExecutor("fake", cast(Any, FakeExecutor(seen)), cast(ModelFiles, files), most_tokens)

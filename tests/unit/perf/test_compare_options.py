@@ -8,8 +8,9 @@ import pytest
 from tritonembed_perf.cli import main
 from tritonembed_perf.compare.contest import make_head
 from tritonembed_perf.compare.peer import Bench
-from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers
+from tritonembed_perf.compare.peers import ENVIRONMENTS, all_peers, choose_peers, with_settings
 from tritonembed_perf.compare.results import Result, Trial, publish
+from tritonembed_perf.failures import UsageError
 
 
 @pytest.fixture
@@ -81,6 +82,15 @@ def test_reports_are_merged_from_the_command_line(tmp_path: Path, capsys: pytest
 def test_peers_run_in_their_own_order() -> None:
     assert [peer.name for peer in choose_peers("infinity-emb, tritonembed")] == ["tritonembed", "infinity-emb"]
     assert len(choose_peers("all")) == len(all_peers())
+
+
+def test_settings_of_ones_own_take_the_place_of_a_peers_sweep(tmp_path: Path) -> None:
+    peers = with_settings(choose_peers("vllm-serve,tritonembed"), ["tritonembed=--replicas 1 --dtype=float16"])
+    bench = Bench(tmp_path, "float32", "cuda", 2, tmp_path)
+    assert [peer.configs(bench) for peer in peers] == [["--replicas 1 --dtype=float16"], ["defaults"]]
+    for wrong in ("infinity-emb=--batch-size 1", "tritonembed"):
+        with pytest.raises(UsageError, match="PEER one of tritonembed, vllm-serve"):
+            with_settings(peers, [wrong])
 
 
 @pytest.mark.parametrize("on", ["cpu", "cuda"])

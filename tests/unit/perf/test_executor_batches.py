@@ -10,7 +10,7 @@ from tests.unit.perf.fake_loaded import fake_loaded
 
 from tritonembed_perf.failures import BenchError, UsageError
 from tritonembed_perf.scripts import engine
-from tritonembed_perf.scripts.executor import ExecutorOptions
+from tritonembed_perf.scripts.executor import ExecutorOptions, read_kernels
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,8 @@ def test_precision_keeps_within_the_limits_and_shows_each_length_when_it_is_done
     rows = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert rows == ["1", "2", "5", "10", "20", "50"]
     assert sum(len(lengths) for lengths in batches if lengths[0] == 50) == engine.SENTENCES_OF_LENGTH
+
+
+def test_the_name_of_an_executor_can_switch_kernels() -> None:
+    assert read_kernels("direct") == ("direct", {})
+    assert read_kernels("direct+pooled_rows-gelu_gate") == ("direct", {"pooled_rows": True, "gelu_gate": False})
