@@ -16,6 +16,9 @@ from tritonembed_manager.commands.options import with_options
 from tritonembed_manager.errors import StartError, one_line_errors
 from tritonembed_manager.server.signals import interruptible
 
+STANDARD_ERROR = 2
+"""The file descriptor."""
+
 WRONG = 1
 """Exit code if vectors are wrong."""
 
@@ -89,7 +92,8 @@ def _run(asked: dict[str, Any], show_log: bool) -> dict[str, Any]:
         file = Path(folder) / "report.json"
         arguments = json.dumps({**asked, "report": str(file)})
         command = module_command("tritonembed_engine.verify", arguments)
-        output = None if show_log else subprocess.PIPE
+        # The report alone is on standard output.
+        output = STANDARD_ERROR if show_log else subprocess.PIPE
         with Console(stderr=True).status("embedding the reference's texts, with transformers and with vLLM"):
             ran = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=dict(os.environ), check=False

@@ -1,6 +1,7 @@
 """`tritonembed-manager verify`: its exit code, from the report of the engine's process."""
 
 import json
+import sys
 
 import pytest
 from tests.models import ModelShelf
@@ -17,6 +18,18 @@ def test_the_exit_code_depends_on_whether_the_vectors_are_right(
     monkeypatch.setattr(verify, "_run", lambda *_: {"right": right, "rows": []})
     result = CliRunner().invoke(app, ["verify", str(shelf("bert")), "--device=cpu", "--json"])
     assert (result.exit_code, json.loads(result.output)["right"]) == (code, right)
+
+
+def test_the_log_goes_to_standard_error(
+    shelf: ModelShelf, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = json.dumps({"right": True, "rows": []})
+    program = f"import json, sys; print('a log line'); open(json.loads(sys.argv[1])['report'], 'w').write({report!r})"
+    monkeypatch.setattr(verify, "module_command", lambda _, arguments: [sys.executable, "-c", program, arguments])
+    result = CliRunner().invoke(app, ["verify", str(shelf("bert")), "--device=cpu", "--json", "--log-verbose"])
+    assert json.loads(result.stdout)["right"]
+    written = capfd.readouterr()
+    assert (written.out, written.err.count("a log line")) == ("", 1)
 
 
 @pytest.mark.parametrize(
