@@ -120,9 +120,9 @@ class Serve:
         return found
 
     def stub(self, id: str, model: str) -> int:
-        """The pid of a server's python stub for a model."""
+        """The pid of the first of a server's python stubs for a model."""
         leader = self.tritonservers()[id]
-        [pid] = model_stubs((process for process in self.family() if process.session == leader), f"{model}/")
+        pid, *_ = model_stubs((process for process in self.family() if process.session == leader), f"{model}/")
         return pid
 
     def check_a_death(self, server: str, pid: Callable[[], int]) -> None:
