@@ -42,9 +42,6 @@ class KernelSettings(BaseModel):
     gelu_gate: bool = True
     """GELU times gate as one kernel."""
 
-    silu_gate: bool = False
-    """SiLU times gate as our kernel instead of vLLM's; no GPU has run it, and vLLM's is one kernel, too."""
-
     gelu_epilogue: bool = True
     """GELU as part of the matrix product before it."""
 
@@ -54,9 +51,9 @@ class KernelSettings(BaseModel):
     max_pool: bool = True
     """The largest logit of each text, for weights of a vocabulary's ids (SPLADE), as one kernel."""
 
-    pooled_rows: bool = False
+    pooled_rows: bool = True
     """The last layer computes only the tokens that CLS and last-token pooling read, for a model without outputs per
-    token; not with `fp8`. Off, because no GPU has run it."""
+    token; not with `fp8`."""
 
     fp8: bool = True
     """Quantization fused into attention, LayerNorm and the product with GELU, for a model that vLLM loads in fp8."""

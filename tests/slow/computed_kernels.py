@@ -57,7 +57,7 @@ if __name__ == "__main__":
         expected = hidden_states(batch)
         with model.config():
             # As for 16 bits: only for them are kernels installed. GELU's epilogue is another formula.
-            chosen = KernelSettings(gelu_epilogue=False, silu_gate=True, pooled_rows=True)
+            chosen = KernelSettings(gelu_epilogue=False, pooled_rows=True)
             kernels = install_kernels(model.model, torch.float16, chosen, causal=model.causal)
         kernels.cu_seqlens, kernels.longest = torch.from_numpy(batch.cu_seqlens), batch.longest
         replaced = sorted({type(module).__name__ for module in model.model.modules() if "forward" in vars(module)})

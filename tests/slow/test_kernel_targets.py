@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction, mangle_type
 
-from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
+from tritonembed_engine.kernels.gate import gelu_gate
 from tritonembed_engine.kernels.gelu_product import gelu_product
 from tritonembed_engine.kernels.layer_norm import (
     add_layer_norm,
@@ -77,7 +77,6 @@ def launches_of(dtype: torch.dtype) -> Iterator[Callable[[], object]]:
     yield lambda: add_then_layer_norm(x, x, norm)
     yield lambda: embed_layer_norm(ids, positions, x, x, x, norm, 2)
     yield lambda: gelu_gate(x)
-    yield lambda: silu_gate(x)
     yield lambda: mean_pool(x, cu_seqlens)
     yield lambda: max_pool(x, cu_seqlens, torch.zeros(2, 768))
     for size in HEAD_SIZES:

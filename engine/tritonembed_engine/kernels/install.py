@@ -98,8 +98,6 @@ def install_kernels(
         "qwen3.Qwen3Attention": ("rotary", decoder),
         "qwen2.Qwen2Attention": ("rotary", decoder),
         "llama.LlamaAttention": ("rotary", decoder),
-        "qwen2.Qwen2MLP": ("silu_gate", rotary_layers.silu_feed_forward),
-        "llama.LlamaMLP": ("silu_gate", rotary_layers.silu_feed_forward),
     }
     installed: Counter[str] = Counter()
     try:

@@ -9,7 +9,7 @@ import torch
 
 from tritonembed_engine.kernels import short_attention as short
 from tritonembed_engine.kernels import tiled_attention as tiled
-from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
+from tritonembed_engine.kernels.gate import gelu_gate
 from tritonembed_engine.kernels.layer_norm import add_layer_norm, add_then_layer_norm
 from tritonembed_engine.kernels.rotary import HEAD_SIZES, Rotary, rotate
 from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention
@@ -125,19 +125,6 @@ def gated_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | 
     def forward(hidden_states: torch.Tensor) -> torch.Tensor:
         wide = module.Wi(hidden_states)
         narrowed, _ = module.Wo(gelu_gate(wide[0] if isinstance(wide, tuple) else wide))
-        return narrowed
-
-    return forward
-
-
-def silu_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """The feed-forward of Qwen3, Qwen2, Llama and Mistral, with SiLU times gate as our kernel instead of vLLM's."""
-    if type(module.act_fn).__name__ != "SiluAndMul":
-        return None
-
-    def forward(x: torch.Tensor) -> torch.Tensor:
-        wide, _ = module.gate_up_proj(x)
-        narrowed, _ = module.down_proj(silu_gate(wide))
         return narrowed
 
     return forward
