@@ -100,7 +100,7 @@ def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], ob
     """What Qwen3-0.6B and ModernBERT-base have: names, bytes, calls."""
     import torch
 
-    from tritonembed_engine.kernels.gate import gelu_gate, silu_gate
+    from tritonembed_engine.kernels.gate import gelu_gate
     from tritonembed_engine.kernels.layer_norm import add_then_layer_norm
     from tritonembed_engine.kernels.max_pool import max_pool
     from tritonembed_engine.kernels.pooled_attention import pooled_attention
@@ -118,8 +118,7 @@ def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], ob
     )
     positions, x = torch.arange(tokens, device="cuda") % 512, random(tokens, 768)
     norm = torch.nn.LayerNorm(768, device="cuda", dtype=torch.bfloat16)
-    wide, wider, logits = random(tokens, 2 * 1152), random(tokens, 2 * 3072), random(tokens, COLUMNS)
-    vllms_silu = torch.empty(tokens, 3072, device="cuda", dtype=torch.bfloat16)
+    wide, logits = random(tokens, 2 * 1152), random(tokens, COLUMNS)
 
     row = 2 * tokens
     cases: list[tuple[str, int, Callable[[], object]]] = [
@@ -131,8 +130,6 @@ def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], ob
         ("rotation, ModernBERT", 2 * row * 2 * HEADS * 64, lambda: rotate(small_qkv, positions, HEADS, HEADS, plain)),
         ("add, LayerNorm of the sum", 4 * row * 768, lambda: add_then_layer_norm(x, x, norm)),
         ("GELU x gate, 1152", 3 * row * 1152, lambda: gelu_gate(wide)),
-        ("SiLU x gate, 3072", 3 * row * 3072, lambda: silu_gate(wider)),
-        ("vLLM's SiLU x gate, 3072", 3 * row * 3072, partial(_vllms_silu_gate, vllms_silu, wider)),
     ]
     for length in SENTENCE_TOKENS:
         ends = torch.arange(0, tokens + 1, length, device="cuda", dtype=torch.int32)
@@ -166,13 +163,6 @@ def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], ob
             (f"max pooling, {length}", row * COLUMNS, partial(max_pool, logits, ends, largest)),
         ]
     return cases
-
-
-def _vllms_silu_gate(out: Any, x: Any) -> None:
-    import torch
-    import vllm._custom_ops  # noqa: F401 - registers vLLM's kernels
-
-    torch.ops._C.silu_and_mul(out, x)
 
 
 def _row(name: str, size: int, run: Callable[[], object]) -> dict[str, Any]:
