@@ -6,8 +6,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from tritonembed.cli.connection import Connection, addresses, option, with_connection
-from tritonembed.cli.options import BatchSize, Dimensions, InputTypeOption, Normalize, Policy, PromptName
+from tritonembed.cli.options import (
+    BatchSize,
+    Connection,
+    Dimensions,
+    InputTypeOption,
+    Normalize,
+    Policy,
+    PromptName,
+    addresses,
+    option,
+    with_connection,
+)
 from tritonembed_bulk import PART_ROWS, Device, Format, LogFormat
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, Truncate
 

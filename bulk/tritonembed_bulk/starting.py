@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import typer
 
-from tritonembed.cli.connection import Connection
 from tritonembed.cli.failures import CommandError, UsageError, failures
+from tritonembed.cli.options import Connection
 from tritonembed_bulk import Device, Format, LogFormat
 from tritonembed_bulk.cluster import cpu_workers, device_of, gpu_workers, machines, ray_running
 from tritonembed_bulk.databases import database_sink

@@ -14,7 +14,7 @@ from tritonembed_engine.executors.agreement import (
     check_agreement,
     compute_vllm_vectors,
 )
-from tritonembed_engine.executors.base import Executor
+from tritonembed_engine.executors.base import Executor, explain
 from tritonembed_engine.executors.building import (
     build_direct_of_rank,
     build_direct_on_cpu,
@@ -22,7 +22,6 @@ from tritonembed_engine.executors.building import (
     build_scheduler,
     without_kernels,
 )
-from tritonembed_engine.executors.faults import explain
 from tritonembed_engine.executors.loading import has_small_cache, load_vllm, longest_in_vllm, tries_direct
 from tritonembed_engine.executors.pooling import reads_rows
 from tritonembed_engine.executors.ranks import Ranks

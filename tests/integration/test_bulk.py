@@ -13,7 +13,7 @@ from tests.integration.reference import cosines, reference_vectors
 from tests.unit.bulk.conftest import make_job
 from tests.unit.bulk.here import read_output, run_here
 
-from tritonembed.cli.connection import Connection
+from tritonembed.cli.options import Connection
 from tritonembed_bulk.parts import Refused
 from tritonembed_bulk.starting import Fleet, Model, request_of
 from tritonembed_perf.server import RunningServer

@@ -18,9 +18,9 @@ import typer
 from tritonembed import ModelInfo, ModelNotFoundError, ServerInfo, TensorInfo, TritonEmbedError
 from tritonembed_protocol.printable import printable
 
-from .connection import Connection, with_connection
 from .embed import ARCTIC, embed
 from .failures import CommandError, failures
+from .options import Connection, with_connection
 from .scores import classify, rerank
 
 DEFAULT_TIMEOUT = 5.0

@@ -14,9 +14,20 @@ from tritonembed import EmbeddingClient
 from tritonembed._results import CommonSpace
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, EmbeddingType, Priority, Truncate
 
-from .connection import Connection, addresses, option, wait_until_started, with_connection
 from .failures import UsageError, failures
-from .options import BatchSize, Dimensions, InputTypeOption, Normalize, Policy, PromptName
+from .options import (
+    BatchSize,
+    Connection,
+    Dimensions,
+    InputTypeOption,
+    Normalize,
+    Policy,
+    PromptName,
+    addresses,
+    option,
+    wait_until_started,
+    with_connection,
+)
 from .progress import EmbeddingBar
 from .sinks import Sink, open_sink
 from .sources import Source, choose_source

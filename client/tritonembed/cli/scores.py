@@ -13,9 +13,8 @@ from tritonembed import EmbeddingClient
 from tritonembed_protocol.printable import printable
 from tritonembed_protocol.types import Activation, ScoreTruncate
 
-from .connection import Connection, addresses, option, wait_until_started, with_connection
 from .failures import failures
-from .options import BatchSize
+from .options import BatchSize, Connection, addresses, option, wait_until_started, with_connection
 from .sources import choose_source
 
 Texts = Annotated[list[str] | None, typer.Argument(help="Texts to score.")]

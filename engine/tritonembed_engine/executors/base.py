@@ -1,4 +1,4 @@
-"""The interface between the engine and an executor."""
+"""The interface between the engine and an executor, and what several executors share."""
 
 import ctypes
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tritonembed_engine.errors import EmbedError
+from tritonembed_engine.errors import DeviceLost, EmbedError, ExecutionFailed, OutOfMemory
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Adapted, Choices, TokenOutputs
 from tritonembed_engine.token_ids import Spans, TokenIds
@@ -100,3 +100,29 @@ def return_free_memory() -> None:
     """Return what malloc keeps to the system: after batches of many sizes, up to 40 % of a process can be unused."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
         trim(0)
+
+
+def explain(error: Exception) -> EmbedError:
+    """The engine's own exception for an exception of a forward pass in torch.
+
+    Its message has only the exception's type: messages of torch or vLLM can contain paths.
+    """
+    # Imported here: not every executor needs torch.
+    import torch
+
+    if isinstance(error, EmbedError):
+        return error
+    kind = type(error).__name__
+    out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    if torch.cuda.is_initialized():
+        try:
+            # An error poisons the context if even waiting for the device fails (CUDA's "sticky" errors).
+            torch.cuda.synchronize()
+            if out_of_memory:
+                # Cached blocks of larger batches leave no room for smaller ones.
+                torch.cuda.empty_cache()
+        except RuntimeError:
+            return DeviceLost(f"the GPU is lost to this process ({kind})")
+    if out_of_memory:
+        return OutOfMemory("the device has no room for a batch")
+    return ExecutionFailed(f"a batch failed: {kind}")

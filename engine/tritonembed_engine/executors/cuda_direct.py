@@ -13,20 +13,18 @@ import torch
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.adapters import Adapters, rows_of
-from tritonembed_engine.executors.base import Pending, Ready
+from tritonembed_engine.executors.base import Pending, Ready, explain
 from tritonembed_engine.executors.budget import measure_budget
 from tritonembed_engine.executors.direct import forward
-from tritonembed_engine.executors.faults import explain
-from tritonembed_engine.executors.flat_batch import begins_of, flatten, pad
+from tritonembed_engine.executors.flat_batch import Inputs, Stage, Stages, begins_of, flatten, packed_size, pad
 from tritonembed_engine.executors.graphs import Bucket, CapturedGraph, capture_graphs
 from tritonembed_engine.executors.pooling import Pooler, segment_mean
-from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.token_heads import Computed, TokenHeads
 from tritonembed_engine.executors.vllm_internals import OpenModel
 from tritonembed_engine.kernels import tiled_attention
 from tritonembed_engine.kernels.install import install_kernels
-from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.short_attention import LONGEST
+from tritonembed_engine.kernels.token_pools import mean_pool
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.request import NO_TOKEN_OUTPUTS, Adapted, Choices
@@ -194,7 +192,7 @@ class CudaDirectExecutor:
         return done, pooled, computed
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`."""
+        """See `base.explain`."""
         return explain(error)
 
     def rest(self) -> None:

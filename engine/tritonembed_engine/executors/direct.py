@@ -9,8 +9,7 @@ import torch
 
 from tritonembed_engine.errors import EmbedError
 from tritonembed_engine.executors.adapters import Adapters, rows_of
-from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
-from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.base import Pending, Ready, explain, return_free_memory
 from tritonembed_engine.executors.flat_batch import begins_of, flatten
 from tritonembed_engine.executors.graphs import Bucket
 from tritonembed_engine.executors.pooling import Pooler
@@ -87,7 +86,7 @@ class DirectExecutor:
         return Ready(vectors.numpy(), self._heads(hidden, sentences, choices or {}))
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`."""
+        """See `base.explain`."""
         return explain(error)
 
     def rest(self) -> None:

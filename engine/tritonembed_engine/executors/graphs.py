@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from tritonembed_engine.executors.staging import Inputs
+from tritonembed_engine.executors.flat_batch import Inputs
 from tritonembed_engine.settings import GraphSettings
 from tritonembed_engine.stub.process import announce
 

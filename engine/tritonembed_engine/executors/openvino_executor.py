@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import EmbedError, ExecutionFailed, OutOfMemory
 from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
-from tritonembed_engine.executors.host_pooling import pool, pool_spans
 from tritonembed_engine.executors.loading import INT8, asked_dtype, filler_id
 from tritonembed_engine.executors.openvino_graphs import (
     QUALITY,
@@ -26,7 +25,7 @@ from tritonembed_engine.executors.openvino_graphs import (
     graphs_of,
     quantized_of,
 )
-from tritonembed_engine.executors.padding import Grouping, PaddedGroup
+from tritonembed_engine.executors.padding import Grouping, PaddedGroup, pool, pool_spans
 from tritonembed_engine.model.encoders import IN_OPENVINO
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object

@@ -135,7 +135,7 @@ class MirroredExecutor:
             raise DeviceLost(f"a batch failed in one of the replica's processes ({type(error).__name__})") from error
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`. Without room for a batch in one rank, the others wait for it."""
+        """See `base.explain`. Without room for a batch in one rank, the others wait for it."""
         problem = self._executor.explain(error)
         return problem if isinstance(problem, DeviceLost) else DeviceLost(f"{problem}, in a replica of several GPUs")
 

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from tritonembed_engine.errors import EmbedError
-from tritonembed_engine.executors.base import Pending, Ready
-from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.base import Pending, Ready, explain
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.executors.vllm_internals import dtype_of
@@ -97,7 +96,7 @@ class SchedulerExecutor:
         return [output.outputs.data.float().cpu() for output in outputs]
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`."""
+        """See `base.explain`."""
         return explain(error)
 
     def rest(self) -> None:

@@ -6,8 +6,7 @@ import numpy as np
 import torch
 
 from tritonembed_engine.errors import EmbedError
-from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
-from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.base import Pending, Ready, explain, return_free_memory
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.token_ids import Spans, TokenIds
@@ -64,7 +63,7 @@ class StaticExecutor:
         return Ready(self._steps(means).numpy())
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`."""
+        """See `base.explain`."""
         return explain(error)
 
     def rest(self) -> None:

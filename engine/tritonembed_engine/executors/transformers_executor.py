@@ -13,8 +13,7 @@ import torch
 
 from tritonembed_engine.errors import EmbedError, ModelError, reason_of
 from tritonembed_engine.executors.adapters import Adapters
-from tritonembed_engine.executors.base import Pending, Ready, return_free_memory
-from tritonembed_engine.executors.faults import explain
+from tritonembed_engine.executors.base import Pending, Ready, explain, return_free_memory
 from tritonembed_engine.executors.jina_bert import load_jina_bert
 from tritonembed_engine.executors.loading import asked_dtype, refuse_arguments
 from tritonembed_engine.executors.padding import Grouping, PaddedGroup
@@ -175,7 +174,7 @@ class TransformersExecutor:
         return hidden
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `faults`."""
+        """See `base.explain`."""
         return explain(error)
 
     def rest(self) -> None:

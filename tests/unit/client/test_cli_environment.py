@@ -109,7 +109,7 @@ def test_the_column_and_the_progress_bar_are_taken_from_the_environment(command,
 
 def test_several_servers_are_separated_by_blanks(command, two, environment, monkeypatch):
     settings = Mock(side_effect=EmbeddingClient)
-    monkeypatch.setattr("tritonembed.cli.connection.EmbeddingClient", settings)
+    monkeypatch.setattr("tritonembed.cli.options.EmbeddingClient", settings)
     environment(SERVER=f"{two[0].target} {two[1].target}", POLICY="round_robin", BATCH_SIZE=1, PORT=1)
     assert command("embed", "1", "2", "3", "4")[0] == 0
     assert [len(fake.requests) for fake in two] == [2, 2]

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from sentence_transformers.sentence_transformer import modules as theirs
 
 from tritonembed_engine.errors import ModelError
-from tritonembed_engine.executors import host_pooling
+from tritonembed_engine.executors import padding
 from tritonembed_engine.executors.pooling import Pooler
 from tritonembed_engine.model.modules import Pooling, Step
 from tritonembed_engine.model.steps import Steps
@@ -60,7 +60,7 @@ def test_a_flat_batch_is_pooled_like_a_padded_batch(modes: tuple[Pooling, ...], 
 def test_a_padded_group_is_pooled_in_numpy_as_by_sentence_transformers(modes: tuple[Pooling, ...], skip: int) -> None:
     hidden, _ = batch(LENGTHS)
     padded = torch.nn.utils.rnn.pad_sequence(torch.split(hidden, LENGTHS), batch_first=True, padding_value=9.0)
-    found = host_pooling.pool(modes, padded.numpy(), np.array(LENGTHS), np.full(len(LENGTHS), skip))
+    found = padding.pool(modes, padded.numpy(), np.array(LENGTHS), np.full(len(LENGTHS), skip))
     torch.testing.assert_close(torch.from_numpy(found), expected(modes, hidden, LENGTHS, skip))
 
 
@@ -205,7 +205,7 @@ def test_pooling_for_openvino_leaves_no_thread_spinning() -> None:
     """The threads of a BLAS spin until their next product, on cores that the model's products need."""
     code = """
 import time, numpy as np, psutil
-from tritonembed_engine.executors.host_pooling import pool
+from tritonembed_engine.executors.padding import pool
 from tritonembed_engine.model.modules import Pooling
 hidden, lengths, skips = np.ones((64, 50, 384), np.float32), np.full(64, 50), np.zeros(64, np.int64)
 while time.process_time() < 1:

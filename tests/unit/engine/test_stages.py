@@ -12,8 +12,8 @@ from tests.unit.engine.fake_executor import ids
 from tritonembed_engine.executors import cuda_direct
 from tritonembed_engine.executors.adapters import Adapters
 from tritonembed_engine.executors.cuda_direct import CudaDirectExecutor
+from tritonembed_engine.executors.flat_batch import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.pooling import Pooler
-from tritonembed_engine.executors.staging import Inputs, Stage, Stages, packed_size
 from tritonembed_engine.executors.token_heads import TokenHeads
 from tritonembed_engine.kernels.install import Kernels
 from tritonembed_engine.model.modules import Pooling
