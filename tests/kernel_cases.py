@@ -23,13 +23,12 @@ from tritonembed_engine.kernels.layer_norm import (
     embed_layer_norm,
     embed_layer_norm_reference,
 )
-from tritonembed_engine.kernels.max_pool import max_pool, max_pool_reference
-from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.pooled_attention import pooled_attention
 from tritonembed_engine.kernels.quantize import LARGEST, quantize
 from tritonembed_engine.kernels.rotary import Rotary, rotate, rotate_reference
 from tritonembed_engine.kernels.short_attention import short_attention, short_attention_reference
 from tritonembed_engine.kernels.tiled_attention import tiled_attention
+from tritonembed_engine.kernels.token_pools import max_pool, max_pool_reference, mean_pool
 from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention, window_attention_reference
 from tritonembed_engine.token_ids import TYPE_BIT
 

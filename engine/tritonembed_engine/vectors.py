@@ -1,9 +1,10 @@
-"""From pooled vectors to the bytes of the answer: Matryoshka cut, normalisation, quantisation.
+"""From vectors to the bytes of the answer: Matryoshka cut, normalisation, quantisation; elements of ragged outputs.
 
 Formulas as sentence-transformers has them (`quantize_embeddings`, `truncate_dim`), with two choices of our own that
 need no calibration set: int8 scales by 127, uint8 is int8 + 128.
 """
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import EmbedParameters
+from tritonembed_engine.ragged import Ragged
 from tritonembed_protocol.types import OUTPUT_TYPES
 
 Vectors = npt.NDArray[np.float32]
@@ -98,3 +100,48 @@ def _signs(vectors: Vectors, dtype: np.dtype[Any]) -> Encoded:
 
 ENCODERS: dict[str, Callable[[Vectors, np.dtype[Any]], Encoded]] = {"cast": _cast, "scale": _scale, "signs": _signs}
 """Encoders, by their names in the table of output types."""
+
+
+def sparse_elements(found: Ragged, parameters: EmbedParameters, token: Callable[[int], str]) -> list[bytes]:
+    """Per sentence: the count as int32, the ids in ascending order as int32, their weights as float32, little-endian.
+
+    Weights up to `sparse_threshold` are left out, then all but the `top_k` largest. With `return_tokens`, the tokens
+    of the ids follow as a JSON list of strings in UTF-8. token: of an id.
+    """
+    elements = []
+    for start, stop in found.bounds():
+        rows = found.rows[start:stop]
+        if parameters.sparse_threshold:
+            rows = rows[rows["weight"] > np.float32(parameters.sparse_threshold)]
+        if parameters.top_k is not None and len(rows) > parameters.top_k:
+            rows = rows[_largest(rows["weight"], parameters.top_k)]
+        parts = [np.int32(len(rows)).tobytes(), rows["id"].tobytes(), rows["weight"].tobytes()]
+        if parameters.return_tokens:
+            parts.append(json.dumps(list(map(token, rows["id"].tolist())), ensure_ascii=False).encode())
+        elements.append(b"".join(parts))
+    return elements
+
+
+def _largest(weights: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.bool_]:
+    """Whether a weight is one of the `count` largest; of equal weights, the first ones are."""
+    least = np.partition(weights, -count)[-count]
+    kept: npt.NDArray[np.bool_] = weights > least
+    kept[np.flatnonzero(weights == least)[: count - int(kept.sum())]] = True
+    return kept
+
+
+def multi_vector_elements(found: Ragged, parameters: EmbedParameters, model_normalizes: bool) -> list[bytes]:
+    """Per sentence: the count of its vectors as int32, then the vectors, in the type that the request asks for.
+
+    model_normalizes: whether the model's own vectors have length 1.
+    """
+    unit = wants_unit_length(parameters, model_normalizes)
+    rows = found.rows
+    if unit and found.norms is None:
+        rows = normalized(rows)
+    elif not unit and found.norms is not None:
+        rows = rows * found.norms[:, None]
+    encoded = finish(rows, parameters, unit)
+    data = np.ascontiguousarray(encoded, encoded.dtype.newbyteorder("<"))
+    # One copy, from the array: a batch may hold 100 MB.
+    return [b"".join((np.int32(stop - start).tobytes(), data[start:stop].data)) for start, stop in found.bounds()]

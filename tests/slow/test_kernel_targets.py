@@ -22,13 +22,12 @@ from tritonembed_engine.kernels.layer_norm import (
     add_then_layer_norm,
     embed_layer_norm,
 )
-from tritonembed_engine.kernels.max_pool import max_pool
-from tritonembed_engine.kernels.mean_pool import mean_pool
 from tritonembed_engine.kernels.pooled_attention import pooled_attention
 from tritonembed_engine.kernels.quantize import quantize
 from tritonembed_engine.kernels.rotary import Rotary, rotate
 from tritonembed_engine.kernels.short_attention import HEAD_SIZES, WARPS, short_attention
 from tritonembed_engine.kernels.tiled_attention import tiled_attention
+from tritonembed_engine.kernels.token_pools import max_pool, mean_pool
 from tritonembed_engine.kernels.window_attention import window_attention
 
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 100: 227}

@@ -193,7 +193,7 @@ class _Vocabulary:
         if device.type == "cuda":
             counts = _to_device(np.array(lengths, np.int64), device)
             if kind == "max" and self._max_pool:
-                from tritonembed_engine.kernels.max_pool import max_pool
+                from tritonembed_engine.kernels.token_pools import max_pool
 
                 cu_seqlens = torch.nn.functional.pad(counts.cumsum(0), (1, 0)).int()
                 return lambda values, out: max_pool(values, cu_seqlens, out)

@@ -25,8 +25,7 @@ from tritonembed_engine.model.clip import text_tower
 from tritonembed_engine.model.encoders import ENCODERS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
-from tritonembed_engine.model.gte import NEW, as_gte
-from tritonembed_engine.model.jina_bert import JINA_BERT
+from tritonembed_engine.model.hub_code import JINA_BERT, NEW, as_gte
 from tritonembed_engine.model.jina_v3 import JINA_V3, as_transformers_has_it, base_state
 from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.settings import ModelSettings

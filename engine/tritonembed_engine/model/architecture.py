@@ -9,8 +9,7 @@ from typing import Any
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
-from tritonembed_engine.model.gte import NEW, as_gte, check_new
-from tritonembed_engine.model.jina_bert import check_jina_bert, is_jina_bert
+from tritonembed_engine.model.hub_code import NEW, as_gte, check_jina_bert, check_new, is_jina_bert
 from tritonembed_engine.model.jina_v3 import check_jina_v3, is_jina_v3
 
 _OTHER_INPUTS = ("vision_config", "audio_config", "image_size", "num_mel_bins", "conv_dim")

@@ -6,7 +6,7 @@ The class is always transformers' own: code that lies in a model's folder is not
 from collections.abc import Mapping
 from typing import Any
 
-from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+from tritonembed_engine.model.hub_code import JINA_BERT, is_jina_bert
 from tritonembed_engine.model.jina_v3 import is_jina_v3
 
 ENCODERS = {

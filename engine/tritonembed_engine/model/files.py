@@ -15,7 +15,7 @@ from tritonembed_engine.model.classifier import Classifier, is_classifier, read_
 from tritonembed_engine.model.clip import TEXT_MODALITY, text_tower
 from tritonembed_engine.model.encoders import reason_against_vllm
 from tritonembed_engine.model.folder import find_model_folder, read_object, short_name, weights_folder
-from tritonembed_engine.model.jina_bert import JINA_BERT, is_jina_bert
+from tritonembed_engine.model.hub_code import JINA_BERT, is_jina_bert
 from tritonembed_engine.model.jina_v3 import JINA_V3, is_jina_v3, tasks_of
 from tritonembed_engine.model.late_interaction import MODEL_TYPES, STANFORD, is_late_interaction, read_late_interaction
 from tritonembed_engine.model.modules import (

@@ -14,16 +14,18 @@ import numpy as np
 from tritonembed_engine.distance import Measure, measure_of
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.adapters import read_adapter
+from tritonembed_engine.model.classifier import PairTemplate
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.reference.cases import LENGTHS, LONG_TEXT, LONGEST, TEXTS, Case, Reference
-from tritonembed_engine.reference.pair_cases import pair_cases
-from tritonembed_engine.score_parameters import ScoreParameters
+from tritonembed_engine.scores import ScoreParameters
+from tritonembed_engine.token_ids import TYPE_BIT
 
 LARGE = 1 << 30
 """Bytes of weights from which on there are fewer and shorter cases."""
 
 FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Japanese, Korean")
+FEW_PAIRS = ("sentence", "question", "emoji", "Chinese, Japanese, Korean")
 FEW_LENGTHS = (2, 17, 65, 129)
 
 IdsOf = Callable[[str, int], bytes]
@@ -44,7 +46,7 @@ def make_reference(
     files = read_model_files(model, revision, max_length)
     merged = None if adapter is None else read_adapter(*adapter, files)
     files = files if merged is None else merged.files
-    cases = list(_cases(files) if files.classifier is None else pair_cases(files))
+    cases = list(_cases(files) if files.classifier is None else _pair_cases(files))
     if not cases:
         raise ModelError(f"{files.name}: its tokenizer makes no ids of any text, so there is no reference")
     check_tokens(files, cases)
@@ -179,6 +181,66 @@ def _of_text(files: ModelFiles, ids_of: IdsOf, name: str, text: str, kind: str |
     # A tokenizer without special tokens has no ids for an empty text, which is refused.
     if ids:
         yield Case(name, ids, skip, text, kind)
+
+
+def _pair_cases(files: ModelFiles) -> Iterator[Case]:
+    """The cases of a reranker or classifier. A text alone is a case if the model has no template of pairs."""
+    from tritonembed_engine.tokenizing.loading import own_tokenizer
+
+    assert files.classifier is not None
+    tokenizer = own_tokenizer(files, truncation_side="left" if files.truncate == "START" else "right")
+    template, limit = files.classifier.template, files.lengths[None]
+    large = sum(file.stat().st_size for file in files.transformer.glob("*.safetensors")) > LARGE
+
+    def ids_of(query: str | None, text: str, most: int) -> bytes | None:
+        try:
+            if template is not None and query is not None:
+                return _filled_ids(tokenizer, template, query, text, most)
+            return _pair_ids(tokenizer, query, text, most, files.has_token_types)
+        except Exception:
+            # A Unigram vocabulary without <unk> refuses unknown characters, and a query can leave no room for a text.
+            return None
+
+    chosen = FEW_PAIRS if large else tuple(TEXTS)
+    pairs = [(TEXTS["question"], name) for name in chosen]
+    pairs += [(TEXTS[name], "sentence") for name in chosen if TEXTS[name].strip()]
+    for query, name in pairs:
+        if ids := ids_of(query, TEXTS[name], limit):
+            yield Case(f"{name} for a query", ids, text=TEXTS[name], query=query)
+    if not large and (ids := ids_of(TEXTS["question"], LONG_TEXT, limit)) and limit <= 512:
+        yield Case("over the maximum", ids, text=LONG_TEXT, query=TEXTS["question"])
+    for length in LENGTHS:
+        if length <= limit and (length <= 128 or not large) and (ids := ids_of("hello", LONG_TEXT, length)):
+            yield Case(f"{len(ids) // 4} tokens", ids)
+    if template is None:
+        for name in chosen:
+            if ids := ids_of(None, TEXTS[name], limit):
+                yield Case(f"{name} alone", ids, text=TEXTS[name])
+
+
+def _pair_ids(tokenizer: Any, query: str | None, text: str, limit: int, has_types: bool) -> bytes:
+    """A pair's ids, by the tokenizer's own rules."""
+    # As lists: else an empty text would be no second text.
+    given = ([text],) if query is None else ([query], [text])
+    encoded = tokenizer(*given, truncation=True if query is None else "only_second", max_length=limit)
+    ids = np.asarray(encoded["input_ids"][0], dtype="<i4")
+    if len(ids) > limit:
+        raise ValueError("the query is too long")
+    if has_types and "token_type_ids" in encoded:
+        ids = ids | np.asarray(encoded["token_type_ids"][0], dtype="<i4") << TYPE_BIT
+    return ids.astype("<i4").tobytes()
+
+
+def _filled_ids(tokenizer: Any, template: PairTemplate, query: str, text: str, limit: int) -> bytes:
+    """A pair's ids as in the code on Qwen3-Reranker's card: one text, cut between the template's two ends."""
+    before = tokenizer.encode(template.before, add_special_tokens=False)
+    after = tokenizer.encode(template.after, add_special_tokens=False)
+    whole = template.fill_query(query, None) + template.fill_text(text)
+    room = limit - len(before) - len(after)
+    if room < 1:
+        raise ValueError("there is no room")
+    ids = tokenizer(whole, truncation="longest_first", max_length=room)["input_ids"]
+    return np.asarray([*before, *ids, *after], dtype="<i4").tobytes()
 
 
 def _rounding(oracle: Any, cases: list[Case], expected: Any, measure: Measure) -> dict[str, float]:

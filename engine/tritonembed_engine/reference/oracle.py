@@ -21,8 +21,7 @@ from tritonembed_engine.model.clip import TEXT_TOWER
 from tritonembed_engine.model.encoders import ENCODERS, ENCODERS_OF_PAIRS
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.model.folder import read_object, weights_folder
-from tritonembed_engine.model.gte import NEW, as_gte
-from tritonembed_engine.model.jina_bert import JINA_BERT
+from tritonembed_engine.model.hub_code import JINA_BERT, NEW, as_gte
 from tritonembed_engine.model.jina_v3 import JINA_V3
 from tritonembed_engine.model.modules import Pooling
 from tritonembed_engine.model.steps import Steps

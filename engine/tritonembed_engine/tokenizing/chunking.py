@@ -5,15 +5,19 @@ that does not fit at a token border. The tokens of a chunk are those of the prom
 together, with special tokens: its vector is that of a request with this part alone.
 
 The text is tokenized window by window, so a text of megabytes is refused as soon as it has too many chunks.
+
+For late chunking, a text goes through the model whole, and then its spans are pooled: `tokens_of` has their tokens.
 """
 
 import re
 from array import array
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tokenizers import Tokenizer
 
-from tritonembed_engine.chunks import Chunk
+from tritonembed_engine.chunks import Chunk, Span
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_protocol.limits import MAX_TEXT_CHUNKS
 
@@ -188,3 +192,29 @@ class _Cutter:
 
 def _packed(ids: list[int]) -> bytes:
     return array("i", ids).tobytes()
+
+
+def tokens_of(
+    offsets: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]], text: str, prompt: int, index: int
+) -> list[Span]:
+    """The tokens of each span.
+
+    offsets: start and end of each token in characters of the prompt and the text; a token that the tokenizer added has
+    none. spans: start and end in characters of the text. prompt: its characters. index: of the text, for errors. A
+    token is part of the span that holds its last character, so spans that divide a text share no token. A token without
+    a place, such as RoBERTa's for a lone space, counts between two tokens of a span.
+    Raises InvalidArgument for a span that is not within the text or has no token.
+    """
+    own = [number for number, (start, end) in enumerate(offsets) if start < end]
+    lasts = [offsets[number][1] - 1 - prompt for number in own]
+    found = []
+    for number, (start, end) in enumerate(spans):
+        if not start < end <= len(text):
+            raise InvalidArgument(
+                "spans", f"span {number} of sentence {index} is not within its {len(text)} characters"
+            )
+        first, stop = bisect_right(lasts, start - 1), bisect_right(lasts, end - 1)
+        if first == stop:
+            raise InvalidArgument("spans", f"span {number} of sentence {index} has no tokens")
+        found.append(Span(own[first], own[stop - 1] + 1, start, end))
+    return found

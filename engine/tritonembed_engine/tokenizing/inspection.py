@@ -6,23 +6,53 @@ Nothing is truncated here: a client asks how long a text is before it sends it f
 import json
 from array import array
 from collections.abc import Sequence
-from typing import Any
-
-from tokenizers import Encoding, Tokenizer
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.model.files import ModelFiles
-from tritonembed_engine.tokenizing.inspect_parameters import InspectParameters
+
+# The manager imports this, for the names of the outputs.
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+    from tritonembed_engine.model.files import ModelFiles
+
+TOKENS, DECODED = "tokens", "decoded"
+"""Outputs of the model `tokenizer`. A request asks for one of them, and for nothing else."""
+_BOOLS = ("add_special_tokens", "skip_special_tokens")
 
 MAX_BYTES = 1024 * 1024
 """Limit for the texts of a request: each token becomes a line of JSON."""
 _ID_BYTES = 4
 
 
+@dataclass(frozen=True)
+class InspectParameters:
+    """add_special_tokens: of `tokens`. skip_special_tokens: of `decoded`. prompt_name: None for the default."""
+
+    add_special_tokens: bool = True
+    skip_special_tokens: bool = True
+    prompt_name: str | None = None
+
+
+def parse_inspect_parameters(raw: str) -> InspectParameters:
+    """raw: as for parse_parameters. Raises InvalidArgument, which names the parameter."""
+    given = {name: value for name, value in json.loads(raw or "{}").items() if not name.startswith("triton_")}
+    for name, value in given.items():
+        if name not in InspectParameters.__dataclass_fields__:
+            known = ", ".join(InspectParameters.__dataclass_fields__)
+            raise InvalidArgument("parameters", f"there is an unknown one; known are {known}")
+        if name in _BOOLS and not isinstance(value, bool):
+            raise InvalidArgument(name, "must be a bool")
+        if name not in _BOOLS and not isinstance(value, str):
+            raise InvalidArgument(name, "must be a string")
+    return InspectParameters(**given)
+
+
 class Inspector:
     """tokenizer: of the model; it must be free while a method runs."""
 
-    def __init__(self, tokenizer: Tokenizer, files: ModelFiles) -> None:
+    def __init__(self, tokenizer: "Tokenizer", files: "ModelFiles") -> None:
         self._tokenizer = tokenizer
         self._files = files
         self._size = tokenizer.get_vocab_size(with_added_tokens=True)
@@ -62,7 +92,7 @@ class Inspector:
         return texts
 
 
-def _described(encoding: Encoding, text: str) -> list[dict[str, Any]]:
+def _described(encoding: "Encoding", text: str) -> list[dict[str, Any]]:
     rows = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
     return [
         {"id": id, "text": token, "special": True, "start": None, "stop": None}

@@ -11,7 +11,7 @@ from tritonembed_engine.errors import InvalidArgument, ModelError
 from tritonembed_engine.model.classifier import PairTemplate
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
-from tritonembed_engine.score_parameters import ScoreParameters
+from tritonembed_engine.scores import ScoreParameters
 from tritonembed_engine.token_ids import TYPE_BIT
 from tritonembed_engine.tokenizing.loading import marks_pairs
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer, decode

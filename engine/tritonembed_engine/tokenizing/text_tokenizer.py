@@ -13,11 +13,10 @@ from tritonembed_engine.model.adapters import NO_ADAPTERS, AdapterFiles, files_o
 from tritonembed_engine.model.files import ModelFiles
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.token_ids import BYTES_PER_TOKEN
-from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize
+from tritonembed_engine.tokenizing.chunking import Chunker, ChunkSize, tokens_of
 from tritonembed_engine.tokenizing.inspection import Inspector
 from tritonembed_engine.tokenizing.loading import expansion_id, load_tokenizer, own_tokenizer
 from tritonembed_engine.tokenizing.long_text import SafeCuts
-from tritonembed_engine.tokenizing.spans import tokens_of
 from tritonembed_engine.tokenizing.wordpiece import AsciiWordPiece
 from tritonembed_protocol.limits import MAX_REQUEST_CHUNKS
 

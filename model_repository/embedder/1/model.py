@@ -10,7 +10,7 @@ sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path
 
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine import chunks, token_answers, vectors
+from tritonembed_engine import chunks, vectors
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.parameters import check_space, parse_parameters
 from tritonembed_engine.replica import Asked, Replica
@@ -70,9 +70,9 @@ class _Texts(Asked):
             if name not in self.asked:
                 elements = [b""] * self.rows
             elif name == SPARSE:
-                elements = token_answers.sparse_elements(found[name], self.parameters, self.choice.token)
+                elements = vectors.sparse_elements(found[name], self.parameters, self.choice.token)
             else:
-                elements = token_answers.multi_vector_elements(found[name], self.parameters, self.choice.normalize)
+                elements = vectors.multi_vector_elements(found[name], self.parameters, self.choice.normalize)
             tensors.append(to_bytes_tensor(name, elements))
         return tensors
 

@@ -14,7 +14,7 @@ sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path
 from tritonembed_engine.parameters import parse_parameters
 from tritonembed_engine.stub.tokenizer import TokenizerInstance
 from tritonembed_engine.stub.triton import bytes_tensor, to_bytes_tensor
-from tritonembed_engine.tokenizing.inspect_parameters import DECODED, TOKENS, parse_inspect_parameters
+from tritonembed_engine.tokenizing.inspection import DECODED, TOKENS, parse_inspect_parameters
 
 
 class TritonPythonModel(TokenizerInstance):

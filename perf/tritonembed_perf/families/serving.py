@@ -62,7 +62,7 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
 def _run_classifier(settings: Any, files: Any, target: Path) -> dict[str, Any]:
     """Score the pairs and texts of `logits.pair_of`: one request each, many in a batch. Raises ModelError."""
     from tritonembed_engine.factory import create_executor
-    from tritonembed_engine.score_parameters import ScoreParameters
+    from tritonembed_engine.scores import ScoreParameters
     from tritonembed_engine.token_ids import TokenIds
     from tritonembed_engine.tokenizing.pairs import PairTokenizer
 
@@ -139,10 +139,10 @@ def _embed(
 
 def _flat(output: Any, parameters: Any, choice: Any, files: Any) -> list[npt.NDArray[np.float32]]:
     """The form of `reference`: the weights of the whole vocabulary, or the vectors of tokens one after the other."""
-    from tritonembed_engine import token_answers
+    from tritonembed_engine import vectors
 
     if output.rows.dtype.names is None:
-        elements = token_answers.multi_vector_elements(output, parameters, choice.normalize)
+        elements = vectors.multi_vector_elements(output, parameters, choice.normalize)
         return [np.frombuffer(element, "<f4", offset=4) for element in elements]
     rows = []
     for start, stop in output.bounds():

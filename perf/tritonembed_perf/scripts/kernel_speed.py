@@ -47,10 +47,10 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
 
     from tritonembed_engine.kernels.gelu_product import gelu_product, gelu_product_serves
     from tritonembed_engine.kernels.layer_norm import add_layer_norm, add_layer_norm_quantize, embed_layer_norm
-    from tritonembed_engine.kernels.mean_pool import mean_pool
     from tritonembed_engine.kernels.quantize import quantize
     from tritonembed_engine.kernels.short_attention import LONGEST, short_attention
     from tritonembed_engine.kernels.tiled_attention import tiled_attention
+    from tritonembed_engine.kernels.token_pools import mean_pool
 
     def random(*shape: int) -> "torch.Tensor":
         return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
@@ -102,9 +102,9 @@ def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], ob
 
     from tritonembed_engine.kernels.gate import gelu_gate
     from tritonembed_engine.kernels.layer_norm import add_then_layer_norm
-    from tritonembed_engine.kernels.max_pool import max_pool
     from tritonembed_engine.kernels.pooled_attention import pooled_attention
     from tritonembed_engine.kernels.rotary import Rotary, rotate
+    from tritonembed_engine.kernels.token_pools import max_pool
     from tritonembed_engine.kernels.window_attention import UNLIMITED, window_attention
 
     def random(*shape: int) -> "torch.Tensor":

@@ -142,7 +142,7 @@ def _engine(model: str, device: str, documents: list[str]) -> tuple[Callable[[],
     prepare_process(None if device == "cpu" else "0")
     from tritonembed_engine.factory import create_engine
     from tritonembed_engine.model.files import read_model_files
-    from tritonembed_engine.score_parameters import ScoreParameters
+    from tritonembed_engine.scores import ScoreParameters
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.tokenizing.pairs import PairTokenizer
 

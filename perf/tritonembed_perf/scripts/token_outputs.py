@@ -138,13 +138,13 @@ def measure(
 
 
 def _sparse(output: "Ragged", parameters: Any) -> list[bytes]:
-    from tritonembed_engine.token_answers import sparse_elements
+    from tritonembed_engine.vectors import sparse_elements
 
     return sparse_elements(output, parameters, str)
 
 
 def _multi_vector(output: "Ragged", parameters: Any) -> list[bytes]:
-    from tritonembed_engine.token_answers import multi_vector_elements
+    from tritonembed_engine.vectors import multi_vector_elements
 
     return multi_vector_elements(output, parameters, True)
 

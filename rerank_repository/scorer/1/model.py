@@ -12,8 +12,7 @@ import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine.parameters import check_space
 from tritonembed_engine.replica import Asked, Replica
-from tritonembed_engine.score_parameters import parse_score_parameters
-from tritonembed_engine.scores import activate
+from tritonembed_engine.scores import activate, parse_score_parameters
 
 
 class _Pairs(Asked):

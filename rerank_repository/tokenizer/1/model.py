@@ -11,7 +11,7 @@ sys.path[:] = [entry for entry in sys.path if entry not in ("", ".") and os.path
 
 import triton_python_backend_utils as pb_utils
 
-from tritonembed_engine.score_parameters import parse_score_parameters
+from tritonembed_engine.scores import parse_score_parameters
 from tritonembed_engine.stub.tokenizer import TokenizerInstance
 from tritonembed_engine.stub.triton import bytes_tensor
 

@@ -17,7 +17,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.checkpoint import checkpoint_files, names_of
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.model.gte import as_gte
+from tritonembed_engine.model.hub_code import as_gte
 from tritonembed_engine.model.vllm_folder import vllm_folder
 from tritonembed_engine.reference.making import make_reference
 from tritonembed_perf.families.registry import load_cases

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.tokenizing.inspect_parameters import InspectParameters, parse_inspect_parameters
+from tritonembed_engine.tokenizing.inspection import InspectParameters, parse_inspect_parameters
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 
 TEXTS = ["Hello world", "naïve café 中文 😀", "", " two  spaces ", "word " * 300]

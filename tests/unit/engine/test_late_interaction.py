@@ -24,10 +24,10 @@ from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.settings import ModelSettings
-from tritonembed_engine.token_answers import multi_vector_elements
 from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_engine.tokenizing.token_choice import TokenChoice
+from tritonembed_engine.vectors import multi_vector_elements
 from tritonembed_perf.families.registry import load_cases
 from tritonembed_perf.families.writing import edit_json
 

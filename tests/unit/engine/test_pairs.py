@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_engine.model.classifier import QWEN3_RERANKER
 from tritonembed_engine.model.files import read_model_files
-from tritonembed_engine.score_parameters import ScoreParameters
+from tritonembed_engine.scores import ScoreParameters
 from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 from tritonembed_engine.tokenizing.pairs import PairTokenizer
 from tritonembed_perf.families import rerankers

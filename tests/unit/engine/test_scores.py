@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.score_parameters import ScoreParameters, parse_score_parameters
-from tritonembed_engine.scores import activate
+from tritonembed_engine.scores import ScoreParameters, activate, parse_score_parameters
 
 LOGITS = np.array([[-3.0, 0.0, 2.5], [1e4, -1e4, 0.0], [88.0, 89.0, -120.0]], np.float32)
 

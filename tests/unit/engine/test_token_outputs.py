@@ -28,10 +28,10 @@ from tritonembed_engine.model.token_outputs import TokenOutputs, read_token_outp
 from tritonembed_engine.parameters import EmbedParameters
 from tritonembed_engine.ragged import WEIGHT, Ragged, heaviest_by_id
 from tritonembed_engine.settings import ModelSettings
-from tritonembed_engine.token_answers import multi_vector_elements, sparse_elements
 from tritonembed_engine.token_ids import Spans, TokenIds
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_engine.tokenizing.token_choice import TokenChoice, asked_outputs
+from tritonembed_engine.vectors import multi_vector_elements, sparse_elements
 from tritonembed_perf.families.registry import load_cases
 
 ALL = ("dense", "sparse", "multi_vector")

@@ -19,7 +19,7 @@ from aiohttp import web
 from tritonembed import InvalidArgumentError
 from tritonembed.inputs import encode_token_ids
 from tritonembed.request import Options
-from tritonembed_engine.tokenizing.inspect_parameters import DECODED, TOKENS
+from tritonembed_engine.tokenizing.inspection import DECODED, TOKENS
 from tritonembed_manager.router.apis.http.bodies import parse_object
 from tritonembed_manager.router.apis.http.converter import Converted
 from tritonembed_manager.router.apis.http.errors import BadRequest
