@@ -1,7 +1,7 @@
 """LoRA adapters in a loaded model, computed beside its own layers: rows of a batch get x·Aᵀ·Bᵀ added.
 
-The model's weights stay as they are. So one batch can hold rows of any adapters, and a batch without adapters runs the
-model untouched. Merging B·A into the weights would cost a pass over all of them per change of the adapter, and an
+The model's weights do not change. One batch can therefore hold rows of any adapters, and a batch without adapters runs
+the model untouched. Merging B·A into the weights would cost a pass over all of them per change of the adapter, and an
 adapter's rows could not share a batch with others.
 """
 
@@ -27,7 +27,7 @@ _STACKED = {
     "gate_proj": ("gate_up_proj", 0),
     "up_proj": ("gate_up_proj", 1),
 }
-"""By transformers' name of a layer: vLLM's layer that it is a part of, and which part."""
+"""From transformers' name of a layer to vLLM's layer that contains it, and its place there."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Adapters:
 
     @contextmanager
     def applied(self, rows: Adapted, without: Iterable[Any] = ()) -> Iterator[None]:
-        """While it is entered, the model's forward adds the adapters' products to these rows of a batch.
+        """While entered, the model's forward adds the adapters' products to these rows of a batch.
 
         without: modules whose forward was replaced by one that reads the weights of layers inside; their own runs.
         """
@@ -112,7 +112,7 @@ class Adapters:
         self._products.clear()
 
     def _place(self, path: str) -> _Place | None:
-        """The layer with this path in transformers. The first parts of paths differ, by what is around the encoder."""
+        """The layer with this path in transformers. The first parts of a path depend on what is around the encoder."""
         parent, _, leaf = path.rpartition(".")
         stack, part = _STACKED.get(leaf, (None, 0))
         for whole, at in ((path, None), (f"{parent}.{stack}", part)) if stack else ((path, None),):
@@ -128,7 +128,7 @@ class Adapters:
     def _find(self, path: str) -> Any:
         parts = path.split(".")
         number = next((at for at, part in enumerate(parts) if part.isdigit()), len(parts) - 1)
-        # The number of the layer, and what it is in a list of, stay.
+        # The number of the layer and the name of its list stay.
         for start in range(max(number - 1, 0) + 1):
             end = ".".join(parts[start:])
             found = [module for name, module in self._modules.items() if f".{name}".endswith(f".{end}")]
@@ -138,9 +138,9 @@ class Adapters:
 
 
 def _sizes(module: Any) -> tuple[int, Sequence[int]] | None:
-    """Inputs, and outputs of each part that is stacked in it, of a linear layer or a table; None for other modules."""
+    """The inputs of a linear layer or a table, and the outputs of each part stacked in it; None for other modules."""
     if hasattr(module, "org_vocab_size"):
-        # vLLM's table of words has more rows than the model.
+        # vLLM's word embeddings have more rows than the model's.
         return int(module.org_vocab_size), [int(module.embedding_dim)]
     if hasattr(module, "input_size") and hasattr(module, "output_size"):
         return int(module.input_size), list(getattr(module, "output_sizes", None) or [module.output_size])
@@ -168,7 +168,7 @@ def _adding(forward: Callable[..., Any], products: Sequence[tuple[_Product, int,
 
 
 def rows_of(adapted: Adapted, cu_seqlens: Any) -> list[tuple[str, int, int]]:
-    """Rows of tokens. adapted: the same of sentences. cu_seqlens: int [sentences + 1], on the host."""
+    """The rows of tokens. adapted: those of sentences. cu_seqlens: int [sentences + 1], on the host."""
     return [(name, int(cu_seqlens[first]), int(cu_seqlens[end])) for name, first, end in adapted]
 
 

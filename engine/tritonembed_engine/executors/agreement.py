@@ -14,29 +14,29 @@ from tritonembed_engine.token_ids import TokenIds
 NOISE_MARGIN = 4.0
 """The same model in another batch shape can differ: see `VllmVectors.allowed`.
 
-A model in fp8 is always allowed the measure's `most`. A value that is rounded to the other side of a coarse step (1/16)
-moves the vector, and vLLM alone and in a batch round to the same side. Measured on an H200, BERT-base shape: our
-vectors and vLLM's are 0.003 apart, and each 0.001 to 0.005 from float32.
+A model in fp8 is always allowed the measure's `most`: a value that is rounded to the other side of a coarse step (1/16)
+moves the vector. vLLM's two answers don't show that, because they round to the same side. Measured on an H200,
+BERT-base shape: our vectors and vLLM's are 0.003 apart, and each 0.001 to 0.005 from float32.
 """
 
 LENGTHS = (1, 2, 7, 16, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
 LONGEST = {"cpu": 2048, "cuda": 8192}
-"""Tokens of the longest sentence. The time of attention grows with the square, and the sentence runs four times: 8,192
+"""Tokens of the longest sentence. Attention's time grows with their square, and the sentence runs four times: 8,192
 tokens through 12 layers take a minute and a half on two cores."""
 
 Vectors = npt.NDArray[np.float32]
 
 
 class Disagreement(Exception):
-    """The two differ; the message has the case and the distance."""
+    """The direct executor's vectors differ from vLLM's. The message has the case and the distance."""
 
 
 @dataclass(frozen=True)
 class VllmVectors:
     """vLLM's own answers to random sentences, from the shortest to the longest.
 
-    allowed: the distance that passes. It is the measure's for float32 or, if that is more, NOISE_MARGIN times the
-    distance between vLLM's vectors of a sentence alone and in a batch; at most the measure's `most`.
+    allowed: the largest distance that passes. It is the measure's limit for float32 or, if that is larger, NOISE_MARGIN
+    times the distance between vLLM's vectors of a sentence alone and in a batch. It is at most the measure's `most`.
     """
 
     sentences: list[bytes]
@@ -54,10 +54,11 @@ def compute_vllm_vectors(
     padding_id: int | None = None,
     measure: Measure = VECTORS,
 ) -> VllmVectors:
-    """Compute them. longest: tokens of the longest sentence. quantized: vLLM computes products in fewer than 16 bits.
+    """Compute the answers. longest: tokens of the longest sentence. quantized: vLLM computes products in fewer than 16
+    bits.
 
-    Ids are random: a wrong kernel, mask or position shows on any text. padding_id: an id that does not occur in them,
-    because vLLM's position for it differs from that of transformers and the direct executor.
+    Ids are random: a wrong kernel, mask or position shows on any text. padding_id: an id to leave out, because vLLM's
+    position for it differs from that of transformers and the direct executor.
     """
     lengths = sorted({length for length in LENGTHS if length < longest} | {longest})
     rng = np.random.default_rng(0)
@@ -97,7 +98,7 @@ def check_agreement(
 
 
 def _mixed(lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """All sentences in their order, in as few batches as the budget of tokens allows."""
+    """All sentences in their order, in as few batches as the batch budget allows."""
     batches: list[list[int]] = [[]]
     for i, length in enumerate(lengths):
         if sum(lengths[j] for j in batches[-1]) + length > budget:
@@ -109,8 +110,8 @@ def _mixed(lengths: Sequence[int], budget: int) -> list[list[int]]:
 def _fill(bucket: Bucket, lengths: Sequence[int]) -> list[int]:
     """Sentences that fill a bucket: the longest that it holds, then others in turn while there is room.
 
-    If short sentences would fill its rows before its tokens, longer ones are taken. A batch that does not fill the
-    bucket well enough would not run in it, and the graph would serve unchecked.
+    If short sentences would fill its rows before its tokens, longer sentences are taken. A batch that does not fill the
+    bucket well enough would not run in its graph, which would then serve unchecked.
     """
     allowed = [i for i, length in enumerate(lengths) if length <= min(bucket.longest, bucket.tokens)]
     chosen, room = [allowed[-1]], bucket.tokens - lengths[allowed[-1]]

@@ -21,7 +21,7 @@ class Pending(Protocol):
 
     @property
     def token_outputs(self) -> TokenOutputs:
-        """What the launch's `choices` ask for, once `result` has returned."""
+        """The outputs per token that the launch's `choices` ask for, once `result` has returned."""
 
 
 class Executor(Protocol):
@@ -29,27 +29,28 @@ class Executor(Protocol):
 
     name: str
     dtype: str
-    """The type that the model computes in, by torch's name."""
+    """The type in which the model computes, by torch's name."""
 
     dimensions: int
-    """Of the model's vectors."""
+    """Length of the model's vectors."""
 
     max_batch_tokens: int
     max_batch_sentences: int
     depth: int
-    """The most batches that are launched and not collected; 1 if `launch` returns when the batch is done."""
+    """The most batches launched but not collected; 1 if `launch` returns when the batch is done."""
 
     refused_id: int | None
-    """A token id; sentences with it would get wrong vectors."""
+    """A token id whose sentences would get wrong vectors."""
 
     on_any_thread: bool
-    """Whether any thread may call it; else only the engine's own, because another one would cost more than it saves."""
+    """Whether any thread may call it. If not, only the engine's own thread may: another would cost more than it
+    saves."""
 
     pools_spans: bool
     """Whether it can pool parts of a sentence."""
 
     token_dimensions: int | None
-    """Of a token's vector; None if the executor gives no vectors of tokens."""
+    """Length of a token's vector; None if the executor has no vectors of tokens."""
 
     def launch(
         self,
@@ -61,17 +62,17 @@ class Executor(Protocol):
     ) -> Pending:
         """Start a batch; on a GPU this returns while it runs.
 
-        skips: tokens at the start of each sentence that are not pooled (a prompt's); None: all are pooled. spans: parts
-        of the sentences that get a vector each, instead of the sentences; if `pools_spans`, and without `skips`.
-        choices: the outputs per token that are to be computed, too, if the model has them. adapted: the sentences that
-        adapters apply to, if it has any.
+        skips: the number of tokens at the start of each sentence that are not pooled (a prompt's); None: all are
+        pooled. spans: parts of sentences, which get the vectors instead of the sentences; only if `pools_spans`, and
+        without `skips`. choices: the outputs per token to compute as well, if the model has them. adapted: the
+        sentences to which adapters apply.
         """
 
     def explain(self, error: Exception) -> EmbedError:
-        """An exception of `launch` or `result` as OutOfMemory, DeviceLost or ExecutionFailed."""
+        """Turn an exception of `launch` or `result` into OutOfMemory, DeviceLost or ExecutionFailed."""
 
     def rest(self) -> None:
-        """Give back memory that is only cached. Called after a while without a batch."""
+        """Return memory that is only cached. Called after a while without a batch."""
 
     def close(self) -> None:
         """Free the model's memory."""
@@ -85,7 +86,7 @@ class Ready:
         self.token_outputs = token_outputs
 
     def result(self) -> npt.NDArray[np.float32]:
-        """The vectors, without waiting."""
+        """The vectors; does not wait."""
         return self._vectors
 
 
@@ -97,7 +98,7 @@ def reason_against_spans(poolings: Sequence[Pooling], executor: Executor) -> str
 
 
 def return_free_memory() -> None:
-    """Return what malloc keeps to the system: after batches of many sizes, up to 40 % of a process can be unused."""
+    """Return malloc's free memory to the system: after batches of many sizes, it can be 40 % of a process."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc's
         trim(0)
 

@@ -1,7 +1,7 @@
 """The token budget of a batch, chosen by a short measurement: the smallest that keeps the GPU at full speed.
 
-Larger batches cost latency and memory; with smaller ones the GPU waits for launches. The best size depends on the model
-and the GPU.
+Larger batches cost latency and memory; during smaller batches the GPU waits for launches. The best size depends on the
+model and the GPU.
 """
 
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 CANDIDATES = (4096, 8192, 16384, 32768)
 ENOUGH = 0.97
-"""Share of the best candidate's tokens/s from which on a larger batch is not worth its latency."""
+"""A candidate that reaches this share of the best tokens/s is enough: a larger batch is not worth its latency."""
 
 SENTENCE_TOKENS = 128
 ROUNDS = 4
@@ -28,7 +28,7 @@ LONGEST_MEASUREMENT_S = 5.0
 def choose_budget(rate: Callable[[int], float], candidates: Sequence[int]) -> tuple[int, dict[int, float]]:
     """The smallest candidate that reaches ENOUGH of the best, and the tokens/s of all that were measured.
 
-    rate: tokens/s at a budget. After a candidate for which there is no memory, larger ones are not tried.
+    rate: tokens/s at a budget. After a candidate that does not fit into memory, no larger candidate is tried.
     """
     measured: dict[int, float] = {}
     for candidate in sorted(candidates):
@@ -58,7 +58,7 @@ def measure_budget(executor: Executor, max_length: int) -> int:
         times: list[float] = []
         while len(times) < ROUNDS and (not times or time.monotonic() - started < LONGEST_MEASUREMENT_S):
             before = time.perf_counter()
-            # Two in a row, as the engine launches them: the second hides the launch of the first.
+            # Two in a row, as the engine does: the launch of the second is hidden behind the first.
             pending = [executor.launch(batch), executor.launch(batch)]
             for one in pending:
                 one.result()

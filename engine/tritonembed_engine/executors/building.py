@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def build_scheduler(llm: "LLM", settings: ModelSettings, files: "ModelFiles", device: str) -> SchedulerExecutor:
-    """vLLM's own scheduler. device: "cpu" or "cuda"."""
-    # The steps' weights are read here: a fault in them has to stop the start, not only the direct executor.
+    """The scheduler executor. device: "cpu" or "cuda"."""
+    # The steps' weights are read here, so that a fault in them stops the start, not only the direct executor.
     steps = Steps(files.steps)
     tokens = max_batch_tokens(settings, files, device)
     return SchedulerExecutor(
@@ -46,7 +46,7 @@ def heads_of(
 
 def build_direct_on_cpu(model: "OpenModel", files: "ModelFiles", max_batch_tokens: int) -> "DirectExecutor":
     """The direct executor on a CPU."""
-    # Imported here: the direct path touches vLLM's internals, which may have moved.
+    # Imported here: it touches vLLM's internals, which may have moved.
     from tritonembed_engine.executors.direct import DirectExecutor
 
     pooler = Pooler(files.pooling, Steps(files.steps))
@@ -74,7 +74,7 @@ def build_direct_on_gpu(
 
 
 def without_kernels(engine: EngineSettings, *names: str) -> EngineSettings:
-    """The settings with vLLM's kernels instead of ours. names: of the switches; by default all of them."""
+    """The settings with vLLM's kernels instead of ours. names: the switches; by default all."""
     kernels = engine.kernels.model_copy(update=dict.fromkeys(names or KernelSettings.model_fields, False))
     return engine.model_copy(update={"kernels": kernels})
 
@@ -82,7 +82,7 @@ def without_kernels(engine: EngineSettings, *names: str) -> EngineSettings:
 def build_direct_of_rank(
     model: "OpenModel", engine: EngineSettings, files: "ModelFiles", scheduler: "Executor"
 ) -> "DirectExecutor | CudaDirectExecutor":
-    """The direct executor of one of a replica's ranks (see `ranks`): our kernels compute whole layers, not parts."""
+    """The direct executor of a rank (see `ranks`), without our kernels: those compute whole layers, not parts."""
     tokens = scheduler.max_batch_tokens
     if model.device.type == "cpu":
         return build_direct_on_cpu(model, files, tokens)

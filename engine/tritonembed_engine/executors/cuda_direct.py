@@ -1,7 +1,7 @@
 """The direct executor on a GPU: pinned buffers, asynchronous copies, CUDA graphs for launch-bound batches.
 
-One stream runs the copy to the device, the forward and the pooling of batch after batch. Answers leave on a second
-stream, so that the next forward does not wait for them.
+One stream runs the copy to the device, the forward and the pooling of batch after batch. A second stream copies the
+answers to the host, so that the next forward does not wait for them.
 """
 
 import logging
@@ -34,7 +34,8 @@ from tritonembed_engine.token_ids import Spans, TokenIds
 logger = logging.getLogger(__name__)
 
 UNCAPTURED_SHARE = 0.85
-"""Share of the budget: too few tokens to fill the graph of the whole budget, too many for the next smaller graph."""
+"""Share of the budget that is too few tokens to fill the graph of the whole budget, and too many for the next smaller
+graph."""
 
 
 class CudaDirectExecutor:
@@ -79,7 +80,7 @@ class CudaDirectExecutor:
         size = packed_size(rows, max_batch_tokens)
         self._buffer = torch.zeros(size, dtype=torch.int32, device=model.device)
         if self._heads.names:
-            # What the heads read: a graph's own memory is used again within it.
+            # The heads read a copy of the hidden states, because a graph uses its own memory again.
             states = max_batch_tokens, self._heads.hidden_size
             self._states = torch.zeros(states, dtype=model.dtype, device=model.device)
         self._stages = Stages(Stage(rows, max_batch_tokens, dimensions) for _ in range(self.depth))
@@ -88,7 +89,7 @@ class CudaDirectExecutor:
         with model.config():
             self._kernels = install_kernels(model.model, model.dtype, settings.kernels, causal=model.causal)
         try:
-            # Ranks would measure different times.
+            # Each rank would measure other times, and choose another budget.
             if settings.max_batch_tokens is None and model.ranks == 1:
                 self.max_batch_tokens = measure_budget(self, max_length)
             if settings.graphs.enabled:
@@ -137,7 +138,8 @@ class CudaDirectExecutor:
         return ready
 
     def _pool_spans(self, sentences: TokenIds, stage: Stage, spans: Spans, choices: Choices) -> Ready:
-        """Vectors [spans, dimensions]. There can be more spans than a stage has room for, and no graph pools them."""
+        """Vectors [spans, dimensions]. No stage and no graph: a stage may have too little room, and no graph pools
+        spans."""
         batch = flatten(sentences, self._padding_id)
         packed = stage.fill(batch, len(sentences))
         with torch.cuda.stream(self._compute):
@@ -156,12 +158,12 @@ class CudaDirectExecutor:
         *,
         is_adapted: bool,
     ) -> tuple[torch.cuda.Event, torch.Tensor, dict[str, Computed]]:
-        """The event after which the stage has the answer, the tensor from which it is copied, and the outputs per
-        token, which are copied then, too."""
+        """The event after which the stage has the answer, the tensor that it is copied from, and the outputs per token,
+        which are copied by then, too."""
         batch = flatten(sentences, self._padding_id)
         count, longest, tokens = len(sentences), batch.longest, batch.tokens
         done = stage.done(count)
-        # A graph pools whole sentences, of the base model.
+        # A graph pools whole sentences of the base model.
         begins = None if skips is None else torch.from_numpy(begins_of(batch, skips)).to(self._buffer.device)
         graphs = self.graphs if begins is None and not is_adapted else ()
         graph = next((g for g in graphs if g.bucket.holds(batch.tokens, count, longest)), None)
@@ -196,7 +198,7 @@ class CudaDirectExecutor:
         return explain(error)
 
     def rest(self) -> None:
-        """Nothing to give back."""
+        """Nothing is cached."""
 
     def close(self) -> None:
         """Free the model's memory, and leave the model as vLLM made it."""
@@ -212,8 +214,7 @@ class CudaDirectExecutor:
     ) -> torch.Tensor:
         """Pooled vectors of a batch on the device. CUDA graphs capture it: nothing in it may wait for the GPU.
 
-        every_token: whether the last layer has to compute every token, because an adapter's rows are tokens of the
-        batch.
+        every_token: whether the last layer computes every token, because an adapter's rows are tokens of the batch.
         """
         only_rows = self._kernels.computes_rows and self._pooler.reads_rows and not self._heads.names
         if only_rows and begins is None and not every_token:
@@ -228,7 +229,7 @@ class CudaDirectExecutor:
         """Hidden states [tokens, hidden size], or those of `rows` alone."""
         assert self._model is not None
         self._kernels.cu_seqlens, self._kernels.longest, self._kernels.rows = inputs.cu_seqlens, longest, rows
-        # The metadata's host copy is only read by backends that plan on the host; no encoder attention does.
+        # Only backends that plan on the host read the metadata's host copy; no encoder attention does.
         cu_seqlens_cpu = torch.zeros(len(inputs.cu_seqlens), dtype=torch.int32)
         positions = inputs.positions.long()
         return forward(self._model, inputs.ids, positions, inputs.cu_seqlens, cu_seqlens_cpu, inputs.lengths, longest)
@@ -249,8 +250,8 @@ class _Answer:
         self._count = count
         self._done = done
         self._stages = stages
-        # Kept until the copy is done: else the next batch could take its memory. `record_stream` would prevent that
-        # too, but it calls CUDA when the tensor is freed, and an error there ends the process.
+        # The tensor is kept until the copy is done, so that the next batch can't take its memory. `record_stream` would
+        # prevent that too, but it calls CUDA when the tensor is freed, and an error there ends the process.
         self._source = source
         self._computed = computed
         self._copies = copies

@@ -1,6 +1,6 @@
 """The direct executor: a flat, unpadded batch through the forward of the model that vLLM loaded.
 
-vLLM keeps its kernels, attention backend and quantization. Batches bypass its per-sentence scheduler.
+vLLM's kernels, attention backend and quantization stay in use. Batches bypass its per-sentence scheduler.
 """
 
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ class DirectExecutor:
     depth = 1
     captured: Sequence[Bucket] = ()
     uncaptured: Sequence[Bucket] = ()
-    """The shapes of CUDA graphs, and of batches without one: there are none on a CPU."""
+    """The shapes of CUDA graphs, and of batches without a graph; a CPU has neither."""
     refused_id: int | None = None
-    # OpenMP starts a team of threads per computing thread, and the teams of two threads would spin at the same time.
+    # OpenMP starts a team of threads for each thread that computes, and two teams would spin at the same time.
     on_any_thread = False
 
     def __init__(
@@ -69,7 +69,7 @@ class DirectExecutor:
         with self.adapters.applied(rows_of(adapted, batch.cu_seqlens)):
             hidden = forward(
                 self._model,
-                # A copy: models may write into their input (BERT's token types travel in it).
+                # A copy: models may write into their input (BERT's token types are in the ids).
                 torch.from_numpy(batch.ids.copy()),
                 torch.from_numpy(batch.positions),
                 cu_seqlens,
@@ -111,7 +111,7 @@ def forward(
 ) -> torch.Tensor:
     """Hidden states [tokens, hidden size] of a flat batch (see FlatBatch), all tensors on the model's device.
 
-    places: for attention on a CPU, which plans by them; None if the backend does not read them.
+    places: for attention on a CPU, which plans with them; None if the backend does not read them.
     """
     places = positions if places is None else places
     metadata = model.attention(cu_seqlens, cu_seqlens_cpu, lengths, places, len(ids), longest)

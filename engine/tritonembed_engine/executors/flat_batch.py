@@ -21,7 +21,7 @@ class FlatBatch:
     """Sentences one after the other, without padding.
 
     ids: int32 [tokens]. positions: int64 [tokens], from 0 in each sentence. cu_seqlens: int32 [sentences + 1].
-    lengths: int32 [sentences]. places: int64 [tokens], as positions, but padding inside a text counts.
+    lengths: int32 [sentences]. places: int64 [tokens], like positions, except that padding inside a text counts.
     """
 
     ids: npt.NDArray[np.int32]
@@ -44,8 +44,8 @@ class FlatBatch:
 def flatten(sentences: TokenIds, padding_id: int | None = None) -> FlatBatch:
     """The arrays of a batch.
 
-    padding_id: for a model of RoBERTa's kind. If a text itself holds padding, transformers gives it padding's own
-    position (-1 here, the one before the first) and does not count it.
+    padding_id: for models like RoBERTa. If a text itself holds padding, transformers gives that token padding's own
+    position (-1 here) and does not count it.
     """
     ids, lengths = sentences.ids, sentences.lengths
     cu_seqlens = np.zeros(len(lengths) + 1, dtype=np.int32)
@@ -53,7 +53,7 @@ def flatten(sentences: TokenIds, padding_id: int | None = None) -> FlatBatch:
     positions = places = np.arange(cu_seqlens[-1], dtype=np.int64) - np.repeat(cu_seqlens[:-1], lengths)
     if padding_id is not None and (ids == padding_id).any():
         counted = ids != padding_id
-        # Padding up to each token, then up to its sentence's first.
+        # The padding tokens before each token, less those before its sentence.
         before = np.concatenate([[0], np.cumsum(~counted)])
         positions = np.where(counted, positions - (before[1:] - np.repeat(before[cu_seqlens[:-1]], lengths)), -1)
     return FlatBatch(ids, positions, cu_seqlens, lengths, places)
@@ -67,8 +67,8 @@ def begins_of(batch: FlatBatch, skips: Sequence[int]) -> npt.NDArray[np.int32]:
 def pad(batch: FlatBatch, tokens: int, longest: int) -> FlatBatch:
     """The batch, filled up to `tokens` tokens with sentences of token 0, none longer than `longest`.
 
-    Every row belongs to a sentence, because attention does not write other rows. Tiles that reach over the end of a
-    sentence multiply them by zero, and a NaN there would survive that.
+    Every row belongs to a sentence, because attention does not write other rows. A tile that reaches over the end of a
+    sentence multiplies the rows behind it by zero, and a NaN there would survive that.
     """
     missing = tokens - batch.tokens
     if not missing:
@@ -102,7 +102,8 @@ class Stages:
     still in flight."""
 
     def __init__(self, stages: "Iterable[Stage]") -> None:
-        # All are kept: freeing pinned memory calls CUDA, and if the GPU is lost, the error there ends the process.
+        # A reference to each is kept: freeing pinned memory calls CUDA, and if the GPU is lost, the error there ends
+        # the process.
         self._all = tuple(stages)
         self._free = deque(self._all)
 
@@ -111,7 +112,7 @@ class Stages:
         return self._free.popleft()
 
     def give_back(self, stage: "Stage") -> None:
-        """To be called when its answer was copied, or when there will be none."""
+        """To be called once its answer was copied, or if there will be no answer."""
         self._free.append(stage)
 
 
@@ -123,7 +124,7 @@ class Stage:
         self._inputs = torch.empty(packed_size(sentences, tokens), dtype=torch.int32, pin_memory=pinned)
         self.answer = torch.empty((sentences, dimensions), dtype=torch.float32, pin_memory=pinned)
         # The wait for many sentences sleeps: spinning would take a core that the tokenizers need. The wait for a few
-        # sentences is short (800 µs), and waking up would be a large part of it (80 µs and cold caches).
+        # sentences spins: it is short (800 µs), and waking up would be a large part of it (80 µs and cold caches).
         self._sleeping = torch.cuda.Event(blocking=True)
         self._spinning = torch.cuda.Event(blocking=False)
 

@@ -1,6 +1,6 @@
-"""The process of a rank above 0 (see `ranks`): loads its part of the model, and runs what rank 0 runs.
+"""The process of a rank above 0 (see `ranks`): it loads its part of the model and runs the batches of rank 0.
 
-Arguments: the file descriptor of the channel to rank 0. It ends when the channel does, at once, even in a batch.
+Arguments: the file descriptor of the channel to rank 0. It ends as soon as the channel does, even during a batch.
 """
 
 import logging
@@ -53,7 +53,7 @@ class Follower:
         self._model.free_cache()
 
     def build_direct(self) -> None:
-        """Make the direct executor. Where it fails, it fails in rank 0 too, which then goes on with the scheduler."""
+        """Make the direct executor. If that fails, it also fails in rank 0, which goes on with the scheduler."""
         from tritonembed_engine.executors.building import build_direct_of_rank
 
         assert self._model is not None
@@ -73,14 +73,14 @@ class Follower:
         spans: "Spans | None",
         choices: "Choices | None",
     ) -> None:
-        """Run a batch; nobody reads its vectors here."""
+        """Run a batch. Its vectors are not read here."""
         executor = self._executors[name]
         while len(self._pending) >= executor.depth:
             self._pending.popleft().result()
         self._pending.append(executor.launch(sentences, skips, spans, choices))
 
     def close(self, name: str) -> None:
-        """See Executor; it may not exist."""
+        """See Executor. Does nothing if the executor does not exist."""
         while self._pending:
             self._pending.popleft().result()
         if executor := self._executors.pop(name, None):
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def _receive(channel: Connection, received: "SimpleQueue[Any]") -> None:
-    """A thread of its own: the other one may wait in a collective operation for a process that is gone."""
+    """Runs in a thread of its own: the other thread may wait in a collective operation for a process that is gone."""
     try:
         while True:
             received.put(channel.recv())

@@ -1,4 +1,4 @@
-"""CUDA graphs of the forward pass: the shapes that they are captured for (buckets), and their capture at the start."""
+"""CUDA graphs of the forward pass: their shapes (buckets), and their capture at the start."""
 
 import logging
 import time
@@ -16,7 +16,8 @@ MIB = 1 << 20
 _ANNOUNCED_EVERY_S = 2.0
 
 LAUNCH_BOUND_TOKENS = 12288
-"""Below it an eager forward takes the same time whatever its size: the CPU launches more slowly than the GPU works."""
+"""Tokens below which an eager forward takes the same time whatever its size: the CPU launches more slowly than the GPU
+works."""
 
 TOKENS = (
     *(64, 96, 128, 192, 256, 320, 384, 448, 512, 576, 640, 704, 768, 832, 896, 960, 1024),
@@ -24,16 +25,16 @@ TOKENS = (
     *(16384, 32768, 65536),
 )
 TOKENS_PER_SENTENCE = 16
-"""A bucket has room for one sentence per this number of tokens."""
+"""A bucket has room for a sentence per this number of tokens."""
 
 SMALLEST_SENTENCES = 8
 LARGEST_WASTE = 1.1
-"""Above the launch-bound size padding costs time: a graph serves only batches that fill it to 1 / 1.1."""
+"""Above LAUNCH_BOUND_TOKENS padding costs time: a graph serves only batches that fill it to 1 / 1.1."""
 
 
 @dataclass(frozen=True, order=True)
 class Bucket:
-    """A graph's shape: room for tokens and sentences, and the longest sentence its attention is launched for."""
+    """A graph's shape: room for tokens and sentences, and the longest sentence that its attention is launched for."""
 
     tokens: int
     longest: int
@@ -57,7 +58,7 @@ def buckets(max_tokens: int, max_sentences: int, longest: Iterable[int]) -> list
         Bucket(tokens, length, max(SMALLEST_SENTENCES, min(tokens // TOKENS_PER_SENTENCE, max_sentences)))
         for tokens in TOKENS
         for shorter, length in zip([0, *longest], longest, strict=False)
-        # No sentence is longer than its batch: of the lengths over that, the smallest is enough.
+        # No sentence is longer than its batch, so of the lengths above that the smallest is enough.
         if shorter < tokens
         if tokens <= max(max_tokens, TOKENS[0])
     )
@@ -87,11 +88,12 @@ def capture_graphs(
 ) -> list[CapturedGraph]:
     """Capture `run` for every bucket within the limits of time and memory. Returns the graphs, smallest first.
 
-    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. agree: the decision
-    of all processes of the replica to stop, given this one's. The graphs share one memory pool: only one replays at a
-    time.
+    limits: tokens and sentences of the largest batch, and the lengths that attention distinguishes. agree: from this
+    process's wish to stop to the decision of all processes of the replica. The graphs share one memory pool: only one
+    replays at a time.
     """
-    # The first capture would free what eager runs left in the allocator's cache, and memory would be measured wrong.
+    # Else the first capture would free what eager runs left in the allocator's cache, and its memory would be measured
+    # wrong.
     torch.cuda.empty_cache()
     started, reserved = time.monotonic(), torch.cuda.memory_reserved()
     wanted = buckets(*limits)
@@ -109,7 +111,7 @@ def capture_graphs(
         inputs = Inputs(buffer, bucket.rows, bucket.tokens)
         try:
             if agree(2 * _run_once(run, inputs, bucket, stream) // MIB > settings.memory_mib):
-                # The largest batches of a large model: they gain nothing from a graph, and leave no room for others.
+                # Graphs for the largest batches of a large model gain nothing, and leave no room for others.
                 torch.cuda.empty_cache()
                 continue
             captured.append(_capture(run, inputs, bucket, stream, pool))
@@ -128,7 +130,7 @@ def capture_graphs(
 def _run_once(
     run: Callable[[Inputs, int], torch.Tensor], inputs: Inputs, bucket: Bucket, stream: torch.cuda.Stream
 ) -> int:
-    """Run it without a graph, which compiles kernels. Returns the bytes that it takes."""
+    """Run `run` without a graph, which compiles kernels. Returns the bytes that it takes."""
     # An allowed batch: as many of the longest sentences as there is room for.
     inputs.packed.zero_()
     cu_seqlens = torch.arange(bucket.rows + 1, device=inputs.cu_seqlens.device) * bucket.longest

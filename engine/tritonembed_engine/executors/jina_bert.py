@@ -16,7 +16,7 @@ from tritonembed_engine.errors import ModelError
 from tritonembed_engine.model.checkpoint import UNUSED, check_complete, checkpoint_files, tensors_of
 
 MOST_BIAS = 1 << 24
-"""Elements of the bias that exist at a time. For 8,192 tokens and 12 heads the whole has 48 times as many."""
+"""Elements of the bias that exist at a time. The whole bias of 8,192 tokens and 12 heads has 48 times as many."""
 
 
 class JinaBert(nn.Module):  # type: ignore[misc]
@@ -52,7 +52,7 @@ class JinaBert(nn.Module):  # type: ignore[misc]
 class Bias:
     """What is added to the attention scores: minus slope times distance, and minus infinity for padding.
 
-    It is made in blocks of queries: whole, it would have gigabytes for a long text.
+    It is made in blocks of queries: for a long text the whole would take gigabytes.
     """
 
     def __init__(self, slopes: torch.Tensor, mask: torch.Tensor | None, shape: torch.Size, dtype: torch.dtype) -> None:
@@ -62,7 +62,7 @@ class Bias:
         sentences, tokens = shape
         rows = MOST_BIAS // (tokens * len(slopes) * (1 if mask is None else sentences))
         self._step = min(tokens, max(16, rows))
-        # The bias of all queries, if it is one block: all layers share it.
+        # If all queries are one block, all layers share its bias.
         self._whole = self._of(0, tokens, tokens) if self._step == tokens else None
 
     def blocks(self, tokens: int) -> Any:
@@ -121,7 +121,7 @@ class _Layer(nn.Module):  # type: ignore[misc]
 def slopes_of(heads: int) -> list[float]:
     """ALiBi's slope of each head (arXiv 2108.12409): 2^(-8/n), 2^(-16/n), … for a power of two n.
 
-    For another number those of the power below come first, then every other one of the power above.
+    For another n, the slopes of the next lower power come first, then every second slope of the next higher power.
     """
     below = 2 ** math.floor(math.log2(heads))
     above = [2 ** (-8 * number / (2 * below)) for number in range(1, 2 * below + 1, 2)]
@@ -129,11 +129,11 @@ def slopes_of(heads: int) -> list[float]:
 
 
 def load_jina_bert(folder: Path, config: Mapping[str, Any], dtype: torch.dtype) -> JinaBert:
-    """The model with its weights. Raises ModelError, with their names, if tensors lack, or do not fit."""
+    """The model with its weights. Raises ModelError, which names the tensors that are missing or do not fit."""
     with torch.device("meta"):
         expected = {name: value.shape for name, value in JinaBert(config).state_dict().items()}
     state = {name.removeprefix("bert."): value for file in checkpoint_files(folder) for name, value in tensors_of(file)}
-    # linear.weight: of jina-colbert, for which `token_heads` reads it.
+    # linear.weight is jina-colbert's, and `token_heads` reads it.
     without = (*UNUSED, "linear.weight")
     used = {name: value for name, value in state.items() if not any(f".{part}" in f".{name}" for part in without)}
     info = {

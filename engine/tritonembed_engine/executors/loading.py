@@ -26,12 +26,12 @@ logger = logging.getLogger(__name__)
 
 SENTENCES_PER_BATCH = 1024
 TOKENS_PER_BATCH = {"cpu": 4096, "cuda": 32768}
-"""Defaults: on a CPU larger batches gain nothing and cost latency; on an H200 BERT-base is at full speed from here."""
+"""Defaults. On a CPU larger batches gain nothing and cost latency; an H200 reaches full speed with BERT-base here."""
 
 
 LONGEST_IN_CACHE = 1024
-"""Tokens of the longest text that vLLM has a KV cache for, if the direct executor is to serve a causal model. The cache
-is only for the check. For 32,768 tokens Qwen3-Embedding-0.6B would need 7 GiB in float32."""
+"""Tokens of the longest text that fits vLLM's KV cache, if the direct executor is to serve a causal model. Only the
+check uses the cache. For 32,768 tokens Qwen3-Embedding-0.6B would need 7 GiB in float32."""
 
 
 def tries_direct(settings: ModelSettings) -> bool:
@@ -40,8 +40,8 @@ def tries_direct(settings: ModelSettings) -> bool:
 
 
 def needs_no_cache(settings: ModelSettings, files: "ModelFiles") -> bool:
-    """Whether a causal model is to run in the direct executor, so that vLLM's KV cache is only for the check."""
-    # On several GPUs the model could not be loaded a second time, if the direct executor declines it.
+    """Whether the direct executor is to run a causal model, so that vLLM's KV cache is only for the check."""
+    # On several GPUs the model could not be loaded again if the direct executor declines it.
     parallel = any(settings.vllm.get(f"{kind}_parallel_size", 1) != 1 for kind in ("tensor", "pipeline"))
     return files.is_causal and tries_direct(settings) and not parallel
 
@@ -51,7 +51,7 @@ def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
     if not needs_no_cache(settings, files):
         return files.max_length
     if "longrope" in json.dumps(read_object(files.transformer / "config.json")):
-        # vLLM chooses the positions' scale by the longest text.
+        # vLLM chooses the scale of positions by the longest text.
         return files.max_length
     return min(files.max_length, LONGEST_IN_CACHE)
 
@@ -59,8 +59,8 @@ def longest_in_vllm(settings: ModelSettings, files: "ModelFiles") -> int:
 def has_small_cache(settings: ModelSettings, files: "ModelFiles", device: str) -> bool:
     """Whether vLLM's cache holds only the texts of the check.
 
-    On a GPU vLLM would otherwise take most of the memory for it, and when that is freed, vLLM's measurement of memory
-    in the next replica fails. On a CPU the memory is not touched before it is used.
+    Otherwise vLLM would take most of a GPU's memory for the cache. Once that is freed, vLLM's measurement of memory
+    fails in the next replica. On a CPU the memory is not touched before it is used.
     """
     return device == "cuda" and needs_no_cache(settings, files)
 
@@ -83,7 +83,7 @@ def load_vllm(
     if device == "cpu":
         inspect_in_this_process(files.architectures)
     arguments = _arguments(settings, files, device, longest)
-    # The engine does the poolings that vLLM lacks: see SchedulerExecutor.
+    # The engine pools if vLLM lacks the pooling: see SchedulerExecutor.
     if pooling := pooling_in_vllm(files.pooling, files.include_prompt, files.token_outputs.per_token):
         pooler = PoolerConfig(task="embed", pooling_type=pooling, use_activation=False)
     else:
@@ -104,12 +104,12 @@ def load_vllm(
     except TypeError as error:
         raise ModelError(f"vLLM refuses an engine argument: {error}") from None
     except Exception as error:
-        # The log has all of vLLM's message, the error its reason in one line.
+        # The log has all of vLLM's message; the error has its reason in one line.
         logger.exception("vLLM could not load the model")
         reason = reason_of(error, str(arguments["model"]))
         if not (longest is not None and has_small_cache(settings, files, device) and "KV cache" in reason):
             raise ModelError(f"vLLM could not load the model: {reason}{_advice(reason, arguments)}") from error
-    # Out of the handler, which keeps the failed load's memory.
+    # Outside of the handler, which keeps the failed load's memory.
     gc.collect()
     logger.warning("vLLM gets its whole cache: the small one does not hold a text")
     return load_vllm(settings, files, device)
@@ -135,8 +135,8 @@ def _arguments(settings: ModelSettings, files: "ModelFiles", device: str, longes
         "seed": 0,
     }
     if device == "cpu" or tries_direct(settings):
-        # On a CPU vLLM would compile with g++. On a GPU the direct executor puts its own kernels between the matrix
-        # products and captures its own graphs; a model that vLLM compiled would not call the kernels.
+        # On a CPU vLLM would compile with g++. On a GPU the direct executor captures its own graphs and puts its own
+        # kernels between the matrix products; a model that vLLM compiled would not call the kernels.
         ours["enforce_eager"] = True
     if longest is not None and has_small_cache(settings, files, device):
         ours["kv_cache_memory_bytes"] = _cache_for_the_check(files, longest)
@@ -161,7 +161,7 @@ def _cache_for_the_check(files: "ModelFiles", longest: int) -> int | None:
 
 
 def _advice(reason: str, arguments: dict[str, Any]) -> str:
-    """Advice for a refusal of vLLM's, to append to it."""
+    """Advice to append to a refusal by vLLM."""
     if not arguments.get("trust_remote_code") and any(word in reason for word in ("custom code", "repository content")):
         return "; the model has code of its own: --trust-remote-code runs it"
     if "KV cache" in reason:
@@ -171,10 +171,10 @@ def _advice(reason: str, arguments: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _turn(device: str) -> Iterator[None]:
-    """One load at a time on a GPU: vLLM measures free memory while it loads, and another load would spoil that.
+    """One load at a time on a GPU: vLLM measures free memory while it loads, and another load would falsify that.
 
-    The direct executor is made after its turn, while the next replica loads: three replicas serve after 17 s; with the
-    direct executors in turn too it was 47 s.
+    The direct executor is made after the turn, while the next replica loads: three replicas serve after 17 s instead of
+    47 s.
     """
     if device == "cpu":
         yield
@@ -196,10 +196,10 @@ _DTYPES = {
 
 CPUINFO = Path("/proc/cpuinfo")
 _BFLOAT16 = ("amx_bf16", "avx512_bf16", "bf16")
-"""Flags of processors that multiply bfloat16; the last one is arm64's."""
+"""Flags of processors that multiply bfloat16; the last is arm64's."""
 
 INT8 = "int8"
-"""Of `--quantization`: our own, in the openvino executor; other names are vLLM's."""
+"""The value of `--quantization` that is ours, in the openvino executor; others are vLLM's."""
 
 _INTEGERS = ("avx512_vnni", "avx_vnni")
 """Flags of processors that multiply int8 in OpenVINO's dynamic quantization."""
@@ -208,14 +208,14 @@ _CHANGES_THE_MODEL = ("quantization", "hf_overrides", "tensor_parallel_size", "p
 
 
 def refuse_arguments(settings: ModelSettings, files: "ModelFiles", executor: str) -> None:
-    """Raise ModelError for engine arguments of vLLM that change the model, and that only vLLM follows."""
+    """Raise ModelError for engine arguments that change the model, and that only vLLM follows."""
     for argument in _CHANGES_THE_MODEL:
         if settings.vllm.get(argument) not in (None, 1, {}):
             raise ModelError(f"{files.name}: the {executor} executor has no {argument}")
 
 
 def reason_against_bfloat16(settings: ModelSettings) -> str | None:
-    """Why a CPU can't serve in the bfloat16 that is asked for; None if it can, or if another type is asked for."""
+    """Why a CPU can't serve in bfloat16; None if it can, or if another type is asked for."""
     if str(settings.vllm.get("dtype") or "").removeprefix("torch.") != "bfloat16":
         return None
     if _lacks(_BFLOAT16):
@@ -227,7 +227,7 @@ def reason_against_bfloat16(settings: ModelSettings) -> str | None:
 
 
 def reason_against_int8(settings: ModelSettings, files: "ModelFiles", device: str) -> str | None:
-    """Why int8 can't be served, if it is asked for; None if it can, or if it is not."""
+    """Why int8 can't be served; None if it can, or if it is not asked for."""
     if settings.vllm.get("quantization") != INT8:
         return None
     if device != "cpu":

@@ -14,11 +14,11 @@ _WITHOUT_EFFECT = ("pooler.", "position_ids")
 class MlmHead:
     """transformers' own modules, with the weights of a checkpoint.
 
-    The last layer, a product with every token of the vocabulary, is most of the work; `logits` gives parts of it.
+    The last layer, a product with every token of the vocabulary, is most of the work; `logits` computes parts of it.
     """
 
     def __init__(self, folder: Path, device: torch.device | str, dtype: torch.dtype = torch.float32) -> None:
-        """folder: of the transformer. Raises ModelError, which names the tensors that lack."""
+        """folder: of the transformer. Raises ModelError, which names missing tensors."""
         with imports_that_stay():
             from transformers import AutoModelForMaskedLM
         try:
@@ -40,12 +40,12 @@ class MlmHead:
         self.dtype = dtype
 
     def transform(self, hidden: torch.Tensor) -> torch.Tensor:
-        """What the last layer reads: [tokens, width]. hidden: [tokens, hidden size]."""
+        """The last layer's input, [tokens, width]. hidden: [tokens, hidden size]."""
         states: torch.Tensor = self._transform(hidden.to(self.dtype))
         return states
 
     def logits(self, states: torch.Tensor, first: int, stop: int) -> torch.Tensor:
-        """[tokens, stop - first]: those of the vocabulary's ids from `first` on. states: of `transform`."""
+        """The logits of the ids from `first` to before `stop`: [tokens, stop - first]. states: of `transform`."""
         bias = self._decoder.bias
         part = None if bias is None else bias[first:stop]
         return torch.nn.functional.linear(states, self._decoder.weight[first:stop], part)
@@ -69,7 +69,7 @@ def _parts_of(model: Any) -> tuple[torch.nn.Module, torch.nn.Linear]:
 
 
 def _without_decoder(head: Any) -> tuple[torch.nn.Module, torch.nn.Linear]:
-    """A module whose forward ends with its layer `decoder`: the module without it, and it."""
+    """A module whose forward ends with its layer `decoder`, divided: the module without the layer, and the layer."""
     decoder = head.decoder
     head.decoder = torch.nn.Identity()
     return head, decoder

@@ -72,12 +72,13 @@ def convert(settings: ModelSettings, files: ModelFiles, folder: Path) -> None:
 
 
 def _write(module: torch.nn.Module, example: tuple[torch.Tensor, ...], file: Path) -> None:
-    # Without it OpenVINO reports to its makers that a model is converted.
+    # Without this, OpenVINO reports to its makers that a model is converted.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
     with warnings.catch_warnings(), torch.inference_mode():
-        # Tracing warns of every shape that Python code reads; the check at load compares batches of many shapes.
+        # Tracing warns of every shape that Python code reads. The check at load covers that: it compares batches of
+        # many shapes.
         warnings.simplefilter("ignore")
         graph: Any = openvino.convert_model(module.eval(), example_input=example)
     openvino.save_model(graph, file, compress_to_fp16=False)

@@ -44,7 +44,7 @@ GROUPING = Grouping(64, 1024)
 """A pass costs little, and the results of 1,024 tokens stay in the cache."""
 
 _FOLLOWED = ("dtype", "max_model_len", "revision")
-"""Engine arguments of vLLM that this executor follows, or that others have followed before."""
+"""vLLM's engine arguments that this executor follows, or that were followed before it is made."""
 
 _PARALLEL = ("tensor_parallel_size", "pipeline_parallel_size")
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
@@ -58,7 +58,7 @@ class OpenVinoExecutor:
     refused_id: int | None = None
     on_any_thread = True
     quality: float | None = None
-    """Of an int8 model: the part of the ten nearest of calibration texts that it keeps."""
+    """Of an int8 model: the share of each calibration text's ten nearest that it keeps."""
 
     def __init__(
         self,
@@ -143,7 +143,7 @@ class OpenVinoExecutor:
             return self._heads(torch.from_numpy(flat), sentences, choices)
 
     def explain(self, error: Exception) -> EmbedError:
-        """The engine's own exception; OpenVINO's are RuntimeErrors, whose texts contain paths."""
+        """The engine's own exception. OpenVINO raises RuntimeErrors, whose texts contain paths."""
         if isinstance(error, EmbedError):
             return error
         if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate" in str(error):
@@ -180,7 +180,7 @@ def load(
     core = openvino.Core()
     capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     if int8 and not settings.vllm.get("dtype"):
-        # Of what stays unquantized.
+        # The type of the products that stay unquantized.
         dtype = "bfloat16" if "BF16" in capabilities else "float32"
     else:
         dtype = asked_dtype(settings, read_object(files.transformer / "config.json"), device, "openvino")
@@ -227,7 +227,7 @@ def executor_of(
 
 
 def _reached(folder: Path, dtype: str) -> tuple[float, int]:
-    """The quality of a quantized model, which is logged, and the channels that share a scale."""
+    """Log the quality of a quantized model, and return it with the number of channels that share a scale."""
     found = read_object(folder / QUALITY)
     kept = [name.removeprefix("__module.model.").partition("/")[0] for name in found["kept"]]
     logger.warning(
@@ -267,7 +267,7 @@ def options_of(dtype: str, group: int = 0) -> dict[str, Any]:
         "NUM_STREAMS": "1",
         # Replicas, tokenizers and the server share the cores.
         "ENABLE_CPU_PINNING": False,
-        # Products that were prepared for a shape: OpenVINO's 5,000 of them take 150 MB.
+        # The cache of products that are prepared for a shape. OpenVINO's default of 5,000 takes 150 MB.
         "CPU_RUNTIME_CACHE_CAPACITY": 1000,
     }
     if group:

@@ -1,8 +1,8 @@
 """A model's graphs for OpenVINO: from the cache, else converted by a process of its own, which imports torch.
 
-A second start imports neither torch nor transformers: it reads `states.xml` (token ids to hidden states) and, if there
-are steps after the pooling, `steps.xml`, both in float32 whatever the precision that they are compiled for. A model in
-int8 has a second folder, with its own `states.xml` and what the quantization reached.
+A second start imports neither torch nor transformers. It reads `states.xml` (from token ids to hidden states) and, if
+there are steps after the pooling, `steps.xml`. Both are in float32, whatever precision they are compiled for. A model
+in int8 has a second folder, with its own `states.xml` and the quality that the quantization reached.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from tritonembed_engine.stub.process import announce
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the conversion; another version converts all models anew."""
+"""The version of the conversion. Another version converts all models anew."""
 
 VERSION_OF_QUANTIZATION = 1
 
@@ -41,7 +41,7 @@ class OpenVinoUnavailable(Exception):
 
 @contextlib.contextmanager
 def graphs_of(settings: ModelSettings, files: ModelFiles) -> Iterator[Path]:
-    """A folder with the model's graphs, to be read while the context is entered.
+    """A folder with the model's graphs, to be read within the context.
 
     Raises OpenVinoUnavailable if the model can't be converted.
     """
@@ -53,10 +53,10 @@ def graphs_of(settings: ModelSettings, files: ModelFiles) -> Iterator[Path]:
 def quantized_of(
     settings: ModelSettings, files: ModelFiles, dtype: str, processor: str, graphs: Path
 ) -> Iterator[Path]:
-    """As `graphs_of`, with products in int8. dtype: of the other products. processor: what it can do. graphs: in
+    """As `graphs_of`, with products in int8. dtype: of the other products. processor: its capabilities. graphs: in
     float32.
 
-    Raises OpenVinoUnavailable if int8 does not keep the quality that is asked for.
+    Raises OpenVinoUnavailable if int8 does not keep the requested quality.
     """
     made_of = [processor, dtype, settings.engine.quantization_quality, *calibration_texts(settings.engine.calibration)]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:12]
@@ -67,7 +67,7 @@ def quantized_of(
 
 @contextlib.contextmanager
 def _kept(key: str, what: str, make: Callable[[Path], None]) -> Iterator[Path]:
-    """A folder that `make` fills: the one in the cache if it is whole. what: "converted" or "quantized"."""
+    """The folder in the cache if it is whole, else a folder that `make` fills. what: "converted" or "quantized"."""
     cache = cache_folder("openvino")
     if cache is None:
         logger.warning("the %s model is not cached: no cache folder is writable (XDG_CACHE_HOME)", what)
@@ -81,7 +81,7 @@ def _kept(key: str, what: str, make: Callable[[Path], None]) -> Iterator[Path]:
             logger.warning("the %s model in the cache is broken: it is %s again", what, what)
             shutil.rmtree(place)
         if not place.exists():
-            # Whole or not at all, and only for this user.
+            # A rename, so that the folder is whole or absent. Only this user can read it.
             part = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
             try:
                 _make(part, what, make)
@@ -122,7 +122,8 @@ def _quantize(settings: ModelSettings, files: ModelFiles, dtype: str, graphs: Pa
 
 
 def _key(settings: ModelSettings, files: ModelFiles) -> str:
-    """Of all that the graphs depend on: the model's contents and the versions of what converts it."""
+    """A digest of what determines the graphs: the model's contents, and the versions of the libraries that convert
+    it."""
     parts = [str(VERSION), *(_version(name) for name in ("openvino", "torch", "transformers"))]
     return "-".join([embedding_space(settings, files, "float32").partition("-")[0], *parts])
 

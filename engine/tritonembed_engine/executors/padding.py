@@ -1,6 +1,6 @@
 """Batches for a forward that takes a rectangle of tokens: sentences of similar length, padded to the longest.
 
-And their poolings in numpy. `pooling.Pooler` has the same poolings, but needs torch and takes a flat batch.
+The poolings here are in numpy. `pooling.Pooler` has the same poolings for a flat batch, in torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,9 +21,9 @@ Floats = npt.NDArray[np.float32]
 class PaddedGroup:
     """Some sentences of a batch.
 
-    rows: int64 [sentences], their places in the batch. ids: int64 [sentences, longest]. mask: bool [sentences,
+    rows: int64 [sentences], their indices in the batch. ids: int64 [sentences, longest]. mask: bool [sentences,
     longest], True for a sentence's own tokens. cu_seqlens: int32 [sentences + 1], the first token of each sentence and
-    the end, once the padding is left out. adapter: of all of them.
+    the end, without padding. adapter: of all sentences.
     """
 
     rows: npt.NDArray[np.int64]
@@ -38,7 +38,7 @@ class PaddedGroup:
         return int(self.cu_seqlens[-1]) < self.ids.size
 
     def seen(self, unseen: int) -> npt.NDArray[np.bool_]:
-        """As `mask`, without the tokens of this id at the end of a sentence; its first token stays."""
+        """Like `mask`, but False for tokens of this id at the end of a sentence; its first token stays True."""
         filler = (self.ids == unseen) | ~self.mask
         filler[:, 0] = False
         at_end = np.logical_and.accumulate(filler[:, ::-1], axis=1)[:, ::-1]
@@ -49,8 +49,8 @@ class PaddedGroup:
 class Grouping:
     """How a batch is divided.
 
-    most_padding: tokens of padding in a group; about what one more forward pass costs. most_tokens: of a group, padding
-    included; a longer sentence is a group of its own.
+    most_padding: the most tokens of padding in a group; one more forward pass costs about as much. most_tokens: the
+    most tokens of a group, padding included; a longer sentence is a group of its own.
     """
 
     most_padding: int
@@ -63,7 +63,7 @@ class Grouping:
             lengths = sentences.lengths[rows]
             columns = np.arange(lengths[0])
             mask = columns < lengths[:, None]
-            # Indices behind a row's end point into other sentences; the mask leaves them out.
+            # Indices behind a row's end point into other sentences, which the mask leaves out.
             taken = np.minimum(starts[rows][:, None] + columns, sentences.tokens - 1)
             ids = np.where(mask, sentences.ids[taken], padding_id).astype(np.int64)
             cu_seqlens = np.zeros(len(rows) + 1, dtype=np.int32)
@@ -87,8 +87,8 @@ def pool(
 ) -> Floats:
     """float32 [sentences, width]: the vectors of all poolings side by side, before the model's steps.
 
-    hidden: float32 [sentences, longest, hidden size]. lengths, skips: [sentences], tokens, and how many of them at the
-    start are not pooled.
+    hidden: float32 [sentences, longest, hidden size]. lengths: [sentences], in tokens. skips: [sentences], the number
+    of tokens at the start that are not pooled.
     """
     columns = np.arange(hidden.shape[1])
     kept = (columns >= skips[:, None]) & (columns < lengths[:, None])
@@ -123,7 +123,7 @@ def _weights(
     lengths: npt.NDArray[np.int64],
     kept: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float64]:
-    """How much each token counts: [sentences, longest]."""
+    """The weight of each token: [sentences, longest]."""
     places = np.arange(kept.shape[1])
     weights: npt.NDArray[np.float64]
     if pooling is Pooling.CLS:
@@ -132,7 +132,7 @@ def _weights(
     elif pooling is Pooling.LAST_TOKEN:
         weights = ((places == lengths[:, None] - 1) & kept).astype(np.float64)
     elif pooling is Pooling.MEAN or pooling is Pooling.MEAN_SQRT_LEN or pooling is Pooling.WEIGHTED_MEAN:
-        # Leaving out a prompt keeps the other tokens' places, and so their weights.
+        # Without a prompt, the other tokens keep their places, and so their weights.
         weights = kept * (places + 1.0 if pooling is Pooling.WEIGHTED_MEAN else 1.0)
         total = np.maximum(weights.sum(axis=1, keepdims=True), 1e-9)
         weights = weights / (np.sqrt(total) if pooling is Pooling.MEAN_SQRT_LEN else total)

@@ -1,4 +1,4 @@
-"""From the hidden states of a flat batch to one vector per sentence.
+"""From the hidden states of a flat batch to a vector per sentence.
 
 CUDA graphs capture it: nothing in it waits for the GPU.
 """
@@ -16,7 +16,7 @@ Mean = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def segment_mean(hidden: torch.Tensor, cu_seqlens: torch.Tensor) -> torch.Tensor:
-    """As Mean; in float32, as sentence-transformers does."""
+    """A Mean in float32, as sentence-transformers computes it."""
     return torch.segment_reduce(hidden.float(), "mean", offsets=cu_seqlens.long(), initial=0.0, unsafe=True)
 
 
@@ -45,9 +45,9 @@ class Pooler:
         return reads_rows(self._poolings)
 
     def rows(self, cu_seqlens: torch.Tensor, tokens: int) -> torch.Tensor:
-        """The token of each sentence that is pooled, int64 [sentences], if `reads_rows`. tokens: of the batch.
+        """The token of each sentence that is pooled, int64 [sentences]; only if `reads_rows`. tokens: of the batch.
 
-        cu_seqlens: int32 [sentences + 1]. A sentence without tokens has some token of the batch.
+        cu_seqlens: int32 [sentences + 1]. A sentence without tokens gets some token of the batch.
         """
         if self._poolings == [Pooling.LAST_TOKEN]:
             return cu_seqlens[1:].long() - 1
@@ -90,7 +90,7 @@ class Pooler:
             return self._mean(hidden, cu_seqlens)
         if pooling is Pooling.LAST_TOKEN:
             last = hidden[cu_seqlens[1:] - 1].float()
-            # Zeros if all of a sentence is its prompt.
+            # Zeros if the whole sentence is its prompt.
             return last if begins is None else last.masked_fill((begins >= cu_seqlens[1:])[:, None], 0.0)
         if pooling is Pooling.CLS:
             # A sentence of padding begins where the batch ends: reading there would end the process's CUDA context.
@@ -106,7 +106,7 @@ def _over_tokens(
     cu_seqlens: torch.Tensor,
     begins: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The poolings that weigh tokens; formulas of sentence-transformers' Pooling, whose sums end at 1e-9."""
+    """The poolings that weigh tokens. Formulas as in sentence-transformers' Pooling, which divides by at least 1e-9."""
     token = torch.arange(len(hidden), device=hidden.device)
     sentence = torch.bucketize(token, cu_seqlens[1:].contiguous(), right=True).clamp_max(len(cu_seqlens) - 2)
     kept = torch.ones_like(token, dtype=torch.bool) if begins is None else token >= begins[sentence]
@@ -114,7 +114,7 @@ def _over_tokens(
     if pooling is Pooling.MAX:
         hidden = hidden.masked_fill(~kept[:, None], float("-inf"))
         return torch.segment_reduce(hidden, "max", offsets=offsets, initial=float("-inf"), unsafe=True)
-    # Excluding a prompt keeps the other tokens' places, and so their weights.
+    # Without a prompt, the other tokens keep their places, and so their weights.
     weight = (token - cu_seqlens[sentence] + 1 if pooling is Pooling.WEIGHTED_MEAN else torch.ones_like(token)) * kept
     weights = weight.float()[:, None]
     total = torch.segment_reduce(hidden * weights, "sum", offsets=offsets, initial=0.0, unsafe=True)

@@ -1,9 +1,9 @@
 """Tensor parallel: the other processes of a replica that is spread over several GPUs.
 
-There is one process per GPU, in the terms of torch.distributed a rank. Rank 0 is Triton's python stub; it starts the
-others (`follower`). The layers of the model exchange partial sums between the ranks, so every rank has to run the same
-batches in the same order. A rank that fails would leave the others waiting for ever: then the replica's processes end,
-and the manager restarts the server.
+Each GPU has a process, which torch.distributed calls a rank. Rank 0 is Triton's python stub; it starts the others
+(`follower`). The layers of the model exchange partial sums between the ranks, so every rank has to run the same batches
+in the same order. If a rank fails, the others would wait for ever. So all processes of the replica end, and the manager
+restarts the server.
 """
 
 import logging
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CHANNEL_BYTES = 4 << 20
-"""Room for batches of ids, as far as the system allows: rank 0 waits if the others read them later."""
+"""Bytes of the channel's buffer, as far as the system allows. Rank 0 waits if it is full."""
 
 SECONDS_TO_END = 5.0
 EXIT_CODE = 1
@@ -38,7 +38,7 @@ EXIT_CODE = 1
 def ranks_of(settings: "ModelSettings") -> int:
     """Processes of a replica: its tensor parallel size.
 
-    1 for pipelines and for what has a launcher of its own, which vLLM spreads over processes itself.
+    1 for pipelines and for other launchers, which vLLM spreads over processes itself.
     """
     own = settings.vllm.get("pipeline_parallel_size", 1) != 1 or "distributed_executor_backend" in settings.vllm
     size = 1 if own else settings.vllm.get("tensor_parallel_size")
@@ -46,7 +46,7 @@ def ranks_of(settings: "ModelSettings") -> int:
 
 
 class Ranks:
-    """Starts the followers, and passes every operation on to them."""
+    """Starts the followers, and sends every operation to them."""
 
     def __init__(self, settings: "ModelSettings", files: "ModelFiles", device: str) -> None:
         """device: "cpu" or "cuda". The followers load the model while `load_vllm` does so here."""
@@ -66,7 +66,7 @@ class Ranks:
         self._send_all((operation, arguments))
 
     def mirror(self, executor: Executor) -> "MirroredExecutor":
-        """The executor with those of the followers that have the same name."""
+        """An executor of all ranks: this one, and the followers' executors of the same name."""
         return MirroredExecutor(executor, self)
 
     def close(self) -> None:
@@ -102,7 +102,7 @@ class Ranks:
 
 
 class MirroredExecutor:
-    """An executor whose batches run in all ranks. The vectors are those of rank 0."""
+    """An executor whose batches run in all ranks. Its vectors are those of rank 0."""
 
     def __init__(self, executor: Executor, ranks: Ranks) -> None:
         self._executor = executor
@@ -126,7 +126,7 @@ class MirroredExecutor:
         choices: Choices | None = None,
         adapted: Adapted = (),
     ) -> Pending:
-        """See Executor. Raises DeviceLost for any failure: the ranks may have stopped at different places."""
+        """See Executor. Raises DeviceLost for any failure: the ranks may have stopped at different operations."""
         assert not adapted, "adapters are not loaded in ranks"
         self._ranks.send("launch", self.name, sentences, skips, spans, choices)
         try:
@@ -135,12 +135,12 @@ class MirroredExecutor:
             raise DeviceLost(f"a batch failed in one of the replica's processes ({type(error).__name__})") from error
 
     def explain(self, error: Exception) -> EmbedError:
-        """See `base.explain`. Without room for a batch in one rank, the others wait for it."""
+        """See `base.explain`. If one rank has no room for a batch, the others wait for it."""
         problem = self._executor.explain(error)
         return problem if isinstance(problem, DeviceLost) else DeviceLost(f"{problem}, in a replica of several GPUs")
 
     def rest(self) -> None:
-        """Give back memory in all ranks."""
+        """Return cached memory in all ranks."""
         self._ranks.send("rest", self.name)
         self._executor.rest()
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def pooling_in_vllm(poolings: Sequence[Pooling], include_prompt: bool, token_outputs: Sequence[str] = ()) -> str | None:
-    """vLLM's name of the pooling, if vLLM can do all of it. Else its result is every token's vector, and we pool.
+    """vLLM's name of the pooling; None if vLLM can't do all of it. Then it returns every token's vector, and we pool.
 
     token_outputs: the model's outputs per token.
     """
@@ -28,7 +28,7 @@ def pooling_in_vllm(poolings: Sequence[Pooling], include_prompt: bool, token_out
 
 
 class SchedulerExecutor:
-    """`LLM.encode`, one batch at a time. vLLM's scheduler takes 60 to 100 µs per sentence, in Python."""
+    """Runs `LLM.encode`, one batch at a time. vLLM's scheduler takes 60 to 100 µs per sentence, in Python."""
 
     name = "scheduler"
     depth = 1
@@ -46,7 +46,7 @@ class SchedulerExecutor:
         include_prompt: bool = True,
         heads: TokenHeads | None = None,
     ) -> None:
-        """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts it.
+        """poolings, steps: the model's pooling and what follows it. padding_id: see `flatten`; vLLM counts its tokens.
         include_prompt: whether no launch has `skips`. heads: the model's outputs per token."""
         from vllm import PoolingParams
 
@@ -100,7 +100,7 @@ class SchedulerExecutor:
         return explain(error)
 
     def rest(self) -> None:
-        """Nothing to give back."""
+        """Nothing is cached."""
 
     def close(self) -> None:
         """Free the model's memory."""

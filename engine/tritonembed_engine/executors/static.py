@@ -1,4 +1,4 @@
-"""The static executor: the mean of a table's rows, on the CPU whatever the device. No transformer is loaded."""
+"""The static executor: the mean of a table's rows, always on the CPU. No transformer is loaded."""
 
 from collections.abc import Sequence
 
@@ -22,15 +22,15 @@ class StaticExecutor:
     dtype = "float32"
     depth = 1
     refused_id: int | None = None
-    # A batch is shorter than a change of threads.
+    # A batch takes less time than a change of threads.
     on_any_thread = True
-    # Each part of a text has the vector of that part alone.
+    # The vector of a part of a text is that of the part alone.
     pools_spans = False
     token_dimensions: int | None = None
 
     def __init__(self, table: torch.Tensor, steps: Steps, max_batch_tokens: int, max_batch_sentences: int) -> None:
         """table: float32 [tokens, width]. The id behind its last row stands for a text without tokens: zeros."""
-        # A second thread helps no batch as much as waiting for it costs on a busy core: most batches take microseconds.
+        # Most batches take microseconds. On a busy core, waiting for a second thread costs more than the thread saves.
         torch.set_num_threads(1)
         self._table = torch.cat([table, table.new_zeros((1, table.shape[1]))])
         self._steps = steps
@@ -48,13 +48,13 @@ class StaticExecutor:
         choices: Choices | None = None,
         adapted: Adapted = (),  # noqa: ARG002 - a table has no layers
     ) -> Pending:
-        """Compute the batch. There is no pooling that leaves out a prompt, so `skips` is None; nor one of spans."""
+        """Compute the batch. `skips` and `spans` are None: this executor leaves out no prompts and pools no spans."""
         assert skips is None
         assert spans is None
         assert not choices
         starts = np.cumsum(sentences.lengths, dtype=np.int32) - sentences.lengths
         means = torch.nn.functional.embedding_bag(
-            # A copy: torch has no tensors that are only for reading.
+            # A copy: torch has no read-only tensors.
             torch.from_numpy(sentences.ids.copy()),
             self._table,
             torch.from_numpy(starts),

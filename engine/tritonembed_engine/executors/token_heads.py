@@ -26,9 +26,9 @@ from tritonembed_protocol.types import MULTI_VECTOR, SPARSE
 _STANFORDS = "linear.weight"
 TOKENS_AT_ONCE = {"cpu": 512, "cuda": 8192}
 IDS_AT_ONCE = {"cpu": 8192, "cuda": 4096}
-"""Tokens, and ids of the vocabulary, whose logits are computed at once: 16 MB of them on a CPU, 32 MB on a GPU, which
-the caches hold until the largest of each text is found. On a CPU smaller parts cost less on a quiet machine and more on
-a busy one."""
+"""The numbers of tokens and of ids whose logits are computed at once: 16 MB of logits on a CPU, 32 MB on a GPU. Caches
+hold them until the largest of each text is found. On a CPU smaller parts cost less on a quiet machine and more on a
+busy machine."""
 
 
 class Computed(Protocol):
@@ -45,14 +45,14 @@ class Head(Protocol):
     """One output."""
 
     def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], ids: npt.NDArray[np.int32], /) -> Computed:
-        """Start to compute it.
+        """Start to compute the output.
 
         hidden: [chosen tokens, hidden size]. counts: int64 [sentences]. ids: int32 [chosen tokens].
         """
 
 
 class TokenHeads:
-    """All outputs of a model that are made of tokens, on one device."""
+    """All of a model's outputs per token, on one device."""
 
     def __init__(
         self,
@@ -84,12 +84,12 @@ class TokenHeads:
 
     @classmethod
     def none(cls) -> "TokenHeads":
-        """For a model without such outputs."""
+        """Heads of a model without outputs per token."""
         return cls(TokenOutputs(), 0)
 
     @property
     def dimensions(self) -> int | None:
-        """Of a token's vector; None if there are none."""
+        """Length of a token's vector; None if the model has no vectors of tokens."""
         head = self._heads.get(MULTI_VECTOR)
         return head.dimensions if isinstance(head, _Vectors) else None
 
@@ -122,7 +122,7 @@ class TokenHeads:
 
 
 def _to_device(values: npt.NDArray[np.int64], device: torch.device) -> torch.Tensor:
-    """Without a wait for the device: a copy from memory that is not pinned would wait for all that it has to do."""
+    """Copy to the device without a wait: a copy from memory that is not pinned would wait for all earlier work."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -131,12 +131,12 @@ class _Copied:
     """Tensors whose sizes the host knows."""
 
     def __init__(self, tensors: tuple[torch.Tensor, ...], build: Callable[..., Ragged]) -> None:
-        """build: of the tensors as arrays."""
+        """build: makes the output of the tensors as arrays."""
         self._tensors = tensors
         self._build = build
 
     def copy(self) -> None:
-        # Pinned memory is kept by torch for the next batch of this size.
+        # torch keeps pinned memory for the next batch of this size.
         self._host = [
             torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
             if tensor.is_cuda
@@ -171,7 +171,7 @@ class _Vocabulary:
     def __call__(self, hidden: torch.Tensor, counts: npt.NDArray[np.int64], _: npt.NDArray[np.int32]) -> Computed:
         at_once = TOKENS_AT_ONCE[hidden.device.type]
         parts = [self._pooled(hidden[start:stop], lengths) for start, stop, lengths in _groups(counts, at_once)]
-        # The activation is monotonic: that of the largest logit is the largest.
+        # The activation is monotonic: the largest logit has the largest activation.
         return _Heavy(torch.cat(parts), self._activated if self._output.pooling == "max" else torch.Tensor.float)
 
     def _pooled(self, hidden: torch.Tensor, lengths: list[int]) -> torch.Tensor:
@@ -188,7 +188,7 @@ class _Vocabulary:
         return pooled
 
     def _pooling(self, lengths: list[int], device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], object]:
-        """From values [tokens, ids] to those of the sentences, which it writes into zeros [sentences, ids]."""
+        """Write the largest values of each sentence into zeros [sentences, ids]. values: [tokens, ids]."""
         kind = self._output.pooling
         if device.type == "cuda":
             counts = _to_device(np.array(lengths, np.int64), device)
@@ -199,7 +199,7 @@ class _Vocabulary:
                 return lambda values, out: max_pool(values, cu_seqlens, out)
             return lambda values, out: out.copy_(torch.segment_reduce(values, kind, lengths=counts, unsafe=True))
         ends = np.cumsum(lengths).tolist()
-        # Not torch's: on a busy machine, its threads wait for each other once per text and part.
+        # Not in torch: on a busy machine, its threads wait for each other once per text and part.
         reduce = np.add.reduce if kind == "sum" else np.maximum.reduce
 
         def pool(values: torch.Tensor, out: torch.Tensor) -> None:
@@ -218,14 +218,14 @@ class _Vocabulary:
 
 
 class _Heavy:
-    """The positive weights of a matrix [sentences, vocabulary], whose number only the device knows."""
+    """The positive weights of a matrix [sentences, vocabulary]. Only the device knows their number."""
 
     def __init__(self, pooled: torch.Tensor, activated: Callable[[torch.Tensor], torch.Tensor]) -> None:
         self._pooled = pooled
         self._activated = activated
 
     def copy(self) -> None:
-        # Not a number must not vanish here: the engine refuses it.
+        # A NaN must not vanish here: the engine refuses it.
         self._kept = (self._pooled > 0) | self._pooled.isnan()
         self._counts = self._kept.sum(1)
 
@@ -238,7 +238,7 @@ class _Heavy:
 
 
 def _groups(counts: npt.NDArray[np.int64], at_once: int) -> list[tuple[int, int, list[int]]]:
-    """Sentences of about `at_once` tokens: the first token, the one after the last, the tokens of each."""
+    """Groups of sentences of about `at_once` tokens: the first token, the end, and the tokens of each sentence."""
     groups: list[tuple[int, int, list[int]]] = []
     start = end = 0
     lengths: list[int] = []
@@ -269,7 +269,7 @@ class _Vectors:
 def _projection(
     output: MultiVectorOutput, width: int, device: torch.device | str, transformer: Path | None, dtype: torch.dtype
 ) -> tuple[int, Callable[[torch.Tensor], torch.Tensor]]:
-    """Dimensions of a token's vector, and what makes it of a hidden state. transformer: the folder of its weights."""
+    """Dimensions of a token's vector, and its layers. transformer: the folder of its weights."""
     if output.file is not None:
         linear = _linear(output.file, width, device, dtype)
         return linear.out_features, linear
@@ -290,7 +290,7 @@ def _projection(
 def _linear(
     file: Path, width: int, device: torch.device | str, dtype: torch.dtype, out_width: int | None = None
 ) -> torch.nn.Linear:
-    """A layer from a state dict of `weight` and `bias`. out_width: None: any."""
+    """A layer from a state dict of `weight` and `bias`. out_width: None for any."""
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
         rows = int(state["weight"].shape[0])

@@ -1,6 +1,6 @@
 """The transformers executor: Hugging Face's own model, over groups of sentences of similar length.
 
-For encoder families that vLLM does not have. Batches, padding, pooling and the steps after it are the engine's.
+It serves encoder families that vLLM lacks. Batches, padding, pooling and the steps after it are the engine's.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ from tritonembed_engine.stub.process import announce, imports_that_stay
 from tritonembed_engine.token_ids import ID_MASK, ONE_TOKEN, TYPE_BIT, Spans, TokenIds
 
 GROUPING = {"cpu": Grouping(64, 1024), "cuda": Grouping(4096, 65536)}
-"""On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of few tokens takes
-as long as one of thousands."""
+"""On a CPU a pass costs little, and the results of 1,024 tokens stay in its cache. On a GPU a pass of a few tokens
+takes as long as a pass of thousands."""
 
 
 class TransformersExecutor:
@@ -58,8 +58,8 @@ class TransformersExecutor:
         has_types: bool = False,
         unseen: int | None = None,
     ) -> None:
-        """padding_id: fills rows; any id of the vocabulary does, because padding is masked. heads: the model's outputs
-        per token. has_types: whether ids may have TYPE_BIT. unseen: an id that no other token sees at the end of a
+        """padding_id: fills rows; any id will do, because padding is masked. heads: the model's outputs per token.
+        has_types: whether ids may have TYPE_BIT. unseen: an id that other tokens do not attend to at the end of a
         sentence (ColBERT's query expansion)."""
         self._model: torch.nn.Module | None = model
         self.dtype = dtype_name(model)
@@ -99,7 +99,7 @@ class TransformersExecutor:
         return Ready(vectors.numpy())
 
     def _groups(self, sentences: TokenIds, adapted: Adapted) -> list[PaddedGroup]:
-        """The groups of a batch; all sentences of a group have the same adapter, or none."""
+        """The groups of a batch. All sentences of a group have the same adapter, or no adapter."""
         parts: list[tuple[str | None, int, int]] = []
         for adapter, first, end in (*adapted, (None, len(sentences), len(sentences))):
             parts += [(None, parts[-1][2] if parts else 0, first), (adapter, first, end)]

@@ -1,6 +1,6 @@
 """All uses of vLLM's internals, except for its BERT classes in `kernels/`. For vLLM 0.25.1 (CUDA) and 0.32.0 (CPU).
 
-Used are the model runner of an in-process engine, its `model`, `vllm_config`, `device`, `attn_groups` and `kv_caches`;
+They are the model runner of an in-process engine, its `model`, `vllm_config`, `device`, `attn_groups` and `kv_caches`;
 `CommonAttentionMetadata` and each group's metadata builder; the attention layers and their implementations;
 `set_forward_context`, `set_current_vllm_config`; the group of tensor parallel ranks; and, before a load, the registry
 of model classes. If any of it has moved, `open_model` raises DirectUnavailable or the first batch fails, and vLLM's own
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 HELD_AGAINST = ("0.25.1", "0.32.0")
 OWN_LAUNCHER = "external_launcher"
-"""vLLM's `distributed_executor_backend` for processes that someone else starts, as torchrun does: one rank in each."""
+"""vLLM's `distributed_executor_backend` for processes that another program starts, such as torchrun: a rank in each."""
 
 
 class DirectUnavailable(Exception):
@@ -29,8 +29,8 @@ class DirectUnavailable(Exception):
 def inspect_in_this_process(architectures: Sequence[str]) -> None:
     """Import a model's classes before vLLM loads it. Else vLLM inspects them in a child process, which takes seconds.
 
-    vLLM does that to keep CUDA out of this process. It caches the result in ~/.cache/vllm, which a new container lacks.
-    A class that can't be imported here is left to vLLM.
+    vLLM does so to keep CUDA out of this process. It caches the result in ~/.cache/vllm, which a new container lacks.
+    Classes that can't be imported here are left to vLLM.
     """
     with suppress(Exception):
         from vllm.model_executor.models.registry import ModelRegistry
@@ -45,7 +45,7 @@ def dtype_of(llm: "LLM") -> str:
 
 
 class Exchanged(AbstractContextManager[None]):
-    """Attributes that have other values while it is entered. changes: object, attribute, value."""
+    """Gives attributes other values while entered. changes: object, attribute, value."""
 
     def __init__(self, changes: Sequence[tuple[Any, str, Any]]) -> None:
         self._changes = [(owner, name, getattr(owner, name), value) for owner, name, value in changes]
@@ -65,7 +65,7 @@ class OpenModel:
 
     model: from flat `input_ids` and `positions` [tokens] to hidden states [tokens, hidden]. quantized: whether it
     computes products in 8 bits. causal: whether a token attends only to itself and the tokens before it. ranks: the
-    processes that hold a part of it each.
+    number of processes that hold a part of it.
     """
 
     model: torch.nn.Module
@@ -77,10 +77,10 @@ class OpenModel:
     _vllm_config: Any
     _builders: list[tuple[Any, list[str]]]
     _without_cache: AbstractContextManager[None]
-    """While it is entered, attention reads the keys and values of the batch, not those of vLLM's cache."""
+    """While entered, attention reads the keys and values of the batch, not those of vLLM's cache."""
     _runner: Any
     _llm: Any
-    """Kept: when it is collected, vLLM unregisters its layers, and the next forward fails."""
+    """Kept, because vLLM unregisters its layers when it is collected, and the next forward would fail."""
 
     def attention(
         self,
@@ -109,7 +109,7 @@ class OpenModel:
                 num_actual_tokens=tokens,
                 max_query_len=longest,
                 max_seq_len=longest,
-                # There is no cache, but these two have to exist. On a CPU each builder writes its own slots.
+                # There is no cache, but these two fields have to exist. On a CPU each builder writes its own slots.
                 block_table_tensor=torch.zeros((sentences, 1), dtype=torch.int32, device=self.device),
                 slot_mapping=torch.zeros(tokens, dtype=torch.int64, device=self.device),
                 causal=self.causal,
@@ -121,7 +121,7 @@ class OpenModel:
         return metadata
 
     def config(self) -> AbstractContextManager[None]:
-        """The context for code that makes or inspects vLLM's layers."""
+        """Context for code that makes or inspects vLLM's layers."""
         from vllm.config import set_current_vllm_config
 
         context: AbstractContextManager[None] = set_current_vllm_config(self._vllm_config)
@@ -129,7 +129,7 @@ class OpenModel:
 
     @contextmanager
     def forward_context(self, metadata: dict[str, Any], tokens: int) -> Iterator[None]:
-        """The context for a call of `model`."""
+        """Context for a call of `model`."""
         from vllm.forward_context import set_forward_context
 
         # vLLM gets no slots, so it writes nothing into its cache.
@@ -137,7 +137,7 @@ class OpenModel:
             yield
 
     def capturing(self) -> AbstractContextManager[Any]:
-        """The context for capturing CUDA graphs: vLLM's all-reduce exchanges the graphs' addresses between ranks."""
+        """Context for capturing CUDA graphs: vLLM's all-reduce exchanges the graphs' addresses between ranks."""
         if self.ranks == 1:
             return nullcontext()
         from vllm.distributed.parallel_state import graph_capture
@@ -204,7 +204,7 @@ def _open(llm: "LLM") -> OpenModel:
 
 
 def _is_causal(specs: Sequence[Any]) -> bool:
-    """Whether attention is causal, by vLLM's specifications of its caches. Raises DirectUnavailable for other kinds."""
+    """Whether attention is causal, by the specifications of vLLM's caches. Raises DirectUnavailable for other kinds."""
     from vllm.v1.kv_cache_interface import EncoderOnlyAttentionSpec, FullAttentionSpec, SlidingWindowSpec
 
     # Subclasses are other kinds: latent attention (MLA), sinks, and more.
@@ -220,7 +220,8 @@ def _is_causal(specs: Sequence[Any]) -> bool:
 def _changes_without_cache(
     runner: Any, builders: Sequence[tuple[Any, Sequence[str]]], dtype: torch.dtype
 ) -> list[tuple[Any, str, Any]]:
-    """The changes (see Exchanged) with which causal attention reads the batch's own keys and values, as an encoder's.
+    """The changes (see Exchanged) that make causal attention read the batch's own keys and values, as an encoder's
+    does.
 
     Raises DirectUnavailable for a layer or a backend for which that is not known to be right.
     """
@@ -240,7 +241,8 @@ def _changes_without_cache(
             changes.append((layer.impl, "attn_type", AttentionType.ENCODER_ONLY))
             backend = type(layer.impl).__name__
             if backend == "FlashAttentionImpl":
-                # As an encoder's it is not causal. A window without tokens to the right is; sliding windows have it.
+                # Encoder attention is not causal, but a window without tokens to the right is. Sliding windows have it
+                # already.
                 if layer.impl.sliding_window == (-1, -1):
                     changes.append((layer.impl, "sliding_window", (-1, 0)))
             elif backend != "CPUAttentionBackendImpl":

@@ -1,4 +1,4 @@
-"""The kernels for BERT-shaped models: BERT, RoBERTa, XLM-R. Only the steps between the matrix products are replaced."""
+"""The kernels in BERT, RoBERTa and XLM-R. They replace only the steps between the matrix products."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,7 @@ def _serves(module: Any) -> bool:
 def _attend(
     module: Any, kernels: "Kernels", ours: bool = True, fp8_scale: float | None = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Attention from packed queries, keys and values; vLLM's for very long sentences.
+    """Attention from packed queries, keys and values. vLLM's own attention serves very long sentences.
 
     fp8_scale: if given, the result is divided by it and in fp8.
     """

@@ -1,4 +1,4 @@
-"""BERT's encoder over fp8 products: every quantization is fused into the kernel before it.
+"""BERT's encoder with fp8 products. Each quantization is fused into the kernel before it.
 
 vLLM loads and quantizes the weights (`quantization="fp8"`). A layer here is four products, and between them attention,
 GELU and two residual LayerNorms, whose results are in fp8 with scales that follow from the weights.
@@ -15,7 +15,7 @@ from tritonembed_engine.kernels.quantize import norm_scale, product_scale, quant
 
 Attend = Callable[[torch.Tensor], torch.Tensor]
 Layer = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From the hidden states, and the same in fp8, to those of the next layer."""
+"""From a layer's hidden states, also in fp8, to the next layer's."""
 
 
 def fp8_encoder(

@@ -1,8 +1,8 @@
 """GELU(x W^T + b) in fp8, from fp8 to fp8: the activation and its quantization in the product's epilogue.
 
 A product of 32,768 x 768 with 3,072 x 768 takes 160 µs on an H100, and GELU with quantization in a kernel of its own
-101 µs. Together they take 151 µs (perf's kernel_speed). One program per multiprocessor takes tile after tile: one warp
-loads the next tiles (with Hopper's tensor memory accelerator) while the others multiply.
+101 µs. Together they take 151 µs (perf's kernel_speed). Each multiprocessor has a program, which takes tile after tile:
+one warp loads the next tiles (with Hopper's tensor memory accelerator) while the others multiply.
 """
 
 import functools
@@ -19,7 +19,7 @@ SMALL_TILE = {"ROWS": 64, "COLUMNS": 64, "DEPTH": 256, "SPECIALIZE": False, "num
 MIDDLE_TILE = {"ROWS": 128, "COLUMNS": 128, "DEPTH": 128, "SPECIALIZE": False, "num_warps": 4, "num_stages": 3}
 LARGE_TILE = {"ROWS": 128, "COLUMNS": 256, "DEPTH": 128, "SPECIALIZE": True, "num_warps": 8, "num_stages": 3}
 SMALL_ROWS, MIDDLE_ROWS = 256, 6144
-"""Up to these rows the first two tiles are the fastest of seven that were tried on an H100."""
+"""Up to these numbers of rows the first two tiles are the fastest of seven that were measured on an H100."""
 
 TILES_SHARING_WEIGHTS = 8
 """Tiles of rows that run together, so that they share a tile's weights in the L2 cache."""

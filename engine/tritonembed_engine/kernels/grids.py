@@ -1,7 +1,7 @@
-"""How many programs a kernel runs: for the rows of a row-wise kernel, and for the sentences of attention.
+"""The number of programs of a kernel: for the rows of a row-wise kernel, and for the sentences of attention.
 
-Kernels are not specialized on either number (`do_not_specialize`). Else the first batch that is not a multiple of 16
-would compile them again while requests wait.
+Kernels are not specialized on either number (`do_not_specialize`). Otherwise the first batch that is not a multiple of
+16 would compile them again while requests wait.
 """
 
 ELEMENTS_PER_PROGRAM = 4096
@@ -21,7 +21,7 @@ def sentence_programs(sentences: int, tokens: int, longest: int) -> int:
     """The number of programs that share the sentences. Each takes every n-th sentence, n being this number.
 
     It is twice the number of sentences of `longest` tokens in `tokens`, so a batch of the longest sentences has a
-    program per sentence. A CUDA graph has rows for many more, shorter sentences. A program per row would double the
+    program per sentence. A CUDA graph has rows for many more, shorter sentences; a program per row would double the
     cost of a batch of long sentences.
     """
     return max(1, min(sentences, max(FEWEST_SENTENCE_PROGRAMS, 2 * -(-tokens // longest))))

@@ -1,4 +1,4 @@
-"""Put the fused kernels into a model that vLLM loaded: which layers of which families are replaced by which kernel.
+"""Put the fused kernels into a model that vLLM loaded: which kernel replaces which layer of which family.
 
 Only the steps between the matrix products are replaced; vLLM's layers keep their weights. Each kernel has its switch in
 model.json (`engine.kernels`), and the result is compared with vLLM's own before it serves (`agreement.py`).
@@ -17,11 +17,11 @@ from tritonembed_engine.settings import KernelSettings
 logger = logging.getLogger(__name__)
 
 _READING = ("gelu_epilogue", "embed_layer_norm", "fp8")
-"""Switches of kernels that take the weights of a layer themselves."""
+"""Switches of kernels that read a layer's weights themselves."""
 
 
 class Kernels:
-    """The kernels in a model; `cu_seqlens` and `longest` describe the batch that runs next.
+    """The kernels in a model. `cu_seqlens` and `longest` describe the next batch.
 
     cu_seqlens: int32 [sentences + 1] on the device. longest: tokens of the longest sentence. causal: whether a token
     attends only to itself and the tokens before it.
@@ -33,13 +33,13 @@ class Kernels:
         self.longest = 0
         self.rows: torch.Tensor | None = None
         """int64 [sentences], the only token of each sentence whose hidden state the batch needs; None: all are needed.
-        To be set if `computes_rows` only: the model's hidden states are then those of the rows."""
+        Only to be set if `computes_rows`: the model's hidden states are then those of the rows."""
         self.computes_rows = False
         self.tables: dict[int, torch.Tensor] = {}
         """Cosines and sines of rotary positions, by the id of vLLM's module, which layers share."""
         self._replaced: list[Any] = []
         self.reading: list[Any] = []
-        """Modules whose new forward reads the weights of the layers inside instead of calling these."""
+        """Modules whose new forward reads the weights of the layers inside instead of calling the layers."""
 
     def replace(self, module: Any, forward: Callable[..., torch.Tensor], *, reads: bool) -> None:
         """Shadow a module's forward method. reads: see `reading`."""
@@ -119,7 +119,7 @@ def install_kernels(
 
 
 def _compute_rows(model: torch.nn.Module, kernels: Kernels) -> bool:
-    """Replace the last layer's forward by one that can compute the pooled rows alone; after all others."""
+    """After all other replacements: let the last layer compute the pooled rows alone. Returns whether it can."""
     layers: dict[str, Callable[[Any, Kernels], Any]] = {
         "bert.BertLayer": last_layer.bert_layer,
         "bert_with_rope.BertWithRopeBlock": last_layer.rotary_bert_layer,

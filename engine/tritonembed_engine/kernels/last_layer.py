@@ -1,7 +1,7 @@
 """A model's last layer for the tokens that CLS and last-token pooling read: one per sentence.
 
 Keys and values are of all tokens; queries, attention's output product and the feed-forward are of one token per
-sentence. The forwards here take the place of a layer's if `Kernels.rows` is set; else the layer runs as it is.
+sentence. The forwards here act if `Kernels.rows` is set; otherwise the layer's own forward runs.
 """
 
 from collections.abc import Callable
@@ -118,7 +118,7 @@ def _merged(module: Any, kernels: "Kernels") -> Attention | None:
 
 
 def _attention(module: Any, kernels: "Kernels", *, rotates: bool) -> Attention | None:
-    """None if the layer is of another kind. rotates: whether the layer has rotary positions."""
+    """Attention of the rows; None if the layer is of another kind. rotates: whether the layer has rotary positions."""
     # BERT's attention has neither a window nor soft caps.
     window = window_of(module, causal=kernels.causal) if rotates else (UNLIMITED, UNLIMITED)
     rotary = rotary_of(module, kernels.tables) if rotates else None
@@ -144,13 +144,13 @@ def _attention(module: Any, kernels: "Kernels", *, rotates: bool) -> Attention |
 def _project(packed: Any, width: int) -> Project:
     """packed: vLLM's product of queries, keys and values. width: of the queries.
 
-    Only plain weights can be divided. With others the queries of all tokens are computed, too.
+    Only plain weights can be divided. With other weights the queries of all tokens are computed, too.
     """
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
     weight, bias = getattr(packed, "weight", None), packed.bias
     plain = isinstance(packed.quant_method, UnquantizedLinearMethod)
-    # On a CPU vLLM keeps its own form of the weights alone.
+    # On a CPU vLLM keeps only its own form of the weights.
     if not plain or weight is None or weight.shape != (packed.output_size, packed.input_size):
 
         def take(hidden: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

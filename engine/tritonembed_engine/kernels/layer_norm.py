@@ -1,4 +1,4 @@
-"""LayerNorm in one pass, fused with what comes before it (a residual add, BERT's embeddings) and after it (fp8).
+"""LayerNorm in one pass, fused with the step before it (a residual add, BERT's embeddings) and after it (fp8).
 
 Each program normalizes a few whole rows: every row is read once and written once. Sums are in float32.
 """

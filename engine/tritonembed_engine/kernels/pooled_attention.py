@@ -1,4 +1,4 @@
-"""Attention of one token per sentence: what CLS and last-token pooling need of a model's last layer.
+"""Attention of one token per sentence, as CLS and last-token pooling need it in a model's last layer.
 
 One program per sentence and head reads the keys and values that the token sees, once. There is one query, so the
 products are sums of rows, and the kernel is bound by memory.
@@ -26,7 +26,7 @@ def _pooled_attention(  # type: ignore[no-untyped-def]
     key_heads,
     q_stride,
     kv_stride,
-    before,  # a token attends to so many tokens before it
+    before,  # a token attends to this many tokens before it
     after,  # and after it
     scale,  # of the scores, times log2(e)
     KEYS: tl.constexpr,  # of a tile
@@ -76,8 +76,8 @@ def pooled_attention(
 
     queries: [sentences, heads x head size]. keys_values: [tokens, 2 x key_heads x head size], keys, then values. Rows
     of both contiguous. cu_seqlens: int32 [sentences + 1]. rows: int64 [sentences], the token of each sentence. window:
-    it attends to so many tokens before it and after it. Returns [sentences, heads x head size] in the type of queries;
-    zeros for a sentence without tokens.
+    the numbers of tokens before it and after it to which it attends. Returns [sentences, heads x head size] in the type
+    of queries; zeros for a sentence without tokens.
     """
     sentences, size = len(rows), queries.shape[1] // heads
     out = torch.empty((sentences, heads * size), dtype=queries.dtype, device=queries.device)

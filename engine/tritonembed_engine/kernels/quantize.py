@@ -1,10 +1,10 @@
 """Quantization to fp8 (e4m3) with scales that follow from the weights, before any batch is seen.
 
 A product of fp8 takes x = scale * q with |q| <= 448, the largest e4m3; larger values saturate. With one scale for all
-rows a kernel quantizes its own result without the whole row, parts of which other programs may hold. LayerNorm's result
-is x = gain * z + shift with |z_i| <= sqrt(width) and ||z|| = sqrt(width); a product of it is bounded by Cauchy and
-Schwarz, |x w| <= ||x|| ||w||. The bounds are 5 to 10 times the largest values that occur. That costs nothing: e4m3 is a
-floating type, as precise at a thousandth of its largest value as there.
+rows, a kernel can quantize its own result although other programs may hold parts of the row. LayerNorm's result is x =
+gain * z + shift with |z_i| <= sqrt(width) and ||z|| = sqrt(width); a product of it is bounded by Cauchy and Schwarz, |x
+w| <= ||x|| ||w||. The bounds are 5 to 10 times the largest values that occur. That costs nothing: e4m3 is a floating
+type, as precise at a thousandth of its largest value as at the largest value.
 """
 
 import torch
@@ -17,10 +17,10 @@ LARGEST = 448.0
 """torch.finfo(torch.float8_e4m3fn).max."""
 
 _ROUNDING = 1 + 2**-4
-"""How much larger a value in e4m3 can be than the value that was rounded to it, except for the very smallest."""
+"""The largest ratio of a value in e4m3 to the value that was rounded to it, except for the smallest values."""
 
 _SMALLEST = 1e-12
-"""The smallest scale: the scale of zeros would be 0."""
+"""The smallest scale; zeros alone would give a scale of 0."""
 
 
 @triton.jit

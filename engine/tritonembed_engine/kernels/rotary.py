@@ -1,6 +1,6 @@
 """Rotary positions (Su et al., "RoFormer", 2021), after RMSNorm of each head's query and key if there is one (Qwen3).
 
-One kernel where vLLM runs three: it reads and writes queries and keys once.
+One kernel instead of vLLM's three: it reads and writes queries and keys once.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 ELEMENTS = 1024
-"""Of a program's tile. Each element takes part in one rotation: a wider tile would only lengthen small batches."""
+"""Elements of a program's tile. Each takes part in one rotation, so a wider tile would only slow down small batches."""
 
 HEAD_SIZES = (32, 64, 128)
 

@@ -41,7 +41,7 @@ def rotary_attention_layer(module: Any, kernels: "Kernels", *, ours: bool) -> At
         if ours and cu_seqlens is not None:
             if everywhere and short.LONGEST < longest <= tiled.LONGEST:
                 return tiled.tiled_attention(qkv, cu_seqlens, heads, longest, module.scaling)
-            # Of longer sentences FlashAttention's causal attention is faster.
+            # For longer sentences FlashAttention's causal attention is faster.
             if longest <= (short.LONGEST if kernels.causal else tiled.LONGEST):
                 return window_attention(qkv, cu_seqlens, heads, key_heads, longest, module.scaling, window)
         attended: torch.Tensor = module.attn(*qkv.split(widths, dim=-1))
@@ -80,7 +80,7 @@ def merge_of(module: Any) -> Any:
 def rotary_of(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
     """What an attention layer does to its queries and keys.
 
-    None for other rotations: of a part of the head, of neighbours, by several positions per token.
+    None for other rotations: of a part of the head, of adjacent pairs, by several positions per token.
 
     tables: see `Kernels`.
     """
@@ -92,7 +92,7 @@ def rotary_of(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
     if not known or rotary.rotary_dim != size or not rotary.is_neox_style or size not in HEAD_SIZES:
         return None
     if id(rotary) not in tables:
-        # vLLM has rounded its own to 16 bits.
+        # Computed again, because vLLM has rounded its table to 16 bits.
         table = rotary._compute_cos_sin_cache()
         tables[id(rotary)] = table.to(device=rotary.cos_sin_cache.device, dtype=torch.float32).contiguous()
     table = tables[id(rotary)]
@@ -105,12 +105,12 @@ def rotary_of(module: Any, tables: dict[int, torch.Tensor]) -> Rotary | None:
 
 
 def window_of(module: Any, *, causal: bool) -> tuple[int, int] | None:
-    """Tokens before and after that a token attends to; None for attention of another kind."""
+    """The numbers of tokens before and after to which a token attends; None for attention of another kind."""
     attention = module.attn.impl
     if getattr(attention, "sinks", None) is not None or attention.alibi_slopes is not None or attention.logits_soft_cap:
         return None
     window = attention.sliding_window
-    # On a CPU it is the number of tokens that a token sees to each side, itself included.
+    # On a CPU it is the number of tokens on each side to which a token attends, itself included.
     before, after = window if isinstance(window, tuple) else (window - 1, window - 1) if window > 0 else (-1, -1)
     return UNLIMITED if before < 0 else before, 0 if causal else UNLIMITED if after < 0 else after
 
@@ -131,7 +131,7 @@ def gated_feed_forward(module: Any) -> Callable[[torch.Tensor], torch.Tensor] | 
 
 
 def modernbert_layers(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """ModernBERT's stack of layers: each residual add in one kernel with the norm after it."""
+    """ModernBERT's stack of layers, with each residual add and the norm after it in one kernel."""
     layers = list(module.layers)
     # After each layer but the last: the norm of the next layer's attention.
     norms = [*(_biased(layer.attn_norm) for layer in layers[1:]), None]
@@ -154,7 +154,7 @@ def modernbert_layers(module: Any, kernels: "Kernels") -> Callable[[torch.Tensor
 
 
 def rotary_block(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-    """A layer of BERT with RoPE: each residual add in one kernel with the norm after it."""
+    """A layer of BERT with RoPE, with each residual add and the norm after it in one kernel."""
 
     def forward(positions: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         hidden = add_layer_norm(module.attn(positions, hidden_states), hidden_states, module.attn_ln)
@@ -164,7 +164,7 @@ def rotary_block(module: Any) -> Callable[[torch.Tensor, torch.Tensor], torch.Te
 
 
 def _biased(norm: torch.nn.LayerNorm) -> torch.nn.LayerNorm:
-    """The same norm with a bias, of zeros if it has none."""
+    """The norm with a bias: its own, or zeros."""
     if norm.bias is not None:
         return norm
     twin = torch.nn.LayerNorm(norm.normalized_shape, norm.eps, device=norm.weight.device, dtype=norm.weight.dtype)

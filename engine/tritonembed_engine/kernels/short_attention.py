@@ -11,15 +11,15 @@ import triton.language as tl
 from tritonembed_engine.kernels.grids import sentence_programs
 
 LONGEST = 128
-"""Tokens of the longest sentence that it serves."""
+"""The most tokens of a sentence."""
 
 WARPS = {16: 1, 32: 1, 64: 4, 128: 8}
-"""By tile; the fastest of 1, 2, 4 and 8 on an H200."""
+"""By a tile's rows: the fastest of 1, 2, 4 and 8 on an H200."""
 
 HEAD_SIZES = (16, 32, 64, 128)
 STORED_AT_ONCE = tl.constexpr(8)
-"""Elements that a thread stores at once, and so loads at once. For fp8 Triton would take 16. Then queries, keys and
-values in 16 bits would need two accesses, and the kernel would be a quarter slower."""
+"""Elements that a thread stores at once, and so loads at once. For fp8 Triton would choose 16. Queries, keys and values
+in 16 bits would then need two accesses, and the kernel would be a quarter slower."""
 
 _LOG2_E = 1.4426950408889634
 

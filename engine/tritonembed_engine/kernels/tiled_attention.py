@@ -13,12 +13,12 @@ from tritonembed_engine.kernels.grids import sentence_programs
 from tritonembed_engine.kernels.short_attention import STORED_AT_ONCE, attention_output
 
 LONGEST = 512
-"""Tokens of the longest sentence that was measured; vLLM serves longer ones."""
+"""Tokens of the longest sentence that was measured; vLLM's attention serves longer sentences."""
 
 QUERIES = 64
 REGISTERS = 128
-"""Per thread, for heads of up to 64. With more registers fewer programs fit a multiprocessor, which is a tenth slower
-(H100)."""
+"""Per thread, for heads of up to 64. With more registers, fewer programs fit a multiprocessor, and the kernel is a
+tenth slower (H100)."""
 
 _LOG2_E = 1.4426950408889634
 

@@ -62,7 +62,7 @@ def _max_pool(  # type: ignore[no-untyped-def]
     row = tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     largest = tl.full([COLUMNS], float("-inf"), tl.float32)
-    # A maximum would drop what is not a number.
+    # A maximum alone would drop NaN.
     broken = tl.zeros([COLUMNS], tl.int32)
     for done in tl.range(0, length, ROWS, num_stages=3):
         inside = (done + row < length)[:, None] & (column < columns)[None, :]
@@ -75,7 +75,7 @@ def _max_pool(  # type: ignore[no-untyped-def]
 
 
 def max_pool(values: torch.Tensor, cu_seqlens: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the largest values to `out`: zeros for a sentence without tokens, not a number if one is none.
+    """Write the largest values to `out`: zeros for a sentence without tokens, NaN if a value is NaN.
 
     values: [tokens, columns], rows contiguous, any float type. cu_seqlens: int32 [sentences + 1]. out: float32
     [sentences, columns], rows contiguous.

@@ -1,5 +1,7 @@
-"""Attention of tokens to those near them, for sentences of several tiles: as `tiled_attention`, but tiles of keys that
-no query of a program sees are skipped. Causal attention is a window without tokens after; heads may share keys.
+"""Attention of tokens to nearby tokens, for sentences of several tiles.
+
+It works as `tiled_attention` does, but skips tiles of keys to which no query of a program attends. Causal attention is
+a window without tokens after. Heads may share keys.
 """
 
 import torch
@@ -28,7 +30,7 @@ def _window_attention(  # type: ignore[no-untyped-def]
     key_heads,
     qkv_stride,
     out_stride,
-    before,  # a token attends to so many tokens before it
+    before,  # a token attends to this many tokens before it
     after,  # and after it
     scale,  # of the scores, times log2(e)
     QUERIES: tl.constexpr,  # rows of a tile
@@ -66,7 +68,7 @@ def _window_attention(  # type: ignore[no-untyped-def]
                 distance = row[:, None] - (done + key)[None, :]
                 seen = there[None, :] & (distance <= before) & (distance >= -after)
                 scores = tl.where(seen, tl.dot(queries, tl.trans(keys)), float("-inf"))
-                # Not infinite: for a row that saw no key yet, the differences below would be no numbers.
+                # Not infinite: for a row without any key so far, the differences below would be NaN.
                 higher = tl.maximum(tl.maximum(top, tl.max(scores, 1) * scale), LOWEST)
                 weights = tl.exp2(scores * scale - higher[:, None])
                 fade = tl.exp2(top - higher)
@@ -91,8 +93,9 @@ def window_attention(
     """Softmax attention within each sentence and window.
 
     qkv: [tokens, (heads + 2 x key_heads) x head size], queries, keys and values side by side; rows contiguous.
-    cu_seqlens: int32 [sentences + 1]. longest: at least the tokens of the longest sentence. window: a token attends to
-    so many tokens before it and after it, or UNLIMITED. Returns [tokens, heads x head size] in the type of qkv.
+    cu_seqlens: int32 [sentences + 1]. longest: at least the tokens of the longest sentence. window: the numbers of
+    tokens before it and after it to which a token attends, or UNLIMITED. Returns [tokens, heads x head size] in the
+    type of qkv.
     """
     size = qkv.shape[1] // (heads + 2 * key_heads)
     out = torch.empty((len(qkv), heads * size), dtype=qkv.dtype, device=qkv.device)
