@@ -1,7 +1,7 @@
 """The load on a server: tokens per sentence, sentences per request, requests at once, and the requests themselves.
 
-Texts are random whole words of the model's own tokenizer. Each has an exact number of tokens, which the rate in tokens
-per second depends on.
+Texts are random whole words of the model's own tokenizer. Each has an exact number of tokens, on which the rate in
+tokens per second depends.
 """
 
 import random
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
 
 MOST_AT_ONCE = 4096
-"""`max_queue_size` of the models: more requests are refused."""
+"""`max_queue_size` of the models: further requests are refused."""
 LONGER = 4
 """The second load's sentences are this many times longer than the first's, if the model takes that."""
 MANY_SENTENCES = 16
 MOST_SINGLE: dict[Device, int] = {"cpu": 32, "cuda": 256}
-"""Single sentences that the second load has in flight at most."""
+"""The most single sentences that the second load has in flight."""
 SENTENCES_PREPARED = 1024
-"""Different sentences in a load: more than a batch, so that no batch is all repetition."""
+"""Different sentences in a load: more than a batch holds, so that no batch repeats one sentence."""
 _TEXT_TRIES = 100
 RUNS = 3
 """Runs of each load against one server: a median needs three."""
@@ -81,7 +81,7 @@ def second_load(loads: Sequence[LoadShape], device: Device, max_length: int) -> 
 
 
 class NoTextError(LoadError):
-    """The vocabulary has no text of the length that was asked for."""
+    """The vocabulary has no text of the requested length."""
 
     exit_code = 2
 
@@ -103,7 +103,7 @@ class WordTexts:
         return self._special + 1
 
     def of_lengths(self, lengths: Sequence[int], rng: random.Random) -> list[str]:
-        """One text of exactly each length, in tokens with the special ones. Raises NoTextError."""
+        """A text of exactly each length, in tokens with special tokens. Raises NoTextError."""
         if not self._words:
             raise NoTextError("the tokenizer's vocabulary has no whole words in lower-case ASCII to make texts of")
         if min(lengths) < self.shortest:
@@ -127,7 +127,7 @@ class WordTexts:
 
 
 def exact_length_texts(tokenizer: "Tokenizer", tokens: int, count: int, seed: int) -> list[str]:
-    """`count` random texts of exactly `tokens` tokens, special ones included. Raises NoTextError."""
+    """`count` random texts of exactly `tokens` tokens, special tokens included. Raises NoTextError."""
     return WordTexts(tokenizer).of_lengths([tokens] * count, random.Random(seed))
 
 
@@ -137,7 +137,7 @@ def count_tokens(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[int]:
 
 
 def _whole_words(tokenizer: "Tokenizer") -> Sequence[str]:
-    """Words of lower-case ASCII letters that are one token each, wherever in a text they stand; sorted."""
+    """Words of lower-case ASCII letters that are one token each, at any place in a text; sorted."""
     pieces = {piece.lstrip("Ġ▁") for piece in tokenizer.get_vocab()}
     words = sorted(piece for piece in pieces if piece.isascii() and piece.isalpha() and piece.islower())
     alone = tokenizer.encode_batch_fast(words, add_special_tokens=False)
@@ -152,7 +152,7 @@ def _whole_words(tokenizer: "Tokenizer") -> Sequence[str]:
 class PromptedTokenizer:
     """A tokenizer that puts the model's default prompt before each text, as the server does.
 
-    Of `tokenizers.Tokenizer` it has what `exact_length_texts` uses.
+    It has the methods of `tokenizers.Tokenizer` that `exact_length_texts` uses.
     """
 
     def __init__(self, tokenizer: "Tokenizer", prompt: str) -> None:
@@ -170,7 +170,7 @@ class PromptedTokenizer:
         return vocabulary
 
     def encode_batch_fast(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[Any]:
-        """Whole texts get the prompt; words looked at by themselves (no special tokens) do not."""
+        """Whole texts get the prompt; single words (without special tokens) do not."""
         prompted = [self._prompt + text for text in texts] if add_special_tokens else list(texts)
         encodings: list[Any] = self._tokenizer.encode_batch_fast(prompted, add_special_tokens=add_special_tokens)
         return encodings
@@ -191,7 +191,7 @@ class RequestMaker:
         self._tokenizer = PromptedTokenizer(tokenizer, files.prompt_for(None))
 
     def requests(self, option: str, load: LoadShape) -> list[bytes]:
-        """Serialized ModelInferRequests, several different ones. Raises StartError for a load that can't be made."""
+        """Several different serialized ModelInferRequests. Raises StartError for a load that can't be made."""
         from tritonembed_manager.tune.loadgen.load import encode_request
 
         size = load.sentences

@@ -1,6 +1,6 @@
-"""What `tune` writes: a table with a row per trial, a live line under it, the folder OUT, and tune.json in OUT.
+"""The output of `tune`: a table with a row per trial, a live line under it, the folder OUT, and tune.json in OUT.
 
-OUT is made and tried out before the measuring begins. tune.json holds what was tried and decided. Triton loads only
+OUT is made and tried before the measurements begin. tune.json holds the trials and the decision. Triton loads only
 folders, so it ignores the file.
 """
 
@@ -35,7 +35,7 @@ Stage = Callable[[str], None]
 
 
 class Table:
-    """Rows to `out` as they come: one per load of a trial, or the reason why it failed."""
+    """Prints rows to `out` as they come: one per load of a trial, or the reason why the trial failed."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
@@ -62,9 +62,9 @@ class Table:
 
 
 class TuneProgress:
-    """One line on stderr that is rewritten: what is tried, what it does now, and about how long the rest takes.
+    """A line on stderr that is rewritten: the candidate, its current step, and about how long the rest takes.
 
-    If stderr is no terminal, one line per trial instead.
+    If stderr is no terminal, a line per trial instead.
     """
 
     def __init__(self, err: TextIO | None = None) -> None:
@@ -75,7 +75,7 @@ class TuneProgress:
         self._drawn = ("", 0.0)
 
     def begin(self, what: str, seconds_left: float | None, how_sure: str = "about") -> None:
-        """The next trial. seconds_left: until the end of all of them, if that is known."""
+        """Show the next trial. seconds_left: until the end of all trials, if known."""
         self._what, self._how_sure = what, how_sure
         self._until = None if seconds_left is None else time.monotonic() + seconds_left
         if not self._live:
@@ -87,12 +87,12 @@ class TuneProgress:
         if not self._live or (doing == self._drawn[0] and now - self._drawn[1] < _REDRAW_S):
             return
         self._drawn = (doing, now)
-        # What is longer than the terminal is wide would leave its first part behind.
+        # A line longer than the terminal's width would leave its first part behind.
         line = f"{self._what}: {doing}{self._left()}"[: shutil.get_terminal_size().columns - 1]
         print(f"\r\x1b[K{line}", end="", file=self._err, flush=True)
 
     def clear(self) -> None:
-        """Clear the line, before something else is printed."""
+        """Clear the line before other output."""
         if self._live:
             print("\r\x1b[K", end="", file=self._err, flush=True)
         self._drawn = ("", 0.0)
@@ -120,7 +120,7 @@ def gains_over(trial: CandidateTrial, rates: Mapping[str, Sequence[float]]) -> d
 
 
 def describe(candidate: Candidate, defaults: Candidate) -> str:
-    """A candidate in words."""
+    """A candidate as text; the defaults are marked."""
     return f"{candidate} (the defaults)" if candidate == defaults else str(candidate)
 
 
@@ -139,7 +139,7 @@ def write_record(
     written: Candidate,
     verdict: TuneVerdict,
 ) -> None:
-    """Write OUT/tune.json, whole or not at all. Raises ManagerError if that fails."""
+    """Write OUT/tune.json, whole or not at all. Raises ManagerError if it can't be written."""
     comparison = verdict.comparison
     content = {
         "machine": _machine(),
@@ -195,9 +195,9 @@ def _write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def out_folder(out: Path, force: bool) -> Iterator[None]:
-    """Make `out`; at the end, if nothing was written to it, remove what was made.
+    """Make `out`, and remove it at the end if nothing was written to it.
 
-    Raises StartError for a folder that `render` would refuse after all the measuring.
+    Raises StartError for a folder that `render` would refuse after all the measurements.
     """
     if str(out).startswith("-"):
         raise StartError(f"the folder to write comes first, before {out}")
@@ -216,7 +216,7 @@ def out_folder(out: Path, force: bool) -> Iterator[None]:
             raise StartError(f"cannot write {out}: {_reason(error)}") from None
         yield
     finally:
-        # A folder that holds something was written to, and so were those above it.
+        # A folder with content stays, and so do its parents.
         with contextlib.suppress(OSError):
             for folder in reversed(made):
                 folder.rmdir()
@@ -231,7 +231,7 @@ def _make(out: Path, made: list[Path]) -> None:
 
 
 def _rehearse(out: Path) -> None:
-    """Do what `render` will do: write next to `out` and move that there. Permissions are not enough (/proc, mounts)."""
+    """Do as `render` will do: write next to `out` and move it there. Permissions are not enough (/proc, mounts)."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         probe = Path(scratch) / Path(scratch).name
         probe.touch()

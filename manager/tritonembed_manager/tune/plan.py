@@ -20,19 +20,19 @@ TOKENIZERS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 4, 8)}
 REPLICAS: dict[Device, Sequence[int]] = {"cpu": (1, 2), "cuda": (1, 2, 3)}
 BATCH_TOKENS_ON_A_GPU = (8192, 16384, 32768)
 MOST_INSTANCES = 1024
-"""Python processes of one server: a larger number is a slip."""
+"""The most Python processes of a server: a larger number is a typing error."""
 
 START_S: dict[Device, float] = {"cpu": 15, "cuda": 60}
-"""About the seconds until a server is ready; on a GPU CUDA graphs alone may take 30 s."""
+"""About the seconds until a server is ready. On a GPU, CUDA graphs alone may take 30 s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
-    """The command line. Lists are still text; None: not given."""
+    """The command line. Lists are still text; None if not given."""
 
     out: Path
     settings: RenderSettings
-    """What all candidates share, and the default number of tokenizers and replicas."""
+    """The settings that all candidates share, and the default numbers of tokenizers and replicas."""
     server: ServerOptions
     tokenizer_instances: str | None
     replicas: str | None
@@ -46,20 +46,20 @@ class TuneSettings:
 
 @dataclass(frozen=True)
 class TunePlan:
-    """What is tried, from which start on, under which loads."""
+    """The candidates to try, the first of them, and the loads."""
 
     space: Space
     defaults: Candidate
-    """Where the search starts: what `render` would write, or the closest that the lists allow."""
+    """Where the search starts: the settings that `render` would write, or the closest that the lists allow."""
     default_batch_tokens: int
     loads: list[LoadShape]
     second: LoadShape
     limited: bool = False
-    """Whether the lists leave out what `render` would write."""
+    """Whether the lists exclude the settings that `render` would write."""
 
 
 def make_plan(options: TuneSettings, files: "ModelFiles", default_batch_tokens: int) -> TunePlan:
-    """Raises StartError for options that contradict each other, the model or what a server can take.
+    """Raises StartError for options that contradict each other, the model or a server's limits.
 
     default_batch_tokens: the engine's for this model and device.
     """
@@ -107,7 +107,7 @@ def _second(options: TuneSettings, loads: Sequence[LoadShape], longest: int) -> 
 
 
 def default_budgets(device: Device, default: int, longest: int) -> Sequence[int]:
-    """Token budgets to try: the default, those around it, none that the longest text does not fit in."""
+    """Batch budgets to try: the default and those around it that hold the longest text."""
     around = BATCH_TOKENS_ON_A_GPU if device == "cuda" else (default // 2, default, default * 2)
     return _with([budget for budget in around if longest <= budget <= MOST_BATCH_TOKENS], default)
 

@@ -1,4 +1,4 @@
-"""`tritonembed-manager tune`: one tuning, from the first trial to the verdict and the folder that it writes.
+"""`tritonembed-manager tune`: a tuning, from the first trial to the verdict and the folder that it writes.
 
 A trial renders its candidate, starts the candidate's server, and runs the loads against it.
 """
@@ -36,13 +36,13 @@ from tritonembed_manager.tune.server import (
 from tritonembed_manager.tune.trials import Candidate, CandidateTrial, LoadRun, TrialLedger
 
 _GRACE_S = 60.0
-"""Seconds that a run may take beyond its own, to start clients and to answer the last requests."""
+"""Seconds that a run may take beyond its measured time, to start clients and to answer the last requests."""
 _LAST_WORDS_S = 2.0
-"""A server whose python process has died ends within this."""
+"""Seconds within which a server ends if its python process has died."""
 _STAGE_EVERY_S = 0.2
 
 _REQUESTS_PER_PROCESS = 171
-"""About how many requests a client process keeps in flight before its own CPU is the limit."""
+"""About how many requests a client process can keep in flight before its own CPU is the limit."""
 _CORES_PER_PROCESS = 4
 _MOST_PROCESSES = 6
 
@@ -63,7 +63,7 @@ class Workbench:
     requests: Mapping[LoadShape, list[bytes]]
 
     def rendering(self, candidate: Candidate) -> RenderSettings:
-        """What `repository.render` takes for a candidate; the default budget is left out, as it is without `tune`."""
+        """The arguments of `repository.render` for a candidate; without the default budget, as without `tune`."""
         budget = candidate.max_batch_tokens
         return dataclasses.replace(
             self.settings,
@@ -73,7 +73,7 @@ class Workbench:
         )
 
     def measure(self, candidate: Candidate, loads: Sequence[LoadShape], limit: float, stage: Stage) -> CandidateTrial:
-        """A failure of the candidate is an answer, too. Raises Interrupted.
+        """Measure a candidate, whose failure is a result, too. Raises Interrupted.
 
         limit: seconds until its server has to be ready.
         """
@@ -117,7 +117,7 @@ async def _keep_showing(stage: Stage, doing: Sequence[str]) -> None:
 
 
 async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[bytes], seconds: float) -> LoadRun:
-    """One run. Raises CandidateFailedError if the server breaks, requests fail or the load does not end."""
+    """A run. Raises CandidateFailedError if the server breaks, requests fail or the load does not end."""
     interrupt = Interrupt()
     processes = client_processes(load.at_once, usable_cores())
     running = asyncio.create_task(
@@ -134,7 +134,7 @@ async def run_load(server: CandidateServer, load: LoadShape, requests: Sequence[
         try:
             return figures(load, running.result(), seconds)
         except (LoadError, CandidateFailedError) as error:
-            # If the server has died, its own reason explains more than the errors of requests.
+            # If the server has died, its own reason says more than the errors of requests.
             await asyncio.wait({server.over}, timeout=_LAST_WORDS_S)
             server.check()
             raise CandidateFailedError(f"{load}: {error}" if isinstance(error, LoadError) else str(error)) from None
@@ -155,7 +155,7 @@ def figures(load: LoadShape, outcome: LoadResult, seconds: float) -> LoadRun:
 
 
 def client_processes(at_once: int, cores: int) -> int:
-    """Enough processes that the clients are not the limit, and no more cores of the server's than needed."""
+    """Enough processes that clients are not the limit, and no more of the server's cores than needed."""
     wanted = max(-(-at_once // _REQUESTS_PER_PROCESS), min(4, cores // _CORES_PER_PROCESS), 1)
     return min(wanted, _MOST_PROCESSES, at_once)
 
@@ -163,8 +163,8 @@ def client_processes(at_once: int, cores: int) -> int:
 def requests_per_second(latencies: Sequence[float], at_once: int) -> float:
     """The rate of a closed loop from its latencies in seconds (Little's law).
 
-    A server answers in bursts, a batch at a time: counted in a short window, the requests would depend on how many
-    bursts happen to end in it. Each client sends its next request at once, so that no time is lost between two.
+    A server answers in bursts, a batch at a time: a count of requests in a short window would depend on the number of
+    bursts that end in it. Each client sends its next request at once, so no time is lost between requests.
     """
     return at_once / (sum(latencies) / len(latencies))
 
@@ -178,12 +178,12 @@ MeasureLoads = Callable[[Candidate, Sequence[LoadShape], float, Stage], Candidat
 
 @dataclass
 class Session:
-    """One tuning with everything that it learns."""
+    """A tuning, and all that it has measured."""
 
     plan: TunePlan
     measure: MeasureLoads
     title: str
-    """Over the table of the search."""
+    """The heading of the search's table."""
     ends: float
     """When the budget ends, on the monotonic clock."""
     table: Table
@@ -192,7 +192,7 @@ class Session:
     checked: TrialLedger = field(default_factory=TrialLedger)
 
     def run(self) -> tuple[Candidate, TuneVerdict]:
-        """What to write, and why. Raises ManagerError when no server works, Interrupted at a stop signal."""
+        """The candidate to write, and why. Raises ManagerError if no server works, Interrupted at a stop signal."""
         plan = self.plan
         self.table.title(self.title)
         search = Search(plan.space, plan.defaults, self._search_trial, self._time_for_more, self.searched)
@@ -212,7 +212,7 @@ class Session:
         verdict = check_choice(choice, defaults, second, self._check_trial, self._time_for_one, self.checked)
         if verdict.beats_defaults or self.searched.works(defaults) or self.checked.works(defaults):
             return verdict
-        # The defaults have never worked: there is nothing to keep.
+        # The defaults have never worked, so there is nothing to keep.
         reason = self.searched.failure(defaults)
         if self.checked.failure(choice) is not None:
             raise ManagerError(f"{verdict.sentence.partition(';')[0]}, and the defaults do not work: {reason}")
@@ -235,7 +235,7 @@ class Session:
         self.progress.begin(describe(candidate, self.plan.defaults), left, how_sure)
         trial = self.measure(candidate, loads, max(self._left(), 1.0), self.progress.stage)
         self.progress.clear()
-        # What came before it: the first row of the defaults has nothing to be compared with.
+        # Earlier trials only: the first row of the defaults has nothing to be compared with.
         self.table.row(trial, gains_over(trial, ledger.rates(self.plan.defaults)))
         return trial
 
@@ -253,7 +253,7 @@ class Session:
 def run_tune(options: TuneSettings) -> None:
     """Measure, write OUT and OUT/tune.json, and print the decision.
 
-    Raises StartError for what is wrong from the start, ManagerError when nothing works; OUT is then as it was.
+    Raises StartError for wrong options, and ManagerError if no candidate works; OUT is then as it was.
     """
     if options.settings.device == "cuda":
         check_gpu("--device cuda")

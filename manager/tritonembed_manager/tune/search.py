@@ -1,6 +1,7 @@
-"""The search: from the defaults, one setting at a time, as far as it helps. It never tries the full product.
+"""The search changes one setting at a time, from the defaults on, as long as that helps. It never tries the full
+product.
 
-Then the verdict: whether the choice beats the defaults on a load that the search has not seen.
+The verdict then says whether the choice beats the defaults on a load that the search has not used.
 """
 
 from collections.abc import Callable
@@ -18,17 +19,17 @@ from tritonembed_manager.tune.trials import (
 )
 
 PASSES = 3
-"""Times each setting gets its turn at most: a setting may gain only once another has moved."""
+"""The most turns of each setting: it may gain only once another setting has changed."""
 
 Measure = Callable[[Candidate], CandidateTrial]
 
 
 @dataclass
 class Search:
-    """Coordinate descent: `run` returns the best candidate; `ledger` holds all that was tried.
+    """Coordinate descent: `run` returns the best candidate; `ledger` holds all trials.
 
-    measure: starts a server and measures. Failure is part of its answer; what it raises ends the search.
-    may_go_on: asked before each trial but the first; False ends the search with what is known by then.
+    measure: starts a server and measures. A failure is part of its result; an exception ends the search. may_go_on:
+    called before each trial except the first; False ends the search with the trials so far.
     """
 
     space: Space
@@ -55,7 +56,7 @@ class Search:
         return self.best
 
     def untried(self) -> int:
-        """How many neighbours of the best were not tried: the least that is still to come."""
+        """How many neighbours of the best were not tried: the fewest trials that are still to come."""
         near = {self.best}
         for setting in SETTINGS:
             values = list(self.space.values(setting))
@@ -64,7 +65,7 @@ class Search:
         return sum(not self.ledger.count(candidate) for candidate in near)
 
     def closest(self) -> tuple[Candidate, RateComparison] | None:
-        """Which other candidate came out best against the start, and how; None if none can be compared."""
+        """The best of the other candidates, and its comparison with the start; None if none can be compared."""
         found = [(c, self.comparison(c, self.start)) for c in self.ledger.candidates() if c != self.start]
         compared = [(candidate, comparison) for candidate, comparison in found if comparison is not None]
         return max(compared, key=lambda pair: pair[1].gain, default=None)
@@ -72,8 +73,7 @@ class Search:
     def comparison(self, candidate: Candidate, holder: Candidate) -> RateComparison | None:
         """How a candidate compares with another; None if one of the two does not work.
 
-        Of the candidate its slowest trial counts: a gain that a second server does not repeat was no
-        gain.
+        The candidate's slowest trial counts: a gain that a second server does not repeat was no gain.
         """
         if not (self.ledger.works(candidate) and self.ledger.works(holder)):
             return None
@@ -81,7 +81,7 @@ class Search:
         return compare(self.ledger.slowest(candidate), self.ledger.rates(holder), sigma)
 
     def _walk(self, setting: str) -> None:
-        """Upwards while that helps; if it never does, downwards."""
+        """Try larger values as long as they help; if none does, smaller values."""
         values = list(self.space.values(setting))
         for step in (1, -1):
             origin = self.best
@@ -100,7 +100,7 @@ class Search:
             return self.ledger.works(candidate)
         if found.is_clear or not found.is_promising or self.ledger.count(candidate) > 1:
             return found.is_gain
-        # Close to noise: another start decides.
+        # The gain is close to noise: another start decides.
         return self._trial_if_time(candidate) and self._is_better(candidate)
 
     def _is_better(self, candidate: Candidate) -> bool:
@@ -108,7 +108,7 @@ class Search:
         return self.ledger.works(candidate) if found is None else found.is_gain
 
     def _settle(self) -> None:
-        """Repeat the best: a gain that a second start does not repeat was no gain."""
+        """Try the best again: a gain that a second start does not repeat was no gain."""
         while self.best != self.start and self.ledger.count(self.best) == 1:
             unsure, self.best = self.best, self.start
             if not self._trial_if_time(unsure):
@@ -129,20 +129,20 @@ class Search:
 
 
 ROUNDS = 2
-"""Defaults, choice, defaults, choice: what drifts on the machine meets both."""
+"""Defaults, choice, defaults, choice: a drift of the machine affects both."""
 TRIALS = 2 * ROUNDS
 TOO_NOISY = 0.2
-"""If noise hides gains of this size, the measurements prove little."""
+"""If noise hides a gain of this size, the measurements prove little."""
 
 
 @dataclass(frozen=True)
 class TuneVerdict:
-    """Whether the choice is written, and the sentence with the reason."""
+    """Whether to write the choice, and the reason in a sentence."""
 
     beats_defaults: bool
     sentence: str
     comparison: RateComparison | None = None
-    """The comparison on the second load; None if there is nothing to compare."""
+    """The comparison on the second load; None without a comparison."""
 
 
 OUT_OF_TIME = TuneVerdict(
@@ -151,7 +151,7 @@ OUT_OF_TIME = TuneVerdict(
 
 
 def no_gain(search: Search) -> TuneVerdict:
-    """The search came back to the defaults."""
+    """The verdict if the search ended at the defaults."""
     kept = "nothing tried beats the defaults by more than noise; the defaults are kept"
     closest = search.closest()
     detail = "" if closest is None else f" (the best of the others, {closest[0]}: {closest[1]})"
@@ -168,7 +168,7 @@ def check_choice(
     may_go_on: Callable[[], bool],
     ledger: TrialLedger,
 ) -> TuneVerdict:
-    """Measure both in turn on the second load. `ledger` takes the trials; it begins empty.
+    """Measure both in turn on the second load. The trials are added to `ledger`, which begins empty.
 
     A candidate that failed once is not started again.
     """

@@ -20,17 +20,17 @@ from tritonembed_manager.server.signals import Interrupted, handled, ignore
 from tritonembed_manager.server.tritonserver import Installation, command_and_environment
 
 _DRAIN_S = 10.0
-"""Never used: a candidate's server is killed, because no caller waits for what is in flight."""
+"""Never used: a candidate's server is killed, because no caller waits for its answers."""
 _Result = TypeVar("_Result")
 
 
 class CandidateFailedError(Exception):
-    """There are no figures for this candidate, and why, in one line."""
+    """The candidate has no figures. The message is the reason, in one line."""
 
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """What every candidate's server is started with."""
+    """The settings with which every candidate's server is started."""
 
     startup_timeout: float
     """Seconds until it is ready."""
@@ -58,7 +58,7 @@ class CandidateServer:
 async def candidate_server(
     repository: Path, options: ServerOptions, installation: Installation, run: RunFolder
 ) -> AsyncIterator[CandidateServer]:
-    """Start a server and wait until an inference has succeeded. At the end nothing of it is left.
+    """Start a server and wait until an inference has succeeded. At the end nothing of the server is left.
 
     Raises CandidateFailedError if it does not become ready.
     """
@@ -101,12 +101,12 @@ def _settings(ports: list[int], options: ServerOptions) -> ServerSettings:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Ours without the options in it: they have been read, and TRITONEMBED_MODEL would win over model.json."""
+    """Our environment without options: they have been read, and TRITONEMBED_MODEL would win over model.json."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TRITONEMBED_")}
 
 
 def run_interruptible(work: Coroutine[Any, Any, _Result]) -> _Result:
-    """Run a coroutine in an event loop. A stop signal cancels it; then Interrupted is raised once it has ended.
+    """Run a coroutine in an event loop. A stop signal cancels it, and once it has ended, Interrupted is raised.
 
     Main thread only.
     """
@@ -118,7 +118,7 @@ async def _until_signal(work: Coroutine[Any, Any, _Result]) -> _Result:
     received: list[int] = []
 
     def stop(number: int) -> None:
-        # Once only: a second signal must not interrupt the cleaning up.
+        # Only once: a second signal must not interrupt the cleanup.
         if not received:
             task.cancel()
         received.append(number)

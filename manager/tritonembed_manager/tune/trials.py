@@ -1,6 +1,6 @@
-"""Candidates, what was measured with them, and whether a difference is a gain or noise.
+"""Candidates, their measurements, and whether a difference is a gain or noise.
 
-Rates are compared by their medians, on a logarithmic scale, against how much they scatter.
+Rates are compared by their medians, on a logarithmic scale, and the difference with their scatter.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 
 @dataclass(frozen=True)
 class Candidate:
-    """Settings that one server is started with."""
+    """The settings with which a server is started."""
 
     tokenizer_instances: int
     replicas: int
@@ -34,7 +34,7 @@ SETTINGS = tuple(field.name for field in fields(Candidate))
 
 @dataclass(frozen=True)
 class Space:
-    """The values to choose from, ascending and without repetition."""
+    """The values of each setting, ascending and without repetition."""
 
     tokenizer_instances: Sequence[int]
     replicas: Sequence[int]
@@ -46,12 +46,12 @@ class Space:
         return found
 
     def nearest(self, wanted: Candidate) -> Candidate:
-        """The candidate of this space that is closest to `wanted`, which may lie outside."""
+        """The candidate of this space that is closest to `wanted`, which may be outside of it."""
         return Candidate(**{name: _closest(self.values(name), getattr(wanted, name)) for name in SETTINGS})
 
     @property
     def has_choice(self) -> bool:
-        """False if every setting has one value."""
+        """Whether a setting has more than one value."""
         return any(len(self.values(name)) > 1 for name in SETTINGS)
 
 
@@ -65,7 +65,7 @@ def _counted(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class LoadRun:
-    """One run of one load. Latencies in milliseconds, of a request."""
+    """A run of a load. Latencies of requests, in milliseconds."""
 
     tokens_per_second: float
     p50_ms: float
@@ -74,15 +74,15 @@ class LoadRun:
 
 @dataclass(frozen=True)
 class CandidateTrial:
-    """One server start with a candidate, and the runs of each load against it."""
+    """A server's start with a candidate, and the runs of each load against the server."""
 
     candidate: Candidate
     runs: Mapping[str, Sequence[LoadRun]]
     """Runs by the load's name; empty if the trial failed."""
     failure: str | None = None
-    """Why there are no figures: the server did not start, or requests failed."""
+    """Why the trial has no figures: the server did not start, or requests failed."""
     seconds: float = 0.0
-    """How long it took, start and end of the server included."""
+    """Duration, the server's start and end included."""
 
     def rates(self) -> dict[str, list[float]]:
         """Tokens per second of its runs, by load."""
@@ -104,16 +104,16 @@ class TrialLedger:
         return list(dict.fromkeys(trial.candidate for trial in self.trials))
 
     def count(self, candidate: Candidate) -> int:
-        """How often it was tried."""
+        """The number of a candidate's trials."""
         return sum(trial.candidate == candidate for trial in self.trials)
 
     def works(self, candidate: Candidate) -> bool:
-        """Whether it was tried and no trial failed: a candidate that starts only sometimes can't be chosen."""
+        """Whether a candidate was tried and no trial failed: one that starts only sometimes can't be chosen."""
         mine = [trial for trial in self.trials if trial.candidate == candidate]
         return bool(mine) and all(trial.failure is None for trial in mine)
 
     def failure(self, candidate: Candidate) -> str | None:
-        """Why its first failed trial failed."""
+        """The reason of a candidate's first failed trial."""
         found = (trial.failure for trial in self.trials if trial.candidate == candidate)
         return next(filter(None, found), None)
 
@@ -127,7 +127,7 @@ class TrialLedger:
         return rates
 
     def slowest(self, candidate: Candidate) -> dict[str, list[float]]:
-        """The rates of its slowest trial alone. The candidate must work."""
+        """The rates of a candidate's slowest trial. The candidate must work."""
         mine = [trial.rates() for trial in self.trials if trial.candidate == candidate]
         return min(mine, key=lambda rates: sum(math.log(statistics.median(found)) for found in rates.values()))
 
@@ -141,18 +141,18 @@ class TrialLedger:
 
 
 LEAST_GAIN = 0.02
-"""A smaller gain, however certain, is not worth a setting."""
+"""A smaller gain is not worth a setting, however certain it is."""
 LEAST_SCATTER = 0.005
-"""A few runs can agree by chance more closely than the machine does."""
+"""The least scatter: a few runs can agree by chance more closely than the machine does."""
 STANDARD_ERRORS = 2.0
-"""The difference of two medians counts from this many standard errors on."""
+"""The difference of two medians counts if it is at least this many standard errors."""
 MEDIAN_EFFICIENCY = math.pi / 2
 """Variance of a median over that of a mean, for normal scatter."""
 
 
 @dataclass(frozen=True)
 class RateComparison:
-    """One candidate against another. Both as ratios: 0.05 is 5 % more tokens per second."""
+    """A candidate compared with another. Both figures are ratios: 0.05 is 5 % more tokens per second."""
 
     gain: float
     needed: float
@@ -170,7 +170,7 @@ class RateComparison:
 
     @property
     def is_clear(self) -> bool:
-        """So much faster that one trial is enough to believe it."""
+        """So much faster that one trial is enough."""
         return self.gain > 3 * self.needed
 
     def __str__(self) -> str:

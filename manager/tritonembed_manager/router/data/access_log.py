@@ -1,7 +1,7 @@
-"""A caller's request on record: its id, the way it came, and a line of JSON when it has ended (--access-log).
+"""The access log: a request's id, the way it came, and a line of JSON when it has ended (--access-log).
 
-The names of a line's fields are OpenTelemetry's if it has one, else they begin with `tritonembed.`. No line holds a
-text, a key or an address.
+Fields have OpenTelemetry's names; if it has no name for a field, ours begins with `tritonembed.`. No line holds a text,
+a key or an address.
 """
 
 import json
@@ -24,7 +24,7 @@ HEADER = "x-request-id"
 """The header of requests and answers, over HTTP and gRPC."""
 _VALID = re.compile(r"[!-~]{1,128}")
 _MOST_LINES = 10_000
-"""Lines that wait to be written; more are left out, and counted."""
+"""The most lines that wait to be written; further lines are dropped and counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,13 @@ _current: ContextVar[OnRecord | None] = ContextVar("request_on_record", default=
 
 
 def enter(given: str | None, via: Mapping[str, str], *, is_logged: bool) -> str:
-    """A request has come. Returns its id; empty if it has none and no log wants one.
+    """A request has come. Returns its id; empty if the caller sent no id and there is no log.
 
-    given: the id that its caller sent. It is replaced if it has more than 128 characters, or others than visible ASCII.
+    given: the id that the caller sent. It is replaced if it has more than 128 characters, or characters other than
+    visible ASCII.
     """
     if given is None and not is_logged:
-        # The context may be that of an earlier request on the same connection.
+        # The context may still hold an earlier request of the same connection.
         _current.set(None)
         return ""
     request_id = given if given is not None and _VALID.fullmatch(given) else uuid4().hex
@@ -55,7 +56,7 @@ def enter(given: str | None, via: Mapping[str, str], *, is_logged: bool) -> str:
 class AccessLog:
     """Appends lines to a file. To be called in one event loop. wall: seconds since 1970.
 
-    name: returns clients' name of a model, for its ensemble. trace_id: returns that of the current request's span.
+    name: returns clients' name of a model, for its ensemble. trace_id: returns the id of the current request's trace.
     Raises OSError if the file can't be opened.
     """
 
@@ -74,7 +75,7 @@ class AccessLog:
         self._left_out = 0
 
     def ended(self, admission: Admission, code: grpc.StatusCode, seconds: float) -> None:
-        """A request has ended. admission: with what is known of it."""
+        """A request has ended. admission: what is known of the request."""
         if len(self._lines) >= _MOST_LINES:
             self._left_out += 1
             return
@@ -105,7 +106,7 @@ class AccessLog:
         return [*lines, json.dumps({"tritonembed.lines_left_out": left_out})] if left_out else lines
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write lines that were taken; to be called in a thread, because the file may be a pipe."""
+        """Write lines that `take` returned; to be called in a thread, because the file may be a pipe."""
         # A full disk must not end the worker.
         with suppress(OSError):
             self._file.write("".join(f"{line}\n" for line in lines))

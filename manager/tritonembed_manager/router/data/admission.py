@@ -1,8 +1,8 @@
 """Admission control: bounds requests, bytes and memory, so that overload fails fast and memory stays flat.
 
-`AdmissionControl` lets requests in. `Waiters` holds those that find no server with room, in order of arrival. `Memory`
-measures this process: the pressure on its memory limits how many messages are read. `AnswerPace` computes when a
-refused caller should try again.
+`AdmissionControl` admits requests. `Waiters` holds requests that find no server with room, in order of arrival.
+`Memory` measures this process: its pressure limits how many messages are read. `AnswerPace` computes when a refused
+caller should try again.
 """
 
 import asyncio
@@ -99,7 +99,7 @@ class AdmissionControl:
         """Seconds until half of the requests in flight are answered, at the pace of the last second or so."""
         own = self._row.admitted()
         seconds = self._pace.seconds_for(own / 2)
-        # A worker without requests has no pace, and is only refused a place by the others.
+        # A worker without requests has no pace: it is refused only because of the requests of other workers.
         return seconds if own or not self._row.table.admitted() else UNKNOWN_S
 
 
@@ -153,7 +153,7 @@ def _wake(found: _Found, place: Hashable) -> bool:
 
 _MEBIBYTE = 1024 * 1024
 _HIGH = 640 * _MEBIBYTE
-"""From this many bytes on, few messages are read at a time, and the oldest arriving messages are given up."""
+"""From this many bytes on, few messages are read at a time, and the oldest of them are given up."""
 _FULL = 896 * _MEBIBYTE
 """From this many bytes on, no message is read."""
 MEMORY_FULL = "overloaded: the memory for requests is used up; try again"
@@ -216,10 +216,10 @@ _WINDOW_S, _WINDOW_ANSWERS = 1.0, 32
 
 
 class AnswerPace:
-    """How fast admitted requests are answered while there are too many: for the time after which a caller should retry.
+    """How fast admitted requests are answered during an overload. It gives the time after which a caller should retry.
 
-    Before an overload, requests are answered as fast as they come, which shows nothing of how fast they can be. So
-    the pace is measured from the first refusal on, and kept for the next overload. clock: seconds.
+    Before an overload, requests are answered as fast as they come, which is no measure of the fastest pace. So the pace
+    is measured from the first refusal on, and kept for the next overload. clock: seconds.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:

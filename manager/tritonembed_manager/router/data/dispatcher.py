@@ -45,7 +45,7 @@ _CODE = grpc.StatusCode
 
 
 class ElsewhereError(Exception):
-    """No server can take the request, and `can_move` is true if another dispatcher can."""
+    """No server can take the request, but another dispatcher may (see `can_move`)."""
 
 
 class TritonDispatcher:
@@ -75,7 +75,7 @@ class TritonDispatcher:
         self._requests = 0
         """This worker's requests for the model."""
         self._came = 0
-        """Bytes of work that came since the last `count_load`."""
+        """Bytes of work that arrived since the last `count_load`."""
         self._refusal: DispatchError | None = None
         """The refusal of requests that would wait for a server."""
         self.can_move: Callable[[ForwardedRequest], bool] = lambda _request: False
@@ -109,11 +109,11 @@ class TritonDispatcher:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no requests."""
+        """Whether no request is waiting or in flight."""
         return not self._requests
 
     def count_load(self, loads: Loads, queued: "Counter[tuple[int, str]]") -> None:
-        """Add what its servers have before them and what came since the last call, and the requests that wait here.
+        """Add the work before its servers, the work that arrived since the last call, and the requests that wait here.
 
         queued: by priority and tenant.
         """
@@ -126,7 +126,7 @@ class TritonDispatcher:
         return self.pool.views()
 
     def serving(self, model: str = "") -> list[str]:  # noqa: ARG002
-        """Ids of the servers that receive requests; see interfaces.py. They all have the one model."""
+        """Ids of the servers that receive requests; see interfaces.py. All of them have this model."""
         return [server.key for server in self.pool.serving]
 
     async def infer(
@@ -141,7 +141,7 @@ class TritonDispatcher:
     ) -> bytes:
         """Send an encoded ModelInferRequest to one of the servers; see interfaces.py.
 
-        adapter: the one that the request is for, as a model of its own; it is in the request's parameters, too.
+        adapter: the request's adapter, which clients see as a model; the request's parameters name it, too.
         """
         # A request whose metadata can't be forwarded is refused before it takes a slot.
         try:
@@ -423,7 +423,7 @@ class TritonDispatcher:
         """Raises the error for the client. If another server can answer, returns whether to charge the retry budget."""
         code, details = error.code(), error.details()
         outcome = classify(code.name, details)
-        # If every server has unloaded the model, somebody wanted it: the client gets Triton's own answer.
+        # If every server has unloaded the model, an operator did so: the client gets Triton's own answer.
         if outcome.is_broken and (code is not _CODE.NOT_FOUND or self.pool.usable([attempt.incarnation])):
             attempt.died = True
             if attempt.incarnation != server.incarnation or attempt.seen_breaks != server.breaks:
@@ -432,7 +432,7 @@ class TritonDispatcher:
             self.pool.broke(server, f"{code.name}: {outcome.value}", move=outcome is Outcome.STUB_DIED)
             return True
         if attempt.space and is_refusal(details):
-            # No caller asked for this space: it is that of the server's last check.
+            # The caller did not ask for this space: it is that of the server's last check.
             self.pool.broke(server, spaces.CHANGED, move=False)
             return True
         if code is _CODE.DEADLINE_EXCEEDED:

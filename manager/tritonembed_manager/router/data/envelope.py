@@ -2,7 +2,7 @@
 
 Triton checks some parts of a request only after it has formed a batch. A bad request then makes the others of its batch
 fail, or kills the server. So a request is forwarded only if `read_envelope` accepts it. The messages are those of
-Triton's grpc_service.proto (KServe v2). If a field occurs twice, the last one counts, as in all protocol buffers.
+Triton's grpc_service.proto (KServe v2). If a field occurs twice, the last counts, as in all protocol buffers.
 """
 
 from dataclasses import dataclass, field
@@ -67,11 +67,11 @@ class Envelope:
     """What the dispatcher needs to know about a request."""
 
     timeout: float | None = None
-    """KServe's `timeout`, in seconds; None if there is none above 0."""
+    """KServe's `timeout`, in seconds; None if it is absent or not above 0."""
     timed: bool = True
     """False if `timeout` is not an int64: Triton answers that with its own error."""
     own: list[Span] = field(default_factory=list)
-    """Where the id and the timeout are: requests that ask for the same differ only there."""
+    """The bytes of the id and the timeout: only they differ between requests that ask for the same."""
     rows: int = 0
     """Elements of its longest BYTES input: pairs are a query and a text each."""
     cut: int = 0
@@ -83,11 +83,11 @@ class Envelope:
     model: bytes = b""
     version: bytes = b""
     space: str = ""
-    """The embedding space that is asked for; empty if there is none."""
+    """The requested embedding space; empty for any."""
     cache_salt: str = ""
     """The client's own; see `cache_salt` in tenants.py."""
     adapter: str = ""
-    """The adapter that is asked for; empty if there is none."""
+    """The requested adapter; empty for none."""
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ def work_of(message: bytes) -> int:
 
 
 def read_id(message: bytes) -> bytes:
-    """The id of an encoded ModelInferRequest; empty if there is none that an answer can repeat."""
+    """The id of an encoded ModelInferRequest; empty if it has no id, or an id that an answer can't repeat."""
     found = b""
     try:
         for number, kind, _, at, end in Fields(message).within(0, len(message)):
@@ -158,7 +158,7 @@ def read_id(message: bytes) -> bytes:
 
 
 def _read_own(fields: Fields, message: bytes, at: int, end: int, envelope: Envelope) -> bool:
-    """Write what the dispatcher needs of a parameter into the envelope. Returns whether it is the timeout."""
+    """Write a parameter that the dispatcher needs into the envelope. Returns whether it is the timeout."""
     key, numbers, text = _read_parameter(fields, message, at, end)
     if key == _SPACE:
         if not text:

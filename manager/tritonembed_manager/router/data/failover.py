@@ -1,11 +1,12 @@
 """Failover: a request whose server broke goes to another server. A request that may have killed a server goes alone.
 
-If a server dies, each request that was in flight there may be the cause. Sent on together, they would all be in flight
-on the next server that dies, and the cause would stay unknown. So a suspected request needs the lane of its next
-server. A server has one lane, which one request of all workers holds at a time; other requests are served beside it. If
-that server dies too, the cause is known. The suspicion ends if a health check finds the first server well.
+If a server dies, each request that was in flight there may be the cause. If they were sent on together, all of them
+would be in flight on the next server that dies, and the cause would stay unknown. So a suspected request needs the lane
+of its next server. A server has one lane, which one request of all workers holds at a time; other requests are served
+meanwhile. If that server dies too, the cause is known. The suspicion ends if a health check finds the first server
+well.
 
-A query of death is a request that servers died with. The quarantine refuses it, and requests like it, for a while.
+A query of death is a request that kills servers. The quarantine refuses it, and equal requests, for a while.
 """
 
 import time
@@ -43,7 +44,7 @@ class Break:
 
 
 class Turns:
-    """Requests that need a lane poll for one in turn, because a lane that another worker frees is not signalled."""
+    """Requests that need a lane poll for it in turn, because a lane that another worker frees is not signalled."""
 
     def __init__(self) -> None:
         self._taken = False

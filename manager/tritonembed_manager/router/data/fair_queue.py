@@ -1,11 +1,11 @@
-"""Who goes next: weighted fair queuing of requests, by their work, between priorities, callers and sizes.
+"""Weighted fair queuing of requests, by their work, between priorities, callers and sizes.
 
-Pure: no clock, no event loop. Work is in bytes (window.py), which stand for tokens.
+It has neither clock nor event loop. Work is in bytes (window.py), which stand for tokens.
 
 * Priority 1 goes ahead of priority 2. While both wait, priority 2 has one part in eight of the work and never starves.
-* Callers of one priority share the work by their weights, whatever each of them sends (start-time fair queuing: P.
+* Callers of one priority share the work by their weights, whatever they send (start-time fair queuing: P.
   Goyal, H. M. Vin, H. Cheng, 1996). A caller that was idle does not save up its share.
-* Of one caller, small requests go ahead of large ones, up to half of the work. Requests of one kind keep their order.
+* A caller's small requests go ahead of its large ones, up to half of the work. Requests of one kind keep their order.
 """
 
 from collections import deque
@@ -25,7 +25,7 @@ _FORGET = 1024
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request that waits, whole or the rest of it. send: called by the owner of the queue when it is its turn."""
+    """A request that waits, or the rest of it. send: called by the owner of the queue at the request's turn."""
 
     caller: Caller
     priority: int
@@ -34,7 +34,7 @@ class Waiting:
     send: Callable[[Any, int], int]
     fail: Callable[[Exception], None] = lambda _error: None
     space: Callable[[], str] = lambda: ""
-    """The embedding space of the servers that it may be sent to; empty for any."""
+    """The embedding space of the servers to which it may be sent; empty for any."""
     request: Any = None
     """The owner's request."""
     gone: bool = False
@@ -53,7 +53,7 @@ class _Flow:
     small_work: int = 0
     count: int = 0
     debt: int = 0
-    """Work of small requests that went ahead of large ones, less the work that the large ones got since."""
+    """Work of small requests that went ahead of large ones, less the work of large ones that was sent since."""
     queued: bool = False
 
     def next(self, unit: int) -> Waiting:
@@ -94,13 +94,13 @@ class _Level:
         heappush(self._heap, (flow.start, self._came, flow))
 
     def head(self) -> _Flow | None:
-        """The flow that is next; None if none waits."""
+        """The next flow; None if no request waits."""
         while self._heap:
             flow = self._heap[0][2]
             if flow.count:
                 return flow
             self.pop()
-        # Nobody waits: all callers are equal again.
+        # No request waits: all callers are equal again.
         self.flows.clear()
         self.now = 0.0
         return None
@@ -115,7 +115,8 @@ class FairQueue:
     def __init__(self) -> None:
         self._levels = {FIRST: _Level(), SECOND: _Level()}
         self._ahead = 0
-        """Work of priority 1 that went ahead of priority 2, less _SHARES times what that got since."""
+        """Work of priority 1 that went ahead of priority 2, less _SHARES times the work of priority 2 that was sent
+        since."""
         self._count = 0
 
     def __len__(self) -> int:
@@ -172,13 +173,13 @@ class FairQueue:
             level.push(flow)
 
     def remove(self, waiting: Waiting) -> None:
-        """The request waits no longer: it was sent, or given up. Nothing happens if it left before."""
+        """Remove a request that was sent or given up. Nothing happens if it left before."""
         if waiting.gone:
             return
         level, flow = self._levels[waiting.priority], waiting.flow
         assert flow is not None
         waiting.gone = True
-        # The place in the deque may stay for a while; what it holds must not.
+        # The place in the deque may stay for a while, but its content must be freed.
         waiting.send = _nothing
         self._add_work(waiting, -waiting.work)
         flow.count -= 1
@@ -190,7 +191,7 @@ class FairQueue:
                 each.head()
 
     def has_share_left(self, caller: Caller, priority: int, unit: int) -> bool:
-        """Whether a new request may pass all that wait: its caller has none waiting and had no more than its share."""
+        """Whether a new request may pass all that wait: its caller has none waiting, and had at most its share."""
         if self._levels[FIRST].work if priority == SECOND else self._ahead >= _SHARES * unit:
             return False
         level = self._levels[priority]
@@ -206,7 +207,7 @@ class FairQueue:
             self._ahead += work
 
     def work_before(self, waiting: Waiting) -> float:
-        """The work that is sent until the last of this waiting request is sent, about."""
+        """About the work that will be sent until this waiting request has been sent."""
         flow = waiting.flow
         assert flow is not None
         own = min(flow.work, 2 * flow.small_work) if waiting.is_small else flow.work

@@ -1,9 +1,9 @@
-"""The queue in front of the servers: a server gets a request if its window has room, and fair_queue.py chooses it.
+"""The queue in front of the servers: if a server's window has room, it gets the request that fair_queue.py chooses.
 
 Each worker has a queue of its own. What workers share is in the load table: the work at each server, the weight of the
-callers that each worker serves, and when small and large requests last met. A worker may fill a server's window up as
-far as the others left it. If it is full, each worker may still have its share there, by the weight of its callers. So
-no worker waits for another one's answers, and a server has at most two windows of work.
+callers that each worker serves, and when small and large requests last met. A worker may fill the part of a server's
+window that the others left. If the window is full, each worker may still have its share there, by the weight of its
+callers. So no worker waits for another's answers, and a server has at most two windows of work.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from tritonembed_manager.router.interfaces import Caller, DispatchError
 from tritonembed_protocol.policies import Policy
 
 SMALL = 1024 * BYTES_PER_TOKEN
-"""Bytes. Requests up to this size are small: their callers may be people who wait."""
+"""Bytes. Requests up to this size are small: a person may be waiting for the answer."""
 _SLACK = 0.25
-"""Small requests may exceed a window by this part of it: they need not wait until a large part is done."""
+"""Small requests may exceed a window by this share of it, so that they need not wait until a large part is done."""
 _CLEARLY = 1.5
-"""A request is refused if it would take this many times the time that it has left."""
+"""A request is refused if it would take this many times the time left until its deadline."""
 LOOK_AGAIN_S = 0.1
 """Poll interval while requests wait: slots freed by other workers are not signalled."""
 _MARK_EVERY_S = 0.5
@@ -86,7 +86,7 @@ class FrontQueue:
         return Counter((one.priority, one.caller.name if one.caller.is_tenant else "") for one in self._queue.all())
 
     def server_now(self, request: ForwardedRequest) -> Upstream | None:
-        """The server for a request that need not wait; None if it has to."""
+        """The server for a request that need not wait; None if it has to wait."""
         work = request.work
         if work <= SMALL:
             self._mark(small=True)
@@ -104,7 +104,8 @@ class FrontQueue:
         return servers[self._policy.choose(servers)]
 
     def counted(self, request: ForwardedRequest, server: Upstream) -> int:
-        """Bytes of the window that a request fills: at most a part, so that a large text leaves room for small ones."""
+        """Bytes of the window that a request fills: at most a part, so that a large text leaves room for small
+        texts."""
         return min(request.work, server.window.part(self._seconds()))
 
     def must_split(self, request: ForwardedRequest) -> bool:
@@ -116,7 +117,7 @@ class FrontQueue:
         return any(work > server.window.part(seconds) for server in self._pool.usable())
 
     async def turn(self, request: ForwardedRequest) -> tuple[Upstream, Attempt]:
-        """Wait for the request's turn. Returns the server that it was sent to. Raises DispatchError."""
+        """Wait for the request's turn. Returns the server to which it was sent. Raises DispatchError."""
         found: asyncio.Future[tuple[Upstream, Attempt]] = asyncio.get_running_loop().create_future()
 
         def send(server: Upstream, _most: int) -> int:
@@ -138,7 +139,7 @@ class FrontQueue:
             raise
 
     def abandon(self, server: Upstream, attempt: Attempt) -> None:
-        """Nobody waits for the answer to this request."""
+        """Whether the caller of this request no longer waits for the answer."""
         attempt.call.cancel()
         self._pool.end(server, attempt)
 
@@ -148,8 +149,8 @@ class FrontQueue:
     ) -> Iterator[None]:
         """The request waits within the block, until all of it is sent. It may be sent in parts.
 
-        send: sends at most that many bytes to the server, and returns how many; 0 if the request has failed. done: gets
-        an exception if the request is given up. Raises DispatchError if it can't be in time.
+        send: sends at most that many bytes to the server, and returns their number; 0 if the request has failed. done:
+        gets an exception if the request is given up. Raises DispatchError if it can't be in time.
         """
 
         def fail(error: Exception) -> None:
@@ -176,7 +177,7 @@ class FrontQueue:
             self._queue.remove(waiting)
 
     def pump(self) -> None:
-        """Send what may be sent now."""
+        """Send the requests that may be sent now."""
         queue = self._queue
         while queue and (servers := self._open()):
             waiting = queue.next(servers[0].window.part(self._seconds()))
@@ -207,7 +208,7 @@ class FrontQueue:
             self.pump()
 
     def fail(self, error: Exception, chosen: Callable[[ForwardedRequest], bool] = lambda _request: True) -> None:
-        """End every request that waits, or those that are chosen."""
+        """End every request that waits, or the chosen ones."""
         for waiting in self._queue.all():
             if chosen(waiting.request):
                 waiting.fail(error)
@@ -234,7 +235,7 @@ class FrontQueue:
         return self._row.weight() / max(self._table.weight(), self._row.weight(), 1)
 
     def _seconds(self) -> float:
-        """Time that work may spend at a server."""
+        """Seconds that work may spend at a server."""
         mixed = self._table.mixed_at()
         return TIGHT_S if mixed and self._clock() - mixed < MIXED_S else LOOSE_S
 

@@ -1,7 +1,7 @@
 """Hedging: an interactive request that is late is sent to an idle server, too. The first answer counts.
 
-At most 5 % more requests are sent, and only to servers that have nothing to do. So hedging helps against a server that
-is slow for a moment, and does not add to an overload.
+At most 5 % more requests are sent, and only to servers without work. So hedging helps against a server that is slow for
+a moment, and does not add to an overload.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ P95: Literal["p95"] = "p95"
 INTERACTIVE = 1
 """KServe's priority of the requests that are hedged."""
 SHARE = 0.05
-"""The share of interactive requests that may be sent a second time."""
+"""The share of interactive requests that may be sent again."""
 MOST_SAVED = 10.0
-"""The most second tries that a quiet time saves up."""
+"""The most second attempts that a quiet time saves up."""
 KEPT, LEAST = 1000, 100
-"""Latencies of which the 95th percentile is taken; with fewer than LEAST nothing is hedged."""
+"""The 95th percentile is of this many latencies; with fewer than LEAST nothing is hedged."""
 _OK = grpc.StatusCode.OK
 
 
@@ -42,7 +42,7 @@ class Budget:
         self._saved = min(self._saved + SHARE, MOST_SAVED)
 
     def take(self) -> bool:
-        """Whether another request may be sent a second time; then it counts as sent."""
+        """Whether another request may be sent again. If so, it counts as sent."""
         # Twenty times 0.05 is a little less than 1.
         if self._saved < 1 - SHARE / 2:
             return False
@@ -74,7 +74,7 @@ class Hedging:
     async def first(self, request: ForwardedRequest, server: Upstream, attempt: Attempt) -> tuple[Upstream, Attempt]:
         """The attempt that counts: this attempt, or a second attempt that was answered first.
 
-        Only the returned attempt is left in flight. It may have failed, but not the second one.
+        Only the returned attempt is left in flight. The first attempt may have failed; a second attempt has not.
         """
         if request.envelope.priority != INTERACTIVE or request.alone:
             return server, attempt
@@ -87,7 +87,7 @@ class Hedging:
         second = None if attempt.done.done() else self._second(request, attempt)
         if second is None or not await self._wins(attempt, *second):
             return server, attempt
-        # It would have taken at least so long.
+        # It would have taken at least this long.
         self._count(self._clock() - attempt.began)
         self._drop(server, attempt)
         return second

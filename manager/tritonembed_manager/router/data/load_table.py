@@ -72,7 +72,7 @@ class LoadTable:
         return self._column(_OWN + _PER_SERVER * slot + 2)
 
     def rate(self, slot: int) -> int:
-        """Bytes per second that a server answers while requests wait for it, as any worker measured; 0: none did."""
+        """Bytes per second that a server answers while requests wait for it, as any worker measured; 0 if none did."""
         return max(self._cells[index] for index in self._indices(_HEADER + _OWN + _PER_SERVER * slot + 3))
 
     def weight(self) -> int:
@@ -143,13 +143,13 @@ class LoadRow:
         self._cells[cell + 1] += 1
 
     def end(self, slot: int, work: int) -> None:
-        """A request of `work` bytes is no longer at a server."""
+        """A request of `work` bytes has left a server."""
         cell = self._servers + _PER_SERVER * slot
         self._cells[cell] -= work
         self._cells[cell + 1] -= 1
 
     def show(self, in_flight: dict[int, int]) -> None:
-        """Show requests that another process counts, by slot; other slots have none. They are not admitted here."""
+        """Show requests that another process counts, by slot; other slots get none. They are not admitted here."""
         for slot in range(self.table.slots):
             self._cells[self._servers + _PER_SERVER * slot + 1] = in_flight.get(slot, 0)
 
@@ -167,7 +167,7 @@ class LoadRow:
         return self._cells[self._servers + _PER_SERVER * slot]
 
     def weigh(self, weight: float) -> None:
-        """Add to the weight of this worker's callers; negative if a caller has no requests any more."""
+        """Add to the weight of this worker's callers. The addition is negative when a caller's last request ends."""
         self._cells[self._first + 2] += round(weight * _MILLI)
 
     def weight(self) -> int:

@@ -41,7 +41,7 @@ class Tally:
     latencies: list[float] = field(default_factory=list)
     """Latencies in seconds: all of them, or a uniform sample."""
     timed: int = 0
-    """Number of requests that the sample was taken from."""
+    """Number of requests of which the sample was taken."""
     ejections: int = 0
     tokens: int = 0
     """Sum of `num_tokens` over the answers that have it."""
@@ -93,12 +93,12 @@ class Tallies:
     moves: int = 0
     """Requests sent again without a charge: the server they were on died or was ejected."""
     hedges: Counter[str] = field(default_factory=Counter)
-    """Second tries of late requests, by outcome: won or lost."""
+    """Second attempts for late requests, by outcome: won or lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exemplar:
-    """A request that fell into a bucket. at: seconds since 1970."""
+    """A request of a histogram's bucket. at: seconds since 1970."""
 
     trace_id: str
     seconds: float
@@ -147,7 +147,7 @@ class Meter:
         waits.seconds += seconds
 
     def attempt(self, server: str, code: grpc.StatusCode, seconds: float) -> None:
-        """A request to a server ended. A request that is taken off the server counts as ABORTED."""
+        """A request to a server ended. If it was taken off the server, it counts as ABORTED."""
         self._server(server).add(code, seconds)
 
     def tokens(self, server: str, count: int) -> None:
@@ -171,7 +171,7 @@ class Meter:
         self.tallies.hedges["won" if won else "lost"] += 1
 
     def collect(self) -> Tallies:
-        """Return the counts since the last collection, and start again from zero."""
+        """Return the counts since the last collection, and begin again at zero."""
         found, self.tallies = self.tallies, Tallies()
         return found
 
@@ -220,7 +220,7 @@ def _counts(tally: Tally) -> dict[str, Any]:
 
 
 class _Latencies(prometheus.Histogram):
-    """A histogram that takes over counts made elsewhere."""
+    """A histogram to which counts made elsewhere are added."""
 
     def take(self, tally: Tally | Waits) -> None:
         """Add a tally's buckets."""
@@ -298,7 +298,7 @@ class WorkerMetrics:
         self._known_queues: set[tuple[int, str]] = {(priority, "") for priority in (FIRST, SECOND)}
 
     def take_loads(self, loads: Loads, queued: Mapping[tuple[int, str], int]) -> None:
-        """Show what the servers have before them, and how many requests wait, by priority and tenant."""
+        """Show the work before the servers, and the number of requests that wait, by priority and tenant."""
         self._work.inc(loads.came)
         for key, seconds in loads.seconds.items():
             self._load.labels(key).set(seconds)

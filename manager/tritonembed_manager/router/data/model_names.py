@@ -37,8 +37,8 @@ _PLAIN = field(_NAME, FIRST.encode())
 
 @dataclass
 class ServedNames:
-    """The names of the first model, and in `more` those of further models. A process has one such object, which
-    follows the models file: see `become`.
+    """The names of the first model, and in `more` those of further models. A process has one such object, which changes
+    with the models file: see `become`.
 
     ids: the names in OpenAI's list; the first is in every answer. others: further names that requests may have.
     """
@@ -60,7 +60,7 @@ class ServedNames:
         )
 
     def become(self, names: "ServedNames") -> None:
-        """Take over all names of another one."""
+        """Take over all names of another object."""
         for each in fields(self):
             setattr(self, each.name, getattr(names, each.name))
         for cached in ("json", "with_vectors", "has_adapters"):
@@ -88,7 +88,7 @@ class ServedNames:
 
     @property
     def loaded(self) -> tuple["ServedNames", ...]:
-        """The names of each model that servers load: all but adapters, which come with their bases."""
+        """The names of each model that servers load: all but adapters, which their base models bring along."""
         return tuple(each for each in self.models if not each.served.base)
 
     @cached_property
@@ -97,7 +97,7 @@ class ServedNames:
         return any(each.served.base for each in self.models)
 
     def base_of(self, names: "ServedNames") -> "ServedNames":
-        """The names of an adapter's base model; of a model that is none, its own."""
+        """The names of an adapter's base model; for any other model, its own."""
         base = names.served.base
         return next(each for each in self.models if each.served.name == base) if base else names
 
@@ -131,8 +131,8 @@ class ServedNames:
     async def infer(self, request: bytes, infer: Callable[[bytes], Awaitable[bytes]]) -> bytes:
         """Send an encoded ModelInferRequest with `infer`; the answer repeats the name that the request has.
 
-        Only the first field is read: every client puts the name there. A request whose parameter names an adapter of
-        its model is one for that adapter.
+        Only the first field is read: every client puts the name there. If a request's parameter names an adapter of its
+        model, the request is for that adapter.
         """
         if request.startswith(_PLAIN) and not self.has_adapters:
             return await infer(request)
@@ -208,7 +208,7 @@ def check_name(name: str, version: str = "") -> None:
     """Raises DispatchError (INVALID_ARGUMENT) if no server may receive this name. version: empty for none."""
     reason = _wrong_name(name) or _wrong_version(version)
     if reason:
-        # The error leaves the name out, which may hold anything.
+        # The error does not repeat the name, which may hold anything.
         raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, reason)
 
 

@@ -1,8 +1,8 @@
 """The dispatcher of a worker that serves several models, or several versions of one: chosen by a request's name.
 
-Each version has a TritonDispatcher with its servers, and its own queue, windows and failover. What all share: the
-admission of requests, the counts, and the quarantine. So a model that fails or is overloaded holds up no other, but for
-the limits of all.
+Each version has a TritonDispatcher with its servers, and its own queue, windows and failover. All of them share the
+admission of requests, the counts, and the quarantine. So a model that fails or is overloaded holds up no other model,
+except through the shared limits.
 """
 
 import time
@@ -41,12 +41,12 @@ _NAME_FIELD = {
 }
 """The number of the field with the model's name, by method. Other methods are about no model."""
 _LOADING = ("ModelInfer", "ModelMetadata", "ModelConfig")
-"""Calls that load a model. Those about its readiness or statistics, which monitors make, do not."""
+"""Calls that load a model. Calls about readiness or statistics do not, because monitors make them."""
 _AWAY = (ServerState.UNLOADED, ServerState.DRAINING, ServerState.STARTING)
 _GONE = (ServerState.UNLOADED, ServerState.DRAINING)
 NOT_IN_MEMORY = "the manager is draining, and the model is not in memory: send the request to another manager"
 _AGAIN_S = 0.5
-"""The parent is asked for a model this often at most."""
+"""Seconds between two requests to the parent for a model."""
 UNKNOWN = "there is no such model; the server's list of models names those that there are"
 
 
@@ -80,7 +80,7 @@ class ModelsDispatcher:
         return [one for model in self._models.values() for one in model.dispatchers]
 
     def update(self, views: Sequence[ServerView]) -> None:
-        """Take over the parent's servers; call it when the names have changed, too."""
+        """Take over the parent's servers. To be called also when the names have changed."""
         for names in self._names.loaded:
             if names.served.name not in self._models:
                 self._models[names.served.name] = ModelVersions(names.served, self._make, lambda: self.changed())
@@ -93,15 +93,15 @@ class ModelsDispatcher:
                 del self._models[name]
 
     def ask_again(self) -> None:
-        """Ask for the models that requests wait for. Some have waited since before their model was unloaded."""
+        """Ask for the models for which requests wait. Some requests have waited since before the model was unloaded."""
         for model in self._models.values():
             if not all(one.is_idle for one in model.dispatchers):
                 self._load(model)
 
     def drain(self) -> None:
-        """Load no more models: requests that wait for one are refused at once, so that they can go elsewhere.
+        """Load no more models. Requests that wait for a model are refused at once, so that they can go elsewhere.
 
-        A model whose servers start already is waited for.
+        Requests for a model whose servers are already starting go on waiting.
         """
         self._is_draining = True
         self._refuse_if_draining()
@@ -133,7 +133,7 @@ class ModelsDispatcher:
             if text_parameter(request, ADAPTER) not in ("", adapter):
                 raise self._refusal(grpc.StatusCode.INVALID_ARGUMENT, NO_ADAPTER, admitted)
             renamed = field(1, base.served.of_part(asked, names.served).encode())
-            # Of two fields the last counts.
+            # If the field occurs twice, the last counts.
             request = (renamed + request[end:] if end else request + renamed) + parameter(ADAPTER, adapter)
         began = self._clock()
         is_loaded = self._load(found)
@@ -149,7 +149,7 @@ class ModelsDispatcher:
     async def _infer(
         self, model: ModelVersions, request: bytes, metadata: Metadata, admitted: Admission, adapter: str
     ) -> bytes:
-        """Send a request to a version of its model, and to another one if that can't take it after all."""
+        """Send a request to a version of its model, and to another version if that can't take it after all."""
         space = (read(request).space or in_metadata(metadata)) if model.is_split else ""
         if not admitted.messages and model.is_full():
             raise self._first.admission.overload("the model has its maximum of requests")
@@ -203,7 +203,7 @@ class ModelsDispatcher:
         if model:
             found = self._of(model)
             return [] if found is None else found.serving()
-        # A server with several models counts once.
+        # A server with several models counts only once.
         by_address: dict[str, str] = {}
         for one in self.dispatchers:
             for server in one.pool.serving:
@@ -246,7 +246,7 @@ class ModelsDispatcher:
         return None if names is None else self._models[self._names.base_of(names).served.name]
 
     def _unknown(self, request: bytes, admitted: Admission | None) -> DispatchError:
-        """The error for a request without a model of ours: NOT_FOUND, unless the request itself is wrong."""
+        """The error for a request for an unknown model: NOT_FOUND, unless the request itself is wrong."""
         try:
             read(request)
         except DispatchError as error:

@@ -1,6 +1,6 @@
-"""Outlier detection: when a server is ejected, that is, sent no requests for a while because requests fail there.
+"""Outlier detection: decides when a server is ejected because requests fail there.
 
-A health check sends one small request; a server can pass it and fail all others. So each worker judges servers by its
+A health check is one small request. A server can pass it and fail all others. So each worker judges servers by its
 own requests, as Envoy does: by failures in a row, and by the success rate in comparison with the other servers. The
 terms are those of https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier.
 """
@@ -35,7 +35,7 @@ class Outlier:
         self.trial = False
         """Whether the next request decides if the server is well again."""
         self.ejections = 0
-        """Ejections in a row. The count restarts after the server was well for WINDOW_S, or for its last ejection time
+        """Ejections in a row. The count restarts once the server was well for WINDOW_S, or for its last ejection time
         if longer."""
         self._well_since = now
         self._tick = 0
@@ -44,7 +44,7 @@ class Outlier:
         self._slowest = [0.0] * _BUCKETS
 
     def answered(self, now: float, seconds: float) -> None:
-        """A request was answered, after that many seconds."""
+        """A request was answered after this many seconds."""
         bucket = self._turn(now)
         self._answered[bucket] += 1
         if seconds > self._slowest[bucket]:
@@ -68,7 +68,7 @@ class Outlier:
         return max(self._slowest)
 
     def eject(self, now: float) -> float:
-        """Eject the server; returns the seconds. They grow with each ejection until the server was well for a while."""
+        """Eject the server. Returns for how many seconds: they grow until the server was well for a while."""
         if now - self._well_since > max(WINDOW_S, self._time(self.ejections)) and not self.trial:
             self.ejections = 0
         self.ejections += 1
@@ -121,7 +121,7 @@ def reason_to_eject(one: Outlier, others: Iterable[Outlier], now: float) -> str 
 def is_stalled(one: Outlier, oldest: float | None, others: Iterable[Outlier], now: float) -> bool:
     """Whether a server receives requests and answers none, while others answer.
 
-    oldest: when the oldest small request in flight there was sent; None if there is none.
+    oldest: when the oldest small request in flight there was sent; None without such a request.
     """
     if oldest is None:
         return False

@@ -1,12 +1,12 @@
-"""A large request that is sent in parts: each has its own server and its own failover; the answer is one.
+"""A large request that is sent in parts. Each part has its own server and failover; the caller gets one answer.
 
 `Rows` splits a request by its rows, and `join` joins the answers, without a difference to the answer of the whole
 request. Only a request whose rows have nothing to do with each other is split: BYTES inputs in raw_input_contents, with
 as many rows each (one input, or queries and texts), the outputs with a row per sentence, and parameters that hold for
 each row alone. All other requests go whole.
 
-If a part may have killed a server, or is refused as wrong, the request goes on whole: then it has one suspect, and the
-error names the sentence as its sender counts it.
+If a part may have killed a server, or is refused as wrong, the request goes on whole: then there is one suspect, and
+the error numbers the sentence as its sender does.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class Rows:
 
     @property
     def left(self) -> int:
-        """Rows that are not taken yet."""
+        """The number of rows that are not taken yet."""
         return len(self._ends) - 1 - self._taken
 
     def take(self, most: int) -> tuple[bytes, int, int, int]:
@@ -87,7 +87,7 @@ class Rows:
 
 
 def _ends(content: bytes, rows: int) -> list[int]:
-    """Where each row begins, and the end of the last. Raises struct.error if the content is shorter."""
+    """The index at which each row begins, and the end of the last. Raises struct.error if the content is too short."""
     at, ends = 0, [0]
     for _ in range(rows):
         at += 4 + _size_at(content, at)[0]
@@ -96,7 +96,7 @@ def _ends(content: bytes, rows: int) -> list[int]:
 
 
 def _inputs_of(served: ServedModel, model: str) -> set[str] | None:
-    """The inputs of a Triton model whose rows can be split; None for another one."""
+    """The inputs of a Triton model whose rows can be split; None for other models."""
     if model == served.embedder:
         return {"token_ids"}
     if served.task == "score":
@@ -175,7 +175,7 @@ def join(answers: Sequence[bytes], rows: Sequence[int]) -> bytes:
         output.shape[0] = sum(rows)
     whole.raw_output_contents[:] = contents
     found_spaces = {spaces.in_answer(answer) for answer in answers}
-    # The space is at the end of an answer, as in those that the dispatcher has from one server.
+    # The space is at the end of the answer, as in an answer of one server.
     if SPACE in whole.parameters:
         del whole.parameters[SPACE]
     return bytes(whole.SerializeToString()) + (spaces.parameter(found_spaces.pop()) if len(found_spaces) == 1 else b"")
@@ -189,7 +189,7 @@ class GoWholeError(Exception):
 
 
 class Parts:
-    """begin: sends a part to a server. follow: returns the answer to a part that was sent, on whatever server."""
+    """begin: sends a part to a server. follow: returns the answer to a part that was sent, from whatever server."""
 
     def __init__(self, request: ForwardedRequest, rows: Rows, queue: FrontQueue, begin: Begin, follow: Follow) -> None:
         self._queue = queue
@@ -220,7 +220,7 @@ class Parts:
         finally:
             for task in self._tasks:
                 task.cancel()
-            # Their slots must be free before the request goes on or leaves.
+            # The parts' slots must be free before the request goes on or leaves.
             await asyncio.gather(*self._tasks, return_exceptions=True)
             self._take_over_breaks()
             self._request.envelope.space = self._asked

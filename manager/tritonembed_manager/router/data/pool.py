@@ -1,4 +1,4 @@
-"""The servers that requests can go to now: the parent's list, and what this worker's requests found."""
+"""The servers that may receive requests now, by the parent's list and by this worker's own requests."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ from tritonembed_manager.router.interfaces import ServerState, ServerView
 from tritonembed_manager.server.client_tls import ClientTls
 
 FIRST_PAUSE_S = 0.25
-"""Seconds for which a server that was found broken gets no requests, unless the parent finds it well before."""
+"""Seconds without requests for a server that was found broken, unless the parent finds it well before."""
 _LONGEST_PAUSE_S = 8.0
 _OUT = (ServerState.REFUSED, ServerState.FAILED, ServerState.DRAINING, ServerState.UNLOADED)
 
@@ -46,7 +46,7 @@ class UpstreamPool:
         self._servers: dict[str, Upstream] = {}
         self._usable: list[Upstream] = []
         self.serving: Sequence[Upstream] = ()
-        """Servers that requests go to, including a server that was just found broken: it may be well again soon."""
+        """Servers that receive requests, including a server that was just found broken: it may be well again soon."""
         self.changed: Callable[[], None] = lambda: None
         """Called whenever `serving` may have changed."""
         self.queued: Callable[[], int] = lambda: 0
@@ -98,14 +98,14 @@ class UpstreamPool:
 
     @property
     def most(self) -> int:
-        """Requests that its servers may have at a time, of all workers; as many as one server if there is none."""
+        """Requests of all workers that its servers may have at a time. Without servers: as many as one may have."""
         return self._max_in_flight * max(1, len(self._servers))
 
     def get(self, key: str) -> Upstream | None:
         return self._servers.get(key)
 
     def usable(self, tried: Collection[Incarnation] = ()) -> Sequence[Upstream]:
-        """Servers that a request may be sent to, whatever their load. tried: those it was sent to before."""
+        """Servers to which a request may be sent, whatever their load. tried: those to which it was sent before."""
         if not tried:
             return self._usable
         return [server for server in self._usable if server.incarnation not in tried]
@@ -116,11 +116,11 @@ class UpstreamPool:
         return [server for server in self.usable(tried) if server.in_flight < bound and server.is_open]
 
     def is_full(self) -> bool:
-        """If there are no candidates: whether the reason is that servers are full."""
+        """Whether there are no candidates because servers are full."""
         return any(server.is_open for server in self._usable)
 
     def is_over(self, requests: int) -> bool:
-        """Whether that many requests of clients are more than the usable servers may have, or none has room."""
+        """Whether this many requests of clients are more than the usable servers may have, or no server has room."""
         return requests > self._max_in_flight * len(self._usable) or not self.candidates()
 
     def exhausted(self, tried: Collection[Incarnation]) -> bool:
@@ -209,7 +209,7 @@ class UpstreamPool:
         self._refresh()
 
     def begin(self, server: Upstream, attempt: Attempt) -> None:
-        """A request was sent to a server. If it tries an ejected server again, it has TRIAL_S to be answered."""
+        """A request was sent to a server. If the server is ejected, the request must be answered within TRIAL_S."""
         if server.outlier.trial:
             asyncio.get_running_loop().call_later(TRIAL_S, self._end_trial, server, attempt)
 
@@ -219,7 +219,7 @@ class UpstreamPool:
         return len(self.waiters) + len(self.turns) + self.queued()
 
     def end(self, server: Upstream, attempt: Attempt) -> None:
-        """A request is no longer at a server: its slot is free again."""
+        """A request has left a server, whose slot is free again."""
         server.end(attempt)
         if self.waiters:
             self.waiters.wake_one(server.incarnation)
@@ -264,7 +264,7 @@ class UpstreamPool:
         self.changed()
 
     def wake(self) -> None:
-        """Let every request that waits look again whether it still has to."""
+        """Let every request that waits check again whether it still has to wait."""
         self.waiters.wake_all()
         self.turns.wake_all()
         self.freed(None)
@@ -276,13 +276,13 @@ class UpstreamPool:
 
 @dataclass
 class Loads:
-    """The work before each server and the work that arrived, in seconds of a server: what an autoscaler needs.
+    """The work before each server and the work that arrived, in seconds of a server, for an autoscaler.
 
     The estimate is that of refusals (front_queue.py): bytes of requests, divided by the rate at which a server answered
     while requests waited. Here a rate is never forgotten. A server that was never busy counts with the mean of the
     others. Before any server was busy, all is 0. The figures of all workers add up.
 
-    seconds: by server. came: since the last time.
+    seconds: by server. came: since the last call.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
@@ -291,7 +291,8 @@ class Loads:
     def add(self, servers: Sequence[Upstream], usable: Sequence[Upstream], waiting: int, came: int) -> None:
         """Count the servers of one model.
 
-        usable: those that share what waits. waiting: bytes that wait here. came: bytes that came since the last time.
+        usable: servers that share what waits. waiting: bytes that wait here. came: bytes that arrived since the last
+        call.
         """
         for server in servers:
             server.show_rate()

@@ -1,13 +1,13 @@
 """Reads and extends protocol buffer messages without decoding them: single fields, and a request's `timeout`.
 
-A field may be appended to an encoded message, and of two map entries with one key the last one counts. So the time left
+A field may be appended to an encoded message. If two map entries have the same key, the last counts. So the time left
 is sent to Triton in a few bytes at the end, whatever the request holds before them.
 """
 
 from collections.abc import Iterator
 
 VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
-"""Kinds of fields (protobuf.dev/programming-guides/encoding). Groups, 3 and 4, are refused: no client sends them."""
+"""Kinds of fields (protobuf.dev/programming-guides/encoding). Groups (3 and 4) are refused: no client sends them."""
 _PARAMETERS = 4
 _KEY, _VALUE = 1, 2
 _INT64, _STRING = 2, 3
@@ -50,7 +50,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def parameter(key: str, text: str) -> bytes:
-    """A text parameter of a ModelInferRequest or ModelInferResponse, to be appended to it. The last of a key counts."""
+    """A text parameter to append to a ModelInferRequest or ModelInferResponse. The last of a key counts."""
     value = field(_STRING, text.encode())
     return field(_PARAMETERS, field(_KEY, key.encode()) + field(_VALUE, value))
 

@@ -1,12 +1,12 @@
 """Quotas of tenants: tokens and requests per minute (token buckets), and requests in flight.
 
-A bucket holds one minute's worth, and fills evenly. How much of it is used is kept in the quota table, and shrinks with
-time. A request is charged with an estimate of its tokens, and with their true number once it is answered. A request
-that is larger than the bucket needs a full one.
+A bucket holds one minute's worth, and fills evenly. The quota table holds the used part, which shrinks with time. A
+request is charged with an estimate of its tokens, and with their true number once it is answered. A request that is
+larger than the bucket needs a full one.
 
 All workers share the quota table: it is in shared memory, with a row per tenant. A row's lock makes a check and its
-booking one step, over all workers. The kernel releases the lock of a process that ends. A process that is stopped just
-then keeps it, so a lock that takes long is gone without: the row may then miss one booking of a worker.
+booking one step, over all workers. The kernel releases the lock of a process that ends. A process that is stopped
+meanwhile keeps it. So a worker that waits too long goes on without the lock, and the row may miss one booking.
 """
 
 import fcntl
@@ -25,14 +25,14 @@ from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_manager.router.interfaces import DispatchError
 
 SLOTS = 4096
-"""Different tenants from the start of a manager to its end."""
+"""The most tenants from the start of a manager to its end."""
 HEADER, SHARES, STRANGERS = 4, 2, 3
 """Cells before the first row: workers, rows, shares, requests that Envoy refused because no tenant has their key."""
 _CELL = 8
 USED_REQUESTS, USED_TOKENS, AT = 0, 1, 2
-"""Cells of a row: what is used of the quotas, at a time in seconds of the monotonic clock."""
+"""Cells of a row: the used part of the quotas, at a time in seconds of the monotonic clock."""
 SPENT_REQUESTS, SPENT_TOKENS = 3, 4
-"""All that was ever charged to the quotas."""
+"""The total that was ever charged to the quotas."""
 ANSWERED, TOKENS, FAILED, OVER_REQUESTS, OVER_TOKENS, OVER_IN_FLIGHT = range(5, 11)
 """Requests, and tokens of the answers; see `Used`."""
 FIRST_OWN = 11
@@ -42,7 +42,7 @@ _PATIENCE_S = 0.02
 
 @dataclass(frozen=True)
 class Used:
-    """What a tenant's requests came to since the start of the manager."""
+    """A tenant's use since the start of the manager."""
 
     answered: int
     tokens: int
@@ -91,7 +91,7 @@ class QuotaTable:
 
     @property
     def shares(self) -> float:
-        """Managers that divide the quotas: 1 if there is only this one, or if they count together."""
+        """The number of managers that divide the quotas; 1 for a single manager, or if managers count together."""
         return self.cells[SHARES]
 
     @shares.setter
@@ -117,13 +117,13 @@ class QuotaTable:
         return int(sum(self.cells[first : first + self.workers]))
 
     def used(self, slot: int) -> Used:
-        """What the tenant's requests came to."""
+        """The tenant's use."""
         first = self.row(slot)
         counts = [*self.cells[first + ANSWERED : first + FIRST_OWN], self.in_flight(slot)]
         return Used(*map(int, counts))
 
     def zero(self, worker: int) -> None:
-        """Nothing of a worker that has ended is in flight."""
+        """Clear the requests in flight of a worker that has ended."""
         for slot in range(self.slots):
             self.cells[self.worker_cell(slot, worker)] = 0
 
@@ -170,7 +170,7 @@ def estimate(work: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class QuotaBucket:
-    """limit: per minute. size: what fits, less than the limit if several managers divide it. used: of the size."""
+    """limit: per minute. size: less than the limit if several managers divide it. used: the used part of the size."""
 
     limit: int
     size: float
@@ -200,14 +200,14 @@ class Spent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """What an admitted request was charged with."""
+    """The charge for an admitted request."""
 
     limits: QuotaLimits
     tokens: int
 
 
 class Quotas:
-    """The quotas as one worker counts them, in a table that it shares with the others. clock: monotonic, shared too."""
+    """The quotas as one worker counts them, in a table that all workers share. clock: monotonic, also shared."""
 
     def __init__(self, table: QuotaTable, worker: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.table = table
@@ -216,7 +216,7 @@ class Quotas:
 
     def check(self, limits: QuotaLimits) -> None:
         """Raise DispatchError (RESOURCE_EXHAUSTED) if even the smallest request would be refused now."""
-        # Without the lock, which is taken only for a refusal: a look that is not exact costs nothing.
+        # The lock is taken only for a refusal: an inexact look costs nothing.
         if self._limit(limits, self.buckets(limits), 1) is None:
             return
         with self.table.locked(limits.slot) as row:
@@ -257,7 +257,7 @@ class Quotas:
         """Admit a request under several limits, or under none of them; see `enter`."""
         charges: list[Charge] = []
         try:
-            # Last those of the tenant, so that a model's limits cost it nothing.
+            # The tenant's own limits come last, so that a refusal by a model's limits charges them nothing.
             for one in reversed(limits):
                 charges.append(self.enter(one, tokens))
         except DispatchError:
@@ -274,9 +274,9 @@ class Quotas:
             self.table.cells[self.table.worker_cell(charge.limits.slot, self._worker)] -= 1
 
     def unsent(self, limits: QuotaLimits, sent: Spent) -> tuple[Spent, Spent] | None:
-        """All that was ever charged, and what of it others don't know. sent: as returned the last time.
+        """The total charge, and the part of it that other managers don't know yet; None if nothing is used.
 
-        None if nothing is used. A charge that has been waited off is not sent any more.
+        sent: as returned the last time. A charge that time has paid off is no longer sent.
         """
         cells = self.table.cells
         with self.table.locked(limits.slot) as row:
@@ -287,7 +287,7 @@ class Quotas:
         return (spent, charge) if any((*used, *charge)) else None
 
     def adopt(self, limits: QuotaLimits, spent: Spent, used: Spent) -> None:
-        """used: by all managers, when this one's charges were `spent`; what was charged since then comes on top."""
+        """used: by all managers, when this manager's charges were `spent`. Later charges are added."""
         cells = self.table.cells
         with self.table.locked(limits.slot) as row:
             cells[row + USED_REQUESTS] = max(0.0, used.requests + cells[row + SPENT_REQUESTS] - spent.requests)
@@ -326,7 +326,7 @@ class Quotas:
     def _limit(
         self, limits: QuotaLimits, buckets: tuple[QuotaBucket | None, QuotaBucket | None], tokens: int
     ) -> tuple[int, str, float] | None:
-        """The limit that a request is over: the cell that counts it, its words, and the seconds to wait."""
+        """The limit that a request exceeds: the cell that counts it, its words, and the seconds to wait."""
         of_requests, of_tokens = buckets
         if limits.max_in_flight is not None and self.table.in_flight(limits.slot) >= limits.max_in_flight:
             return OVER_IN_FLIGHT, IN_FLIGHT % limits.max_in_flight, _SOON_S

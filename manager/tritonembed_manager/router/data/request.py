@@ -48,10 +48,10 @@ class ForwardedRequest:
     """The caller's request that this is, or is a part of. At its deadline the caller stops waiting."""
     arrived: float
     start_by: float
-    """The deadline, or the end of the caller's KServe `timeout` if that is sooner. No attempt begins after it."""
+    """The deadline, or the end of the caller's KServe `timeout` if that is earlier. No attempt begins after it."""
     tried: list[Incarnation] = field(default_factory=list)
     breaks: list[Break] = field(default_factory=list)
-    """Breaks of servers that may have died of this request."""
+    """The breaks of servers that this request may have killed."""
     alone: bool = False
     """Whether the request goes to its next server alone (failover.py)."""
     is_part: bool = False
@@ -71,7 +71,7 @@ class ForwardedRequest:
 
     @property
     def is_suspected(self) -> bool:
-        """Whether a server may have died of this request."""
+        """Whether this request may have killed a server."""
         return bool(self.breaks) and bool(self.open_breaks())
 
     def open_breaks(self) -> list[Break]:
@@ -120,7 +120,7 @@ def seconds(timeout: float | None, default: float) -> float:
 
 
 def forwarded(metadata: Metadata) -> Metadata | None:
-    """The part of a caller's metadata that is forwarded to Triton: nothing about the caller's connection, and no keys.
+    """The part of a caller's metadata that is forwarded to Triton, without the caller's connection and keys.
 
     Raises DispatchError for an entry that gRPC can't send: gRPC would neither send the request nor ever answer.
     """

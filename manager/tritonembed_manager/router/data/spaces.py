@@ -1,8 +1,8 @@
 """The embedding space of requests and answers on their way through a worker.
 
-A health check reads a server's space. Each request for vectors is sent with that space as a parameter, so a server that
-has become another one meanwhile refuses it: an answer's space is what the server itself has checked. The answer gets
-the same parameter, from which the endpoints make their headers.
+A health check reads a server's space. Each request for vectors is sent with that space as a parameter. A server that
+has another space by then refuses the request, so the space of an answer is one that the server itself has checked. The
+answer gets the same parameter, from which the endpoints make their headers.
 """
 
 import functools
@@ -16,7 +16,7 @@ from tritonembed_manager.router.interfaces import DispatchError, Metadata
 from tritonembed_protocol.space import HEADER, SPACE, of_adapter, of_another_space
 
 CHANGED = "it has another embedding space now"
-"""Why a server is broken that refuses the space of its last check."""
+"""The reason why a server is broken if it refuses the space of its last check."""
 _KEY = 1
 """The field of an entry in a map of parameters."""
 _HEAD = protobuf.field(_KEY, SPACE.encode())
@@ -24,9 +24,9 @@ _LONGEST_ENTRY = 256
 
 
 def of_request(model: bytes, with_vectors: Collection[bytes], server: Upstream) -> str:
-    """The space to send a request with; empty if the server's is not known, or if the model makes no vectors.
+    """The space to send with a request; empty if the server's is not known, or if the model makes no vectors.
 
-    with_vectors: the Triton models that do.
+    with_vectors: the Triton models that make vectors.
     """
     return server.view.space if model in with_vectors else ""
 
@@ -42,7 +42,7 @@ def of_vectors(space: str, adapter: str, server: Upstream) -> str:
 
 
 def of_base(wanted: str, adapter: str, serving: Sequence[Upstream]) -> str:
-    """The model's space in which an adapter has the space that a request asks for. Raises DispatchError."""
+    """The model's space that gives an adapter the requested space. Raises DispatchError."""
     for server in serving:
         if of_vectors(server.view.space, adapter, server) == wanted:
             return server.view.space
@@ -68,18 +68,18 @@ def in_answer(answer: bytes) -> str:
 
 
 def in_metadata(metadata: Metadata | None) -> str:
-    """The space that a caller asks for in a header; empty if it asks for none."""
+    """The space that a caller asks for in a header; empty for any."""
     return next((str(value) for name, value in metadata or () if name == HEADER), "")
 
 
 def headers_of(spaces: Iterable[str | None]) -> dict[str, str]:
-    """The header of an answer whose parts are of these spaces. Several precisions of one model are a list."""
+    """The header of an answer whose parts are of these spaces; a list if one model has several precisions."""
     found = sorted({space for space in spaces if space})
     return {HEADER: ", ".join(found)} if found else {}
 
 
 def only(candidates: Sequence[Upstream], space: str, serving: Sequence[Upstream]) -> list[Upstream]:
-    """The candidates of a space. Raises DispatchError if servers are serving, and none of them has it."""
+    """The candidates of a space. Raises DispatchError if servers are serving, but none of them has the space."""
     if serving and all(server.view.space != space for server in serving):
         raise no_such_space(server.view.space for server in serving)
     return [server for server in candidates if server.view.space == space]

@@ -1,7 +1,7 @@
 """The dispatcher of a manager with tenants: it checks each request's tenant, model and quotas, and counts its tokens.
 
-A request that has come past the door without a key is refused here once more. If a caller does not ask for
-`num_tokens`, the dispatcher does, and leaves it out of the answer.
+Here, too, a request without a key is refused. If a caller does not ask for `num_tokens`, the dispatcher does, and
+removes it from the answer.
 """
 
 from collections.abc import Collection, Iterator
@@ -27,9 +27,9 @@ from tritonembed_protocol.status import STATUSES
 
 _CODE = grpc.StatusCode
 PERHAPS_COMPUTED = (_CODE.CANCELLED, _CODE.DEADLINE_EXCEEDED)
-"""Ends of a request that its client can bring about while servers compute it: they cost the estimate."""
+"""Statuses that a client can cause while servers compute its request: such requests are charged with the estimate."""
 _CLIENTS_FAULT = 500
-"""HTTP statuses below it, but for overload (429), are the client's fault."""
+"""HTTP statuses below this, except overload (429), are the client's fault."""
 
 
 class TenantDispatcher:
@@ -133,7 +133,7 @@ class TenantDispatcher:
 
 
 def is_clients_fault(code: grpc.StatusCode) -> bool:
-    """Whether a request that ended so counts, although it has no answer."""
+    """Whether a request with this end is charged although it has no answer."""
     return code is not _CODE.RESOURCE_EXHAUSTED and STATUSES[code.name].http < _CLIENTS_FAULT
 
 

@@ -106,7 +106,7 @@ class Tenant:
     monitor: bool = False
     """Whether it may see metrics and the status, which concern all tenants."""
     slot: int = -1
-    """Its place in the quota table, which the parent gives it."""
+    """Its row in the quota table, which the parent assigns."""
     model_limits: tuple[ModelLimits, ...] = ()
 
     @property
@@ -177,7 +177,7 @@ class Tenants:
         self._keys = {bytes.fromhex(key.sha256): (tenant, key) for tenant in self.all for key in tenant.keys}
 
     def enter(self, key: str | None) -> Tenant:
-        """The tenant of a key, who from now on is the current one of this task. Raises DispatchError."""
+        """The tenant of a key, which becomes the current tenant of this task. Raises DispatchError."""
         if not key:
             raise DispatchError(_CODE.UNAUTHENTICATED, NO_KEY)
         digest = sha256(key.encode()).digest()
@@ -193,7 +193,7 @@ class Tenants:
 
     def find(self, digest: bytes) -> Tenant:
         """The tenant of a key with that hash. Raises DispatchError."""
-        # The time of this look-up reveals nothing: it depends on a hash of a hash, salted anew in every process.
+        # The time of this look-up reveals nothing: it depends on a hash of a hash, with another salt in each process.
         found = self._keys.get(digest)
         if found is None or not hmac.compare_digest(bytes.fromhex(found[1].sha256), digest):
             raise DispatchError(_CODE.UNAUTHENTICATED, UNKNOWN_KEY)
@@ -264,8 +264,8 @@ def check_model(model: str) -> None:
 def cache_salt(tenant: str, own: str) -> bytes:
     """The parameter that keeps cached vectors apart, to be appended to an encoded request.
 
-    Whether a text is in the cache shows in the time of its answer, so that a tenant could find out what others send.
-    tenant: its name, which servers don't get. own: the salt that the tenant sends, for users of its own; else empty.
+    An answer's time shows whether its text was in the cache, so a tenant could find out what others send. tenant: its
+    name, which servers don't receive. own: the salt that the tenant sends for its own users, or empty.
     """
     return parameter(CACHE_SALT, blake2b(f"{tenant}\0{own}".encode(), digest_size=16).hexdigest())
 

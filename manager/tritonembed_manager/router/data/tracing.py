@@ -33,7 +33,7 @@ def metadata_of(headers: Mapping[str, str]) -> Metadata:
 
 
 _serving: ContextVar[Any] = ContextVar("serving_span", default=None)
-"""The span of the client's request that is handled."""
+"""The span of the current client's request."""
 
 
 class Tracing:
@@ -80,7 +80,7 @@ class Tracing:
     def end(self, span: Any, code: grpc.StatusCode) -> None:
         """The call of a span has ended."""
         span.set_attribute("rpc.grpc.status_code", code.value[0])
-        # As OpenTelemetry has it: these are the server's own errors.
+        # OpenTelemetry counts these as the server's own errors.
         if code in _OWN_ERRORS:
             self.failed(span)
         span.end()

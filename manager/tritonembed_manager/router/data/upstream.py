@@ -22,12 +22,12 @@ Call = Any
 _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    # Without this, all channels of a process to one address share one connection, and its state after a failure.
+    # Otherwise all channels of a process to an address would share one connection, and its state after a failure.
     ("grpc.use_local_subchannel_pool", 1),
     # Triton treats more frequent pings on an idle connection as an attack.
     ("grpc.keepalive_time_ms", 300_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # There is no proxy between here and a server, whatever the environment sets for HTTP.
+    # No proxy is used between here and a server, whatever the environment sets for HTTP.
     ("grpc.enable_http_proxy", 0),
     # The dispatcher retries, on another server.
     ("grpc.enable_retries", 0),
@@ -159,7 +159,7 @@ class Upstream:
         self.outlier = Outlier(clock())
         self.window = Window(view.replicas, clock)
         self.budget = RetryBudget(least=2 * IN_A_ROW)
-        """Per server: a server that breaks all the time does not use up the budget of the others."""
+        """Per server, so that a server that breaks all the time does not use up the budget of the others."""
         self.key = view.id
         self._row = row
         self._table = row.table
@@ -172,9 +172,9 @@ class Upstream:
         self.clears = 0
         """How often a health check found the server well after a suspicion."""
         self.ejected: object | None = None
-        """Set while the server gets no requests, to a new object each time."""
+        """Set while the server gets no requests; a new object each time."""
         self.ejected_until = 0.0
-        """End of its ejection as an outlier (outliers.py); no health check brings the server back before."""
+        """The end of its ejection as an outlier (outliers.py); a health check does not end it sooner."""
         self.breaks_in_a_row = 0
         """Breaks without an answer between them."""
         self._lane = False
@@ -192,7 +192,7 @@ class Upstream:
         return self._table.rate(self.view.slot)
 
     def show_rate(self) -> None:
-        """Let the other workers know the rate that this one measured."""
+        """Show the rate that this worker measured to the others."""
         self._row.measured(self.view.slot, self.window.rate)
 
     @property
@@ -244,7 +244,7 @@ class Upstream:
         return attempt
 
     def end(self, attempt: Attempt) -> None:
-        """The request is no longer at this server."""
+        """The request has left this server."""
         self.attempts.discard(attempt)
         attempt.forward.done()
         self._row.end(attempt.slot, attempt.counted)
@@ -292,7 +292,7 @@ class Upstream:
         self.ejected = None
 
     def set_tls(self, tls: ClientTls) -> None:
-        """Use this for new connections; if the server is reached over TLS, begin one."""
+        """Use this for new connections. If the server is reached over TLS, connect again."""
         self._tls = tls
         if without_scheme(self.view.address)[1]:
             self.reconnect()

@@ -1,9 +1,9 @@
-"""The versions of one model, and which of them a request goes to.
+"""The versions of one model, and the choice of a version for a request.
 
-Each version has servers of its own, and so a dispatcher with its own queue, windows and failover. A request goes to a
-version by the versions' weights (smooth weighted round robin, as nginx has it), among those that can serve now. If it
-asks for an embedding space, it goes to the version that has it. All messages of a request go to one version, because
-the vectors of two can't be compared.
+Each version has servers of its own, and so a dispatcher with its own queue, windows and failover. A request goes to one
+of the versions that can serve now, by their weights (smooth weighted round robin, as in nginx). If it asks for an
+embedding space, it goes to the version with that space. All messages of a request go to one version, because vectors of
+two versions can't be compared.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -23,7 +23,7 @@ _UNNAMED = ""
 
 @dataclass(eq=False)
 class Version:
-    """dispatcher: of its servers. weight: in percent. due: how far behind its weight it is, in the same unit."""
+    """dispatcher: of its servers. weight: in percent. due: how far it is behind its weight, in percent."""
 
     name: str
     dispatcher: TritonDispatcher
@@ -36,7 +36,7 @@ class Version:
         return bool(self.dispatcher.pool.usable())
 
     def has(self, space: str) -> bool:
-        """Whether its vectors are of this space, as far as is known."""
+        """Whether its vectors are known to be of this space."""
         return any(view.space == space for view in self.dispatcher.pool.views())
 
 
@@ -54,7 +54,7 @@ class ModelVersions:
         self._changed = changed
         self._leaving: list[Version] = []
         """Versions without servers that still have requests."""
-        # Requests may come before the first servers.
+        # Requests may arrive before the first servers.
         self._versions = {_UNNAMED: self._new(_UNNAMED)}
 
     @property
@@ -89,7 +89,7 @@ class ModelVersions:
         if of_versions:
             self._versions = {name: before.pop(name) if name in before else self._new(name) for name in of_versions}
         else:
-            # The last version stays, for requests that still come.
+            # The last version stays, for requests that still arrive.
             self._versions = {name: before.pop(name) for name in list(before)[-1:]}
         for name, version in self._versions.items():
             own = of_versions.get(name, [])
@@ -101,18 +101,18 @@ class ModelVersions:
         self._wake()
 
     def is_full(self) -> bool:
-        """Whether it has as many requests as its servers may have, also if they can take none now.
+        """Whether it has as many requests as its servers may have, even if they can take none now.
 
-        So a flood of requests for a model that is down, or is loaded only now, leaves places for other models.
+        So a flood of requests for a model that is down or still loading leaves places for other models.
         """
         dispatchers = self.dispatchers
         return sum(one.requests for one in dispatchers) >= sum(one.pool.most for one in dispatchers)
 
     def choose(self, admitted: Admission, space: str = "", tried: Collection[Version] = ()) -> Version:
-        """The version for a request's next message. tried: those that could not take it.
+        """The version for a request's next message.
 
-        space: the embedding space that it asks for; empty for any. Raises DispatchError if no version has it, or if the
-        version of earlier messages is gone.
+        tried: versions that could not take it. space: the requested embedding space; empty for any. Raises
+        DispatchError if no version has it, or if the version of earlier messages is gone.
         """
         if admitted.version is not None and not tried:
             if (pinned := self._versions.get(admitted.version)) is not None:
@@ -155,7 +155,7 @@ class ModelVersions:
         return version
 
     def _can_move(self, request: ForwardedRequest, version: Version) -> bool:
-        """Whether a request that waits for a version can go to another one: none of its vectors was made yet."""
+        """Whether a request that waits for a version can go to another: none of its vectors has been made yet."""
         if request.admitted.messages > 1 or request.envelope.space or request.breaks:
             return False
         return any(other.is_usable and other.weight > 0 for other in self._versions.values() if other is not version)
@@ -165,7 +165,7 @@ class ModelVersions:
         self._changed()
 
     def _wake(self) -> None:
-        """Let requests that wait for a version without servers look for another one."""
+        """Let requests that wait for a version without servers look for another."""
         for version in (*self._versions.values(), *self._leaving):
             if not version.is_usable:
                 version.dispatcher.pool.wake()

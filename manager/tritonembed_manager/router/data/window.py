@@ -1,7 +1,7 @@
-"""The window of a server: how much work it may have, so that it is busy and its queue stays short.
+"""The window of a server: the work that it may have, so that it is busy and its queue stays short.
 
-Work is measured in bytes of encoded requests. A token has about four of them, in English as in token ids. A text counts
-at most as the longest that a model takes: the rest of it is cut off. Texts that are embedded in chunks count whole.
+Work is measured in bytes of encoded requests. A token has about four bytes, in English as in token ids. A text counts
+at most as the longest that a model takes, because the rest is cut off. Texts that are embedded in chunks count whole.
 
 By Little's law, a server that finishes `rate` bytes per second while it holds `rate x T` takes T for each of them. So
 the window is the measured rate times the time that work may spend at the server. If the window was too small to keep
@@ -14,13 +14,14 @@ from collections import deque
 from collections.abc import Callable
 
 BYTES_PER_TOKEN = 4
-"""About right for English texts, exact for token ids."""
+"""Approximate for English texts, exact for token ids."""
 MOST_PER_ROW = 32_768 * BYTES_PER_TOKEN
 """No model here takes more tokens of one text."""
 LOOSE_S = 0.5
 """Time of work at a server if no caller waits for a short answer. Large batches are the fastest."""
 TIGHT_S = 0.05
-"""Time of work at a server if small requests and large ones came within MIXED_S: a small one waits about this long."""
+"""Time of work at a server if small and large requests arrived within MIXED_S: a small request waits about this
+long."""
 MIXED_S = 60.0
 LEAST_PART = 256 * BYTES_PER_TOKEN
 """Smaller parts of a large request are slower per token."""
@@ -38,7 +39,7 @@ class Window:
 
     def __init__(self, replicas: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._replicas = max(replicas, 1)
-        # One is computed at each replica, and one is on its way.
+        # At each replica one request is computed, and one is on its way.
         self._parts = self._replicas + 1
         self._clock = clock
         self._rate: float | None = None
@@ -55,8 +56,8 @@ class Window:
             return
         passed = now - self._since
         if passed < _LOOK_EVERY_S or done - self._done < self.part(TIGHT_S):
-            # A small answer while a large part is computed shows nothing of the rate, nor do requests that end without
-            # an answer, such as cancelled ones.
+            # A small answer while a large part is computed says nothing about the rate. Nor does a request that ends
+            # without an answer, such as a cancelled one.
             return
         rate = (done - self._done) / passed
         self._since, self._done = now, done
@@ -67,14 +68,14 @@ class Window:
 
     @property
     def rate(self) -> float:
-        """The rate as last measured, however long ago, in bytes per second; 0 if none was."""
+        """The last measured rate, however old, in bytes per second; 0 if none was measured."""
         return self._rate or 0.0
 
     @property
     def best_rate(self) -> float | None:
         """The highest rate of the last FRESH_S, in bytes per second; None if nothing was measured.
 
-        A server that hung, or had a request that is slow for its size, is faster again afterwards.
+        A server that hung, or had a request that is slow for its size, becomes faster afterwards.
         """
         while self._highest and self._clock() - self._highest[0][0] > FRESH_S:
             self._highest.popleft()

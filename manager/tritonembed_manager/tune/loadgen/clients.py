@@ -1,4 +1,4 @@
-"""The client processes of one measurement: what each does with its share of a load, and what their parent does.
+"""The client processes of a measurement and their parent.
 
 A client process sends its share over its own connections, in one event loop. The parent starts the processes, gives
 them the moment to begin, counts their requests, and puts their parts together.
@@ -37,13 +37,13 @@ DONE, FAILED = 0, 1
 """Columns of the table that the parent reads for its progress bar."""
 COUNT_EVERY_S = 0.05
 PAUSE_AFTER_FAILURE_S = 0.001
-"""Without it a server that refuses at once would get requests without end."""
+"""The pause after a failed request. Without it, a server that refuses at once would get requests without end."""
 TASKS = Path("/proc/self/task")
 NANOSECONDS = 1e9
 
 
 def work_off(work: Work, load: Load, number: int, pipe: Connection, table: Any, stop: Any) -> None:
-    """The whole life of a client process; `pipe` brings the moment to begin and takes the Part at the end."""
+    """The whole life of a client process. `pipe` brings the moment to begin, and at the end takes the Part."""
     # Ctrl-C is for the parent: it sets `stop`, and every process returns what it has.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # epoll and poll wait in whole milliseconds; select is exact enough for an open loop.
@@ -77,7 +77,7 @@ class _Client:
             await self._send_one(transport)
             pipe.send("connected")
             if self._load.requests is not None and self._load.rate is None:
-                # Exactly this number of requests: the warm-up is a separate load, which ends before they begin.
+                # A fixed number of requests: the warm-up is a separate load, which ends before they begin.
                 self._begin = float("inf")
                 self._end = time.perf_counter() + self._load.warm_up
                 await self._supervise(self._closed(transport, None))
@@ -162,7 +162,7 @@ class _Client:
             await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
             return
         if fault:
-            # Also before the clock starts: a wrong vector is one too many.
+            # Also before the clock starts: no wrong vector is acceptable.
             self._part.wrong += 1
             if len(self._part.faults) < FAULTS_KEPT:
                 self._part.faults.append(fault)
@@ -177,8 +177,8 @@ class _Client:
     def _counts(self, due: float, finished: float) -> bool:
         """Whether a request is measured.
 
-        Of an open loop: if it was due in the measured time. Of a closed loop: if it ended in it, because at its end
-        some are still on their way, as some were at its beginning.
+        In an open loop it is measured if it was due in the measured time. In a closed loop it is measured if it ended
+        in that time: some requests are on their way at the end, as some were at the beginning.
         """
         moment = finished if self._load.rate is None else due
         return self._begin <= moment <= self._end
@@ -193,7 +193,7 @@ class _Client:
             use.append(meter.read())
 
     async def _send_one(self, transport: LoadTransport) -> None:
-        """Make every connection before the clock runs; what comes back does not matter yet."""
+        """Make every connection before the clock runs; answers are ignored."""
         for connection in range(self._connections()):
             try:
                 await transport.send(self._work.payloads[connection % len(self._work.payloads)], connection)
@@ -202,9 +202,9 @@ class _Client:
 
 
 def poisson_arrivals(rate: float, rng: random.Random) -> Iterator[float]:
-    """Seconds after the start, without end: a Poisson process of `rate` arrivals per second.
+    """Endless moments of a Poisson process of `rate` arrivals per second, in seconds after the start.
 
-    Several processes with a share of the rate each make up one Poisson process of the whole rate.
+    Several processes with a share of the rate each add up to a Poisson process of the whole rate.
     """
     moment = 0.0
     while True:
@@ -213,7 +213,7 @@ def poisson_arrivals(rate: float, rng: random.Random) -> Iterator[float]:
 
 
 class UseMeter:
-    """How busy the threads of this process are (Linux), from its making to `read`."""
+    """How busy the threads of this process are (Linux), from the object's creation to `read`."""
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
@@ -221,7 +221,7 @@ class UseMeter:
         self._threads = _run_and_wait()
 
     def read(self) -> ThreadUse:
-        """What this process used since then."""
+        """The process's use since the object's creation."""
         wall = max(time.perf_counter() - self._began, 1e-9)
         used = [seconds - self._threads.get(thread, 0.0) for thread, seconds in _run_and_wait().items()]
         return ThreadUse(time.process_time() - self._cpu, max(used, default=0.0) / wall)
@@ -241,11 +241,11 @@ def _run_and_wait() -> dict[str, float]:
 
 LOOK_EVERY_S = 0.1
 LEAD_S = 0.05
-"""Before the beginning, so that every process knows its moment in time."""
+"""Seconds before the beginning, so that every process learns the moment in time."""
 PATIENCE_S = 120.0
 """Seconds beyond the load's own time after which a client process counts as hung."""
 TIMEOUT_S = 60.0
-"""Per request of `run_closed_loop`."""
+"""Seconds per request of `run_closed_loop`."""
 
 
 class Watcher:
@@ -262,9 +262,9 @@ class Watcher:
 
 
 class Interrupt:
-    """Whether Ctrl-C was pressed; inside `catching` it is noted here instead of raised.
+    """Whether Ctrl-C was pressed; within `catching` it is noted here instead of raised.
 
-    abandoned: set it to end the load at once, with LoadError instead of what was measured so far.
+    abandoned: set it to end the load at once, with LoadError instead of the measurements so far.
     """
 
     def __init__(self) -> None:
@@ -296,7 +296,7 @@ def run_closed_loop(
     warm_up: float = 1.0,
     interrupt: Interrupt | None = None,
 ) -> LoadResult:
-    """Keep `concurrency` serialized ModelInferRequests in flight at host:port; answers are not looked at."""
+    """Keep `concurrency` serialized ModelInferRequests in flight at host:port; answers are not checked."""
     load = Load(concurrency, None, None, seconds, warm_up, TIMEOUT_S, seed=0)
     return run_clients(Work(GrpcSender(server), tuple(payloads)), load, processes, interrupt=interrupt)
 
@@ -304,7 +304,7 @@ def run_closed_loop(
 def run_clients(
     work: Work, load: Load, processes: int, watcher: Watcher | None = None, interrupt: Interrupt | None = None
 ) -> LoadResult:
-    """Run the load to its end, or until `interrupt`. Raises LoadError when a client process dies or hangs."""
+    """Run the load to its end, or until `interrupt`. Raises LoadError if a client process dies or hangs."""
     watcher, interrupt = watcher or Watcher(), interrupt or Interrupt()
     context = multiprocessing.get_context("spawn")
     # Plain memory without locks: no two processes write the same fields.
@@ -341,7 +341,7 @@ def run_clients(
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process started here never sees Ctrl-C, not even before it can ignore it."""
+    """Processes started within never receive Ctrl-C, not even before they can ignore it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""A load on a server: what is sent, how it is sent, and what came back.
+"""A load on a server: its requests, the way they are sent, and the samples.
 
 The sender of KServe v2 sends serialized requests through gRPC for asyncio, with as little client CPU as Python allows.
 """
@@ -17,7 +17,7 @@ from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_protocol.framing import frame
 
 SATURATED = 0.9
-"""A thread that ran, or waited for a core, for more than this share of the time limits the load by itself."""
+"""If a thread ran or waited for a core for more than this share of the time, it limits the load itself."""
 
 
 class LoadError(Exception):
@@ -27,7 +27,7 @@ class LoadError(Exception):
 
 
 class RequestFailedError(Exception):
-    """No answer, or an error instead. kind: a few words to count it under; the message is the server's."""
+    """A request without an answer. kind: a few words under which it is counted; the message is the server's."""
 
     def __init__(self, kind: str, message: str = "") -> None:
         super().__init__(message or kind)
@@ -35,7 +35,7 @@ class RequestFailedError(Exception):
 
 
 class LoadTransport(Protocol):
-    """Open connections to a server, in one event loop."""
+    """Open connections to a server, of one event loop."""
 
     async def send(self, payload: bytes, number: int) -> bytes:
         """Return the answer's bytes. number: of the request, to spread requests over connections.
@@ -48,10 +48,10 @@ class LoadTransport(Protocol):
 
 
 class Sender(Protocol):
-    """How payloads reach a server; small enough to be pickled to the client processes."""
+    """How payloads reach a server; it is pickled to the client processes."""
 
     def connections(self, concurrency: int | None) -> int:
-        """Connections for this many requests in flight; None: an open loop, which has no bound."""
+        """Connections for this many requests in flight; None for an open loop, which has no bound."""
 
     def open(self, connections: int, timeout: float) -> LoadTransport:
         """Call it inside the event loop that will use it. timeout: seconds per request."""
@@ -59,10 +59,10 @@ class Sender(Protocol):
 
 @dataclass(frozen=True)
 class Work:
-    """Requests that can be sent.
+    """Requests to send. tokens: of each request.
 
-    tokens: of each request. find_fault: what is wrong with the answer to a request, by its number; empty if nothing;
-    None: answers are not looked at. compared: numbers of the requests whose vectors it compares.
+    find_fault: from a request's number and its answer to what is wrong with the answer, or an empty text; None: answers
+    are not checked. compared: numbers of the requests whose vectors it compares.
     """
 
     sender: Sender
@@ -90,7 +90,7 @@ class Load:
     seed: int
 
     def shares(self, processes: int) -> list["Load"]:
-        """One for each process."""
+        """A process's share, for each process."""
 
         def part(total: int | None, number: int) -> int | None:
             return None if total is None else total // processes + (number < total % processes)
@@ -111,7 +111,7 @@ class Load:
 
 @dataclass(frozen=True)
 class ThreadUse:
-    """A process over the measured time. busy: of its busiest thread, the share of time that it ran or waited to run."""
+    """A process over the measured time. busy: the share of time in which its busiest thread ran or waited."""
 
     cpu_seconds: float
     busy: float
@@ -119,10 +119,10 @@ class ThreadUse:
 
 @dataclass
 class Samples:
-    """The measurements of one process, or of all. finished: on the machine's monotonic clock; latencies: seconds.
+    """The measurements of one process, or of all.
 
-    late: seconds between the moment a request of an open loop was due and the moment it was sent.
-    faults: what was wrong with answers, a few of them in words, all of them counted in `wrong`.
+    finished: on the machine's monotonic clock. latencies: in seconds. late: seconds from the moment at which a request
+    of an open loop was due to its sending. faults: what was wrong with some answers; `wrong` counts all of them.
     """
 
     finished: npt.NDArray[np.float64]
@@ -259,7 +259,7 @@ class GrpcSender:
 
 
 class GrpcTransport:
-    """Several connections, because one carries only so much."""
+    """Several connections, because the throughput of one is limited."""
 
     def __init__(
         self, server: str, method: str, connections: int, timeout: float, tls: ClientTls, api_key: str | None = None
