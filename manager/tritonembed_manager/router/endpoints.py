@@ -50,7 +50,7 @@ class LateCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]
         self._stopped = asyncio.Event()
 
     async def hold(self) -> None:
-        """From now on let every new call wait. Returns when no new calls come any more."""
+        """Let every new call wait from now on. Returns once no new calls arrive."""
         self._holding = True
         end, quiet = time.monotonic() + _MOST_S, 0
         while quiet < _QUIET_TURNS and time.monotonic() < end:
@@ -59,7 +59,7 @@ class LateCalls(grpc.GenericRpcHandler):  # type: ignore[type-arg]
             quiet = quiet + 1 if self._held == before else 0
 
     def refuse(self) -> None:
-        """Refuse the waiting calls, and all that still come."""
+        """Refuse the waiting calls, and all later calls."""
         self._stopped.set()
 
     def service(self, _call: Any) -> Any:
@@ -116,7 +116,7 @@ _GRPC_OPTIONS: list[tuple[str, Any]] = [
     # By default gRPC cancels calls at random once 1,000 wait for a busy loop. Admission control refuses with a reason.
     ("grpc.server.max_pending_requests", _MOST_PENDING),
     ("grpc.server.max_pending_requests_hard_limit", _MOST_PENDING),
-    # By default it also cancels those that have waited for 30 s.
+    # By default it also cancels calls that have waited for 30 s.
     ("grpc.server_max_unrequested_time_in_server", _MOST_PENDING_S),
 ]
 _LAST_ANSWERS_S = 1.0
@@ -196,7 +196,7 @@ class Endpoints:
         if self._keeping is not None:
             self._keeping.cancel()
         if self._runner is not None:
-            # Last, because it sends the remaining traces.
+            # At the end, because it sends the remaining traces.
             await self._runner.cleanup()
 
     async def _start_grpc(self) -> None:

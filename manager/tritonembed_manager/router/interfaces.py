@@ -70,7 +70,7 @@ class ServerView:
     version: str = ""
     """The version of the model that it has; empty for attached servers."""
     weight: float = 100.0
-    """The part of the model's requests that go to this version, in percent; the same for all of its servers."""
+    """The share of the model's requests that this version gets, in percent; the same for all of its servers."""
     adapters: Mapping[str, str] = field(default_factory=dict)
     """The digests of the model's adapters, by name."""
 
@@ -99,7 +99,7 @@ class DispatchError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends requests. Servers' time is shared between callers.
+    """A sender of requests. Callers share the servers' time.
 
     name: the tenant; without tenants, the connection, as address and port. The address alone would make one caller of
     all clients behind a proxy or NAT. weight: the caller's share in comparison with others. is_tenant: whether it
@@ -112,12 +112,12 @@ class Caller:
 
 
 NOBODY = Caller("")
-"""The caller of a request that was refused before anybody asked who called."""
+"""The caller of a request that was refused before its caller was determined."""
 
 
 @dataclass(slots=True)
 class Admission:
-    """A caller's request that was let in. It may be sent to the servers in parts."""
+    """A caller's admitted request. It may be sent to the servers in parts."""
 
     deadline: float
     """The deadline of all parts, in seconds of the dispatcher's clock."""
@@ -127,11 +127,11 @@ class Admission:
     tokens: int = 0
     """Tokens of the answers so far (`num_tokens`)."""
     model: str = ""
-    """The ensemble that it was sent to last; empty before."""
+    """The ensemble to which it was sent last; empty before."""
     version: str | None = None
-    """The version of the model that its messages go to, so that all its vectors are of one space; None before."""
+    """The version of the model for its messages, so that all its vectors are of one space; None before."""
     messages: int = 0
-    """Sent so far, to the same model."""
+    """Sentences sent so far, to the same model."""
     sentences: int = 0
     """Sentences of the answers so far."""
     server: str = ""
@@ -139,7 +139,7 @@ class Admission:
     waited: float = 0.0
     """Seconds from its arrival to the sending of its first part."""
     at_server: float = 0.0
-    """Seconds of the part that was longest at a server."""
+    """Seconds of the part that was at a server the longest."""
 
 
 class Dispatcher(Protocol):
@@ -191,13 +191,13 @@ class Dispatcher(Protocol):
 
 
 LOAD_HEADER = "x-model-load-seconds"
-"""A header, or gRPC's trailing metadata, of the answer to a request that waited for its model."""
+"""A header, or gRPC's trailing metadata, in the answer to a request that waited for its model."""
 
 
 class LoadWait:
-    """Whether a request waited until its model was loaded: an endpoint asks for it, the dispatcher notes it.
+    """Whether a request waited until its model was loaded. The dispatcher notes it for the endpoint.
 
-    A context variable holds what is noted. The tasks of a request share it, whichever of them waited.
+    A context variable holds the note, so all tasks of a request share it.
     seconds: the longest wait of the request's parts; None if none waited.
     """
 
@@ -215,7 +215,7 @@ _load_wait: ContextVar[LoadWait | None] = ContextVar("load_wait", default=None)
 
 @contextmanager
 def noting_load() -> Iterator[LoadWait]:
-    """The wait of the request that is handled in the block."""
+    """The wait of the request that the block handles."""
     found = LoadWait()
     token = _load_wait.set(found)
     try:
@@ -225,7 +225,7 @@ def noting_load() -> Iterator[LoadWait]:
 
 
 def note_load(seconds: float) -> None:
-    """The current request waited so long for its model."""
+    """Note how long the current request waited for its model."""
     found = _load_wait.get()
     if found is not None:
         found.seconds = max(seconds, found.seconds or 0.0)

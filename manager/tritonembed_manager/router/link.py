@@ -122,7 +122,7 @@ class EndpointSettings:
     forward_timeout: float
     """The timeout of a request without a deadline."""
     max_in_flight: int
-    """Requests in all workers at a time. More are refused with RESOURCE_EXHAUSTED."""
+    """The most requests at a time, in all workers. Further requests are refused with RESOURCE_EXHAUSTED."""
     max_in_flight_per_server: int
     log_format: str
     """json or text."""
@@ -141,9 +141,9 @@ class EndpointSettings:
     cors_origins: tuple[str, ...] = ()
     """The origins whose web pages may call the HTTP port."""
     hedge_after: "After | None" = None
-    """See data/hedging.py; None: requests are not hedged."""
+    """See data/hedging.py; None if requests are not hedged."""
     access_log: str | None = None
-    """The file that gets a line of JSON per request; None: there is no such log."""
+    """The file that gets a line of JSON per request; None for no such log."""
     key_for_health: bool = False
     key_for_metrics: bool = True
     """Whether tenants' keys are needed for health, and for metrics and the status."""
@@ -164,19 +164,19 @@ class WorkerConfig(EndpointSettings):
     follows_models: bool = False
     """Whether the models may change, or one of them has versions."""
     tls: Pems | None = None
-    """None: both ports speak plain text."""
+    """The ports' certificate; None for plain text."""
     server_tls: ClientTls = field(default_factory=ClientTls)
     """Certificates for servers with grpcs://."""
     sockets: str | None = None
     """The folder of the Unix sockets on which the worker listens behind Envoy; None if it listens on the ports."""
     tenants: tuple[Tenant, ...] | None = None
-    """None: everybody may use the ports, without a key."""
+    """The tenants; None if the ports need no key."""
     quota_fd: int | None = None
     """The memory of the quota table, with tenants."""
 
     @property
     def has_several(self) -> bool:
-        """Whether there are, or may be, several models or versions."""
+        """Whether there are several models or versions, or may be later."""
         return self.follows_models or bool(self.names.more)
 
     def to_json(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ WINDOW_S = 10.0
 _LONGEST = 2000
 """Characters of a message."""
 _MOST_KEPT = 1000
-"""Different warnings per window that are counted. Warnings beyond them are written as they come."""
+"""The most different warnings that a window counts. Further warnings are written as they come."""
 _PLACEHOLDER = re.compile(r"%(?:\(\w+\))?[-#0 +]*[\d.*]*[a-zA-Z]")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -63,7 +63,7 @@ class LogOutput(logging.Handler):
         self._timer: threading.Timer | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record. A warning that was written in the last seconds is only counted."""
+        """Write a record. A warning that was written within the last window is only counted."""
         line = _line(record)
         if record.levelno < logging.WARNING:
             self._write(line)
@@ -123,7 +123,7 @@ class LogOutput(logging.Handler):
             self._stream.write(self._form(line) + "\n")
             self._stream.flush()
         except (OSError, ValueError):
-            # The reader of stderr is gone.
+            # The reader of stderr has gone.
             return
 
 
@@ -207,5 +207,5 @@ def log(event: str, message: str, *, level: int = logging.INFO, **fields: Any) -
 
 
 def warn(event: str, message: str, **fields: Any) -> None:
-    """Write one line about something that an operator may have to mend. event, fields: as for `log`."""
+    """Write one line about a problem that an operator may have to fix. event, fields: as for `log`."""
     log(event, message, level=logging.WARNING, **fields)

@@ -1,7 +1,7 @@
 """TLS of the manager's ports: certificates, their checks, and the credentials of gRPC and of HTTP.
 
 New handshakes use the newest certificate. Open connections keep theirs. Only the parent reads the files
-(control/watched_files.py). So all workers have the same certificates.
+(control/watched_files.py), so that all workers have the same certificates.
 """
 
 import ssl
@@ -34,7 +34,7 @@ def server_context(pems: Pems) -> ssl.SSLContext:
 
 
 def _context_and_end(pems: Pems) -> tuple[ssl.SSLContext, float | None]:
-    """The context, and when its certificate expires, in seconds since 1970; None if that can't be told."""
+    """The context, and when its certificate expires, in seconds since 1970; None if unknown."""
     authority = _context(ssl.PROTOCOL_TLS_CLIENT)
     authority.check_hostname = False
     trust(authority, pems.certificate, CERTIFICATE)
@@ -56,9 +56,9 @@ def _context(protocol: "ssl._SSLMethod") -> ssl.SSLContext:
 
 
 def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> float | None:
-    """When the certificate expires. Raises ValueError if it is not valid now. client: trusts it.
+    """When the certificate expires, by a handshake in memory. Raises ValueError if it is not valid now.
 
-    A handshake in memory finds out.
+    client: trusts it.
     """
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)
@@ -68,7 +68,7 @@ def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> float | None
                 with suppress(ssl.SSLWantReadError):
                     end.do_handshake()
     except ssl.SSLCertVerificationError as error:
-        # Other verdicts, such as one on the certificate's purpose, are left to the clients.
+        # Clients judge everything else, such as the certificate's purpose.
         if error.verify_code in _TIME_ERRORS:
             raise ValueError(f"{CERTIFICATE} is {_TIME_ERRORS[error.verify_code]}") from None
         return None
@@ -77,7 +77,7 @@ def _check_times(server: ssl.SSLContext, client: ssl.SSLContext) -> float | None
 
 
 class ServerTls:
-    """What a worker's ports use. Raises ValueError as `server_context` does."""
+    """The TLS of a worker's ports. Raises ValueError as `server_context` does."""
 
     def __init__(self, pems: Pems) -> None:
         self.context, self.expires = _context_and_end(pems)

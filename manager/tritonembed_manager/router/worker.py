@@ -72,7 +72,7 @@ class Worker:
         self._views: list[ServerView] = []
         self._models: ModelsDispatcher | None = None
         self._only: list[TritonDispatcher] = []
-        """The dispatcher of a worker with one model that stays as it is."""
+        """The dispatcher of a worker with one model that does not change."""
         self.dispatcher: Dispatcher
         if config.has_several:
             self.dispatcher = self._models = ModelsDispatcher(
@@ -136,7 +136,7 @@ class Worker:
         )
 
     def _ended(self, admission: Admission, code: grpc.StatusCode, seconds: float) -> None:
-        """A request has ended: put it on record."""
+        """Count a request that has ended, and write it to the access log."""
         if self._access_log is not None:
             self._access_log.ended(admission, code, seconds)
         tracing = self._endpoints.tracing
@@ -153,7 +153,7 @@ class Worker:
         return [one.pool for one in self._dispatchers]
 
     def _with_tenants(self, tenants: Tenants | None) -> tuple[Dispatcher, Door | None]:
-        """The dispatcher of the endpoints, and their door, if there are tenants."""
+        """The endpoints' dispatcher, and with tenants their door."""
         if tenants is None:
             return self.dispatcher, None
         if self._config.quota_fd is None:
@@ -256,7 +256,7 @@ class Worker:
             self._endpoints.aborts.receive(line)
 
     def _update(self) -> None:
-        """The servers or the models have changed."""
+        """React to changed servers or models."""
         if self._models is not None:
             self._models.update(self._views)
         for one in self._only:

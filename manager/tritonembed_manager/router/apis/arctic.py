@@ -46,7 +46,7 @@ _VECTOR_TAG = bytes([arctic.EncodeResponse.EMBEDDING_BYTES_FP32_FIELD_NUMBER << 
 
 _PATIENCE_S = 1.0
 _LONGEST_ID = 1000
-"""A longer id is looked for in one worker only, so that it can't flood the lines to the others."""
+"""Bytes of an id. A longer id is looked for in one worker only, so that it can't flood the lines to the others."""
 
 
 class Aborted(Exception):
@@ -130,7 +130,7 @@ class Aborts:
         self._questions[key] = question
         try:
             self._tell({"type": "abort", "request_id": request_id, "asked": key})
-            # A worker that is just being started again does not answer.
+            # A worker that is starting again does not answer.
             return found or await asyncio.wait_for(question.answer, _PATIENCE_S)
         except asyncio.TimeoutError:
             return False
@@ -152,7 +152,7 @@ class Aborts:
 
 
 def _cancelled_by_another(task: "asyncio.Task[Any]") -> bool:
-    """Whether the task was cancelled more than once: its client went away, too. Python 3.10 does not count."""
+    """Whether the task was cancelled more than once, because its client went away, too. Python 3.10 does not count."""
     uncancel: Callable[[], int] | None = getattr(task, "uncancel", None)
     return uncancel is not None and uncancel() > 0
 
@@ -166,7 +166,7 @@ def add_arctic(
 ) -> None:
     """Add arctic_inference.InferenceService to a server.
 
-    names: those that requests may have as model_name; GetReplicaInfo sends the first.
+    names: the values of model_name that requests may have; GetReplicaInfo sends the first.
     is_serving: False from the moment the worker ends. aborts: calls in flight, shared with the other workers.
     """
     service = _Service(dispatcher, names, is_serving, Aborts() if aborts is None else aborts)
@@ -278,7 +278,7 @@ def _read_encode(message: bytes) -> arctic.EncodeRequest:
 def _to_infer_request(request: arctic.EncodeRequest, names: ServedNames) -> bytes:
     """The encoded ModelInferRequest for `embedding`, or for `embedder` if there are token ids. Raises BadRequest.
 
-    names: the names that model_name may have; it may also be empty.
+    names: the values that model_name may have; it may also be empty.
     """
     found = names.find(request.model_name) if request.model_name else names
     if found is None:

@@ -1,9 +1,8 @@
-"""Who calls: the connection, or the tenant of a key. A call without a key is refused at the door of its port.
+"""The caller: a connection, or the tenant of a key. A call without a key is refused at the door of its port.
 
-The door refuses calls before they are read, and also those beyond a quota.
-
-Every method and route needs a key, those that don't exist included. The exceptions are listed here: health, and with
---no-key-for-metrics also metrics and the status. Without --tenants there is no door.
+The door refuses calls before they are read, and also calls beyond a quota. Every method and route needs a key, even if
+it does not exist. The exceptions are listed here: health, and with --no-key-for-metrics also metrics and the status.
+Without --tenants there is no door.
 """
 
 import binascii
@@ -41,7 +40,7 @@ VECTOR_CALLS = frozenset(
     )
 )
 _STREAMS = ("/inference.GRPCInferenceService/ModelStreamInfer",)
-"""Quotas are for the requests in them."""
+"""Quotas count the requests in these streams, not the calls."""
 _HEALTH_ROUTES = frozenset(("/health", "/v2/health/live", "/v2/health/ready", *HEALTH))
 _BEARER, _BASIC = "bearer", "basic"
 _CODE = grpc.StatusCode
@@ -49,10 +48,10 @@ _CODE = grpc.StatusCode
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """tenants: who may come in. refused: counts a request for vectors that may not.
+    """tenants: the known keys. refused: counts a refused request for vectors.
 
-    key_for_health, key_for_metrics: whether health, and metrics and the status, need a key. behind_envoy: whether calls
-    come through Envoy alone, which names the tenants of those that it has admitted.
+    key_for_health, key_for_metrics: whether health, and metrics and the status, need a key. behind_envoy: whether all
+    calls come through Envoy, which names the tenants of the calls that it has admitted.
     """
 
     tenants: Tenants
@@ -63,11 +62,11 @@ class Door:
     behind_envoy: bool = False
 
     def over(self, server: Any) -> Any:
-        """The gRPC server to add handlers to, which puts the door before them."""
+        """The gRPC server to which handlers are added, with the door before them."""
         return WrappedServer(server, lambda method, handler: _guard(method, handler, self))
 
     def enter_call(self, method: str, metadata: Metadata) -> None:
-        """Let a gRPC call in. Raises DispatchError."""
+        """Admit a gRPC call. Raises DispatchError."""
         leave()
         if method in _HEALTH_CALLS and not self.key_for_health:
             return
@@ -85,7 +84,7 @@ class Door:
             raise
 
     def enter_request(self, request: web.Request, monitor: Collection[str]) -> None:
-        """Let an HTTP request in. monitor: the routes of metrics and of the status. Raises DispatchError."""
+        """Admit an HTTP request. monitor: the routes of metrics and of the status. Raises DispatchError."""
         leave()
         route = request.match_info.route.resource
         path = "" if route is None else route.canonical.rstrip("/") or "/"
@@ -95,7 +94,7 @@ class Door:
             return
         headers = request.headers
         try:
-            # The last is Azure's.
+            # Azure's is the last.
             own = headers.get("x-api-key") or headers.get("api-key") or ""
             key = key_of(headers.get("Authorization", ""), own, basic=is_monitor)
             tenant = self.tenants.enter(key)
@@ -111,7 +110,7 @@ class Door:
             raise DispatchError(_CODE.PERMISSION_DENIED, NO_MONITOR)
 
     def limits(self) -> list[tuple[str, str]]:
-        """The quotas of the current request as headers; none if there is no tenant."""
+        """The quotas of the current request as headers; no headers without a tenant."""
         try:
             return self.quotas.headers(current_limits())
         except DispatchError:
@@ -149,7 +148,7 @@ def key_of(authorization: str, api_key: str, *, basic: bool = False) -> str | No
 
 
 def _guard(method: str, handler: Any, door: Door) -> Any:
-    """handler: of a stream of messages, as grpc_arrivals.py makes them, so that nothing is read before the key."""
+    """handler: of a stream of messages, as in grpc_arrivals.py, so that nothing is read before the key."""
     forms = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
     if handler.stream_unary is not None:
 

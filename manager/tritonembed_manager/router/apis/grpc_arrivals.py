@@ -1,7 +1,8 @@
 """Receives gRPC messages: each message has a deadline, and all of them share bounded memory.
 
-gRPC buffers the message of a unary call without bound before the handler runs, and offers no way to end such a call.
-So every call is handled as a stream. This module reads its message, and flow control holds back what is not read yet.
+gRPC buffers the message of a unary call without bound before the handler runs, and offers no way to end such a call. So
+every call is handled as a stream. This module reads its message, and flow control holds back the bytes that are not
+read yet.
 """
 
 import asyncio
@@ -19,13 +20,13 @@ from tritonembed_manager.router.interfaces import DispatchError
 
 TICK_S = 0.05
 _YOUNG_S = 0.25
-"""Younger messages are never given up to free memory for others."""
+"""Messages younger than this are never given up to free memory for others."""
 _READ_UNDER_PRESSURE = 4
 _GIVEN_UP_BYTES = 32 * 1024 * 1024
-"""The most that giving up one message may free."""
+"""The most bytes that giving up a message may free."""
 _TRIM_EVERY_S = 1.0
 _TRIM_GROWTH_S, _TRIM_GROWTH_BYTES = 10.0, 32 * 1024 * 1024
-"""Without memory pressure, return the memory of large requests at most this often, and only from this size on."""
+"""Without memory pressure, the memory of large requests is returned at most this often, and only from this size on."""
 _CODE = grpc.StatusCode
 
 
@@ -60,7 +61,7 @@ class Arrivals:
         self._held_after_trim = 0
 
     def over(self, server: grpc.aio.Server) -> Any:
-        """The server to add handlers to, which wraps them."""
+        """The server to which handlers are added, wrapped."""
         return WrappedServer(server, lambda _method, handler: _wrap(handler, self))
 
     async def keep(self) -> None:
@@ -73,7 +74,7 @@ class Arrivals:
                 self._held_after_trim = self._memory.held
 
     def look(self) -> bool:
-        """Give up late messages and, under memory pressure, the oldest ones. Returns whether to call `give_back`."""
+        """Give up late messages and, under memory pressure, the oldest. Returns whether to call `give_back`."""
         now, memory = self._clock(), self._memory
         memory.look()
         for reading in list(self._unary):

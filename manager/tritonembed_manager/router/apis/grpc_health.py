@@ -12,7 +12,7 @@ from tritonembed_manager.router.interfaces import Dispatcher
 
 HEALTH = "grpc.health.v1.Health"
 SERVICES = ("", "inference.GRPCInferenceService", "arctic_inference.InferenceService")
-"""All services are SERVING or none is: they use the same servers."""
+"""The services have the same state, because they use the same servers."""
 _Response = health_pb2.HealthCheckResponse
 
 
@@ -26,7 +26,7 @@ def outage(dispatcher: Dispatcher, is_serving: Callable[[], bool]) -> str:
 
 
 class Health:
-    """SERVING while requests have a server to go to and the manager does not end.
+    """SERVING while a server can receive requests and the manager does not end.
 
     Call `refresh` when either changes.
     """

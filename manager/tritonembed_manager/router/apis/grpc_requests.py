@@ -22,7 +22,7 @@ class GrpcRequests:
         self._is_logged = is_logged
 
     def over(self, server: Any) -> Any:
-        """The server to add handlers to, which wraps them. They are of streams of messages (grpc_arrivals.py)."""
+        """The server to which handlers of streams (grpc_arrivals.py) are added, wrapped."""
         return WrappedServer(server, self._wrap)
 
     def _wrap(self, method: str, handler: Any) -> Any:

@@ -33,7 +33,7 @@ _MAX_SIZE = 1 << 20
 
 
 def read_message(method: str, encoded: bytes, names: ServedNames) -> tuple[Any, str]:
-    """The message with its model's name as servers know it; and the name that was asked for, if it is another.
+    """The message with its model's name as servers know it, and the name in the request if it differs.
 
     names: of the models. Raises DispatchError (INVALID_ARGUMENT, PERMISSION_DENIED).
     """
@@ -63,7 +63,7 @@ def name_of(method: str, message: Any) -> str:
 
 
 def answer_as_asked(method: str, encoded: bytes, alias: str) -> bytes:
-    """The answer to such a message, with the model's name as it was asked for. alias: that name, if it is another."""
+    """The answer to such a message, with the model's name as in the request. alias: that name, if it differs."""
     if not alias:
         return encoded
     answer = getattr(service_pb2, f"{method}Response").FromString(encoded)
@@ -92,7 +92,7 @@ def check_admin(allowed: bool) -> None:
 
 
 def check_load(parameters: Collection[str]) -> None:
-    """parameters: their names. Raises DispatchError (PERMISSION_DENIED) if there are any: they can bring code."""
+    """parameters: their names. Raises DispatchError (PERMISSION_DENIED) for any parameter: it can bring code."""
     if parameters:
         raise DispatchError(grpc.StatusCode.PERMISSION_DENIED, NO_FILES)
 
@@ -129,7 +129,7 @@ async def call_all(
 
 
 _LATEST = "last_inference"
-"""A time, not a count: the latest one is kept."""
+"""A time, not a count: the latest is kept."""
 _KEYS = {"model_stats": ("name", "version"), "batch_stats": ("batch_size",), "memory_usage": ("type", "id")}
 """The fields that identify an element of a list."""
 

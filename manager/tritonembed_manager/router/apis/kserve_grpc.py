@@ -1,6 +1,6 @@
 """KServe v2 over gRPC: every method of inference.GRPCInferenceService, as bytes. ModelInfer is never decoded.
 
-ModelStreamInfer has many requests on one stream. Each is answered as ModelInfer would, in order.
+ModelStreamInfer has many requests on a stream; each is answered as by ModelInfer, in order.
 """
 
 import asyncio
@@ -31,11 +31,11 @@ from tritonembed_manager.router.interfaces import Dispatcher, DispatchError, not
 
 Handler = Callable[[bytes, Any], Awaitable[bytes]]
 _ANY = ("ServerMetadata", "ModelMetadata", "ModelConfig", "RepositoryIndex")
-"""Every server gives the same answer, so any server is asked."""
+"""All servers give the same answer, so the call goes to any server."""
 _ALL = ("RepositoryModelLoad", "RepositoryModelUnload")
 """These calls change a server, so they go to every server."""
 _SETTINGS = ("TraceSetting", "LogSettings")
-"""With settings in the request, these calls change a server; without, they read its settings."""
+"""With settings in the request, these calls change a server; without settings, they read them."""
 _SHARED_MEMORY = tuple(
     f"{kind}SharedMemory{what}" for kind in ("System", "Cuda") for what in ("Status", "Register", "Unregister")
 )

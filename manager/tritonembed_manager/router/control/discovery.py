@@ -1,6 +1,6 @@
 """Discovery of attached servers: the command line, a watched file and a DNS name list them.
 
-The file and the name are read again and again while the manager runs.
+The file and the name are read repeatedly while the manager runs.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ class ServersFile:
 
 
 class NoAddressError(ValueError):
-    """A DNS name has no address now. It may get some: an orchestrator adds servers once they are ready."""
+    """A DNS name has no address now. It may get addresses later: an orchestrator adds servers once they are ready."""
 
 
 class ServersDns:
@@ -102,7 +102,7 @@ class ServersDns:
         self._host, _, _ = target.rpartition(":")
 
     async def read(self) -> list[Address]:
-        """The addresses of the name now. Raises ValueError, in one line: if it has none, NoAddressError."""
+        """The addresses of the name now. Raises ValueError, in one line; NoAddressError if there are no addresses."""
         host = self._host.strip("[]")
         try:
             found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -120,7 +120,7 @@ class ServersDns:
         target = self._target
         ports = (text and f"{host}:{text.rpartition(':')[2]}" for text in (target.grpc, target.http, target.metrics))
         grpc, http, metrics = ports
-        # The certificate is for the name that was looked up, and not for an address of it.
+        # The certificate is for the name that was looked up, not for its addresses.
         name = self._certified or ("" if _is_ip(self._host) else self._host)
         scheme = GRPCS + (f"{name}@" if name else "") if self._secure else ""
         return Address(f"{scheme}{grpc}", http, metrics)
@@ -201,7 +201,7 @@ class ServerLists:
                 self._complain("dns", str(error))
 
     def _take_or_complain(self, source: str, found: list[Address] | str) -> None:
-        """found: the listed servers, or the reason why they are unknown."""
+        """found: the listed servers, or the reason why the list can't be read."""
         if isinstance(found, str):
             self._complain(source, found)
         elif len(found) > SLOTS:

@@ -1,4 +1,4 @@
-"""Health checks: a watch asks its server for vectors regularly, and at once if a worker suspects it.
+"""Health checks: a watch requests vectors from its server regularly, and at once if a worker suspects the server.
 
 A late answer is no failure if the server is busy: if the engine's counters in its metrics grow, or if it answers
 requests. By default, `replica` serves metrics only to its own machine. So another watch warns if the metrics of
@@ -20,14 +20,14 @@ _COUNTED = re.compile(rb"^tritonembed_(?:tokens|batches)_total(?:\{[^}]*\})? ([0
 _MAX_BYTES = 16 * 1024 * 1024
 _ANSWER_S = 2.0
 _LOOK_AGAIN_S = 0.5
-"""The engine updates its counters this often."""
+"""Seconds between two updates of the engine's counters."""
 LOOKS = 4
 
 Read = Callable[[str], Awaitable[float | None]]
 
 
 class ServerProgress(Protocol):
-    """Whether a server that answers a check late is computing."""
+    """Tells whether a server that answers a check late is computing."""
 
     async def mark(self) -> None:
         """Remember the present progress."""
@@ -87,7 +87,7 @@ async def read_counters(address: str) -> float | None:
 
 
 async def _get(address: str) -> bytes:
-    """The HTTP response, headers included. Not with aiohttp, which would double the parent's memory."""
+    """The HTTP response, headers included. aiohttp is not used, because it would double the parent's memory."""
     host, _, port = address.rpartition(":")
     reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
     try:
@@ -116,7 +116,7 @@ class ScrapeWatch:
         self._missing: list[str] = []
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             await self.look()
             await asyncio.sleep(_SCRAPES_EVERY_S)
@@ -129,7 +129,7 @@ class ScrapeWatch:
             if not upstream.launched and upstream.state is ServerState.READY
         ]
         read = await asyncio.gather(*(self._reads(upstream.metrics_address) for upstream in upstreams))
-        # A server with several models is named once.
+        # A server with several models is named only once.
         looked = zip(reversed(upstreams), reversed(read), strict=True)
         missing = {upstream.address: upstream.id for upstream, found in looked if not found}
         self._missing = list(reversed(missing.values()))
@@ -152,7 +152,7 @@ class ScrapeWatch:
 WHILE_STARTING_S = 0.2
 WHILE_OUT_S = 1.0
 LATE_S = 1.0
-"""If an answer takes longer (or longer than a quarter of the timeout), the server's progress is measured."""
+"""Seconds. If an answer takes longer (or longer than a quarter of the timeout), the server's progress is measured."""
 FAILURES_OF_A_HUNG_SERVER = 3
 """After this many failed checks in a row, a launched server is restarted."""
 REFUSALS_OF_A_USELESS_SERVER = 10
@@ -248,7 +248,7 @@ class HealthWatch:
         try:
             vectors, space = await self._vectors(), upstream.space
             if doubted or upstream.state is not ServerState.READY:
-                # It may be a different server at the same address.
+                # Another server may be at the address by now.
                 space = await self._probe.space(self._settings.timeout)
         except ProbeError as error:
             if await self._only_busy(error):

@@ -1,4 +1,4 @@
-"""A launched server: a Triton server that the manager starts, and restarts when it breaks."""
+"""A launched server: a Triton server that the manager starts, and restarts if it breaks."""
 
 import asyncio
 import time
@@ -38,7 +38,7 @@ class LaunchSpec:
 
 @dataclass(frozen=True)
 class PreparedServer:
-    """A server that is ready to be launched. release: gives back its ports and folders, once it has ended."""
+    """A server that is ready to be launched. release: frees its ports and folders, once it has ended."""
 
     id: str
     spec: LaunchSpec
@@ -76,7 +76,7 @@ class LaunchedServer:
         self._dying = False
         """Whether the server has died and its death is not counted yet."""
         self._excused = False
-        """Whether that death is forgiven, and will not count."""
+        """Whether that death is forgiven and does not count."""
         self._restarts = Restarts(spec.limits)
         self._life: Life | None = None
         self._was_ready = False
@@ -93,7 +93,7 @@ class LaunchedServer:
         return self._upstream
 
     async def run(self) -> None:
-        """Start the server, and restart it when it breaks. After `terminate` or `retire`, return when it has ended.
+        """Start the server, and restart it if it breaks. After `terminate` or `retire`, return once it has ended.
 
         A server that broke too often stays down until one of its deaths is forgiven.
         """
@@ -122,7 +122,7 @@ class LaunchedServer:
                 return
 
     def upstream_changed(self) -> None:
-        """Call it when the server's state may have changed. A server that gives vectors has started."""
+        """To be called when the server's state may have changed. A server that answers with vectors has started."""
         infers = self._upstream.state in (ServerState.READY, ServerState.REFUSED)
         if self._life is not None and not self._was_ready and infers:
             self._was_ready = True
@@ -134,7 +134,7 @@ class LaunchedServer:
             self._life.broken(why)
 
     def forgive(self) -> None:
-        """Don't count the last death toward FAILED: a request caused it that is refused from now on."""
+        """Don't count the last death toward FAILED: its cause was a request that is refused from now on."""
         if self._dying:
             self._excused = True
         else:
@@ -147,7 +147,7 @@ class LaunchedServer:
         self._forgiven.set()
 
     def terminate(self) -> None:
-        """Ask the server to end. `run` returns when it has ended."""
+        """Ask the server to end. `run` returns once it has ended."""
         self.retire()
         if self._life is not None:
             self._life.terminate()

@@ -46,9 +46,10 @@ class ServerPlan:
 
 @dataclass(frozen=True)
 class VersionPlan:
-    """A version of a model, and its servers. entry: what was asked for; equal entries are the same version.
+    """A version of a model, and its servers.
 
-    weight: the part of the model's requests that it gets, in percent. name: for people, unique in its model.
+    entry: what was asked for; equal entries are the same version. weight: the share of the model's requests that it
+    gets, in percent. name: for people, unique in its model.
     """
 
     served: ServedModel

@@ -2,8 +2,8 @@
 
 The path of a request never waits for Redis. Four times per second the parent sends what its workers have charged, and
 receives what all managers together have used, which it writes into the quota table. So a tenant can exceed a quota by
-what all managers admit in a quarter of a second; that is a debt, which it waits off. If Redis does not answer, each
-manager keeps to its share: the quota divided by the managers that were there.
+what all managers admit in a quarter of a second. That is a debt: the tenant's next requests have to wait longer. If
+Redis does not answer, each manager keeps to its share: the quota divided by the number of managers that were present.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ EVERY_S = 0.25
 _PATIENCE_S = 1.0
 _MANAGERS_KEY, _TENANT_KEY = "tritonembed:managers", "tritonembed:quota:"
 _PRESENT_S = 5
-"""A manager that was silent for longer is gone."""
+"""Seconds of silence after which a manager counts as gone."""
 _PRESENT = """
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[1], time[1], ARGV[1])
@@ -50,7 +50,7 @@ return left
 
 
 def open_store(url: str) -> Any:
-    """A client of Redis, not connected yet. Raises StartError; neither it nor a later line has the URL."""
+    """A client of Redis, not connected yet. Raises StartError. Neither this error nor a later line has the URL."""
     try:
         from redis.asyncio import Redis
         from redis.asyncio.retry import Retry
@@ -62,7 +62,7 @@ def open_store(url: str) -> Any:
             url,
             socket_timeout=_PATIENCE_S,
             socket_connect_timeout=_PATIENCE_S,
-            # Once, at once: a connection that has been closed meanwhile is no outage.
+            # One retry, at once: a connection that was closed meanwhile is no outage.
             retry=Retry(NoBackoff(), 1),
             decode_responses=True,
         )
@@ -97,7 +97,7 @@ class QuotaStore:
             await self._client.aclose()
 
     async def sync(self) -> None:
-        """Send and receive once. If Redis does not answer, turn to the local share."""
+        """Send and receive once. If Redis does not answer, use the local share."""
         from redis.exceptions import RedisError
 
         try:

@@ -18,7 +18,7 @@ from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 from tritonembed_protocol.space import model_part
 
 SAME = 0.999
-"""Two vectors of a sentence count as the same from this cosine on."""
+"""Two vectors of a sentence count as the same if their cosine is at least this."""
 
 
 def difference(ours: Vectors, theirs: Vectors) -> str | None:
@@ -66,8 +66,8 @@ class Agreement:
     """The servers whose vectors agree.
 
     `settle` accepts the largest group of servers with equal vectors; of two groups of the same size, it accepts the
-    group that was named first. Later servers join if they agree. A server that has joined is compared with its own
-    first answer. When the last server of the group is no longer listed, the next server begins a new group.
+    group whose server was listed first. Later servers join if they agree. A server that has joined is compared with its
+    own first answer. Once the last server of the group is no longer listed, the next server begins a new group.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,8 @@ class Agreement:
 
 
 SUSPICION_LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=1.0, longest_delay=30.0)
-"""After the first suspicion a server returns with its next good check. Repeated suspicions keep it out longer."""
+"""Seconds. After the first suspicion a server returns with its next good check; repeated suspicions keep it out
+longer."""
 
 _DEAD_STUB = "stub"
 _DEAD = (ServerState.UNHEALTHY, ServerState.STARTING, ServerState.FAILED)
@@ -136,7 +137,7 @@ class RegisteredServer:
     deaths: int = 0
     """How often it died or stopped answering while READY."""
     ejected: str = ""
-    """The reason why workers send it nothing until `ejected_until`, although its checks succeed."""
+    """The reason why workers send it no requests until `ejected_until`, although its checks succeed."""
     ejected_until: float = 0.0
     generation: int = 0
     failures: int = 0
@@ -146,11 +147,11 @@ class RegisteredServer:
     space: str = ""
     """The embedding space of its vectors; empty if it is not known."""
     model: ServedModel = FIRST_MODEL
-    """The model of a server with several is an upstream of its own."""
+    """Each model of a server with several models is an upstream of its own."""
     version: str = ""
     """The model's version; empty for an attached server."""
     weight: float = 100.0
-    """The part of the model's requests that go to the servers of its version, in percent."""
+    """The share of the model's requests that the servers of its version get, in percent."""
     dimensions: int = 0
     """The number of its vectors' dimensions, by its last check."""
     max_length: int | None = None
@@ -185,7 +186,7 @@ class RegisteredServer:
 
 
 def upstream_id(server: str, model: ServedModel) -> str:
-    """The id of a model at a server: that of the server, for a further model `NAME@SERVER`."""
+    """The id of a model at a server: the server's, and for a further model `NAME@SERVER`."""
     return server if model.is_first else f"{model.name}@{server}"
 
 
@@ -217,7 +218,7 @@ class UpstreamRegistry:
         return [upstream.view() for upstream in self.upstreams.values()]
 
     def ready(self) -> list[RegisteredServer]:
-        """The servers that get requests."""
+        """Servers that get requests."""
         return [upstream for upstream in self.upstreams.values() if upstream.state is ServerState.READY]
 
     def add(
@@ -253,14 +254,14 @@ class UpstreamRegistry:
         return upstream
 
     def remove(self, id: str) -> None:
-        """Forget a server, which must get no requests any more."""
+        """Forget a server that gets no requests any more."""
         self._agreement_of(self.upstreams.pop(id)).leave([id])
         self._first_answers.pop(id, None)
         self._settle_without(id)
         self._changed()
 
     def set_weight(self, upstream: RegisteredServer, weight: float) -> None:
-        """Change how many of its model's requests go to the server's version, in percent."""
+        """Change the share of its model's requests that the server's version gets, in percent."""
         if upstream.weight != weight:
             upstream.weight = weight
             self._changed()
@@ -299,7 +300,7 @@ class UpstreamRegistry:
         """A check failed."""
         upstream.failures += 1
         if upstream.launched and upstream.state is ServerState.UNHEALTHY:
-            # Keep the reason why its process ended; it is better than that it does not answer.
+            # Keep the reason why its process ended: it says more than a missing answer.
             pass
         elif upstream.state in (ServerState.READY, ServerState.REFUSED, ServerState.UNHEALTHY):
             self.set_state(upstream, ServerState.UNHEALTHY, str(error))
@@ -324,7 +325,7 @@ class UpstreamRegistry:
         self.set_state(upstream, ServerState.UNHEALTHY, why)
 
     def ejected(self, upstream: RegisteredServer, reason: str, seconds: float) -> None:
-        """Workers send the server nothing for `seconds`, whatever its checks find."""
+        """Workers send the server no requests for `seconds`, whatever its checks find."""
         upstream.ejected, upstream.ejected_until = reason, self._clock() + seconds
 
     def down(self, upstream: RegisteredServer, state: ServerState, why: str) -> None:

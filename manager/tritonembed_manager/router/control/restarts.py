@@ -46,6 +46,6 @@ class Restarts:
         return 0.0
 
     def forgive(self) -> None:
-        """Don't count the last death, because it was not the fault of the process."""
+        """Don't count the last death: the process was not its cause."""
         if self._deaths:
             self._deaths.pop()

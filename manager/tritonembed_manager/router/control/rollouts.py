@@ -1,8 +1,8 @@
-"""Follows the models file: brings the launched servers to the versions that it asks for, model by model.
+"""Follows the models file: launches and ends servers, model by model, until they are the versions in the file.
 
 A new version is launched beside the old one, and gets no requests until all of its servers are ready and agree. Then
-all workers switch over in one step, and the old version finishes what it has and ends. If the new one does not start,
-the old one stays. A model that can't be changed holds up no other.
+all workers switch over in one step, and the old version finishes its requests and ends. If the new version does not
+start, the old version stays. A model that can't be changed holds up no other model.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ class _Running:
 
 
 class Rollouts:
-    """plan: of the start. started: its servers. prepare: gives servers what they need to be launched; raises
-    StartError. names: those of the models, which follow the file; names_changed: called when they have changed.
+    """plan: of the start. started: its servers. prepare: prepares servers for their launch; raises StartError. names:
+    of the models; they follow the file. names_changed: called when they have changed.
     """
 
     def __init__(
@@ -62,21 +62,21 @@ class Rollouts:
         """The names of the models that are served."""
         self._failures: dict[str, str] = {}
         self._notes: dict[str, str] = {}
-        """About versions that get other parts of the requests than the file gives them."""
+        """Warnings about versions that get another share of the requests than in the file."""
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[None]] = set()
 
     @property
     def warnings(self) -> list[str]:
-        """Lines for the status: which models are not as in the file, and why."""
+        """Lines for the status: the models that are not as in the file, and why."""
         return [*self._failures.values(), *self._notes.values()]
 
     def servers_of(self, model: str) -> list[str]:
-        """Ids of the servers of a model that are not on their way out."""
+        """Ids of a model's servers, except those that are leaving."""
         return [server.id for version in self._running.get(model, ()) for server in version.servers]
 
     def weight_before_checks(self, version: VersionPlan) -> float:
-        """The part of the requests that a version gets at the start, before the vectors of versions are compared."""
+        """The share of the requests that a version gets at the start, before the vectors of versions are compared."""
         largest = max(self._targets[version.served.name], key=lambda one: one.weight)
         return 100.0 if version is largest else 0.0
 
@@ -87,7 +87,7 @@ class Rollouts:
                 self._split(model)
 
     def follow(self, plan: ModelsPlan) -> None:
-        """The file asks for these models now."""
+        """Bring the servers to these models of the file."""
         self._plan = plan
         targets = _by_model(plan.versions)
         for model in {**self._running, **targets}:
@@ -102,7 +102,7 @@ class Rollouts:
         self._set_names()
 
     async def close(self) -> None:
-        """Change nothing any more."""
+        """Make no further changes."""
         tasks = list(self._background)
         for task in tasks:
             task.cancel()
@@ -130,10 +130,10 @@ class Rollouts:
         self._end(gone, model)
 
     def _split(self, model: str, gone: Sequence[_Running] = ()) -> None:
-        """Let each version of a model have its part of the requests.
+        """Give each version of a model its share of the requests.
 
-        A version whose vectors have another length than those of the largest part gets none: a client that asks for no
-        space could not store them.
+        A version gets no share if its vectors have other dimensions than those of the largest share: a client that asks
+        for no space could not store them.
         """
         staying = [version for version in self._running[model] if version not in gone]
         largest = max(staying, key=lambda version: version.plan.weight, default=None)
@@ -147,7 +147,7 @@ class Rollouts:
                 self._servers.set_weight(server.id, weight)
 
     def _misfit(self, version: _Running, largest: _Running) -> str:
-        """Why a version gets no part of the requests; empty if it gets its part."""
+        """Why a version gets no share of the requests; empty if it gets its share."""
         own, usual = self._dimensions(version), self._dimensions(largest)
         if not own or not usual or own == usual:
             return ""
@@ -157,12 +157,11 @@ class Rollouts:
         )
 
     def _dimensions(self, version: _Running) -> int:
-        """The dimensions of a model's vectors; 0 if it makes none, or if they are not known."""
+        """The dimensions of a model's vectors; 0 if it makes no vectors, or if they are not known."""
         return max(self._servers.registry.upstreams[server.id].dimensions for server in version.servers)
 
     async def _launch_missing(self, model: str, versions: Sequence[VersionPlan]) -> str | None:
-        """Launch the versions that don't run, and wait until they are ready. The reason if one can't be; they are then
-        ended."""
+        """Launch versions that don't run, and wait until they are ready. If one fails, end them; returns the reason."""
         running = self._running[model]
         missing = [plan for plan in versions if not any(_is_same(plan, version.plan) for version in running)]
         named = with_version_names(missing, [version.plan.name for version in running])
@@ -185,7 +184,7 @@ class Rollouts:
         return reason
 
     async def _until_ready(self, versions: Sequence[_Running]) -> str | None:
-        """Wait until all servers are ready. The reason if one can't be."""
+        """Wait until all servers are ready. Returns the reason if one can't become ready."""
         ids = [server.id for version in versions for server in version.servers]
         while True:
             states = {id: self._servers.registry.upstreams[id].state for id in ids}
@@ -226,7 +225,7 @@ class Rollouts:
             log("model_changed", f"{shown} is served by {weights}" + (": the earlier one finishes" if gone else ""))
 
     def _set_names(self) -> None:
-        """Serve the names of the models that are served now, in the order of the file."""
+        """Set the names to those of the models that are served now, in the order of the file."""
         wanted = [names.served.name for names in self._plan.names.loaded]
         first = wanted[0] if wanted[0] in self._active else self._names.served.name
         order = [first, *(model for model in wanted if model in self._active and model != first)]
@@ -238,7 +237,7 @@ class Rollouts:
             self._names_changed()
 
     def _end(self, versions: Sequence[_Running], model: str) -> None:
-        """End versions that get no requests any more, once they have nothing in flight."""
+        """End versions that get no requests any more, once they have no requests in flight."""
         if versions:
             self._in_background(self._withdraw(versions, model))
 
@@ -272,7 +271,7 @@ def _by_model(versions: Sequence[VersionPlan]) -> dict[str, list[VersionPlan]]:
 
 
 def _by_ensemble(names: ServedNames) -> dict[str, list[ServedNames]]:
-    """The names of each model alone, and behind them those of its adapters."""
+    """The names of each model, followed by those of its adapters."""
     found = {each.served.name: [replace(each, more=())] for each in names.loaded}
     for each in names.models:
         if each.served.base:
@@ -289,5 +288,5 @@ def _is_same(one: VersionPlan, other: VersionPlan) -> bool:
 
 
 def _matching(plan: VersionPlan, versions: Sequence[VersionPlan]) -> VersionPlan | None:
-    """The version in the list that this one is."""
+    """The version in the list with the same plan."""
     return next((version for version in versions if _is_same(plan, version)), None)

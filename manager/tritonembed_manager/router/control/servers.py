@@ -1,4 +1,4 @@
-"""The servers, and the tasks of each server: its process, health checks and removal; and which models are loaded."""
+"""The servers, the tasks of each server (process, health checks, removal), and the loading of models."""
 
 import asyncio
 import time
@@ -18,14 +18,13 @@ from tritonembed_protocol.served import FIRST_MODEL, ServedModel
 
 _LEAVE_POLL_S = 0.1
 LEAST_LEAVE_S = 1.0
-"""Within this time, workers learn that a server leaves, and the load table shows their requests to it."""
+"""Seconds within which workers learn that a server leaves, and the load table shows their requests to it."""
 
 
 class Servers:
     """Launched and attached servers. `close` ends their tasks.
 
-    models: those that attached servers may have. The registry has a server with several models once per
-    model.
+    models: those that attached servers may serve. The registry has an entry for each model of a server.
 
     leave_timeout: seconds for the requests of a server that is no longer listed. cleared: called with the id of a
     suspected server that a check found well.
@@ -101,13 +100,13 @@ class Servers:
         self.registry.down(upstream, ServerState.UNLOADED, "")
 
     def set_weight(self, id: str, weight: float) -> None:
-        """Let the server's version get this part of its model's requests, in percent."""
+        """Give the server's version this share of its model's requests, in percent."""
         self.registry.set_weight(self.registry.upstreams[id], weight)
 
     async def withdraw(self, id: str) -> None:
         """End a launched server whose version has the weight 0, and forget it. Returns when its processes have ended.
 
-        It stays in use until requests have gone elsewhere for a second: a request of several messages may send more.
+        It stays in use until no request has arrived for a second, because a request of several messages may send more.
         """
         upstream = self.registry.upstreams[id]
         if upstream.state is not ServerState.UNLOADED:
@@ -125,12 +124,13 @@ class Servers:
         try:
             await asyncio.wait([self._runs[id]], timeout=self._leave_timeout)
         finally:
-            # Cancelling it kills what has not ended.
+            # Cancelling the task kills the processes that have not ended.
             self._runs[id].cancel()
             await asyncio.gather(self._runs[id], return_exceptions=True)
 
     def follow(self, addresses: Iterable[Address], *, first: bool = False) -> None:
-        """Follow the list of attached servers: new servers join, missing servers leave when nothing is in flight.
+        """Follow the list of attached servers: new servers join, and missing servers leave once they have no requests
+        in flight.
 
         first: this is the list at the start. The vectors of its servers are compared before any of them is READY.
         """
@@ -161,19 +161,19 @@ class Servers:
             warn("ejected", f"ejected for {seconds:g} s: {reason}", server=id)
 
     def forgive(self, id: str) -> None:
-        """Don't count a server's last death: a request caused it that is refused from now on."""
+        """Don't count a server's last death: its cause was a request that is refused from now on."""
         if id in self.launched:
             self.launched[id].forgive()
 
     def changed(self) -> None:
-        """Call it when states may have changed."""
+        """To be called when states may have changed."""
         for server in self.launched.values():
             server.upstream_changed()
         for watch in self._watches.values():
             watch.upstream_changed()
 
     def retire(self) -> None:
-        """Restart no server from now on."""
+        """Restart no server any more."""
         for server in self.launched.values():
             server.retire()
 
@@ -244,9 +244,9 @@ class Servers:
         self._tasks[upstream.id] = [asyncio.create_task(watch.run())]
 
     async def _until_idle(self, upstream: RegisteredServer, quiet_for: float = 0.0) -> None:
-        """Wait until workers know that the server is draining and have nothing there, at most `leave_timeout`.
+        """Wait until workers know that the server is draining and have no requests there, at most `leave_timeout`.
 
-        quiet_for: seconds in which they must have had nothing there.
+        quiet_for: seconds for which they must have had no requests there.
         """
         began = busy_at = time.monotonic()
         while (now := time.monotonic()) - began < self._leave_timeout:
@@ -271,15 +271,15 @@ class Servers:
 
 
 LEAST_LOADED_S = 2.0
-"""A model that was just loaded is not unloaded for this long: requests that waited for it must reach it first."""
+"""Seconds for which a loaded model is not unloaded, so that requests that waited for it can reach it."""
 _LOOK_EVERY_S = 0.1
 
 
 class ModelLoader:
-    """Loads a model when a request asks for it, and unloads the least recently used one to make room (--max-loaded).
+    """Loads a model when a request asks for it, and unloads the least recently used model to make room (--max-loaded).
 
-    Models are loaded one after the other. A model that makes room finishes what is in flight; new requests for it wait
-    at the workers, and ask for it again.
+    Models are loaded one after the other. A model that makes room finishes its requests in flight. New requests for it
+    wait at the workers, and ask for it again.
 
     models: their ensembles; the first `most` are loaded. load: begins to start a model's servers. unload: returns
     when they have ended. is_starting: whether a model's first answer is still awaited. clock: seconds.
@@ -302,7 +302,7 @@ class ModelLoader:
         self._used = dict.fromkeys(list(models)[:most], clock())
         """When each loaded model was last used."""
         self._ready_at: dict[str, float] = {}
-        """When each was last seen starting."""
+        """When each model was last seen starting."""
         self._leaving: str | None = None
         self._wanted: deque[str] = deque()
         self._news = asyncio.Event()
@@ -319,7 +319,7 @@ class ModelLoader:
             self._news.set()
 
     def offer(self, model: str) -> None:
-        """The models file has this model from now on: load it if there is room."""
+        """Add a model that is new in the models file, and load it if there is room."""
         if len(self._used) < self._most:
             self.want(model)
 
@@ -336,7 +336,7 @@ class ModelLoader:
             self._used[model] = self._clock()
 
     async def run(self) -> None:
-        """Load what is wanted, until cancelled."""
+        """Load wanted models until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -358,7 +358,7 @@ class ModelLoader:
                 await self._unload(victim)
             finally:
                 self._leaving = None
-            # Unless its servers were replaced meanwhile.
+            # Its servers may have been replaced meanwhile.
             self._used.pop(victim, None)
             self._ready_at.pop(victim, None)
 

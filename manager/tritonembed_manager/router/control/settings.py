@@ -19,7 +19,7 @@ from tritonembed_manager.server.client_tls import ClientTls
 SERVERS_END_S = 5.0
 """The most time for launched servers to end, once nothing is in flight."""
 _CLOSING_S = 3.0
-"""A second each for late calls, for gRPC's last answers and for HTTP's last answers."""
+"""A second each: for late calls, for gRPC's last answers, and for HTTP's."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class DrainTime:
 
 @dataclass(frozen=True)
 class ModelsPlan:
-    """The models that are asked for: their names for clients, and their versions."""
+    """The requested models: their names for clients, and their versions."""
 
     names: ServedNames
     versions: list[VersionPlan]
@@ -73,9 +73,9 @@ class LaunchSettings:
     max_loaded: int | None = None
     """Models in memory at a time; None for all."""
     models_file: WatchedFile[ModelsPlan] | None = None
-    """None: the models stay as they are."""
+    """The models file; None if the models don't change."""
     triton_traces: str | None = None
-    """Where Triton sends its own spans; None: nowhere."""
+    """Where Triton sends its own spans; None for nowhere."""
 
     @property
     def follows_models(self) -> bool:
@@ -112,16 +112,16 @@ class ServeSettings(EndpointSettings):
     drain_timeout: float
     """Seconds from the signal to the end; see DrainTime."""
     tls: TlsFiles | None = None
-    """None: the ports speak plain text."""
+    """The ports' certificate; None for plain text."""
     envoy: EnvoySettings | None = None
-    """None: the workers listen on the ports themselves."""
+    """Envoy's settings; None if the workers listen on the ports themselves."""
     xds: tuple[str, int] | None = None
-    """Host and port of xDS; None: there is no such port."""
+    """Host and port of xDS; None for no such port."""
     tenants: TenantsFile | None = None
-    """None: everybody may use the ports, without a key."""
+    """The tenants; None if the ports need no key."""
     usage_file: Path | None = None
     quota_store: Any = None
-    """A client of Redis; None: quotas are this manager's."""
+    """A client of Redis; None if each manager has its own quotas."""
 
     def __post_init__(self) -> None:
         if (self.launch is None) == (self.attach is None):
@@ -130,7 +130,7 @@ class ServeSettings(EndpointSettings):
             raise StartError(f"--port and --http-port are both {self.port}")
 
     def server_tls(self) -> ClientTls:
-        """What servers with grpcs:// are reached with now."""
+        """The current certificates for servers with grpcs://."""
         return self.attach.tls.value if self.attach and self.attach.tls else ClientTls()
 
     @property

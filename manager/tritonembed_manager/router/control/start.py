@@ -30,7 +30,7 @@ _SHOWS_MORE = "(--log-verbose shows more)"
 
 
 class StartJudge:
-    """Judges by the servers and the workers whether the manager is ready."""
+    """Judges whether the manager is ready, by its servers and workers."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class StartJudge:
         *,
         names: ServedNames | None = None,
     ) -> None:
-        """names: of the models, each of which needs a server."""
+        """names: of the models; each needs a server."""
         self._names = names or ServedNames()
         self._registry = registry
         self._envoy = envoy
@@ -51,7 +51,7 @@ class StartJudge:
     def started(self) -> bool:
         """Whether every worker listens, each model has a READY server, and no other server is still starting.
 
-        Raises ManagerError if that can't happen any more: no worker can listen, or no launched server of a model
+        Raises ManagerError if that has become impossible: no worker can listen, or no launched server of a model
         starts.
         """
         if self._workers.outage is not None:
@@ -83,7 +83,7 @@ class StartJudge:
         return self._registry.upstreams[id].state is ServerState.STARTING
 
     def _missing(self) -> list[ServedNames]:
-        """The models of which a version has no READY server. One that is loaded by its first request needs none yet."""
+        """The models with a version without a READY server; not models that their first request loads."""
         upstreams = self._registry.upstreams.values()
         usable = (ServerState.READY, ServerState.UNLOADED)
         ready = {(one.model, one.version) for one in upstreams if one.state in usable}
@@ -108,7 +108,7 @@ _PORTS_EACH = 3
 
 
 class ServerPreparation:
-    """Gives servers repositories, ports and command lines. Ports are held until `stack` closes, or are released.
+    """Gives servers repositories, ports and command lines. Ports are held until they are released or `stack` closes.
 
     Raises StartError, in one line.
     """

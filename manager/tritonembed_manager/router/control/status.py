@@ -45,7 +45,7 @@ CLIENTS_OWN = frozenset(
         "CANCELLED",
     )
 )
-"""Codes of requests that no service could have answered: invalid requests, and those whose caller went away."""
+"""Codes of requests that no service could have answered: invalid requests, and requests whose caller went away."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Traffic:
         self._servers: dict[str, _Flow] = {}
         self._all = _Flow()
         self.retries = 0
-        """Requests sent again, paid for by the retry budget."""
+        """Requests sent again and charged to the retry budget."""
         self.moves = 0
         """Failovers: requests sent again because their server died."""
 
@@ -144,7 +144,7 @@ class Traffic:
         return flow.figures(self._clock()) if flow else Figures()
 
     def in_all(self) -> Figures:
-        """The figures of all clients' requests."""
+        """The figures of the requests of all clients."""
         return self._all.figures(self._clock())
 
     def answered(self, id: str) -> int:
@@ -185,7 +185,7 @@ class Snapshots:
         not_admitted: Callable[[], int] = lambda: 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """warnings: about the settings. more_warnings: returns warnings about the present state. clock: seconds.
+        """warnings: about the settings. more_warnings: returns warnings about the current state. clock: seconds.
 
         not_admitted: returns the number of requests in flight that no worker has admitted.
         """

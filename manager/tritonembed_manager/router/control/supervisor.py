@@ -43,7 +43,7 @@ STATUS_EVERY_S = 1.0
 
 
 class Supervisor:
-    """Create and run it inside an event loop, in the main thread. servers: the servers to launch."""
+    """To be created and run inside an event loop, in the main thread. servers: the servers to launch."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Supervisor:
     ) -> None:
         """sockets: a private folder with a short path, if Envoy is the data plane.
 
-        prepare: as Rollouts has it.
+        prepare: as in Rollouts.
         """
         self._settings = settings
         self._prepared = servers
@@ -106,7 +106,7 @@ class Supervisor:
             not_admitted=lambda: self._envoy.in_flight() if self._envoy is not None else 0,
         )
         environment = {
-            # gRPC's core would write its own lines to stderr.
+            # Otherwise gRPC's core would write its own lines to stderr.
             "GRPC_VERBOSITY": "NONE",
             **os.environ,
             "PROMETHEUS_MULTIPROC_DIR": str(metrics_folder),
@@ -137,7 +137,7 @@ class Supervisor:
             self._xds = XdsServer(*settings.xds, settings.policy, models, pems)
         self._draining = self._lame_duck = False
         self._seen = 0
-        """Signals that have had their effect. Another signal forces the next step."""
+        """Signals that have taken effect. Another signal forces the next step."""
         self._dirty = False
         self._news = self._workers.news
         self._stops = StopSignals()
@@ -168,7 +168,7 @@ class Supervisor:
             self._table.close()
 
     def _make_loader(self) -> ModelLoader | None:
-        """The loader with --max-loaded; None if all models fit for ever."""
+        """The loader with --max-loaded; None if all models stay loaded."""
         launch = self._settings.launch
         models = [names.served.name for names in self._settings.names.loaded]
         most = launch.max_loaded if launch else None
@@ -196,7 +196,7 @@ class Supervisor:
                 self._loader.used(self._registry.upstreams[id].model.name)
 
     async def _start(self) -> bool:
-        """Start everything. Returns whether it started; if not, there is nothing to drain."""
+        """Start servers and workers. Returns whether they started; if not, there is nothing to drain."""
         self._background(self._workers.run())
         self._background(keep_watchdog())
         if self._envoy is not None:
@@ -267,7 +267,7 @@ class Supervisor:
         log("draining", f"{self._signals[-1].name}: finishing requests in flight (signal again to kill)")
         await self._rollouts.close()
         if self._loading is not None:
-            # A model that is on its way comes. Workers refuse requests that wait for others.
+            # A model that is starting will serve. Workers refuse requests that wait for other models.
             self._loading.cancel()
         self._servers.retire()
         self._workers.send(self._status_line())
@@ -288,7 +288,7 @@ class Supervisor:
         self._workers.kill()
         if self._envoy is not None:
             await self._envoy.end()
-        # Nothing is in flight at the servers, so slow ends are not waited for.
+        # No request is in flight at the servers, so a slow end is not awaited.
         left = until - time.monotonic() - parts.killing
         stopping = self._background(self._servers.stop_launched(min(left, SERVERS_END_S)))
         await self._wait(lambda: stopping.done() or self._is_forced())
@@ -314,7 +314,7 @@ class Supervisor:
             raise ManagerError(f"{self._signals[-1].name} while stopping: killed")
 
     async def _wait(self, condition: Callable[[], bool], timeout: float | None = None) -> None:
-        """Wait until the condition holds; it is checked at each news. Raises the error of a failed background task."""
+        """Wait until the condition holds; each change checks it again. Raises the error of a failed background task."""
         until = None if timeout is None else time.monotonic() + timeout
         while not condition():
             self._news.clear()
@@ -345,14 +345,14 @@ class Supervisor:
         self._dirty = False
         self._servers.changed()
         self._workers.send(self._servers_line())
-        # Versions that get no requests are no servers for others, either.
+        # Versions that get no requests here get none through Envoy and xDS either.
         views = [view for view in self._registry.views() if view.weight > 0]
         if self._envoy is not None:
-            # Requests for other models go to the workers.
+            # Requests for further models go to the workers.
             self._envoy.update([view for view in views if view.ensemble == FIRST])
         if self._xds is not None:
             self._xds.update(views)
-        # At once, so that a status right after READY shows the ready servers.
+        # At once, so that the first status after READY shows the ready servers.
         self._workers.send(self._status_line(), may_drop=True)
         self._news.set()
 

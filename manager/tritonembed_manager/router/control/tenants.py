@@ -1,4 +1,4 @@
-"""The tenants as the parent process knows them: the file of --tenants, and the lines of what tenants used.
+"""The tenants in the parent process: the file of --tenants, and the lines with the tenants' use.
 
     tenants:
       - name: search
@@ -7,7 +7,7 @@
             expires: 2027-06-30
         tokens_per_minute: 1000000
 
-The file is YAML, which is read again and again while the manager runs. `tritonembed-manager key` makes a key and its
+The file is YAML. It is read repeatedly while the manager runs. `tritonembed-manager key` makes a key and its
 hash. Errors are one line, which names the place and never a value: a key may stand where its hash belongs.
 """
 
@@ -54,7 +54,7 @@ class _KeyEntry(BaseModel):
         if self.expires is None:
             return Key(self.sha256)
         if not isinstance(self.expires, datetime):
-            # A day is meant to its end.
+            # A day includes its end.
             end = datetime(self.expires.year, self.expires.month, self.expires.day, 23, 59, 59, tzinfo=timezone.utc)
             return Key(self.sha256, end.timestamp() + 1)
         moment = self.expires if self.expires.tzinfo else self.expires.replace(tzinfo=timezone.utc)
@@ -143,13 +143,13 @@ class TenantsFile(WatchedFile[list[Tenant]]):
 
     @property
     def tenants(self) -> list[Tenant]:
-        """The last tenants that were right, with their slots."""
+        """The last valid tenants, with their slots."""
         return self.value
 
     @property
     def slots(self) -> dict[str, int]:
-        """The slot of every tenant since the start, by name, also of those that have left."""
-        # A key with a slash is that of limits for one model.
+        """The slot of every tenant since the start, by name, also of tenants that have left."""
+        # A name with a slash is that of limits for one model.
         return {name: slot for name, slot in self._slots.items() if "/" not in name}
 
     def _placed(self, tenants: list[Tenant]) -> list[Tenant]:
@@ -159,7 +159,7 @@ class TenantsFile(WatchedFile[list[Tenant]]):
         if len(self._slots) + len(new) > SLOTS:
             raise ValueError(f"more than {SLOTS} different tenants since the start: restart the manager")
         first = len(self._slots)
-        # At once, because it is done in another thread.
+        # Replaced in one step, because this runs in another thread.
         self._slots = {**self._slots, **{name: first + number for number, name in enumerate(new)}}
         return [
             replace(
@@ -177,7 +177,7 @@ _NOTHING = Used(0, 0, 0, 0, 0, 0, 0)
 
 
 class UsageLines:
-    """Per minute and tenant one JSON object with requests and tokens, from which a bill can be made.
+    """Writes a JSON object per minute and tenant with requests and tokens, for bills.
 
         {"minute": "2026-11-30T10:43:00Z", "tenant": "search", "requests": 120, "tokens": 51234, "failed": 0,
          "refused": 3}
@@ -205,14 +205,14 @@ class UsageLines:
     async def keep(self, pause: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
         """Write the lines of each minute at its end, until cancelled."""
         while True:
-            # Never longer than a minute, also if the machine's clock is set back.
+            # Never longer than a minute, even if the machine's clock is set back.
             await pause(min(max(0.0, self._minute + _MINUTE_S - self._clock()), _MINUTE_S))
             if self._now() != self._minute:
                 self.write()
                 self._minute = self._now()
 
     def write(self) -> None:
-        """Append the lines of the current minute; call it in the end, too. Lines that can't be written come later."""
+        """Append the lines of the current minute; call it at the end, too. Lines that can't be written come later."""
         found = {name: self._table.used(slot) for name, slot in self._slots().items()}
         lines = [self._line(name, self._written.get(name, _NOTHING), used) for name, used in found.items()]
         text = "".join(lines)
@@ -244,7 +244,7 @@ class UsageLines:
 
 
 class Accounts:
-    """What tenants used: the quota table, and what keeps its counts beyond this manager, if that is wanted.
+    """The tenants' use: the quota table, and optionally the usage file and the quota store.
 
     rows: of the load table; the quota table has as many cells per tenant for requests in flight.
     usage_file: of the usage lines. store: a client of Redis, for quotas over several managers.
@@ -266,7 +266,7 @@ class Accounts:
         return [kept.keep() for kept in (self._usage, self._store) if kept is not None]
 
     def worker_gone(self, index: int) -> None:
-        """A worker has ended, and so have its requests."""
+        """Clear the requests of a worker that has ended."""
         self.table.zero(index)
 
     def close(self) -> None:

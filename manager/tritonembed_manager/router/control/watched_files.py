@@ -1,7 +1,7 @@
 """Files that people or programs edit while the manager runs: tenants, models, certificates.
 
-The parent reads them again and again. A mistake in a new version keeps the old one. A worker that is started while a
-file is being written gets the last content that was right.
+The parent reads them repeatedly. If a new version has a mistake, the old one stays in use. A worker that is started
+while a file is being written gets the last valid content.
 """
 
 import asyncio
@@ -25,7 +25,8 @@ class Watched(Generic[_Content, _Value]):
     """Reads files at once. Raises StartError, in one line, if they are wrong.
 
     read: their content. parse: the value of a content. Both run in any thread, and raise ValueError or StartError, in
-    one line. event, changed: in the log, if there is a new content. kept: in the log after the reason, if it is wrong.
+    one line. event, changed: for the log, if the content is new. kept: for the log, after the reason, if the content is
+    wrong.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Watched(Generic[_Content, _Value]):
 
     @property
     def warnings(self) -> list[str]:
-        """A line for the status if the newest content is not in use: the reason."""
+        """A line for the status with the reason if the newest content is not in use."""
         return [self._complaint] if self._complaint else []
 
     async def watch(
@@ -83,8 +84,8 @@ class Watched(Generic[_Content, _Value]):
 class WatchedFile(Watched[bytes, _Value]):
     """One file of at most 1 MiB.
 
-    option: which names the file, in every error. what: it has, in the plural; for events and lines of the log. parse:
-    as for Watched; the option is put in front of its errors.
+    option: names the file in every error. what: the file's entries, in the plural, for events and lines of the log.
+    parse: as for Watched; its errors get the option in front.
     """
 
     def __init__(self, path: Path, option: str, what: str, parse: Callable[[bytes], _Value]) -> None:

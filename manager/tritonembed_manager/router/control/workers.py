@@ -1,6 +1,6 @@
 """The worker processes, which share the manager's ports: the parent starts, watches, restarts and drains them.
 
-A worker sends a line twice per second. If it is silent, the parent looks at the state of the process.
+A worker sends a line twice per second. If it is silent, the parent checks the state of the process.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from tritonembed_manager.server.client_tls import ClientTls
 from tritonembed_manager.server.process import Process, read_process
 
 TICK_S = 0.25
-"""Seconds between two looks of the parent."""
+"""Seconds between two checks by the parent."""
 _LOOK_S = 0.75
 _STOPPED_S = 0.5
 _IDLE_S = 2.0
@@ -55,7 +55,7 @@ class Pulse:
         self._cpu_ticks = -1
         self.ready = False
         self.closed = False
-        """Whether the worker has closed its end of the socket, and ends."""
+        """Whether the worker has closed its end of the socket and is ending."""
 
     def beat(self) -> None:
         """A line arrived."""
@@ -85,7 +85,7 @@ class Pulse:
 
 MODULE = "tritonembed_manager.router.worker"
 _BEHIND_BYTES = 8 * 1024 * 1024
-"""A worker with this much unread gets no lines with `may_drop`."""
+"""A worker with this many unread bytes gets no lines with `may_drop`."""
 
 Command = Callable[[int, int], Sequence[str]]
 """Makes the worker's command line from the descriptors of its end of the socket and of the load table."""
@@ -99,7 +99,7 @@ def worker_command(control_fd: int, table_fd: int) -> Sequence[str]:
 class WorkerProcess:
     """A worker process and the parent's end of its socket. Needs a running event loop.
 
-    inherited: further descriptors that the worker has, too.
+    inherited: further descriptors for the worker.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class WorkerProcess:
         reader, writer = await asyncio.open_connection(sock=self._ours, limit=LINE_BYTES)
         self._writer = writer
         try:
-            # Made only now, because earlier changes could not be sent.
+            # The lines are made only now, because earlier changes could not be sent.
             for line in first():
                 self.send(line)
             while line_bytes := await reader.readline():
@@ -188,7 +188,7 @@ async def process_ended(process: "subprocess.Popen[bytes]") -> int:
 
 
 def how_it_ended(status: int) -> str:
-    """An exit status in words."""
+    """An exit status as text."""
     return f"signal {-status}" if status < 0 else f"exit code {status}"
 
 
@@ -198,9 +198,9 @@ def _resolve(future: asyncio.Future[None]) -> None:
 
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.5, longest_delay=5.0)
-"""Workers are restarted for ever, because nothing is served without them."""
+"""Workers are restarted without a limit, because they are needed to serve at all."""
 _HOPELESS_STARTS = 3
-"""If this many workers ended before any worker ever listened, no worker will."""
+"""If this many workers ended before any worker listened, the start has failed."""
 _DRAIN = {"type": "drain"}
 _LAME_DUCK = {"type": "lame_duck"}
 
@@ -235,7 +235,7 @@ class WorkerPool:
         self._ever_ready = False
         self.restarts = 0
         self.cut = 0
-        """Requests that workers cut when the time to drain was over."""
+        """Requests that workers cut at the end of the drain."""
         self.died: str | None = None
         """Which worker failed after `drain`, and how."""
         self.outage: str | None = None
@@ -266,17 +266,17 @@ class WorkerPool:
             worker.send(line, may_drop=may_drop)
 
     def set_tls(self, pems: Pems) -> None:
-        """Let these workers, and those that are started later, use another certificate."""
+        """Let current and later workers use another certificate."""
         self._config = replace(self._config, tls=pems)
         self.send({"type": "tls", "pems": asdict(pems)})
 
     def set_tenants(self, tenants: Sequence[Tenant]) -> None:
-        """Let these workers, and those that are started later, serve other tenants."""
+        """Let current and later workers serve other tenants."""
         self._config = replace(self._config, tenants=tuple(tenants))
         self.send({"type": "tenants", "tenants": [tenant.to_json() for tenant in tenants]})
 
     def set_server_tls(self, tls: ClientTls) -> None:
-        """Let these workers, and those that are started later, reach grpcs:// servers in another way."""
+        """Let current and later workers use other certificates for grpcs:// servers."""
         self._config = replace(self._config, server_tls=tls)
         self.send({"type": "server_tls", "pems": asdict(tls)})
 
@@ -358,7 +358,7 @@ class WorkerPool:
             self.outage = str(line["why"])
             self.news.set()
         elif line["type"] == "cut":
-            # A worker may also drain alone, on SIGTERM. It is replaced, and its cuts don't count here.
+            # A worker may also drain alone, on SIGTERM. It is then replaced, and its cuts don't count here.
             self.cut += line["requests"] if self._draining else 0
         elif line["type"] != "alive":
             self._receive(index, line)
@@ -367,7 +367,7 @@ class WorkerPool:
 def mark_dead(pid: int, folder: Path) -> None:
     """Drop a dead worker's gauges from the Prometheus metrics, and keep its counters.
 
-    folder: has the files in which all workers keep their metrics.
+    folder: of the files in which all workers keep their metrics.
     """
     try:
         from prometheus_client import multiprocess

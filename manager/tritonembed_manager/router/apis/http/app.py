@@ -86,7 +86,7 @@ def make_app(
     is_serving: False from the moment this worker ends.
     tracing: by default as the environment configures it. door: with tenants.
     envoy: the socket of Envoy's administration, if Envoy is the data plane.
-    certificate: returns when that of the ports expires, in seconds since 1970.
+    certificate: returns when the ports' certificate expires, in seconds since 1970.
     exemplars: returns those of the latencies, by bucket; None without tracing. is_logged: if there is an access log.
     """
     tracing = from_environment() if tracing is None else tracing
@@ -99,7 +99,7 @@ def make_app(
         return outage(dispatcher, lambda: is_serving() and not status().get("draining"))
 
     async def around(_app: web.Application) -> AsyncIterator[None]:
-        # There is no proxy between here and a server, whatever the environment sets for HTTP.
+        # No proxy is used between here and a server, whatever the environment sets for HTTP.
         async with aiohttp.ClientSession(trust_env=False) as session:
             sessions.append(session)
             keeping = [asyncio.ensure_future(work) for work in (history.keep(), bodies.keep(), app[CONNECTIONS].keep())]
@@ -180,7 +180,7 @@ def make_runner(
 
 
 def with_trailing_slashes(routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
-    """The routes, and each again with a trailing slash, because some clients join URLs that way; not for files."""
+    """The routes, and again with a trailing slash, except for files: some clients join URLs that way."""
     both = []
     for route in routes:
         both.append(route)
@@ -238,7 +238,7 @@ def _traced(tracing: Tracing) -> Any:
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         route = request.match_info.route.resource
         path = "" if route is None else route.canonical
-        # Spans of probes and pages would hide those of requests.
+        # Spans of probes and pages would hide the spans of requests.
         if tracing.provider is None or request.method != "POST":
             return await handler(request)
         with tracing.serving(f"{request.method} {path}", request.headers) as span:

@@ -1,7 +1,7 @@
 """Reads request bodies within limits: on the size of each, on the bytes of all in this worker, and on time.
 
 Small and large bodies have separate limits, so that large bodies that stall take nothing from small ones. Only bytes
-that have arrived count. If there is no room, a stalled body is given up for a body that arrives.
+that have arrived count. If there is no room, a stalled body is given up in favour of a body that arrives.
 
 Compressed bodies are decompressed here, so that each defect has its own error (RFC 9110, 8.4).
 """
@@ -201,7 +201,7 @@ class Bodies:
         async for sent in request.content.iter_any():
             for turn, chunk in enumerate(decoder.pieces(sent)):
                 if turn:
-                    # A few bytes may become many: let other tasks run.
+                    # A few bytes may decompress to many: let other tasks run.
                     await asyncio.sleep(0)
                 self._add(body, chunk)
         decoder.finish()

@@ -1,7 +1,7 @@
 """Cohere's API for vectors: /v1/embed and /v2/embed.
 
-One pass of the model makes all types of vectors that a request asks for: the servers send float32, and the other types
-are made of it here, as the servers make them.
+One pass of the model gives all types of vectors that a request asks for: the servers send float32, and the other types
+are made of it here, with the servers' formulas.
 """
 
 import json
@@ -108,7 +108,7 @@ INPUT_TYPES = {
     "classification": None,
     "clustering": None,
 }
-"""Cohere's, and the servers' names for them. For the last two the model's default prompt is used."""
+"""From Cohere's names to the servers'. The last two use the model's default prompt."""
 BASE64 = "base64"
 EMBEDDING_TYPES = (*(kind for kind in get_args(EmbeddingType) if kind != "float16"), BASE64)
 _TRUNCATE = ("NONE", "START", "END")

@@ -1,4 +1,4 @@
-"""The HTTP connections of one server: limited per peer, closed if nothing happens on them, and answered if half closed.
+"""The HTTP connections of a port: limited per peer, closed if idle, and answered if half closed.
 
 A connection is closed if its request's head does not arrive in time, or if its client does not read its answers.
 
@@ -6,7 +6,8 @@ A client may close its half after the request and still wait for the answer. A c
 at first. To distinguish the two, an interim answer is sent while the request is handled. A waiting client skips it. The
 connection of a client that is gone breaks, which cancels its request.
 
-Malformed requests are answered here too: their sender gets a line with the reason. The log gets none of their bytes.
+Malformed requests are answered here too: their sender gets a line with the reason, and none of their bytes gets into
+the log.
 
 With TLS, the handshake comes first, then the connection's own protocol begins. aiohttp and asyncio could do both at
 once. But then a connection would not count against its peer's limit before its handshake is over, and all handshakes
@@ -53,7 +54,7 @@ class _Connection:
     transport: Any
     peer: str
     waits_since: float | None
-    """Since when a request's head is awaited: a head that has begun to arrive, or the first one."""
+    """Since when a request's head is awaited: the first, or one that has begun to arrive."""
     below: Any = None
     """With TLS, the transport of the encrypted bytes."""
     unread: int = 0
@@ -83,7 +84,7 @@ class Connections:
         peer = name[0] if isinstance(name, tuple) else ""
         self._open[key] = _Connection(transport, peer, self._clock())
         self._peers[peer] += 1
-        # Without an address, it is Envoy, through which all clients come.
+        # Without an address, the peer is Envoy, through which all clients come.
         if peer and self._peers[peer] > self.limits.max_connections_per_peer:
             _log.warning(
                 "an address has %d HTTP connections: new ones are closed", self.limits.max_connections_per_peer
@@ -172,7 +173,7 @@ def _refuse_malformed(status: int, error: BaseException | None) -> web.Response:
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """The only interim answer that every HTTP/1.1 client skips."""
 _FIRST_PAUSES_S = (0.02, 0.05, 0.2)
-"""Seconds before each of the first looks. If a client is gone, its connection breaks at the second interim answer."""
+"""Seconds before each of the first checks. If a client is gone, its connection breaks at the second interim answer."""
 _PAUSE_S = 1.0
 _IDLE_LOOKS = 2
 
@@ -250,7 +251,7 @@ class Handshake(asyncio.Protocol):
                 below, self, self._context, server_side=True, ssl_handshake_timeout=self._timeout
             )
         except (OSError, asyncio.TimeoutError):
-            # Whoever connects can make it fail: no TLS, no certificate, no bytes at all.
+            # Any client can make it fail: without TLS, without a certificate, without bytes.
             below.abort()
             return
         finally:
@@ -380,7 +381,7 @@ async def _finish(connection: web.RequestHandler) -> None:
         if transport is None:
             return
         if request is None:
-            # Between two requests, or the answer is being written.
+            # It is between two requests, or the answer is being written.
             idle = 0 if transport.get_write_buffer_size() else idle + 1
             if idle >= _IDLE_LOOKS:
                 transport.close()

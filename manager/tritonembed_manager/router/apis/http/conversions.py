@@ -25,10 +25,10 @@ COMMAND: tuple[str, ...] = (
 
 
 def main(*arguments: int) -> None:
-    """Be the separate process; the arguments are those of `convert_for_another`."""
+    """Run the separate process. The arguments are those of `convert_for_another`."""
     convert_for_another(CONVERSIONS, *arguments)
 
 
 def new_converter() -> Converter:
-    """A converter with all of these."""
+    """A converter with all conversions."""
     return Converter(CONVERSIONS, COMMAND)

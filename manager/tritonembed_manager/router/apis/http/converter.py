@@ -45,13 +45,13 @@ _TOO_MUCH = "the body takes too much memory to be read"
 
 
 def convert_for_another(conversions: Conversions, fd: int, file: int, max_memory: int = _MAX_MEMORY) -> None:
-    """Be the separate process: answer on the socket `fd` until its other end is closed. file: receives the messages."""
+    """Run the separate process: answer on the socket `fd` until its other end closes. file: receives the messages."""
     os.nice(_NICER)
     # JSON has no cycles, and the search for them among millions of lists would take most of the time.
     gc.disable()
     limit = _data_bytes() + max_memory
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    # The worker may die while it waits: then nothing reads the answer.
+    # The worker may die while it waits; then no process reads the answer.
     with (
         contextlib.suppress(BrokenPipeError, ConnectionResetError),
         socket.socket(fileno=fd) as ours,
@@ -162,7 +162,7 @@ class Converter:
             except (ConnectionError, asyncio.IncompleteReadError):
                 raise DispatchError(_CODE.INTERNAL, "the process that reads large bodies ended") from None
             finally:
-                # Also killed in the middle of its work: nothing waits for the result any more.
+                # The process is killed even in the middle of its work: no request waits for the result any more.
                 if not is_done:
                     self._process = None
                     process.kill()

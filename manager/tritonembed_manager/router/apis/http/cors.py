@@ -45,7 +45,7 @@ class Cors:
         self._origins = frozenset(origins)
 
     def middleware(self) -> Any:
-        """Answers preflights, before a key is looked for."""
+        """Answers preflights, before the key is checked."""
 
         @web.middleware
         async def preflight(request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -1,6 +1,6 @@
 """Errors as HTTP answers, each in the form of the API that was called.
 
-A path that no API has gets OpenAI's form under /v1 and KServe's elsewhere.
+The error for an unknown path has OpenAI's form under /v1 and KServe's elsewhere.
 """
 
 import asyncio
@@ -54,7 +54,7 @@ FORMS = web.AppKey("forms", dict[str, Form])
 
 
 class PageNeedsKey(DispatchError):
-    """A page lacks a key: the browser is to ask its user for it."""
+    """A page lacks a key, for which the browser is to ask its user."""
 
 
 @web.middleware
@@ -69,7 +69,7 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except UnicodeEncodeError:
         return _answer(request, BadRequest(LONE_SURROGATE))
     except InvalidArgumentError as error:
-        # The answer shows it: the model gives no dense vectors.
+        # The answer shows that the model gives no dense vectors.
         return _answer(request, BadRequest(error.message))
     except ServerError as error:
         _log.error("a server's answer cannot be passed on: %s", error.message)

@@ -2,7 +2,7 @@
 
 Some clients of OpenAI's API send ids of OpenAI's own tokenizer, many of which lie within a model's vocabulary. They
 lack the special tokens that the model's tokenizer adds to every text, such as BERT's 101 and 102. The model
-`tokenizer`, which every server has, shows these tokens: it tokenizes an empty text and a short one.
+`tokenizer`, which every server has, shows these tokens if it tokenizes an empty and a short text.
 """
 
 import asyncio
@@ -75,7 +75,7 @@ class ForeignIds:
                 index += 1
 
     async def _special(self) -> SpecialTokens | None:
-        """The tokenizer's special tokens; None if it adds none. Asked again if the servers have changed."""
+        """The tokenizer's special tokens; None if it adds none. Asked for again if the servers have changed."""
         serving = set(self._dispatcher.serving(self._model.name))
         servers = frozenset((view.id, view.space) for view in self._dispatcher.servers() if view.id in serving)
         if servers != self._servers or not servers:
@@ -105,7 +105,7 @@ class ForeignIds:
 
 
 def _special_tokens(empty: bytes, short: bytes) -> SpecialTokens | None:
-    """The special tokens of a tokenizer with these ids for an empty text and for a short text; None if it has none."""
+    """The special tokens of a tokenizer with these ids for an empty and for a short text; None if it adds none."""
     ids = range(0, min(len(empty), len(short)), _ID_BYTES)
     split = next((at for at in ids if empty[at : at + _ID_BYTES] != short[at : at + _ID_BYTES]), len(empty))
     found = SpecialTokens(empty[:split], empty[split:])

@@ -39,8 +39,7 @@ from tritonembed_protocol.served import ServedModel
 class ModelPath(NamedTuple):
     """A model in a route; name and version are empty if the route has none.
 
-    name: Triton's name of the model.
-    alias: the name that was asked for, if it is another.
+    name: Triton's name of the model. alias: the name in the route, if it differs.
     """
 
     name: str
@@ -68,7 +67,7 @@ _NOT_READY = 400
 
 
 class KServe:
-    """Inference, and questions about models; kserve_admin.py has the routes that change servers.
+    """Inference, health and metadata; kserve_admin.py has the routes that change servers.
 
     outage: the reason why requests can't be served now, empty if they can. names: aliases of the ensemble.
     """
@@ -136,7 +135,7 @@ class KServe:
         raise BadRequest("Model version not ready", status=_NOT_READY)
 
     def _is_unknown(self, model: str) -> bool:
-        """Whether no served model has that name: then a server, or the dispatcher, has the answer."""
+        """Whether no served model has that name. If so, a server or the dispatcher answers."""
         return self._names.of_part(model) is None
 
     async def stats(self, request: web.Request) -> web.Response:
@@ -202,7 +201,7 @@ class KServe:
         )
 
     async def _call(self, method: str, model: ModelPath) -> Any:
-        """The answer of any server, with the model's name as it was asked for."""
+        """The answer of any server, with the model's name as in the request."""
         asked = getattr(service_pb2, f"{method}Request")(name=model.name, version=model.version)
         encoded = await self._dispatcher.call(method, asked.SerializeToString(), timeout=None)
         answer = getattr(service_pb2, f"{method}Response").FromString(encoded)

@@ -157,7 +157,7 @@ class KServeAdmin:
 
     async def _set(self, method: str, message: bytes, changes: dict[str, Any]) -> bytes:
         if not changes:
-            # All servers have the same settings: any of them can answer.
+            # All servers have the same settings, so any of them can answer.
             return await self._dispatcher.call(method, message, timeout=None)
         return (await call_all(self._dispatcher, method, message, timeout=None))[0]
 

@@ -42,7 +42,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 def read_object(found: Any, what: str) -> dict[str, Any]:
-    """A JSON object; an empty one if there is none. Raises BadRequest."""
+    """A JSON object; empty if it is absent. Raises BadRequest."""
     if found is None:
         return {}
     if not isinstance(found, dict):
@@ -96,7 +96,7 @@ def _write_parameters(to: Any, parameters: dict[str, Any]) -> None:
 
 
 def _never_text(served: ServedModel) -> dict[str, tuple[str, ...]]:
-    """By Triton model, the outputs that JSON can't hold."""
+    """The outputs that JSON can't hold, by Triton model."""
     if served.task == "score":
         return {served.tokenizer: ("token_ids",)}
     return {
@@ -246,7 +246,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def to_answer(request: InferRequest, encoded: bytes, alias: str = "") -> web.Response:
-    """encoded: a ModelInferResponse. alias: the model's name to send, if it is another.
+    """encoded: a ModelInferResponse. alias: the model's name to send, if it differs.
 
     Raises BadRequest for an output that JSON can't hold, and ServerError.
     """
@@ -292,7 +292,7 @@ def to_answer(request: InferRequest, encoded: bytes, alias: str = "") -> web.Res
 
 
 def _numbers(name: str, vectors: Any, request: InferRequest, parts: list[bytes]) -> bytes:
-    """An output with vectors as numbers: its JSON, or its JSON here and its content in `parts`."""
+    """An output with vectors as numbers: its JSON, or its JSON without content, which is added to `parts`."""
     tensor: dict[str, Any] = {"name": name, "datatype": DATATYPE, "shape": list(vectors.shape)}
     if not request.is_binary(name):
         return b'%b,"data":[%b]}' % (_dumps(tensor)[:-1], b"".join(as_flat_json(vectors)))
@@ -312,7 +312,7 @@ def _parameters(found: Any) -> dict[str, Any]:
 
 
 def to_json(message: Any, *, unset: bool = False) -> dict[str, Any]:
-    """Every field, including those with their default value. unset: also messages that are not set, with defaults."""
+    """Every field, including fields with their default value. unset: also messages that are not set, with defaults."""
     return {
         field.name: _value(field, getattr(message, field.name), unset)
         for field in message.DESCRIPTOR.fields

@@ -43,7 +43,7 @@ class OpenAI:
     errors = staticmethod(openai_form)
 
     def __init__(self, calls: VectorCalls, names: ServedNames, servers: Callable[[], list[ServerView]] = list) -> None:
-        """servers: as the dispatcher has them; they report a model's dimensions and length."""
+        """servers: the dispatcher's, which report a model's dimensions and length."""
         self._servers = servers
         self._calls = calls
         self._names = names
@@ -54,7 +54,7 @@ class OpenAI:
             web.post("/v1/embeddings", self.embeddings),
             # For clients whose base URL lacks /v1.
             web.post("/embeddings", self.embeddings),
-            # Azure's, whose deployment is the model.
+            # Azure's route; its deployment is the model.
             web.post(f"{DEPLOYMENTS}/{model_pattern(self._names)}/embeddings", self.embeddings),
             web.post("/openai/v1/embeddings", self.embeddings),
             web.get("/openai/models", self.models),
@@ -132,7 +132,7 @@ def _item(index: int, vector: bytes) -> bytes:
 
 
 def _may_use(names: ServedNames) -> bool:
-    """Whether the current tenant, if there is one, may use a model."""
+    """Whether the current tenant may use a model; True without a tenant."""
     tenant = current_tenant()
     return tenant is None or tenant.may_use(names.served.name)
 

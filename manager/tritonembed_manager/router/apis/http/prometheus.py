@@ -32,7 +32,7 @@ _SUFFIXES = re.compile(r"_(?:bucket|sum|count|total|created)$")
 @dataclass
 class _Family:
     comments: list[str] = field(default_factory=list)
-    """HELP and TYPE, from the first text that has them."""
+    """HELP and TYPE, of the first text that has them."""
     samples: list[str] = field(default_factory=list)
 
 
@@ -72,7 +72,7 @@ class Merged:
             family.comments.append(line)
 
     def _of(self, sample: str) -> _Family:
-        """The metric that a sample belongs to: its own, or that of a histogram or summary."""
+        """The metric to which a sample belongs: its own, or a histogram or summary."""
         if sample not in self._families:
             whole = _SUFFIXES.sub("", sample)
             if whole in self._families:
@@ -85,11 +85,11 @@ _BUCKETS: dict[str, int] = {
     floatToGoString(bound): number  # type: ignore[no-untyped-call]
     for number, bound in enumerate((*BOUNDS, float("inf")))
 }
-"""Numbers of the latencies' buckets, by the label `le`."""
+"""The indices of the latencies' buckets, by the label `le`."""
 
 
 def _open_metrics(name: str, family: _Family, exemplars: Mapping[int, Exemplar]) -> Iterable[str]:
-    """The lines of a family. There, a counter's samples end with `_total`, and its name does not."""
+    """The lines of a family in OpenMetrics, where a counter's samples end with `_total`, and its name does not."""
     base = name.removesuffix("_total")
     for comment in family.comments:
         _, kind, _, rest = f"{comment} ".split(" ", 3)
@@ -129,15 +129,15 @@ _OF_ENVOY = urllib.parse.quote(
     r"^(cluster\.(servers|workers|workers_http|servers_then_workers)\.|http\.(grpc|http)\.|overload\."
     r"|server\.(live|uptime|memory|total_connections))"
 )
-"""The statistics of Envoy that are shown; those of its administration are not."""
+"""The statistics of Envoy that are shown; its administration's are not."""
 
 
 class Metrics:
     """servers: returns their current state. session: returns the client that scrapes them.
 
     envoy: the socket of Envoy's administration; None if there is no Envoy. tenants, quotas: of a manager with tenants.
-    certificate: returns when that of the ports expires, in seconds since 1970; None if there is none.
-    exemplars: returns those of the latencies of the worker that is scraped, by bucket; None without tracing.
+    certificate: returns when the ports' certificate expires, in seconds since 1970; None without TLS. exemplars:
+    returns those of the scraped worker's latencies, by bucket; None without tracing.
     """
 
     def __init__(
@@ -188,7 +188,7 @@ class Metrics:
         return await _fetched(self._session(), f"http://{address}/metrics")
 
     async def _fetch_envoy(self) -> str:
-        """Envoy's statistics; empty if there are none now."""
+        """Envoy's statistics; empty if Envoy does not answer."""
         if self._envoy is None:
             return ""
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self._envoy)), trust_env=False) as session:
@@ -225,9 +225,9 @@ async def _text(answer: aiohttp.ClientResponse) -> str | None:
 
 
 class Standing:
-    """Metrics of the manager itself, and of what the parent reports about the servers.
+    """Metrics of the manager itself, and of the servers as the parent reports them.
 
-    certificate: when that of the ports expires, in seconds since 1970; None if there is none.
+    certificate: when the ports' certificate expires, in seconds since 1970; None without TLS.
     """
 
     def __init__(self, servers: list[ServerView], certificate: float | None = None) -> None:
@@ -289,7 +289,7 @@ class OfTenants:
 
     @staticmethod
     def described() -> list[Metric]:
-        """The metrics that there are with tenants, without samples."""
+        """The metrics of tenants, without samples."""
         return [_strangers(), *_of_tenants("tritonembed_tenant", ["tenant"])]
 
     def collect(self) -> Iterable[Metric]:
@@ -304,7 +304,7 @@ class OfTenants:
         yield from self._families("tritonembed_tenant_model", ["tenant", "model"], of_models)
 
     def _families(self, name: str, label: list[str], rows: list[tuple[list[str], int]]) -> Iterable[Metric]:
-        """rows: the labels' values, and the place in the table."""
+        """rows: the labels' values, and the row in the quota table."""
         answered, failed, refused, tokens, in_flight = families = _of_tenants(name, label)
         for values, slot in rows:
             used = self._table.used(slot)

@@ -226,9 +226,9 @@ def read_vllm(body: dict[str, Any], names: ServedNames) -> ScoresRequest:
 
 
 def _read_model(body: dict[str, Any], names: ServedNames, task: Task | None = "score") -> ServedNames:
-    """The model of that name, or the first one of a task. task: that it must have; None: any, first of all "score".
+    """The model of that name, or the first model of the task. Raises BadRequest.
 
-    Raises BadRequest.
+    task: the required task; None for any, with a preference for "score".
     """
     first = next((each for each in names.models if each.served.task == (task or "score")), names)
     found = find_model(body, names, first)
@@ -254,7 +254,7 @@ def _read_document(given: Any) -> str:
 
 
 def _encode_queries(texts: list[Any], name: str) -> list[bytes]:
-    """Raises BadRequest, also for an empty one."""
+    """Queries in UTF-8. Raises BadRequest, also for an empty query."""
     if "" in texts:
         raise BadRequest(f"{name}: the query of pair {texts.index('')} is empty", name)
     return _encode(texts, name)

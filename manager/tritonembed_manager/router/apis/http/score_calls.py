@@ -1,4 +1,4 @@
-"""Calls for scores over HTTP, whichever API they came over: what is asked, the requests to servers, and scores.
+"""Calls for scores over HTTP, of any API: the question, the requests to servers, and the scores.
 
 A reranker scores pairs itself. With a model that gives a vector per token, late interaction (MaxSim) scores them here.
 """
@@ -44,9 +44,9 @@ _LABELS = "labels"
 
 @dataclass(frozen=True)
 class ScoresRequest:
-    """texts, queries: UTF-8, as many; queries is None for texts alone. model: the one that is asked.
+    """texts, queries: in UTF-8, equally many; queries is None for texts alone. model: the requested model.
 
-    options: request parameters of the servers. info: what the answer needs, as JSON.
+    options: request parameters of the servers. info: data for the answer, as JSON.
     """
 
     texts: list[bytes]
@@ -76,7 +76,7 @@ def prepare_scores(asked: ScoresRequest) -> Iterator[PreparedMessage]:
 
 
 def _parts(asked: ScoresRequest) -> Iterator[tuple[int, int]]:
-    """First and last rows of the requests."""
+    """The first row of each request, and the end."""
     first = size = 0
     for row, text in enumerate(asked.texts):
         own = len(text) + (0 if asked.queries is None else len(asked.queries[row]))
@@ -137,7 +137,7 @@ class ScoreCalls:
             metadata, caller = metadata_of(request.headers), http_caller(request)
             model = asked.info["model"]
 
-            # Vectors of two spaces can't be compared, so later parts have to be of the first one's.
+            # Vectors of two spaces can't be compared, so later parts have to be of the first part's space.
             pinned: list[tuple[str, str]] = []
 
             async def send(some: Sequence[PreparedMessage]) -> list[bytes]:
@@ -183,7 +183,7 @@ def _joined(answers: list[bytes], counts: list[int]) -> tuple[npt.NDArray[np.flo
             contents = contents_of(service_pb2.ModelInferResponse.FromString(answer), OUTPUTS)
         except DecodeError:
             raise ServerError("the server's answer is not a ModelInferResponse") from None
-        # The dispatcher has checked their sizes, and that scores are finite.
+        # The dispatcher has checked the sizes, and that scores are finite.
         tables.append(np.frombuffer(contents["score"], "<f4").reshape(count, -1))
         tokens += int(np.frombuffer(contents["num_tokens"], "<i4").sum())
     if len({table.shape[1] for table in tables}) > 1:
@@ -202,7 +202,7 @@ Send = Callable[[Sequence[PreparedMessage]], Awaitable[list[bytes]]]
 _TEXTS_AT_ONCE = 32
 """Texts of a request: with 300 tokens of 128 dimensions each, its answer has 5 MB."""
 _REQUESTS_AT_ONCE = 8
-"""Requests of which the answers are in memory."""
+"""The most requests whose answers are in memory."""
 _END = 512
 """Bytes at the end of an answer, where its embedding space is."""
 _NO_OUTPUT = ("the model gives", "unexpected inference output")
@@ -210,7 +210,7 @@ _NO_OUTPUT = ("the model gives", "unexpected inference output")
 
 
 def prepare_vectors(model: ServedModel, texts: list[bytes], kind: InputType) -> Iterator[PreparedMessage]:
-    """The requests for the vectors of the tokens of texts. kind: what the texts are."""
+    """The requests for the vectors of the tokens of texts. kind: "query" or "passage"."""
     parts = batches(texts, lambda part, _first: part, _TEXTS_AT_ONCE, MAX_BYTES)
     options: Options = {"outputs": MULTI_VECTOR, "input_type": kind}
     for request in Call(model.name, "text", parts, options, Deadline(None)).requests():
@@ -227,7 +227,7 @@ async def score_late(
     """
     queries, rest = requests[:of_queries], requests[of_queries:]
     scoring = _Scoring(sum(one.count for one in rest))
-    # A part at a time, because a long text has megabytes of vectors; and not on the event loop.
+    # A part at a time, because a long text has megabytes of vectors, and outside of the event loop.
     await asyncio.to_thread(scoring.add_queries, queries, await send(queries))
     for first in range(0, len(rest), _REQUESTS_AT_ONCE):
         part = rest[first : first + _REQUESTS_AT_ONCE]
@@ -239,7 +239,7 @@ async def score_late(
 
 
 class _Scoring:
-    """The scores of the answers so far. texts: how many there are."""
+    """The scores of the answers so far. texts: their number."""
 
     def __init__(self, texts: int) -> None:
         self._texts = texts

@@ -1,7 +1,7 @@
 """Health and status over HTTP: /health, the names that orchestrators ask for, /status, and the status page at /.
 
-The orchestrators' names are those of Kubernetes, NVIDIA NIM's charts and vLLM's clients. The last minutes of the
-parent's snapshots are kept, so that a page that was just opened has something to show.
+The orchestrators' names are those of Kubernetes, NVIDIA NIM's charts and vLLM's clients. The parent's snapshots of the
+last minutes are kept, so that a page shows them as soon as it is opened.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from tritonembed_manager.router.data.model_names import ServedNames
 KEPT_S = 300
 _EVERY_S = 1.0
 _MOST_SERVERS = 64
-"""Servers with a history. With more, every page that is opened would load megabytes."""
+"""The most servers with a history. With more, every page would load megabytes."""
 _FIGURES = ("rate", "token_rate", "in_flight", "p50_ms", "p99_ms")
 
 Status = Callable[[], dict[str, Any]]
@@ -46,7 +46,7 @@ class History:
         return list(self._points)
 
     async def keep(self) -> None:
-        """Look every second, until cancelled."""
+        """Keep a snapshot every second, until cancelled."""
         while True:
             self.look()
             await asyncio.sleep(_EVERY_S)

@@ -84,9 +84,9 @@ def tei_form(error: BadRequest) -> tuple[int, dict[str, Any]]:
 
 
 class Tei:
-    """names: of the models; the first that embeds is served, or that of the path or the field `model`.
+    """names: of the models. The first that embeds is served, unless the path or the field `model` names another.
 
-    servers: as the dispatcher has them; they know a model's length and space.
+    servers: the dispatcher's, which know a model's length and space.
     """
 
     errors = staticmethod(tei_form)
@@ -241,7 +241,7 @@ def read_request(body: dict[str, Any], task: Task | None, model: ServedModel) ->
     elements, by_ids = (_read_pair(inputs), False) if task == "similarity" else _read_inputs(inputs)
     options = _read_options(_read_parameters(body))
     if task in _OUTPUTS:
-        # Weights are never normalised, and the model's files determine it for vectors of tokens.
+        # Weights are never normalised. For vectors of tokens, the model's files decide.
         given = {name: value for name, value in options.items() if name != "normalize" or "normalize" in body}
         options = cast("Options", {**given, "outputs": _OUTPUTS[task]})
     return TeiRequest(elements, by_ids, options, model, task)

@@ -162,7 +162,7 @@ def _nine_digits(numbers: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint3
     place = _POWERS[field].astype(np.intp)
     small = field == 0
     if small.any():
-        # Numbers below 2^-126 share one field, and zero has no power at all.
+        # Numbers below 2^-126 share one field, and zero has no power of ten.
         place[small] = np.floor(np.log10(np.where(magnitude == 0, 1.0, magnitude)[small]))
     place -= _LOWEST
     scaled = magnitude * _SCALES[place]
@@ -252,7 +252,7 @@ def litellm_to_kserve(body: dict[str, Any]) -> dict[str, Any]:
     [given] = inputs
     data = given.get("data")
     if isinstance(data, str):
-        # litellm passes a single text on as it is.
+        # litellm sends a single text as it is.
         data = [data]
     if given.get("datatype") != "BYTES" or not isinstance(data, list):
         raise BadRequest("input input_text: it must have the datatype BYTES and a list of texts as its data")

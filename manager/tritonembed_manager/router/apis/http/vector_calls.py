@@ -1,4 +1,4 @@
-"""Calls for vectors over HTTP, whichever API they came over: from a body to vectors, and vectors as pieces of JSON."""
+"""Calls for vectors over HTTP, of any API: from a body to vectors, and vectors as pieces of JSON."""
 
 import asyncio
 import functools
@@ -33,12 +33,12 @@ from tritonembed_protocol.served import ServedModel
 
 AnyResult = TypeVar("AnyResult")
 _REQUESTS_AT_ONCE = 8
-"""Concurrent requests of one caller's call. They are admitted as one, and have one deadline."""
+"""Concurrent requests of a caller's call. They are admitted as one, and have one deadline."""
 _ROWS_AT_ONCE = 64
 """Vectors that are written before other requests have their turn."""
 _FEW_REQUESTS = 2
 _LARGE_AT_ONCE = 2
-"""Concurrent calls of more than _FEW_REQUESTS requests: their vectors take up to 128 MiB. Others wait."""
+"""Concurrent calls of more than _FEW_REQUESTS requests, whose vectors take up to 128 MiB. Further calls wait."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,14 @@ class Vectors:
                 yield result.embeddings[at : at + _ROWS_AT_ONCE]
 
     async def texts(self) -> AsyncIterator[list[bytes]]:
-        """The texts of the call as JSON, those of one request at a time."""
+        """The texts of the call as JSON, request by request."""
         for message in self.messages:
             [content] = service_pb2.ModelInferRequest.FromString(message).raw_input_contents
             yield [json.dumps(text.decode()).encode() for text in unframe(content)]
             await asyncio.sleep(0)
 
     def check_finite(self, instead: str) -> None:
-        """Raises ServerError for a number that JSON lacks. instead: what to ask for."""
+        """Raises ServerError for a number that JSON lacks. instead: another form to ask for, for the error."""
         for result in self.results:
             weights = (vector.weights for vector in result.sparse or ())
             arrays = (result.embeddings, *(result.multi_vector or ()), *weights)
@@ -225,7 +225,7 @@ def _read_answer(call: Call, request: PreparedMessage, answer: bytes) -> Embeddi
     except DecodeError:
         raise ServerError("the server's answer is not a ModelInferResponse") from None
     except InvalidArgumentError as error:
-        # The model has other outputs than the API that was called.
+        # The model lacks the outputs of the API that was called.
         raise DispatchError(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from None
 
 
@@ -245,5 +245,5 @@ async def _all_of(tasks: list["asyncio.Task[AnyResult]"]) -> list[AnyResult]:
     finally:
         for task in tasks:
             task.cancel()
-        # Their slots must be free before the admitted call leaves.
+        # The requests' slots must be free before the admitted call leaves.
         await asyncio.gather(*tasks, return_exceptions=True)

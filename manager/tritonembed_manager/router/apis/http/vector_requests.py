@@ -1,4 +1,4 @@
-"""What a request for vectors asks for, whichever API it came over, and the requests that servers accept for it.
+"""A request for vectors, of any API, and the requests that servers accept for it.
 
 The body names the model, or the path does, for clients whose protocol has no other place for it: TEI's routes and
 litellm's stand behind `/models/NAME`, OpenAI's behind `/openai/deployments/NAME`, as Azure has them.
@@ -35,7 +35,7 @@ MAX_BYTES = 4 * 1024 * 1024
 
 @dataclass(frozen=True)
 class VectorsRequest:
-    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids). model: the one that is asked."""
+    """elements: texts in UTF-8, or token ids as little-endian int32 (if by_ids). model: the requested model."""
 
     elements: list[bytes]
     by_ids: bool
@@ -107,7 +107,7 @@ def read_text(body: dict[str, Any], name: str) -> str | None:
 
 
 def find_model(body: dict[str, Any], names: ServedNames, default: ServedNames) -> ServedNames:
-    """The model of that name; the default if none is asked for. Raises BadRequest (404 if there is none)."""
+    """The model of that name; the default without a name. Raises BadRequest (404 for an unknown name)."""
     asked = read_text(body, "model")
     found = names.find(asked) if asked else default
     if found is None:
@@ -116,7 +116,7 @@ def find_model(body: dict[str, Any], names: ServedNames, default: ServedNames) -
 
 
 def read_model(body: dict[str, Any], names: ServedNames) -> ServedModel:
-    """The model that has to embed: that of the field `model`, or the first one. Raises BadRequest."""
+    """The model that has to embed: that of the field `model`, or the first. Raises BadRequest."""
     return embedding(find_model(body, names, names))
 
 
@@ -187,14 +187,14 @@ MODELS, DEPLOYMENTS = "/models", "/openai/deployments"
 
 
 def model_pattern(names: ServedNames) -> str:
-    """A model's part of a route. Hub names and folder paths have slashes, which clients may leave unencoded."""
+    """The model's part of a route. Hub names and folder paths have slashes, which clients may leave unencoded."""
     every = [name for each in names.models for name in (*each.ids, *each.others)]
     slashed = [re.escape(name) for name in every if "/" in name and not {"{", "}"} & set(name)]
     return f"{{model:(?:{'|'.join(('[^{}/]+', *slashed))})}}" if slashed else "{model}"
 
 
 def behind_models(routes: Iterable[web.RouteDef], names: ServedNames) -> list[web.RouteDef]:
-    """The routes once more, for the model of the path."""
+    """The routes for the model of the path."""
     prefix = f"{MODELS}/{model_pattern(names)}"
     return [web.route(route.method, prefix + route.path.rstrip("/"), route.handler) for route in routes]
 
