@@ -7,8 +7,19 @@ import torch
 import triton
 import triton.language as tl
 
-from tritonembed_engine.kernels.grids import rows_per_program
 from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
+
+ELEMENTS_PER_PROGRAM = 4096
+"""Enough bytes in flight per program to reach the memory's speed, few enough to stay in registers."""
+
+
+def rows_per_program(block: int) -> int:
+    """block: a row's width, rounded up to a power of two.
+
+    Kernels are not specialized on the number of rows (`do_not_specialize`). Otherwise the first batch that is not a
+    multiple of 16 would compile them again while requests wait.
+    """
+    return max(1, ELEMENTS_PER_PROGRAM // block)
 
 
 @triton.jit

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritonembed_engine.kernels.grids import ELEMENTS_PER_PROGRAM
+from tritonembed_engine.kernels.layer_norm import ELEMENTS_PER_PROGRAM
 
 LARGEST = 448.0
 """torch.finfo(torch.float8_e4m3fn).max."""

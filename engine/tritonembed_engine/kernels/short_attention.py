@@ -8,8 +8,6 @@ import torch
 import triton
 import triton.language as tl
 
-from tritonembed_engine.kernels.grids import sentence_programs
-
 LONGEST = 128
 """The most tokens of a sentence."""
 
@@ -22,6 +20,19 @@ STORED_AT_ONCE = tl.constexpr(8)
 in 16 bits would then need two accesses, and the kernel would be a quarter slower."""
 
 _LOG2_E = 1.4426950408889634
+
+FEWEST_SENTENCE_PROGRAMS = 32
+"""This many sentences of a small batch run at the same time, whatever their length."""
+
+
+def sentence_programs(sentences: int, tokens: int, longest: int) -> int:
+    """The number of programs that share the sentences. Each takes every n-th sentence, n being this number.
+
+    It is twice the number of sentences of `longest` tokens in `tokens`, so a batch of the longest sentences has a
+    program per sentence. A CUDA graph has rows for many more, shorter sentences; a program per row would double the
+    cost of a batch of long sentences. Kernels are not specialized on the number of sentences: see `rows_per_program`.
+    """
+    return max(1, min(sentences, max(FEWEST_SENTENCE_PROGRAMS, 2 * -(-tokens // longest))))
 
 
 @triton.jit(do_not_specialize=["sentences"])

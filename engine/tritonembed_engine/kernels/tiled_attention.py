@@ -9,8 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritonembed_engine.kernels.grids import sentence_programs
-from tritonembed_engine.kernels.short_attention import STORED_AT_ONCE, attention_output
+from tritonembed_engine.kernels.short_attention import STORED_AT_ONCE, attention_output, sentence_programs
 
 LONGEST = 512
 """Tokens of the longest sentence that was measured; vLLM's attention serves longer sentences."""

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tritonembed_engine.kernels.grids import sentence_programs
+from tritonembed_engine.kernels.short_attention import sentence_programs
 
 QUERIES, KEYS = 64, 32
 """A program's tile."""
