@@ -1,9 +1,9 @@
-"""Envoy's clusters: the tritonservers, the manager's workers, and first the one, then the other.
+"""Envoy's clusters: the tritonservers, the manager's workers, and both in this order.
 
-A request is tried at a server. If that breaks, or if no server is READY, the request goes to a worker. The worker has
-the manager's failover: budgets, lanes, quarantine, and waiting for a server within the deadline.
+A request is tried at a server. If the server breaks, or if no server is READY, the request goes to a worker. The worker
+has the manager's failover: budgets, lanes, quarantine, and waiting for a server within the deadline.
 
-The servers are endpoints with IP addresses. Names are looked up again and again, because xDS needs numbers.
+The servers are endpoints with IP addresses. Names are looked up repeatedly, because xDS needs numeric addresses.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from tritonembed_protocol.tls import GRPCS
 SERVERS, WORKERS, WORKERS_HTTP = "servers", "workers", "workers_http"
 SERVERS_THEN_WORKERS = "servers_then_workers"
 MARKS = "tritonembed"
-"""The namespace of what the manager notes about servers, and its scripts about a request."""
+"""The metadata namespace of the manager's notes about servers, and of its scripts' notes about a request."""
 CONNECT_S = 5.0
 _MOST_AT_WORKERS = 1 << 16
-"""Requests at a time. The workers refuse earlier, with a reason."""
+"""The most requests at a time. The workers refuse earlier, with a reason."""
 _HTTP_IDLE_S = 30.0
-"""Less than the workers' own limit: Envoy never sends a request on a connection that a worker is closing."""
+"""Less than the workers' own limit, so that Envoy never sends a request on a connection that a worker is closing."""
 _STREAM_WINDOW, _CONNECTION_WINDOW = 4 << 20, 64 << 20
-"""Bytes that a server may send before Envoy has read them: one answer, and all answers of a connection."""
+"""Bytes that a server may send before Envoy has read them: for an answer, and for all answers of a connection."""
 _UNANSWERED_MS = 20_000
 _TCP, _TCP_USER_TIMEOUT = 6, 18
 _ALL = 1_000_000
@@ -56,7 +56,7 @@ _POLICIES: dict[PolicyName, Config] = {
 
 @dataclass(frozen=True)
 class Endpoint:
-    """A server as Envoy knows it. host: an IP address, because Envoy resolves no names here."""
+    """A server as an endpoint. host: an IP address, because Envoy resolves no names here."""
 
     host: str
     port: int
@@ -136,7 +136,7 @@ def _servers(policy: PolicyName, most_requests: int, endpoints_file: Path) -> Co
         "type": "EDS",
         "eds_cluster_config": {"eds_config": watched(endpoints_file)},
         "typed_extension_protocol_options": _http2(),
-        # A machine that vanished answers nothing, not even a reset.
+        # A machine that vanished sends nothing, not even a reset.
         "upstream_connection_options": {
             "tcp_keepalive": {"keepalive_time": 10, "keepalive_interval": 5, "keepalive_probes": 2}
         },
@@ -168,7 +168,7 @@ def _cluster(name: str, policy: Config, most_requests: int) -> Config:
         "name": name,
         "connect_timeout": seconds(CONNECT_S),
         "load_balancing_policy": {"policies": [{"typed_extension_config": policy}]},
-        # Never all hosts because most of them are unhealthy.
+        # Never send to all hosts because most of them are unhealthy.
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
         "circuit_breakers": _circuit_breakers(most_requests),
     }
@@ -221,7 +221,7 @@ class EndpointList:
         self._unreachable: set[str] = set()
 
     def update(self, views: Sequence[ServerView]) -> None:
-        """Other servers, or other states."""
+        """Take over other servers or states."""
         self._views = views
         self._changed.set()
 
@@ -231,7 +231,7 @@ class EndpointList:
         self._changed.set()
 
     async def run(self) -> None:
-        """Keep the list until cancelled."""
+        """Keep the list up to date until cancelled."""
         while True:
             self._changed.clear()
             self._report(await self._endpoints())
@@ -277,7 +277,7 @@ def _ip(host: str) -> str | None:
 
 
 async def _resolve(host: str, port: int) -> str | None:
-    """An address of a name, by preference of IPv4; None if there is none now."""
+    """An address of a name, preferably of IPv4; None if it has no address now."""
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:

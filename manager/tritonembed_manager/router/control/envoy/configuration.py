@@ -1,7 +1,7 @@
 """Envoy's configuration: its form, the files that Envoy watches, its bootstrap, and TLS.
 
-The configuration is JSON: objects that carry the name of their protobuf type. clusters.py and listeners.py have the
-rest of it. The certificate and its key are in a file of the private folder, which is replaced when they change.
+The configuration is JSON: objects with the name of their protobuf type. clusters.py and listeners.py have the rest of
+it. The certificate and its key are in a file of the private folder, which is replaced when they change.
 """
 
 import json
@@ -69,23 +69,23 @@ class XdsFiles:
 MOST_MEMORY = 1536 << 20
 """Bytes of Envoy's heap; as much as a worker may hold."""
 _TRACKED_FROM = 20
-"""Streams that hold 2^20 bytes or more can be given up for lack of memory."""
+"""Streams that hold 2^20 bytes or more may be reset for lack of memory."""
 _SHRINK, _GIVE_UP_FROM, _REFUSE = 0.75, 0.8, 0.95
 _SPARE_CONNECTIONS = 512
 
 
 def bootstrap(folder: Path, most_descriptors: int) -> Config:
-    """The bootstrap. folder: has the files that Envoy watches. most_descriptors: that Envoy may open."""
+    """The bootstrap. folder: of the files that Envoy watches. most_descriptors: the most that Envoy may open."""
     return {
         "node": {"id": "tritonembed", "cluster": "tritonembed"},
-        # On a socket that no other user and no other machine can reach.
+        # The socket can't be reached by other users and machines.
         "admin": {"address": {"pipe": {"path": str(Sockets(folder).admin), "mode": 0o600}}},
         "dynamic_resources": {
             "lds_config": watched(folder / "listeners.json"),
             "cds_config": watched(folder / "clusters.json"),
         },
         "overload_manager": _overload_manager(most_descriptors),
-        # Nothing but the files and the options of the manager configures Envoy.
+        # Only the manager's files and options configure Envoy.
         "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
     }
 
@@ -133,12 +133,12 @@ _PROTOCOLS = {"grpc": ["h2"], "http": ["http/1.1"]}
 
 
 def certificate_file(folder: Path) -> Path:
-    """Where Envoy reads the certificate."""
+    """A reference to the certificate, for Envoy."""
     return folder / "certificate.json"
 
 
 def client_ca_file(folder: Path) -> Path:
-    """Where Envoy reads the authorities of clients."""
+    """A reference to the authorities of clients, for Envoy."""
     return folder / "client_ca.json"
 
 

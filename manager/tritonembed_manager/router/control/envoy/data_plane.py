@@ -25,11 +25,11 @@ from tritonembed_manager.router.log import log, warn
 from tritonembed_manager.router.tls import Pems
 
 LIMITS = RestartLimits(limit=1_000_000, window=60.0, first_delay=0.2, longest_delay=5.0)
-"""Envoy is restarted for ever, because nothing is served without it."""
+"""Envoy is restarted without a limit, because it is needed to serve at all."""
 _HOPELESS_STARTS = 3
 _LOOK_EVERY_S = 0.2
 _HANGS_S, _STARTS_S = 6.0, 60.0
-"""Silence after which a running Envoy, and a starting one, is ended."""
+"""Seconds of silence after which a running and a starting Envoy are ended."""
 _LEAST_FAILURES = 3
 _ENDS_S, _POLL_S = 1.0, 0.02
 _BOTH = 2
@@ -73,7 +73,7 @@ class EnvoyDataPlane:
         """Whether it listens on both ports."""
         self._ever_ready = self._cannot_listen = False
         self.outage: str | None = None
-        """The reason why it can't start at all."""
+        """The reason why Envoy can't start at all."""
         self._news = news
         self._quota_table = quota_table
         self._quotas = Quotas(quota_table, settings.workers) if quota_table else None
@@ -105,7 +105,7 @@ class EnvoyDataPlane:
         self._servers.update(views)
 
     def set_quarantine(self, digests: Iterable[str]) -> None:
-        """Let the workers have all requests that could be in quarantine. digests: as data/failover.py makes them."""
+        """Send all requests that could be in quarantine to the workers. digests: as data/failover.py makes them."""
         self._quarantined = {int(digest.partition(":")[0]) for digest in digests}
         self._write_routes()
 
@@ -121,13 +121,13 @@ class EnvoyDataPlane:
             self._files.write("client_ca", configuration.client_ca(pems.client_ca))
 
     def drain(self) -> None:
-        """Send nothing new to the servers: the workers get new requests, and refuse them."""
+        """Send new requests to the workers, which refuse them, and none to the servers."""
         self._servers.drain()
 
     async def drained(self) -> None:
         """Wait until Envoy has received the drain, and its requests at the servers have ended."""
         quiet = 0
-        # A thread of Envoy may be late with the drain by one look.
+        # A thread of Envoy may learn of the drain one check later.
         while quiet < _BOTH and self._process is not None:
             await asyncio.sleep(_LOOK_EVERY_S)
             try:
@@ -137,7 +137,7 @@ class EnvoyDataPlane:
             quiet = 0 if any(host.takes_new or host.in_flight for host in hosts) else quiet + 1
 
     async def end(self) -> None:
-        """End Envoy for good, after its access log is written. Nothing may be in flight."""
+        """End Envoy for good, after its access log is written. No request may be in flight."""
         self._stopping = True
         if self._process is not None:
             self._process.terminate()
@@ -153,7 +153,7 @@ class EnvoyDataPlane:
             self._process.kill()
 
     def in_flight(self) -> int:
-        """Envoy's requests at the servers, a moment ago."""
+        """Envoy's requests at the servers, by its last figures."""
         return sum(host.in_flight for host in self._seen.values())
 
     def figures(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class EnvoyDataPlane:
         return {"ready": self.ready, "restarts": self.restarts, "threads": self._envoy.threads}
 
     async def _live(self) -> int:
-        """One life of Envoy. Returns its exit status."""
+        """Run Envoy once. Returns its exit status."""
         inherited = [self._quota_table.fd] if self._quota_table is not None else []
         process = self._process = EnvoyProcess(
             self._envoy.binary, self._bootstrap, self._envoy.threads, self._line, inherited
@@ -190,7 +190,7 @@ class EnvoyDataPlane:
             except AdminError:
                 failures += 1
             silent = time.monotonic() - silent_since
-            # Looks are counted, too: time in which this process did not run is no silence of Envoy.
+            # Checks are counted, too: time in which this process did not run is no silence of Envoy.
             if silent > (_HANGS_S if self.ready else _STARTS_S) and failures >= _LEAST_FAILURES:
                 warn("envoy_hangs", f"Envoy has not answered its manager for {silent:.0f} s")
                 process.kill()
@@ -239,7 +239,7 @@ class EnvoyDataPlane:
         self._files.write("endpoints", clusters.endpoints([endpoint for _, endpoint in found]))
 
     def _write_files(self) -> Path:
-        """Write everything that Envoy reads at its start. Returns the path of the bootstrap."""
+        """Write all files that Envoy reads at its start. Returns the path of the bootstrap."""
         settings, files = self._settings, self._files
         pems = settings.tls.value if settings.tls else None
         if pems is not None:

@@ -128,7 +128,7 @@ def _common(name: str, settings: ListenerSettings) -> Config:
 
 
 def _without_orders() -> Config:
-    """Removes the headers with which a client could change Envoy's timeouts and retries, and those of the scripts."""
+    """Removes headers with which a client could change Envoy's timeouts and retries, and the scripts' headers."""
     return extension(
         "envoy.http.early_header_mutation.header_mutation",
         "envoy.extensions.http.early_header_mutation.header_mutation.v3.HeaderMutation",
@@ -157,7 +157,7 @@ def _grpc_refusal(of: Config, code: str, message: str) -> Config:
     return {
         "filter": of,
         "headers_to_add": [status],
-        # Envoy makes it the gRPC message.
+        # Envoy makes this the gRPC message.
         "body": {"inline_string": message},
     }
 
@@ -187,9 +187,9 @@ def _access_log(path: Path) -> Config:
 
 
 def _unfinished_requests() -> Config:
-    """A line for each request that ended while the script held it: its client went away, or Envoy gave it up.
+    """A line for each request that ended while the script held it, because its client went away or Envoy gave it up.
 
-    The script only sees answers.
+    The script handles only answers.
     """
     held = {"filter": MARKS, "path": [{"key": HELD}], "value": {"string_match": {"contains": " "}}}
     line = f"{UNFINISHED}%DYNAMIC_METADATA({MARKS}:{HELD})%\n"
@@ -214,7 +214,7 @@ def _listener(name: str, settings: ListenerSettings, port: int, manager: Config,
         "address": {"socket_address": {"address": settings.host, "port_value": port}},
         "per_connection_buffer_limit_bytes": _BUFFER,
         "filter_chains": [chain],
-        # Clients of gRPC open few connections and keep them, so each thread has to get its share.
+        # Clients of gRPC open few connections and keep them, so each thread must get its share of them.
         "connection_balance_config": {"exact_balance": {}},
     }
 
@@ -222,14 +222,14 @@ def _listener(name: str, settings: ListenerSettings, port: int, manager: Config,
 GRPC_ROUTES = "grpc"
 LUA = "envoy.filters.http.lua"
 MOST_BUFFERED = MAX_REQUEST + (1 << 20)
-"""Bytes of an inference that Envoy holds until it knows where it goes. A larger one can't be valid."""
+"""Bytes of an inference that Envoy holds until its route is known. A larger inference can't be valid."""
 _INFER = f"/{SERVICE}/ModelInfer"
 _SCRIPT = Path(__file__).with_name("plain_requests.lua")
 OURS = "x-tritonembed-"
-"""The headers that begin so are the scripts'. Envoy removes them from what clients send."""
+"""The prefix of the scripts' headers. Envoy removes such headers from clients' requests."""
 _PLAIN = f"{OURS}plain"
 _SAFE_RETRIES = "connect-failure,refused-stream"
-"""Failures before a worker or a server got the request, which therefore may go to another one, whatever it is."""
+"""Failures before a worker or a server received the request. Any such request may go to another."""
 _RETRIES = f"{_SAFE_RETRIES},reset,cancelled,unavailable,retriable-headers"
 """The rules of tritonembed_protocol.status.classify. If a queue is full, the worker answers with a refusal."""
 _DEAD_STUB = "Stub process"
@@ -237,7 +237,7 @@ _SPACE = {
     "header": {"key": HEADER, "value": f"%UPSTREAM_METADATA({MARKS}:{SPACE})%"},
     "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
 }
-"""The embedding space of the server that answered, as its last check found it."""
+"""The embedding space of the server that answered, by its last check."""
 _MOST_RETRIES = 2
 """The first retry goes to a worker. The second is for a worker that dies."""
 
@@ -247,8 +247,8 @@ def grpc_routes(
 ) -> Config:
     """The routes of the gRPC port; they change with the quarantine and the tenants.
 
-    forward_timeout: seconds for an inference without `grpc-timeout`. max_bytes: of a request that may go to a server
-    directly. quarantined_sizes: bytes that digests in quarantine were made of.
+    forward_timeout: seconds for an inference without `grpc-timeout`. max_bytes: the most of a request that may go to a
+    server directly. quarantined_sizes: the sizes of requests in quarantine.
     """
     duration = {"max_stream_duration": seconds(forward_timeout), "grpc_timeout_header_max": "0s"}
     to_servers = {
@@ -283,7 +283,7 @@ def grpc_routes(
         {"match": {"path": _INFER}, "route": {**_to(WORKERS), "max_stream_duration": duration}, **buffered},
     ]
     others = {"match": {"prefix": "/"}, "route": _to(WORKERS), **_script(disabled=True)}
-    # One script for both routes of an inference: the route of its answer is another one than it came with.
+    # Both routes of an inference have the script: its answer may belong to another route than the request.
     source = {"inline_string": lua_script(max_bytes, quarantined_sizes, tenants)}
     return _configuration(GRPC_ROUTES, [*infer, others], **_script(source_code=source))
 
@@ -293,7 +293,7 @@ def _script(**settings: Any) -> Config:
 
 
 def http_routes() -> Config:
-    """The routes of the HTTP port: everything goes to the workers, which also enforce the times."""
+    """The routes of the HTTP port: all requests go to the workers, which also enforce the timeouts."""
     return _configuration("http", [{"match": {"prefix": "/"}, "route": _to(WORKERS_HTTP)}])
 
 
@@ -324,7 +324,7 @@ def _another_host() -> Config:
 
 
 def _configuration(name: str, routes: list[Config], **more: Any) -> Config:
-    # Envoy adds them; a server would get them as metadata.
+    # Envoy adds these headers; a server would get them as metadata.
     added = ["x-envoy-external-address", "x-forwarded-proto"]
     host = {"name": name, "domains": ["*"], "routes": routes, "request_headers_to_remove": added, **more}
     return typed("envoy.config.route.v3.RouteConfiguration", name=name, virtual_hosts=[host])

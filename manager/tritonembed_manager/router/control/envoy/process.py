@@ -18,13 +18,13 @@ from tritonembed_manager.server import exec_shim
 
 _ENDS_S = 2.0
 _FLUSH_EVERY_MS = 100
-"""How often access logs are flushed."""
+"""Seconds between two flushes of access logs."""
 
 
 class EnvoyProcess:
-    """A running Envoy. Start it from the main thread: it ends with the thread that started it.
+    """A running Envoy. To be started from the main thread, because Envoy ends with the thread that started it.
 
-    line: called with each line that it writes. inherited: descriptors that it gets.
+    line: called with each line that Envoy writes. inherited: descriptors for Envoy.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class EnvoyProcess:
         self.pid = self._child.pid
 
     async def ended(self) -> int:
-        """Read what it writes until it has ended. Returns its exit status."""
+        """Read its output until it has ended. Returns its exit status."""
         reading = asyncio.ensure_future(self._read())
         try:
             status = await process_ended(self._child)
@@ -113,7 +113,7 @@ class HostFigures:
 
 @dataclass(frozen=True)
 class Listening:
-    """live: whether Envoy has read its configuration. ports: on which it listens. failed: on which it can't."""
+    """live: whether Envoy has read its configuration. ports: on which it listens. failed: on which it can't listen."""
 
     live: bool
     ports: int
@@ -163,7 +163,7 @@ def _host(host: dict[str, Any]) -> tuple[str, HostFigures]:
     at = host["address"]["socket_address"]
     address = f"[{at['address']}]:{at['port_value']}" if ":" in at["address"] else f"{at['address']}:{at['port_value']}"
     stats = {stat["name"]: int(stat.get("value", 0)) for stat in host.get("stats", ())}
-    # Envoy leaves out what has its default value.
+    # Envoy leaves out fields with their default value.
     health = host.get("health_status", {}).get("eds_health_status", "HEALTHY")
     return address, HostFigures(
         in_flight=stats.get("rq_active", 0),

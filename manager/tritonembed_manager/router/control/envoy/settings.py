@@ -1,4 +1,4 @@
-"""The settings of Envoy, and where its binary is. The command line imports this, so it imports no gRPC."""
+"""The settings of Envoy, and the path of its binary. The command line imports this, so it imports no gRPC."""
 
 import importlib.util
 import os

@@ -1,4 +1,4 @@
-"""The door for tenants' keys in Envoy: what its script (tenants.lua) has to know of tenants, quotas and refusals."""
+"""The door for tenants' keys in Envoy: the data of its script (tenants.lua) about tenants, quotas and refusals."""
 
 import math
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from tritonembed_manager.router.data.window import BYTES_PER_TOKEN
 from tritonembed_protocol.served import FIRST
 
 UNFINISHED = "tritonembed-unfinished "
-"""Envoy writes it to stderr, with `slot tokens` behind it, for each request whose end the script did not see."""
+"""Envoy writes this and `slot tokens` to stderr for each request whose end did not reach the script."""
 HELD = "held"
-"""Where the script notes `slot tokens` of a request that is charged, until it sees the end."""
+"""Where the script notes `slot tokens` of a charged request until the end of the request."""
 _SCRIPT = Path(__file__).with_name("tenants.lua")
 _CODE = grpc.StatusCode
 _NEVER = "-"
@@ -38,7 +38,7 @@ class EnvoyTenants:
 
 
 def door_script(door: EnvoyTenants) -> str:
-    """The script with its settings. It has hashes of keys, and no key."""
+    """The script with its settings. It has hashes of keys, but no key."""
     own = door.table.worker_cell(0, door.index) - door.table.row(0)
     settings = {
         **{name: getattr(quotas, name) for name in (*_CELLS, *_OVER)},
@@ -50,7 +50,7 @@ def door_script(door: EnvoyTenants) -> str:
         "TABLE_BYTES": door.table.size,
         "WIDTH": door.table.width,
         "OWN": own,
-        # The lock of what is in no row.
+        # The lock of the cells outside of rows.
         "NOBODY": door.table.slots,
         "HELD": f'"{HELD}"',
         "ADMITTED": f'"{tenants.ADMITTED}"',
@@ -65,7 +65,7 @@ def _codes(codes: Sequence[grpc.StatusCode]) -> str:
 
 
 def _lines(tenants: Sequence[Tenant]) -> str:
-    """A line per key, as the script reads it."""
+    """A line per key, for the script."""
     found = []
     for tenant in tenants:
         limits = (tenant.requests_per_minute, tenant.tokens_per_minute, tenant.max_in_flight)

@@ -1,1 +1,1 @@
-"""The port of --xds-port: the servers over xDS, for an Envoy or gRPC clients of the user's own."""
+"""The port of --xds-port: the servers over xDS, for the user's own Envoy or gRPC clients."""

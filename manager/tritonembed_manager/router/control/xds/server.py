@@ -1,7 +1,7 @@
-"""The port of --xds-port: the servers as xDS resources (v3), for an Envoy or a gRPC client of the user's own.
+"""The port of --xds-port: the servers as xDS resources (v3), for the user's own Envoy or gRPC clients.
 
-A cluster per model has the name of Triton's model, such as `embedding`, and so has a listener, which gRPC clients reach
-as xds:///embedding. Envoys choose the policy of --load-balancing; gRPC's clients know only round_robin.
+Each model has a cluster and a listener with the name of Triton's model, such as `embedding`. gRPC clients reach the
+listener as xds:///embedding. Envoys choose the policy of --load-balancing; gRPC's clients know only round_robin.
 
 The resources are sent as an aggregated stream (ADS, state of the world). A client names the resources that it wants,
 and acknowledges each answer before the next change of that type is sent.
@@ -57,7 +57,7 @@ def resources(policy: PolicyName, servers: Mapping[str, Sequence[Endpoint]]) -> 
 
 
 def _listener(model: str) -> Message:
-    """The listener for gRPC clients: every method of the channel goes to the cluster."""
+    """The listener for gRPC clients: all methods go to the cluster."""
     route = pb.Route(match=pb.RouteMatch(prefix=""), route=pb.RouteAction(cluster=model))
     host = pb.VirtualHost(name=model, domains=["*"], routes=[route])
     router = Packed(type_url=f"{_TYPES}envoy.extensions.filters.http.router.v3.Router")
@@ -72,7 +72,7 @@ def _listener(model: str) -> Message:
 def _cluster(model: str, policy: PolicyName) -> Message:
     http2 = pb.HttpProtocolOptions.ExplicitHttpConfig(http2_protocol_options=pb.HttpProtocolOptions.Http2())
     options = pb.HttpProtocolOptions(explicit_http_config=http2)
-    # A client takes the first policy that it knows.
+    # A client uses the first policy that it knows.
     names = dict.fromkeys((_OF_ENVOY[policy], _ROUND_ROBIN))
     return pb.Cluster(
         name=model,
@@ -123,7 +123,7 @@ _OPTIONS = (("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", _MOST_
 class _Subscription:
     """A client's subscription to one type of resources. names: empty for all.
 
-    sent: None if the client has to get the resources in any case.
+    sent: None if the resources have to be sent in any case.
     """
 
     names: frozenset[str]
@@ -132,9 +132,9 @@ class _Subscription:
     is_acknowledged: bool = True
 
     def choose(self, kind: str, found: Resources) -> Resources:
-        """What the client wants of these resources."""
+        """Those of the resources that the client wants."""
         if not self.names:
-            # A gRPC client names its listener. An Envoy that asks for all of them has no use for those.
+            # A gRPC client names its listener. An Envoy, which asks for all listeners, has no use for them.
             return {} if kind == LISTENER else found
         return {name: resource for name, resource in found.items() if name in self.names}
 
@@ -165,7 +165,7 @@ class XdsServer:
         self._servers.update(views)
 
     def drain(self) -> None:
-        """Let clients send nothing new to the servers."""
+        """Let clients send no new requests to the servers."""
         self._servers.drain()
 
     def set_tls(self, pems: Pems) -> None:
@@ -237,7 +237,7 @@ class XdsServer:
             client.subscriptions[kind] = _Subscription(names)
             return
         if request.response_nonce and request.response_nonce != subscription.nonce:
-            # It answers an older message.
+            # The client answers an older message.
             return
         subscription.is_acknowledged = True
         if request.HasField("error_detail"):
