@@ -1,7 +1,9 @@
 """--served-model-name names the model on every endpoint. For Triton, each name means the ensemble."""
 
 import json
+import os
 from dataclasses import asdict
+from unittest import mock
 
 import grpc.aio
 import numpy as np
@@ -112,7 +114,8 @@ def settings(monkeypatch):
         monkeypatch.setattr(cli.sys, "argv", ["tritonembed-manager", "serve", *arguments])
         for name, value in (env or {}).items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(SystemExit):
+        # The command cleans the environment, which later tests need as it was.
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit):
             cli.main()
         return found[0] if found else None
 
