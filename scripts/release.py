@@ -93,7 +93,7 @@ def licence(name: str) -> str | None:
 
 
 def check_licences(names: list[str]) -> list[str]:
-    """The packages of a lock that may not be shipped as they are, or of which nobody knows."""
+    """The packages of a lock that may not be shipped as they are, or whose licence is unknown."""
     faults = []
     for name in names:
         said = _REVIEWED.get(name) or licence(name)

@@ -93,7 +93,7 @@ def classify(code: str, details: str | None) -> Outcome:
         # A server that ends unloads its models first, and still answers.
         return Outcome.BROKEN
     if code == "CANCELLED":
-        # Nobody here cancelled it: a server does that, when it is shut down, with what it has not answered.
+        # It was not cancelled here: a server cancels unanswered requests when it shuts down.
         return Outcome.BROKEN
     return Outcome.ANSWERED
 

@@ -1,6 +1,6 @@
-"""Batches by token budget, and how fast the executor is: what waits is taken at once, large requests are split.
+"""Batches by token budget, and the pace of the executor. Waiting requests are taken at once; large requests are split.
 
-Pure: no thread, no clock of its own. `engine.py` drives it.
+It has no thread and no clock of its own. `engine.py` drives it.
 """
 
 import math
@@ -11,15 +11,16 @@ from tritonembed_engine.errors import DeadlineUnreachable
 from tritonembed_engine.request import Batch, Piece, Request
 
 _SMALL = 0.5
-"""Requests of up to this part of a batch are the smallest class."""
+"""Requests of up to this share of a batch are the smallest class."""
 _CLASS_RATIO = 8
 """The largest size of a class, in multiples of that of the class before."""
 
 SMALL_TOKENS = 1024
-"""Requests up to this size are small: their callers may be people who wait. The manager takes the same size."""
+"""Requests up to this size are small: a person may be waiting for the answer. The manager has the same limit."""
 MIXED_SECONDS = 60.0
 SLICE_SECONDS = 0.5
-"""A batch that blocks the executor takes at most about this long: other requests get in between two batches."""
+"""A batch that blocks the executor takes at most about this long, so that other requests can run between two
+batches."""
 MIXED_SLICE_SECONDS = 0.008
 """While small and large requests are mixed, the batches that are launched take at most about this long together: a
 small request waits for them."""
@@ -28,13 +29,13 @@ LEAST_SLICE_TOKENS = 256
 FRESH_SECONDS = 60.0
 """An older measurement refuses no request: the machine may have been busy with other work then."""
 CLEARLY = 1.5
-"""A request is refused if it would take this many times the time that it has left."""
+"""A request is refused if it would take this many times the time left until its deadline."""
 _WEIGHT_OF_A_SLOWER_BATCH = 0.2
 _FULL = 0.5
 
 
 class Batcher:
-    """First come, first served among requests of about one size; a small one need not wait for all of a huge one.
+    """First come, first served among requests of about one size; a small request need not wait for all of a huge one.
 
     The class of a request depends on its tokens: up to half a batch and SMALL_TOKENS, up to 8 times that, up to 64
     times, and so on. While requests of several classes wait, half of the work is for the oldest request of all, so that
@@ -53,12 +54,12 @@ class Batcher:
         self.apart = False
         self.waiting_sentences = 0
         self._queues: dict[int, deque[Request]] = {}
-        """By class, the smallest first; none is empty."""
+        """Requests by class, the smallest class first; no class is empty."""
         self._tokens: dict[int, int] = {}
-        """Tokens that wait, by class."""
+        """Waiting tokens, by class."""
         self._came = 0
         self._debt = 0
-        """Tokens of smaller requests that went ahead of the oldest one, less what it got since."""
+        """Tokens of smaller requests that went ahead of the oldest request, less its own tokens since."""
 
     def __bool__(self) -> bool:
         return bool(self._queues)
@@ -95,9 +96,9 @@ class Batcher:
         return tokens + sum(waiting for key, waiting in self._tokens.items() if key <= limit)
 
     def take(self, now: float) -> tuple[Batch | None, list[Request]]:
-        """The next batch, or None if nothing waits, and the requests that are given up.
+        """The next batch, or None if no request waits, and the requests that are given up.
 
-        A request is given up if its deadline passed or its client is gone, also if a part of it was computed.
+        A request is given up if its deadline passed or its client is gone, even if a part of it was computed.
         """
         pieces: list[Piece] = []
         given_up: list[Request] = []
@@ -111,7 +112,7 @@ class Batcher:
                     given_up.append(request)
                 continue
             if self.apart and pieces and pieces[-1].request.size_class == 0 < request.size_class:
-                # The next batch is for the oldest request, however little this one has.
+                # The next batch is for the oldest request, however small this batch is.
                 self._debt = max(self._debt, budget)
                 break
             start = request.taken
@@ -129,7 +130,7 @@ class Batcher:
         return (Batch(pieces, sentences, budget - room) if pieces else None), given_up
 
     def drain(self) -> list[Request]:
-        """Give up everything that waits, oldest first."""
+        """Give up all waiting requests, the oldest first."""
         waiting = sorted((one for queue in self._queues.values() for one in queue), key=lambda one: one.order)
         self._queues.clear()
         self._tokens.clear()
@@ -143,7 +144,7 @@ class Batcher:
         return number
 
     def _next(self) -> tuple[Request, float | None]:
-        """The request that gets the next part of a batch, and how many tokens of it; None: as many as there is room."""
+        """The request that gets the next part of a batch, and its tokens there; None for as many as there is room."""
         if len(self._queues) == 1:
             self._debt = 0
             return next(iter(self._queues.values()))[0], None
@@ -187,13 +188,13 @@ class Batcher:
 
 
 class Mix:
-    """Whether small requests and large ones came within the last MIXED_SECONDS."""
+    """Whether small and large requests arrived within the last MIXED_SECONDS."""
 
     def __init__(self) -> None:
         self._small = self._large = -math.inf
 
     def saw(self, tokens: int, now: float) -> None:
-        """A request came. tokens: all that it has."""
+        """A request arrived. tokens: of all of its sentences."""
         if tokens <= SMALL_TOKENS:
             self._small = now
         else:
@@ -220,7 +221,7 @@ class Pace:
     def batch_done(self, tokens: int, budget: int, started: float) -> None:
         """To be called when a batch that was launched at `started` has its result. budget: its token budget."""
         now = self._clock()
-        # If batches overlap, the first part of a batch's time belongs to the batch before.
+        # If batches overlap, the first part of a batch's time belongs to the earlier batch.
         seconds = now - max(started, self._finished)
         self._finished = now
         if seconds <= 0:
@@ -236,7 +237,7 @@ class Pace:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """None before the first measurement, and if the last is older than FRESH_SECONDS."""
+        """The pace; None before the first measurement, and if the last is older than FRESH_SECONDS."""
         return self._rate if self._clock() - self._measured <= FRESH_SECONDS else None
 
     def last_seconds(self, tokens: int) -> float:

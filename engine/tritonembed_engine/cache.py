@@ -1,11 +1,11 @@
-"""Vectors that were computed before, and sentences that several requests share in one computation. Off by default.
+"""Vectors that were computed before, and computations that several requests share. Off by default.
 
 A raw vector depends on the token ids of its sentence, on the tokens at its start that are not pooled, and on its
-adapter: dimensions, types and normalisation come later. They are the key, and the salt: requests share
-vectors only if they have the same salt, so that one tenant can't find out by time what another one has sent.
+adapter: dimensions, types and normalisation come later. These and the salt are the key: requests share vectors only if
+they have the same salt, so that a tenant can't find out by time what another tenant has sent.
 
-No request waits for another. What is shared is decided when a batch is launched, so each request keeps its own
-deadline, its own client and its own place in the queue; a batch that fails takes only its own requests along.
+No request waits for another. Sharing is decided when a batch is launched, so each request keeps its own deadline,
+client and place in the queue. If a batch fails, only its own requests fail.
 """
 
 import threading
@@ -19,26 +19,26 @@ from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors
 
 _FIXED_BYTES = 300
-"""Of an entry, beside its vector, its ids and its salt: what Python needs for it."""
+"""Bytes that Python needs for an entry, in addition to its vector, ids and salt."""
 _FLOAT32 = np.dtype("<f4")
 
 
 class VectorCache:
-    """Vectors by their key, at most `max_bytes` of memory; the least recently used ones go first. For any thread."""
+    """Vectors by their key, in at most `max_bytes`; the least recently used are dropped first. For any thread."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._rows: OrderedDict[Key, bytes] = OrderedDict()
         self._lock = threading.Lock()
         self.bytes = 0
-        """Of all entries."""
+        """Bytes of all entries."""
 
     def __len__(self) -> int:
         """Number of entries."""
         return len(self._rows)
 
     def vectors(self, keys: Sequence[Key]) -> Vectors | None:
-        """float32 [keys, dimensions]; None if any is missing. Without keys, it is None, too."""
+        """float32 [keys, dimensions]; None if any vector is missing, or without keys."""
         rows = []
         with self._lock:
             for key in keys:
@@ -51,7 +51,7 @@ class VectorCache:
         return _joined(rows) if rows else None
 
     def plan(self, batch: Batch, launched: "Iterable[Plan]") -> "Plan | None":
-        """What of a batch is to be computed; None: all of it, and nothing is kept.
+        """What to compute of a batch; None for all of it, and then nothing is kept.
 
         launched: the plans of batches whose vectors will be there before those of this batch.
         """
@@ -78,7 +78,7 @@ class VectorCache:
         return plan
 
     def keep(self, plan: "Plan") -> CacheReport:
-        """Keep the vectors that were computed for a plan, and report on its batch."""
+        """Keep the computed vectors of a plan, and report on its batch."""
         before = self.bytes
         if plan.vectors is None or not plan.places:
             return plan.report()
@@ -100,7 +100,7 @@ class VectorCache:
 
 
 class Lost(Exception):
-    """A batch that others share vectors of has failed: they have to be computed without it."""
+    """A batch whose vectors others share has failed: the others have to be computed without it."""
 
 
 class Plan:
@@ -110,20 +110,20 @@ class Plan:
 
     def __init__(self, keys: list[Key | None]) -> None:
         self.keys = keys
-        """Of the batch's sentences; None for one that shares nothing."""
+        """Keys of the batch's sentences; None for a sentence that shares nothing."""
         self.computed: list[int] = []
         """Numbers of the sentences that are computed."""
         self.places: dict[Key, int] = {}
-        """Where computed sentences with a key are in `computed`."""
+        """From keys of computed sentences to their places in `computed`."""
         self.known: list[tuple[int, bytes]] = []
         """Numbers of sentences, and their vectors."""
         self.shared: list[tuple[int, Plan, int]] = []
-        """Numbers of sentences, and whose vectors they get: a plan, and the place in its `computed`."""
+        """Numbers of sentences, and the vectors that they get: a plan, and the place in its `computed`."""
         self.vectors: Vectors | None = None
-        """Of `computed`, once they are there."""
+        """The vectors of `computed`, once they are there."""
 
     def sentences(self, batch: TokenIds) -> TokenIds:
-        """Those to compute. batch: all of them."""
+        """The sentences to compute. batch: all sentences."""
         return batch if len(self.computed) == len(self.keys) else batch.take(self.computed)
 
     def report(self, evictions: int = 0, grown: int = 0) -> CacheReport:

@@ -29,7 +29,7 @@ _COLUMNS = 3
 """Numbers per chunk before the ids."""
 _SPAN_COLUMNS = 4
 MOST_OVERLAP = 4
-"""Tokens in all spans of a text, in multiples of its own."""
+"""The most tokens in all spans of a text, in multiples of the text's own."""
 
 
 class Chunk(NamedTuple):
@@ -91,7 +91,7 @@ class Chunks:
 
 
 def unpack(elements: Sequence[bytes]) -> tuple[list[bytes], Chunks]:
-    """The ids of all chunks of a request, in order, and which texts they are of.
+    """The ids of all chunks of a request, in order, and the texts to which they belong.
 
     elements: of `token_ids`. Raises InvalidArgument, which names the element.
     """
@@ -114,7 +114,7 @@ def unpack(elements: Sequence[bytes]) -> tuple[list[bytes], Chunks]:
 
 
 class Span(NamedTuple):
-    """A part of a text. first, stop: its tokens, counted in the text's ids. start, end: characters of the text."""
+    """A part of a text. first, stop: indices of its tokens in the text's ids. start, end: characters of the text."""
 
     first: int
     stop: int

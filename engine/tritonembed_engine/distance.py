@@ -1,4 +1,4 @@
-"""How far answers are from those that are known to be right: vectors by their angle, a classifier's logits by value."""
+"""The distance of answers from right answers: of vectors by their angle, of a classifier's logits by value."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ def of_vectors(answers: Vectors, expected: Vectors) -> Distances:
 def of_scores(answers: Vectors, expected: Vectors, among: Vectors) -> Distances:
     """The largest difference of each row, in standard deviations of the logits in `among`: float64 [rows].
 
-    answers, expected: [rows, labels]. What counts for a ranking is how far logits are from each other.
+    answers, expected: [rows, labels]. A ranking depends on the differences between logits.
     """
     if answers.shape != expected.shape:
         return np.full(len(expected), NOT_FINITE)
@@ -43,16 +43,16 @@ def unit(vectors: Vectors) -> Distances:
 
 
 def _finite(distances: Distances, answers: Vectors) -> Distances:
-    # A NaN must not pass: no comparison with it is true.
+    # A NaN must not pass, and no comparison with it is true.
     return np.where(np.isfinite(answers).all(1), distances, NOT_FINITE)
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What is compared, and how large a distance may be.
+    """A kind of distance, and its limits.
 
     float32: the largest distance in float32. sixteen: in 16-bit types, unless they round more in transformers, too.
-    most: however much they round.
+    most: in any case.
     """
 
     float32: float
@@ -60,7 +60,7 @@ class Measure:
     most: float
 
     def distances(self, answers: Vectors, expected: Vectors, among: Vectors | None = None) -> Distances:
-        """The distance of each row. among: all that is expected, if these are only some of it."""
+        """The distance of each row. among: all expected rows, if `expected` has only some of them."""
         if self is SCORES:
             return of_scores(answers, expected, expected if among is None else among)
         return of_vectors(answers, expected)
@@ -78,7 +78,7 @@ class Measure:
         return f"lowest cosine {1 - largest:.6f} to {other}"
 
     def change(self, distance: float) -> str:
-        """Words for messages: by how much something changes the answers."""
+        """Words for messages: how much something changes the answers."""
         if self is SCORES:
             return f"scores of this model by {distance:.4f} standard deviations"
         return f"vectors of this model to a cosine of {1 - distance:.4f}"

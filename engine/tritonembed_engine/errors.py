@@ -18,7 +18,7 @@ No message holds the text of a request, a path or a traceback: they reach client
 import re
 
 LONGEST = 240
-"""Characters; vLLM can name every architecture it knows."""
+"""Characters of a reason; vLLM may list every architecture that it knows."""
 
 _SENTENCE_END = re.compile(r"\.\s+(?=[A-Z])")
 _PATH = re.compile(r"(?<![\w./-])(?:[a-z]+:/+|~/|\.{1,2}/|/)(?:[^\s/,='\"`]+/)*(?=[^\s/,='\"`])")
@@ -74,7 +74,7 @@ class ModelError(EmbedError):
 
 
 def reason_of(error: BaseException, folder: str = "") -> str:
-    """The first sentence of an exception's text, without paths. If the text is no sentence, its type stands before it.
+    """The first sentence of an exception's text, without paths. If the text is no sentence, its type comes first.
 
     folder: the model's, which may hold blanks; only its last part is kept. A name on the hub is kept whole.
     """

@@ -1,6 +1,7 @@
 """From model.json to a running engine: loads the model and chooses the executor.
 
-torch and vLLM are imported only for the executors that need them: they take most of a start, and half of its memory.
+torch and vLLM are imported only for the executors that need them, because they take most of a start and half of its
+memory.
 """
 
 import logging
@@ -58,7 +59,7 @@ def create_engine(
 
 
 def create_executor(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
-    """The executor that serves the model; each that can't leaves its reason in the log.
+    """The executor that serves the model. Each executor that can't serve logs its reason.
 
     On a CPU that is the openvino executor if its package is installed; else, and on a GPU, the direct executor, else
     the scheduler. The transformers executor serves what vLLM does not have, and any encoder that it knows if model.json
@@ -114,7 +115,7 @@ def _create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor
         logger.warning("config.json: %s have no effect", ", ".join(reference.unknown))
     if files.is_static:
         return _static_executor(settings, files, reference)
-    # The graph of the openvino executor has no place for adapters.
+    # The openvino executor's graph has no place for adapters.
     is_tried = settings.engine.executor == "auto" and device == "cpu" and not settings.adapters
     if settings.engine.executor == "openvino" or is_tried:
         found = _openvino_executor(settings, files, device, reference)
@@ -190,7 +191,7 @@ def _transformers_executor(
     settings: ModelSettings, files: ModelFiles, device: str, reference: Reference | None
 ) -> Executor:
     """The transformers executor, if its vectors are right. Else raises ModelError."""
-    # Imported here: it needs nothing of vLLM, and the other executors nothing of it.
+    # Imported here: it does not need vLLM, and the other executors do not need it.
     from tritonembed_engine.executors import transformers_executor as own
     from tritonembed_engine.executors.building import heads_of
     from tritonembed_engine.executors.pooling import Pooler
@@ -213,7 +214,7 @@ def _transformers_executor(
 
 
 def unseen_id(files: ModelFiles) -> int | None:
-    """The id that expands queries, if the other tokens don't see it; else None."""
+    """The id that expands queries, if the other tokens don't attend to it; else None."""
     output = files.token_outputs.multi_vector
     if output is None or output.expansion is None or output.expansion.attend:
         return None

@@ -1,4 +1,4 @@
-"""How a model wants an instruction before a query: a template with `{instruction}`.
+"""A model's template for an instruction before a query, with `{instruction}`.
 
 The folder's own prompts show it: "Instruct: Given a web search query, …\\nQuery:" is the template of Qwen3-Embedding
 with one instruction filled in. Models whose folders have no such prompt are known by name.
@@ -12,7 +12,7 @@ PLACE = "{instruction}"
 _FORMS = tuple(
     re.compile(form, re.DOTALL)
     for form in (
-        # Qwen3-Embedding, gte-Qwen2, the e5-instruct family and many after them; they differ in white space.
+        # Qwen3-Embedding, gte-Qwen2, the e5-instruct family and many others; they differ in white space.
         r"(Instruct:\s*)(\S.*?)(\s*\n\s*Query:\s*)",
         # GritLM.
         r"(<\|user\|>\n)(\S.*?)(\n<\|embed\|>\n)",
@@ -20,7 +20,7 @@ _FORMS = tuple(
         r"(task:\s*)(\S.*?)(\s*\|\s*query:\s*)",
     )
 )
-"""Prompts with an instruction: what stands before it, the instruction, and what stands between it and the text."""
+"""Prompts with an instruction: the text before it, the instruction, and the text after it."""
 
 _E5 = f"Instruct: {PLACE}\nQuery: "
 _NAMED = (
@@ -34,14 +34,14 @@ _NAMED = (
 def instruction_template(name: str, prompts: Mapping[str, str]) -> str | None:
     """The template of a model; None if neither its prompts nor its name show one.
 
-    name: the last component of its name or folder. prompts: of its files. If they show several templates, that of the
-    prompt `query` counts.
+    name: the last component of its name or folder. prompts: of its files. If they show several templates, the template
+    of the prompt `query` counts.
     """
     found = {key: template for key, prompt in prompts.items() if (template := _template_of(prompt)) is not None}
     if "query" in found:
         return found["query"]
     if found:
-        # Several templates and none of them for queries: any choice could be wrong.
+        # There are several templates, but none for queries: any choice could be wrong.
         return next(iter(found.values())) if len(set(found.values())) == 1 else None
     return next((template for pattern, template in _NAMED if pattern.search(name)), None)
 

@@ -26,10 +26,10 @@ from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.token_ids import TokenIds
 
 GROUPS = (128, 64, 32)
-"""Channels that share a scale; the largest that divides all widths is taken."""
+"""Numbers of channels that share a scale; the largest that divides all widths is used."""
 
 TEXTS_OF_ERRORS = 64
-"""Of the calibration texts, to compare single products by."""
+"""Calibration texts with which single products are compared."""
 
 BATCH = 64
 
@@ -104,7 +104,7 @@ class _Quantizer:
         self.group = group_of(products.values())
         self.sizes = {name: product.weights.size for name, product in products.items()}
         self._expected = self._vectors(self._read(), "float32", self._ids)
-        # Every second text gives the factors; all of them judge.
+        # Every second text gives the factors; the gate uses all of them.
         self._largest = self._largest_values(self._ids[::2])
         self._few = self._ids[:: max(1, len(self._ids) // TEXTS_OF_ERRORS)]
         self._expected_of_few = self._expected[:: max(1, len(self._ids) // TEXTS_OF_ERRORS)]
@@ -144,14 +144,14 @@ class _Quantizer:
         sources = {product.source: product.node.input_value(0) for product in products_of(graph).values()}
         results = []
         for output in sources.values():
-            # Over all axes but the last: the graph gives maxima, and no activations have to be kept.
+            # Over all axes but the last: the graph returns maxima, so no activations have to be kept.
             axes = ops.constant(np.arange(output.get_partial_shape().rank.get_length() - 1))
             results.append(ops.reduce_max(ops.absolute(output), axes, keep_dims=False).output(0))
         graph.add_outputs(results)
         request = self._core.compile_model(graph, "CPU", options_of("float32")).create_infer_request()
         largest: dict[str, Floats] = {}
         for one in ids:
-            # One by one, because the values of padding must not count.
+            # One text at a time, because the values of padding must not count.
             row = np.frombuffer(one, "<i4").astype(np.int64)[None]
             request.infer({"input_ids": row, "attention_mask": np.ones_like(row)})
             for place, source in enumerate(sources):
@@ -172,7 +172,7 @@ def calibration_ids(file: str | None, files: ModelFiles) -> list[bytes]:
 
 
 def quantize_model(settings: ModelSettings, files: ModelFiles, dtype: str, graphs: Path, folder: Path) -> None:
-    """Write the graph and what it reached. dtype: of the other products. Raises ModelError if the gate is missed."""
+    """Write the graph and its quality. dtype: of the other products. Raises ModelError if the gate is missed."""
     import openvino
 
     quantizer = _Quantizer(settings, files, dtype, graphs)

@@ -43,7 +43,7 @@ class EmbedParameters:
 
     @property
     def salt(self) -> str | None:
-        """Requests with the same salt share vectors; None: this one shares none."""
+        """Requests with the same salt share vectors; None for a request that shares none."""
         return self.cache_salt if self.cache else None
 
 
@@ -127,7 +127,7 @@ _kept = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def _check_prompt(given: dict[str, Any]) -> None:
-    """Check what chooses the prompt."""
+    """Check the parameters that choose the prompt."""
     chosen = [name for name in ("prompt_name", "prompt", "instruction") if name in given]
     for name in chosen:
         if not isinstance(given[name], str):

@@ -31,7 +31,7 @@ LARGEST = 127
 """Symmetric: -128 is not used."""
 
 _SMALLEST = 1e-5
-"""Of a channel's largest value; a channel that is always zero has no scale."""
+"""The least of a channel's largest value: a channel that is always zero would have no scale."""
 
 
 def calibration_texts(file: str | None) -> list[str]:
@@ -47,7 +47,7 @@ def calibration_texts(file: str | None) -> list[str]:
 
 
 def is_quantized(settings: ModelSettings, files: ModelFiles) -> bool:
-    """Whether a model is served with weights of fewer than 16 bits, or stored with them."""
+    """Whether a model is served or stored with weights of fewer than 16 bits."""
     config = read_object(files.transformer / "config.json")
     return bool(settings.vllm.get("quantization") or config.get("quantization_config"))
 
@@ -75,7 +75,7 @@ def quantize(weights: Floats, group: int) -> tuple[npt.NDArray[np.int8], Floats]
 
 
 def overlap(found: Floats, expected: Floats) -> float:
-    """The part of the ten nearest that both have, over all texts. found, expected: [texts, dimensions]."""
+    """The share of the ten nearest that both have, over all texts. found, expected: [texts, dimensions]."""
     ours, theirs = _nearest(found), _nearest(expected)
     common = [len(np.intersect1d(one, other)) for one, other in zip(ours, theirs, strict=True)]
     return float(np.mean(common)) / ours.shape[1]
@@ -106,11 +106,12 @@ def choose(
     quality_of: Callable[[Sequence[str]], float],
     quality: float,
 ) -> Chosen:
-    """The largest set of products that reaches a quality: those that err most for their size are left out first.
+    """The largest set of products that reaches a quality: products with the largest error for their size are left out
+    first.
 
     sizes: multiplications per token of each product. error_of: of the model's vectors, if only this product is
-    quantized; errors of products add up, about. quality_of: the overlap, if these are. Raises ModelError if a quarter
-    of all multiplications, in int8, is already too much.
+    quantized; the errors of products about add up. quality_of: the overlap, if these products are quantized. Raises
+    ModelError if a quarter of all multiplications, in int8, is already too much.
     """
     names = list(sizes)
     if (reached := quality_of(names)) >= quality:

@@ -1,4 +1,4 @@
-"""Rows of several sentences, of which each has another number of rows: weights of tokens, vectors of tokens."""
+"""Rows of several sentences with different numbers of rows: weights of tokens, or vectors of tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,12 +44,12 @@ class Ragged:
         )
 
     def bounds(self) -> list[tuple[int, int]]:
-        """Per sentence, its first row and the one after its last."""
+        """The first row of each sentence, and the row after its last."""
         ends = np.cumsum(self.counts).tolist()
         return list(zip([0, *ends[:-1]], ends, strict=True))
 
     def is_finite(self) -> bool:
-        """Whether all numbers are."""
+        """Whether all numbers are finite."""
         numbers = self.norms
         if numbers is None:
             numbers = self.rows["weight"] if self.rows.dtype == WEIGHT else self.rows
@@ -65,7 +65,7 @@ def heaviest_by_id(
     """
     sentence = np.repeat(np.arange(len(counts), dtype=np.int64), counts)
     kept = weights > 0
-    # Not a number must not vanish here: the engine refuses it.
+    # A NaN must not vanish here: the engine refuses it.
     kept |= np.isnan(weights)
     keys = (sentence[kept] << 32) | ids[kept].astype(np.int64)
     order = np.lexsort((weights[kept], keys))

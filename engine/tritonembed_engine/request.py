@@ -1,4 +1,4 @@
-"""One request from its arrival to its answer, and the batches that are made of requests."""
+"""A request from its arrival to its answer, and the batches that are made of requests."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
@@ -14,53 +14,55 @@ from tritonembed_engine.token_ids import Spans, TokenIds
 from tritonembed_engine.vectors import Vectors
 
 Choices = Mapping[str, npt.NDArray[np.bool_]]
-"""By output, which tokens it is made of: bool [tokens]."""
+"""The tokens of which each output is made: bool [tokens], by output."""
 TokenOutputs = Mapping[str, Ragged]
-"""By output, the rows of each sentence."""
+"""The rows of each sentence, by output."""
 Key = tuple[str, int, bytes, str | None]
-"""What a sentence's vector is kept under: a salt, the tokens at its start that are not pooled, its ids, its adapter."""
+"""The key of a sentence's vector: a salt, the tokens at its start that are not pooled, its ids, its adapter."""
 Adapted = Sequence[tuple[str, int, int]]
-"""Adapter, and the first row and the one after the last that it applies to, in order. Other rows have none."""
+"""An adapter, and the first row and the row after the last to which it applies, in order. Other rows have none."""
 NO_CHOICES: Choices = {}
 NO_TOKEN_OUTPUTS: TokenOutputs = {}
 
 
 @dataclass(eq=False)
 class Request:
-    """What one request asks for, how much of it is done, and its answer. Times are on the engine's clock."""
+    """What a request asks for, its progress, and its answer. Times are on the engine's clock."""
 
     sentences: TokenIds
     deadline: float | None = None
     normalize: bool = False
     """Whether the vectors come with length 1."""
     is_abandoned: Callable[[], bool] | None = None
-    """Whether its client is gone; asked on the engine's thread before each batch that it would be part of."""
+    """Returns whether its client is gone; called on the engine's thread before each batch with a part of the
+    request."""
     skip: int = 0
     """Tokens at the start of each sentence that are not pooled."""
     spans: Spans | None = None
-    """What is pooled, if not whole sentences: then the answer has one vector per span."""
+    """The spans that are pooled instead of whole sentences; then the answer has a vector per span."""
 
     choices: Choices = field(default_factory=dict)
-    """The outputs per token that it asks for, and the tokens that each is made of."""
+    """The outputs per token that it asks for, and the tokens of which each is made."""
     keys: Sequence[Key] | None = None
-    """Of its sentences; None if they are computed anew, as for spans and outputs per token, which are not kept."""
+    """The keys of its sentences; None if they are computed anew, as for spans and outputs per token, which are not
+    kept."""
 
     adapter: str | None = None
     """The adapter of all its sentences; None: the base model."""
 
     is_check: bool = False
-    """Whether it is a health check, which nobody waits for."""
+    """Whether it is a health check, for which no caller waits."""
 
     future: "Future[Vectors]" = field(default_factory=Future)
     """float32 [sentences or spans, dimensions], or an error."""
     failed: bool = False
-    """The answer is an error already: the rest is not computed."""
+    """The answer is an error already, so the rest is not computed."""
     arrived: float = 0.0
     launched: float = 0.0
     """The launch of the batch with its first sentence; set when that batch has its result."""
 
     order: int = 0
-    """Its number among all requests that came."""
+    """Its number in the order of arrival."""
     size_class: int = 0
     """0 for the smallest requests; see `Batcher`."""
     lengths: list[int] = field(init=False)
@@ -72,10 +74,10 @@ class Request:
     reported: int = 0
     """Sentences in batches that were reported; a batch can have two pieces of one request."""
     placed: int = 0
-    """Vectors that are there."""
+    """The number of vectors that are there."""
     vectors: Vectors | None = None
     token_outputs: TokenOutputs = field(default_factory=dict)
-    """Those that `choices` names; there when the future has the vectors."""
+    """The outputs that `choices` names; complete when the future has the vectors."""
     parts: list[tuple[int, TokenOutputs]] = field(default_factory=list)
     """Token outputs of some of its sentences, and the number of the first of these."""
 
@@ -88,7 +90,7 @@ class Request:
         self.future.set_running_or_notify_cancel()
 
     def is_over(self, now: float) -> bool:
-        """Whether nothing more is to be computed for it."""
+        """Whether no more is to be computed for it."""
         if self.failed or (self.deadline is not None and self.deadline <= now):
             return True
         return self.is_abandoned is not None and self.is_abandoned()
@@ -145,7 +147,7 @@ class Piece:
         return self.request.rows(self.stop) - self.request.rows(self.start)
 
     def choice(self, name: str) -> npt.NDArray[np.bool_]:
-        """Which tokens of these sentences an output is made of; none if the request does not ask for it."""
+        """The tokens of these sentences of which an output is made; none if the request does not ask for it."""
         lengths = self.request.sentences.lengths
         first = int(lengths[: self.start].sum())
         last = first + int(lengths[self.start : self.stop].sum())
@@ -172,7 +174,7 @@ class Batch:
         return [piece.request.skip for piece in self.pieces for _ in range(piece.start, piece.stop)]
 
     def spans(self) -> Spans | None:
-        """What is pooled of every sentence; None if that is whole sentences, without `skips`."""
+        """The spans to pool of every sentence; None if whole sentences are pooled, without `skips`."""
         if all(piece.request.spans is None for piece in self.pieces):
             return None
         return Spans.concatenate([_spans_of(piece) for piece in self.pieces])
@@ -183,7 +185,7 @@ class Batch:
         return {name: np.concatenate([piece.choice(name) for piece in self.pieces]) for name in names} or None
 
     def keys(self) -> list[Key | None] | None:
-        """Of each sentence; None if none has one, or if an answer has other rows than one vector per sentence."""
+        """The key of each sentence; None if none has one, or if an answer has other rows than a vector per sentence."""
         found: list[Key | None] = []
         is_any = False
         for piece in self.pieces:
@@ -218,7 +220,7 @@ class Batch:
         return sum(piece.rows for piece in self.pieces)
 
     def halves(self) -> "list[Batch]":
-        """A batch of two sentences or more as two, of about as many sentences each."""
+        """A batch of two sentences or more, divided into two of about as many sentences."""
         middle = self.sentences // 2
         parts: list[Batch] = []
         for low, high in ((0, middle), (middle, self.sentences)):
@@ -247,8 +249,10 @@ def _spans_of(piece: Piece) -> Spans:
 
 
 class CacheReport(NamedTuple):
-    """What the cache did for the sentences of a batch. hits: found there. shared: equal to a sentence that is computed
-    for another place. misses: computed. evictions: entries that made room. bytes: by how much it grew."""
+    """What the cache did for the sentences of a batch.
+
+    hits: found there. shared: equal to a sentence that is computed for another place. misses: computed. evictions:
+    entries that made room. bytes: the cache's growth."""
 
     hits: int = 0
     shared: int = 0
@@ -262,7 +266,7 @@ NO_CACHE = CacheReport()
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one forward pass did. capacity: its token budget. compute_seconds: from its launch to its result.
+    """The report of a forward pass. capacity: its token budget. compute_seconds: from its launch to its result.
 
     sentences, tokens: computed; 0 if all vectors came from the cache, and then there was no forward pass.
     requests: how many it completed. Summed over these: queue_seconds, until the first batch of a request was launched,

@@ -78,7 +78,7 @@ def activate(logits: Scores, activation: Activation) -> Scores:
         return logits
     wide = logits.astype(np.float64)
     if activation == "sigmoid":
-        # Without overflow for large negative logits.
+        # In this form there is no overflow for large negative logits.
         small = np.exp(-np.abs(wide))
         return np.where(wide >= 0, 1 / (1 + small), small / (1 + small)).astype(np.float32)
     exponents = np.exp(wide - wide.max(axis=1, keepdims=True))

@@ -1,4 +1,4 @@
-"""Sentences as token ids: checked, joined and counted once, when a request comes in."""
+"""Sentences as token ids: checked, joined and counted once, when a request arrives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +65,7 @@ class TokenIds:
         return TokenIds(self.ids[first : first + int(lengths.sum())], lengths)
 
     def take(self, places: Sequence[int]) -> "TokenIds":
-        """The sentences at these places, which ascend."""
+        """The sentences at these ascending indices."""
         kept = np.zeros(len(self.lengths), dtype=np.bool_)
         kept[places] = True
         return TokenIds(self.ids[np.repeat(kept, self.lengths)], self.lengths[kept])
@@ -149,7 +149,7 @@ class TokenIdLimits:
     has_types: bool = False
 
     def read(self, elements: Sequence[bytes]) -> TokenIds:
-        """The elements of the tensor `token_ids`, each one sentence's ids as little-endian int32.
+        """The elements of the tensor `token_ids`, each a sentence's ids as little-endian int32.
 
         Raises InvalidArgument, which names the sentence and the limit. The embedder never truncates: a sentence that is
         too long is refused whatever `truncate` says.

@@ -1,6 +1,6 @@
 """Compare a model with its reference and report every case, for `tritonembed-manager verify`.
 
-It runs in a process of its own, `python -m tritonembed_engine.verify`: vLLM prints a lot and frees little.
+It runs in a process of its own, `python -m tritonembed_engine.verify`, because vLLM prints a lot and frees little.
 """
 
 import json
@@ -66,7 +66,8 @@ def verify(settings_json: dict[str, Any], device: str, write: Path | None) -> di
 def _nearest(
     executor: "Executor", reference: "Reference", settings: "ModelSettings", files: "ModelFiles"
 ) -> dict[str, Any]:
-    """kept: the part of the ten nearest that stay those of float32. texts: among how many. asked: the least part.
+    """kept: the share of the ten nearest that stay those of float32. texts: the number of texts. asked: the least
+    share.
 
     The texts are a given reference's; else the calibration texts, whose vectors transformers computes here. Raises
     ModelError if these are too few.

@@ -78,7 +78,7 @@ def vllm_executor(
 
 @dataclass(frozen=True)
 class _Declined:
-    """The direct executor does not serve. spoiled: vLLM as it was loaded can't serve either."""
+    """The direct executor does not serve. spoiled: nor can vLLM in its loaded form."""
 
     reason: str
     spoiled: bool = False
@@ -113,7 +113,7 @@ def _try_direct(
             model.free_cache()
         executor = _direct_executor(model, settings.engine, files, scheduler, expected, gate, ranks)
         if ranks is not None:
-            # Not before: ranks can't load the model again for the scheduler.
+            # Only now, because ranks can't load the model again for the scheduler.
             ranks.send("free_cache")
             model.free_cache()
         return executor
@@ -134,7 +134,7 @@ def _direct_executor(
 ) -> Executor:
     """A direct executor that agrees with vLLM's answers and passes the gate.
 
-    Raises the error of whatever is wrong, and then leaves the model as vLLM made it.
+    Raises the error if it fails, and then leaves the model as vLLM made it.
     """
     tokens = scheduler.max_batch_tokens
 

@@ -101,7 +101,8 @@ class Behavior:
     """The limits of an autoscaler, as in a HorizontalPodAutoscaler's `behavior`.
 
     up_pods, up_share: of the servers that it may add in a minute; the larger counts. down_pods, down_share: remove.
-    settle: it removes down to the most that it wanted in so many seconds. tolerance: smaller changes are not made.
+    settle: it removes servers down to the most that it wanted within this many seconds. tolerance: smaller changes are
+    not made.
     """
 
     least: int = 1

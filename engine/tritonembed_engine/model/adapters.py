@@ -1,7 +1,7 @@
 """LoRA adapters of a model: folders as peft saves them (adapter_config.json, adapter_model.safetensors).
 
-An adapter adds scale · B · A to the weights of some layers (LoRA, arXiv 2106.09685). Whatever else peft can store in
-such a folder changes the vectors, too, and is refused. Needs neither torch nor vLLM, except for `read_pairs`.
+An adapter adds scale · B · A to the weights of some layers (LoRA, arXiv 2106.09685). All other data that peft can store
+in such a folder changes the vectors, too, and is refused. Needs neither torch nor vLLM, except for `read_pairs`.
 """
 
 import hashlib
@@ -52,9 +52,10 @@ _TENSOR = re.compile(
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """An adapter as its files describe it. files: the base model's, with the adapter's own prompts if it has any.
+    """An adapter as its files describe it.
 
-    task: of an adapter that is in its base's own checkpoint; then `config` is the base's.
+    files: the base model's, with the adapter's own prompts, if any. task: of an adapter in its base's own checkpoint;
+    then `config` is the base's.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""config.json: which architectures are served correctly, and the changes that others need in vLLM.
+"""config.json: the architectures that are served correctly, and the changes that others need in vLLM.
 
 The facts are of vLLM 0.25.1 and 0.32.0 and transformers 5.19. Known faults are refused here by name; the reference
-(`reference/`) finds the others.
+(`reference/`) finds unknown faults.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ AS_ROBERTA = ("camembert", "data2vec-text")
 """Model types that are RoBERTa under another name. Under that name, vLLM's fallback begins positions at 0."""
 
 OFFSET_UNKNOWN = ("ibert", "longformer", "luke", "roberta-prelayernorm", "xlm-roberta-xl", "xmod")
-"""Model types whose positions begin after padding's, and vLLM begins at 0."""
+"""Model types whose positions begin after padding's, although vLLM begins at 0."""
 
 RELATIVE = ("relative_key", "relative_key_query")
 """Positions that transformers 4 added to attention's scores (Shaw et al., 2018), in BERT and all families like it."""
@@ -80,7 +80,7 @@ def check_architecture(
         raise ModelError(f"{name}: is_decoder in config.json makes a {kind} causal, which can't be served")
     places = config.get("position_embedding_type")
     if places in RELATIVE:
-        # So the reference would be wrong in the same way, and the check at load would not see it.
+        # The reference would be wrong in the same way, so the check at load would not find it.
         raise ModelError(f"{name}: {kind} with position_embedding_type {places} is not served: transformers 5 drops it")
     if kind in OFFSET_UNKNOWN and kind not in ENCODERS:
         raise ModelError(f"{name}: the positions of a {kind} model begin after padding's, but vLLM begins at 0")

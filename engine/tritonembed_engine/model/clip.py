@@ -15,7 +15,7 @@ TEXT_TOWER = "clip_text_model"
 """`model_type` of the text tower alone."""
 
 TEXT_MODALITY = {"method": "get_text_features", "method_output_name": "pooler_output"}
-"""How sentence-transformers calls the model, in `modality_config`."""
+"""The call of the model in sentence-transformers' `modality_config`."""
 
 _PROJECTION = 512
 """transformers' default of `projection_dim`."""
@@ -38,7 +38,7 @@ def text_tower(config: Mapping[str, Any], folder: Path) -> dict[str, Any] | None
     names = [name for name, _ in modules_in_order(listed)] if listed is not None else []
     if names[1:2] == ["Pooling"]:
         raise ModelError(f"the modules {', '.join(names)} can't be served with a CLIP model: it pools itself")
-    # Of the older key transformers takes the defaults, too, in place of the newer key's values.
+    # If the older key exists, transformers ignores the newer, even for values that are missing in the older.
     given = config.get("text_config_dict")
     tower = config.get("text_config") if given is None else given
     if not isinstance(tower, dict | None):

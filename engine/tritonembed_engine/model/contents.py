@@ -1,4 +1,4 @@
-"""Digests of files' contents. Those of large files are kept in a cache, so that each is read once per machine."""
+"""Digests of files' contents. A cache keeps those of large files, so that each is read once per machine."""
 
 import contextlib
 import fcntl
@@ -18,7 +18,7 @@ _DIGITS = 64
 
 
 def cache_folder(kind: str) -> Path | None:
-    """The folder of this user for what is kept of `kind`; None if it can't be written."""
+    """This user's cache folder for a kind of data; None if it can't be written."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "tritonembed" / kind
     try:
@@ -36,15 +36,15 @@ def digests_of(files: Sequence[Path]) -> list[str]:
 
 
 def digest_of(file: Path, cache: Path | None) -> str:
-    """Like `digests_of`, for one model. cache: where the digests of large files are; None: every file is read.
+    """As `digests_of`, for one file. cache: the folder of large files' digests; None: the file is read.
 
-    Another process that needs the same digest waits for this one instead of reading the file, too.
+    Another process that needs the same digest waits for this process instead of reading the file, too.
     """
     found = file.stat()
     if cache is None or found.st_size < CACHED_FROM:
         return _read(file)
-    # No program can set the time of the last change (ctime): a file that was replaced under the same name, size and
-    # time of modification has another one.
+    # No program can set the time of the last change (ctime), so it differs if a file was replaced by one of the same
+    # name, size and time of modification.
     state = [str(file.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
     name = hashlib.sha256(json.dumps(state).encode()).hexdigest()[:32]
     try:

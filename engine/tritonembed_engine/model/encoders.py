@@ -1,6 +1,6 @@
 """The encoder families of Hugging Face's transformers that its executor serves, by config.json's `model_type`.
 
-The class is always transformers' own: code that lies in a model's folder is not run.
+The class is always transformers' own: code in a model's folder is not run.
 """
 
 from collections.abc import Mapping
@@ -41,8 +41,8 @@ IN_OPENVINO = {
     "new": "GteModel",
     "nomic_bert": "NomicBertModel",
 }
-"""The classes that the openvino executor converts. CLIP's text tower pools itself. ModernBERT's padding sees no token
-of the text if it is longer than half a window, and then OpenVINO computes numbers that are not finite."""
+"""The classes that the openvino executor converts. CLIP's text tower pools itself. If ModernBERT's padding is longer
+than half a window, it attends to no token of the text, and OpenVINO computes numbers that are not finite."""
 
 ENCODERS_OF_PAIRS = ("mt5", "t5", "umt5")
 """Families with an encoder and a decoder, of which only the encoder is loaded. Their positions are relative."""

@@ -58,7 +58,8 @@ class ModelFiles:
     """The last component of its name or folder, for messages."""
 
     folder: Path
-    """The model's folder; of a model on the hub, a folder of the hub's cache without the transformer's weights."""
+    """The model's folder. For a model on the hub it is a folder of the hub's cache, without the transformer's
+    weights."""
 
     transformer: Path
     """The transformer's configuration and tokenizer: `folder`, except in the oldest layout (`0_Transformer`)."""
@@ -86,7 +87,7 @@ class ModelFiles:
     """Tokens of the longest text by `input_type`, which may be None; at most `max_length`."""
 
     pooling: tuple[Pooling, ...]
-    """sentence-transformers' names; the vectors of several stand side by side. None if the model pools itself."""
+    """The poolings, whose vectors stand side by side; empty if the model pools itself."""
 
     include_prompt: bool
     """Whether the tokens of a prompt are pooled."""
@@ -269,7 +270,7 @@ def read_model_files(
                 transformer, (classifier.pooling,), True, classifier.steps, False, len(classifier.labels)
             )
         elif splade or late:
-            # Nobody gets the mean; executors are compared by it.
+            # The mean is no answer; executors are compared by it.
             modules = SentenceModules(transformer, (Pooling.MEAN,), True, (), False, hidden_size)
         elif tower:
             modules = read_modules_after(folder, size_of(name, config, "projection_dim"))
@@ -344,7 +345,7 @@ def _read_static_files(
         is_causal=False,
         hidden_size=head.width,
         dimensions=modules.dimensions,
-        # One more than the table: the id of a text without tokens.
+        # One more than the table has, for the id of a text without tokens.
         vocab_size=head.rows + 1,
         empty_id=head.rows,
         max_length=length,

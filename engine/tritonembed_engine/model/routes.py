@@ -1,7 +1,7 @@
 """Models with one route for queries and another for documents (sentence-transformers' Router).
 
-Served are those whose queries need no forward pass, as OpenSearch's neural-sparse-encoding-doc models have them: a
-document goes through a masked language model, and each token of a query has a weight of its own in a table
+Models are served if their queries need no forward pass, as in OpenSearch's neural-sparse-encoding-doc models: a
+document goes through a masked language model, and a table has a weight for each token of a query
 (SparseStaticEmbedding). Files and keys are those of sentence-transformers 6.2.
 """
 
@@ -74,7 +74,7 @@ def check_tokenizers(query: Path, document: Path) -> None:
 
 
 def _tokenizer_of(place: Path) -> object:
-    """What makes tokens of a text; how a text is cut and filled up is no part of it. Raises ModelError."""
+    """The part of a tokenizer that makes tokens of a text, without truncation and padding. Raises ModelError."""
     found = read_object(place / "tokenizer.json")
     if found:
         return {key: value for key, value in found.items() if key not in ("truncation", "padding")}

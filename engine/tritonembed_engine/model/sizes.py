@@ -1,4 +1,4 @@
-"""Sizes of a model: what config.json says under any of its names, and the longest text of each input type."""
+"""Sizes of a model: those of config.json under any of their names, and the longest text of each input type."""
 
 import functools
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ OFFSET_POSITIONS = (
     "xlm-roberta-xl",
     "xmod",
 )
-"""Model types whose first position is `pad_token_id + 1`; the rows before it are for no token."""
+"""Model types whose first position is `pad_token_id + 1`; no token uses the rows before it."""
 
 NO_LIMIT = 10**9
 """transformers writes 1e30 for a tokenizer without a limit."""
@@ -55,7 +55,7 @@ def text_lengths(
 
 
 def positions_of(config: dict[str, Any], settings: SentenceSettings) -> int | None:
-    """How many tokens the model has positions for; None: no limit."""
+    """The number of tokens for which the model has positions; None for no limit."""
     if has_relative_positions(config) and (settings.max_seq_length or config["model_type"] in ENCODERS_OF_PAIRS):
         # sentence-transformers then takes max_position_embeddings only for a model without max_seq_length; T5 has none.
         return None

@@ -3,7 +3,7 @@
 Vectors can be compared if their spaces are equal. The digits before the hyphen are a digest of the model: the contents
 of its weights, its tokenizer and its configuration (pooling, modules after it, normalisation, prompts) and the settings
 that change them. The word after it is the precision: two servers of one model may differ in it. Names and paths don't
-count, so a copy of a folder has the same space on every machine, and any change of a file another one.
+count, so a copy of a folder has the same space on every machine. Any change of a file changes the space.
 """
 
 import hashlib

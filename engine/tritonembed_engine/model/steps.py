@@ -56,7 +56,7 @@ def _load(step: Step, device: torch.device | str) -> dict[str, torch.nn.Module]:
             modules["residual"] = torch.nn.Linear(step.width, step.out_width, bias=False)
     whole = torch.nn.ModuleDict(modules)
     weights = _weights(step.folder) if step.tensor is None else _weights_of_head(step)
-    # In sentence-transformers' Dense the parameter of an activation (PReLU) has this prefix.
+    # In sentence-transformers' Dense, this is the prefix of an activation's parameter (PReLU).
     weights = {name.replace("activation_function.", "activation."): value for name, value in weights.items()}
     try:
         whole.load_state_dict(weights)

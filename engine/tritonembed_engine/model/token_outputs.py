@@ -1,4 +1,4 @@
-"""What a model gives beside one vector per text: weights of tokens (sparse), and a vector per token (multi-vector).
+"""A model's outputs besides a vector per text: weights of tokens (sparse), and a vector per token (multi-vector).
 
 Layouts: bge-m3's `sparse_linear.pt` and `colbert_linear.pt`, as FlagEmbedding reads them; SPLADE's modules, as
 sentence-transformers 6.2 reads them.
@@ -18,7 +18,7 @@ from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 SPARSE_LINEAR = "sparse_linear.pt"
 COLBERT_LINEAR = "colbert_linear.pt"
 _LOGARITHMS = {"relu": 1, "log1p_relu": 2}
-"""By SpladePooling's activation_function."""
+"""The number of logarithms, by SpladePooling's activation_function."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class SparseOutput:
 class Expansion:
     """ColBERT's query expansion: a query is filled up to `length` tokens, which get vectors, too.
 
-    attend: whether the query's own tokens see them. fixed: whether longer queries are cut to this length. token: that
-    fills it; None: [MASK] or, without one, the end token.
+    attend: whether the query's own tokens attend to them. fixed: whether longer queries are cut to this length. token:
+    that fills it; None: [MASK] or, without one, the end token.
     """
 
     length: int
@@ -76,7 +76,7 @@ class MultiVectorOutput:
 
 @dataclass(frozen=True)
 class TokenOutputs:
-    """What a model gives per token; None for what it does not give."""
+    """A model's outputs per token; None for an output that it lacks."""
 
     dense: bool = True
     sparse: SparseOutput | None = None
@@ -133,7 +133,7 @@ def read_splade(folder: Path) -> SparseOutput:
 
 
 def _modules(folder: Path) -> Sequence[tuple[str, str]]:
-    """Names and folders of the modules that documents go through."""
+    """Names and folders of the documents' modules."""
     routes = read_routes(folder)
     if routes is not None:
         return routes.document

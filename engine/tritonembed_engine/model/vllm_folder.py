@@ -1,8 +1,8 @@
 """The folder that vLLM loads: the transformer alone, with a config.json in the words of the class that serves it.
 
-vLLM reads sentence-transformers' files too, but ignores what it does not know. So it gets none of them: the engine does
-the pooling and the steps after it. Files are linked; weights are copied only if those of a head have to be left out, or
-if vLLM has other names for them.
+vLLM reads sentence-transformers' files too, but ignores what it does not know. So it gets none of them: the engine
+pools and applies the steps after the pooling. Files are linked. Weights are copied only if a head's weights have to be
+left out, or if vLLM has other names for them.
 
 The weights of GTE and NomicBERT as transformers 5 saves them are renamed: vLLM only reads the names of the hub's first
 code, Alibaba-NLP/new-impl and nomic-ai/nomic-bert-2048. The result is compared with transformers at load.

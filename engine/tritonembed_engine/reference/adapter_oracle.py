@@ -1,4 +1,4 @@
-"""An adapter merged with the weights of transformers' model, W + scale · B · A, written out apart from what serves."""
+"""An adapter merged with the weights of transformers' model, W + scale · B · A, independently of the serving code."""
 
 import re
 from pathlib import Path
@@ -73,7 +73,7 @@ def jina_v3_oracle(folder: Path, task: str | None) -> Any:
 
 
 def _named(parameters: dict[str, Any], path: str) -> Any:
-    """The weight of a layer. The model may be the encoder of the one that was trained, or have one around it."""
+    """The weight of a layer. The model may be the encoder of the trained model, or contain it."""
     name = f"{path}.weight"
     if name in parameters:
         return parameters[name]

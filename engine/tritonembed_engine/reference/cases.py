@@ -22,7 +22,7 @@ LENGTHS = (2, 3, 7, 16, 17, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
 """Tokens: both sides of the lengths that attention and the CUDA graphs distinguish, up to 512."""
 
 LONGEST = 2048
-"""Tokens of one longer case, if the model accepts that many."""
+"""Tokens of a longer case, if the model accepts that many."""
 
 TEXTS = {
     "empty": "",
@@ -57,7 +57,7 @@ LONG_TEXT = " ".join(
 
 @dataclass(frozen=True)
 class Case:
-    """One sentence. name: for messages, which contain no text. ids: int32, little-endian. skip: tokens not pooled.
+    """A sentence. name: for messages, which contain no text. ids: int32, little-endian. skip: tokens not pooled.
 
     text, input_type: the origin of `ids`, if they are of a whole text. query: of a pair with the text.
     """

@@ -16,7 +16,7 @@ from tritonembed_engine.token_ids import TokenIds, holds
 logger = logging.getLogger(__name__)
 
 NOISE_MARGIN = 1.5
-"""Our 16-bit rounding and transformers' are two draws of the same noise: ours may be somewhat larger."""
+"""Our 16-bit rounding and transformers' are two samples of the same noise, so ours may be somewhat larger."""
 
 NEAREST = 10
 SAME_SCORE = 0.002

@@ -67,7 +67,7 @@ class Chunker:
             longest = self._longest(text, prompt, size, cutter, window, covered)
             after = cutter.skip_space(covered)
             if longest is None and start < after:
-                # Next to the overlap there is no room for even one more character.
+                # The overlap leaves no room for even one more character.
                 start = after
                 continue
             if longest is None:
@@ -107,7 +107,7 @@ class Chunker:
             excess = len(ids) - size.tokens
             if excess <= 0:
                 return ids, end
-            # The chunk can have fewer tokens than there is room for: it ended with a sentence.
+            # The chunk may have room for more tokens, because it ended with a sentence.
             room = min(room, window.tokens_until(end)) - excess
             if room < 1:
                 return None

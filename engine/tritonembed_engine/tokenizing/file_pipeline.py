@@ -1,9 +1,9 @@
-"""tokenizer.json counts: the parts of it that transformers 5's classes leave out.
+"""The parts of tokenizer.json that transformers 5's classes leave out.
 
-With transformers 4 and text-embeddings-inference, tokenizer.json is the tokenizer, but for a few settings of the class
+In transformers 4 and text-embeddings-inference, tokenizer.json is the tokenizer, except for a few settings of the class
 that tokenizer_config.json names. In transformers 5 most classes (BertTokenizer, RobertaTokenizer, XLMRobertaTokenizer,
-...) take the vocabulary alone and build normalizer, pre-tokenizer and model by their own rules. Where a model has its
-own rules, its ids are others, in silence.
+...) take only the vocabulary and build normalizer, pre-tokenizer and model by their own rules. If a model has other
+rules, its ids differ, without an error.
 """
 
 import json
@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, normalizers, pre_tokenizers, proce
 from tritonembed_engine.model.folder import read_object
 
 CASE_SETTINGS = ("lowercase", "strip_accents", "handle_chinese_chars")
-"""Of a BertNormalizer: classes set them from tokenizer_config.json in every version of transformers."""
+"""Settings of a BertNormalizer that classes take from tokenizer_config.json in every version of transformers."""
 
 ADDS_ITS_ENDS = ("LlamaTokenizer", "GemmaTokenizer", "CodeLlamaTokenizer", "CohereTokenizer")
 """Classes that replace the file's post-processor by `add_bos_token` and `add_eos_token`."""
@@ -49,7 +49,7 @@ def restore_file_pipeline(tokenizer: Any, folder: Path) -> None:
 def _add_tokens(restored: Tokenizer, built: Tokenizer, config: dict[str, Any]) -> None:
     """Tokens of tokenizer_config.json, with their flags, and the class's special ones, if the file lacks them."""
     listed = config.get("added_tokens_decoder") or {}
-    # In one call each: after every call `tokenizers` prepares all added tokens anew.
+    # Two calls for all tokens, because `tokenizers` prepares all added tokens anew in every call.
     restored.add_tokens([AddedToken(**flags) for _, flags in sorted(listed.items(), key=lambda item: int(item[0]))])
     present = {token.content for token in restored.get_added_tokens_decoder().values()}
     wanted = sorted(built.get_added_tokens_decoder().items())

@@ -1,4 +1,4 @@
-"""The Rust tokenizer of a model, equal to that of transformers' `AutoTokenizer`."""
+"""The Rust tokenizer of a model, equal to transformers' `AutoTokenizer`."""
 
 import logging
 from collections.abc import Sequence
@@ -127,7 +127,7 @@ def marks_pairs(files: ModelFiles) -> bool:
 
 
 def _ids_of_probes(tokenizer: Any) -> list[list[int] | None]:
-    """What the Rust tokenizer inside a class gives. None: it refuses a text, as one without <unk> can."""
+    """The ids of the Rust tokenizer inside a class; None if it refuses the text, as a tokenizer without <unk> may."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     return [_ids(backend, text) for text in PROBES] if isinstance(backend, Tokenizer) else []
 

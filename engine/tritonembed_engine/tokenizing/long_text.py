@@ -1,4 +1,4 @@
-"""Where a very long text may be cut before it is tokenized without a change of the ids that are kept.
+"""Where a very long text may be cut before tokenizing, so that the ids that are kept do not change.
 
 Truncation keeps the first (END) or the last (START) `max_length` ids, so of a text of a megabyte only a few thousand
 characters have to be tokenized. A cut is allowed only at the one space of `x y`, where x and y are upper- or lower-case

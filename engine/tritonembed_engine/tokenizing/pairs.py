@@ -18,12 +18,12 @@ from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer, decode
 from tritonembed_protocol.types import Truncate
 
 PairJob = tuple[Sequence[bytes], Sequence[bytes] | None, ScoreParameters]
-"""One request: its texts and its queries, as many, UTF-8. Without queries its texts are classified alone."""
+"""A request: its texts and equally many queries, in UTF-8. Without queries its texts are classified alone."""
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """The ids of a pair, which stand around the query's and the text's own. mark: is added to each of the text's."""
+    """The ids around a pair's query and text. mark: is added to each of the text's ids."""
 
     before: list[int]
     between: list[int]
@@ -152,7 +152,7 @@ def _layout_of_template(template: PairTemplate, texts: TextTokenizer) -> _Layout
 
 
 def _layout_of_tokenizer(tokenizer: Tokenizer, name: str, marks: bool) -> _Layout:
-    """Where the tokenizer puts the two texts of a pair. marks: whether the model gets its token types."""
+    """Where the tokenizer puts the two texts of a pair. marks: whether the model gets the token types."""
     encoding = tokenizer.encode("a", "a")
     ids = [
         token | (kind << TYPE_BIT if marks else 0) for token, kind in zip(encoding.ids, encoding.type_ids, strict=True)

@@ -24,15 +24,15 @@ FIRST_PART = 8
 """A long text is first cut to this many characters per token of the maximum; doubled until that is enough."""
 
 LONG = 2 * FIRST_PART
-"""A text is long from this many characters per token of the maximum; shorter ones are tokenized whole."""
+"""A text is long from this many characters per token of the maximum on; shorter texts are tokenized whole."""
 
 Job = tuple[Sequence[bytes], EmbedParameters]
-"""One request: its texts, UTF-8, and its parameters."""
+"""A request: its texts, in UTF-8, and its parameters."""
 
 
 @dataclass
 class _Text:
-    """One text. request, index: the number of its request, and its own in that request. limit: the most tokens."""
+    """A text. request, index: the number of its request, and its number there. limit: the most tokens."""
 
     request: int
     index: int
@@ -279,7 +279,7 @@ class TextTokenizer:
     def _encode_long(self, text: str, truncate: str, limit: int) -> tuple[Encoding, bool]:
         """The encoding of a long enough part of the text, and whether it is less than the whole."""
         cut = self._cuts.suffix if truncate == "START" else self._cuts.prefix
-        # Under NONE one token over the maximum is an error; else the part has to fill the maximum.
+        # Under NONE, a token over the maximum is an error; otherwise the part has to fill the maximum.
         enough = limit + (truncate == "NONE")
         characters = FIRST_PART * limit
         while True:

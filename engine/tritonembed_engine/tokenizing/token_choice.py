@@ -1,4 +1,4 @@
-"""Which tokens of a request its sparse and multi-vector outputs are made of."""
+"""The choice of a request's tokens for its sparse and multi-vector outputs."""
 
 import functools
 from typing import Any
@@ -22,7 +22,7 @@ from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 def asked_outputs(parameters: EmbedParameters, names: tuple[str, ...]) -> tuple[str, ...]:
     """The outputs that a request asks for. names: those of the model; the first is the default.
 
-    Raises InvalidArgument for one that the model does not give, and for options of an output that is not asked for.
+    Raises InvalidArgument for an output that the model lacks, and for options of an output that is not asked for.
     """
     asked = parameters.outputs or names[:1]
     for name in asked:
@@ -118,7 +118,7 @@ class TokenChoice:
         return np.array([one for one in ids if one is not None], np.int32)
 
     def _token(self, token_id: int) -> str:
-        """The token of an id, as the vocabulary has it; "" for an id without a token."""
+        """The vocabulary's token of an id; "" for an id without a token."""
         return str(self._tokenizer.convert_ids_to_tokens(token_id) or "")
 
 

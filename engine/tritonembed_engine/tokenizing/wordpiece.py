@@ -35,9 +35,9 @@ LONG_TEXT = 1 << 14
 
 
 class _Ids(dict[str, bytes]):
-    """What stands between two spaces, to its ids, int32: a word, or words and punctuation such as `end.`
+    """From the text between two spaces to its ids, int32: a word, or words and punctuation such as `end.`
 
-    What is not there is learned, so that a text's look-ups need no step in Python each.
+    Missing texts are added, so that a text's look-ups need no step in Python each.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -76,7 +76,7 @@ class AsciiWordPiece:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "AsciiWordPiece | None":
-        """The fast path of a tokenizer that the module's docstring describes; None for any other."""
+        """The fast path of a tokenizer of the kind in the module's docstring; None for any other."""
         spec = json.loads(tokenizer.to_str())
         normalizer, pre_tokenizer, model = (spec.get(key) or {} for key in ("normalizer", "pre_tokenizer", "model"))
         kinds = (normalizer.get("type"), pre_tokenizer.get("type"), model.get("type"))

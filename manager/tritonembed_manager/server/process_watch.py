@@ -5,7 +5,7 @@ becomes readable when its process ends.
 
 A start that hangs is ended long before --startup-timeout. A quiet phase is no hang. An instance may wait for its turn
 on a GPU (the kernel lists the processes that wait for a lock). A hub may be slow (bytes are written), or a disk or a
-network file system (the process is in state D). Somebody may debug a process (state t).
+network file system (the process is in state D). A debugger may have stopped a process (state t).
 """
 
 import asyncio

@@ -62,7 +62,7 @@ class _Texts(Asked):
         return to_bytes_tensor("embedding", rows_as_bytes(vectors.encode(found, self.parameters)))
 
     def tensors_of_tokens(self):
-        """The outputs per token. Triton's ensemble takes all of them, also those that nobody asks for."""
+        """The outputs per token. Triton's ensemble takes all of them, also those that no client asks for."""
         found, tensors = self.request.token_outputs, []
         for name in (SPARSE, MULTI_VECTOR):
             if name not in self.outputs:

@@ -80,7 +80,7 @@ class Turn:
 
 
 TakeTurn = Callable[[Sequence[str], int, float], Turn]
-"""Requests of these texts, of so many tokens each, for some seconds."""
+"""Requests of these texts, of this many tokens each, for some seconds."""
 
 
 def precision_of(name: str) -> tuple[str, str]:

@@ -28,7 +28,7 @@ SCALE = 0.02
 """The scale of fp8."""
 
 TOKENS_PER_ROW = 16
-"""A CUDA graph has a row per so many tokens; rows that a batch does not need are empty."""
+"""A CUDA graph has a row per this many tokens; rows that a batch does not need are empty."""
 
 
 def kernel_speed(tokens: int = 32768, width: int = 768) -> dict[str, Any]:

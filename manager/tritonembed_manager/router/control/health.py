@@ -27,7 +27,7 @@ Read = Callable[[str], Awaitable[float | None]]
 
 
 class ServerProgress(Protocol):
-    """Tells whether a server that answers a check late is computing."""
+    """Measures whether a server that answers a check late is computing."""
 
     async def mark(self) -> None:
         """Remember the present progress."""

@@ -29,7 +29,7 @@ _MOST_LINES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class OnRecord:
-    """A request. id: its caller's, or a new one. via: fields that tell how it came."""
+    """A request. id: its caller's, or a new one. via: fields about its way here."""
 
     id: str
     via: Mapping[str, str]

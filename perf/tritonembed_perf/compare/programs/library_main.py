@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 Embed = Callable[[list[str], int], Any]
-"""From texts of so many tokens each to vectors [texts, dimensions]."""
+"""From texts of this many tokens each to vectors [texts, dimensions]."""
 
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
 

@@ -26,7 +26,7 @@ class TritonPythonModel:
 
 
 def _array(data_type: str, value: int) -> Any:
-    """[1, 1]: an element of so many bytes, or the number itself."""
+    """[1, 1]: an element of this many bytes, or the number itself."""
     if data_type != "TYPE_STRING":
         return np.full((1, 1), value, dtype=np.int32)
     array = np.empty((1, 1), dtype=object)
