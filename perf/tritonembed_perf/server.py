@@ -4,6 +4,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -117,9 +118,12 @@ class RunningServer:
 
 
 @contextmanager
-def manager_process(arguments: Sequence[str]) -> Iterator[ManagerProcess]:
-    """Run `tritonembed-manager` until the end of the block, whatever ends that: an error, Ctrl-C or SIGTERM too."""
-    command = module_command("tritonembed_manager", *arguments)
+def manager_process(arguments: Sequence[str], python: str = sys.executable) -> Iterator[ManagerProcess]:
+    """Run `tritonembed-manager` until the end of the block, whatever ends that: an error, Ctrl-C or SIGTERM too.
+
+    python: the interpreter, whose packages the python stubs of its servers import, too.
+    """
+    command = module_command("tritonembed_manager", *arguments, python=python)
     with exit_on_sigterm(), tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, text=True)
         try:
@@ -131,17 +135,19 @@ def manager_process(arguments: Sequence[str]) -> Iterator[ManagerProcess]:
 
 
 @contextmanager
-def running_server(model: str | None, arguments: Sequence[str] = (), timeout: float = 600) -> Iterator[RunningServer]:
+def running_server(
+    model: str | None, arguments: Sequence[str] = (), timeout: float = 600, python: str = sys.executable
+) -> Iterator[RunningServer]:
     """Start a Triton server, wait until it is ready, and stop it at the end.
 
     model: None if the arguments name a --model-repository. arguments: more options of `tritonembed-manager replica`.
-    Raises ServerEndedError if it does not become ready.
+    python: as for `manager_process`. Raises ServerEndedError if it does not become ready.
     """
     grpc_port, http_port, metrics_port = free_ports(3)
     command = ["replica", "--host", "127.0.0.1"]
     command += ["--model", model] if model is not None else []
     command += ["--port", str(grpc_port), "--http-port", str(http_port), "--metrics-port", str(metrics_port)]
-    with manager_process([*command, *arguments]) as manager:
+    with manager_process([*command, *arguments], python) as manager:
         manager.wait_until_ready(timeout)
         yield RunningServer(grpc_port, http_port, metrics_port, manager)
 

@@ -8,12 +8,13 @@ loads them in turn, so that a busy machine slows both. CPU time is that of the s
 with its gRPC and queues, the python stubs of the tokenizers, and those of the embedders. Medians of the rounds count,
 and ratios are the medians of the rounds' ratios. With a static model, whose forward is a mean of table rows, nearly all
 of the difference is the way of a request; with another model, its forward is in it. `--before` is another checkout of
-this project, whose ensemble is measured in turn with this one's.
+this project after `make setup`, whose ensemble is measured in turn with this one's.
 """
 
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -39,7 +40,7 @@ from tritonembed_perf.loadgen.requests import parse_loads
 from tritonembed_perf.loadgen.target import read_tokenizer
 from tritonembed_perf.options import Loads, Model, run_script
 from tritonembed_perf.perf_analyzer import Program, find_program, run_analyzer
-from tritonembed_perf.scripts.hop_cpu import cpu_seconds, packages_of
+from tritonembed_perf.scripts.hop_cpu import cpu_seconds
 from tritonembed_perf.server import RunningServer, running_server
 from tritonembed_protocol.served import FIRST_MODEL
 
@@ -85,12 +86,12 @@ def empty_ensemble(
         repositories = {way: Path(folder) / way for way in ways}
         servers: dict[str, RunningServer] = {}
         for way in reversed(ways):
-            with packages_of(before if way == BEFORE else None):
-                _render(repositories[way], model, context.args)
-                if way == EMPTY_WAY:
-                    write_empty(repositories[way], shapes[0].tokens, _width(servers[OURS]))
-                arguments = ["--model-repository", str(repositories[way])]
-                servers[way] = stack.enter_context(running_server(None, arguments))
+            python = python_of(before) if way == BEFORE and before is not None else sys.executable
+            _render(repositories[way], model, context.args, python)
+            if way == EMPTY_WAY:
+                write_empty(repositories[way], shapes[0].tokens, _width(servers[OURS]))
+            arguments = ["--model-repository", str(repositories[way])]
+            servers[way] = stack.enter_context(running_server(None, arguments, python=python))
         for shape in shapes:
             found: dict[str, list[Round]] = {way: [] for way in ways}
             for number in range(rounds + 1):
@@ -104,8 +105,17 @@ def empty_ensemble(
     return {"rows": rows}
 
 
-def _render(repository: Path, model: str, arguments: Sequence[str]) -> None:
-    command = module_command("tritonembed_manager", "render", str(repository), "--model", model, *arguments)
+def python_of(checkout: Path) -> str:
+    """The interpreter of a checkout. Its stubs import the packages of their interpreter, whatever PYTHONPATH says."""
+    python = checkout.resolve() / ".venv" / "bin" / "python"
+    if not python.exists():
+        raise BenchError("--before: the checkout has no .venv; run `make setup` there")
+    return str(python)
+
+
+def _render(repository: Path, model: str, arguments: Sequence[str], python: str) -> None:
+    render = ["render", str(repository), "--model", model, *arguments]
+    command = module_command("tritonembed_manager", *render, python=python)
     if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         raise BenchError("the model repository could not be rendered")
 

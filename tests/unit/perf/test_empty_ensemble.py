@@ -10,7 +10,7 @@ import pytest
 
 from tritonembed_manager.server.repository import read_configs, template_folder
 from tritonembed_perf.failures import BenchError
-from tritonembed_perf.scripts.empty_ensemble import PARAMETER, Round, compared, empty_ensemble, write_empty
+from tritonembed_perf.scripts.empty_ensemble import PARAMETER, Round, compared, empty_ensemble, python_of, write_empty
 
 
 def rounds(*figures: tuple[float, float, float]) -> list[Round]:
@@ -54,3 +54,12 @@ def test_empty_models_are_for_requests_of_one_sentence(loads: str) -> None:
     context: Any = SimpleNamespace(args=[])
     with pytest.raises(BenchError, match="--loads: the empty models answer requests of one sentence, all of one"):
         empty_ensemble("model", context, loads=loads)
+
+
+def test_another_checkout_runs_in_its_own_interpreter(tmp_path: Path) -> None:
+    with pytest.raises(BenchError, match=r"--before: the checkout has no \.venv; run `make setup` there"):
+        python_of(tmp_path)
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    assert python_of(tmp_path) == str(python)
