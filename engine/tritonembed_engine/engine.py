@@ -125,11 +125,20 @@ class EmbeddingEngine:
         """What waits and what is computed now. May be called from any thread."""
         with self._changed:
             queued, tokens = self._batcher.waiting_requests, self._batcher.waiting_tokens
-            at_hand = self._at_hand
-            batches = [each.batch for each in self._launched] + ([] if at_hand is None else [at_hand])
+            batches = self._batches()
         running = {id(piece.request) for batch in batches for piece in batch.pieces}
         tokens += sum(batch.tokens for batch in batches)
         return Load(queued, len(running), self._pace.last_seconds(tokens))
+
+    def is_short(self, requests: Sequence[Request]) -> bool:
+        """Whether these and all before them take MIXED_SLICE_SECONDS at most, at the last measured speed.
+
+        False before a measurement.
+        """
+        with self._changed:
+            tokens = self._batcher.waiting_tokens + sum(batch.tokens for batch in self._batches())
+        tokens += sum(request.tokens for request in requests)
+        return 0 < self._pace.last_seconds(tokens) <= MIXED_SLICE_SECONDS
 
     def splits(self, requests: Sequence[Request]) -> bool:
         """Whether one of these is more than a batch."""
@@ -178,6 +187,11 @@ class EmbeddingEngine:
         self._thread.join()
         with self._driving:
             self.executor.close()
+
+    def _batches(self) -> list[Batch]:
+        """Those that are computed now."""
+        at_hand = self._at_hand
+        return [each.batch for each in self._launched] + ([] if at_hand is None else [at_hand])
 
     def _answer(self, request: Request, cache: VectorCache) -> bool:
         """Answer a request, all of whose vectors are in the cache, at once. Returns whether it was answered."""

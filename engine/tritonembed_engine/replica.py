@@ -162,8 +162,8 @@ class Replica:
         asked = self._read_ids([self._parse(request) for request in requests])
         good = [item.request for item in asked if isinstance(item, Asked) and not item.is_known]
         sentences = sum(len(request.sentences) for request in good)
-        split = self.engine.splits(good)
-        later = self._senders.want(len(requests), sentences, waiting=self.engine.waiting, split=split)
+        split, short, waiting = self.engine.splits(good), self.engine.is_short(good), self.engine.waiting
+        later = self._senders.want(len(requests), sentences, waiting=waiting, split=split, short=short)
         computed = iter(self.engine.submit_all(good, wait=not later))
         futures = [next(computed) if isinstance(item, Asked) and not item.is_known else _done(item) for item in asked]
         responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]

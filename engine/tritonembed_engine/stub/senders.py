@@ -1,13 +1,16 @@
 """Large requests are answered through response senders, so that Triton hands over the next batch meanwhile.
 
-If `execute` returns its answers as a list, Triton waits for it, and a GPU is idle for a third of the time. With senders
-one replica keeps it busy: 2,875 K tokens/s at 64 sentences of 50 tokens per request on an H200, against 1,698 K with
-lists (without MPS). A sender costs more CPU per request, so small requests use the list. With senders Triton's
-statistics show only the hand-over; the engine's metrics show the work.
+If `execute` returns its answers as a list, Triton waits for the list, and a GPU is idle for a third of the time. With
+senders one replica keeps the GPU busy: 2,875 K tokens/s at 64 sentences of 50 tokens per request on an H200, against
+1,698 K with lists (without MPS). With senders Triton's statistics show only the hand-over; the engine's metrics show
+the work.
 
-A request of more than one of the engine's batches always uses a sender: with a list no other request could get in
-between its batches. So does every request that comes while others wait in the engine: with a list, the next one would
-wait for its answer.
+A sender costs CPU: each answer goes to the server alone, and the engine's thread waits until the server has it. So
+small requests use the list, unless that would hold up others:
+
+* A request of more than one of the engine's batches always uses a sender, so that others get in between its batches.
+* Requests that come while others wait in the engine use senders, so that the next ones need not wait for their answers.
+* But if all that waits and these requests take a few milliseconds together, small requests use the list anyway.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,14 +51,17 @@ class Senders:
         self._unanswered = 0
         """Triton batches."""
 
-    def want(self, requests: int, sentences: int, *, waiting: bool, split: bool) -> bool:
+    def want(self, requests: int, sentences: int, *, waiting: bool, split: bool, short: bool = False) -> bool:
         """Whether a Triton batch is to be answered through senders.
 
-        requests, sentences: how many it has. waiting: whether other requests wait in the engine. split: whether one of
-        the requests is more than a batch of the engine.
+        requests, sentences: the numbers in the Triton batch. waiting: whether other requests wait in the engine. split:
+        whether one of the requests is more than a batch of the engine. short: whether these requests and all before
+        them are computed within milliseconds.
         """
         if split:
             return True
+        if short and sentences < LARGE_SENTENCES * requests:
+            return False
         if waiting:
             return requests > 0
         # A small batch with no request before it delays no other request: the list is cheaper.

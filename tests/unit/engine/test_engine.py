@@ -13,7 +13,7 @@ from tests.unit.engine.fake_executor import PATIENCE, Array, FakeExecutor, ids, 
 
 from tritonembed_engine.engine import EmbeddingEngine
 from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead, ExecutionFailed, OutOfMemory, Overloaded
-from tritonembed_engine.request import BatchReport
+from tritonembed_engine.request import BatchReport, Request
 
 Made = tuple[EmbeddingEngine, FakeExecutor, Clock]
 Make = Callable[..., Made]
@@ -75,6 +75,30 @@ def test_the_load_is_what_waits_and_what_is_computed_at_the_measured_pace(make: 
         get(future)
     while engine.load() != (0, 0, 0.0):
         time.sleep(0.001)
+
+
+def test_work_is_short_if_it_and_all_before_it_take_eight_milliseconds_at_the_measured_pace(make: Make) -> None:
+    engine, executor, clock = make(FakeExecutor(max_batch_tokens=10))
+
+    def five_milliseconds() -> None:
+        clock.now += 0.005
+
+    def tokens(number: int) -> list[Request]:
+        return [request_of([ids(*range(number))])]
+
+    assert not engine.is_short(tokens(1))
+    executor.before_result = five_milliseconds
+    get(engine.submit([ids(*range(10))]))
+    executor.before_result = lambda: None
+    executor.holding.clear()
+    first = occupy(engine, executor)
+    later = [engine.submit([ids(*range(6))]), engine.submit([ids(*range(5))])]
+    # 10 tokens took 5 ms; one token is computed, 11 wait, so 8 ms have room for 4 more.
+    assert engine.is_short(tokens(4))
+    assert not engine.is_short(tokens(5))
+    executor.let_go()
+    for future in (first, *later):
+        get(future)
 
 
 def test_every_request_of_many_threads_gets_its_own_vectors_in_order(make: Make) -> None:

@@ -61,6 +61,19 @@ def test_if_requests_wait_in_the_engine_only_a_small_first_batch_is_answered_as_
 
 
 @pytest.mark.parametrize("ahead", [0, 3, None])
+@pytest.mark.parametrize("waiting", [False, True])
+def test_small_requests_that_end_within_milliseconds_are_answered_as_a_list(ahead: int | None, waiting: bool) -> None:
+    senders = Senders(ahead, FINAL)
+    assert not senders.want(64, 64 * LARGE_SENTENCES - 1, waiting=waiting, split=False, short=True)
+    assert senders.want(64, 64, waiting=waiting, split=True, short=True)
+
+
+@pytest.mark.parametrize("ahead", [3, None])
+def test_large_requests_use_senders_however_short_they_are(ahead: int | None) -> None:
+    assert Senders(ahead, FINAL).want(2, 2 * LARGE_SENTENCES, waiting=False, split=False, short=True)
+
+
+@pytest.mark.parametrize("ahead", [0, 3, None])
 def test_a_split_request_always_uses_a_sender(ahead: int | None) -> None:
     assert Senders(ahead, FINAL).want(1, 2, waiting=False, split=True)
 
