@@ -1,4 +1,4 @@
-"""Connections to servers, in plain text or over TLS: what is trusted, and the certificate that is shown."""
+"""Connections to servers, in plain text or over TLS: the trusted authorities, and the certificate of this side."""
 
 import ssl
 from collections.abc import Sequence

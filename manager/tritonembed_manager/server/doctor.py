@@ -1,7 +1,7 @@
 """`tritonembed-manager doctor`: whether this machine can run a server or a manager, and how to mend what it lacks.
 
-`gather` reads the machine, and the checks judge what it found. A problem keeps something from starting or from being
-right; a warning costs speed or means that something could not be checked.
+`gather` reads the machine, and the checks judge the result. A problem means a failed start or wrong answers; a warning
+costs speed, or means that a check was not possible.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ _TIME_ERROR = 5
 
 @dataclass(frozen=True)
 class Check:
-    """The verdict on one thing. mend: the command, or the change, that mends it; None if all is well."""
+    """The verdict of a check. mend: the command or the change that mends the problem; None if all is well."""
 
     name: str
     state: State
@@ -59,27 +59,27 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What was found. None: it could not be found out."""
+    """The facts about the machine; None for an unknown fact."""
 
     device: Device
     gpu_error: str | None = None
-    """Why no GPU can be used."""
+    """The reason why no GPU can be used."""
     gpus: list[Gpu] | None = None
     mps: bool = False
     shared_memory: tuple[int, int] | None = None
     """Bytes of /dev/shm: in all, and free."""
     ports: Mapping[str, str | None] = field(default_factory=dict)
-    """Reasons why nothing can listen at a port, by its option."""
+    """Reasons why a server can't listen on a port, by the port's option."""
     descriptors: int = 65_536
     reserved_pages: int = 0
-    """Bytes in huge pages that are reserved."""
+    """Bytes reserved for huge pages."""
     memory: int | None = None
     triton: str | None = None
     triton_error: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     """Versions of installed packages."""
     numa: bool = True
-    """Whether libnuma is there."""
+    """Whether libnuma is installed."""
     model: str | None = None
     model_error: str | None = None
     synchronized: bool | None = None
@@ -122,7 +122,7 @@ def gather(
 
 
 def examine(machine: Machine, role: Role) -> list[Check]:
-    """All checks for what is to run here: a server, or a manager of servers elsewhere."""
+    """All checks for a server, or for a manager of servers elsewhere."""
     shared = [_ports(machine), _descriptors(machine), _clock(machine)]
     if role == "manager":
         return shared

@@ -1,4 +1,4 @@
-"""The environment of this process and of those that it starts: nothing comes from the current folder; gRPC is quiet.
+"""The environment of this process and its children: nothing is taken from the current folder, and gRPC is quiet.
 
 That folder may hold anything, such as a download or a stranger's repository. An empty entry of PATH, LD_LIBRARY_PATH or
 PYTHONPATH means the current folder, and `python -m` adds it to Python's path. This module cleans the variables for the
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _SEARCHED = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH")
 _RUN_BY_INTERPRETERS = ("PYTHONSTARTUP", "PYTHONINSPECT", "BASH_ENV", "ENV")
-"""Variables that make Python or a shell run more than it was asked to.
+"""Variables that make Python or a shell run further code.
 
 Triton starts its python processes through bash. PYTHONINSPECT also loses the exit code.
 """
@@ -30,7 +30,7 @@ _FOLDERS = (
     "VLLM_CACHE_ROOT",
     "XDG_CACHE_HOME",
 )
-"""Made absolute, because servers run in another current folder."""
+"""Variables whose folders are made absolute, because servers run in another current folder."""
 
 _GRPC_LOG = "GRPC_VERBOSITY"
 
@@ -51,7 +51,7 @@ def leave_current_folder(*, started_as_module: bool = False) -> None:
 
 
 def clean(environment: "MutableMapping[str, str]") -> None:
-    """Remove from an environment what makes a process take anything from its current folder."""
+    """Remove the entries of an environment that make a process take files from its current folder."""
     for name in _SEARCHED:
         entries = [entry for entry in environment.get(name, "").split(os.pathsep) if entry]
         if name == "PATH":

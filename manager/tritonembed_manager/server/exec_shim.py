@@ -18,7 +18,7 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:
         sys.exit(1)
-    # The log is a pipe to the parent. A write after the parent's death must not end the orderly stop half way.
+    # The log is a pipe to the parent. A write after the parent's death must not interrupt the orderly stop.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     try:
         os.execv(program[0], program)

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 _MOST_BYTES = 1 << 20
 _EVERY_S = 0.5
-"""Between two reads of a file that is watched."""
+"""Seconds between two reads of a watched file."""
 _Content = TypeVar("_Content")
 
 
@@ -41,7 +41,7 @@ def read_pem(path: Path, option: str) -> str:
 async def settled(
     read: Callable[[], _Content], pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 ) -> AsyncIterator[_Content | str]:
-    """What `read` returns, or the text of its ValueError, each time that two reads in a row gave the same. Endless.
+    """The result of `read`, or the text of its ValueError, whenever two reads in a row have the same result. Endless.
 
     A file that is being written may end in half a line. Reading is as cheap as checking for changes, and notices every
     way of replacing a file.

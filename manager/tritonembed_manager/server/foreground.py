@@ -166,7 +166,7 @@ def _show(line: str) -> None:
 _RETRY_S = 0.1
 _AFTER_A_REFUSAL_S = 1.0
 _REFUSALS = 5
-"""A loaded model that refuses a valid sentence this many times is taken to be broken."""
+"""A loaded model that refuses a valid sentence this many times counts as broken."""
 _ATTEMPT_S = 60.0
 _QUESTION_S = 1.0
 _LOOK_EVERY_S = 0.5
@@ -176,7 +176,7 @@ class StartedServer:
     """One server, from its start until it ends or breaks. An async context manager, at whose end nothing is left.
 
     start: starts the server's process, in the main thread. models: those that it serves.
-    show: receives the log lines that are worth showing.
+    show: receives the log lines to show.
     doing: receives the current step of the start.
     """
 
@@ -209,7 +209,7 @@ class StartedServer:
             everything=self._settings.log_verbose,
         )
         self.over = asyncio.create_task(self._watch())
-        """Raises ManagerError if the server broke; returns once a server has ended that was asked to."""
+        """Done once the server has ended on request. Raises ManagerError if the server broke."""
         self._too_late = asyncio.get_running_loop().call_later(self._settings.startup_timeout, self._check_startup)
         return self
 
@@ -240,11 +240,11 @@ class StartedServer:
 
     @property
     def is_ending(self) -> bool:
-        """Whether it was asked to end."""
+        """Whether the server's end was requested."""
         return self._life.terminating
 
     def terminate(self) -> None:
-        """Ask the server to finish what is in flight and end."""
+        """Ask the server to finish its requests in flight and end."""
         self._life.terminate()
 
     async def _watch(self) -> None:

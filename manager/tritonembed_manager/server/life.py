@@ -1,4 +1,4 @@
-"""The life of a launched tritonserver, from its start until it ends or a part of it breaks; and its log."""
+"""The life of a launched tritonserver, from its start until it ends or a part of it breaks, and its log."""
 
 import asyncio
 import os
@@ -39,7 +39,7 @@ class Life:
     doing: receives the current step of the start and its time, at each step and every five seconds.
     is_missed: receives the model of a stub that ended, and how many stubs of the model still run. It returns whether
     the server misses the stub. By default the server misses every stub.
-    look_every: seconds between two looks at the processes of a ready server. A look finds the stubs that are new.
+    look_every: seconds between two checks of a ready server's processes, which find new stubs.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class Life:
             self._over.set_result(why)
 
     def terminate(self) -> None:
-        """Ask the server to finish what is in flight and end."""
+        """Ask the server to finish its requests in flight and end."""
         self.terminating = True
         self._server.terminate()
 
@@ -185,7 +185,7 @@ class Life:
             question.add_done_callback(self._questions.discard)
 
     def _start_failed(self, why: str) -> None:
-        """A stub ended, and the server waits for other stubs, which still load. The failed one may have a reason."""
+        """A stub ended, and the server waits for other stubs, which still load. The failed stub may have a reason."""
         self._read_log()
         self.our_reason = self._log.our_reason()
         self.broken(self.our_reason or why, Cause.STUB)

@@ -1,4 +1,4 @@
-"""What this machine offers: its GPU and cores, file descriptors and memory, and free ports."""
+"""This machine's GPU and cores, file descriptors and memory, and free ports."""
 
 import errno
 import importlib.metadata
@@ -100,7 +100,7 @@ def count_kills() -> int:
 
 
 class MemoryKills:
-    """Notices a kill for lack of memory in the last seconds: the killed process itself logs nothing.
+    """Notices a kill for lack of memory in the last seconds, because the killed process itself logs nothing.
 
     Call `look` regularly.
     """
@@ -164,7 +164,7 @@ def _check_port(host: str, option: str, port: int) -> None:
 
 
 FIRST_PORT = 50100
-"""From here on, launched servers get ports."""
+"""The first port for launched servers."""
 HIGHEST = 65535
 Hold = Callable[[str, int], socket.socket | None]
 
@@ -181,7 +181,7 @@ class HeldPorts:
     def __init__(
         self, host: str, start: int, count: int, avoid: Collection[int] = (), hold: Hold | None = None
     ) -> None:
-        """Hold `count` ports from `start` on. avoid: ports that are meant for something else.
+        """Hold `count` ports from `start` on. avoid: ports for other uses.
 
         Raises StartError if there are not enough.
         """

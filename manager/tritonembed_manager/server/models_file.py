@@ -44,7 +44,7 @@ _Number = Annotated[int, Field(ge=1)]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """A model as it was asked for. None and empty fields are as for all models."""
+    """A requested model. None and empty fields have the value for all models."""
 
     path: str
     """A folder, or a name on the hub."""
@@ -53,13 +53,13 @@ class ModelEntry:
     replicas: int | None = None
     gpus: tuple[int, ...] = ()
     memory: float | None = None
-    """Part of the memory that the models of a GPU share; None: an equal part of what the others leave."""
+    """Share of the memory for a GPU's models; None for an equal share of what the others leave."""
     max_batch_tokens: int | None = None
     task: Task | None = None
     """None: as in its files."""
     vllm: dict[str, Any] = field(default_factory=dict)
     weight: float | None = None
-    """The part of the model's requests that go to this version, in percent; None for a model's only version."""
+    """The share of the model's requests that this version gets, in percent; None for a model's only version."""
     adapters: tuple[tuple[str, str], ...] = ()
     """Names and places of its LoRA adapters, each a model of its own for clients."""
 
@@ -103,7 +103,7 @@ class _Entry(BaseModel):
 
 
 def _from(folder: Path, path: str) -> str:
-    """A folder is meant as seen from the file. Anything else is a name on the hub."""
+    """A folder is relative to the file. Any other text is a name on the hub."""
     there = folder / Path(path).expanduser()
     return str(there) if there.is_dir() else path
 
@@ -165,7 +165,7 @@ def refuse_weights(entries: Sequence[ModelEntry], option: str) -> None:
 
 
 def checked(entries: Sequence[ModelEntry], option: str) -> list[ModelEntry]:
-    """The entries, with good names, which are different but for versions of a model. Raises StartError."""
+    """The entries with valid names, which differ except for versions of a model. Raises StartError."""
     if len(entries) > MOST_MODELS:
         raise StartError(f"{option}: at most {MOST_MODELS} models")
     for versions in by_name(entries):
@@ -233,7 +233,7 @@ def adapters_of(entries: Sequence[ModelEntry]) -> list[ServedModel]:
 
 
 def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
-    """What servers call the models. Raises StartError if two versions of one do different things."""
+    """The servers' names of the models. Raises StartError if two versions of a model have different tasks."""
     served: dict[int, ServedModel] = {}
     for number, versions in enumerate(by_name(entries)):
         tasks: list[Task] = [entry.task or "embed" for entry in versions]
@@ -245,7 +245,7 @@ def served_as(entries: Sequence[ModelEntry]) -> list[ServedModel]:
 
 
 def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION, most: int | None = None) -> list[float]:
-    """Each model's part of the memory that models may use on its GPUs. Raises StartError if there is too little.
+    """Each model's share of the memory for models on its GPUs. Raises StartError if there is too little.
 
     most: models that are in memory at a time; None for all.
     """
@@ -264,7 +264,7 @@ def memory_parts(entries: Sequence[ModelEntry], option: str = OPTION, most: int 
 
 
 def _parts_of_any(entries: Sequence[ModelEntry], option: str, most: int) -> list[float]:
-    """The parts of models of which any `most` may be in memory together."""
+    """The shares of models of which any `most` may be in memory together."""
     parts = [entry.memory or 1 / most for entry in entries]
     if sum(sorted(parts)[-most:]) > 1 + 1e-6:
         raise StartError(f"{option}: the memory of some {most} models is over 1, and they may be loaded together")
@@ -334,7 +334,7 @@ def _parse_adapter(given: str, *, attached: bool) -> tuple[str, str, str]:
 
 
 def _names(entry: ModelEntry, *, is_first: bool) -> tuple[str, ...]:
-    """How an adapter can name its base; the first model by `embedding` and by its path or name on the hub, too."""
+    """The names by which an adapter can name its base; the first model's are also `embedding` and its path."""
     own = (entry.name,) if entry.name else ()
     return (*own, FIRST, entry.path, Path(entry.path).name) if is_first else own
 

@@ -3,8 +3,8 @@
 DAEMON: nvidia-cuda-mps-control, which ends when PROGRAM has ended. FOLDER: made anew, for its sockets and logs.
 If the daemon doesn't start, or CUDA doesn't run through it, PROGRAM runs without it.
 
-Like exec_shim.py, this is a program of its own. It makes the daemon a child of PROGRAM, so that whatever ends PROGRAM
-also ends the daemon.
+Like exec_shim.py, this is a program of its own. It makes the daemon a child of PROGRAM, so that the daemon always ends
+with PROGRAM.
 """
 
 import ctypes

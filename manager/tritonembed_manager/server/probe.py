@@ -1,4 +1,4 @@
-"""Asks a Triton server for the vectors of fixed sentences. They show that it is healthy, and which model it has."""
+"""Requests the vectors of fixed sentences from a Triton server. They show its health and its model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ _LACKS_OUTPUT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, gr
 _OPTIONS = (
     # Reconnect soon to a restarted server: gRPC's own backoff grows to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    # The time for one attempt to connect, with TLS over a slow network or on a busy machine.
+    # The time for an attempt to connect, with TLS over a slow network or on a busy machine.
     ("grpc.min_reconnect_backoff_ms", 5000),
     ("grpc.max_reconnect_backoff_ms", 500),
     # Otherwise the channels of one process to one address share a connection and its backoff.
@@ -92,7 +92,7 @@ class Described:
 
 
 class Probe(Protocol):
-    """What health checks need from a server."""
+    """The part of a server that health checks use."""
 
     async def vectors(self, timeout: float) -> Vectors:
         """The vectors of the fixed sentences, within `timeout` seconds. Raises ProbeError."""
@@ -113,7 +113,7 @@ class GrpcProbe:
     def __init__(
         self, address: str, tls: Callable[[], ClientTls] = ClientTls, model: ServedModel = FIRST_MODEL
     ) -> None:
-        """tls: what is used now, for grpcs://; after a change, the next check opens a new connection.
+        """tls: returns the current certificates for grpcs://; after a change, the next check opens a new connection.
 
         model: the one to check.
         """
@@ -188,7 +188,7 @@ class GrpcProbe:
         return _content_of(answer, self._model.output)
 
     async def _has_no_dense(self, content: bytes, count: int, timeout: float) -> bool:
-        """Whether the vectors are empty because the model gives others: weights or vectors of tokens.
+        """Whether the vectors are empty because the model has other outputs: weights or vectors of tokens.
 
         content: of `count` vectors. Raises ProbeError.
         """
@@ -211,7 +211,7 @@ class GrpcProbe:
         if answer is None:
             return Described()
         length = answer.config.parameters[LENGTH_PARAMETER].string_value
-        # Leading zeros and huge numbers are nothing that `render` writes.
+        # `render` writes neither leading zeros nor huge numbers.
         known = length.isascii() and length.isdigit() and len(length) < _MOST_DIGITS
         adapters = read_digests(answer.config.parameters[ADAPTERS_PARAMETER].string_value)
         return Described(max(1, _count_instances(answer)), int(length) if known else None, adapters)
@@ -264,7 +264,7 @@ def _infer_request(
     request.outputs.add(name=output)
     for name, value in parameters.items():
         request.parameters[name].string_param = value
-    # A vector that was kept would hide that nothing can be computed any more.
+    # A cached vector would hide that the server can't compute any more.
     request.parameters["cache"].bool_param = False
     request.parameters["timeout"].int64_param = round(timeout * _MICROSECONDS)
     request.parameters["priority"].uint64_param = _FIRST
@@ -291,7 +291,7 @@ def _reason_of(details: str) -> str:
 
 
 def _vectors(content: bytes, model: ServedModel) -> Vectors:
-    """The vectors of an answer. A model that scores has one: all logits, because a single number has no direction."""
+    """The vectors of an answer. A model that scores has one, of all logits: a single number has no direction."""
     try:
         if model.task == "score":
             return np.frombuffer(content, "<f4").reshape(1, -1)

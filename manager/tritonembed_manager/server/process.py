@@ -1,4 +1,4 @@
-"""The processes of one tritonserver: starts the server, finds everything that it started, and ends all of it.
+"""The processes of one tritonserver: starts the server, finds all processes that it started, and ends them.
 
 Reads processes from /proc. Linux only.
 """
@@ -18,7 +18,7 @@ from tritonembed_manager.server.run_folder import make_private, remove_regions
 
 @dataclass(frozen=True)
 class Process:
-    """One line of the process table."""
+    """A process, by the process table."""
 
     pid: int
     name: str
@@ -146,7 +146,7 @@ class ServerProcess:
         return self._known
 
     def terminate(self) -> None:
-        """Ask the server to finish what is in flight and end."""
+        """Ask the server to finish its requests in flight and end."""
         if self._child.poll() is None:
             self.members()
             self._child.send_signal(signal.SIGTERM)

@@ -53,7 +53,7 @@ class StubWatch:
                 continue
             model = _model_of(process.pid)
             if not model:
-                # The process is in the middle of exec, and has its arguments at the next look; or it is ending.
+                # The process is calling exec, and has its arguments at the next check; or it is ending.
                 os.close(pidfd)
                 continue
             self._watched[process.pid] = (pidfd, model)
@@ -63,7 +63,7 @@ class StubWatch:
     def never_ran(self, ended_children: Iterable[Process]) -> bool:
         """Whether one of the server's children ended before it became a stub: Triton waits for it silently.
 
-        True only at the second look, because at the first Triton may be about to notice.
+        True only at the second check, because at the first Triton may be about to notice.
         """
         ended = {one.pid for one in ended_children if one.name in _BEFORE_EXEC} - self._seen
         again = ended & self._ended
@@ -110,7 +110,7 @@ _BUSY_STATES = "RDt"
 
 @dataclass(frozen=True)
 class _Done:
-    """What one process has done so far."""
+    """A process's activity so far."""
 
     ticks: int
     faults: int
@@ -125,7 +125,7 @@ class _Done:
 
 
 class StartWatch:
-    """Watches one start. At most two seconds count between two looks, so that time in which the manager does not run
+    """Watches one start. At most two seconds count between two checks, so that time in which the manager does not run
     (it is stopped, or the machine sleeps) does not count.
 
     moved: returns the bytes that a process has read and written. waiting: returns the processes that wait for a file
@@ -150,7 +150,7 @@ class StartWatch:
     ) -> str | None:
         """Return the reason why the start hangs, or None.
 
-        members: the server's processes. passed: seconds since the last look. logged: bytes of its log so far.
+        members: the server's processes. passed: seconds since the last check. logged: bytes of its log so far.
         models: the model of each python process, by pid.
         """
         passed = min(passed, _LONGEST_TURN_S)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def check_models(models: Sequence[RenderSettings]) -> list[int | None]:
-    """Check all of them as `check_model` does. Of several models, the StartError names the one at fault.
+    """Check all models as `check_model` does. If there are several, the StartError names the faulty model.
 
     Returns the tokens of the longest text of each; None if they are not known.
     """
@@ -100,7 +100,7 @@ def check_model(model: str, revision: str | None, max_model_len: int | None = No
         return None
     try:
         files = read_model_files(model, revision)
-        # Otherwise only Triton's processes would find half a tokenizer.json, as an interrupted download leaves it.
+        # Otherwise only Triton's processes would find an incomplete tokenizer.json, left by an interrupted download.
         read_object(files.folder / "tokenizer.json")
     except ModelError as error:
         raise StartError(f"--model: {error}") from None
@@ -163,7 +163,7 @@ QUEUE_FIELDS = ("priority_levels", "default_priority_level", "default_queue_poli
 """With any of these fields, Triton's batcher does not prefetch (`PriorityQueue::SupportPrefetching`).
 
 Then it waits for a free instance. It is woken just before the instance counts as free (`Payload::Execute`), and may
-look again only after 500 ms.
+check again only after 500 ms.
 """
 
 
@@ -284,7 +284,7 @@ def template_folder(task: Task = "embed") -> Path:
 
 
 def render(out: Path, *models: RenderSettings, force: bool = False) -> None:
-    """Write the repository `out` of these models, the first first, completely or not at all.
+    """Write the repository `out` of these models, in their order, completely or not at all.
 
     force: write even if `out` holds files that were not rendered. Files that are not part of a repository stay there.
     Raises StartError if `out` is in use for something else or can't be written.
@@ -319,7 +319,7 @@ def read_configs(repository: Path) -> dict[str, ModelConfig]:
 
 
 def served_models(configs: Iterable[str]) -> list[ServedModel]:
-    """The served models of a repository, the first first. configs: the names of its models. At least one."""
+    """The served models of a repository, in their order; at least one. configs: the names of its models."""
     names = set(configs)
     tasks: tuple[Task, ...] = get_args(Task)
     known = [ServedModel(name, task) for name in sorted(names) for task in tasks]
@@ -336,7 +336,7 @@ def _write(folder: Path, models: Sequence[RenderSettings]) -> None:
 def _write_model(folder: Path, settings: RenderSettings, *, is_only: bool) -> None:
     served, files = settings.served, known_files(settings.model, settings.vllm.get("revision"))
     template, pattern = template_folder(served.task), FIRST_OF_TASK[served.task]
-    # The sparse weights and token vectors that the model gives.
+    # The model's sparse weights and token vectors.
     per_token = () if files is None else files.token_outputs.per_token
     length = settings.vllm.get("max_model_len") or (files and files.max_length)
     names = dict(zip(pattern.triton_models, served.triton_models, strict=True))

@@ -1,9 +1,9 @@
-"""What a running manager keeps on this machine: its temporary folder, and its servers' regions in /dev/shm.
+"""A running manager's data on this machine: its temporary folder, and its servers' regions in /dev/shm.
 
 If the manager is killed, a later manager removes both. A lock on a file in the folder shows that a living process uses
 it. The manager holds the lock, and so does every tritonserver that it started. The kernel releases it once the last of
-them has ended, for whatever reason and in whatever pid namespace. A pid would not do, because by now it could belong to
-another process or another container.
+them has ended, for any reason and in any pid namespace. A pid would not do, because by now it could belong to another
+process or another container.
 
 The folder holds the rendered repositories, unless --work-dir names another one. Its path is plain, because Triton
 starts its python processes through bash, without quoting. Triton's python backend makes the regions.
@@ -110,7 +110,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def run_folder() -> Iterator[RunFolder]:
-    """Make the folder, and remove it at the end. First remove what this user's dead managers left.
+    """Make the folder, and remove it at the end. First remove the folders of this user's dead managers.
 
     Raises StartError if no folder for temporary files lets programs run.
     """

@@ -14,7 +14,7 @@ _PATIENCE_S = 1.0
 
 
 def notify(*lines: str) -> None:
-    """Send lines such as READY=1. A service manager that does not listen changes nothing."""
+    """Send lines such as READY=1. Nothing happens if the service manager does not listen."""
     address = os.environ.get(_SOCKET)
     if not address:
         return

@@ -16,7 +16,7 @@ ControlMode = Literal["none", "poll", "explicit"]
 
 @dataclass(frozen=True)
 class RenderSettings:
-    """A model and the machine it is served on."""
+    """A model and the machine that serves it."""
 
     model: str
     """A name on the hub, or the absolute path of a folder."""
@@ -32,7 +32,7 @@ class RenderSettings:
     queue_limits: bool | None = None
     """Bounded queues, priorities and deadlines in Triton; None: only on a GPU (see `limits_in_triton`)."""
     reference: str | None = None
-    """What the vectors are compared with: a file's absolute path, "off", or None (transformers in float32)."""
+    """The reference of the vectors: a file's absolute path, "off", or None (transformers in float32)."""
     quantization_quality: float | None = None
     """For int8: the share of the ten nearest neighbours that must stay; None: the engine's default."""
     calibration: str | None = None
@@ -76,7 +76,7 @@ class RenderSettings:
     def limits_in_triton(self) -> bool:
         """Whether Triton limits its queues: by default only on a GPU. On a CPU, the engine limits them.
 
-        With limits, Triton's batcher can miss that an instance became free, and looks again half a second later. This
+        With limits, Triton's batcher can miss that an instance became free, and checks again half a second later. This
         happens after most bursts if threads wait for a core, and hardly ever on a GPU's machine (perf/README.md).
         """
         return self.device == "cuda" if self.queue_limits is None else self.queue_limits

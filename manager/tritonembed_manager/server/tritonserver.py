@@ -1,4 +1,4 @@
-"""The tritonserver of this machine: where it is, the environment that it needs, and its command line.
+"""The tritonserver of this machine: its path, the environment that it needs, and its command line.
 
 The environment preloads tcmalloc if the machine has it. Triton allocates and frees a few dozen small blocks for each
 request, in many threads. With glibc's allocator, these threads wait for one another. On an H200 with 16 cores, tcmalloc
@@ -189,7 +189,7 @@ def server_command(
         # Without a GPU, these features only log that there is no GPU.
         command += ["--allow-gpu-metrics=false", "--pinned-memory-pool-byte-size=0"]
     if settings.triton_traces is not None:
-        # A lower rate would also leave out requests with a traceparent, whose traces would end here.
+        # A lower rate would also omit requests with a traceparent, whose traces would end here.
         command += [f"--trace-config={option}" for option in ("mode=opentelemetry", "rate=1", "level=TIMESTAMPS")]
         resource = "opentelemetry,resource=service.name=tritonembed-server"
         command += [f"--trace-config=opentelemetry,url={settings.triton_traces}", f"--trace-config={resource}"]
@@ -210,7 +210,7 @@ def _listen_addresses(host: str) -> tuple[str, str]:
 DAEMON = "nvidia-cuda-mps-control"
 MPS_PIPES = "CUDA_MPS_PIPE_DIRECTORY"
 USUAL_SOCKET = Path("/tmp/nvidia-mps/control")
-"""Socket of a daemon that was started without that variable. CUDA finds it by itself."""
+"""Socket of a daemon that was started without that variable. CUDA finds it without help."""
 
 _SHIM = Path(__file__).with_name("mps_shim.py")
 
@@ -236,7 +236,8 @@ def command_and_environment(
     environment: Mapping[str, str],
     folder: Path,
 ) -> tuple[Callable[[str], Sequence[str]], dict[str, str]]:
-    """How to start a server: what makes its command line from the prefix of its regions, and its environment.
+    """How to start a server: a function that makes its command line from the prefix of its regions, and its
+    environment.
 
     environment: what it inherits. folder: the server's own, for an MPS daemon's files.
     """

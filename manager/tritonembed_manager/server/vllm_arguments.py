@@ -74,7 +74,7 @@ PLAIN: Mapping[str, tuple[str, Callable[[str], bool]]] = {
 and whether a value is such a one."""
 
 SERVED_NAME = "--served-model-name"
-"""An engine argument of vLLM that is an option of `serve` here."""
+"""vLLM's engine argument that is an option of `serve` here."""
 
 
 def one_value_each(arguments: Sequence[str]) -> list[str]:
@@ -146,7 +146,7 @@ def parse(
 
 
 def _without_vllm(arguments: Sequence[str], variables: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `parse` gives, if all arguments and variables are of PLAIN; else None."""
+    """The result of `parse` if all arguments and variables are of PLAIN; else None."""
     known = {variable(option): option for option in PLAIN}
     if not variables.keys() <= known.keys():
         return None

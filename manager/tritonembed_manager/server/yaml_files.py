@@ -14,7 +14,7 @@ _WORDS = {
     "missing": "this field is missing",
     "model_type": "it must have fields",
 }
-"""Ours for some errors of pydantic, by their types."""
+"""Our texts for some errors of pydantic, by their types."""
 _Kind = TypeVar("_Kind", bound=BaseModel)
 
 
@@ -72,7 +72,7 @@ def _load(content: bytes) -> Any:
                 raise _Wrong("it is nested too deeply", event.start_mark)
         return yaml.load(text, Loader=_Unique)
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # Their texts hold what stands in the file.
+        # Their texts hold parts of the file.
         mark = getattr(error, "problem_mark", None)
         at = f"line {mark.line + 1}: " if mark is not None else ""
         raise ValueError(f"{at}{error.what if isinstance(error, _Wrong) else 'it is not valid YAML'}") from None
