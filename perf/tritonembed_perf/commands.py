@@ -1,4 +1,4 @@
-"""The commands of `tritonembed-bench`. What a command does is imported when it runs: some of it takes seconds."""
+"""The commands of `tritonembed-bench`. Each imports its implementation when it runs: some imports take seconds."""
 
 from importlib.metadata import version as installed_version
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""How a benchmark ends: by a failure, one line and an exit code, or by a signal. What it started is stopped."""
+"""The end of a benchmark: by a failure (one line and an exit code) or by a signal. Its servers are stopped."""
 
 import signal
 import sys
@@ -12,11 +12,11 @@ from tritonembed_manager.tune.loadgen.load import LoadError
 
 
 class BenchError(LoadError):
-    """The benchmark failed; the message is for people. `exit_code` 1: it ran and something is wrong."""
+    """The benchmark failed; the message is for people. `exit_code` 1: it ran, and a result is wrong."""
 
 
 class UsageError(BenchError):
-    """It could not even start as asked: options, server, model."""
+    """The benchmark could not start, because of its options, the server or the model."""
 
     exit_code = 2
 

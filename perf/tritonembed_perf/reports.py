@@ -1,4 +1,4 @@
-"""A report: what a figure was measured on and with which command, and where it is written; tables and charts.
+"""A report: figures with their machine and command, written to a file; tables and charts.
 
 Charts are PNG and SVG, readable on a light page and on a dark one: no background, and colours between the two.
 """
@@ -93,7 +93,7 @@ def without_paths(text: str) -> str:
 
 
 def cache_folder() -> Path:
-    """tritonembed's in the user's cache, by the XDG rules."""
+    """tritonembed's folder in the user's cache, by the XDG rules."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tritonembed"
 
 

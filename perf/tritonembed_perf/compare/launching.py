@@ -1,4 +1,4 @@
-"""A peer's server as a child process: started, waited for, stopped with everything it started."""
+"""A peer's server as a child process: started, awaited, and stopped with all of its processes."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ LINE_LENGTH = 160
 
 
 class CannotRunError(Exception):
-    """Why a peer has no figures: one line for the table."""
+    """The reason why a peer has no figures, in one line for the table."""
 
 
 class Questions(Protocol):

@@ -1,4 +1,4 @@
-"""A system that is compared: a command, the Python that it runs on, settings to try, and how requests reach it."""
+"""A system to compare: a command, its Python, settings to try, and the way of requests."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ print(", ".join(name + " " + metadata.version(name) for name in found))
 
 @dataclass(frozen=True)
 class Bench:
-    """What all peers have in common. model: a folder. work: the folder of logs. pythons: of --python, by name."""
+    """The settings of all peers. model: a folder. work: the folder of logs. pythons: of --python, by name."""
 
     model: Path
     dtype: str

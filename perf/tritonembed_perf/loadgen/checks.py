@@ -1,4 +1,4 @@
-"""Is an answer right? Shape and norm of each, and a sample against vectors known beforehand."""
+"""Checks of answers: the shape and norm of each, and a sample compared with known vectors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +17,10 @@ from tritonembed_perf.reports import without_paths
 PERCENTILES = {"p50": 50, "p90": 90, "p99": 99, "max": 100}
 
 NORM_TOLERANCE = 5e-3
-"""How far a normalised vector's norm may be from 1; 16-bit vectors have about 1e-3."""
+"""The largest difference of a normalised vector's norm from 1; for 16-bit vectors it is about 1e-3."""
 
 SENTENCES = 64
-"""How many sentences are compared; one request more, if that is needed to reach them."""
+"""The number of sentences to compare; whole requests are taken until it is reached."""
 
 MIN_COSINE, MIN_COSINE_16_BITS = 0.999, 0.99
 """Least cosines to the right vector, by the precision of the model's weights."""
@@ -134,7 +134,7 @@ def make_work(protocol: WireProtocol, requests: Sequence[PooledRequest], check: 
 
 
 def figures(outcome: LoadResult) -> dict[str, Any]:
-    """What is reported of any load: rates, latencies, and of failures and wrong answers how many, and why."""
+    """The report of a load: rates, latencies, and the numbers and reasons of failures and wrong answers."""
     part = outcome.samples
     faults = [*part.faults, *(f"{kind}: {message}" for kind, message in part.messages.items())]
     return {

@@ -78,7 +78,7 @@ class WireProtocol(Protocol):
 
     @property
     def model(self) -> str | None:
-        """The name at the server; None: what it has."""
+        """The model's name at the server; None for the server's own."""
 
     def sender(self) -> Sender:
         """How payloads reach the server."""
@@ -90,7 +90,7 @@ class WireProtocol(Protocol):
         """Raises WrongAnswerError; RequestFailedError for an error that travels as a success."""
 
     async def describe(self, timeout: float) -> Served:
-        """What the server has. Raises UsageError if it does not answer or lacks the model."""
+        """The server's description. Raises UsageError if it does not answer or lacks the model."""
 
 
 def unreachable(protocol: WireProtocol, reason: str = "") -> UsageError:
@@ -328,7 +328,7 @@ class HttpTransport:
 
 
 def _context(url: str, tls: ClientTls) -> ssl.SSLContext | bool:
-    # In plain text there is no need to read the system's authorities.
+    # Plain text needs no reading of the system's authorities.
     return tls.context() if url.startswith("https://") else True
 
 

@@ -1,4 +1,4 @@
-"""The server to be measured: does it answer, has it the model, does it take the requests?"""
+"""The server to measure: whether it answers, has the model and accepts the requests."""
 
 import asyncio
 import random
@@ -54,7 +54,7 @@ class Target:
 
 
 def find_target(settings: RunSettings) -> Target:
-    """Find out what the server has, and read the model's tokenizer. Raises UsageError."""
+    """Read the server's description and the model's tokenizer. Raises UsageError."""
     protocol = _protocol(settings)
     served = ask_server(protocol)
     source = settings.tokenizer or (settings.model if protocol.name == "kserve" else served.model)
