@@ -168,7 +168,8 @@ class Replica:
         futures = [next(computed) if isinstance(item, Asked) and not item.is_known else _done(item) for item in asked]
         responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
         if later:
-            self._senders.hand_over(requests, futures, responses)
+            rows = [item.rows if isinstance(item, Asked) else 0 for item in asked]
+            self._senders.hand_over(requests, futures, responses, rows)
             return None
         return [respond() for respond in responses]
 

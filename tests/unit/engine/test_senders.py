@@ -80,7 +80,7 @@ def test_a_split_request_always_uses_a_sender(ahead: int | None) -> None:
 
 def test_a_split_request_does_not_block_the_next_if_senders_are_used_for_nothing_else() -> None:
     senders, request, future = Senders(0, FINAL), FakeRequest(), Future[int]()
-    senders.hand_over([request], [future], [lambda: "answer"])
+    senders.hand_over([request], [future], [lambda: "answer"], [1])
     assert request.sent == []
     future.set_result(0)
     assert request.sent == [("answer", FINAL)]
@@ -90,7 +90,7 @@ def test_no_hand_over_waits_if_requests_wait_in_the_engine() -> None:
     senders, requests = Senders(None, FINAL), [FakeRequest() for _ in range(50)]
     futures = [Future[int]() for _ in requests]
     for request, future in zip(requests, futures, strict=True):
-        senders.hand_over([request], [future], [lambda: "answer"])
+        senders.hand_over([request], [future], [lambda: "answer"], [1])
     for future in futures:
         future.set_result(0)
     senders.finish()
@@ -100,7 +100,7 @@ def test_no_hand_over_waits_if_requests_wait_in_the_engine() -> None:
 def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:
     senders, requests = Senders(1, FINAL), [FakeRequest(), FakeRequest()]
     futures: list[Future[int]] = [Future(), Future()]
-    senders.hand_over(requests, futures, [lambda: "first", lambda: "second"])
+    senders.hand_over(requests, futures, [lambda: "first", lambda: "second"], [1, 1])
     futures[1].set_exception(ValueError())
     assert [request.sent for request in requests] == [[], [("second", FINAL)]]
     futures[0].set_result(0)
@@ -111,11 +111,11 @@ def test_each_request_gets_its_response_once_when_its_future_is_done() -> None:
 def test_a_hand_over_waits_until_one_batch_ends_if_too_many_are_ahead(ends: int) -> None:
     senders = Senders(1, FINAL)
     futures = Future[int](), Future[int]()
-    senders.hand_over([FakeRequest()], [futures[0]], [lambda: None])
+    senders.hand_over([FakeRequest()], [futures[0]], [lambda: None], [1])
     entered = threading.Event()
 
     def hand_over() -> None:
-        senders.hand_over([FakeRequest()], [futures[1]], [lambda: None])
+        senders.hand_over([FakeRequest()], [futures[1]], [lambda: None], [1])
         entered.set()
 
     thread = threading.Thread(target=hand_over)
@@ -128,10 +128,33 @@ def test_a_hand_over_waits_until_one_batch_ends_if_too_many_are_ahead(ends: int)
 
 def test_finish_waits_for_every_request() -> None:
     senders, request, future = Senders(3, FINAL), FakeRequest(), Future[int]()
-    senders.hand_over([request], [future], [lambda: "late"])
+    senders.hand_over([request], [future], [lambda: "late"], [1])
     timer = threading.Timer(0.05, future.set_result, (0,))
     timer.start()
     senders.finish()
     assert future.done()
     timer.join()
     assert request.sent == [("late", FINAL)]
+
+
+def test_a_large_answer_does_not_hold_up_the_thread_that_has_the_vectors() -> None:
+    senders, request, future = Senders(3, FINAL), FakeRequest(), Future[int]()
+    go_on = threading.Event()
+    senders.hand_over([request], [future], [lambda: go_on.wait(60)], [LARGE_SENTENCES])
+    future.set_result(0)
+    assert request.sent == []
+    go_on.set()
+    senders.finish()
+    assert request.sent == [(True, FINAL)]
+
+
+def test_an_answer_that_cannot_be_sent_leaves_room_for_the_next(caplog: pytest.LogCaptureFixture) -> None:
+    senders, future = Senders(1, FINAL), Future[int]()
+
+    def broken() -> None:
+        raise OSError("no memory to share")
+
+    senders.hand_over([FakeRequest()], [future], [broken], [LARGE_SENTENCES])
+    future.set_result(0)
+    senders.finish()
+    assert "an answer could not be sent" in caplog.text
