@@ -146,9 +146,10 @@ def addresses(manager: Serve) -> list[str]:
 
 
 @contextmanager
-def following(dns: Dns):
+def following(dns: Dns, data_plane: str):
     """A manager of the servers behind the name."""
     options = ("--model=m", f"--servers-dns={NAME}:{PORTS}", "--load-balancing=least_loaded", "--health-interval=0.5")
+    options += (f"--data-plane={data_plane}",)
     manager = Serve(*options, program=[*dns.program(), *MANAGER])
     try:
         yield manager
@@ -157,7 +158,8 @@ def following(dns: Dns):
 
 
 @pytest.mark.timeout(900)
-def test_no_request_is_lost_while_every_server_is_replaced(tmp_path):
+@pytest.mark.parametrize("data_plane", ["workers", "envoy"])
+def test_no_request_is_lost_while_every_server_is_replaced(tmp_path, data_plane):
     model = tmp_path / "model"
     model.mkdir()
     model2vec(model)
@@ -171,7 +173,7 @@ def test_no_request_is_lost_while_every_server_is_replaced(tmp_path):
             return host
 
         # The manager is there before any server, and waits for an address.
-        manager = stack.enter_context(following(dns))
+        manager = stack.enter_context(following(dns, data_plane))
         old = [start(1), start(2)]
         manager.until(lambda: "does not resolve" in manager.log())
         for host in old:
