@@ -1,4 +1,4 @@
-"""Whether a request's client is gone. Triton is asked so seldom that it costs nothing."""
+"""Whether a request's client is gone. Triton is asked so seldom that the questions cost nothing."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ class Abandonment:
         self._next = clock() + EVERY_SECONDS
 
     def __call__(self) -> bool:
-        """False without a question within EVERY_SECONDS of the request's arrival or of the last question."""
+        """Ask, unless the request's arrival or the last question is less than EVERY_SECONDS ago: then False."""
         now = self._clock()
         if now < self._next:
             return False

@@ -1,8 +1,8 @@
 """Faster framing of BYTES tensors inside a stub.
 
 The python backend converts BYTES tensors to numpy objects and back with two Python functions, which take about a
-microsecond per element: at tens of thousands of sentences per second, one core. The two functions here do the same in
-one pass.
+microsecond per element: at tens of thousands of sentences per second, one core. The two functions here need one
+pass.
 """
 
 from types import ModuleType
@@ -30,7 +30,7 @@ def deserialize(buffer: Any) -> Elements:
 
 
 def install(pb_utils: ModuleType) -> bool:
-    """Replace the backend's two functions, if they do the same. Returns whether they were replaced.
+    """Replace the backend's two functions if ours give the same. Returns whether they were replaced.
 
     The backend looks the functions up by name at each call. If a version has other names or another framing, its own
     functions stay.

@@ -28,7 +28,7 @@ def module_command(module: str, *arguments: str, python: str = sys.executable) -
 
 
 def stub_python() -> str:
-    """The interpreter. Triton's stub has none in `sys.executable`, but it uses the packages of the one on PATH."""
+    """The interpreter; in Triton's stub, which is no interpreter itself, the one on PATH, whose packages it uses."""
     if Path(sys.executable or "").name.startswith("python"):
         return sys.executable
     return shutil.which("python3") or "python3"
@@ -37,8 +37,9 @@ def stub_python() -> str:
 def run_module(module: str, given: Mapping[str, Any], what: str) -> None:
     """Run a module on the CPU in a process of its own, whose memory and threads end with it.
 
-    given: its only argument, as JSON. what: it makes, for messages. Raises ModelError with the last line that it
-    printed after `tritonembed: ` (see `report`), or with its exit code; then the log has the end of its output.
+    given: the module's only argument, as JSON. what: what the module makes, for messages. Raises ModelError with the
+    last line that the module printed after `tritonembed: ` (see `report`). If there is no such line, the error has the
+    exit code, and the log has the end of the output.
     """
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     # vLLM's settings of this process must not limit the child to one core.
@@ -63,7 +64,7 @@ def run_module(module: str, given: Mapping[str, Any], what: str) -> None:
 def turn(file: Path, waiting: str) -> Iterator[None]:
     """One process at a time: replicas start at the same moment, and the first makes what all need.
 
-    file: to lock. waiting: the step of the start, while another process has the turn.
+    file: to lock. waiting: the step of the start to announce while another process has the turn.
     """
     with file.open("w") as opened:
         try:

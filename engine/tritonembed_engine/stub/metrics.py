@@ -31,7 +31,7 @@ LOAD_GAUGES = {
     "tritonembed_queued_requests": "Requests that wait in the engine",
     "tritonembed_running_requests": "Requests of which a part is computed now",
 }
-"""What they show is read when they are handed over."""
+"""Their values are read when they are handed over."""
 BUILD_INFO = {"tritonembed_build_info": "1; the version that runs"}
 EXECUTOR_INFO = {"tritonembed_executor_info": "1; the executor that runs, and the embedding space of its vectors"}
 CACHE_METRICS = {
@@ -119,7 +119,7 @@ class EngineMetrics:
             self._metrics[name].set(value)
 
     def _inform(self, pb_utils: Any, described: Mapping[str, str], labels: Mapping[str, str]) -> None:
-        """Add a gauge of 1 whose labels are what it tells."""
+        """Add a gauge of 1 whose labels are the information."""
         for name, description in described.items():
             family = pb_utils.MetricFamily(name=name, description=description, kind=pb_utils.MetricFamily.GAUGE)
             metric = family.Metric(labels=labels)

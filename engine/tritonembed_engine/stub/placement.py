@@ -44,7 +44,7 @@ def _devices_of_group(instance_name: str, model_config: Mapping[str, Any]) -> li
     if parameter is None:
         raise ModelError(f"KIND_MODEL needs the parameter {DEVICES_PARAMETER!r} in config.pbtxt: group name to GPUs")
     groups = _parse_groups(parameter["string_value"])
-    # Triton names instances GROUP_INDEX (GROUP_0 where the count is 1).
+    # Triton names instances GROUP_INDEX (GROUP_0 if the count is 1).
     group = instance_name if instance_name in groups else instance_name.rpartition("_")[0]
     if group not in groups:
         raise ModelError(f"parameter {DEVICES_PARAMETER!r} in config.pbtxt does not name the instance group {group!r}")

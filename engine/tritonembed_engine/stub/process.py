@@ -48,7 +48,8 @@ def prepare_process(visible_gpus: str | None) -> None:
 
 
 def make_region_private(command: Path = Path("/proc/self/cmdline"), folder: Path = SHARED_MEMORY) -> None:
-    """Make this stub's shared memory private. Texts and vectors pass through it, and Triton makes it readable for all.
+    """Make this stub's shared memory private. Texts and vectors pass through it, and Triton lets every user
+    read it.
 
     To be called before the first request. command: the arguments of the stub; one of them is the region's name.
     """

@@ -27,8 +27,8 @@ from typing import Any
 LARGE_SENTENCES = 32
 """Sentences per request, on average over a Triton batch, from which on senders are cheaper."""
 
-AHEAD_WHERE_SPLIT = 3
-"""The most Triton batches at once if senders are for split requests, and those beside them, alone."""
+AHEAD_IF_SPLIT = 3
+"""The most Triton batches at once if only split requests, and requests beside them, use senders."""
 
 MakeResponse = Callable[[], Any]
 
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class _Unanswered:
-    """A Triton batch. requests: those without an answer."""
+    """A Triton batch. requests: how many of them have no answer."""
 
     requests: int
 
@@ -45,8 +45,8 @@ class _Unanswered:
 class Senders:
     """Answers through response senders, for a bounded number of Triton batches.
 
-    ahead: the most Triton batches that are unanswered while `execute` takes the next. 0: senders are for split requests
-    and those beside them alone; None: no bound, because requests wait here and not in Triton. final:
+    ahead: the most Triton batches that are unanswered while `execute` takes the next. 0: only split requests, and
+    requests beside them, use senders. None: no bound, because requests wait here and not in Triton. final:
     pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL.
     """
 
@@ -95,7 +95,7 @@ class Senders:
             send = self._send if size < LARGE_SENTENCES else self._send_apart
             future.add_done_callback(partial(send, batch, request.get_response_sender(), response))
         if self._ahead is not None:
-            self._wait(self._ahead or AHEAD_WHERE_SPLIT)
+            self._wait(self._ahead or AHEAD_IF_SPLIT)
 
     def finish(self) -> None:
         """Wait until every batch is answered, and end the thread."""
@@ -103,8 +103,7 @@ class Senders:
         self._large.shutdown()
 
     def _wait(self, most: int) -> None:
-        """Until at most that many batches are unanswered, whichever of them are: a small one beside a large one ends
-        first."""
+        """Wait until at most `most` batches are unanswered. They may end in any order: a small batch before a large."""
         with self._changed:
             self._changed.wait_for(lambda: self._unanswered <= most)
 

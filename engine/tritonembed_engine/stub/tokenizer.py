@@ -1,6 +1,6 @@
-"""The Triton side of a tokenizer: requests of Triton's in, token ids out. For use inside a stub only.
+"""The Triton side of a tokenizer: from Triton's requests to token ids. For use inside a stub only.
 
-A model's model.py says which tokenizer it has and what its requests ask for.
+A model's model.py loads the tokenizer and reads what requests ask for.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ class TokenizerInstance:
     def ask(self, request: Any) -> Any:
         """A tuple for `encode_requests`, whose first element is the texts; or the tensor that answers the request.
 
-        Raises an error, which is its answer.
+        Raises the error that answers the request.
         """
         raise NotImplementedError
 

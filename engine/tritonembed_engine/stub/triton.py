@@ -64,9 +64,10 @@ def start_up(args: dict[str, str]) -> Iterator[None]:
 
 
 FILE_PARAMETER = "model_json"
-"""config.pbtxt parameter: the model's model.json, relative to the repository. Without it, the one at its root.
+"""config.pbtxt parameter: the model's model.json, relative to the repository. Without this parameter, model.json is at
+the repository's root.
 
-Only repositories of several models have it."""
+Only repositories of several models have the parameter."""
 
 
 ADAPTERS_PARAMETER = "adapters"
@@ -81,7 +82,7 @@ def settings_of(args: dict[str, str]) -> "ModelSettings":
 
 
 def check_digests(digests: Mapping[str, str], model_config: Mapping[str, Any]) -> None:
-    """Raise ModelError if an adapter is not the one that the repository was rendered with: managers name its space.
+    """Raise ModelError if an adapter has changed since the repository was rendered: managers name the rendered space.
 
     digests: of the adapters, by name.
     """
