@@ -11,6 +11,9 @@ from tritonembed_engine.model.steps import Steps
 from tritonembed_engine.request import Adapted, Choices
 from tritonembed_engine.token_ids import Spans, TokenIds
 
+SUM = 0
+"""torch.embedding_bag's number of this mode."""
+
 TOKENS_PER_BATCH = 65_536
 """A batch of 1,024 sentences of 64 tokens takes a few milliseconds of one core."""
 
@@ -53,13 +56,11 @@ class StaticExecutor:
         assert spans is None
         assert not choices
         starts = np.cumsum(sentences.lengths, dtype=np.int32) - sentences.lengths
-        means = torch.nn.functional.embedding_bag(
-            # A copy: torch has no read-only tensors.
-            torch.from_numpy(sentences.ids.copy()),
-            self._table,
-            torch.from_numpy(starts),
-            mode="mean",
-        )
+        # A copy: torch has no read-only tensors.
+        ids = torch.from_numpy(sentences.ids.copy())
+        # Its mean takes longer than its sum and a division.
+        sums = torch.embedding_bag(self._table, ids, torch.from_numpy(starts), mode=SUM)[0]
+        means = sums.div_(torch.from_numpy(sentences.lengths[:, None].astype(np.float32)))
         return Ready(self._steps(means).numpy())
 
     def explain(self, error: Exception) -> EmbedError:
