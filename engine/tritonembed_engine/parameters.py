@@ -3,14 +3,16 @@
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tritonembed_engine.errors import InvalidArgument
 from tritonembed_protocol.limits import MAX_TEXT_CHUNKS
 from tritonembed_protocol.space import SPACE, of_another_space
 from tritonembed_protocol.types import DEFAULT_OUTPUT_TYPE, INPUT_TYPES, OUTPUT_TYPES, OUTPUTS, TRUNCATE
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class EmbedParameters:
 DEFAULTS = EmbedParameters()
 
 LONGEST_KEPT = 4096
-"""Characters. Longer parameters are not cached: a prompt can have megabytes."""
+"""Characters. What longer parameters mean is not kept: a prompt can have megabytes."""
 LONGEST_SALT = 128
 """Characters. It is kept with each vector."""
 
@@ -60,7 +62,20 @@ def parse_parameters(raw: str) -> EmbedParameters:
 
     Raises InvalidArgument, which names the parameter, if it is unknown, of a wrong type or has a forbidden value.
     """
-    return _kept(raw) if len(raw) <= LONGEST_KEPT else _parse(raw)
+    return _kept(raw)
+
+
+class Kept(Generic[T]):
+    """A function of what `request.parameters()` returns, called once per distinct string."""
+
+    def __init__(self, parse: Callable[[str], T]) -> None:
+        self._parse = parse
+        self._once = functools.lru_cache(maxsize=1024)(parse)
+        self.cache_info = self._once.cache_info
+
+    def __call__(self, raw: str) -> T:
+        """Raises what the function raises, which is not kept. Nor are long strings."""
+        return self._once(raw) if len(raw) <= LONGEST_KEPT else self._parse(raw)
 
 
 def without_tritons(raw: str) -> dict[str, Any]:
@@ -123,7 +138,7 @@ def check_cache(given: Mapping[str, Any]) -> None:
         raise InvalidArgument("cache_salt", f"must be a string of at most {LONGEST_SALT} characters")
 
 
-_kept = functools.lru_cache(maxsize=1024)(_parse)
+_kept = Kept(_parse)
 
 
 def _check_prompt(given: dict[str, Any]) -> None:

@@ -166,7 +166,7 @@ class TokenIdLimits:
         if self.has_types:
             # Bit 31 stays, so a negative id is still a large one.
             unsigned = unsigned & ~np.uint32(1 << TYPE_BIT)
-        if unsigned.max(initial=0) >= self.vocab_size:
+        if np.maximum.reduce(unsigned, initial=0) >= self.vocab_size:
             index = _sentence_at(sentences, unsigned >= self.vocab_size)
             raise _wrong(index, f"has an id outside the vocabulary of 0 to {self.vocab_size - 1}")
         return sentences

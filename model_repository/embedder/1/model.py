@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import NamedTuple
 
 # Triton's stub searches the current folder and the model's folders first. Nothing must be imported from there.
 _version = os.path.dirname(os.path.abspath(__file__))
@@ -12,20 +13,29 @@ import triton_python_backend_utils as pb_utils
 
 from tritonembed_engine import chunks, vectors
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.parameters import check_space, parse_parameters
+from tritonembed_engine.parameters import EmbedParameters, Kept, check_space, parse_parameters
 from tritonembed_engine.replica import Asked, Replica
 from tritonembed_engine.stub.triton import to_bytes_tensor
 from tritonembed_protocol.framing import rows_as_bytes
 from tritonembed_protocol.types import DENSE, MULTI_VECTOR, SPARSE
 
 
+class _Wish(NamedTuple):
+    """What parameters mean for this model. outputs: of `TokenChoice.outputs_of`. skip, normalize: as in `Request`."""
+
+    parameters: EmbedParameters
+    outputs: tuple[str, ...]
+    skip: int
+    normalize: bool
+
+
 class _Texts(Asked):
     """A request for the vectors of texts, of their chunks or of spans in them."""
 
-    def __init__(self, triton, parameters, skip, normalize, choice):
+    def __init__(self, triton, wish, choice):
+        parameters, self.asked, skip, normalize = wish
         super().__init__(triton, salt=parameters.salt, skip=skip, normalize=normalize, adapter=parameters.adapter)
-        self.parameters, self.chunks = parameters, None
-        self.choice, self.asked = choice, choice.outputs_of(parameters)
+        self.parameters, self.chunks, self.choice = parameters, None, choice
         if parameters.spans is not None:
             if "embedding" in self.outputs:
                 raise InvalidArgument("spans", "are for the model embedding_chunks")
@@ -90,19 +100,24 @@ class TritonPythonModel(Replica):
         self._choice = TokenChoice(self.files)
         self._widths = {DENSE: self.engine.executor.dimensions, MULTI_VECTOR: self.engine.executor.token_dimensions}
         self._no_spans = reason_against_spans(self.files.pooling, self.engine.executor)
+        self._wish = Kept(self._wish_of)
 
     def ask(self, request):
         """See `Replica`."""
-        parameters = parse_parameters(request.parameters())
+        return _Texts(request, self._wish(request.parameters()), self._choice)
+
+    def _wish_of(self, raw):
+        """The wish of a string of parameters. Raises InvalidArgument."""
+        parameters = parse_parameters(raw)
         check_space(parameters.embedding_space, self.space_of(parameters.adapter))
         if parameters.spans is not None and self._no_spans:
             raise InvalidArgument("spans", self._no_spans)
         normalize = vectors.wants_unit_length(parameters, self.files.normalize)
-        asked = _Texts(request, parameters, self._prompts.skip(parameters), normalize, self._choice)
+        outputs = self._choice.outputs_of(parameters)
         for name, available in self._widths.items():
-            if name in asked.asked:
+            if name in outputs:
                 vectors.check_dimensions(parameters.dimensions, available)
-        return asked
+        return _Wish(parameters, outputs, self._prompts.skip(parameters), normalize)
 
     def tensors(self, asked, found):
         """See `Replica`."""

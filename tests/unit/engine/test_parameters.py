@@ -8,7 +8,7 @@ import pytest
 
 from tritonembed_engine import parameters
 from tritonembed_engine.errors import InvalidArgument
-from tritonembed_engine.parameters import EmbedParameters, parse_parameters
+from tritonembed_engine.parameters import LONGEST_KEPT, EmbedParameters, Kept, parse_parameters
 
 ASKED = (
     "truncate",
@@ -215,3 +215,20 @@ def test_an_unknown_name_is_printed_without_its_control_characters() -> None:
     with pytest.raises(InvalidArgument) as refused:
         parse_parameters(json.dumps({"a\nb\x1b[31m": 1}))
     assert str(refused.value).isprintable()
+
+
+def test_a_string_of_parameters_is_read_once_unless_it_is_long_or_wrong() -> None:
+    seen: list[str] = []
+
+    def read(raw: str) -> int:
+        seen.append(raw)
+        if raw == "wrong":
+            raise InvalidArgument("wrong", "is wrong")
+        return len(raw)
+
+    once, long = Kept(read), "x" * (LONGEST_KEPT + 1)
+    assert [once("a"), once("a"), once(long), once(long)] == [1, 1, LONGEST_KEPT + 1, LONGEST_KEPT + 1]
+    for _ in range(2):
+        with pytest.raises(InvalidArgument, match="wrong: is wrong"):
+            once("wrong")
+    assert seen == ["a", long, long, "wrong", "wrong"]
