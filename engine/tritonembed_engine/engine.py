@@ -157,6 +157,11 @@ class EmbeddingEngine:
         return self.submit_all([Request(TokenIds.join(sentences), deadline, normalize)])[0]
 
     def submit_all(self, requests: Sequence[Request], *, wait: bool = False) -> "list[Future[Vectors]]":
+        """Like `add`. Returns the requests' futures."""
+        self.add(requests, wait=wait)
+        return [request.future for request in requests]
+
+    def add(self, requests: Sequence[Request], *, wait: bool = False) -> None:
         """Like `submit`, for requests that came together and can share a batch.
 
         wait: the caller only waits for the answers; its thread then does the work if the executor allows it.
@@ -166,7 +171,7 @@ class EmbeddingEngine:
         now = self._clock()
         new = requests if self.cache is None else [each for each in requests if not self._answer(each, self.cache)]
         if not new:
-            return [request.future for request in requests]
+            return
         with self._changed:
             for request in new:
                 request.arrived = now
@@ -179,7 +184,6 @@ class EmbeddingEngine:
                     request.fail(refusal)
         if not (wait and self.executor.on_any_thread and self._drive(new)):
             self._wake()
-        return [request.future for request in requests]
 
     def close(self) -> None:
         """Finish what runs, fail what waits, free the model."""
@@ -254,7 +258,7 @@ class EmbeddingEngine:
         if not self._driving.acquire(blocking=False):
             return False
         try:
-            while not all(request.future.done() for request in requests):
+            while not all(request.done for request in requests):
                 self._step()
         finally:
             self._driving.release()

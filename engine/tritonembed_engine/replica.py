@@ -164,14 +164,14 @@ class Replica:
         sentences = sum(len(request.sentences) for request in good)
         split, short, waiting = self.engine.splits(good), self.engine.is_short(good), self.engine.waiting
         later = self._senders.want(len(requests), sentences, waiting=waiting, split=split, short=short)
-        computed = iter(self.engine.submit_all(good, wait=not later))
-        futures = [next(computed) if isinstance(item, Asked) and not item.is_known else _done(item) for item in asked]
-        responses = [partial(self._respond, item, future) for item, future in zip(asked, futures, strict=True)]
+        self.engine.add(good, wait=not later)
         if later:
+            futures = [_future_of(item) for item in asked]
+            responses = [partial(self._respond, item) for item in asked]
             rows = [item.rows if isinstance(item, Asked) else 0 for item in asked]
             self._senders.hand_over(requests, futures, responses, rows)
             return None
-        return [respond() for respond in responses]
+        return [self._respond(item) for item in asked]
 
     def finalize(self) -> None:
         """Free the model's memory."""
@@ -235,12 +235,15 @@ class Replica:
             return None
         return [(salt, skip, ids, adapter) for ids in item.elements]
 
-    def _respond(self, item: Any, future: "Future[Any]") -> Any:
-        """The response to one request, whose future is done or will be."""
+    def _respond(self, item: "Asked | _SpaceAlone | Exception") -> Any:
+        """The response to one request, whose answer is there or will be."""
         try:
-            found = future.result()
+            if isinstance(item, Exception):
+                return self._refuse(item)
             if isinstance(item, _SpaceAlone):
                 return answer(self._space_tensor(item))
+            # A model that answers without a forward pass has no dense vectors.
+            found = np.zeros((item.rows, 0), np.float32) if item.is_known else item.request.result()
             tensors = self.tensors(item, found)
             if SPACE in item.outputs:
                 tensors.append(self._space_tensor(item))
@@ -291,14 +294,10 @@ class Replica:
         return refusal(error)
 
 
-def _done(item: Any) -> "Future[Any]":
-    """A future of what is not computed: an error, a request for the space alone, or one without a forward pass."""
+def _future_of(item: "Asked | _SpaceAlone | Exception") -> "Future[Any]":
+    """Done when the item can be answered: at once if nothing is computed for it."""
+    if isinstance(item, Asked) and not item.is_known:
+        return item.request.future
     future: Future[Any] = Future()
-    if isinstance(item, Exception):
-        future.set_exception(item)
-    elif isinstance(item, Asked):
-        # Such a model has no dense vectors.
-        future.set_result(np.zeros((item.rows, 0), np.float32))
-    else:
-        future.set_result(None)
+    future.set_result(None)
     return future

@@ -1,5 +1,6 @@
 """A request from its arrival to its answer, and the batches that are made of requests."""
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,9 @@ Adapted = Sequence[tuple[str, int, int]]
 """An adapter, and the first row and the row after the last to which it applies, in order. Other rows have none."""
 NO_CHOICES: Choices = {}
 NO_TOKEN_OUTPUTS: TokenOutputs = {}
+
+_FUTURES = threading.Lock()
+"""Held while a request gets a future and while it ends, so that no future misses the end."""
 
 
 @dataclass(eq=False)
@@ -53,8 +57,12 @@ class Request:
     is_check: bool = False
     """Whether it is a health check, for which no caller waits."""
 
-    future: "Future[Vectors]" = field(default_factory=Future)
-    """float32 [sentences or spans, dimensions], or an error."""
+    answer: Vectors | None = None
+    """float32 [sentences or spans, dimensions]."""
+    error: Exception | None = None
+    """What the request gets instead of an answer."""
+    done: bool = False
+    """Whether there is an answer or an error."""
     failed: bool = False
     """The answer is an error already, so the rest is not computed."""
     arrived: float = 0.0
@@ -77,7 +85,7 @@ class Request:
     """The number of vectors that are there."""
     vectors: Vectors | None = None
     token_outputs: TokenOutputs = field(default_factory=dict)
-    """The outputs that `choices` names; complete when the future has the vectors."""
+    """The outputs that `choices` names; complete when `answer` is there."""
     parts: list[tuple[int, TokenOutputs]] = field(default_factory=list)
     """Token outputs of some of its sentences, and the number of the first of these."""
 
@@ -86,8 +94,29 @@ class Request:
         self.tokens = self.sentences.tokens
         if self.spans is not None or self.choices:
             self.keys = None
-        # A running future can't be cancelled: an answer that finds its future cancelled would end the engine's thread.
-        self.future.set_running_or_notify_cancel()
+        self._future: Future[Vectors] | None = None
+
+    @property
+    def future(self) -> "Future[Vectors]":
+        """Gets the answer or the error. Made on demand, because a future costs as much as all else of a request."""
+        with _FUTURES:
+            if self._future is None:
+                self._future = Future()
+                # A running future can't be cancelled: an answer that finds its future cancelled would end the engine's
+                # thread.
+                self._future.set_running_or_notify_cancel()
+                if self.done:
+                    self._settle(self._future)
+            return self._future
+
+    def result(self) -> Vectors:
+        """Wait for the answer. Raises the request's error."""
+        if not self.done:
+            return self.future.result()
+        if self.error is not None:
+            raise self.error
+        assert self.answer is not None
+        return self.answer
 
     def is_over(self, now: float) -> bool:
         """Whether no more is to be computed for it."""
@@ -123,14 +152,29 @@ class Request:
             name: Ragged.concatenate([found[name] for _, found in self.parts]) for name in self.choices
         }
         self.parts.clear()
-        self.future.set_result(vectors)
+        self.answer = vectors
+        self._finish()
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless it was answered; its sentences that still wait are skipped."""
         if not self.failed:
             self.failed = True
-            if not self.future.done():
-                self.future.set_exception(error)
+            if not self.done:
+                self.error = error
+                self._finish()
+
+    def _finish(self) -> None:
+        with _FUTURES:
+            self.done = True
+            future = self._future
+        if future is not None:
+            self._settle(future)
+
+    def _settle(self, future: "Future[Vectors]") -> None:
+        if self.error is not None:
+            future.set_exception(self.error)
+        elif self.answer is not None:
+            future.set_result(self.answer)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.engine.fake_executor import PATIENCE, FakeExecutor, ids, request_of, vectors_of
 
 from tritonembed_engine.engine import EmbeddingEngine
-from tritonembed_engine.errors import DeviceLost, EngineDead
+from tritonembed_engine.errors import DeadlineExceeded, DeviceLost, EngineDead
 
 HERE = threading.get_ident()
 
@@ -95,3 +95,31 @@ def test_a_lost_device_and_a_closed_engine_raise_on_a_waiting_thread_too(
     engine.close()
     (future,) = engine.submit_all([request_of([ids(1)])], wait=True)
     assert isinstance(future.exception(0), DeviceLost | EngineDead)
+
+
+def test_a_request_has_its_result_with_and_without_a_future(engine: EmbeddingEngine) -> None:
+    expected = vectors_of([ids(3)])
+    alone, asked_before, asked_after = (request_of([ids(3)]) for _ in range(3))
+    before = asked_before.future
+    engine.add([alone, asked_before, asked_after], wait=True)
+    for found in (alone.result(), before.result(), asked_before.result(), asked_after.future.result()):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_the_error_of_a_request_reaches_its_result_and_its_future(engine: EmbeddingEngine) -> None:
+    requests = [request_of([ids(3)], deadline=0.0) for _ in range(2)]
+    before = requests[0].future
+    engine.add(requests, wait=True)
+    for ask in (requests[0].result, before.result, requests[1].result, requests[1].future.result):
+        with pytest.raises(DeadlineExceeded):
+            ask()
+
+
+def test_whoever_asks_while_the_engine_answers_gets_the_answer(engine: EmbeddingEngine) -> None:
+    requests = [request_of([ids(number)]) for number in range(2000)]
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(lambda request=request: request.future.result(PATIENCE)) for request in requests]
+        for request in requests:
+            engine.add([request])
+        for number, one in enumerate(found):
+            np.testing.assert_array_equal(one.result(PATIENCE), vectors_of([ids(number)]))
