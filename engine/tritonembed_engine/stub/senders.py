@@ -18,10 +18,11 @@ If the engine's thread waited, a GPU whose batches are short would be idle.
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
-from threading import Condition
+from queue import SimpleQueue
+from threading import Condition, Thread
 from typing import Any
 
 LARGE_SENTENCES = 32
@@ -53,7 +54,9 @@ class Senders:
     def __init__(self, ahead: int | None, final: int) -> None:
         self._ahead = ahead
         self._final = final
-        self._large = ThreadPoolExecutor(1, "large-answers")
+        self._large: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # A daemon: the process can end though tritonserver, which takes the answers, has gone.
+        Thread(target=self._send_large, name="large-answers", daemon=True).start()
         self._changed = Condition()
         self._unanswered = 0
         """Triton batches."""
@@ -100,7 +103,7 @@ class Senders:
     def finish(self) -> None:
         """Wait until every batch is answered, and end the thread."""
         self._wait(0)
-        self._large.shutdown()
+        self._large.put(None)
 
     def _wait(self, most: int) -> None:
         """Wait until at most `most` batches are unanswered. They may end in any order: a small batch before a large."""
@@ -108,7 +111,11 @@ class Senders:
             self._changed.wait_for(lambda: self._unanswered <= most)
 
     def _send_apart(self, *arguments: Any) -> None:
-        self._large.submit(self._send, *arguments)
+        self._large.put(partial(self._send, *arguments))
+
+    def _send_large(self) -> None:
+        while (send := self._large.get()) is not None:
+            send()
 
     def _send(self, batch: _Unanswered, sender: Any, response: MakeResponse, _: "Future[Any]") -> None:
         try:
