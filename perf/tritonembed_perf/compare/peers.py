@@ -19,8 +19,12 @@ SENTENCE_TRANSFORMERS = Environment(
     "sentence-transformers fastapi uvicorn",
 )
 VLLM = Environment("vllm-serve", ("vllm", "torch"), "vllm")
+# Infinity needs BetterTransformer, which optimum 2 has no longer and which refuses newer transformers. Its command line
+# can't be read with a newer click.
 INFINITY = Environment(
-    "infinity-emb", ("infinity_emb", "sentence_transformers", "torch"), "'infinity-emb[server,torch]==0.0.78'"
+    "infinity-emb",
+    ("infinity_emb", "sentence_transformers", "torch", "optimum.bettertransformer"),
+    "'infinity-emb[server,torch]==0.0.78' 'optimum<2' 'transformers<4.49' 'click<8.2'",
 )
 ARCTIC = Environment("arctic-inference", ("vllm", "grpc_tools"), "vllm grpcio-tools")
 ENVIRONMENTS = tuple(one.name for one in (SENTENCE_TRANSFORMERS, VLLM, INFINITY, ARCTIC))
