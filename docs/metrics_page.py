@@ -61,7 +61,9 @@ With tracing, a scrape that accepts `application/openmetrics-text`, as Prometheu
 | `totals` | `in_flight`, `waiting`, `requests`, `errors`, `rate`, `p50_ms`, `p99_ms`, `tokens`, `token_rate`, \
 `client_errors`, `service_errors`, `ejections`, `retries`, `moves`, `replicas`, `ready`, `servers`, `restarts` |
 | `servers` | per server: `id`, `address`, `state`, `why`, `for_s` (in this state), \
-`space` ([of its vectors](../concepts/embedding-space.md)), `in_flight`, `work_bytes`, and the figures of `totals` |
+`space` ([of its vectors](../concepts/embedding-space.md)), \
+`quantization_quality` ([what int8 keeps](../concepts/executors.md#int8); null in other precisions), `in_flight`, \
+`work_bytes`, and the figures of `totals` |
 | `envoy` | only with `--data-plane envoy`: `ready`, `restarts`, `threads` |
 | `age_s` | only if the parent process hangs: how old the status is |
 

@@ -368,7 +368,8 @@ class AsyncEmbeddingClient:
             result = await self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
         space = await _describe_aio.space(stub, self._tokens_model, deadline, self._metadata)
-        return server_info(server, models, dimensions, space)
+        quality = await _describe_aio.quality(stub, self._tokens_model, space, deadline, self._metadata)
+        return server_info(server, models, dimensions, space, quality)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None

@@ -369,7 +369,8 @@ class EmbeddingClient:
             result = self.embed([], timeout=deadline.left())
             dimensions = result.embeddings.shape[1]
         space = _describe.space(stub, self._tokens_model, deadline, self._metadata)
-        return server_info(server, models, dimensions, space)
+        quality = _describe.quality(stub, self._tokens_model, space, deadline, self._metadata)
+        return server_info(server, models, dimensions, space, quality)
 
     def _answers(
         self, call: AnyCall[AnyResult], rows: int | None, metadata: Metadata | None

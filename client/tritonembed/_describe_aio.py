@@ -9,10 +9,12 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2
 
+from tritonembed_protocol.space import has_quality
+
 from ._channel import Pairs
 from ._errors import ModelNotFoundError, TritonEmbedError, UnavailableError
 from ._results import ModelInfo, model_info
-from ._spaces import space_question, space_told
+from ._spaces import quality_question, quality_told, space_question, space_told
 from ._transport_aio import ask
 from .request import Deadline
 
@@ -72,4 +74,14 @@ async def space(stub: Any, tokens_model: str, deadline: Deadline, metadata: Pair
     """The embedding space of the server's vectors; None if it has no model that reports it, or does not answer."""
     with suppress(TritonEmbedError):
         return space_told(await ask(stub.ModelInfer, space_question(tokens_model), deadline.left(), metadata))
+    return None
+
+
+async def quality(stub: Any, tokens_model: str, space: str | None, deadline: Deadline, metadata: Pairs) -> float | None:
+    """What int8 keeps of rankings; None if the space is of another precision, or the server does not report it."""
+    if space is None or not has_quality(space):
+        return None
+    with suppress(TritonEmbedError):
+        question = quality_question(tokens_model, space)
+        return quality_told(await ask(stub.ModelInfer, question, deadline.left(), metadata))
     return None

@@ -83,6 +83,10 @@ class ServerInfo:
     embedding_space: str | None = None
     """The model and the precision of its vectors; None if the server can't report it now."""
 
+    quantization_quality: float | None = None
+    """Of a model that the server quantizes to int8: the part of the ten nearest neighbours of its calibration texts
+    that int8 keeps, from 0 to 1. None of any other model, or if the server can't report it now."""
+
 
 def rows_of(inputs: Iterable[object]) -> int | None:
     """The number of inputs; None if they come one by one, as from a generator."""
@@ -160,9 +164,12 @@ def _joined(before: list[Element] | None, more: list[Element] | None) -> list[El
     return before
 
 
-def server_info(server: Any, models: Iterable[ModelInfo], dimensions: int | None, space: str | None) -> ServerInfo:
-    """ServerInfo of a ServerMetadataResponse, its models, and the dimensions and the space of its vectors."""
-    return ServerInfo(server.name, server.version, tuple(server.extensions), tuple(models), dimensions, space)
+def server_info(
+    server: Any, models: Iterable[ModelInfo], dimensions: int | None, space: str | None, quality: float | None = None
+) -> ServerInfo:
+    """ServerInfo of a ServerMetadataResponse, its models, and what is known of its vectors."""
+    about = server.name, server.version, tuple(server.extensions), tuple(models)
+    return ServerInfo(*about, dimensions, space, quality)
 
 
 def model_info(metadata: Any, config: Any) -> ModelInfo:

@@ -6,6 +6,7 @@ by comparing two strings, and the space of an answer is right even if another mo
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2
 
 from tritonembed_protocol.framing import FramingError, frame, unframe
-from tritonembed_protocol.space import HEADER, SPACE, is_space, of_refusal
+from tritonembed_protocol.space import HEADER, QUALITY, SPACE, is_quality, is_space, of_refusal
 
 from ._errors import InvalidArgumentError, ServerError, TritonEmbedError
 from .request import PROBES, PreparedRequest, contents_of
@@ -120,11 +121,23 @@ class SpaceOfCall:
 
 def space_question(model: str, adapter: str = "") -> Any:
     """The request to a Triton model that reports its space, which it answers without a forward pass."""
-    message = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[frame([PROBES["token_ids"]])])
-    message.inputs.add(name="token_ids", datatype="BYTES", shape=(1, 1))
-    message.outputs.add(name=SPACE)
+    message = _question(model, SPACE)
     if adapter:
         message.parameters[_ADAPTER].string_param = adapter
+    return message
+
+
+def quality_question(model: str, space: str) -> Any:
+    """The request for what int8 keeps. Of several servers behind one address, only those of the space may answer."""
+    message = _question(model, QUALITY)
+    message.parameters[SPACE].string_param = space
+    return message
+
+
+def _question(model: str, output: str) -> Any:
+    message = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[frame([PROBES["token_ids"]])])
+    message.inputs.add(name="token_ids", datatype="BYTES", shape=(1, 1))
+    message.outputs.add(name=output)
     return message
 
 
@@ -136,3 +149,12 @@ def space_told(answer: Any) -> str | None:
     except (ServerError, FramingError, ValueError):
         return None
     return space if is_space(space) else None
+
+
+def quality_told(answer: Any) -> float | None:
+    """The number in an answer to `quality_question`; None if it has none."""
+    try:
+        [found] = struct.unpack("<d", contents_of(answer, [QUALITY])[QUALITY])
+    except (ServerError, struct.error):
+        return None
+    return found if is_quality(found) else None

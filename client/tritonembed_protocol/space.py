@@ -10,6 +10,8 @@ SPACE = "embedding_space"
 """The request's parameter, the parameter in a manager's answers, and the output of `embedder`."""
 HEADER = "x-embedding-space"
 """The space's name as an HTTP header and as gRPC metadata, in both directions."""
+QUALITY = "quantization_quality"
+"""The output of an `embedder` in int8: FP64, the part of the ten nearest of the calibration texts that int8 keeps."""
 
 _REFUSAL = "the vectors here are of the space "
 _REFUSED = re.compile(rf"{_REFUSAL}([0-9A-Za-z._-]{{1,64}}), ")
@@ -19,6 +21,16 @@ _FORM = re.compile(r"[0-9A-Za-z._-]{1,64}")
 def is_space(text: str) -> bool:
     """Whether the text can be a space. Servers send it, and it goes into headers."""
     return _FORM.fullmatch(text) is not None
+
+
+def has_quality(space: str) -> bool:
+    """Whether a server of this space has quantized the model itself, so that it can report the output QUALITY."""
+    return space.endswith("-int8")
+
+
+def is_quality(number: float) -> bool:
+    """Whether the number can be a QUALITY. Servers send it, and it goes into JSON."""
+    return 0 <= number <= 1
 
 
 def model_part(space: str) -> str:

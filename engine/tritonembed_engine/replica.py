@@ -38,7 +38,7 @@ from tritonembed_engine.stub.triton import (
     to_bytes_tensor,
 )
 from tritonembed_engine.token_ids import Spans, TokenIdLimits, TokenIds
-from tritonembed_protocol.space import SPACE, of_adapter
+from tritonembed_protocol.space import QUALITY, SPACE, of_adapter
 from tritonembed_protocol.types import HEALTH_CHECK_ID
 
 if TYPE_CHECKING:
@@ -83,10 +83,15 @@ class Asked:
         return None
 
 
-class _SpaceAlone:
-    """A request of Triton's for the embedding space, which needs no forward pass."""
+_OF_THE_MODEL = {SPACE, QUALITY}
+"""Outputs that are the same for every text."""
+
+
+class _OfTheModel:
+    """A request of Triton's for what the model is, which needs no forward pass."""
 
     def __init__(self, asked: Asked) -> None:
+        self.outputs = asked.outputs
         self.rows = asked.rows
         self.adapter = asked.adapter
 
@@ -99,6 +104,8 @@ class Replica:
     space: str
     spaces: dict[str, str]
     """The spaces of the adapters, by their names."""
+    quality: float | None
+    """The part of the ten nearest of the calibration texts that int8 keeps; None in other precisions."""
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the model onto the device that Triton gave this instance."""
@@ -127,6 +134,8 @@ class Replica:
             announce("reading the model's digest")
             self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
             self.spaces = {name: of_adapter(self.space, digest) for name, digest in digests.items()}
+            # Only the openvino executor quantizes, and has it.
+            self.quality = getattr(self.engine.executor, "quality", None)
             self.prepare()
         self._limits = TokenIdLimits(
             self.files.max_length,
@@ -139,12 +148,10 @@ class Replica:
         labels = {"executor": self.engine.executor.name, "embedding_space": self.space}
         self._caches = self.engine.cache is not None
         names = EMBEDDER_COUNTERS | LOAD_GAUGES | (CACHE_METRICS if self._caches else {})
-        # Only the openvino executor quantizes, and has it.
-        quality = getattr(self.engine.executor, "quality", None)
-        names |= {} if quality is None else QUALITY_METRICS
+        names |= {} if self.quality is None else QUALITY_METRICS
         self._metrics = EngineMetrics(pb_utils, name, names, self._load, **labels)
-        if quality is not None:
-            self._metrics.add(quantization_quality=quality)
+        if self.quality is not None:
+            self._metrics.add(quantization_quality=self.quality)
 
     def prepare(self) -> None:
         """Called once, when the engine is there."""
@@ -179,11 +186,11 @@ class Replica:
         self.engine.close()
         self._metrics.close()
 
-    def _parse(self, request: Any) -> "Asked | _SpaceAlone | Exception":
+    def _parse(self, request: Any) -> "Asked | _OfTheModel | Exception":
         """What the request asks for, or the error that is its answer."""
         try:
             asked = self.ask(request)
-            return _SpaceAlone(asked) if asked.outputs == {SPACE} else asked
+            return _OfTheModel(asked) if asked.outputs and asked.outputs <= _OF_THE_MODEL else asked
         except Exception as error:
             return error
 
@@ -235,19 +242,16 @@ class Replica:
             return None
         return [(salt, skip, ids, adapter) for ids in item.elements]
 
-    def _respond(self, item: "Asked | _SpaceAlone | Exception") -> Any:
+    def _respond(self, item: "Asked | _OfTheModel | Exception") -> Any:
         """The response to one request, whose answer is there or will be."""
         try:
             if isinstance(item, Exception):
                 return self._refuse(item)
-            if isinstance(item, _SpaceAlone):
-                return answer(self._space_tensor(item))
+            if isinstance(item, _OfTheModel):
+                return answer(*self._of_the_model(item))
             # A model that answers without a forward pass has no dense vectors.
             found = np.zeros((item.rows, 0), np.float32) if item.is_known else item.request.result()
-            tensors = self.tensors(item, found)
-            if SPACE in item.outputs:
-                tensors.append(self._space_tensor(item))
-            return answer(*tensors)
+            return answer(*self.tensors(item, found), *self._of_the_model(item))
         except Exception as error:
             return self._refuse(error)
 
@@ -258,8 +262,14 @@ class Replica:
         files_of(self.files, self.adapters, adapter)
         return self.space if adapter is None else self.spaces[adapter]
 
-    def _space_tensor(self, item: "Asked | _SpaceAlone") -> Any:
-        return to_bytes_tensor(SPACE, [self.space_of(item.adapter).encode()] * item.rows)
+    def _of_the_model(self, item: "Asked | _OfTheModel") -> list[Any]:
+        """The tensors of `_OF_THE_MODEL`, as far as they are asked for and known."""
+        tensors = []
+        if SPACE in item.outputs:
+            tensors.append(to_bytes_tensor(SPACE, [self.space_of(item.adapter).encode()] * item.rows))
+        if QUALITY in item.outputs and self.quality is not None:
+            tensors.append(pb_utils.Tensor(QUALITY, np.full((item.rows, 1), self.quality)))
+        return tensors
 
     def _count_batch(self, report: BatchReport) -> None:
         if self._caches:
@@ -294,7 +304,7 @@ class Replica:
         return refusal(error)
 
 
-def _future_of(item: "Asked | _SpaceAlone | Exception") -> "Future[Any]":
+def _future_of(item: "Asked | _OfTheModel | Exception") -> "Future[Any]":
     """Done when the item can be answered: at once if nothing is computed for it."""
     if isinstance(item, Asked) and not item.is_known:
         return item.request.future

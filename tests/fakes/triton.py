@@ -22,7 +22,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from tritonembed_protocol.framing import frame
-from tritonembed_protocol.space import SPACE, of_another_space
+from tritonembed_protocol.space import QUALITY, SPACE, of_another_space
 
 DIMENSIONS = 8
 OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
@@ -104,6 +104,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         """Number of requests that their caller cancelled."""
         self.space = ""
         """Its embedding space; empty: it does not know of spaces. Requests for it are in `calls`, as "space"."""
+        self.quality = b""
+        """The content of the output that says what int8 keeps; empty: it does not know of this output."""
         self.statistics = service_pb2.ModelStatisticsResponse()
         self._released = asyncio.Event()
         self._released.set()
@@ -170,6 +172,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request, context):
         if [output.name for output in request.outputs] == [SPACE]:
             return await self._tell_space(context)
+        if [output.name for output in request.outputs] == [QUALITY]:
+            return await self._tell_quality(context)
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
         self.time_left.append(context.time_remaining())
@@ -220,6 +224,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         response = service_pb2.ModelInferResponse(model_name="embedder")
         response.outputs.add(name=SPACE, datatype="BYTES", shape=(1, 1))
         response.raw_output_contents.append(frame([self.space.encode()]))
+        return response
+
+    async def _tell_quality(self, context):
+        self.calls.append("quality")
+        if not self.quality:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"unexpected inference output '{QUALITY}'")
+        response = service_pb2.ModelInferResponse(model_name="embedder")
+        response.outputs.add(name=QUALITY, datatype="FP64", shape=(1, 1))
+        response.raw_output_contents.append(self.quality)
         return response
 
     async def _count(self, change: int) -> None:

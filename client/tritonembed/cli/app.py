@@ -70,6 +70,8 @@ def _show(server: ServerInfo, target: str, as_json: bool) -> None:
         typer.echo(f"dimensions  {server.dimensions}")
     if server.embedding_space is not None:
         typer.echo(printable(f"space       {server.embedding_space}"))
+    if server.quantization_quality is not None:
+        typer.echo(f"int8        keeps {server.quantization_quality:.4f} of the ten nearest of its calibration texts")
     for model in server.models:
         typer.echo(printable(f"model       {_model(model)}"))
 

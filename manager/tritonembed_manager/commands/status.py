@@ -63,7 +63,13 @@ def table(status: dict[str, Any]) -> "Group":
     models = ", ".join(status.get("models", [status["model"]]))
     head = f"{models}: {status['policy']} over {totals['servers']} servers, {running}"
     warnings = [Text(f"warning: {warning}", style="yellow") for warning in status.get("warnings", ())]
-    lines = [*_of_all(totals), *_versions(status["servers"]), *_spaces(status["servers"]), *reasons]
+    lines = [
+        *_of_all(totals),
+        *_versions(status["servers"]),
+        *_spaces(status["servers"]),
+        *_qualities(status["servers"]),
+        *reasons,
+    ]
     return Group(Text(head), *warnings, rows, *map(Text, lines))
 
 
@@ -89,6 +95,16 @@ def _spaces(servers: list[dict[str, Any]]) -> list[str]:
     if len(having) == 1:
         return [f"embedding space {next(iter(having))}"]
     return [f"embedding space {space}: {', '.join(ids)}" for space, ids in having.items()]
+
+
+def _qualities(servers: list[dict[str, Any]]) -> list[str]:
+    """What int8 keeps, per space: the least, should servers differ (they may have other processors)."""
+    least: dict[str, float] = {}
+    for server in servers:
+        quality = server.get("quantization_quality")
+        if quality is not None:
+            least[server["space"]] = min(quality, least.get(server["space"], 1.0))
+    return [f"{space} keeps {one:.4f} of the ten nearest of the calibration texts" for space, one in least.items()]
 
 
 def _of_all(totals: dict[str, Any]) -> list[str]:

@@ -61,6 +61,8 @@ class ServerView:
     """How often it died or stopped answering while READY."""
     space: str = ""
     """The embedding space of its vectors, by its last check; empty if it does not report it."""
+    quantization_quality: float | None = None
+    """In int8: the part of the ten nearest of the calibration texts that it keeps, as it reported."""
     ensemble: str = FIRST
     """Triton's name of the model. A server with several models has a view for each."""
     dimensions: int = 0

@@ -1,5 +1,6 @@
 """Requests the vectors of fixed sentences from a Triton server. They show its health and its model."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from tritonembed_manager.server.client_tls import ClientTls, open_channel
 from tritonembed_manager.server.repository import ADAPTERS_PARAMETER, LENGTH_PARAMETER, read_digests
 from tritonembed_protocol.framing import HEADER, FramingError, frame, unframe, unframe_vectors
 from tritonembed_protocol.served import FIRST_MODEL, ServedModel
-from tritonembed_protocol.space import SPACE, is_space
+from tritonembed_protocol.space import QUALITY, SPACE, has_quality, is_quality, is_space
 from tritonembed_protocol.status import is_about_models
 from tritonembed_protocol.tls import tls_reason
 from tritonembed_protocol.types import HEALTH_CHECK_ID, MULTI_VECTOR, OUTPUT_TYPES, SPARSE
@@ -39,6 +40,7 @@ QUERY = "which model is it?"
 _LEAST = {"embed": HEADER + 1, "score": 4}
 """Bytes of an answer with one vector or score."""
 _ANY_TOKEN = bytes(4)
+_DOUBLE = 8
 _NONE: Mapping[str, str] = MappingProxyType({})
 _LACKS_OUTPUT = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED)
 """Codes of a server without the model or its output."""
@@ -100,6 +102,12 @@ class Probe(Protocol):
     async def space(self, timeout: float) -> str:
         """The embedding space of the server's vectors; empty if it does not report it. Raises ProbeError."""
 
+    async def quality(self, space: str, timeout: float) -> float | None:
+        """What int8 keeps of rankings (QUALITY); None if it is not in int8 or does not report it. Raises ProbeError.
+
+        space: the server's.
+        """
+
     async def described(self, timeout: float) -> "Described":
         """From the server's configuration."""
 
@@ -152,21 +160,41 @@ class GrpcProbe:
 
     async def space(self, timeout: float) -> str:
         """The embedding space of the server's vectors; empty if it does not report it. Raises ProbeError."""
-        request = _infer_request(self._model.embedder, {"token_ids": [_ANY_TOKEN]}, SPACE, timeout)
+        content = await self._of_the_model(SPACE, timeout)
+        if content is None:
+            return ""
         try:
-            answer = await self._infer(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            if error.code() in _LACKS_OUTPUT or is_about_models(error.details()):
-                return ""
-            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
-        try:
-            [found] = unframe(_content_of(answer, SPACE))
+            [found] = unframe(content)
         except (FramingError, ValueError):
             found = b""
         space = found.decode(errors="replace")
         if not is_space(space):
             raise ProbeError("its embedding space is not a name", answered=True)
         return space
+
+    async def quality(self, space: str, timeout: float) -> float | None:
+        """What int8 keeps of rankings (QUALITY); None if it is not in int8 or does not report it. Raises ProbeError.
+
+        space: the server's.
+        """
+        content = await self._of_the_model(QUALITY, timeout) if has_quality(space) else None
+        if content is None:
+            return None
+        found = float(np.frombuffer(content, "<f8")[0]) if len(content) == _DOUBLE else math.nan
+        if not is_quality(found):
+            raise ProbeError("what its quantization keeps is not a number from 0 to 1", answered=True)
+        return found
+
+    async def _of_the_model(self, output: str, timeout: float) -> bytes | None:
+        """The content of an output that needs no forward pass; None if the server lacks it. Raises ProbeError."""
+        request = _infer_request(self._model.embedder, {"token_ids": [_ANY_TOKEN]}, output, timeout)
+        try:
+            answer = await self._infer(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _LACKS_OUTPUT or is_about_models(error.details()):
+                return None
+            raise _refusal(error.code(), _one_line(error.details()), timeout) from None
+        return _content_of(answer, output)
 
     async def _embed(self, sentences: Sequence[str], timeout: float) -> bytes:
         texts = [sentence.encode() for sentence in sentences]

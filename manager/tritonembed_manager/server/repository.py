@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2
 from tritonembed_manager.errors import StartError
 from tritonembed_manager.server.settings import RenderSettings
 from tritonembed_protocol.served import FIRST_MODEL, FIRST_OF_TASK, ServedModel, Task
+from tritonembed_protocol.space import QUALITY
 
 if TYPE_CHECKING:
     from tritonembed_engine.model.files import ModelFiles
@@ -175,9 +176,11 @@ def _set_tokenizer(config: ModelConfig, settings: RenderSettings) -> None:
 
 
 def _set_embedder(config: ModelConfig, settings: RenderSettings) -> None:
-    """Set the batching of `embedder`, its instances and their devices."""
+    """Set the batching of `embedder`, its instances and their devices, and give it the output that int8 has."""
     groups = model_config_pb2.ModelInstanceGroup
     _set_batching(config, settings)
+    if settings.vllm.get("quantization") == "int8":
+        config.output.add(name=QUALITY, data_type=model_config_pb2.TYPE_FP64, dims=[1])
     del config.instance_group[:]
     if _DEVICES_PARAMETER in config.parameters:
         del config.parameters[_DEVICES_PARAMETER]

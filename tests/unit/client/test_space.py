@@ -1,6 +1,7 @@
 """The embedding space: asked for, told, and never mixed."""
 
 import json
+import struct
 import time
 
 import grpc
@@ -12,7 +13,7 @@ from tritonclient.grpc import service_pb2
 from tritonembed import AsyncEmbeddingClient, EmbeddingClient, EmbeddingResult, InvalidArgumentError, ServerError
 from tritonembed.cli.app import run
 from tritonembed_protocol.framing import frame
-from tritonembed_protocol.space import HEADER, SPACE, of_another_space
+from tritonembed_protocol.space import HEADER, QUALITY, SPACE, of_another_space
 
 
 class Spaces:
@@ -73,6 +74,42 @@ async def test_info_tells_the_space_if_the_server_can(client, server):
         assert (await aclient.info()).embedding_space == "aa-float32"
 
 
+class Quantized(Spaces):
+    """A server that also reports this content about its quantization; None: it has no such output."""
+
+    def __init__(self, space, content):
+        super().__init__(space)
+        self.content = content
+
+    def __call__(self, request, context):
+        if [output.name for output in request.outputs] != [QUALITY]:
+            return super().__call__(request, context)
+        if self.content is None:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "unexpected inference output")
+        assert parameters(request) == {SPACE: self.spaces[0]}
+        response = service_pb2.ModelInferResponse(model_name="embedder", raw_output_contents=[self.content])
+        response.outputs.add(name=QUALITY, datatype="FP64", shape=(1, 1))
+        return response
+
+
+@pytest.mark.parametrize(
+    ("space", "content", "quality"),
+    [
+        ("aa-int8", struct.pack("<d", 0.9831), 0.9831),
+        ("aa-int8", None, None),
+        ("aa-int8", b"0.98", None),
+        ("aa-int8", struct.pack("<d", float("nan")), None),
+        ("aa-float32", struct.pack("<d", 0.9831), None),
+    ],
+)
+async def test_info_tells_what_int8_keeps_and_of_other_precisions_nothing(client, server, space, content, quality):
+    server.tells_its_space = True
+    server.infer = Quantized(space, content)
+    assert (client.info().embedding_space, client.info().quantization_quality) == (space, quality)
+    async with AsyncEmbeddingClient(server.target) as aclient:
+        assert (await aclient.info()).quantization_quality == quality
+
+
 def test_a_result_still_unpacks_into_two():
     assert len(tuple(EmbeddingResult([], [], "aa-float32"))) == 2
 
@@ -86,6 +123,11 @@ def test_the_command_asks_for_a_space_and_shows_it(server, tmp_path, capfd):
     server.tells_its_space = True
     server.infer = Spaces("aa-float32")
     assert "space       aa-float32" in command("info")[1]
+    assert "int8 " not in command("info")[1]
+    server.infer = Quantized("aa-int8", struct.pack("<d", 0.98306))
+    assert "int8        keeps 0.9831 of the ten nearest of its calibration texts\n" in command("info")[1]
+    assert json.loads(command("info", "--json")[1])["quantization_quality"] == 0.98306
+    server.infer = Spaces("aa-float32")
     assert json.loads(command("info", "--json")[1])["embedding_space"] == "aa-float32"
     code, _, err = command("embed", "1", "--embedding-space", "aa-float32", "-o", str(tmp_path / "out.npy"))
     assert (code, "embedding space aa-float32" in err) == (0, True)

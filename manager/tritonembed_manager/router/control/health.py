@@ -246,10 +246,11 @@ class HealthWatch:
         self._alive()
         doubted, self._doubted = self._doubted, False
         try:
-            vectors, space = await self._vectors(), upstream.space
+            vectors, space, quality = await self._vectors(), upstream.space, upstream.quality
             if doubted or upstream.state is not ServerState.READY:
                 # Another server may be at the address by now.
                 space = await self._probe.space(self._settings.timeout)
+                quality = await self._probe.quality(space, self._settings.timeout)
         except ProbeError as error:
             if await self._only_busy(error):
                 upstream.failures = 0
@@ -264,7 +265,7 @@ class HealthWatch:
             upstream.replicas, upstream.max_length = described.replicas, described.max_length
             upstream.adapters = described.adapters
         self._refusals = 0
-        self._registry.answered(upstream, vectors, space)
+        self._registry.answered(upstream, vectors, space, quality)
         if doubted and upstream.state is ServerState.READY:
             self._cleared(upstream.id)
 

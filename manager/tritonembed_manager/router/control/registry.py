@@ -146,6 +146,8 @@ class RegisteredServer:
     """The current step of its start, a better reason than that it does not answer yet."""
     space: str = ""
     """The embedding space of its vectors; empty if it is not known."""
+    quality: float | None = None
+    """What int8 keeps of rankings (`tritonembed_protocol.space.QUALITY`), by its last check."""
     model: ServedModel = FIRST_MODEL
     """Each model of a server with several models is an upstream of its own."""
     version: str = ""
@@ -176,6 +178,7 @@ class RegisteredServer:
             why=self.why,
             deaths=self.deaths,
             space=self.space,
+            quantization_quality=self.quality,
             ensemble=self.model.name,
             dimensions=self.dimensions,
             max_length=self.max_length,
@@ -280,12 +283,17 @@ class UpstreamRegistry:
         upstream.state, upstream.why = state, why
         self._changed()
 
-    def answered(self, upstream: RegisteredServer, vectors: Vectors, space: str = "") -> None:
-        """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown."""
+    def answered(
+        self, upstream: RegisteredServer, vectors: Vectors, space: str = "", quality: float | None = None
+    ) -> None:
+        """A check got vectors for the fixed sentences. space: their embedding space; empty if it is unknown.
+
+        quality: as in `RegisteredServer`.
+        """
         upstream.failures = 0
         dimensions = vectors.shape[1] if upstream.model.task == "embed" else 0
-        if (upstream.space, upstream.dimensions) != (space, dimensions):
-            upstream.space, upstream.dimensions = space, dimensions
+        if (upstream.space, upstream.quality, upstream.dimensions) != (space, quality, dimensions):
+            upstream.space, upstream.quality, upstream.dimensions = space, quality, dimensions
             self._changed()
         answer = Fingerprint(vectors, space, upstream.adapters)
         if upstream.state in (ServerState.DRAINING, ServerState.FAILED, ServerState.UNLOADED):

@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from tritonclient.grpc.model_config_pb2 import ModelInstanceGroup
+from tritonclient.grpc.model_config_pb2 import TYPE_FP64, ModelInstanceGroup
 
 from tritonembed_engine.errors import ModelError
 from tritonembed_engine.settings import read_settings
@@ -135,6 +135,15 @@ def test_the_gate_of_int8_reaches_model_json(tmp_path):
     )
     assert model["vllm"]["quantization"] == "int8"
     assert (model["engine"]["quantization_quality"], model["engine"]["calibration"]) == (0.99, "/data/texts.txt")
+
+
+def test_only_a_server_in_int8_has_an_output_for_what_it_keeps(tmp_path):
+    quality = [("quantization_quality", TYPE_FP64, [1])]
+    for vllm, expected in (({"quantization": "int8"}, quality), ({"quantization": "fp8"}, []), ({}, [])):
+        configs, _ = rendered(tmp_path, vllm=vllm, device="cpu")
+        found = [(one.name, one.data_type, [*one.dims]) for one in configs["embedder"].output]
+        assert [one for one in found if one[0] == "quantization_quality"] == expected
+        assert "quantization_quality" not in [one.name for one in configs["embedding"].output]
 
 
 def test_a_cache_is_off_unless_it_is_given_its_memory(tmp_path):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import struct
 
 import grpc
 import numpy as np
@@ -29,6 +30,7 @@ class Probe:
         self.before_answer = lambda: None
         self.copies = 3
         self.told = "aa-float32"
+        self.kept = None
 
     async def vectors(self, timeout):
         self.asked += 1
@@ -39,6 +41,10 @@ class Probe:
 
     async def space(self, timeout):
         return self.told
+
+    async def quality(self, space, timeout):
+        assert space == self.told
+        return self.kept
 
     async def described(self, timeout):
         return Described(self.copies, 512)
@@ -343,4 +349,38 @@ async def test_a_space_that_cannot_be_a_header_is_a_failed_check(space):
         probe = GrpcProbe(fake.address)
         with pytest.raises(ProbeError, match="its embedding space is not a name"):
             await probe.space(5)
+        await probe.close()
+
+
+async def test_what_int8_keeps_is_read_with_the_space_and_ends_with_it():
+    case = Case()
+    case.probe.told, case.probe.kept = "aa-int8", 0.9831
+    await case.watch.check()
+    assert case.upstream.view().to_json()["quantization_quality"] == 0.9831
+    case.probe.told, case.probe.kept = "aa-16bit", None
+    case.watch.check_now()
+    await case.watch.check()
+    assert (case.upstream.view().space, case.upstream.view().quantization_quality) == ("aa-16bit", None)
+
+
+@pytest.mark.parametrize(
+    ("space", "content", "found"),
+    [("aa-int8", struct.pack("<d", 0.9831), 0.9831), ("aa-int8", b"", None), ("aa-float32", b"is not asked", None)],
+)
+async def test_a_server_in_int8_tells_what_it_keeps_or_does_not_know_of_it(space, content, found):
+    async with FakeTriton() as fake:
+        fake.quality = content
+        probe = GrpcProbe(fake.address)
+        assert await probe.quality(space, 5) == found
+        assert fake.calls.count("quality") == (space == "aa-int8")
+        await probe.close()
+
+
+@pytest.mark.parametrize("content", [b"0.98", struct.pack("<d", 1.5), struct.pack("<d", float("nan")), bytes(16)])
+async def test_what_can_not_be_a_share_is_a_failed_check(content):
+    async with FakeTriton() as fake:
+        fake.quality = content
+        probe = GrpcProbe(fake.address)
+        with pytest.raises(ProbeError, match=r"^what its quantization keeps is not a number from 0 to 1$"):
+            await probe.quality("aa-int8", 5)
         await probe.close()

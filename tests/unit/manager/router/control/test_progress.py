@@ -44,6 +44,9 @@ class Case:
     async def space(self, _timeout):
         return ""
 
+    async def quality(self, _space, _timeout):
+        return None
+
     async def described(self, _timeout):
         return Described()
 
