@@ -68,18 +68,29 @@ def quantized_of(
 @contextlib.contextmanager
 def _kept(key: str, what: str, make: Callable[[Path], None]) -> Iterator[Path]:
     """The folder in the cache if it is whole, else a folder that `make` fills. what: "converted" or "quantized"."""
-    cache = cache_folder("openvino")
-    if cache is None:
-        logger.warning("the %s model is not cached: no cache folder is writable (XDG_CACHE_HOME)", what)
-        with tempfile.TemporaryDirectory() as temporary:
-            _make(Path(temporary), what, make)
-            yield Path(temporary)
+    cache, reason = cache_folder("openvino"), "no cache folder is writable (XDG_CACHE_HOME)"
+    place = None
+    if cache is not None:
+        try:
+            place = _cached(cache, key, what, make)
+        except OSError as error:
+            reason = f"the cache folder can't be used ({type(error).__name__})"
+    if place is not None:
+        yield place
         return
+    logger.warning("the %s model is not cached: %s", what, reason)
+    with tempfile.TemporaryDirectory() as temporary:
+        _make(Path(temporary), what, make)
+        yield Path(temporary)
+
+
+def _cached(cache: Path, key: str, what: str, make: Callable[[Path], None]) -> Path:
+    """The folder in the cache, whole. Raises OSError if there is no way to write it."""
     place = cache / key
     with turn(cache / f"{key}.lock", f"waiting: another replica makes the {what} model"):
         if place.exists() and not _is_whole(place):
             logger.warning("the %s model in the cache is broken: it is %s again", what, what)
-            shutil.rmtree(place)
+            _remove(place)
         if not place.exists():
             # A rename, so that the folder is whole or absent. Only this user can read it.
             part = Path(tempfile.mkdtemp(prefix=f".{key}.", dir=cache))
@@ -88,7 +99,14 @@ def _kept(key: str, what: str, make: Callable[[Path], None]) -> Iterator[Path]:
                 part.rename(place)
             finally:
                 shutil.rmtree(part, ignore_errors=True)
-    yield place
+    return place
+
+
+def _remove(place: Path) -> None:
+    if place.is_dir():
+        shutil.rmtree(place)
+    else:
+        place.unlink()
 
 
 def _make(folder: Path, what: str, make: Callable[[Path], None]) -> None:

@@ -1,6 +1,7 @@
 """The openvino executor gives sentence-transformers' vectors, or another executor serves and the log has the reason."""
 
 import json
+import shutil
 import stat
 import sys
 from collections.abc import Mapping
@@ -141,10 +142,22 @@ def test_a_second_start_reads_the_cache_and_a_broken_one_is_made_again(
     (again / openvino_graphs.MANIFEST).unlink()
     with graphs_of(settings, files):
         pass
-    assert len(made) == 3
-    assert caplog.text.count("the converted model in the cache is broken: it is converted again") == 2
+    shutil.rmtree(again)
+    again.write_text("a file instead of a folder")
+    with graphs_of(settings, files):
+        pass
+    assert len(made) == 4
+    assert caplog.text.count("the converted model in the cache is broken: it is converted again") == 3
     # Nothing is left of the parts.
     assert [one.name for one in cache.iterdir() if one.is_dir()] == [place.name]
+
+    # A cache that can't be locked is left alone.
+    (cache / f"{place.name}.lock").unlink()
+    (cache / f"{place.name}.lock").mkdir()
+    with graphs_of(settings, files) as elsewhere:
+        assert (elsewhere / "states.xml").read_text() == "graph"
+    assert not elsewhere.exists()
+    assert "the converted model is not cached: the cache folder can't be used (IsADirectoryError)" in caplog.text
 
 
 def test_a_failed_conversion_leaves_nothing_and_is_the_reason(
