@@ -83,7 +83,7 @@ demo: setup  ## start a server, show the sentences nearest to a few queries or t
 bench: setup  ## speed and memory as ratios to other systems on this machine
 	$(BIN)/python -m tritonembed_perf.scripts.bench full $(ARGS)
 
-bench-quick: setup  ## ratios to sentence-transformers in three minutes; fails if they dropped by a fifth
+bench-quick: setup  ## ratios to sentence-transformers in four minutes; fails if they dropped by a fifth
 	$(BIN)/python -m tritonembed_perf.scripts.bench quick $(ARGS)
 
 chaos: setup  ## a minute of kills and hostile requests while clients check every vector; ARGS="--minutes 30 --out report.json"

@@ -1,11 +1,13 @@
 """The ensemble through a real Triton server against sentence-transformers in this process: `make bench`, `bench-quick`.
 
     python -m tritonembed_perf.scripts.bench full [--rounds 5] [--json FILE] [-- replica options]
-    python -m tritonembed_perf.scripts.bench quick [--update] [--limit SECONDS]
+    python -m tritonembed_perf.scripts.bench quick [--update] [--limit SECONDS] [--forward-only]
 
 On BERT of 6 layers x 384 with random weights, in turn, on the same requests. `full` also measures the tokenizer stage
-against `tokenizers` called directly, and memory over 10,000 requests. `quick` compares its ratios with those committed
-for this kind of machine: exit code 1 if one is more than 20 % lower.
+against `tokenizers` called directly, and memory over 10,000 requests. `quick` also measures the openvino executor's
+forward in every precision of the processor, on one thread, in CPU seconds (`per_core`): other work on the machine
+changes these ratios little. It compares all of its ratios with those committed for this kind of machine: exit code 1 if
+one is more than 20 % lower.
 
 A ratio of two programs depends on the processor: its matrix instructions, its caches, the number of cores. A figure of
 another kind of machine says nothing about a change of the code.
@@ -26,8 +28,10 @@ from tokenizers import Tokenizer
 from typer import Option
 
 from tritonembed_engine.engine import REST_AFTER_S
+from tritonembed_engine.executors.loading import reason_against_bfloat16, reason_against_int8
 from tritonembed_engine.model.files import ModelFiles, read_model_files
 from tritonembed_engine.parameters import DEFAULTS
+from tritonembed_engine.settings import ModelSettings
 from tritonembed_engine.tokenizing.text_tokenizer import TextTokenizer
 from tritonembed_manager.tune.loadgen.clients import TIMEOUT_S, run_clients
 from tritonembed_manager.tune.loadgen.load import GrpcSender, Load, Work, encode_request
@@ -39,6 +43,7 @@ from tritonembed_perf.loadgen.requests import PooledRequest, make_requests
 from tritonembed_perf.models import cached_preset
 from tritonembed_perf.options import run_script
 from tritonembed_perf.reports import describe_environment
+from tritonembed_perf.scripts.per_core import PEER, compare
 from tritonembed_perf.server import RunningServer, running_server, server_memory_mib
 
 MODEL = "bert-6x384"
@@ -49,6 +54,13 @@ QUICK_SERVER = ("--device", "cpu", "--dtype", "float32", "--no-reference")
 
 MOST_ROUNDS, FEWEST_ROUNDS = 5, 2
 """Of `quick`. A single round can't show whether it was disturbed, so there are two even if the time is over."""
+
+FORWARD = "64x50"
+"""Sentences and tokens, as `per_core` has them."""
+
+FORWARD_ROUNDS = 5
+ANY_QUALITY = 0.01
+"""int8's gate: random weights keep fewer of the ten nearest than a model, and these figures are of speed alone."""
 
 WARM_UP_S = 0.5
 TEXTS = 512
@@ -78,25 +90,60 @@ def quick(
     context: typer.Context,
     update: Annotated[bool, Option("--update", help="Write the ratios as this machine's baseline.")] = False,
     limit: Annotated[float, Option(help="Seconds; fewer rounds if they are short.")] = 150.0,
+    forward_only: Annotated[
+        bool, Option("--forward-only", help="Leave out the server, whose ratios mean nothing on a busy machine.")
+    ] = False,
 ) -> dict[str, Any]:
     """Against sentence-transformers; fails if the ratios have dropped."""
     began = time.monotonic()
     folder = str(cached_preset(MODEL))
+    rows = [] if forward_only else server_rows(folder, context.args, began, limit)
+    rows += per_core_rows(folder)
+    print(f"{time.monotonic() - began:.0f} s")
+    environment = describe_environment(["python", "-m", "tritonembed_perf.scripts.bench", "quick"])
+    conclude(environment, rows, update, BASELINES)
+    return {"rows": rows}
+
+
+def server_rows(folder: str, options: Sequence[str], began: float, limit: float) -> list[dict[str, Any]]:
+    """A row for each load. options: more of the server's. began: on the monotonic clock; limit: in seconds."""
     rows = []
     with ThreadPoolExecutor(1) as pool:
         # The peer is loaded while the server starts.
         loading = pool.submit(Peer.load, folder, "float32")
-        with running_server(folder, [*QUICK_SERVER, *context.args]) as server:
+        with running_server(folder, [*QUICK_SERVER, *options]) as server:
             peer = loading.result()
             for number, load in enumerate(LOADS):
                 now = time.monotonic()
                 until = now + (began + limit - now) / (len(LOADS) - number)
                 # Other work on the machine makes rounds slower, never faster: the best round was disturbed least.
                 rows.append(measure_both(server.target, peer, load, rounds_until(until), max, QUICK_SECONDS, "float32"))
-    print(f"{time.monotonic() - began:.0f} s")
-    environment = describe_environment(["python", "-m", "tritonembed_perf.scripts.bench", "quick"])
-    conclude(environment, rows, update, BASELINES)
-    return {"rows": rows}
+    return rows
+
+
+def per_core_rows(folder: str) -> list[dict[str, Any]]:
+    """A row for each precision in which the openvino executor can compute here: both sides in one CPU second."""
+    settings = {
+        precision: ModelSettings.model_validate({"model": folder, "vllm": {argument: precision}})
+        for precision, argument in (("float32", "dtype"), ("bfloat16", "dtype"), ("int8", "quantization"))
+    }
+    files = read_model_files(folder)
+    systems = {
+        precision: "openvino" if precision == "float32" else f"openvino-{precision}"
+        for precision, one in settings.items()
+        if not (reason_against_bfloat16(one) or reason_against_int8(one, files, "cpu"))
+    }
+    found = compare(folder, [FORWARD], FORWARD_ROUNDS, [PEER, *systems.values()], ANY_QUALITY)
+    rates = {row["system"]: row for row in found}
+    return [
+        {
+            "load": f"{FORWARD}, forward, {precision}",
+            "ours": rates[system]["rates"],
+            "sentence_transformers": rates[PEER]["rates"],
+            "ratio": rates[system]["per_cpu_second"] / rates[PEER]["per_cpu_second"],
+        }
+        for precision, system in systems.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -234,7 +281,7 @@ UNEVEN = 0.10
 
 
 def conclude(environment: Mapping[str, Any], rows: list[dict[str, Any]], update: bool, path: Path) -> None:
-    """Print what the ratios mean, or store them in the place of older ones of this kind of machine.
+    """Print what the ratios mean, or store them in the place of older ones of the same loads and kind of machine.
 
     environment: as `describe_environment` returns it. Raises BenchError for a drop, and for rounds of a busy machine
     that would be stored.
@@ -249,7 +296,10 @@ def conclude(environment: Mapping[str, Any], rows: list[dict[str, Any]], update:
     if update:
         if uneven:
             raise BenchError(f"nothing is written to {path.name}: measure again on a quiet machine")
-        known[kind] = {**environment, "ratios": ratios, "rows": rows}
+        old = known.get(kind, {"ratios": {}, "rows": []})
+        kept = [{"when": old.get("when"), **row} for row in old["rows"] if row["load"] not in ratios]
+        dated = [{"when": environment.get("when"), **row} for row in rows]
+        known[kind] = {**environment, "ratios": old["ratios"] | ratios, "rows": [*kept, *dated]}
         path.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
         print(f"wrote the baseline of {kind} to {path.name}")
     elif kind not in known:

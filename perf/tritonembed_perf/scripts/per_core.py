@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
 from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,12 +51,20 @@ def measure(
     shapes: Annotated[str, Option(help="SENTENCESxTOKENS, with commas.")] = "64x50,1x50",
     rounds: Annotated[int, Option(min=1, help="Rounds of all systems in turn; medians count.")] = 7,
     systems: Annotated[str, Option(help="Names of systems, with commas.")] = ",".join(SYSTEMS),
+    quality: Annotated[float, Option(help="int8's gate (--quantization-quality of the manager).")] = 0.98,
 ) -> dict[str, Any]:
     """Compare the systems."""
+    return {"rows": compare(model, shapes.split(","), rounds, systems.split(","), quality)}
+
+
+def compare(
+    model: str, shapes: Sequence[str], rounds: int, systems: Sequence[str], quality: float
+) -> list[dict[str, Any]]:
+    """A row for each shape and system. quality: int8's gate, which random weights may miss. Raises BenchError."""
     rows = []
     with ExitStack() as stack:
-        running = {name: stack.enter_context(System(name, model)) for name in systems.split(",")}
-        for shape in shapes.split(","):
+        running = {name: stack.enter_context(System(name, model, quality)) for name in systems}
+        for shape in shapes:
             sentences, tokens = map(int, shape.split("x"))
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in running}
             for _ in range(rounds + 1):
@@ -67,7 +76,7 @@ def measure(
                 print(f"{shape:7} {name:32} {row['per_cpu_second']:8.1f} sentences per CPU second", flush=True)
             if PEER in found:
                 _print_ratios(shape, rows)
-    return {"rows": rows}
+    return rows
 
 
 def _row(
@@ -105,9 +114,10 @@ def _print_ratios(shape: str, rows: list[dict[str, Any]]) -> None:
 class System:
     """A process that computes a batch per line of its input."""
 
-    def __init__(self, name: str, model: str) -> None:
+    def __init__(self, name: str, model: str, quality: float) -> None:
         self._name = name
-        command = [sys.executable, "-m", "tritonembed_perf.scripts.per_core", "system", model, "--name", name]
+        module = [sys.executable, "-m", "tritonembed_perf.scripts.per_core", "system", model]
+        command = [*module, "--name", name, "--quality", str(quality)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -137,6 +147,7 @@ def system(
     model: Model,
     context: typer.Context,  # noqa: ARG001
     name: Annotated[str, Option()] = PEER,
+    quality: Annotated[float, Option()] = 0.98,
 ) -> dict[str, Any]:
     """One system; `measure` starts it."""
     kind, precision = parts_of(name)
@@ -145,7 +156,7 @@ def system(
     elif kind == ONNX:
         compute = _onnxruntime(model, precision)
     else:
-        compute = _executor(model, kind, precision)
+        compute = _executor(model, kind, precision, quality)
     for line in sys.stdin:
         sentences, tokens = map(int, line.split())
         ids = np.random.default_rng(0).integers(1000, 20_000, (sentences, tokens))
@@ -160,7 +171,7 @@ def system(
     return {}
 
 
-def _executor(model: str, name: str, precision: str) -> "Compute":
+def _executor(model: str, name: str, precision: str, quality: float) -> "Compute":
     from tritonembed_engine.stub.process import prepare_process
 
     prepare_process(None)
@@ -169,7 +180,7 @@ def _executor(model: str, name: str, precision: str) -> "Compute":
     from tritonembed_engine.settings import ModelSettings
     from tritonembed_engine.token_ids import TokenIds
 
-    engine = {"executor": name, "reference": "off"}
+    engine = {"executor": name, "reference": "off", "quantization_quality": quality}
     # int8 leaves the type of what it does not quantize to the executor.
     vllm = {"quantization" if precision == "int8" else "dtype": precision}
     settings = ModelSettings.model_validate({"model": model, "vllm": vllm, "engine": engine})

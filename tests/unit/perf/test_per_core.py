@@ -16,7 +16,7 @@ class FakeSystem:
     vectors: ClassVar = {"openvino": [[1.0, 0.0]], "wrong": [[0.0, 1.0]]}
     seconds: ClassVar = {"openvino": 0.5, "wrong": 0.1, "sentence-transformers": 2.0}
 
-    def __init__(self, name: str, _: str) -> None:
+    def __init__(self, name: str, _: str, quality: float) -> None:
         self._name, self._turns = name, 0
 
     def __enter__(self) -> "FakeSystem":

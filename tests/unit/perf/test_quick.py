@@ -5,8 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.models import ModelShelf
 
+from tritonembed_engine.executors import loading
 from tritonembed_perf.failures import BenchError
+from tritonembed_perf.scripts import bench
 from tritonembed_perf.scripts.bench import BASELINES, conclude, find_drops, rounds_until, uneven_rounds
 
 ROWS = [
@@ -60,6 +63,15 @@ def test_baselines_of_other_machines_are_kept(tmp_path: Path) -> None:
     assert list(json.loads(path.read_text())) == ["one, 2 cores", "two, 2 cores"]
 
 
+def test_loads_that_were_not_measured_keep_their_baseline_and_its_date(tmp_path: Path) -> None:
+    path = tmp_path / "baseline.json"
+    conclude(environment() | {"when": "monday"}, ROWS, True, path)
+    conclude(environment() | {"when": "friday"}, [ROWS[1] | {"ratio": 3.5}], True, path)
+    [found] = json.loads(path.read_text()).values()
+    assert found["ratios"] == {"50x64@4": 2.0, "50x1@16": 3.5}
+    assert [(row["load"], row["when"]) for row in found["rows"]] == [("50x64@4", "monday"), ("50x1@16", "friday")]
+
+
 def test_figures_of_a_busy_machine_are_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     busy = [ROWS[0] | {"sentence_transformers": [4.0, 40.0, 52.0]}, ROWS[1]]
     bearable = [ROWS[0] | {"sentence_transformers": [4.0, 50.0, 52.0]}, ROWS[1]]
@@ -84,6 +96,32 @@ def test_rounds_end_in_time_and_are_never_fewer_than_two(monkeypatch: pytest.Mon
         return done
 
     assert [run(until) for until in (1000.0, 139.0, 140.0, 100.0)] == [5, 3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("flags", "precisions"),
+    [
+        ("avx512_vnni avx512_bf16", ["float32", "bfloat16", "int8"]),
+        ("avx512_vnni", ["float32", "int8"]),
+        ("avx2", ["float32"]),
+    ],
+)
+def test_forwards_are_measured_in_the_precisions_of_the_processor(
+    flags: str, precisions: list[str], shelf: ModelShelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measured(_: str, shapes: list[str], rounds: int, systems: list[str], quality: float) -> list[dict[str, Any]]:
+        # A system is 10 sentences faster than the one before it.
+        speeds = {name: 10.0 * number for number, name in enumerate(systems, 1)}
+        return [{"system": name, "per_cpu_second": one, "rates": [one] * rounds} for name, one in speeds.items()]
+
+    (tmp_path / "cpuinfo").write_text(f"flags : fpu {flags}\n")
+    monkeypatch.setattr(loading, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(bench, "compare", measured)
+    found = bench.per_core_rows(str(shelf("bert")))
+    assert [row["load"] for row in found] == [f"64x50, forward, {precision}" for precision in precisions]
+    assert [row["ratio"] for row in found] == [2.0, 3.0, 4.0][: len(precisions)]
+    assert find_drops({row["load"]: row["ratio"] * 0.75 for row in found}, {found[-1]["load"]: found[-1]["ratio"]})
+    assert uneven_rounds(found) == []
 
 
 def test_committed_baselines_are_of_quiet_machines() -> None:
