@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BERT_TOKENIZER = Path(__file__).parent / "data" / "bert-base-uncased" / "tokenizer.json"
 BERT_SHAPES: dict[str, dict[str, Any]] = {
     "bert-6x384": {"layers": 6, "hidden": 384, "heads": 12, "intermediate": 1536},
+    "bert-12x384-calm": {"layers": 12, "hidden": 384, "heads": 12, "intermediate": 1536, "weight_std": 0.02},
     "bert-base": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072},
     "bert-base-calm": {"layers": 12, "hidden": 768, "heads": 12, "intermediate": 3072, "weight_std": 0.02},
 }
