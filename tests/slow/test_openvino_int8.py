@@ -59,7 +59,7 @@ def test_minilm_keeps_the_nearest_of_texts_that_it_was_not_calibrated_with(
 def test_info_status_and_metrics_tell_what_int8_keeps(shelf: ModelShelf, tmp_path: Path) -> None:
     texts = tmp_path / "texts"
     texts.write_text("\n".join(f"railway company number {n} has {n * n} ends" for n in range(110)))
-    gate = [f"--calibration={texts}", "--quantization-quality=0.5"]
+    gate = [f"--calibration={texts}", "--quantization-quality=0.5", "--no-reference"]
     options = ["--device=cpu", "--num-replicas=1", "--tokenizer-instances=1", "--quantization=int8", *gate]
     with serving("--model", shelf("bert-calm"), *options, XDG_CACHE_HOME=str(tmp_path)) as manager:
         [quality] = [server["quantization_quality"] for server in manager.status()["servers"]]
