@@ -266,6 +266,17 @@ def test_a_mig_slice_takes_the_place_of_a_gpu():
     assert not any("gpu" in name for name in container(render(example("cpu-only")), "server")["resources"]["limits"])
 
 
+def test_replicas_share_a_gpu_and_tensors_are_in_memory():
+    manifests = render({**MODEL, "server": {"sharedMemory": "2Gi"}})
+    volumes = {one["name"]: one for one in pod(manifests, "server")["spec"]["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in container(manifests, "server")["volumeMounts"]}
+    assert volumes[mounts["/dev/shm"]]["emptyDir"] == {"medium": "Memory", "sizeLimit": "2Gi"}
+    assert option(manifests, "server", "--replicas") == "2"
+    assert "--no-mps" not in container(manifests, "server")["args"]
+    without = render({**MODEL, "server": {"mps": False}})
+    assert "--no-mps" in container(without, "server")["args"]
+
+
 def test_tenants_become_a_secret_that_the_manager_reads():
     tenant = {"name": "search", "keys": [{"sha256": "3f" * 32}], "tokens_per_minute": 1000}
     manifests = render({**MODEL, "tenants": {"list": [tenant]}})
