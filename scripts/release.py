@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import urllib.parse
 import zipfile
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -23,9 +24,12 @@ from typing import Any
 import tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCKS = ("cpu", "cuda")
+LOCKS = {"cpu": ("torch-cpu", "cpu"), "cuda": ("cuda",)}
+"""The files of a lock. Beside torch-cpu.lock, torch is in the head of cuda.lock."""
 _PIN = re.compile(
-    r"^(?P<name>[\w.-]+)(\[[\w,-]*\])?==(?P<version>\S+) --hash=sha256:(?P<hash>[0-9a-f]{64})", re.MULTILINE
+    r"^(?:#   pip install )?(?P<name>[\w.-]+)(\[[\w,-]*\])?==(?P<version>\S+) "
+    r"--(?:hash=sha256:(?P<hash>[0-9a-f]{64})|index-url )",
+    re.MULTILINE,
 )
 _ALLOWED = re.compile(
     r"BSD|\b(Apache|MIT|ISC|PSF|Python Software Foundation|MPL|Mozilla|Unlicense|ZPL|Zlib|HPND|CC0|CNRI|NCSA|Boost)",
@@ -73,10 +77,10 @@ def check_metadata(text: str, project: dict[str, Any]) -> list[str]:
     return faults
 
 
-def pins(lock: str) -> list[dict[str, str]]:
-    """Name, version and SHA-256 of each package in a lock."""
-    text = (ROOT / "requirements" / f"{lock}.lock").read_text(encoding="utf-8")
-    return [found.groupdict() for found in _PIN.finditer(text)]
+def pins(lock: str) -> list[dict[str, Any]]:
+    """Name, version and SHA-256 of each package that a lock installs; the hash is None for the torch of cuda.lock."""
+    texts = [(ROOT / "requirements" / f"{file}.lock").read_text(encoding="utf-8") for file in LOCKS[lock]]
+    return [found.groupdict() for text in texts for found in _PIN.finditer(text)]
 
 
 def licence(name: str) -> str | None:
@@ -107,14 +111,17 @@ def bill(lock: str, version: str) -> dict[str, Any]:
     components = []
     for pin in pins(lock):
         said = licence(pin["name"])
-        component = {
+        component: dict[str, Any] = {
             "type": "library",
             "name": pin["name"],
             "version": pin["version"],
-            "purl": f"pkg:pypi/{pin['name'].lower()}@{pin['version']}",
-            "hashes": [{"alg": "SHA-256", "content": pin["hash"]}],
+            "purl": f"pkg:pypi/{pin['name'].lower()}@{urllib.parse.quote(pin['version'])}",
         }
-        components.append(component | ({"licenses": [{"license": {"name": said}}]} if said else {}))
+        if pin["hash"] is not None:
+            component["hashes"] = [{"alg": "SHA-256", "content": pin["hash"]}]
+        if said:
+            component["licenses"] = [{"license": {"name": said}}]
+        components.append(component)
     product = {"type": "application", "name": "tritonembed", "version": version}
     return {
         "bomFormat": "CycloneDX",

@@ -87,7 +87,16 @@ def test_a_bill_of_materials_names_every_package_with_its_hash():
     assert vllm["purl"] == f"pkg:pypi/vllm@{vllm['version']}"
     assert len(vllm["hashes"][0]["content"]) == 64
     lines = (ROOT / "requirements" / "cuda.lock").read_text(encoding="utf-8").splitlines()
-    assert len(bill["components"]) == len([line for line in lines if line and not line.startswith("#")])
+    # And torch, whose command is in the lock's head.
+    assert len(bill["components"]) == len([line for line in lines if line and not line.startswith("#")]) + 1
+
+
+@pytest.mark.parametrize(("lock", "purl"), [("cpu", "torch@2.13.0%2Bcpu"), ("cuda", "torch@2.11.0")])
+def test_a_bill_of_materials_has_torch_which_no_list_of_packages_has(lock, purl):
+    (torch,) = [one for one in release.bill(lock, "1.0.0")["components"] if one["name"] == "torch"]
+    assert torch["purl"] == f"pkg:pypi/{purl}"
+    # The build for CUDA comes from an index whose hash the lock does not know.
+    assert ("hashes" in torch) == (lock == "cpu")
 
 
 def test_the_chart_has_the_version_of_the_project():
