@@ -18,6 +18,9 @@
 
 ARG DEBIAN_IMAGE=debian:bookworm-slim
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.07-py3
+# For the labels; REVISION is the commit that is built: --build-arg REVISION=$(git rev-parse HEAD).
+ARG VERSION=0.2.0
+ARG REVISION=""
 
 # hadolint ignore=DL3006
 FROM ${DEBIAN_IMAGE} AS python
@@ -49,8 +52,12 @@ ENV PATH=/opt/tritonembed/bin:$PATH PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /home/tritonembed
 EXPOSE 50050 8080
+ARG VERSION
+ARG REVISION
 LABEL org.opencontainers.image.title="tritonembed-manager" \
       org.opencontainers.image.description="One endpoint over many servers of text embeddings" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # An inference through the manager.
 HEALTHCHECK --start-period=15m --interval=10s --timeout=10s --retries=3 \
@@ -83,8 +90,12 @@ USER 10001
 WORKDIR /cache
 VOLUME /cache
 EXPOSE 50051
+ARG VERSION
+ARG REVISION
 LABEL org.opencontainers.image.title="tritonembed-cpu" \
       org.opencontainers.image.description="A Triton server of text embeddings, on a CPU" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 HEALTHCHECK --start-period=15m --interval=10s --timeout=10s --retries=3 \
     CMD ["tritonembed", "health", "--port", "50051"]
@@ -112,8 +123,12 @@ WORKDIR /cache
 VOLUME /cache
 # Its HTTP and metrics listen in the container alone, unless --http-host and --metrics-host say otherwise.
 EXPOSE 50051
+ARG VERSION
+ARG REVISION
 LABEL org.opencontainers.image.title="tritonembed" \
       org.opencontainers.image.description="A Triton server of text embeddings, on GPUs" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}" \
       org.opencontainers.image.licenses="Apache-2.0"
 # Triton calls itself ready when a python process of it has died: only an inference tells.
 HEALTHCHECK --start-period=15m --interval=10s --timeout=10s --retries=3 \

@@ -7,6 +7,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import tomllib
 from tests.deploy.charts import ROOT
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -18,15 +19,33 @@ def test_hadolint_finds_nothing():
     assert (done.returncode, done.stdout) == (0, "")
 
 
+def stages() -> dict[str, str]:
+    """The text of each stage."""
+    texts = re.split(r"^FROM ", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    return {found[1]: text for text in texts if (found := re.match(r".* AS ([\w-]+)\n", text))}
+
+
 def test_no_image_runs_as_root_and_each_checks_an_inference():
-    stages = re.split(r"^FROM ", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
-    targets = {found[1]: text for text in stages if (found := re.match(r".* AS ([\w-]+)\n", text))}
+    targets = stages()
     assert set(targets) == {"python", "wheel", "manager", "cpu", "server"}
     for name in ("manager", "cpu", "server"):
         # USER is the last of them, so nothing after it runs as root.
         assert re.search(r"\nUSER 10001\n(?!.*\n(?:RUN|COPY|USER) )", targets[name], re.DOTALL), name
         (command,) = re.findall(r"HEALTHCHECK .*\\\n +CMD (.*)", targets[name])
         assert command.startswith('["tritonembed", "health"'), name
+
+
+def test_the_labels_of_each_image_name_what_is_in_it():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nARG VERSION={version}\n" in DOCKERFILE.read_text(encoding="utf-8")
+    for name, image in (("manager", "tritonembed-manager"), ("cpu", "tritonembed-cpu"), ("server", "tritonembed")):
+        (text,) = re.findall(
+            r"^ARG VERSION\nARG REVISION\nLABEL (.*?[^\\])\n", stages()[name], re.MULTILINE | re.DOTALL
+        )
+        labels = dict(re.findall(r'org\.opencontainers\.image\.(\w+)="(.*?)"', text))
+        assert labels.pop("description")
+        expected = {"title": image, "version": "${VERSION}", "revision": "${REVISION}", "licenses": "Apache-2.0"}
+        assert labels == expected
 
 
 def test_what_is_copied_into_images_is_in_the_context():
