@@ -17,7 +17,7 @@ _PREFIX = "base_model.model."
 
 
 def merge_adapter(model: torch.nn.Module, adapter: AdapterFiles) -> None:
-    """Change the weights of a model of transformers. Raises ModelError if it lacks one of the adapter's layers."""
+    """Merge the adapter with transformers' model. Raises ModelError if the model lacks one of the adapter's layers."""
     file = next(file for file in sorted(adapter.folder.glob("adapter_model.*"), reverse=True))
     tensors = {name.removeprefix(_PREFIX): tensor.float().numpy() for name, tensor in tensors_of(file)}
     parameters = dict(model.named_parameters())
@@ -47,7 +47,7 @@ def merge_adapter(model: torch.nn.Module, adapter: AdapterFiles) -> None:
 
 
 def jina_v3_oracle(folder: Path, task: str | None) -> Any:
-    """jina-embeddings-v3 in transformers' own class, float32, merged with a task's adapter; None: the base model."""
+    """jina-embeddings-v3 in transformers' own class, float32. task: merge this task's adapter; None: the base model."""
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
     config = read_object(folder / "config.json")

@@ -16,10 +16,10 @@ from tritonembed_protocol.types import OUTPUTS
 Vectors = npt.NDArray[np.float32]
 
 UNREADABLE = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile)
-"""Exceptions of `numpy.load` and of reading its arrays, for another kind of file or a truncated one."""
+"""Exceptions of `numpy.load` and of reading its arrays if the file is of another kind or truncated."""
 
 LENGTHS = (2, 3, 7, 16, 17, 33, 50, 64, 65, 100, 128, 129, 200, 350, 512)
-"""Tokens: both sides of the lengths that attention and the CUDA graphs distinguish, up to 512."""
+"""Tokens per case: both sides of the lengths at which attention or the CUDA graph changes, up to 512."""
 
 LONGEST = 2048
 """Tokens of a longer case, if the model accepts that many."""
@@ -47,19 +47,19 @@ TEXTS = {
     "one long word": "antidisestablishmentarianism" * 5,
     "repeated": "spam " * 40,
 }
-"""Texts by name. The odd texts are those in which tokenizers and positions differ."""
+"""Texts by name. The odd texts show differences between tokenizers and between positions."""
 
 LONG_TEXT = " ".join(
     f"{word} {n}" for n, word in enumerate(["river", "engine", "Montag", "café", "quiet", "7th"] * 600)
 )
-"""A text over every model's maximum; also cut to each of LENGTHS."""
+"""A text that is longer than every model's maximum. Cut to each of LENGTHS, it gives further cases."""
 
 
 @dataclass(frozen=True)
 class Case:
     """A sentence. name: for messages, which contain no text. ids: int32, little-endian. skip: tokens not pooled.
 
-    text, input_type: the origin of `ids`, if they are of a whole text. query: of a pair with the text.
+    text, input_type: the origin of `ids`, if they are of a whole text. query: the pair's query, if `ids` are of a pair.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Reference:
     """Cases and their vectors: float32 [cases, dimensions], of any length. source: the library that computed them.
 
     rounding: by 16-bit type, the largest distance between this type and float32 in transformers itself. of_scores:
-    whether they are a classifier's logits, [cases, labels]: distances are of that kind (see `distance`). unknown: keys
-    of config.json that transformers does not know, and that have no effect.
+    whether they are a classifier's logits, [cases, labels], which `distance` compares in another way. unknown: keys of
+    config.json that transformers does not know, and that have no effect.
     """
 
     cases: Sequence[Case]
@@ -91,10 +91,10 @@ class Reference:
     unknown: Sequence[str] = ()
     of_scores: bool = False
     token_outputs: Mapping[str, Ragged] = field(default_factory=dict)
-    """Weights and vectors of tokens, of a few of the cases; see `token_check`."""
+    """Weights and vectors of tokens, for a few of the cases; see `token_check`."""
 
     def save(self, file: Path) -> None:
-        """Write an .npz, whole or not at all."""
+        """Write an .npz atomically."""
         part = file.with_name(f".{file.name}.part.npz")
         np.savez(
             part,

@@ -1,4 +1,4 @@
-"""Compare an executor with the reference: distances, and of vectors the order of the nearest."""
+"""Compare an executor with the reference: the distances and, for vectors, the order of the nearest."""
 
 import logging
 from collections.abc import Iterable, Sequence
@@ -24,15 +24,15 @@ SAME_SCORE = 0.002
 
 
 class Wrong(Exception):
-    """Vectors differ from the reference's; the message has the case and the distance."""
+    """The executor's vectors differ from the reference's; the message has the case and the distance."""
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The result of a comparison.
 
-    distances: of each case. worst: the case with the largest one. allowed: the distance that passes. swaps: pairs among
-    the nearest of a case whose order changed although their scores differ.
+    distances: one per case. worst: the case with the largest distance. allowed: the largest distance that passes.
+    swaps: pairs among the nearest of a case whose order changed although their scores differ.
     """
 
     distances: npt.NDArray[np.float64]
@@ -66,7 +66,7 @@ def compare(executor: Executor, reference: Reference, dtype: str, padded: bool =
 
 
 def vectors_of(executor: Executor, batches: Iterable[Sequence[Case]]) -> Vectors:
-    """float32 [cases, dimensions] of an executor, batch by batch."""
+    """An executor's vectors, float32 [cases, dimensions], computed batch by batch."""
     rows = []
     for cases in batches:
         skips = [case.skip for case in cases]
@@ -107,7 +107,7 @@ def judge(answers: Vectors, reference: Reference, dtype: str) -> Verdict:
     measure = measure_of(reference.of_scores)
     rounding = NOISE_MARGIN * reference.rounding.get(dtype, 0.0)
     allowed = min(max(measure.float32 if dtype == "float32" else measure.sixteen, rounding), measure.most)
-    # sentence-transformers' own may be cut to the model's truncate_dim.
+    # sentence-transformers' vectors may be cut to the model's truncate_dim.
     answers = answers[:, : reference.vectors.shape[1]]
     distances = measure.distances(answers, reference.vectors)
     worst = reference.cases[int(distances.argmax())].name
@@ -161,9 +161,9 @@ class Gate:
     def _check_tokens(self, executor: Executor, reference: Reference) -> None:
         """Raise Wrong if weights of a text or vectors of tokens differ; else log the largest distance.
 
-        In fewer bits than float32's, only their mean counts.
+        If the type has fewer bits than float32, the mean distance counts, not the largest.
         """
-        # Imported here: it needs torch, which the openvino executor does without.
+        # Imported here, because it needs torch, and the openvino executor does not.
         from tritonembed_engine.reference.token_check import MOST_IN_FLOAT32, MOST_ON_AVERAGE, distances_of
 
         exact = self._dtype == "float32" and not self._quantized
@@ -195,7 +195,7 @@ def let_through(executor: Executor, gate: Gate, name: str, tried: Sequence[str])
 
 
 def _of_rounding(reference: Reference, dtype: str) -> str:
-    """Advice if the type alone turns the vectors too far, to append to a message."""
+    """Advice to append to a message, if the type alone turns the vectors too far."""
     rounding, measure = reference.rounding.get(dtype, 0.0), measure_of(reference.of_scores)
     if NOISE_MARGIN * rounding <= measure.most:
         return ""

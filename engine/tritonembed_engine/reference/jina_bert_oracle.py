@@ -1,4 +1,4 @@
-"""JinaBERT v2 for the reference, put together from transformers' own classes; shares nothing with what serves.
+"""JinaBERT v2 for the reference, made of transformers' own classes. It shares nothing with the code that serves.
 
 BERT's layers and plain attention, with the bias of the distances as its mask; ModernBERT's gate; BLOOM's slopes.
 """
@@ -24,7 +24,7 @@ class JinaBertOracle(torch.nn.Module):  # type: ignore[misc]
     """The encoder in float32, for one sentence at a time."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
-        """Raises ModelError if a tensor lacks or does not fit."""
+        """Raises ModelError if a tensor is missing or has another shape."""
         super().__init__()
         from transformers import BertConfig, BertModel, ModernBertConfig
         from transformers.models.bloom.modeling_bloom import build_alibi_tensor
@@ -47,13 +47,13 @@ class JinaBertOracle(torch.nn.Module):  # type: ignore[misc]
             layer.intermediate.Wo = torch.nn.Identity()
         self.bert.load_state_dict(self._state(folder))
         self.bert.eval()
-        # Of two tokens: the second is one place away.
+        # The bias of the second of two tokens, which is one place away, is the slope.
         self._slopes = build_alibi_tensor(torch.ones(1, 2), made.num_attention_heads, torch.float32)[:, 0, 1]
 
     def _state(self, folder: Path) -> dict[str, torch.Tensor]:
         wanted = self.bert.state_dict()
         state = {name: value for name, value in wanted.items() if name.endswith(("position_ids", "token_type_ids"))}
-        # There are no positions to add.
+        # The model adds no positions.
         state["embeddings.position_embeddings.weight"] = torch.zeros_like(
             wanted["embeddings.position_embeddings.weight"]
         )

@@ -22,14 +22,14 @@ from tritonembed_engine.scores import ScoreParameters
 from tritonembed_engine.token_ids import TYPE_BIT
 
 LARGE = 1 << 30
-"""Bytes of weights from which on there are fewer and shorter cases."""
+"""Bytes of weights; a model of this size or more has fewer and shorter cases."""
 
 FEW = ("empty", "sentence", "question", "special tokens", "emoji", "Chinese, Japanese, Korean")
 FEW_PAIRS = ("sentence", "question", "emoji", "Chinese, Japanese, Korean")
 FEW_LENGTHS = (2, 17, 65, 129)
 
 IdsOf = Callable[[str, int], bytes]
-"""Maps a text and the most tokens to the ids of a Case."""
+"""Maps a text and the maximum of tokens to the ids of a Case."""
 
 
 def make_reference(
@@ -41,7 +41,7 @@ def make_reference(
 ) -> Reference:
     """The reference of a model. Raises ModelError.
 
-    max_length: as in `read_model_files`. adapter: name and path of one that is merged with its weights.
+    max_length: as in `read_model_files`. adapter: name and path of an adapter to merge with its weights.
     """
     files = read_model_files(model, revision, max_length)
     merged = None if adapter is None else read_adapter(*adapter, files)
@@ -115,7 +115,7 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
         yield from _of_text(files, ids_of, name, text, None)
     multi_vector = files.token_outputs.multi_vector
     expands = multi_vector is not None and multi_vector.expansion is not None
-    # Queries with tokens that others don't see are no input of the oracle.
+    # Expanded queries have tokens that the others don't attend to; the oracle can't compute these.
     for kind in ("passage",) if expands else ("query", "passage"):
         yield from _of_text(files, ids_of, f"{kind}: sentence", TEXTS["sentence"], kind)
     over = min(files.lengths[None], longest)
@@ -125,7 +125,7 @@ def _cases(files: ModelFiles) -> Iterator[Case]:
     if not large:
         lengths.append(min(files.max_length, LONGEST))
     for length in lengths:
-        # Every tokenizer cuts the text at another place, but always to this many tokens.
+        # Tokenizers cut the text at different places, but always to this many tokens.
         ids = ids_of(LONG_TEXT, length)
         if ids:
             yield Case(f"{len(ids) // 4} tokens", ids)
@@ -146,7 +146,7 @@ def _transformers_ids(files: ModelFiles) -> IdsOf:
 
 
 def _static_ids(files: ModelFiles) -> IdsOf:
-    """Ids in the way of sentence-transformers' StaticEmbedding: without special tokens."""
+    """Ids as sentence-transformers' StaticEmbedding makes them: without special tokens."""
     from tokenizers import Tokenizer
 
     assert files.empty_id is not None
@@ -220,7 +220,7 @@ def _pair_cases(files: ModelFiles) -> Iterator[Case]:
 
 def _pair_ids(tokenizer: Any, query: str | None, text: str, limit: int, has_types: bool) -> bytes:
     """A pair's ids, by the tokenizer's own rules."""
-    # As lists: else an empty text would be no second text.
+    # Lists, because transformers takes an empty string for no second text.
     given = ([text],) if query is None else ([query], [text])
     encoded = tokenizer(*given, truncation=True if query is None else "only_second", max_length=limit)
     ids = np.asarray(encoded["input_ids"][0], dtype="<i4")

@@ -1,6 +1,6 @@
 """The reference itself: transformers' own forward in float32 on the CPU, one sentence at a time, pooled in plain code.
 
-It shares nothing with the code that serves but the steps: no vLLM, no flat batch, no kernel, no tokenizer of ours.
+It shares only the steps with the code that serves: no vLLM, no flat batch, no kernel, no tokenizer of ours.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from tritonembed_engine.reference.token_check import expected_outputs
 from tritonembed_engine.token_ids import ID_MASK, TYPE_BIT
 
 MOST_IN_FLOAT32 = 700_000_000
-"""Parameters (2.6 GiB). Of a larger model one layer at a time is in float32; the rest stays mapped from its files."""
+"""Parameters (2.6 GiB). A larger model has one layer at a time in float32; the rest stays mapped from its files."""
 
 _ALWAYS_KNOWN = dict.fromkeys(("torch_dtype", "dtype", "auto_map", "transformers_version", "_name_or_path"))
 
@@ -79,7 +79,7 @@ class Oracle:
                 "transformers' NomicBERT has no mixture of experts, so there is no reference; --reference FILE takes"
                 " sentence-transformers' vectors, --no-reference none"
             )
-        # AutoModel would load the decoder of a pair, too, and no projection with CLIP's text tower.
+        # AutoModel would also load an encoder's decoder, and CLIP's text tower without its projection.
         kind = str(given.get("model_type"))
         has_own = kind in ENCODERS_OF_PAIRS or kind == TEXT_TOWER
         model_class: Any = getattr(transformers, ENCODERS[kind] if has_own else "AutoModel")
@@ -92,7 +92,7 @@ class Oracle:
         logging.disable_progress_bar()
         logging.set_verbosity_error()
         if kind == NEW:
-            # The hub's code is not needed, and not run.
+            # transformers has this class, so the hub's code is not run.
             trust_remote_code = False
             model_class = transformers.GteForSequenceClassification if self._files.classifier else transformers.GteModel
             config = transformers.GteConfig(**as_gte(given, "transformers"))

@@ -1,4 +1,4 @@
-"""The reference of static embeddings: numpy in float64, one text at a time. Shares only the steps with what serves."""
+"""The reference of static embeddings: numpy in float64, one text at a time. It shares only the steps."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""A model's reference: from a file that was given, from the cache, or made.
+"""A model's reference: read from a given file or from the cache, or made.
 
-It is made once per contents of the model's folder, whatever the folder's name. A file is one that `Reference.save`
-wrote, or texts and the vectors that sentence-transformers gave for them:
+It is made once for the contents of a model's folder, whatever the folder's name. A given file was written by
+`Reference.save`, or has texts and their vectors from sentence-transformers:
 
     texts = ["…", …]
     numpy.savez("reference.npz", texts=texts, vectors=SentenceTransformer(model).encode(texts))
@@ -38,14 +38,14 @@ from tritonembed_protocol.types import INPUT_TYPES
 logger = logging.getLogger(__name__)
 
 VERSION = 6
-"""The version of cases and oracle; another version makes all references anew."""
+"""The version of cases and oracle. If it changes, all references are made anew."""
 
 MOST_SECONDS = 600.0
-"""Estimated; a reference that would take longer is not made."""
+"""A reference is not made if the estimate of its time exceeds this."""
 
 TOKENS = 3_000
 TOKENS_OF_LARGE = 700
-"""About the tokens of all cases of a model; see `making.LARGE`."""
+"""The approximate number of tokens in all cases of a model; see `making.LARGE`."""
 
 PRODUCTS_PER_CORE = 20e9
 """Multiplications and additions per second in float32 on one core, a low estimate."""
@@ -54,7 +54,7 @@ PRODUCTS_PER_CORE = 20e9
 def find_reference(settings: ModelSettings, files: ModelFiles, adapter: AdapterFiles | None = None) -> Reference:
     """The reference of a model: from the cache, else made by a process of its own, on the CPU.
 
-    adapter: that is merged with its weights. Raises ModelError with the process's error, or if it would take too long.
+    adapter: one to merge with its weights. Raises ModelError with the process's error, or if it would take too long.
     """
     complete = weights_folder(settings.model, settings.revision, files.transformer, files.is_local)
     cache = cache_folder("references")
@@ -64,7 +64,7 @@ def find_reference(settings: ModelSettings, files: ModelFiles, adapter: AdapterF
             return _make(settings, files, complete, Path(folder) / "reference.npz", adapter)
     key = _digest(complete, files, settings, adapter)
     file = cache / f"{key}.npz"
-    # Replicas start at the same time: the first makes it.
+    # Replicas start at the same time, and the first makes the reference.
     with turn(cache / f"{key}.lock", "waiting for the model's reference, which another replica computes"):
         if file.exists():
             with contextlib.suppress(ModelError):

@@ -25,8 +25,8 @@ MOST_IN_FLOAT32 = 1e-4
 """1 - cosine, of every text or token."""
 
 MOST_ON_AVERAGE = 0.05
-"""1 - cosine in 16 or fewer bits, in which single tokens differ by much more than most. A vector of another token, or a
-head that is applied wrongly, is much farther off."""
+"""The mean of 1 - cosine in 16 or fewer bits, in which single tokens differ by much more than most. Vectors of other
+tokens, or of a wrongly applied head, are much farther off."""
 
 _NONE = 2.0
 CASES, LONGEST = 12, 128

@@ -356,10 +356,10 @@ def chosen_models(
     *,
     fetch: bool,
 ) -> tuple[list["ModelEntry"], str]:
-    """The models, at least one or none was given; and the option that they come from. Raises StartError.
+    """The models, an empty list if none is given, and the option that they come from. Raises StartError.
 
-    task: of `--task`. adapters: of `--adapter`. fetch: whether the files of a model on the hub are fetched, to find
-    what it does.
+    task: the value of `--task`. adapters: the values of `--adapter`. fetch: whether to fetch the files of a model on
+    the hub, to find what it does.
     """
     from tritonembed_manager.server import models_file
     from tritonembed_manager.server.models_file import with_adapters
@@ -374,7 +374,7 @@ def chosen_models(
 
 
 def refuse_both(given: Sequence[str]) -> None:
-    """Raises StartError if both --model and --models are given."""
+    """Raise StartError if `given`, the values of --model, is not empty: --models is given, too."""
     from tritonembed_manager.server import models_file
 
     if given:
@@ -384,7 +384,7 @@ def refuse_both(given: Sequence[str]) -> None:
 def base_settings(
     options: "RepositoryOptions | ServeOptions", model: str, device: "machine.Device", **own: Any
 ) -> RenderSettings:
-    """The settings that all models of a command share. model: name or folder of the first. own: further settings."""
+    """The settings that all models of a command share. model: name or folder of the first. own: other settings."""
     return RenderSettings(
         model=model_reference(model),
         device=device,

@@ -106,7 +106,7 @@ def resolve(context: typer.Context, options: ServeOptions) -> ServeSettings:
 
 
 def _access_log(path: Path | None) -> str | None:
-    """The file, which can be appended to. Raises StartError."""
+    """The absolute path of a file that can be appended to. Raises StartError."""
     if path is None:
         return None
     try:
@@ -117,7 +117,7 @@ def _access_log(path: Path | None) -> str | None:
 
 
 def _attached_models(context: typer.Context, options: ServeOptions) -> list[ModelEntry]:
-    """The models of attached servers, of which only names are given."""
+    """The models of attached servers. Only their names are known."""
     first, *more = given_models(context, options.model) or [FIRST]
     if any(given.endswith("%") for given in (first, *more)):
         raise StartError(f"{MODEL}: weights are for servers that are launched")
@@ -126,7 +126,7 @@ def _attached_models(context: typer.Context, options: ServeOptions) -> list[Mode
 
 
 def _attached(given: str, task: Task | None, *, is_first: bool = False) -> ModelEntry:
-    """A model of attached servers, from NAME or NAME=TASK. task: of models that name none."""
+    """A model of attached servers, from NAME or NAME=TASK. task: the task if the model names none."""
     name, _, own = given.rpartition("=")
     tasks: tuple[Task, ...] = get_args(Task)
     for one in tasks:
@@ -136,7 +136,7 @@ def _attached(given: str, task: Task | None, *, is_first: bool = False) -> Model
 
 
 def _names(entries: Sequence[ModelEntry], given: Sequence[str]) -> ServedNames:
-    """The names of the models for clients. given: of the first."""
+    """The names of the models for clients. given: the names of the first model."""
     first, *more = [versions[0] for versions in by_name(entries)]
     names = served_names(first.path, given or ([first.name] if first.name else ()))
     for entry in more:
@@ -229,7 +229,7 @@ def _attach(context: typer.Context, options: ServeOptions, attaching: str) -> At
 
 
 def _launch(context: typer.Context, options: ServeOptions) -> tuple[ServedNames, LaunchSettings]:
-    """The names of the models at the start, and how their servers are launched."""
+    """The names of the models at the start, and the settings for launching their servers."""
     path, file = options.models, None
     if path is None:
         entries, option = chosen_models(context, options.model, None, options.task, options.adapter, fetch=True)

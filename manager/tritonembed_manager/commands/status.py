@@ -207,7 +207,7 @@ def fetch(manager: str, context: "ssl.SSLContext | None" = None, api_key: str | 
     url = f"{manager if '://' in manager else f'http://{manager}'}/status"
     headers = {"Accept": "application/json", **({"Authorization": f"Bearer {api_key}"} if api_key else {})}
     try:
-        # The manager is near, so a proxy for the web is not used.
+        # The manager is in the same network, so the proxy for the web is not used.
         opener = urllib.request.build_opener(
             urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
         )
@@ -221,7 +221,7 @@ def fetch(manager: str, context: "ssl.SSLContext | None" = None, api_key: str | 
     except (http.client.RemoteDisconnected, ConnectionResetError):
         why = CLOSES
     except (json.JSONDecodeError, UnicodeDecodeError, http.client.BadStatusLine, http.client.LineTooLong):
-        # The texts of these errors hold what was received, such as the bytes of gRPC.
+        # The messages of these errors quote the received bytes, such as gRPC's, so they are not shown.
         why = "the program there is not a manager, or this is not its --http-port"
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error

@@ -52,8 +52,8 @@ def verify(
 ) -> None:
     """Hold a model's vectors against transformers in float32, or --reference, and print every case.
 
-    A quantized model is right if enough of the ten nearest of texts stay those of float32. Exit code 1 if the vectors
-    are wrong or the model can't be served.
+    A quantized model is right if enough of each text's ten nearest are the same as in float32. Exit code 1 if the
+    vectors are wrong or the model can't be served.
     """
     with one_line_errors(), interruptible():
         from tritonembed_manager.server import settings
