@@ -1,10 +1,10 @@
-"""What autoscalers cost and what latency they give, simulated request by request; no server is started.
+"""The cost and the latency of autoscalers, simulated request by request; no server is started.
 
     python -m tritonembed_perf.scripts.autoscale [--scales 1,10,100,1000] [--json REPORT] [--chart FILE]
 
 Requests are of 1,024 texts of 512 tokens, which a server with one H200 computes in 0.205 s (h200-compare). They come at
-random moments at a rate that rises to four times and falls again within an hour (`wave`), or with bursts of 2.5 times
-the rate for a minute on average (`bursts`).
+random moments, at a rate that rises fourfold and falls again within an hour (`wave`), or that has bursts: 2.5 times the
+rate, for a minute on average (`bursts`).
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ from tritonembed_perf.options import run_script
 from tritonembed_perf.reports import INK, chart
 
 SERVICE_S = 1024 * 512 / 2_556_000
-"""A request of 1,024 x 512 tokens at 2,556 K tokens/s (perf/results/h200-compare)."""
+"""Seconds for a request of 1,024 x 512 tokens at 2,556 K tokens/s (perf/results/h200-compare)."""
 PEAK = 0.7
-"""How busy `scale` servers are at the highest rate."""
+"""The share of time in which `scale` servers compute at the highest rate."""
 LATE_S = 10.0
 SEEN_S = 0.09
-"""What Triton's queue shows of any overload behind a manager, which gives a server little work at a time: the mean per
-inference while requests took 34 s (8 callers of 64 x 100 tokens, two CPU cores, by hand)."""
+"""The longest queue time that Triton reports behind a manager, which gives a server little work at a time. Measured by
+hand: the mean per inference while requests took 34 s (8 callers of 64 x 100 tokens, two CPU cores)."""
 SEED = 1
 
 RULES: dict[str, Rule | None] = {

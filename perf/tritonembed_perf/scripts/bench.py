@@ -50,10 +50,10 @@ MODEL = "bert-6x384"
 LOADS = FULL_LOAD, _ = LoadShape(50, 64, 4), LoadShape(50, 1, 16)
 FULL_SECONDS, QUICK_SECONDS = 6.0, 2.0
 QUICK_SERVER = ("--device", "cpu", "--dtype", "float32", "--no-reference")
-"""Its answers are compared with the peer's vectors."""
+"""Options of `quick`'s server. It needs no reference: its answers are compared with the peer's vectors."""
 
 MOST_ROUNDS, FEWEST_ROUNDS = 5, 2
-"""Of `quick`. A single round can't show whether it was disturbed, so there are two even if the time is over."""
+"""Rounds of `quick`. A single round can't show whether it was disturbed, so there are two even if time is up."""
 
 FORWARD = "64x50"
 """Sentences and tokens, as `per_core` has them."""
@@ -66,7 +66,7 @@ WARM_UP_S = 0.5
 TEXTS = 512
 TOKENIZED_BATCHES, TOKENIZED_REPEAT = 8, 5
 EARLY, LATE = 1_000, 10_000
-"""Requests before memory is read."""
+"""The numbers of requests after which memory is read."""
 
 
 def full(
@@ -157,7 +157,7 @@ class Peer:
 
     @staticmethod
     def load(folder: str, dtype: str) -> "Peer":
-        """Takes seconds."""
+        """Load the model, which takes seconds."""
         import torch
         from sentence_transformers import SentenceTransformer
 
@@ -188,8 +188,8 @@ def measure_both(
 ) -> dict[str, Any]:
     """Sentences per second of each round of both sides, and the ratio of their typical rounds.
 
-    server: host:port. turns: one round each. typical: of the figures of all rounds. seconds: about how long the peer
-    takes in a round; it encodes the same requests one after the other. dtype: the server's.
+    server: host:port. turns: one round each. typical: chooses the figure that stands for all rounds. seconds: the
+    approximate time of the peer in a round; it encodes the same requests one after the other. dtype: the server's.
     """
     texts = exact_length_texts(peer.tokenizer, load.tokens, TEXTS, seed=1)
     requests = make_requests(texts, [load.tokens] * TEXTS, load.sentences)
@@ -217,7 +217,7 @@ def measure_both(
 
 
 def rounds_until(until: float) -> Iterator[int]:
-    """As many rounds as end by `until`, on the monotonic clock, if they take what the longest one took."""
+    """Rounds until another one, as long as the longest so far, would end after `until` on the monotonic clock."""
     longest = 0.0
     for number in range(MOST_ROUNDS):
         began = time.monotonic()
@@ -277,7 +277,7 @@ def compare_memory(server: RunningServer, tokenizer: Tokenizer) -> dict[str, flo
 BASELINES = Path(__file__).resolve().parents[2] / "results" / "quick-baseline.json"
 ALLOWED_DROP = 0.20
 UNEVEN = 0.10
-"""If a side's best two rounds are further apart, perhaps not even the best one had the machine for itself."""
+"""If a side's best two rounds differ by more, other work may have disturbed even the best one."""
 
 
 def conclude(environment: Mapping[str, Any], rows: list[dict[str, Any]], update: bool, path: Path) -> None:

@@ -7,8 +7,8 @@
 
 `generate`: rows with the lengths of MS MARCO's passages: log-normal, 68 tokens on average, at most 256.
 `against-engine`: in each round the engine alone embeds the file's rows, whose ids are ready; then `tritonembed bulk`
-does all, from Parquet to Parquet. Its rate counts from the first part that it commits to the last; that of the
-whole command, with Ray's start and the model's, is shown beside it. Each runs in processes of its own. `scaling` and
+does all, from Parquet to Parquet. Its rate counts from the first part that it commits to the last; that of the whole
+command, with Ray's start and the model's, is shown beside it. Each runs in processes of its own. `scaling` and
 `memory`: with an executor that sleeps.
 """
 
@@ -46,9 +46,9 @@ from tritonembed_perf.sleeping import SleepingCompute
 MEAN_TOKENS, SPREAD, MOST_TOKENS, SPECIAL = 68, 0.42, 256, 2
 ROWS_AT_ONCE = 16384
 REQUEST = 1024
-"""Sentences of a request of the engine's own."""
+"""Sentences per request, in the measurement of the engine alone."""
 WAITING = 48
-"""Requests that the engine has at a time."""
+"""Requests in flight, in the measurement of the engine alone."""
 PARTS_PER_WORKER = 7
 
 File = Annotated[Path, Argument(help="A Parquet file of `generate`.")]
@@ -225,8 +225,8 @@ def _all_begun(log: Path) -> float:
 
 
 def _steady(count: int, points: list[tuple[float, float]], begun: float, part_seconds: float) -> dict[str, float]:
-    """The rate between two commits that are some parts of every worker apart: workers that began together commit
-    together. Not to the end, when some workers have no part left."""
+    """The rate between two commits, between which each worker committed the same number of parts: workers that began
+    together commit together. The end is left out, because some workers have no part left then."""
     begin = next(place for place, (at, _) in enumerate(points) if at > begun)
     parts = (len(points) - 1 - count - begin) // count * count
     if parts < count:
@@ -283,7 +283,7 @@ def _short_rows(file: Path, rows: int, group: int) -> None:
 
 @contextmanager
 def _watched() -> Iterator[dict[str, int]]:
-    """The largest unique memory (USS) of this process, and of it and all below, at any moment while entered."""
+    """The peaks of unique memory (USS) while entered, in bytes: of this process, and of it with its descendants."""
     peaks = {"driver": 0, "all": 0}
     ended = threading.Event()
 
@@ -304,7 +304,7 @@ def _watched() -> Iterator[dict[str, int]]:
 
 
 def cpu_seconds() -> float:
-    """Of this process and of all below it, until now."""
+    """CPU seconds of this process and its descendants so far."""
     own = psutil.Process()
     total = 0.0
     for process in (own, *own.children(recursive=True)):

@@ -1,4 +1,4 @@
-"""What a bulk job costs interactive requests: `tritonembed bulk --server` beside single sentences, on one manager.
+"""How much a bulk job slows interactive requests: `tritonembed bulk --server` beside single sentences on one manager.
 
     python -m tritonembed_perf.scripts.bulk_beside MODEL [--rate 10] [--rounds 3] [-- serve options]
 
@@ -92,7 +92,7 @@ def _line(found: list[dict[str, Any]]) -> str:
 
 
 async def _latencies(target: str, rate: float, seconds: float, seed: int) -> list[float]:
-    """Of requests that come at random moments, from when they were due, in seconds."""
+    """Latencies in seconds of requests at random moments, from the moment at which each was due."""
     rng = np.random.default_rng(seed)
     due = np.cumsum(rng.exponential(1 / rate, int(rate * seconds)))
     text = "a word " * (WORDS // 2)
@@ -110,7 +110,7 @@ async def _latencies(target: str, rate: float, seconds: float, seed: int) -> lis
 
 @contextmanager
 def _job(manager: RunningServer, file: Path, output: Path, options: list[object]) -> Iterator[None]:
-    """The command, while entered, which begins when it has answers."""
+    """A bulk job that runs while entered; the block begins once the job has answers."""
     program = [sys.executable, "-c", "from tritonembed.cli import main; main()", "bulk", file, output, "--id-column"]
     command = ["nice", "-n", "19", *program, "id", "--server", manager.target, *options]
     before = _answered(manager)

@@ -1,4 +1,4 @@
-"""What the stages of `tritonembed bulk --model` cost beside the model: rows per second of a core.
+"""The cost of the stages of `tritonembed bulk --model` other than the model: rows per second of a core.
 
     python -m tritonembed_perf.scripts.bulk_stages stages MODEL FILE [--rate 44000]
     python -m tritonembed_perf.scripts.bulk_stages pipeline MODEL FILE

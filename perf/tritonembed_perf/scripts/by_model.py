@@ -51,7 +51,7 @@ def by_model(
 
 
 def measure(model: str, loads: list[LoadShape], seconds: float, more: list[str]) -> dict[str, Any]:
-    """One model. loads: beside them one query at a time is measured. more: options of the server."""
+    """Measure one model. loads: measured after one query at a time. more: options of the server."""
     before, started = gpu_memory_mib(), time.monotonic()
     with running_server(model, more) as server:
         start = time.monotonic() - started
@@ -68,7 +68,7 @@ def measure(model: str, loads: list[LoadShape], seconds: float, more: list[str])
 
 
 def run(server: RunningServer, model: str, load: LoadShape, seconds: float) -> dict[str, Any]:
-    """One load, by `tritonembed-bench run`; the script ends if an answer is wrong."""
+    """Measure one load with `tritonembed-bench run`. The script ends if an answer is wrong."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "run.json"
         arguments = ["--server", server.target, "--model", model, "--json", str(report), "--timeout", "120"]

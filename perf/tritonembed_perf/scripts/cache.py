@@ -1,16 +1,16 @@
-"""What the cache of vectors costs if no text comes again, and what it gives if some do.
+"""The cost of the cache of vectors if no text is repeated, and its gain if some texts are.
 
     python -m tritonembed_perf.scripts.cache served MODEL [--loads 50x1@16,50x64@4] [--repeated 0.3] [-- serve options]
     python -m tritonembed_perf.scripts.cache engine [--tokens 50] [--dimensions 768]
 
 `served`: two managers with one worker and one server each, with and without `--cache-bytes`, are measured in turn, so
-that a busy machine slows both. `new` are texts of which none comes again. `repeated` are new texts, too, but for a part
-that is drawn from a fixed number of texts by Zipf's law: the k-th most frequent comes 1/k times as often as the first.
-A round that does not count fills the cache. CPU time is that of the manager's worker (the hop) and of all processes,
-per request; the client's is not in it. Medians count.
+that a busy machine slows both. `new`: no text is repeated. `repeated`: a share of the texts is drawn from a fixed
+number of texts by Zipf's law (the k-th most frequent comes 1/k times as often as the first), the others are new. A
+round that does not count fills the cache. CPU time is per request: of the manager's worker (the hop), and of all
+processes without the client. Medians count.
 
 `engine`: the CPU time of the engine alone per request of new texts, with an executor that computes nothing, with and
-without a cache, in turn. The cache is full, so that each text that comes makes room for itself.
+without a cache, in turn. The cache is full, so each new text replaces an older one.
 """
 
 import asyncio

@@ -14,7 +14,7 @@ from tritonembed_perf.reports import grouped_bars
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the chart."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("reports", nargs="+", metavar="NAME=REPORT.json")

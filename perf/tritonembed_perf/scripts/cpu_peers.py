@@ -1,14 +1,15 @@
-"""Our server on a CPU and what people would use instead, in turn: sentences per CPU second, and what quality is left.
+"""Our server on a CPU and its alternatives, in turn: sentences per CPU second, and the quality that is left.
 
     python -m tritonembed_perf.scripts.cpu_peers MODEL [--shapes 64x50,1x50] [--rounds 5] [--python PEER=PATH …]
 
-All systems run, and one of them is used at a time. What counts is the CPU time of all of its processes: other work on
-the machine changes it little, and the time of requests much. The client's own does not count. Servers get requests over
-their own protocol, one at a time; libraries get the same texts in their process. `openvino-forward` is OpenVINO alone:
-the graphs that our server has, over a batch of the shape, without tokenizer, server and client. It is the limit.
+All systems run, and one of them is used at a time. The figure is the CPU time of all of its processes, without the
+client's: other work on the machine changes CPU time little, but wall time much. Servers get requests over their own
+protocol, one at a time; libraries get the same texts in their process. `openvino-forward` is the limit: OpenVINO alone,
+with our server's graphs, over a batch of the shape, without tokenizer, server and client.
 
-The last column is the part of the ten nearest of the calibration texts that stay those of sentence-transformers in
-float32. --python: of `libraries` (pip install 'sentence-transformers[onnx,openvino]' fastembed), infinity-emb, …
+The last column is the share of the calibration texts' ten nearest neighbours that are the same as with
+sentence-transformers in float32. --python: for `libraries` (pip install 'sentence-transformers[onnx,openvino]'
+fastembed), infinity-emb, …
 """
 
 import asyncio
@@ -48,7 +49,7 @@ OURS = "tritonembed"
 FORWARD = "openvino-forward"
 LIBRARIES = "libraries"
 NETWORK = {f"{BASE}-http": "--parallel 1", "infinity-emb": "--batch-size 64"}
-"""Servers of others, as `tritonembed-bench compare` has them, and their settings."""
+"""Other projects' servers, as in `tritonembed-bench compare`, and their settings."""
 
 SYSTEMS = (
     BASE,
@@ -63,7 +64,7 @@ SYSTEMS = (
     *(f"{name}{precision}" for name in (OURS, FORWARD) for precision in ("", "-bfloat16", "-int8")),
 )
 AIM = 1.1
-"""Times the rate of the best network peer in the same precision."""
+"""Our rate as a multiple of the best network peer's, in the same precision."""
 
 TIMEOUT_S = 300.0
 TEXTS_AT_ONCE = 64
@@ -71,7 +72,7 @@ TEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class Turn:
-    """Of requests one after the other. latencies: seconds. vectors: of one of them."""
+    """The figures of requests one after the other. latencies: seconds. vectors: the answer to one of the requests."""
 
     calls: int
     cpu_seconds: float
@@ -80,7 +81,7 @@ class Turn:
 
 
 TakeTurn = Callable[[Sequence[str], int, float], Turn]
-"""Requests of these texts, of this many tokens each, for some seconds."""
+"""Sends requests. Arguments: the texts, the tokens of each, and for how many seconds."""
 
 
 def precision_of(name: str) -> tuple[str, str]:
@@ -157,7 +158,7 @@ def _print(shape: str, rows: list[dict[str, Any]]) -> None:
 
 
 def _nearest(running: dict[str, TakeTurn]) -> dict[str, float]:
-    """The part of the ten nearest of the calibration texts that are those of the first system, by system."""
+    """By system, the share of the calibration texts' ten nearest neighbours that are the first system's, too."""
     texts = calibration_texts(None)
     vectors = {}
     for name, take in running.items():

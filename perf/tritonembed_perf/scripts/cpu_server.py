@@ -1,13 +1,13 @@
-"""A server on a CPU: how it starts, and sentences per CPU second through gRPC.
+"""A server on a CPU: the time of its start, and sentences per CPU second through gRPC.
 
     python -m tritonembed_perf.scripts.cpu_server start MODEL [--rounds 3] [--json FILE] [-- replica options]
     python -m tritonembed_perf.scripts.cpu_server served MODEL [--shapes 64x50,1x50] [--rounds 5] [--json FILE]
 
 `start`: from the start of `tritonembed-manager replica` to READY, in seconds and in CPU seconds of all its processes.
-On a quiet machine of two cores, READY takes about half of the CPU seconds; other work changes these little.
+On a quiet machine of two cores, READY takes about half as long as the CPU seconds, which other work changes little.
 
-`served`: a server per precision, all of them running, one of them used at a time, in turn. What counts is the CPU time
-of all of a server's processes; the time of single requests counts on a quiet machine alone.
+`served`: one server per precision. All of them run, and one is used at a time, in turn. The figure is the CPU time of
+all of a server's processes; latencies mean something on a quiet machine only.
 """
 
 import json
@@ -38,7 +38,7 @@ LEAST_SECONDS = 2.0
 """A turn repeats a request until this time has passed."""
 
 SPECIAL_TOKENS = 2
-"""Of a text, at its ends, in BERT's vocabulary."""
+"""The special tokens at the ends of a text, in BERT's vocabulary."""
 
 
 def start(

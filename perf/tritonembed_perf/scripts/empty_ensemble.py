@@ -1,4 +1,4 @@
-"""Single sentences beside an empty ensemble: what our models cost on top of Triton.
+"""Single sentences through our ensemble and through an empty one: the cost of our models on top of Triton.
 
     python -m tritonembed_perf.scripts.empty_ensemble MODEL [--rounds 5] [--before FOLDER] [-- render options]
 
@@ -7,8 +7,8 @@ with the same bytes, whose sizes are those of the model's own answer. Both serve
 loads them in turn, so that a busy machine slows both. CPU time is that of the server's processes, by part: tritonserver
 with its gRPC and queues, the python stubs of the tokenizers, and those of the embedders. Medians of the rounds count,
 and ratios are the medians of the rounds' ratios. With a static model, whose forward is a mean of table rows, nearly all
-of the difference is the way of a request; with another model, its forward is in it. `--before` is another checkout of
-this project after `make setup`, whose ensemble is measured in turn with this one's.
+of the difference is the handling of a request; another model's forward is part of the difference. `--before` is another
+checkout of this project after `make setup`, whose ensemble is measured in turn with this one's.
 """
 
 import json
@@ -46,7 +46,7 @@ from tritonembed_protocol.served import FIRST_MODEL
 
 EMPTY = Path(__file__).parent / "empty_model"
 PARAMETER = "empty"
-"""Of a configuration: the answer of an empty model, which reads it."""
+"""The parameter of config.pbtxt that describes the answer of an empty model."""
 EMPTY_WAY, BEFORE, OURS = "empty", "before", "ours"
 PARTS = ("tritonserver", FIRST_MODEL.tokenizer, FIRST_MODEL.embedder)
 FIGURES = ("requests_per_second", "p50_ms", "all_cpu_us")
@@ -63,7 +63,7 @@ class Round:
 
     @property
     def all_cpu_us(self) -> float:
-        """Of all parts."""
+        """The sum over all parts."""
         return sum(self.cpu_us.values())
 
 

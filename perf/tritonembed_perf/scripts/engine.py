@@ -1,4 +1,4 @@
-"""The engine's executor alone, without Triton: its speed, where its time goes, how right and how equal its vectors are.
+"""The engine's executor alone, without Triton: its speed, its profile, and whether its vectors are right and equal.
 
     python -m tritonembed_perf.scripts.engine speed MODEL [--device cuda] [--executor direct,scheduler]
         [--shapes 64x512,1x50] [--json FILE]
@@ -8,9 +8,9 @@
     python -m tritonembed_perf.scripts.engine same-text MODEL [--device cuda] [--deterministic]
 
 `speed`: tokens per second and latency by the shape of a batch, of several executors in turn. `profile`: PyTorch's
-profiler, by operator on a CPU, by kernel on a GPU. `precision`: cosines to transformers in float32, by length, of what
-AutoModel loads, without a Dense module. `same-text`: how far a vector moves with what else is in its batch, and
-what equal bits (--deterministic) cost; two runs print the same digest if a restart changes nothing.
+profiler, by operator on a CPU, by kernel on a GPU. `precision`: cosines to transformers in float32, by length, of the
+part of the model that AutoModel loads, without a Dense module. `same-text`: how much a vector depends on the rest of
+its batch, and the cost of equal bits (--deterministic); two runs print the same digest if a restart changes nothing.
 """
 
 import hashlib
@@ -46,12 +46,13 @@ SHAPES = {
 
 ROUNDS, SECONDS_PER_ROUND = 7, 0.5
 ALONE, SECONDS_ALONE = 70, 3.0
-"""Batches that are alone in flight, for the latency; fewer, but at least three, if they would take longer."""
+"""Batches and seconds of the latency's measurement, one batch in flight. At the time's end it stops, after three
+batches at least."""
 
 PROFILED_BATCHES, PROFILED_ROWS = 5, 12
 LENGTHS, SENTENCES_OF_LENGTH = (1, 2, 5, 10, 20, 50, 100, 200, 512), 32
 SAME_SENTENCES, SAME_LONGEST = 64, 300
-"""`same-text`: how many sentences, and the longest; lengths are drawn from 3 tokens on."""
+"""`same-text`: the number of sentences, and the most tokens of one; the fewest are 3."""
 
 SAME_LOADS, SAME_REQUESTS = {"cpu": (64, 50), "cuda": (655, 50)}, 4
 

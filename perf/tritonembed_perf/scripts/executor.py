@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tritonembed_engine.token_ids import TokenIds
 
 PAD = 1
-"""RoBERTa's and its relatives', for a config.json that leaves out what transformers knows."""
+"""The padding id of RoBERTa and its relatives, for a config.json without `pad_token_id`."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class LoadedExecutor:
     executor: "Executor"
     files: "ModelFiles"
     most_tokens: int
-    """Tokens that its buffers hold. On a GPU its budget may be smaller: the least at which the GPU is at full speed."""
+    """Tokens that its buffers hold. On a GPU the batch budget may be smaller: the least that reaches full speed."""
 
     def reason_against(self, sentences: int, tokens: int) -> str | None:
         """Why such a batch can't be run; None if it can. tokens: per sentence."""
@@ -78,7 +78,7 @@ def _joined(ids: "npt.NDArray[np.int32]") -> "TokenIds":
 
 @dataclass(frozen=True)
 class ExecutorOptions:
-    """What is loaded."""
+    """The options of what to load."""
 
     model: Model
     device: Annotated[Literal["cpu", "cuda"], Option()] = "cpu"

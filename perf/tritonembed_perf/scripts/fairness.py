@@ -1,12 +1,12 @@
-"""What a flood of large requests costs another caller of the manager, and what it costs the flood.
+"""How much a flood of large requests slows another caller of the manager, and how much that caller slows the flood.
 
     python -m tritonembed_perf.scripts.fairness MODEL [--flood 50x1024@8] [--single 50x1] [-- serve options]
     python -m tritonembed_perf.scripts.fairness MODEL --rate 50 --seconds 6 --warm-up 2 -- --device cuda --replicas 1
 
 One caller keeps large requests in flight. Another caller sends single sentences at random moments (Poisson), on
-connections of its own. For each manager, the flood is measured alone, before any single sentence came. Then come
-rounds: the single sentences alone, then both together. The figures are the single sentences' p99 and the tokens per
-second of the flood, which the manager counts when a part is answered, and how both change if the other caller is there.
+connections of its own. For each manager, the flood is measured alone first, before any single sentence. Then come
+rounds: the single sentences alone, then both together. The figures are the single sentences' p99 and the flood's tokens
+per second, each with and without the other caller. The manager counts tokens when a part is answered.
 """
 
 import re

@@ -1,13 +1,13 @@
-"""CPU time of a worker, and of Envoy, per single sentence: a server that costs nothing, and the manager in front of it.
+"""CPU time of a worker, and of Envoy, per single sentence, with a server behind them that computes nothing.
 
     python -m tritonembed_perf.scripts.hop_cpu [--load 50x1@32] [--rounds 9] [--before FOLDER] [--json out.json]
 
-The server answers every request with the same bytes, so that the worker is the limit. `floor` is a proxy without any
-promise: grpc.aio's server hands each message to grpc.aio's channel. `server` is grpc.aio's server alone. `envoy` is the
-manager's Envoy with one thread, if there is one, and `envoy's floor` an Envoy that only routes; the time is of Envoy's
-process alone. p50 is the client's; with `@1`, its difference to the server's is what the way adds. `--before` is
-another checkout of this project, whose worker is measured in turn with this one's. Requests per CPU second of the
-process, with its gRPC threads, mean nearly the same on a busy machine as on a quiet one; medians count.
+The server answers every request with the same bytes, so that the worker is the limit. `floor` is the simplest proxy:
+grpc.aio's server hands each message to grpc.aio's channel. `server` is grpc.aio's server alone. `envoy` is the
+manager's Envoy with one thread, if there is one, and `envoy's floor` an Envoy that only routes; the CPU time is that of
+Envoy's process. p50 is the client's; with `@1`, its difference to the p50 of `server` is the hop's latency. `--before`
+is another checkout of this project, whose worker is measured in turn with this one's. Requests per CPU second of the
+process, with its gRPC threads, are nearly the same on a busy machine as on a quiet one; medians count.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ from tritonembed_protocol.framing import frame, unframe
 WARM_UP_S = 0.5
 DIMENSIONS = 384
 CHANNELS = 2
-"""Connections of the floor to the server, as the manager has."""
+"""Connections of the floor to the server: as many as the manager's."""
 WORKER, ENVOY = "tritonembed_manager.router.worker", "envoy"
 _STARTS_S = 30.0
 PARTS = ("client", "engine", "manager", "perf")
@@ -68,7 +68,7 @@ def empty_server() -> dict[str, Handler]:
     answers: dict[int, bytes] = {}
 
     async def infer(message: bytes, context: Any) -> bytes:
-        # Of nearly all requests: one row, known by the size of the message.
+        # Nearly all requests have one row, and the size of the message shows it.
         if len(message) not in answers:
             request = service_pb2.ModelInferRequest.FromString(message)
             if [output.name for output in request.outputs] not in ([], ["embedding"]):

@@ -22,7 +22,7 @@ QWEN3_HEADS = (16, 8, 128)
 """Heads of queries, heads of keys, and their size."""
 
 COLUMNS = 4096
-"""Of max pooling: ids of a vocabulary that are computed at once."""
+"""Max pooling computes this many ids of the vocabulary at once."""
 
 SCALE = 0.02
 """The scale of fp8."""
@@ -97,7 +97,7 @@ def measure(tokens: int, width: int) -> list[dict[str, Any]]:
 
 
 def _cases_of_rotary_layers(tokens: int) -> list[tuple[str, int, Callable[[], object]]]:
-    """What Qwen3-0.6B and ModernBERT-base have: names, bytes, calls."""
+    """Kernels with the shapes of Qwen3-0.6B and ModernBERT-base: names, bytes, calls."""
     import torch
 
     from tritonembed_engine.kernels.gate import gelu_gate

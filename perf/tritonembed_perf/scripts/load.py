@@ -1,4 +1,4 @@
-"""Servers under load, which it starts: throughput by shape of request, bursts, and the hop through the manager.
+"""Starts servers and loads them: throughput by shape of request, bursts, and the hop through the manager.
 
     python -m tritonembed_perf.scripts.load throughput MODEL [--loads 50x64@96,50x1@1024] [-- replica options]
     python -m tritonembed_perf.scripts.load bursts MODEL [--bursts 30] [-- replica options]
@@ -7,13 +7,13 @@
 
 `throughput`: tokens per second and latency, in a closed loop from several processes.
 
-`bursts`: how long the slowest request takes of many that come at one moment, when no further request comes. Triton's
-batcher, if its queues have limits or priorities, can miss that an instance became free and looks again after 500 ms:
-compare with `--queue-limits`.
+`bursts`: the time of the slowest of many requests that come at one moment and are followed by none. If Triton's queues
+have limits or priorities, its batcher can miss that an instance became free, and looks again after 500 ms: compare with
+`--queue-limits`.
 
 `hop`: the same requests straight to a Triton server and through the manager, in turn. Requests per CPU second of the
-manager, with Envoy, is what one core of it forwards, however many cores the machine has for it. On a GPU machine:
-`hop MODEL --data-planes workers,envoy --workers 4 --envoy-threads 4 --clients 6 --loads 50x1@1024,50x1@1,50x64@96`.
+manager and its Envoy are what one core forwards, whatever the number of cores. On a GPU machine: `hop MODEL
+--data-planes workers,envoy --workers 4 --envoy-threads 4 --clients 6 --loads 50x1@1024,50x1@1,50x64@96`.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from tritonembed_perf.server import RunningServer, running_manager, running_serv
 from tritonembed_perf.server_use import GpuMeter
 
 MOST_PROCESSES, REQUESTS_PER_PROCESS = 6, 171
-"""About the number of requests in flight at which a client process is limited by its own CPU."""
+"""The most client processes, and about the requests in flight at which a process is limited by its own CPU."""
 
 WARM_UP_S = 1.0
 PAUSE_S, STALL_S = 0.02, 0.4
@@ -142,7 +142,7 @@ def hop(
     seconds: Seconds = 3,
     rounds: Rounds = 5,
 ) -> dict[str, Any]:
-    """What the way through the manager costs."""
+    """The cost of the hop through the manager."""
     requests = encode_loads(model, loads)
     rows = []
     with running_server(model, context.args) as server:

@@ -2,8 +2,8 @@
 
     python -m tritonembed_perf.scripts.per_core measure MODEL [--shapes 64x50,1x50] [--rounds 7] [--json FILE]
 
-Each system is a process of its own with one thread, and computes while the others wait. What counts is its CPU time:
-other work on the machine changes that little, and the wall time much.
+Each system is a process of its own with one thread, and computes while the others wait. The figure is its CPU time:
+other work on the machine changes CPU time little, but wall time much.
 
 `--systems onnxruntime,onnxruntime-int8,…` need `pip install --no-deps onnx onnxruntime flatbuffers ml_dtypes`: ONNX
 Runtime on the same weights, as FastEmbed and sentence-transformers' ONNX backend run them. Its int8 is that of
@@ -38,7 +38,7 @@ PEER = "sentence-transformers"
 SYSTEMS = ("openvino", "openvino-bfloat16", "openvino-int8", "direct", "direct-bfloat16", PEER, f"{PEER}-bfloat16")
 ONNX = "onnxruntime"
 PRECISIONS = ("bfloat16", "int8")
-"""Behind a system's name; without one it computes in float32."""
+"""The endings of a system's name; a system without such an ending computes in float32."""
 
 LEAST_COSINE = {"float32": 0.9999, "bfloat16": 0.99, "int8": 0.9}
 LEAST_SECONDS = 0.2

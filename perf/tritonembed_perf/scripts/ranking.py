@@ -1,12 +1,12 @@
-"""How much of texts' ranking a model keeps if its products are in 8 bits as a GPU multiplies them, simulated on a CPU.
+"""How much of its ranking of texts a model keeps with products in 8 bits, as a GPU multiplies, simulated on a CPU.
 
     python -m tritonembed_perf.scripts.ranking MODEL [--texts FILE ...] [--quality 0.98] [--json FILE]
 
 A product's input has a scale per row, its weights one per output channel; fp8 is e4m3. Everything else is as in the
-library transformers, with the products that are not in 8 bits in bfloat16. Compared are the texts' vectors with those
-of float32: the part of the ten nearest that stay, of the nearest that stays, and the cosine. The smoothing's factors
-and the gate are those of `--quantization int8` (`tritonembed_engine.quantization`); both see the calibration texts
-alone. A model has to be trained: random weights have no ranking to lose.
+library transformers, with the products that are not in 8 bits in bfloat16. The texts' vectors are compared with those
+of float32: the share of the ten nearest neighbours that stay, of the nearest that stays, and the cosine. The
+smoothing's factors and the gate are those of `--quantization int8` (`tritonembed_engine.quantization`); both see only
+the calibration texts. The model has to be trained: random weights have no ranking to lose.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 NARROWING = (".output.dense", ".down_proj", ".mlp.Wo")
-"""How the second product of a feed-forward ends; attention's output product has the first ending, too."""
+"""Endings of the name of a feed-forward's second product; attention's output product has the first one, too."""
 
 TEXTS_OF_ERRORS = 64
-"""Of the calibration texts, to compare single products by."""
+"""The number of calibration texts with which single products are compared."""
 
 LARGEST_E4M3 = 448.0
 
@@ -115,7 +115,7 @@ class Quantizer:
     """A model whose products can be in 8 bits."""
 
     def __init__(self, model: Any, texts: Sequence[str]) -> None:
-        """model: of sentence-transformers, in float32. texts: for the smoothing's factors; every second one is used.
+        """model: sentence-transformers', in float32. texts: every second one is used, for the smoothing's factors.
 
         Raises BenchError for a model without products in a list of layers.
         """
@@ -147,7 +147,7 @@ class Quantizer:
             product.forward = product_in(kinds.get(name), product.weight, product.bias, factors)
 
     def _factors(self, texts: Sequence[str]) -> "dict[str, torch.Tensor]":
-        """By which each product's input is divided. Products of the same input share them."""
+        """The smoothing's factors, by which each product's input is divided. Products of the same input share them."""
         import torch
 
         largest: dict[str, Floats] = {}
@@ -223,7 +223,7 @@ def _nearest(vectors: Floats) -> Any:
 
 
 def _lines(file: Path) -> list[str]:
-    """Without blank lines and those that begin with #."""
+    """The lines of a file, without blank lines and those that begin with #."""
     try:
         lines = file.read_text("utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

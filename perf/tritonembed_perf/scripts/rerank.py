@@ -1,9 +1,9 @@
-"""How fast a reranker scores a query with many texts: the engine alone, the server, and systems that people would use.
+"""How fast a reranker scores a query with many texts: the engine alone, the server, and other systems.
 
     python -m tritonembed_perf.scripts.rerank MODEL [--texts 100] [--tokens 256] [--at-once 4] [-- replica options]
 
-All servers run at one time. Each round measures them in turn, so a busy machine slows all of them; the others are idle
-meanwhile. The figures are tokens per second of the pairs, as our server counts them, and ratios of medians.
+All servers run at the same time. Each round measures them in turn while the others are idle, so a busy machine slows
+all of them. The figures are tokens per second of the pairs, as our server counts them, and ratios of medians.
 """
 
 import json
@@ -35,13 +35,13 @@ from tritonembed_perf.server import free_ports, running_server
 QUERY = "which of these words stands for a place where bread is baked?"
 WORDS = ("bread", "river", "train", "quiet", "seven", "house", "green", "paper", "stone", "water")
 ENGINE_AIM = 0.9
-"""Least share of the engine's own rate through the server."""
+"""The aim for the rate through the server: at least this share of the engine's own."""
 PEER_AIM = 3.0
-"""Times the rate of another server on a GPU."""
+"""The aim for the rate on a GPU, as a multiple of another server's."""
 CLOSE = 2e-3
-"""The largest difference of two scores in float32; in 16 bits ten times that."""
+"""The largest allowed difference of two scores in float32; in 16 bits, ten times as much is allowed."""
 HELD = 16
-"""Pairs whose scores are held against transformers'."""
+"""The number of pairs whose scores are compared with transformers'."""
 ANSWER_LIMIT_S = 300.0
 
 Scores = npt.NDArray[np.float32]

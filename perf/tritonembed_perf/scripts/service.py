@@ -5,17 +5,17 @@
     python -m tritonembed_perf.scripts.service tls [--turns 5] [--dimensions 768]
 
 `policies`: latencies at the same rate with very mixed lengths. The servers are real tritonservers whose model takes as
-long as the text is long, one request at a time, as one GPU does: so four of them need no four GPUs, and no two of them
-share a core. Requests arrive at random moments (Poisson), the same ones at the same moments for each policy; most are
-one short sentence, some are many long ones.
+long as the text is long, one request at a time, as one GPU does: so four of them need no GPUs, and no two of them share
+a core. Requests arrive at random moments (Poisson), the same ones at the same moments for each policy; most are one
+short sentence, some are many long ones.
 
 `failover`: SIGKILL of one of two servers under load. About half of the requests that are in flight at that moment are
-at the server that dies; the other one answers them. Measured is the time from SIGKILL to the last answer of all that
-were in flight, which no failed-over request exceeds, and the time until both servers are ready. A request that fails
-ends the run.
+at the server that dies; the other one answers them. The figures are the time from SIGKILL to the last answer of all
+that were in flight, which no failed-over request exceeds, and the time until both servers are ready. A request that
+fails ends the run.
 
-`tls`: what TLS between clients and the manager costs. Two managers, one of them with TLS, stand before one tritonserver
-whose model takes no time; the same load goes through them in turns. Needs `openssl`.
+`tls`: the cost of TLS between clients and the manager. Two managers, one of them with TLS, stand before one
+tritonserver whose model takes no time; the same load goes through them in turns. Needs `openssl`.
 """
 
 import json
@@ -133,7 +133,7 @@ def failover(
     kills: Annotated[int, Option(min=1)] = 20,
     clients: Annotated[int, Option(min=1, help="Requests in flight.")] = 32,
 ) -> dict[str, Any]:
-    """How long a killed server's requests wait, and until it is back."""
+    """How long a killed server's requests wait, and how long the server is away."""
     [payloads] = encode_loads(model, f"50x1@{clients}").values()
     arguments = ["--servers", str(SERVERS), "--num-replicas", str(SERVERS), "--max-restarts", str(kills)]
     interrupt = Interrupt()

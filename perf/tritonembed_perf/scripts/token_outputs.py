@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 ROUNDS = 15
 BATCHES = {"cpu": 2, "cuda": 10}
 KEPT = 200
-"""Weights per text of the SPLADE model, about as many as trained ones give."""
+"""Weights per text of the SPLADE model, about as many as a trained model gives."""
 COLBERT_WIDTH = 128
 
 
