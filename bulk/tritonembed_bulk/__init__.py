@@ -7,4 +7,4 @@ Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
 
 PART_ROWS = 16384
-"""Most rows of an output part: 50 MB of vectors with 768 dimensions, which is also what a worker loses if it ends."""
+"""Most rows of an output part: 50 MB of vectors with 768 dimensions. If a worker ends, a part is computed again."""

@@ -1,8 +1,8 @@
-"""Texts that end their worker's process: Ray starts another one and gives it the same part, for ever.
+"""Finds texts that end their worker's process: Ray would start another process with the same part again and again.
 
-An attempt at a part has a mark in the job's folder until it returns; marks that are left are of processes that ended.
-A part with such marks is computed alone in its process, so that no other part is blamed, and after `MOST_ENDS` in
-pieces, until the text is found. Its row goes to the error table.
+An attempt at a part has a mark in the job's folder until it returns. A mark that stays is of a process that ended. A
+part with such marks is computed alone in its process, so that no other part is blamed. After `MOST_ENDS` processes it
+is computed in pieces, until the text is found. The text's row goes to the error table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tritonembed_bulk.rows import Work
 from tritonembed_bulk.store import Store
 
 MOST_ENDS = 3
-"""Processes that may end with a part. Other reasons than a text end them, too: machines go, memory is short."""
+"""Processes that may end with a part. There are other reasons than a text, such as lost machines or lack of memory."""
 MOST_ENDS_OF_A_TEXT = 2
 """Processes that may end with one text alone, after those of its part."""
 PIECES = 16
@@ -28,16 +28,16 @@ Range = tuple[int, int]
 
 
 class Attempts:
-    """What an actor calls to compute a part. embed: of its worker; from any thread."""
+    """What an actor calls to compute a part, from any thread. embed: the method of its worker."""
 
     def __init__(self, store: Store, embed: Callable[[Work], Work]) -> None:
         self._store = store
         self._embed = embed
         self._turns = threading.Condition()
         self._inside = 0
-        """Parts that are computed; -1: one, alone."""
+        """The number of parts being computed; -1 for one that is alone."""
         self._waiting = 0
-        """Parts that wait to be alone: no other one begins before them."""
+        """The number of parts that wait to be alone; no other part begins before them."""
 
     def embed(self, work: Work) -> Work:
         """Add the vectors to a part. Texts that end the process become errors."""
@@ -60,7 +60,7 @@ class Attempts:
             finally:
                 self._store.delete(name)
         elif size <= 1:
-            # Without texts there are no vectors, but the pieces know how many dimensions those have.
+            # A piece without texts has no vectors, but knows the number of their dimensions.
             rest = self._embed(work.piece(start, start))
             rest.errors = [(int(row), ENDED) for row in work.rows[start:stop]]
             yield rest

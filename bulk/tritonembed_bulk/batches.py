@@ -1,7 +1,7 @@
 """A part's sentences as batches for an executor, always the same ones, and a thread that keeps the executor busy.
 
-Not through `EmbeddingEngine`: it mixes the requests that wait, and adapts the size of batches to the time that they
-take. A part that is computed again has to give the same bits.
+A part that is computed again has to give the same bits. So bulk does not use `EmbeddingEngine`, which mixes waiting
+requests, and adapts the size of batches to their time.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Job:
         from tritonembed_engine.token_ids import TokenIds
 
         lengths = self.sentences.lengths[places]
-        # The number of each token: where its sentence begins, and its own number there.
+        # The index of each token is the start of its sentence plus its place in the sentence.
         first = np.repeat(self.starts[places] - (np.cumsum(lengths, dtype=np.int64) - lengths), lengths)
         return TokenIds(self.sentences.ids[first + np.arange(len(first))], lengths)
 
@@ -134,12 +134,12 @@ class BatchRunner:
             job.future.set_result((job.vectors, job.busy))
 
     def _recover(self, job: Job, places: Places, error: Exception) -> None:
-        """Compute a batch in halves if it was too large; else its part fails."""
+        """Compute a batch in halves if it was too large; for other errors its part fails."""
         from tritonembed_engine.errors import DeviceLost, OutOfMemory
 
         problem = self.executor.explain(error)
         if isinstance(problem, DeviceLost):
-            # Only another process can use the device again; Ray starts it, and gives it this part.
+            # Only another process can use the device again. Ray starts one, and gives it this part.
             logger.error("the device is lost")
             os._exit(1)
         if isinstance(problem, OutOfMemory) and len(places) > 1:

@@ -1,4 +1,4 @@
-"""Ray: started in the process, or a cluster that runs; and what it has."""
+"""Ray, started by this process or as a running cluster, and its resources."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from tritonembed_bulk.job import BLOCK_BYTES, Workers
 from tritonembed_bulk.parts import Refused
 
 MORE_TASKS = 2
-"""CPUs that a Ray in the process has beyond the machine's: for tasks that read and write while a model computes."""
+"""CPUs that a Ray started here has beyond the machine's, for tasks that read and write while a model computes."""
 LARGEST_STORE = 4 * 1024**3
-"""Bytes of shared memory that a Ray in the process takes for parts on their way."""
+"""Bytes of shared memory that a Ray started here takes for parts between two stages."""
 
 
 @contextmanager
 def ray_running(address: str | None, *, dashboard: bool, cpus: int | None = None) -> Iterator[None]:
-    """Ray while entered. address: of a cluster; None: Ray is started here, and ends here. cpus: then, instead of those
-    of the machine. Raises Refused."""
-    # Before the import: Ray reads them then.
+    """Ray while entered. address: a cluster's; None: Ray starts here, and ends at the exit. cpus: the number for a Ray
+    that starts here; None: the machine's. Raises Refused."""
+    # Ray reads these variables when it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
         # Its processes write warnings about the internals of Ray Data to the terminal.
@@ -71,7 +71,7 @@ def cores() -> int:
 
 
 def gpu_workers(most: int | None, cpus: float | None) -> Workers:
-    """A worker per GPU. most, cpus: as asked; None: by what Ray has. Raises Refused."""
+    """A worker per GPU. most, cpus: the numbers asked for; None: from Ray's resources. Raises Refused."""
     import ray
 
     gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -81,8 +81,8 @@ def gpu_workers(most: int | None, cpus: float | None) -> Workers:
 
 
 def cpu_workers(most: int | None, cpus: float | None, *, started_here: bool) -> Workers:
-    """A worker per machine, on all its CPUs but one; on a Ray that was started here, which has more CPUs than the
-    machine, as many as asked share those of the machine."""
+    """A worker per machine, on all of its CPUs but one. A Ray that was started here has more CPUs than the machine:
+    there, the workers share the machine's CPUs. most, cpus: as for `gpu_workers`."""
     import ray
 
     if started_here:
@@ -124,7 +124,7 @@ def machines() -> list[dict[str, Any]]:
 
 @contextmanager
 def _without_standard_error() -> Iterator[None]:
-    """Ray's start writes lines there that have no switch. Its failures are exceptions."""
+    """Hide standard error: Ray's start writes lines to it that can't be switched off. Its failures are exceptions."""
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(nowhere, 2)

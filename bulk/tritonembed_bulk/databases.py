@@ -1,4 +1,4 @@
-"""Sinks that are databases: PostgreSQL, with pgvector if it has that, and Qdrant. The records are in a separate folder.
+"""Sinks that are databases: PostgreSQL, with pgvector if installed, and Qdrant. The records are in a separate folder.
 
 A part that is written again replaces its rows: they are named by the id column, and by the chunk's number.
 """
@@ -21,11 +21,11 @@ from tritonembed_bulk.sinks import METADATA, Written
 POSTGRES, QDRANT = ("postgresql://", "postgres://"), "qdrant:"
 POINTS_AT_ONCE = 512
 _NAMESPACE = uuid.UUID("6a6b1f0e-54b2-4c05-8d4e-6f1d1a7f5d3c")
-"""The namespace of points' ids, if rows have ids that are no numbers."""
+"""The namespace of points' UUIDs, for rows whose ids are not numbers."""
 
 
 def database_sink(location: str, id_column: str | None) -> PostgresSink | QdrantSink | None:
-    """The sink of a database's address, which names a table or collection after `#`; None if it is no such address.
+    """The sink of a database's address, which names a table or collection after `#`; None for any other location.
 
     Raises Refused if the name or the id column is missing.
     """
@@ -133,9 +133,9 @@ class PostgresSink:
 
 @dataclass(frozen=True)
 class QdrantSink:
-    """A collection, made by the first part. address: of a server (http://…), or a folder for Qdrant's local mode, which
-    only one process can have open: give that --workers 1. Points have the other columns as payload, and the id column's
-    number as their id; of other ids, a UUID is made.
+    """A collection, made by the first part. address: a server's (http://…), or a folder for Qdrant's local mode, which
+    only one process can have open: give --workers 1 with it. Points have the other columns as payload. A point's id is
+    the id column's number, or a UUID made from an id that is not a number.
     """
 
     address: str

@@ -41,7 +41,7 @@ Read = tuple[Part, pa.Table, Errors]
 @dataclass(frozen=True)
 class Span:
     """What one task reads. start, stop: row groups, or bytes; 0, 0: all. row: the number of the first row, if known.
-    amount: of the source's total. is_exact: whether the amounts of its parts add up to that, and of fewer do not."""
+    amount: its share of the source's total. is_exact: whether the amounts of its parts reach this sum only together."""
 
     input: InputFile
     start: int = 0
@@ -99,7 +99,7 @@ class Files:
         return by_rows(self._tables(found, path, span, part_rows), span, part_rows, knows_rows=self.kind == "parquet")
 
     def _line_schema(self) -> pa.Schema:
-        """The columns of JSON lines, as the first lines have them: all parts get the same."""
+        """The columns of the first JSON lines, which all parts get."""
         found, path = self._open(self.paths[0])
         with found.open_input_stream(path) as file:
             lines = file.read(BLOCK).split(b"\n")
@@ -210,7 +210,7 @@ def by_rows(tables: Iterator[pa.Table], span: Span, part_rows: int, *, knows_row
     table = next(regrouped, None)
     while table is not None:
         after = next(regrouped, None)
-        # The bytes of a file's parts are not known: its last part counts for all.
+        # The bytes of a file's parts are unknown, so the last part counts all of the file's bytes.
         amount = table.num_rows if knows_rows else span.amount if after is None else 0
         yield Part(span.input, span.start, f"r{row:012d}", amount), table, []
         row += table.num_rows
@@ -280,7 +280,7 @@ def _read_lines(found: fs.FileSystem, path: str, span: Span, part_rows: int, sch
         lines = _lines(file)
         position = span.start
         if span.start:
-            # The end of a line that began before; a mere line break if it ended there.
+            # The end of a line that began before the span, or only its line break.
             position += len(next(lines, b"")) - 1
         for index in count():
             taken: list[bytes] = []
@@ -312,7 +312,7 @@ def _lines(file: Any) -> Iterator[bytes]:
 
 
 def _table_of(lines: list[bytes], schema: pa.Schema) -> tuple[pa.Table, Errors]:
-    """schema: of columns that the table gets in any case, with these types if the values fit."""
+    """schema: columns that the table gets in any case, with these types if the values fit."""
     rows: list[dict[str, Any]] = []
     errors: Errors = []
     for line in lines:
@@ -329,7 +329,7 @@ def _table_of(lines: list[bytes], schema: pa.Schema) -> tuple[pa.Table, Errors]:
 
 
 def _object(line: bytes) -> tuple[dict[str, Any], str]:
-    """A line's row, and the reason if it is none."""
+    """A line's row, and the reason if the line is not a row."""
     try:
         found = json.loads(line.decode())
     except UnicodeDecodeError:
@@ -340,7 +340,7 @@ def _object(line: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _column(values: list[Any], kind: pa.DataType | None) -> pa.Array:
-    """Values of one kind as they are; a mixture, and what Arrow has no type for, as JSON."""
+    """Values of one kind unchanged; mixtures, and values without a type in Arrow, as JSON."""
     for wanted in (kind, None):
         try:
             return pa.array(values, wanted)

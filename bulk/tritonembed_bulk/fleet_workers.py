@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from tritonembed import EmbeddingClient
 
 PATIENCE_SECONDS = 600.0
-"""A fleet that answers nothing for this long ends the job, which can go on later."""
+"""The job ends if the fleet answers nothing for this long; it can go on later."""
 LONGEST_PAUSE = 20.0
 REQUEST_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
 class FleetCompute:
-    """Where vectors come from. Can be pickled.
+    """How vectors are made of texts by a fleet. Can be pickled.
 
-    connect: makes a client. options: of each request. chunks: whether each chunk gets a vector. space: what the fleet
-    reports; None if it reports none.
+    connect: makes a client. options: those of each request. chunks: whether each chunk gets a vector. space: the
+    embedding space that the fleet reports; None if it reports none.
     """
 
     connect: Callable[[], EmbeddingClient]
@@ -51,7 +51,7 @@ class FleetCompute:
         return {"model": self.model, "revision": ""}
 
     def prepare(self, work: Work) -> Work:
-        """Nothing: the fleet tokenizes."""
+        """Do nothing: the fleet tokenizes."""
         return work
 
     def open(self, ledger: Ledger, device: str) -> FleetWorker:  # noqa: ARG002
@@ -59,7 +59,7 @@ class FleetCompute:
         return FleetWorker(self, ledger)
 
     def finish(self, work: Work) -> Work:
-        """Nothing: the vectors come as they are written."""
+        """Do nothing: the fleet's vectors are written as they are."""
         return work
 
 
@@ -87,7 +87,7 @@ class FleetWorker:
         return work
 
     def _request(self, work: Work, places: npt.NDArray[np.intp]) -> tuple[list[tuple[Any, Any]], dict[int, str]]:
-        """Places and their result; if a text is refused, it is found by halves. The second: reasons by place."""
+        """Results with their places, and the refused texts: reasons by place. A refused text is found by halving."""
         from tritonembed import InvalidArgumentError, TritonEmbedError
 
         try:
@@ -142,7 +142,7 @@ class FleetWorker:
         if not self._compute.chunks:
             order = np.argsort(np.concatenate([places for places, _ in answers]), kind="stable")
         else:
-            # A chunk's text, among all; the chunks of a text are in order.
+            # The place of each chunk's text among all texts; the chunks of a text are in order.
             texts = np.concatenate([places[result.text_index] for places, result in answers])
             order = np.argsort(texts, kind="stable")
             work.counts = np.unique(texts, return_counts=True)[1]

@@ -1,5 +1,5 @@
-"""A job: spans in, records out, as a pipeline of Ray Data. Ray distributes, retries, scales and holds back; this file
-says what is done with a part, in which order, and what is left to do after a job that ended early.
+"""A job: spans in, records out, as a pipeline of Ray Data. Ray distributes, retries, scales and limits the work; this
+file defines the steps of a part, their order, and the work that is left after a job that ended early.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from tritonembed_bulk.rows import Columns, Work, error_table
 from tritonembed_bulk.sinks import Sink, output_table, parquet_bytes
 
 BLOCK_BYTES = 64 * 1024
-"""Ray Data ends a block of rows when it has this many bytes: each part gets a block of its own."""
+"""Ray Data ends a block of rows at this many bytes, so each part gets a block of its own."""
 TASK_CPUS, TOKENIZING_CPUS = 0.249, 0.999
-"""CPUs of tasks that read and write, and that tokenize. No actor has these numbers: Ray Data makes one process of two
-stages with the same resources, and a part would be tokenized in the model's process, by its threads."""
+"""CPUs of tasks that read and write, and of those that tokenize. No actor has these numbers: Ray Data fuses two stages
+with the same resources into one process, and the model's process would tokenize, with its own threads."""
 CALLS_PER_WORKER = 3
-"""Parts that a worker holds: one is computed, one waits, one is handed on."""
+"""Parts that a worker holds: one is being computed, one waits, one is passed on."""
 
 
 class Worker(Protocol):
@@ -48,18 +48,18 @@ class Compute(Protocol):
         """The model's name and revision."""
 
     def prepare(self, work: Work) -> Work:
-        """What can be done with the texts elsewhere than in the worker. In a task."""
+        """The part of the work on texts that needs no worker; it runs in a task."""
 
     def open(self, ledger: Ledger, device: str) -> Worker:
         """The worker of an actor. device: "cpu" or "cuda". Raises Refused."""
 
     def finish(self, work: Work) -> Work:
-        """What can be done with the vectors elsewhere than in the worker. In a task."""
+        """The part of the work on vectors that needs no worker; it runs in a task."""
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The actors. most: their number, if Ray has room for them. cpus, gpus: of each."""
+    """The actors. most: their number, if Ray has room for them. cpus, gpus: per actor."""
 
     most: int = 1
     cpus: float = 1.0
@@ -150,14 +150,14 @@ class Embed:
         try:
             self._attempts = Attempts(job.ledger.store, job.compute.open(job.ledger, device).embed)
         except Refused as error:
-            # Of an actor that fails to start, Ray keeps only the text of the error; and it tries again.
+            # If an actor fails to start, Ray keeps only the error's text, and tries again. So it is raised later.
             self._refusal = error
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         if self._refusal is not None:
             raise self._refusal
         for work in Work.unpack(batch):
-            # A part comes again if Ray lost what was made of it; then it can be committed already.
+            # A part comes again if Ray lost its result, and can be committed by then.
             yield (work if self._job.is_committed(work.part) else self._attempts.embed(work)).pack()
 
 
@@ -179,7 +179,7 @@ class Run:
         self.before: list[Record] = []
         """Records of parts that an earlier job committed."""
         self.missing: list[Span] = []
-        """What has parts that are not committed."""
+        """Spans with parts that are not committed."""
 
     def __enter__(self) -> Run:
         self._lock.__enter__()
@@ -205,7 +205,7 @@ class Run:
         done: Counter[tuple[str, int]] = Counter()
         for record in self.before:
             done[record.input, record.span] += record.amount
-        # Other spans are read again, and their committed parts left out then.
+        # The spans that are read again leave out their committed parts.
         self.missing = [span for span in spans if not span.is_exact or done[span.input.name, span.start] < span.amount]
 
     @property
@@ -214,7 +214,7 @@ class Run:
         return not self.missing
 
     def records(self, workers: Workers) -> Iterator[Record]:
-        """Compute what is missing; the records of its parts, as they are committed. Raises Refused."""
+        """Compute the missing parts, and give their records as they are committed. Raises Refused."""
         dataset = self._dataset(workers)
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

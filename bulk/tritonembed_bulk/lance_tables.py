@@ -1,7 +1,7 @@
-"""Lance: a LanceDB table as source or sink. The location of one ends in `.lance`.
+"""Lance: a LanceDB table as source or sink. Its location ends in `.lance`.
 
-Each part of the sink is a fragment of its own, which no reader sees; its record has the fragment's description. When
-all parts are there, one commit makes them the table: what killed workers left behind is in no record.
+Each part of the sink is a fragment of its own, which no reader sees. Its record has the fragment's description. When
+all parts are there, one commit makes them the table. Files of killed workers are in no record, so not in the table.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUFFIX = ".lance"
 SCHEMA, COMMITTED = f"{FOLDER}/schema.arrow", f"{FOLDER}/lance.json"
 ROWS_AT_ONCE = 8192
 OF_ONE_PART = ("part", "input", "input_version")
-"""Metadata that a table can't have: it is of all parts."""
+"""Metadata of single parts, which the table of all parts leaves out."""
 FOR_EVER = timedelta(days=36500)
 
 
@@ -44,7 +44,7 @@ def find_table(location: str) -> LanceSource:
 
 @dataclass(frozen=True)
 class LanceSource:
-    """A version of a table. Its fragments are the spans: one that was added is new, one with other rows has changed."""
+    """A version of a table. Its fragments are the spans: an added one is new, one with other rows has changed."""
 
     location: str
     version: int

@@ -1,8 +1,8 @@
 """One driver per output: each driver writes a lock file, then looks for the files of other drivers.
 
-That needs no conditional put, only a listing that shows what was written before, as disks and object stores have it. Of
-two drivers that start at once, at least one sees the other. A lock is stale if its process is gone, as far as this
-machine can tell, or if it was not renewed for a while: all times are the store's own.
+This needs no conditional put, but a listing that shows all earlier writes, as disks and object stores have it. Of two
+drivers that start at once, at least one sees the other. A lock is stale if its process ran on this machine and is gone,
+or if the lock was not renewed for a while. All times are the store's own.
 """
 
 from __future__ import annotations
@@ -95,22 +95,22 @@ class Lock:
 
 
 def _is_gone(owner: dict[str, Any]) -> bool:
-    """Whether the owner ran on this machine and ended. Of another machine's process nothing is known."""
+    """Whether the owner ran on this machine and ended. About another machine's process nothing is known."""
     here = owner.get("host") == socket.gethostname() and owner.get("system") == _system()
     return here and isinstance(owner.get("pid"), int) and start_of(owner["pid"]) != owner.get("start")
 
 
 def _system() -> str:
-    """What makes an id of a process mean the same: the machine's boot, and the container."""
+    """The scope of process ids: the machine's boot, and the container."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {os.readlink('/proc/self/ns/pid')}"
 
 
 def start_of(pid: int) -> str | None:
-    """When a process started, in ticks since boot; None if there is none. Ids of processes come again."""
+    """When a process started, in ticks since boot; None if there is none. It tells apart processes with a reused id."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
-    # Z: it ended, and its parent has not asked how.
+    # Z: a zombie, which has ended.
     return None if fields[0] == "Z" else fields[19]

@@ -35,10 +35,10 @@ def create(settings: ModelSettings, files: ModelFiles, device: str) -> Executor:
 
 @dataclass(frozen=True)
 class ModelCompute:
-    """How vectors are made of texts here. Can be pickled.
+    """How vectors are made of texts by an engine. Can be pickled.
 
-    chunks: whether each chunk gets a vector, under `truncate=CHUNK`; else a text gets the mean
-    of its chunks. make_executor: for a simulation.
+    chunks: whether each chunk gets a vector, under `truncate=CHUNK`; else a text gets the mean of its chunks.
+    make_executor: replaced by a simulation.
     """
 
     settings: ModelSettings
@@ -52,7 +52,7 @@ class ModelCompute:
         return self.parameters.embedding_type
 
     def digest(self) -> str:
-        """The embedding space without its precision, of which only an actor knows. Raises Refused."""
+        """The embedding space without its precision, which only an actor knows. Raises Refused."""
         from tritonembed_engine.errors import InvalidArgument, ModelError
         from tritonembed_engine.model.space import embedding_space
         from tritonembed_engine.vectors import check_dimensions
@@ -97,7 +97,7 @@ class ModelCompute:
         return ModelWorker(self, ledger, device)
 
     def finish(self, work: Work) -> Work:
-        """Means of chunks, the number of dimensions, normalisation, and the type of the numbers."""
+        """Apply the means of chunks, `dimensions`, `normalize` and `embedding_type`."""
         from tritonembed_engine import vectors
         from tritonembed_engine.chunks import Chunks
 
@@ -147,7 +147,7 @@ class ModelWorker:
         self._runner = BatchRunner(executor)
 
     def embed(self, work: Work) -> Work:
-        """Compute the vectors of a part that was tokenized. From any thread."""
+        """Compute the vectors of a tokenized part. From any thread."""
         from tritonembed_engine.errors import EmbedError
         from tritonembed_engine.token_ids import TokenIds
 

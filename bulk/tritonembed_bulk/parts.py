@@ -1,7 +1,7 @@
-"""Parts: some rows of the input, and the record that says that their output is there.
+"""Parts: some rows of the input, and the record of their output.
 
-An output part is named by its input part. It is committed when its record is there, which is written last. A part that
-is committed is never computed again, unless its input changed.
+An output part has the name of its input part. It is committed by its record, which is written last. A committed part is
+never computed again, unless its input changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tritonembed_bulk.store import Store
 from tritonembed_protocol.space import model_part
 
 FOLDER = "_tritonembed"
-"""Readers of data sets leave out names that begin with an underscore."""
+"""The folder of a job's own files. Readers of data sets leave out names that begin with an underscore."""
 RECORDS, ERRORS = f"{FOLDER}/parts", f"{FOLDER}/errors"
 ATTEMPTS = f"{FOLDER}/attempts"
 JOB, SPACE = f"{FOLDER}/job.json", f"{FOLDER}/space.json"
@@ -30,7 +30,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of the input, or what stands for one. name: in the source. size: bytes. version: the ETag or a time."""
+    """A file of the input, or the like. name: within the source. size: bytes. version: an ETag or a time."""
 
     name: str
     size: int
@@ -39,8 +39,8 @@ class InputFile:
 
 @dataclass(frozen=True)
 class Part:
-    """Some rows of an input. span: the start of the span that they are read with. place: where they begin in the input.
-    amount: of the source's total, in its unit."""
+    """Some rows of an input. span: the start of their span. place: where they begin in the input. amount: their share
+    of the source's total, in its unit."""
 
     input: InputFile
     span: int
@@ -56,8 +56,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Record:
-    """What a committed part is. rows, vectors, tokens, errors: counts. busy: seconds in which the executor had its
-    sentences. files: of the output, if any; output_bytes: theirs."""
+    """The description of a committed part. rows, vectors, tokens, errors: counts. busy: seconds in which the executor
+    had its sentences. files: the output's files, if any. output_bytes: their size."""
 
     part: str
     input: str
@@ -74,7 +74,7 @@ class Record:
     busy: float
     files: list[str] = field(default_factory=list)
     sink: Any = None
-    """What the sink needs at the end."""
+    """What the sink needs to finish."""
 
     def to_json(self) -> bytes:
         """One JSON object."""
@@ -82,7 +82,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: bytes) -> Record:
-        """Raises Refused if the text is no record."""
+        """Raises Refused if the text is not a record."""
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError):
@@ -119,7 +119,7 @@ class Ledger:
             self.store.delete(name)
 
     def current(self, inputs: Iterable[InputFile]) -> list[Record]:
-        """The records of parts whose input is as it was; the other parts are removed."""
+        """The records of parts whose input is unchanged. Removes the other parts."""
         versions = {one.name: (one.size, one.version) for one in inputs}
         kept = []
         for record in self.records():

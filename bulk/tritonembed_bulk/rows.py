@@ -1,4 +1,4 @@
-"""A part on its way: its rows, their texts, and what the stages add; and the rows that can't be embedded."""
+"""A part between stages: its rows, their texts, the stages' results, and the rows that can't be embedded."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class Work:
     offsets: npt.NDArray[np.int32] | None = None
     """[sentences, 2]: the place of each chunk in its text."""
     vectors: npt.NDArray[Any] | None = None
-    """[sentences, dimensions]; after a fleet: encoded, [texts or chunks, columns]."""
+    """[sentences, dimensions]; from a fleet: encoded, [texts or chunks, columns]."""
     space: str = ""
     busy: float = 0.0
 
     def __getstate__(self) -> dict[str, Any]:
-        # Arrow's IPC leaves out what a slice does not show; its pickles keep that.
+        # Arrow's IPC writes a slice alone; its pickles have the whole array behind it.
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, self.table.schema) as writer:
             writer.write_table(self.table)
@@ -101,7 +101,7 @@ class Work:
         )
 
     def join(self, pieces: Sequence[Work]) -> Work:
-        """The part of its pieces, which have vectors; there is one at least."""
+        """The part made of its pieces, at least one, which have vectors."""
 
         def joined(name: str) -> Any:
             values = [getattr(piece, name) for piece in pieces]
@@ -119,7 +119,7 @@ class Work:
         )
 
     def drop(self, reasons: dict[int, str]) -> None:
-        """Turn texts into errors, and leave out all that is of them. reasons: by place among the texts."""
+        """Turn texts into errors, and remove their data. reasons: by place among the texts."""
         if not reasons:
             return
         self.errors += [(int(self.rows[place]), reason) for place, reason in sorted(reasons.items())]
@@ -141,9 +141,9 @@ def _buffers(column: pa.ChunkedArray) -> list[pa.Buffer]:
 
 @dataclass(frozen=True)
 class Columns:
-    """What is read of each row. template: with {column} for columns; None: `text` alone is the text.
+    """The columns to read. template: of the text, with {column} for columns; None: the column `text` is the text.
 
-    id: names rows in the error table, and in databases. keep_text: whether the output has the text, too.
+    id: the column that names rows in the error table and in databases. keep_text: whether the output has the text, too.
     """
 
     text: str = "text"
@@ -157,7 +157,7 @@ class Columns:
         return [self.text] if self.template is None else fields_of(self.template)
 
     def check(self, names: Sequence[str]) -> None:
-        """Raise Refused if the input, which has these columns, lacks one, or has one of the output's."""
+        """Raise Refused if the input lacks a column, or has one of the output's. names: the input's columns."""
         wanted = [*self.of_text, *([self.id] if self.id else [])]
         lacking = [name for name in wanted if name not in names]
         if lacking:
@@ -216,7 +216,7 @@ def _as_bytes(column: pa.ChunkedArray) -> list[bytes | None]:
         column = column.cast(kind.value_type)
         kind = kind.value_type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        # Not as strings: nothing has checked that they are UTF-8.
+        # Not as strings, because nobody has checked that they are UTF-8.
         return column.cast(pa.large_binary()).to_pylist()  # type: ignore[no-any-return]
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return column.to_pylist()  # type: ignore[no-any-return]
@@ -234,7 +234,7 @@ def _is_utf8(text: bytes) -> bool:
 
 
 def reason_of(message: str) -> str:
-    """The reason in the error of a request of one text, without what names the tensor and the text's number."""
+    """The reason in the error of a request of one text, without the tensor's name and the text's number."""
     return message.rpartition("text: ")[2].replace("sentence 0 ", "the text ")
 
 

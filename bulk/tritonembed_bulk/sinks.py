@@ -1,4 +1,4 @@
-"""Sinks: where the vectors of a part go. Files here; databases in `databases`."""
+"""Sinks, which write the vectors of a part. Files are here, databases in `databases`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ARROW_TYPES = {name: pa.from_numpy_dtype(kind.dtype) for name, kind in OUTPUT_TY
 
 @dataclass(frozen=True)
 class Written:
-    """What a sink made of a part. size: bytes. files: names in its store. sink: for `finish`, a JSON value."""
+    """The output of a part. size: bytes. files: names in the sink's store. sink: a JSON value for `finish`."""
 
     size: int
     files: list[str] = field(default_factory=list)
@@ -32,17 +32,17 @@ class Written:
 
 
 class Sink(Protocol):
-    """Where parts go. Can be pickled. A part that is written twice is there once."""
+    """Writes parts. Can be pickled. A part that is written twice is there once."""
 
     def write(self, name: str, table: pa.Table) -> Written:
-        """Write a part, whole or not at all. table: the kept columns, and the vectors last."""
+        """Write a part atomically. table: the kept columns, and the vectors last."""
 
     def finish(self, records: Sequence[Record]) -> None:
         """Called on the driver when all parts are committed."""
 
 
 def output_table(work: Work, embedding_type: str, metadata: dict[str, str]) -> pa.Table:
-    """The kept columns of the rows that have vectors, the columns of chunks, and the vectors. metadata: of the file."""
+    """The kept columns of the rows that have vectors, the columns of chunks, and the vectors. metadata: the file's."""
     assert work.vectors is not None
     rows = work.rows if work.counts is None else np.repeat(work.rows, work.counts)
     is_whole = work.counts is None and len(rows) == work.table.num_rows

@@ -1,4 +1,5 @@
-"""`tritonembed compare-spaces`: how far apart the vectors of two models or of two precisions are for the same rows."""
+"""`tritonembed compare-spaces`: the distance of two embedding spaces, as vectors of two models or two precisions of the
+same rows."""
 
 from __future__ import annotations
 
@@ -127,7 +128,7 @@ def _vectors(table: pa.Table, kind: str) -> Vectors:
 
 
 def compare(a: Sample, b: Sample) -> Comparison:
-    """The two samples are of the same rows, in the same order."""
+    """Compare two samples of the same rows, in the same order."""
     own, other = nearest(a.vectors, a.vectors), nearest(b.vectors, b.vectors)
     if a.vectors.shape != b.vectors.shape:
         return Comparison(len(a.ids), None, shared(own, other), None)

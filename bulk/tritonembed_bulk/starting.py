@@ -41,7 +41,7 @@ Compute = FleetCompute | ModelCompute
 
 
 class Output:
-    """The sink and the records. state: their folder, if the sink is none. Raises BadLocation and Refused."""
+    """The sink and the records. state: the records' folder if the sink is a database. Raises BadLocation, Refused."""
 
     def __init__(self, location: str, kind: Format, state: str | None, id_column: str | None) -> None:
         self._database = database_sink(location, id_column)
@@ -126,7 +126,7 @@ class Model:
 
 
 def _parameters(request: dict[str, Any]) -> EmbedParameters:
-    """What the engine makes of them. Raises UsageError."""
+    """The engine's parameters. Raises UsageError."""
     from tritonembed_engine.errors import InvalidArgument
     from tritonembed_engine.parameters import parse_parameters
 
@@ -157,12 +157,12 @@ def _chunking(chunk: str | None, pool: str | None, truncate: str | None) -> dict
 
 
 def columns_of(text: str, template: str | None, id_column: str | None, *, keep_text: bool) -> Columns:
-    """What is read. In a shell, \\n is two characters."""
+    """The columns to read. A shell passes \\n as two characters."""
     return Columns(text, None if template is None else template.replace(r"\n", "\n"), id_column, keep_text)
 
 
 def source_of(location: str, query: str | None, id_column: str | None, part_rows: int) -> Source:
-    """Where the rows are. query: of a PostgreSQL. Raises Refused."""
+    """The source of the rows. query: for PostgreSQL. Raises Refused."""
     if is_postgres(location):
         return postgres_source(location, query, id_column, part_rows)
     if query is not None:
@@ -187,7 +187,7 @@ def job_of(
 
 @dataclass(frozen=True)
 class Cluster:
-    """The options of Ray. address: None: Ray is started here. workers, cpus: as asked; None: by what Ray has."""
+    """The options of Ray. address: None: Ray starts here. workers, cpus: None: from Ray's resources."""
 
     address: str | None = None
     workers: int | None = None
@@ -196,7 +196,7 @@ class Cluster:
     dashboard: bool = False
 
     def workers_for(self, compute: Any) -> Workers:
-        """How many actors, and what each takes. Raises Refused."""
+        """The actors and their resources. Raises Refused."""
         if isinstance(compute, FleetCompute):
             return Workers(self.workers or 1, self.cpus or 0.5)
         if device_of(self.device) == "cuda":
@@ -261,6 +261,6 @@ def refusals() -> Iterator[None]:
     except BadLocation as error:
         raise UsageError(str(error)) from error
     except pa.ArrowException as error:
-        # Arrow's messages can hold paths, and go over many lines.
+        # Arrow's messages can hold paths and have many lines.
         line = str(error).strip().partition("\n")[0]
         raise CommandError(f"{type(error).__name__}: {line[:300]}") from error

@@ -1,4 +1,4 @@
-"""Files on a disk or in an object store, through pyarrow's file systems: a file appears whole or not at all."""
+"""Files on a disk or in an object store, through pyarrow's file systems. Every write of a file is atomic."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 READERS = 16
-"""Threads that read many small files: an object store answers each after tens of milliseconds."""
+"""Threads that read many small files: an object store takes tens of milliseconds for each."""
 
 Contents: TypeAlias = bytes | pa.Buffer
 
