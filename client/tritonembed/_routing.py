@@ -54,7 +54,7 @@ class Router:
     def __init__(self, targets: Sequence[str], policy: str, clock: Callable[[], float] = monotonic) -> None:
         self.upstreams = [Upstream(index, target) for index, target in enumerate(targets)]
         self._policy = make_policy(policy)
-        # One request per server may always find it dead.
+        # Always enough for one request per server to find that it is dead.
         self._budget = RetryBudget(least=max(LEAST_RETRIES, len(self.upstreams)), clock=clock)
         self._clock = clock
         self._lock = Lock()

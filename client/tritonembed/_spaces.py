@@ -35,7 +35,7 @@ class KnownSpaces:
         self._clock = clock
 
     def get(self, key: tuple[str, str]) -> str | None:
-        """What was reported last; None if that is nothing, or not true of every answer."""
+        """The space that was reported last; None if none was, or if it does not hold for every answer."""
         return self._told.get(key)
 
     def set(self, key: tuple[str, str], space: str | None) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 _SEQUENCES = re.compile(
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]|(?:\x1b\]|\x9d)[^\x07\x1b\x9c\n]*(?:\x07|\x1b\\|\x9c)|\x1b[ -/]*[0-Z\\^-~]"
 )
-# Also what changes the direction of the text around it, and lone surrogates.
+# Also characters that change the direction of the text around them, and lone surrogates.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
 
 
 def printable(text: str) -> str:
-    """The text without what would control a terminal; line breaks and other control characters are blanks."""
+    """The text without sequences that control a terminal; line breaks and other control characters become blanks."""
     return _CONTROLS.sub(" ", _SEQUENCES.sub("", text)).rstrip()
 
 

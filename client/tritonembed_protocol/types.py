@@ -32,7 +32,7 @@ ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 """What makes a score of a logit. ``softmax`` is over the labels of one text or pair."""
 
 CACHE, CACHE_SALT = "cache", "cache_salt"
-"""Parameters about vectors that are kept: whether to use them, and who shares them."""
+"""Parameters of the cache of vectors: whether to use it, and who shares its entries."""
 
 HEALTH_CHECK_ID = "health-check"
 """The id of a request that no caller waits for. Other small requests make a server's batches shorter."""

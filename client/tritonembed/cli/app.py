@@ -38,7 +38,7 @@ def health(connection: Connection) -> None:
             try:
                 client.embed(["ready"], timeout=timeout)
             except ModelNotFoundError:
-                # It may have a reranker or classifier alone.
+                # The server may have nothing but a reranker or classifier.
                 did = "scored a sentence"
                 client.score("ready", ["ready"], timeout=timeout)
         except TritonEmbedError as error:
