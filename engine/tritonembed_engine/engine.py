@@ -44,15 +44,16 @@ from tritonembed_engine.token_ids import TokenIds
 from tritonembed_engine.vectors import Vectors, normalized, norms_of
 
 REST_AFTER_S = 1.0
-"""After this long without work the executor gives back memory that it only caches."""
+"""The executor frees cached memory after this long without work."""
 
 logger = logging.getLogger(__name__)
 
 
 class Load(NamedTuple):
-    """What an engine has before it: requests that wait, requests of which a part is computed, and seconds of work.
+    """The work before an engine: waiting requests, requests of which a part is being computed, and seconds of work.
 
-    A request can be both. The seconds are those of the refusals (`Pace`), but not forgotten; 0 before a measurement.
+    A request can be in both numbers. The seconds are those by which `Pace` refuses deadlines, but they don't expire; 0
+    before a measurement.
     """
 
     queued: int
@@ -62,7 +63,7 @@ class Load(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Launched:
-    """A batch at the executor. sentences: those that are computed. plan: where other vectors come from, if any do."""
+    """A batch at the executor. sentences: those to compute. plan: the sources of the other vectors, if any."""
 
     batch: Batch
     sentences: TokenIds
@@ -122,7 +123,7 @@ class EmbeddingEngine:
         return bool(self._batcher)
 
     def load(self) -> Load:
-        """What waits and what is computed now. May be called from any thread."""
+        """The waiting work and the work in progress. May be called from any thread."""
         with self._changed:
             queued, tokens = self._batcher.waiting_requests, self._batcher.waiting_tokens
             batches = self._batches()
@@ -193,12 +194,12 @@ class EmbeddingEngine:
             self.executor.close()
 
     def _batches(self) -> list[Batch]:
-        """Those that are computed now."""
+        """The batches in progress."""
         at_hand = self._at_hand
         return [each.batch for each in self._launched] + ([] if at_hand is None else [at_hand])
 
     def _answer(self, request: Request, cache: VectorCache) -> bool:
-        """Answer a request, all of whose vectors are in the cache, at once. Returns whether it was answered."""
+        """Answer a request at once if all of its vectors are in the cache. Returns whether it was answered."""
         vectors = None if self._closed or not request.keys else cache.vectors(request.keys)
         if vectors is None:
             return False
@@ -395,7 +396,7 @@ class EmbeddingEngine:
                 self._collect(self._launched.popleft())
 
     def _give_up(self, batch: Batch, error: Exception) -> None:
-        """A defect of the engine itself: fail every request, and let the process start again."""
+        """Fail every request after a defect of the engine itself, and let the process start again."""
         logger.error("the engine failed", exc_info=error)
         problem = EngineDead(f"the engine failed ({type(error).__name__})")
         self._fail(batch, problem)

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 
 
 class Asked:
-    """A request of Triton's whose parameters are right, and then its request of the engine.
+    """A Triton request with valid parameters, and the engine's request once it is made.
 
-    elements: the ids of each sentence. rows: of its tensors. skip, spans, normalize, adapter: as in `Request`. salt:
-    requests with the same one share vectors; None: this one shares none.
+    elements: the ids of each sentence. rows: the number of rows of its tensors. skip, spans, normalize, adapter: as in
+    `Request`. salt: requests with the same salt share vectors; None: this request shares none.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ _OF_THE_MODEL = {SPACE, QUALITY}
 
 
 class _OfTheModel:
-    """A request of Triton's for what the model is, which needs no forward pass."""
+    """A Triton request for properties of the model, which needs no forward pass."""
 
     def __init__(self, asked: Asked) -> None:
         self.outputs = asked.outputs
@@ -134,7 +134,7 @@ class Replica:
             announce("reading the model's digest")
             self.space = embedding_space(settings, self.files, self.engine.executor.dtype)
             self.spaces = {name: of_adapter(self.space, digest) for name, digest in digests.items()}
-            # Only the openvino executor quantizes, and has it.
+            # Only the openvino executor quantizes, so the others have no quality.
             self.quality = getattr(self.engine.executor, "quality", None)
             self.prepare()
         self._limits = TokenIdLimits(
@@ -236,7 +236,7 @@ class Replica:
         )
 
     def _keys(self, item: Asked) -> "list[Key] | None":
-        """All that each of its vectors depends on, beside the model; None if they are not shared."""
+        """By vector, all that it depends on besides the model; None if the vectors are not shared."""
         salt, skip, adapter = item.salt, item.skip, item.adapter
         if salt is None or not self._caches:
             return None
@@ -263,7 +263,7 @@ class Replica:
         return self.space if adapter is None else self.spaces[adapter]
 
     def _of_the_model(self, item: "Asked | _OfTheModel") -> list[Any]:
-        """The tensors of `_OF_THE_MODEL`, as far as they are asked for and known."""
+        """The tensors of `_OF_THE_MODEL` that the request asks for and that are known."""
         tensors = []
         if SPACE in item.outputs:
             tensors.append(to_bytes_tensor(SPACE, [self.space_of(item.adapter).encode()] * item.rows))
@@ -305,7 +305,7 @@ class Replica:
 
 
 def _future_of(item: "Asked | _OfTheModel | Exception") -> "Future[Any]":
-    """Done when the item can be answered: at once if nothing is computed for it."""
+    """A future that is done when the item can be answered: at once if nothing is computed for it."""
     if isinstance(item, Asked) and not item.is_known:
         return item.request.future
     future: Future[Any] = Future()
