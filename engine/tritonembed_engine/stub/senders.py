@@ -12,8 +12,8 @@ small requests use the list, unless that would hold up others:
 * Requests that come while others wait in the engine use senders, so that the next ones need not wait for their answers.
 * But if all that waits and these requests take a few milliseconds together, small requests use the list anyway.
 
-Large answers are made and sent in a thread of their own. To send 1,024 vectors of 768 float32 values takes about 5 ms.
-If the engine's thread waited, a GPU whose batches are short would be idle.
+The largest answers are made and sent in a thread of their own. To send 1,024 vectors of 768 float32 values takes about
+5 ms. If the engine's thread waited, a GPU whose batches are short would be idle.
 """
 
 import logging
@@ -27,6 +27,10 @@ from typing import Any
 
 LARGE_SENTENCES = 32
 """Sentences per request, on average over a Triton batch, from which on senders are cheaper."""
+
+APART_SENTENCES = 256
+"""Answers of this size are sent in a thread of their own. They take a millisecond or more; with 64 sentences the change
+of threads costs more than it saves."""
 
 AHEAD_IF_SPLIT = 3
 """The most Triton batches at once if only split requests, and requests beside them, use senders."""
@@ -95,7 +99,7 @@ class Senders:
         with self._changed:
             self._unanswered += 1
         for request, future, response, size in zip(requests, futures, responses, sentences, strict=True):
-            send = self._send if size < LARGE_SENTENCES else self._send_apart
+            send = self._send if size < APART_SENTENCES else self._send_apart
             future.add_done_callback(partial(send, batch, request.get_response_sender(), response))
         if self._ahead is not None:
             self._wait(self._ahead or AHEAD_IF_SPLIT)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tritonembed_engine.stub.senders import LARGE_SENTENCES, Senders
+from tritonembed_engine.stub.senders import APART_SENTENCES, LARGE_SENTENCES, Senders
 
 FINAL = 1
 
@@ -140,7 +140,7 @@ def test_finish_waits_for_every_request() -> None:
 def test_a_large_answer_does_not_hold_up_the_thread_that_has_the_vectors() -> None:
     senders, request, future = Senders(3, FINAL), FakeRequest(), Future[int]()
     go_on = threading.Event()
-    senders.hand_over([request], [future], [lambda: go_on.wait(60)], [LARGE_SENTENCES])
+    senders.hand_over([request], [future], [lambda: go_on.wait(60)], [APART_SENTENCES])
     future.set_result(0)
     assert request.sent == []
     go_on.set()
@@ -154,7 +154,7 @@ def test_an_answer_that_cannot_be_sent_leaves_room_for_the_next(caplog: pytest.L
     def broken() -> None:
         raise OSError("no memory to share")
 
-    senders.hand_over([FakeRequest()], [future], [broken], [LARGE_SENTENCES])
+    senders.hand_over([FakeRequest()], [future], [broken], [APART_SENTENCES])
     future.set_result(0)
     senders.finish()
     assert "an answer could not be sent" in caplog.text
