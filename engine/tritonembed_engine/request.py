@@ -63,8 +63,6 @@ class Request:
     """What the request gets instead of an answer."""
     done: bool = False
     """Whether there is an answer or an error."""
-    failed: bool = False
-    """The answer is an error already, so the rest is not computed."""
     arrived: float = 0.0
     launched: float = 0.0
     """The launch of the batch with its first sentence; set when that batch has its result."""
@@ -108,6 +106,11 @@ class Request:
                 if self.done:
                     self._settle(self._future)
             return self._future
+
+    @property
+    def failed(self) -> bool:
+        """Whether the answer is an error, so that the rest is not computed."""
+        return self.error is not None
 
     def result(self) -> Vectors:
         """Wait for the answer. Raises the request's error."""
@@ -157,11 +160,9 @@ class Request:
 
     def fail(self, error: Exception) -> None:
         """Answer with an error, unless it was answered; its sentences that still wait are skipped."""
-        if not self.failed:
-            self.failed = True
-            if not self.done:
-                self.error = error
-                self._finish()
+        if not self.done:
+            self.error = error
+            self._finish()
 
     def _finish(self) -> None:
         with _FUTURES:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tritonembed_engine.batching import Batcher
+from tritonembed_engine.errors import ExecutionFailed
 from tritonembed_engine.request import Batch, Piece, Request
 from tritonembed_engine.token_ids import TokenIds
 
@@ -107,7 +108,8 @@ def test_late_and_failed_requests_are_skipped_and_the_count_returns_to_zero(
 
     for name, (lengths, fate) in enumerate(requests):
         one = request(name, lengths, deadline=10.0 if fate == "late" else 10.5)
-        one.failed = fate == "failed"
+        if fate == "failed":
+            one.fail(ExecutionFailed("a part of it"))
         fates[name] = fate
         batcher.add(one)
         if chance.random() < 0.3:
@@ -275,7 +277,7 @@ def test_what_is_left_of_a_split_request_is_dropped_when_it_fails() -> None:
     batcher.add(one)
     batcher.take(0.0)
     assert batcher.waiting_sentences == 2
-    one.failed = True
+    one.fail(ExecutionFailed("a part of it"))
     assert batcher.take(0.0) == (None, [])
     assert batcher.waiting_sentences == 0
 

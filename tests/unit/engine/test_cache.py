@@ -274,7 +274,7 @@ def test_a_deadline_that_passed_counts_for_what_has_to_be_computed(make: Make) -
 def test_every_field_of_a_request_that_changes_its_vectors_is_in_the_keys_or_forbids_them() -> None:
     """A new field fails here: if a vector depends on it, it has to be in the keys that replica.py makes."""
     in_keys, never_kept, applied_to_entries = {"sentences", "skip", "adapter"}, {"spans", "choices"}, {"normalize"}
-    answer = {"answer", "error", "done", "failed", "placed", "vectors", "token_outputs", "parts"}
+    answer = {"answer", "error", "done", "placed", "vectors", "token_outputs", "parts"}
     progress = {"arrived", "launched", "order", "size_class", "taken", "reported"}
     others = {"deadline", "is_abandoned", "is_check", "keys", "lengths", "tokens"}
     known = in_keys | never_kept | applied_to_entries | answer | progress | others
