@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
     def install() -> list[str]:
         with model.config():
-            kernels = install_kernels(model.model, torch.bfloat16, KernelSettings(pooled_rows=True))
+            kernels = install_kernels(model.model, torch.bfloat16, KernelSettings())
         found = replaced()
         kernels.remove()
         return found

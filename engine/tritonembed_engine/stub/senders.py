@@ -12,8 +12,8 @@ small requests use the list, unless that would hold up others:
 * Requests that come while others wait in the engine use senders, so that the next ones need not wait for their answers.
 * But if all that waits and these requests take a few milliseconds together, small requests use the list anyway.
 
-The largest answers are made and sent in a thread of their own. To send 1,024 vectors of 768 float32 values takes about
-5 ms. If the engine's thread waited, a GPU whose batches are short would be idle.
+The largest answers are made and sent in a thread of their own, because a sender waits until tritonserver has the whole
+answer. If the engine's thread waited, a GPU whose batches are short would be idle.
 """
 
 import logging
@@ -29,8 +29,8 @@ LARGE_SENTENCES = 32
 """Sentences per request, on average over a Triton batch, from which on senders are cheaper."""
 
 APART_SENTENCES = 256
-"""Answers of this size are sent in a thread of their own. They take a millisecond or more; with 64 sentences the change
-of threads costs more than it saves."""
+"""Answers of this size are sent in a thread of their own. For smaller ones the change of threads costs more than it
+saves."""
 
 AHEAD_IF_SPLIT = 3
 """The most Triton batches at once if only split requests, and requests beside them, use senders."""
